@@ -1,0 +1,18 @@
+//! Link arguments for a program without libc.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    for argument in [
+        "-nostartfiles",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-Wl,-z,noseparate-code",
+        // The prebuilt alloc mentions these, and a program that aborts on panic never calls them.
+        "-Wl,--defsym=rust_eh_personality=0",
+        "-Wl,--defsym=_Unwind_Resume=0",
+    ] {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
+}

@@ -1,0 +1,72 @@
+//! `adl-init`, PID 1 of a sandbox: builds the sandbox around itself, then starts jobs and reaps.
+//!
+//! It has no libc, because the start of one costs more than all the rest of creating a sandbox,
+//! and one thread, because then nothing in it can wait for anything else in it. The host runs it
+//! in fresh namespaces with its control socket as descriptor 0 and no other; see
+//! `ARCHITECTURE.md` for the life of a sandbox.
+//!
+//! * [`sys`]: the system calls that rustix keeps private, and the only unsafe code here
+//! * [`receive`]: frames and descriptors from the host
+//! * [`setup`]: the steps from a bare process to a sandbox, in one list
+//! * [`mounts`]: assembles the file system; [`proc_and_dev`]: `/proc` and `/dev`
+//! * [`events`]: the loop, and the one place that waits for children
+//! * [`job`]: the steps from a fork to the job's program, in one list
+#![no_std]
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("adl-init knows the system call ABI of x86_64 Linux only");
+
+extern crate alloc;
+
+mod events;
+mod job;
+mod mounts;
+mod proc_and_dev;
+mod receive;
+mod setup;
+pub mod sys;
+
+use adl_protocol::limits::CONTROL_DESCRIPTOR;
+use adl_protocol::{Reply, Request, VERSION};
+
+use crate::receive::Receiver;
+
+/// What the process exits with when it was not started as an init (`EX_SOFTWARE`).
+const NOT_AN_INIT: i32 = 70;
+/// What it exits with when the host broke the protocol (`EX_PROTOCOL`).
+const PROTOCOL: i32 = 76;
+/// What it exits with when it can't set up the sandbox (`EX_OSERR`).
+const SETUP: i32 = 71;
+
+/// Runs PID 1 to its end and returns its exit status, which no one sees: when it ends, the
+/// kernel ends every process of its PID namespace.
+pub fn run() -> i32 {
+    let Some(control) = sys::take_control_socket(CONTROL_DESCRIPTOR) else {
+        return NOT_AN_INIT;
+    };
+    if sys::own_pid() != 1 {
+        return NOT_AN_INIT;
+    }
+    let mut receiver = Receiver::new(control);
+    let init = match receiver.next() {
+        Ok(Some((body, descriptors))) => match adl_protocol::codec::decode(&body) {
+            Ok(Request::Setup(request)) => setup::run(&request, descriptors),
+            _ => return PROTOCOL,
+        },
+        Ok(None) => return 0,
+        Err(_) => return PROTOCOL,
+    };
+    match init {
+        Ok(init) => {
+            if receiver.send(&Reply::Ready { version: VERSION }).is_err() {
+                return 0;
+            }
+            events::run(receiver, &init)
+        }
+        Err(failure) => {
+            // The host may be gone already; there is no one else to tell.
+            let _ = receiver.send(&Reply::Failed(failure.as_message()));
+            SETUP
+        }
+    }
+}

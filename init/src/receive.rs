@@ -1,0 +1,126 @@
+//! Frames and descriptors from the host, and frames back.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
+
+use adl_protocol::{codec, limits};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+};
+use serde::Serialize;
+
+/// How much is asked for at once, in bytes: most requests come whole in one read.
+const CHUNK: usize = 16 << 10;
+
+/// The reading side of the control socket.
+pub(crate) struct Receiver {
+    socket: OwnedFd,
+    /// What has come and was not handed out.
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+/// Why nothing more can be read.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The socket failed.
+    Socket,
+    /// What came is no frame.
+    Frame,
+}
+
+/// Descriptors that came for a frame and were not taken by it yet.
+pub(crate) type Descriptors<'a> = &'a mut VecDeque<OwnedFd>;
+
+impl Receiver {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self { socket, bytes: Vec::new(), descriptors: VecDeque::new() }
+    }
+
+    /// Waits for one whole frame; `None` if the host has closed the socket. For set-up only:
+    /// the event loop never waits here.
+    pub(crate) fn next(&mut self) -> Result<Option<(Vec<u8>, Descriptors<'_>)>, Broken> {
+        loop {
+            if let Some(body) = self.take_frame()? {
+                return Ok(Some((body, &mut self.descriptors)));
+            }
+            if !self.read(RecvFlags::empty())? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there, without waiting; `false` if the host has closed the socket.
+    pub(crate) fn read_available(&mut self) -> Result<bool, Broken> {
+        self.read(RecvFlags::DONTWAIT)
+    }
+
+    /// Takes the next whole frame out of what was read.
+    pub(crate) fn take_frame(&mut self) -> Result<Option<Vec<u8>>, Broken> {
+        let Some((header, rest)) = self.bytes.split_first_chunk() else { return Ok(None) };
+        let length = codec::body_length(*header).map_err(|_| Broken::Frame)?;
+        if rest.len() < length {
+            // Room for all of it at once, instead of growing step by step.
+            self.bytes.reserve(codec::HEADER + length - self.bytes.len());
+            return Ok(None);
+        }
+        let end = codec::HEADER + length;
+        let after = self.bytes.split_off(end);
+        let mut frame = core::mem::replace(&mut self.bytes, after);
+        frame.drain(..codec::HEADER);
+        Ok(Some(frame))
+    }
+
+    /// The descriptors that have come, the oldest first.
+    pub(crate) fn descriptors(&mut self) -> Descriptors<'_> {
+        &mut self.descriptors
+    }
+
+    /// Sends one frame to the host.
+    pub(crate) fn send(&self, message: &impl Serialize) -> rustix::io::Result<()> {
+        send_frame(&self.socket, message)
+    }
+
+    fn read(&mut self, flags: RecvFlags) -> Result<bool, Broken> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut chunk = [0; CHUNK];
+        let received = loop {
+            let mut into = [rustix::io::IoSliceMut::new(&mut chunk)];
+            match recvmsg(&self.socket, &mut into, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(_) => return Err(Broken::Socket),
+                Ok(received) => break received,
+            }
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(Broken::Frame);
+        }
+        self.bytes.extend_from_slice(chunk.get(..received.bytes).unwrap_or_default());
+        Ok(received.bytes != 0)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Sends one small frame without waiting: a host that does not read loses the message, and holds
+/// up nothing here.
+pub(crate) fn send_frame(socket: impl AsFd, message: &impl Serialize) -> rustix::io::Result<()> {
+    let mut frame = Vec::new();
+    codec::encode(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
+    let sent = send(socket, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
+}

@@ -1,0 +1,179 @@
+//! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use adl_protocol::{Identities, Setup, SetupFailure, Step, VERSION, limits};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use crate::{mounts, proc_and_dev, sys};
+
+/// What the event loop needs to know of the sandbox.
+pub(crate) struct Init {
+    /// Readable when a child has ended.
+    pub(crate) child_signals: OwnedFd,
+    /// What every job starts from.
+    pub(crate) jobs: JobDefaults,
+}
+
+/// What every job starts from.
+pub(crate) struct JobDefaults {
+    /// `/dev/null`, opened before any guest could put something else in its place.
+    pub(crate) null: OwnedFd,
+    /// The capabilities that a job of root holds.
+    pub(crate) capabilities: CapabilitySet,
+    /// Which ids there are to take on.
+    pub(crate) identities: Identities,
+}
+
+/// A step that failed, and what it was done to.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    step: Step,
+    errno: Errno,
+    path: Vec<u8>,
+}
+
+impl Failure {
+    pub(crate) fn new(step: Step, errno: Errno) -> Self {
+        Self { step, errno, path: Vec::new() }
+    }
+
+    pub(crate) fn at(step: Step, path: &[u8]) -> impl FnOnce(Errno) -> Self {
+        let path = path.iter().copied().take(limits::MAX_PATH).collect();
+        move |errno| Self { step, errno, path }
+    }
+
+    pub(crate) fn as_message(&self) -> SetupFailure<'_> {
+        SetupFailure { step: self.step, errno: self.errno.raw_os_error(), path: &self.path }
+    }
+}
+
+pub(crate) type Result<T> = core::result::Result<T, Failure>;
+
+/// Names the step in the error of what it does.
+pub(crate) trait InStep<T> {
+    fn step(self, step: Step) -> Result<T>;
+}
+
+impl<T> InStep<T> for rustix::io::Result<T> {
+    fn step(self, step: Step) -> Result<T> {
+        self.map_err(|errno| Failure::new(step, errno))
+    }
+}
+
+/// Builds the sandbox. Nothing of a guest runs before this has returned.
+pub(crate) fn run(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Init> {
+    if setup.version != VERSION {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    }
+
+    // 1. Signals: nothing that the host left ignored or blocked reaches a job.
+    sys::reset_signals().step(Step::Protocol)?;
+    let child_signals = sys::child_signals().step(Step::Protocol)?;
+    let null = open_null().step(Step::Dev)?;
+
+    // 2. Root of the user namespace, in a way that no guest can imitate.
+    become_root(setup.identities).step(Step::Identity)?;
+
+    // 3. Names and devices of the namespaces.
+    rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
+    if setup.own_network {
+        sys::loopback_up().step(Step::Loopback)?;
+    }
+
+    // 4. The file system: layers, /proc, /dev; then the host's root is let go.
+    let root = mounts::assemble(setup, descriptors)?;
+    let blank = mounts::Blank::new().step(Step::Mask)?;
+    proc_and_dev::mount_proc(&root, &blank, setup.masked, setup.read_only)?;
+    proc_and_dev::make_dev(&root, setup.identities)?;
+    mounts::pivot(&root).step(Step::Pivot)?;
+
+    // 5. init's own limit of descriptors: one for each job.
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let files = Rlimit { current: files.maximum, maximum: files.maximum };
+    rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;
+
+    // 6. Rights: what is given up here, no job can have.
+    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
+    drop_capabilities(capabilities).step(Step::Capabilities)?;
+
+    // 7. The filters last: they forbid most of the above.
+    for filter in &setup.filters {
+        sys::install_filter(filter).step(Step::Seccomp)?;
+    }
+
+    let jobs = JobDefaults { null, capabilities, identities: setup.identities };
+    Ok(Init { child_signals, jobs })
+}
+
+/// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
+/// one, and on another to keep.
+fn open_null() -> rustix::io::Result<OwnedFd> {
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
+    let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode)
+        == rustix::fs::FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if !is_null {
+        return Err(Errno::NODEV);
+    }
+    let kept = rustix::io::fcntl_dupfd_cloexec(&null, 3)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    sys::close_on_exec_from(0)?;
+    Ok(kept)
+}
+
+/// Takes on id 0, and, where there is more than one id, another saved id.
+///
+/// `prlimit(2)` lets a process change the limits of another one whose real, effective and saved
+/// ids all equal its own. With a saved id unlike the others, no guest is that process, whatever
+/// it becomes; otherwise root in the sandbox could set `RLIMIT_CPU` of init to one second, and
+/// the SIGKILL that follows is one of the few that a PID 1 doesn't survive.
+fn become_root(identities: Identities) -> rustix::io::Result<()> {
+    const OTHER: u32 = 65_534;
+    let saved = match identities {
+        Identities::Range => {
+            rustix::thread::set_thread_groups(&[])?;
+            OTHER
+        }
+        Identities::Single => 0,
+    };
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::from_raw(saved))?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::from_raw(saved))?;
+    // Not dumpable: /proc/1 then belongs to no one inside, and can't be traced. After the change
+    // of ids, since that resets it to what fs.suid_dumpable says.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"adl-init")
+}
+
+/// Leaves init with what it needs to start and signal jobs, and jobs with `jobs` at most.
+fn drop_capabilities(jobs: CapabilitySet) -> rustix::io::Result<()> {
+    // SYS_RESOURCE is in it for what it is not: a job's set. A process can't trace one that holds
+    // a capability that it lacks itself. In a user namespace it lifts no limit.
+    let own = jobs
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::KILL
+        | CapabilitySet::SYS_RESOURCE;
+    for capability in CapabilitySet::all() {
+        if !jobs.contains(capability) {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
+                // EINVAL: a capability that this kernel does not know.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    // Without inheritable ones there are no ambient ones either.
+    let sets =
+        CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)?;
+    rustix::thread::set_no_new_privs(true)
+}

@@ -1,0 +1,76 @@
+//! The wire between `adl-runtime` on the host and `adl-init`, PID 1 of a sandbox.
+//!
+//! Two kinds of stream socket carry frames (see [`codec`]):
+//!
+//! * the **control** socket, one per sandbox: [`Request`] towards init, [`Reply`] back;
+//! * a **job channel**, one per job: [`JobEvent`] towards the host, [`JobRequest`] back.
+//!
+//! Bytes of a job (its stdin, stdout, stderr) never travel in frames: the host makes the pipes
+//! and passes their ends with `SCM_RIGHTS` beside the [`Spawn`] request. Descriptors belong to
+//! frames in order: a frame that needs `n` of them takes the next `n` that arrived.
+//!
+//! Neither side trusts the other: decoding is total, bounded by [`limits`], and refuses trailing
+//! bytes. No type on the wire is recursive and no list has elements of size zero, because those
+//! two shapes can make a length-checked decoder spin or overflow its stack.
+//!
+//! ```
+//! use adl_protocol::{codec, Reply, VERSION};
+//!
+//! let mut frame = Vec::new();
+//! codec::encode(&Reply::Ready { version: VERSION }, &mut frame)?;
+//! let (header, body) = frame.split_at(codec::HEADER);
+//! assert_eq!(codec::body_length(header.try_into().unwrap())?, body.len());
+//! assert_eq!(codec::decode::<Reply>(body)?, Reply::Ready { version: VERSION });
+//! # Ok::<(), codec::Error>(())
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod codec;
+mod job;
+pub mod limits;
+mod setup;
+mod strings;
+
+pub use job::{
+    Exit, Identity, JobEvent, JobRequest, Rlimit, Scope, Spawn, Stage, Status, StdioSource, Usage,
+};
+pub use setup::{Identities, Layer, Overlay, Setup, SetupFailure, Step, Upper};
+pub use strings::{Strings, StringsError};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the wire; both sides refuse any other.
+///
+/// The runtime embeds the init that it was built with, so a difference means a wrong binary
+/// (`ADL_INIT`), never an upgrade to be negotiated.
+pub const VERSION: u32 = 1;
+
+/// What the host asks for on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one is decoded at a time, on the stack")]
+pub enum Request<'a> {
+    /// Build the sandbox; the first request, sent once.
+    #[serde(borrow)]
+    Setup(Setup<'a>),
+    /// Start a job.
+    #[serde(borrow)]
+    Spawn(Spawn<'a>),
+    /// End, and with it every process of the sandbox.
+    Shutdown,
+}
+
+/// What init answers on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply<'a> {
+    /// Every step of set-up succeeded, and the last one closed the door behind init.
+    Ready {
+        /// [`VERSION`] as init was built with.
+        version: u32,
+    },
+    /// A step of set-up failed; init exits after this.
+    #[serde(borrow)]
+    Failed(SetupFailure<'a>),
+}

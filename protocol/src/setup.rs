@@ -1,0 +1,141 @@
+//! The request that turns a bare process in fresh namespaces into a sandbox.
+
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Strings;
+
+/// All that init needs to build the sandbox around itself.
+///
+/// Descriptors that come with it, in order: the state directory if [`Upper::Disk`] names
+/// [`Layer::Descriptor`], then each lower layer that is one, overlay by overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup<'a> {
+    /// [`crate::VERSION`] as the host was built with.
+    pub version: u32,
+    /// What `uname -n` prints inside.
+    #[serde(borrow)]
+    pub hostname: &'a [u8],
+    /// Which ids exist in the user namespace.
+    pub identities: Identities,
+    /// Whether the network namespace is new, so that its loopback device must be brought up.
+    pub own_network: bool,
+    /// Where writes go.
+    #[serde(borrow)]
+    pub upper: Upper<'a>,
+    /// The file systems to assemble; the first is the root, the others lie on top of it.
+    #[serde(borrow)]
+    pub overlays: Vec<Overlay<'a>>,
+    /// Paths below `/proc` that are covered, so that they can't be read.
+    #[serde(borrow)]
+    pub masked: Strings<'a>,
+    /// Paths below `/proc` that are made read-only.
+    #[serde(borrow)]
+    pub read_only: Strings<'a>,
+    /// The capabilities that a job may have: bit `n` is capability number `n`.
+    pub capabilities: u64,
+    /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
+    #[serde(borrow)]
+    pub filters: Vec<&'a [u8]>,
+}
+
+/// The ids that the host mapped into the user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identities {
+    /// 65,536 ids from 0 on.
+    Range,
+    /// Id 0 alone, which is the calling user outside; `setgroups(2)` is denied.
+    Single,
+}
+
+/// The writable side of the overlays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper<'a> {
+    /// A directory of the host, in which overlay `n` has `n.upper` and `n.work`.
+    Disk(#[serde(borrow)] Layer<'a>),
+    /// A tmpfs.
+    Memory {
+        /// Its size limit, in bytes.
+        size: u64,
+    },
+}
+
+/// One overlay file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay<'a> {
+    /// Where it is mounted: the components of a path below the root; empty for the root itself.
+    #[serde(borrow)]
+    pub at: Strings<'a>,
+    /// The read-only layers, the topmost first.
+    #[serde(borrow)]
+    pub lowers: Vec<Layer<'a>>,
+}
+
+/// A directory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layer<'a> {
+    /// A detached mount that comes as a descriptor (made with the host's authority).
+    Descriptor,
+    /// A path that init opens with its own: a user without privilege can't make a detached
+    /// mount outside. init refuses if another inode has taken its place since the host looked.
+    Path {
+        /// The absolute path, without its NUL.
+        #[serde(borrow)]
+        path: &'a [u8],
+        /// `st_dev` of the directory that the host checked.
+        device: u64,
+        /// `st_ino` of the directory that the host checked.
+        inode: u64,
+    },
+}
+
+/// A step of set-up that failed, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupFailure<'a> {
+    /// Which one.
+    pub step: Step,
+    /// The kernel's error number.
+    pub errno: i32,
+    /// What it was done to, if that says more: a path inside or outside, without its NUL.
+    #[serde(borrow)]
+    pub path: &'a [u8],
+}
+
+/// The steps of set-up, in the order in which they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Step {
+    /// Read the request.
+    Protocol,
+    /// Become root of the user namespace.
+    Identity,
+    /// Set the host name.
+    Hostname,
+    /// Bring the loopback device up.
+    Loopback,
+    /// Cut the mount namespace off from the host's.
+    Propagation,
+    /// Mount the file system that the layers are gathered on.
+    Scratch,
+    /// Attach a read-only layer.
+    Layer,
+    /// Attach or mount the writable layer.
+    Upper,
+    /// Mount an overlay.
+    Overlay,
+    /// Mount `/proc`.
+    Proc,
+    /// Cover a path below `/proc`, or make it read-only.
+    Mask,
+    /// Make `/dev`.
+    Dev,
+    /// Make the assembled tree the root, and let go of the host's.
+    Pivot,
+    /// Raise or set init's own limits.
+    Limits,
+    /// Give up all capabilities that are not needed.
+    Capabilities,
+    /// Install the system call filters.
+    Seccomp,
+}
