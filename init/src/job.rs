@@ -104,7 +104,7 @@ fn start(
     enter(spawn.directory).stage(Stage::Directory)?;
 
     // 6. Its program.
-    Err(Failure(Stage::Exec, execute(spawn.argv, spawn.environment)))
+    Err(Failure(Stage::Exec, execute(spawn)))
 }
 
 fn place_stdio(spawn: &Spawn<'_>, resources: &Resources, null: &OwnedFd) -> rustix::io::Result<()> {
@@ -204,35 +204,45 @@ fn enter(directory: &[u8]) -> rustix::io::Result<()> {
     if path.as_bytes().starts_with(b"/") { Ok(()) } else { Err(Errno::ACCESS) }
 }
 
-/// Runs the program; returns why it could not.
-fn execute(argv: Strings<'_>, environment: Strings<'_>) -> Errno {
-    let (Some(argv_pointers), Some(environment_pointers)) =
-        (sys::Pointers::new(argv), sys::Pointers::new(environment))
+/// Runs the first of the programs that exists; returns why it could not.
+fn execute(spawn: &Spawn<'_>) -> Errno {
+    let (Some(mut argv), Some(environment)) =
+        (sys::Pointers::new(1, spawn.arguments), sys::Pointers::new(0, spawn.environment))
     else {
         return Errno::TOOBIG;
     };
-    let Some(program) = argv.iter().next() else { return Errno::INVAL };
-    let run = |path: &[u8]| match CStr::from_bytes_with_nul(path) {
-        Ok(path) => sys::execve(path, &argv_pointers, &environment_pointers),
-        Err(_) => Errno::INVAL,
-    };
-    if program.contains(&b'/') {
+    for program in spawn.programs.iter() {
+        let Ok(program) = CStr::from_bytes_with_nul(program) else { return Errno::INVAL };
+        argv.set_first(program);
+        let run = |path: &CStr| sys::execve(path, &argv, &environment);
+        match search(program, spawn.environment, run) {
+            Errno::NOENT => {}
+            errno => return errno,
+        }
+    }
+    Errno::NOENT
+}
+
+/// Finds a program as execvp(3) does: a name without a slash in the directories of PATH, going on
+/// past those that don't have it and remembering a refusal.
+fn search(program: &CStr, environment: Strings<'_>, run: impl Fn(&CStr) -> Errno) -> Errno {
+    let name = program.to_bytes();
+    if name.contains(&b'/') {
         return run(program);
     }
-    if program == b"\0" {
+    if name.is_empty() {
         return Errno::NOENT;
     }
-    // As execvp(3): go on past directories that don't have it, and remember a refusal.
     let mut result = Errno::NOENT;
     for directory in search_path(environment) {
-        let mut path = Vec::new();
-        if directory.len() + 1 + program.len() > limits::MAX_PATH {
+        if directory.len() + 1 + name.len() > limits::MAX_PATH {
             continue;
         }
-        path.extend_from_slice(if directory.is_empty() { b"." } else { directory });
+        let mut path = Vec::from(if directory.is_empty() { b"." } else { directory });
         path.push(b'/');
-        path.extend_from_slice(program);
-        match run(&path) {
+        path.extend_from_slice(program.to_bytes_with_nul());
+        let Ok(path) = CStr::from_bytes_with_nul(&path) else { continue };
+        match run(path) {
             Errno::NOENT | Errno::NOTDIR | Errno::NODEV | Errno::STALE => {}
             Errno::ACCESS => result = Errno::ACCESS,
             errno => return errno,

@@ -67,7 +67,11 @@ impl<T> InStep<T> for rustix::io::Result<T> {
 }
 
 /// Builds the sandbox. Nothing of a guest runs before this has returned.
-pub(crate) fn run(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Init> {
+pub(crate) fn run(
+    setup: &Setup<'_>,
+    descriptors: &mut VecDeque<OwnedFd>,
+    null: OwnedFd,
+) -> Result<Init> {
     if setup.version != VERSION {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
@@ -75,7 +79,6 @@ pub(crate) fn run(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Res
     // 1. Signals: nothing that the host left ignored or blocked reaches a job.
     sys::reset_signals().step(Step::Protocol)?;
     let child_signals = sys::child_signals().step(Step::Protocol)?;
-    let null = open_null().step(Step::Dev)?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -112,8 +115,8 @@ pub(crate) fn run(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Res
 }
 
 /// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
-/// one, and on another to keep.
-fn open_null() -> rustix::io::Result<OwnedFd> {
+/// one, and on another to keep. Before any descriptor has come.
+pub(crate) fn open_null() -> rustix::io::Result<OwnedFd> {
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
     let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode)

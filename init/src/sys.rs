@@ -183,13 +183,21 @@ pub struct Pointers<'a> {
 }
 
 impl<'a> Pointers<'a> {
-    /// Points at each of the strings; `None` if memory runs out.
-    pub fn new(strings: adl_protocol::Strings<'a>) -> Option<Self> {
+    /// Points at each of the strings, behind `first` places to be set; `None` if memory runs out.
+    pub fn new(first: usize, strings: adl_protocol::Strings<'a>) -> Option<Self> {
         let mut pointers = Vec::new();
-        pointers.try_reserve_exact(strings.len() + 1).ok()?;
+        pointers.try_reserve_exact(first + strings.len() + 1).ok()?;
+        pointers.resize(first, c"".as_ptr().cast());
         pointers.extend(strings.iter().map(<[u8]>::as_ptr));
         pointers.push(ptr::null());
         Some(Self { pointers, strings: core::marker::PhantomData })
+    }
+
+    /// Sets the first place.
+    pub fn set_first(&mut self, string: &'a CStr) {
+        if let Some(first) = self.pointers.first_mut().filter(|first| !first.is_null()) {
+            *first = string.as_ptr().cast();
+        }
     }
 }
 

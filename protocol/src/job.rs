@@ -12,10 +12,13 @@ use crate::Strings;
 /// one for each [`StdioSource::Descriptor`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn<'a> {
-    /// The program and its arguments. A name without a slash is looked for in the directories of
-    /// `PATH` in `environment`.
+    /// The program, or several of which the first that exists is run. A name without a slash is
+    /// looked for in the directories of `PATH` in `environment`. It becomes the argument 0.
     #[serde(borrow)]
-    pub argv: Strings<'a>,
+    pub programs: Strings<'a>,
+    /// The arguments from 1 on.
+    #[serde(borrow)]
+    pub arguments: Strings<'a>,
     /// The whole environment, `NAME=value` each.
     #[serde(borrow)]
     pub environment: Strings<'a>,

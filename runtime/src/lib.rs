@@ -1,1 +1,55 @@
+//! A low-level Linux sandbox runtime.
+//!
+//! A sandbox is a set of namespaces with a root file system of its own, made out of read-only
+//! layers and a writable one, and a tiny static init as its PID 1, which starts commands without
+//! a shell. Creating one takes about a millisecond, and when it is dropped, or the process that
+//! made it ends, nothing is left of it.
+//!
+//! ```no_run
+//! use adl_runtime::{Config, Image, Sandbox, Stdio};
+//!
+//! let sandbox = Sandbox::create(Config { image: Image::host(), ..Config::default() })?;
+//! let output = sandbox.command("/bin/echo").arg("hello").env("A", "b").current_dir("/tmp").output()?;
+//! assert!(output.status.success());
+//! assert_eq!(output.stdout, b"hello\n");
+//! let mut child = sandbox.command("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+//! child.wait()?;
+//! sandbox.shell("echo hi | wc -c").output()?;
+//! sandbox.delete()?;
+//! # Ok::<(), adl_runtime::Error>(())
+//! ```
+//!
+//! How one starts: [`Sandbox::create`] opens what needs the host's authority, clones init into
+//! new namespaces, maps its ids and sends it the plan; init mounts, gives up its rights, installs
+//! the system call filters and says that it is ready. `ARCHITECTURE.md` tells the whole.
+//!
+//! The library changes nothing of the process that uses it: no signal handler, no umask, no
+//! working directory. It needs Linux 5.19 or later on x86_64.
 
+mod capabilities;
+mod child;
+mod collect;
+mod command;
+mod config;
+mod error;
+mod ids;
+mod image;
+mod init_binary;
+mod launch;
+mod owner;
+mod sandbox;
+mod seccomp;
+mod state;
+mod sys;
+mod wire;
+
+pub use capabilities::{Capabilities, Capability};
+pub use child::{
+    Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, GuestPid, Output, Scope, Usage,
+};
+pub use command::{Command, Stdio};
+pub use config::{Config, Network, Seccomp, Upper};
+pub use error::{Error, Result, Stage, Step};
+pub use image::Image;
+pub use sandbox::Sandbox;
+pub use state::collect_garbage;

@@ -1,1 +1,52 @@
-fn main(){}
+//! The `adl` command line.
+
+mod options;
+mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// What adl exits with for errors of its own, as `docker run` and `timeout` do.
+const OWN_ERROR: u8 = 125;
+
+const HELP: &str = "\
+adl runs commands in sandboxes.
+
+Usage: adl run [options] [--] COMMAND [ARGUMENT…]   run a command in a new sandbox
+       adl bench [options]                          measure this machine
+       adl doctor                                   say what this machine can do
+       adl gc                                       remove what dead programs left behind
+
+`adl COMMAND --help` tells the options of a command.
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<OsString> = arguments.collect();
+    let result = match command.to_str() {
+        Some("run") => run::main(rest),
+        Some("gc") => collect_garbage(),
+        Some("--help" | "-h" | "help") => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("--version" | "-V") => {
+            println!("adl {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("") => Err("no command; try `adl --help`".into()),
+        _ => Err(format!("unknown command {command:?}; try `adl --help`").into()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("adl: {error}");
+        ExitCode::from(OWN_ERROR)
+    })
+}
+
+fn collect_garbage() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    for name in adl_runtime::collect_garbage(None)? {
+        println!("{name}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,118 @@
+//! Options that several commands share.
+
+use std::ffi::OsString;
+
+use adl_runtime::{Config, Error, Image, Network, Seccomp, Upper};
+use lexopt::ValueExt as _;
+
+/// What a command of the command line returns.
+pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The help of the options that [`sandbox_option`] knows.
+pub(crate) const SANDBOX_HELP: &str = "\
+      --image IMAGE        a directory with a root file system, or `host` for the programs of
+                           this machine (default)
+      --name NAME          name of the sandbox
+      --hostname NAME      host name inside (default: the name)
+      --network MODE       `none`, a loopback device only (default), or `host`
+      --upper WHERE        where writes go: `disk` (default), or `memory:SIZE`, as memory:512m
+      --cap-add NAMES      capabilities for root inside, beyond the default, comma-separated
+      --cap-drop NAMES     capabilities to take from the default; `all` for all
+      --security-opt seccomp=unconfined
+                           allow all system calls; hostile code then reaches all of the kernel
+";
+
+/// Takes an option that says what the sandbox is like; `false` if it is another.
+pub(crate) fn sandbox_option(
+    config: &mut Config,
+    name: &str,
+    parser: &mut lexopt::Parser,
+) -> CliResult<bool> {
+    match name {
+        "image" => {
+            let image = parser.value()?;
+            config.image =
+                if image == "host" { Image::host() } else { Image::directory(image) };
+        }
+        "name" => config.name = Some(parser.value()?.string()?),
+        "hostname" => config.hostname = Some(parser.value()?.string()?),
+        "network" => {
+            config.network = match parser.value()?.to_str() {
+                Some("none") => Network::None,
+                Some("host") => Network::Host,
+                _ => return Err("--network takes `none` or `host`".into()),
+            };
+        }
+        "upper" => config.upper = upper(&parser.value()?)?,
+        "cap-add" => {
+            let added: adl_runtime::Capabilities = parser.value()?.string()?.parse()?;
+            config.capabilities = config.capabilities.union(added);
+        }
+        "cap-drop" => {
+            let names = parser.value()?.string()?;
+            config.capabilities = match &*names {
+                "all" | "ALL" => adl_runtime::Capabilities::NONE,
+                names => config.capabilities.difference(names.parse()?),
+            };
+        }
+        "security-opt" => match parser.value()?.to_str() {
+            Some("seccomp=unconfined") => config.seccomp = Seccomp::Unconfined,
+            _ => return Err("--security-opt takes `seccomp=unconfined`".into()),
+        },
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn upper(value: &OsString) -> CliResult<Upper> {
+    let text = value.to_str().unwrap_or_default();
+    if text == "disk" {
+        return Ok(Upper::Disk);
+    }
+    match text.strip_prefix("memory:").and_then(bytes) {
+        Some(size) if size != 0 => Ok(Upper::Memory { size }),
+        _ => Err("--upper takes `disk` or `memory:SIZE`, with a size as 64m or 1g".into()),
+    }
+}
+
+/// Reads a size: a number of bytes, or with one of the suffixes k, m, g, t of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(['k', 'm', 'g', 't']);
+    let factor: u64 = match lower.strip_prefix(digits)? {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Describes an error for a person, with what can be done about it.
+pub(crate) fn exit_code_of(error: &Error) -> u8 {
+    match error {
+        Error::Start { stage: adl_runtime::Stage::Exec, source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => 127,
+            _ => 126,
+        },
+        _ => super::OWN_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_read_as_docker_reads_them() {
+        assert_eq!(bytes("512"), Some(512));
+        assert_eq!(bytes("64K"), Some(64 << 10));
+        assert_eq!(bytes("512m"), Some(512 << 20));
+        assert_eq!(bytes("1g"), Some(1 << 30));
+        for wrong in ["", "m", "-1", "1mm", "1.5g", "99999999999t", "1x"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
+        }
+    }
+}

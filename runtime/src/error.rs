@@ -1,0 +1,117 @@
+//! The one error type, by what a caller can do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use adl_protocol::{Stage, Step};
+
+/// What this library's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What was asked for makes no sense, here or anywhere; nothing was started.
+    #[error("invalid {what}: {why}")]
+    Invalid {
+        /// The option or argument.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// This machine, or this user, can't give what was asked for.
+    #[error("{what} is not to be had here: {why}; {fix}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What stands in the way.
+        why: String,
+        /// What an administrator or the caller can do about it.
+        fix: String,
+    },
+    /// A step of building the sandbox failed; all of it is undone.
+    #[error("setting up the sandbox failed at step {step:?}{}: {source}", Of(.path))]
+    Setup {
+        /// The step.
+        step: Step,
+        /// What it was done to, empty if the step says it all. Bytes from inside.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A command was not started; the sandbox and its other jobs are as before.
+    #[error("{program:?} was not started, stage {stage:?}: {source}")]
+    Start {
+        /// What was to be run.
+        program: PathBuf,
+        /// How far it came. [`Stage::Directory`] with `NotFound` is the working directory's
+        /// absence, [`Stage::Exec`] with `NotFound` that of the program or its interpreter.
+        stage: Stage,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The sandbox has ended: its init was killed, or it was deleted. Nothing runs in it any more.
+    #[error("the sandbox has died")]
+    SandboxDied,
+    /// A sandbox of this name exists.
+    #[error("a sandbox named {name:?} exists already")]
+    NameInUse {
+        /// The name.
+        name: String,
+    },
+    /// The other side did not answer in time.
+    #[error("no answer within {after:?} while waiting for {what}")]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// The other side sent something that the protocol does not allow.
+    #[error("protocol violated by init: {why}")]
+    Protocol {
+        /// What was wrong.
+        why: &'static str,
+    },
+    /// An operation on the host failed.
+    #[error("{operation}{}: {source}", Of(.path))]
+    Io {
+        /// The operation, as a system call or in words.
+        operation: &'static str,
+        /// What it was done to, empty if nothing has a name.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
+        Self::Invalid { what, why: why.into() }
+    }
+
+    /// For `map_err`, on what has no path.
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
+        Self::at(operation, Path::new(""))
+    }
+
+    /// For `map_err`.
+    pub(crate) fn at<E: Into<io::Error>>(
+        operation: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { operation, path: path.to_owned(), source: source.into() }
+    }
+}
+
+/// A path behind what was done to it. Escaped: it may hold bytes that a guest chose.
+struct Of<'a>(&'a Path);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
+    }
+}

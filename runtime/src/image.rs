@@ -1,0 +1,240 @@
+//! What a root file system looks like at first: an ordered stack of read-only layers.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use crate::config::Network;
+use crate::error::{Error, Result};
+use crate::state::State;
+
+/// What a sandbox sees as its root file system at first. It can change all of it; the image stays
+/// as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image(Kind);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Host,
+    Directory(PathBuf),
+}
+
+impl Image {
+    /// The programs of the host, on any machine without a download: its `/usr`, and around it a
+    /// root with a minimal `/etc`. Nothing of its `/home`, `/root`, `/var` or its other `/etc` is
+    /// inside; what is in `/usr` is readable as far as it is outside.
+    pub fn host() -> Self {
+        Self(Kind::Host)
+    }
+
+    /// A directory, such as `debootstrap` or `docker export` leave.
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self(Kind::Directory(path.into()))
+    }
+
+    /// Opens the layers.
+    pub(crate) fn open(&self, state: &State, network: Network) -> Result<Vec<Tree>> {
+        match &self.0 {
+            Kind::Directory(path) => Ok(vec![Tree::root(Source::open(path)?)]),
+            Kind::Host => host_trees(state, network),
+        }
+    }
+}
+
+/// One stack of layers, and where in the root it lies.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// A name in the root; `None` for the root itself.
+    pub(crate) at: Option<String>,
+    /// The topmost first.
+    pub(crate) layers: Vec<Source>,
+}
+
+impl Tree {
+    fn root(layer: Source) -> Self {
+        Self { at: None, layers: vec![layer] }
+    }
+}
+
+/// A directory of the host, opened once: what is mounted later is what was opened here.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) fd: OwnedFd,
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(Error::at("open image", path))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open(&path, flags, Mode::empty())
+            .map_err(Error::at("open image", &path))?;
+        Ok(Self { path, fd })
+    }
+}
+
+/// Directories of the host that the host image lies on. Where `/bin` and the others are symbolic
+/// links into `/usr`, as they are in every current distribution, they are links inside too.
+const PROGRAMS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+
+/// What of the host's `/etc` is inside, as far as it is there and anyone may read it: what
+/// programs in `/usr` need to start, and nothing that says who uses the host for what.
+const CONFIGURATION: [&str; 7] = [
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "ssl/certs",
+];
+
+const EMPTY: [(&str, u32); 16] = [
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("etc/ssl", 0o755),
+    ("home", 0o755),
+    ("mnt", 0o755),
+    ("opt", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("srv", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+    ("var/lib", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+];
+
+const FILES: [(&str, &str); 4] = [
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    ),
+    ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+    ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+    (
+        "etc/nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+    ),
+];
+
+fn host_trees(state: &State, network: Network) -> Result<Vec<Tree>> {
+    let skeleton = state.images()?.join(format!("host-{:016x}", fingerprint(network)));
+    if !skeleton.is_dir() {
+        build_skeleton(&skeleton, network).map_err(Error::at("make the host image", &skeleton))?;
+    }
+    let mut trees = vec![Tree::root(Source::open(&skeleton)?)];
+    for name in PROGRAMS {
+        let path = Path::new("/").join(name);
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+            let layers = vec![Source::open(&path)?];
+            trees.push(Tree { at: Some(name.to_owned()), layers });
+        }
+    }
+    Ok(trees)
+}
+
+/// Changes when what the skeleton is made from does.
+fn fingerprint(network: Network) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), network == Network::Host, PROGRAMS, FILES).hash(&mut hasher);
+    let sources = CONFIGURATION.iter().chain(resolver(network));
+    for name in sources {
+        if let Ok(metadata) = fs::metadata(Path::new("/etc").join(name)) {
+            (name, metadata.mtime(), metadata.mtime_nsec(), metadata.size()).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
+/// Where to resolve names, for those that can reach it.
+fn resolver(network: Network) -> Option<&'static &'static str> {
+    (network == Network::Host).then_some(&"resolv.conf")
+}
+
+/// Builds it aside and puts it in place whole; another process may do the same meanwhile.
+fn build_skeleton(place: &Path, network: Network) -> io::Result<()> {
+    let unique = format!("{}.{}", std::process::id(), crate::sandbox::unique_number());
+    let aside = place.with_extension(unique);
+    DirBuilder::new().mode(0o755).create(&aside)?;
+    let built = fill_skeleton(&aside, network).and_then(|()| fs::rename(&aside, place));
+    if built.is_err() {
+        // Ours alone; if it can't be removed, the error above says why.
+        let _ = fs::remove_dir_all(&aside);
+        if place.is_dir() {
+            return Ok(());
+        }
+    }
+    built
+}
+
+fn fill_skeleton(root: &Path, network: Network) -> io::Result<()> {
+    for (name, mode) in EMPTY {
+        let path = root.join(name);
+        fs::create_dir(&path)?;
+        // Whatever the caller's umask.
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
+    }
+    fs::set_permissions(root, Permissions::from_mode(0o755))?;
+    for (name, content) in FILES {
+        let path = root.join(name);
+        fs::write(&path, content)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+    }
+    symlink("../usr/lib/os-release", root.join("etc/os-release"))?;
+    symlink("../proc/self/mounts", root.join("etc/mtab"))?;
+    for name in PROGRAMS {
+        let of_host = Path::new("/").join(name);
+        match fs::symlink_metadata(&of_host) {
+            Ok(metadata) if metadata.is_symlink() => {
+                symlink(fs::read_link(&of_host)?, root.join(name))?;
+            }
+            Ok(metadata) if metadata.is_dir() => {
+                fs::create_dir(root.join(name))?;
+                fs::set_permissions(root.join(name), Permissions::from_mode(0o755))?;
+            }
+            _ => {}
+        }
+    }
+    for name in CONFIGURATION.iter().chain(resolver(network)) {
+        copy_public(&Path::new("/etc").join(name), &root.join("etc").join(name))?;
+    }
+    Ok(())
+}
+
+/// Copies what anyone may read: directories, links as links, files; anything else is left out.
+fn copy_public(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(from) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if metadata.is_symlink() {
+        return symlink(fs::read_link(from)?, to);
+    }
+    if metadata.mode() & 0o004 == 0 {
+        return Ok(());
+    }
+    if metadata.is_file() {
+        fs::write(to, fs::read(from)?)?;
+        fs::set_permissions(to, Permissions::from_mode(0o644))?;
+    } else if metadata.is_dir() {
+        fs::create_dir(to)?;
+        fs::set_permissions(to, Permissions::from_mode(0o755))?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy_public(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! From an opened image to a running init: the steps on the host's side, in their one order.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adl_protocol::{
+    Identities, Layer, Overlay, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION,
+    limits,
+};
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+
+use crate::config::{self, Config, Network};
+use crate::error::{Error, Result};
+use crate::ids::{self, IdRange};
+use crate::image::{Source, Tree};
+use crate::state::SandboxDirectory;
+use crate::sys::{self, Namespaces, Process};
+use crate::wire::{self, Deadline, Messages};
+use crate::{init_binary, seccomp};
+
+/// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
+/// that hangs is given up.
+const SETUP: Duration = Duration::from_secs(20);
+
+/// Parts of `/proc` that tell of the host or act on it, below `/proc`.
+const MASKED: &[u8] = b"acpi\0asound\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0sched_debug\0\
+    scsi\0timer_list\0timer_stats\0";
+/// Parts of `/proc` that can be read but not written.
+const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
+
+/// What a sandbox is built from, checked and opened.
+pub(crate) struct Plan<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) hostname: &'a str,
+    pub(crate) trees: &'a [Tree],
+    pub(crate) directory: Option<&'a SandboxDirectory>,
+    /// A range of ids; `None` for a user without privilege, who has only their own.
+    pub(crate) ids: Option<&'a IdRange>,
+}
+
+/// Starts init, in namespaces of its own and waiting for its set-up.
+pub(crate) fn start(network: Network) -> Result<(Process, OwnedFd)> {
+    let (ours, theirs) = wire::socket_pair()?;
+    let namespaces = match network {
+        Network::None => Namespaces::BASE.with_network(),
+        Network::Host => Namespaces::BASE,
+    };
+    let process = sys::spawn_in_namespaces(namespaces, init_binary::memfd()?, theirs.as_fd())
+        .map_err(|error| namespaces_refused(&error))?;
+    Ok((process, ours))
+}
+
+/// Gives init its ids and its file systems, and waits until it says that all is done.
+pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
+    let deadline = Deadline::after(SETUP);
+    write_id_maps(process.pid, plan.ids)?;
+    let user_namespace = match plan.ids {
+        Some(_) => Some(open_user_namespace(process.pid)?),
+        None => None,
+    };
+
+    let mut layers = LayerBuilder { user_namespace, descriptors: Vec::new() };
+    let upper_source;
+    let upper = match (plan.config.upper, plan.directory) {
+        (config::Upper::Memory { size }, _) => Upper::Memory { size },
+        (config::Upper::Disk, Some(directory)) => {
+            upper_source = LayerSource::new(directory.as_fd(), directory.path());
+            Upper::Disk(layers.add(&upper_source)?)
+        }
+        (config::Upper::Disk, None) => {
+            return Err(Error::invalid("upper", "no state directory"));
+        }
+    };
+    let sources: Vec<Vec<LayerSource<'_>>> =
+        plan.trees.iter().map(|tree| tree.layers.iter().map(LayerSource::of).collect()).collect();
+    let mut places = Vec::new();
+    for tree in plan.trees {
+        let mut at = Vec::new();
+        if let Some(name) = &tree.at {
+            Strings::append(&mut at, name.as_bytes()).map_err(strings_error)?;
+        }
+        places.push(at);
+    }
+    let mut overlays = Vec::new();
+    for (at, sources) in places.iter().zip(&sources) {
+        let lowers = sources.iter().map(|source| layers.add(source)).collect::<Result<_>>()?;
+        overlays.push(Overlay { at: Strings::new(at).map_err(strings_error)?, lowers });
+    }
+    if layers.descriptors.len() > limits::MAX_DESCRIPTORS {
+        return Err(Error::invalid("image", "too many layers"));
+    }
+
+    let filters = match plan.config.seccomp {
+        config::Seccomp::Unconfined => Vec::new(),
+        config::Seccomp::Default => seccomp::default_filters(plan.config.capabilities.bits())
+            .map_err(|error| Error::invalid("seccomp", error.to_string()))?
+            .0,
+    };
+    let setup = Setup {
+        version: VERSION,
+        hostname: plan.hostname.as_bytes(),
+        identities: if plan.ids.is_some() { Identities::Range } else { Identities::Single },
+        own_network: plan.config.network == Network::None,
+        upper,
+        overlays,
+        masked: Strings::new(MASKED).map_err(strings_error)?,
+        read_only: Strings::new(READ_ONLY).map_err(strings_error)?,
+        capabilities: plan.config.capabilities.bits(),
+        filters: filters.iter().map(Vec::as_slice).collect(),
+    };
+    let descriptors: Vec<RawFd> = layers.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
+
+    let socket = control.try_clone().map_err(Error::io("dup"))?;
+    let body = Messages::new(socket).next("init to set up the sandbox", deadline)?;
+    match wire::decode(&body)? {
+        Reply::Ready { version: VERSION } => Ok(()),
+        Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
+        Reply::Failed(failure) => Err(setup_error(failure)),
+    }
+}
+
+/// A directory to become a layer.
+struct LayerSource<'a> {
+    fd: std::os::fd::BorrowedFd<'a>,
+    path: &'a Path,
+}
+
+impl<'a> LayerSource<'a> {
+    fn new(fd: std::os::fd::BorrowedFd<'a>, path: &'a Path) -> Self {
+        Self { fd, path }
+    }
+
+    fn of(source: &'a Source) -> Self {
+        Self::new(source.fd.as_fd(), &source.path)
+    }
+}
+
+/// Turns directories into what init can mount.
+struct LayerBuilder {
+    user_namespace: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl LayerBuilder {
+    /// As root: a detached mount in which the ids of files are those of the sandbox, whatever
+    /// they are on disk. Otherwise the path, to be opened by init in a mount namespace of its own.
+    fn add<'a>(&mut self, source: &LayerSource<'a>) -> Result<Layer<'a>> {
+        let Some(user_namespace) = &self.user_namespace else {
+            let stat = fstat(source.fd).map_err(Error::at("stat", source.path))?;
+            let path = source.path.as_os_str().as_bytes();
+            return Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino });
+        };
+        let mount =
+            sys::detached_mount(source.fd).map_err(Error::at("open_tree", source.path))?;
+        sys::map_ids(mount.as_fd(), user_namespace.as_fd())
+            .map_err(|error| no_id_mapping(source.path, error))?;
+        self.descriptors.push(mount);
+        Ok(Layer::Descriptor)
+    }
+}
+
+/// Maps ids: a whole range for root, else the caller's own ids alone.
+fn write_id_maps(pid: i32, ids: Option<&IdRange>) -> Result<()> {
+    let write = |name: &str, content: String| {
+        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+        // One write: the kernel takes a map whole or not at all.
+        fs::write(&path, content).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => Error::Unsupported {
+                what: "a map of ids for the user namespace".to_owned(),
+                why: format!("writing {path:?}: {source}"),
+                fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user".to_owned(),
+            },
+            _ => Error::at("write", &path)(source),
+        })
+    };
+    match ids {
+        Some(range) => {
+            let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
+            write("uid_map", map.clone())?;
+            write("gid_map", map)
+        }
+        None => {
+            // The kernel asks for this before a user without privilege may map a group.
+            write("setgroups", "deny".to_owned())?;
+            write("uid_map", format!("0 {} 1\n", nix::unistd::geteuid()))?;
+            write("gid_map", format!("0 {} 1\n", nix::unistd::getegid()))
+        }
+    }
+}
+
+fn open_user_namespace(pid: i32) -> Result<OwnedFd> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
+    fs::File::open(&path).map(OwnedFd::from).map_err(Error::at("open", &path))
+}
+
+fn strings_error(error: adl_protocol::StringsError) -> Error {
+    Error::invalid("path", error.to_string())
+}
+
+fn setup_error(failure: SetupFailure<'_>) -> Error {
+    Error::Setup {
+        step: failure.step,
+        path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
+        source: wire::error_of(failure.errno),
+    }
+}
+
+fn no_id_mapping(path: &Path, source: io::Error) -> Error {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+            Error::Unsupported {
+                what: format!("an id-mapped mount of {path:?}"),
+                why: format!("mount_setattr: {source}"),
+                fix: "put it on a file system that can map ids: ext4, xfs, btrfs or tmpfs, on \
+                      Linux 5.19 or later"
+                    .to_owned(),
+            }
+        }
+        _ => Error::at("mount_setattr", path)(source),
+    }
+}
+
+fn namespaces_refused(error: &io::Error) -> Error {
+    let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
+             kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \
+             container, a seccomp profile that allows clone with namespaces. A process in a \
+             chroot can't make them at all"
+        }
+        Some(Errno::ENOSPC | Errno::EUSERS) => {
+            "raise sysctl user.max_user_namespaces and its siblings for the other namespaces, or \
+             delete sandboxes"
+        }
+        Some(Errno::EINVAL | Errno::ENOSYS) => {
+            "use Linux 5.19 or later with CONFIG_USER_NS, CONFIG_PID_NS, CONFIG_NET_NS, \
+             CONFIG_IPC_NS, CONFIG_UTS_NS and CONFIG_CGROUPS"
+        }
+        Some(Errno::EAGAIN | Errno::ENOMEM) => {
+            "the machine, or a limit on its processes, is exhausted; see RLIMIT_NPROC and pids.max"
+        }
+        _ => "`adl doctor` tells more",
+    };
+    Error::Unsupported {
+        what: "a process in namespaces of its own".to_owned(),
+        why: format!("clone: {error}"),
+        fix: fix.to_owned(),
+    }
+}

@@ -1,0 +1,249 @@
+//! A sandbox: its creation, its jobs, its end.
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use adl_protocol::{Request, limits};
+use nix::poll::{PollFd, PollFlags};
+
+use crate::command::Command;
+use crate::config::{Config, Upper};
+use crate::error::{Error, Result};
+use crate::ids::IdRange;
+use crate::launch::{self, Plan};
+use crate::owner::Owner;
+use crate::state::{SandboxDirectory, State};
+use crate::sys::{self, Process};
+use crate::wire::{self, Deadline};
+
+/// How long init may take to read a request: it never waits for anything itself.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end all processes of a sandbox.
+const END: Duration = Duration::from_secs(10);
+
+/// The longest name, in bytes: it must be a host name, too.
+const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
+
+/// A running sandbox.
+///
+/// All methods take `&self`, and any number of jobs may run at once, started from any threads.
+/// When it is dropped, or the process that made it ends in whatever way, all processes in it are
+/// killed and the kernel takes back all that they had.
+#[derive(Debug)]
+pub struct Sandbox {
+    name: String,
+    init: Process,
+    control: Mutex<OwnedFd>,
+    directory: Option<SandboxDirectory>,
+    ids: Option<IdRange>,
+    owner: Owner,
+    ended: bool,
+}
+
+impl Sandbox {
+    /// Builds a sandbox and returns when it is ready to run commands.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Io`] for what is wrong with `config` and its paths;
+    /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
+    /// failed. Whatever the error, nothing is left behind.
+    pub fn create(config: Config) -> Result<Self> {
+        if let Some(name) = &config.name {
+            check_name("name", name)?;
+        }
+        if let Some(hostname) = &config.hostname {
+            check_name("hostname", hostname)?;
+        }
+        let state = State::open(config.state_directory.as_deref())?;
+        collect_once(config.state_directory.clone());
+        let trees = config.image.open(&state, config.network)?;
+
+        let overlays = match config.upper {
+            Upper::Disk => trees.len(),
+            Upper::Memory { .. } => 0,
+        };
+        let directory = make_directory(&state, config.name.as_deref(), overlays)?;
+        match Self::start(&config, directory) {
+            Ok(mut this) => {
+                let hostname = config.hostname.as_deref().unwrap_or(&this.name);
+                let plan = Plan {
+                    config: &config,
+                    hostname,
+                    trees: &trees,
+                    directory: this.directory.as_ref(),
+                    ids: this.ids.as_ref(),
+                };
+                let control = this.control.get_mut().unwrap_or_else(PoisonError::into_inner);
+                launch::set_up(&this.init, control, &plan)?;
+                Ok(this)
+            }
+            Err((directory, error)) => {
+                // The error that is told is the first one.
+                let _ = directory.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// From here on, dropping the result undoes everything.
+    fn start(
+        config: &Config,
+        directory: SandboxDirectory,
+    ) -> std::result::Result<Self, (SandboxDirectory, Error)> {
+        let started = (|| {
+            let ids =
+                if nix::unistd::geteuid().is_root() { Some(IdRange::take()?) } else { None };
+            let (init, control) = launch::start(config.network)?;
+            Ok((ids, init, control))
+        })();
+        match started {
+            Ok((ids, init, control)) => Ok(Self {
+                name: directory.name().to_owned(),
+                init,
+                control: Mutex::new(control),
+                directory: Some(directory),
+                ids,
+                owner: Owner::this_process(),
+                ended: false,
+            }),
+            Err(error) => Err((directory, error)),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id of its init, as the host sees it.
+    pub fn init_pid(&self) -> i32 {
+        self.init.pid
+    }
+
+    /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
+    /// the first one and their number.
+    pub fn id_range(&self) -> Option<(u32, u32)> {
+        self.ids.as_ref().map(|range| (range.base(), crate::ids::LENGTH))
+    }
+
+    /// Prepares a command: a program of the sandbox, started without a shell. A name without a
+    /// slash is looked for in the `PATH` of the command's environment.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+        Command::new(self, &[program.as_ref()])
+    }
+
+    /// Prepares a script: for bash if the sandbox has it, else for sh.
+    pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+        let mut command = Command::new(self, &["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
+        command.arg("-c").arg(script);
+        command
+    }
+
+    /// Ends all its processes and removes all that it had. Dropping does the same, but can't tell
+    /// what went wrong.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if the kernel could not end a process, as when it waits for a device
+    /// that does not answer; [`Error::Io`] where a file could not be removed. `adl gc` removes what is
+    /// left once the calling process has ended.
+    pub fn delete(mut self) -> Result<()> {
+        self.end()
+    }
+
+    /// Sends a request to init.
+    pub(crate) fn request(&self, request: &Request<'_>, descriptors: &[RawFd]) -> Result<()> {
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Deadline::after(REQUEST);
+        let sent = wire::send(control.as_fd(), request, descriptors, deadline);
+        if let Err(Error::TimedOut { .. }) = sent {
+            // A part of the request may have gone: whatever followed would be read as its rest.
+            sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
+        }
+        sent
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.ended || !self.owner.is_this_process() {
+            // Of a fork's copy nothing may be undone, its parent's lock on the ids least of all.
+            std::mem::forget(self.ids.take());
+            return Ok(());
+        }
+        self.ended = true;
+        if let Err(error) = self.end_processes() {
+            // Something may still run with these ids.
+            std::mem::forget(self.ids.take());
+            return Err(error);
+        }
+        match self.directory.take() {
+            Some(directory) => directory.remove(),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills init and waits until it is gone, which it is when every process of its PID namespace
+    /// is.
+    fn end_processes(&self) -> Result<()> {
+        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
+        let mut fds = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
+        if !wire::wait_ready(&mut fds, Deadline::after(END))? {
+            return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
+        }
+        sys::reap(&self.init).map_err(Error::io("waitid"))
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // There is no one to tell; what is left is for the collector.
+        let _ = self.end();
+    }
+}
+
+/// A number that no other call in this process has returned.
+pub(crate) fn unique_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn make_directory(state: &State, name: Option<&str>, overlays: usize) -> Result<SandboxDirectory> {
+    if let Some(name) = name {
+        return state.make_sandbox(name, overlays);
+    }
+    loop {
+        // In use only where an earlier process of the same pid has left it.
+        let name = format!("sb-{}-{}", std::process::id(), unique_number());
+        match state.make_sandbox(&name, overlays) {
+            Err(Error::NameInUse { .. }) => {}
+            made => return made,
+        }
+    }
+}
+
+/// Removes what owners that have ended left behind, once in a process, beside its first creation.
+fn collect_once(state_directory: Option<std::path::PathBuf>) {
+    static COLLECTED: Once = Once::new();
+    COLLECTED.call_once(|| {
+        // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
+        let _ = std::thread::Builder::new().name("adl-collect".to_owned()).spawn(move || {
+            State::open(state_directory.as_deref()).and_then(|state| state.collect())
+        });
+    });
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let why = if name.is_empty() {
+        "empty".to_owned()
+    } else if name.len() > LONGEST_NAME {
+        format!("longer than {LONGEST_NAME} bytes")
+    } else if !name.chars().all(allowed) {
+        format!("{name:?} has characters other than letters, digits, '.', '_' and '-'")
+    } else if name.starts_with(['.', '-']) {
+        format!("{name:?} starts with '.' or '-'")
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(what, why))
+}

@@ -1,0 +1,291 @@
+//! What a sandbox keeps on disk: one directory each, locked for as long as its owner lives.
+//!
+//! The lock is a `flock(2)` on the directory itself, which the kernel lets go of when the owner
+//! ends, however it ends. So a directory whose lock can be had has no owner, and its removal
+//! needs no process id, which could have come to mean another process.
+
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::error::{Error, Result};
+
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
+/// Removes what sandboxes left on disk whose owner has ended, and returns their names.
+///
+/// Safe beside anything else that uses the same state directory, and when interrupted anywhere:
+/// a sandbox is taken only when its lock can be had, and that its owner holds for as long as it
+/// lives. `state_directory` is as in [`crate::Config`].
+///
+/// # Errors
+/// [`Error::Io`] with the path that could not be removed.
+pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
+    State::open(state_directory)?.collect()
+}
+
+/// The directory of all sandboxes of a user.
+#[derive(Debug)]
+pub(crate) struct State {
+    path: PathBuf,
+    sandboxes: OwnedFd,
+}
+
+impl State {
+    /// Opens the state directory, making it if need be.
+    pub(crate) fn open(configured: Option<&Path>) -> Result<Self> {
+        let path = match configured {
+            Some(path) => path.to_owned(),
+            None => default_path(),
+        };
+        let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
+        make_private(&path)?;
+        let sandboxes = path.join("sandboxes");
+        make_private(&sandboxes)?;
+        let fd = nix::fcntl::open(&sandboxes, DIRECTORY, Mode::empty())
+            .map_err(Error::at("open", &sandboxes))?;
+        Ok(Self { path, sandboxes: fd })
+    }
+
+    /// Where images are kept.
+    pub(crate) fn images(&self) -> Result<PathBuf> {
+        let path = self.path.join("images");
+        make_private(&path)?;
+        Ok(path)
+    }
+
+    /// Makes and locks the directory of a new sandbox, with an upper and a work directory for
+    /// each of its overlays.
+    pub(crate) fn make_sandbox(&self, name: &str, overlays: usize) -> Result<SandboxDirectory> {
+        let path = self.path.join("sandboxes").join(name);
+        // A collector may take the directory between its making and its locking; then again.
+        loop {
+            match mkdirat(&self.sandboxes, name, Mode::S_IRWXU) {
+                Ok(()) => {}
+                Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
+                Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
+            }
+            let Some(fd) = self.lock(name)? else { continue };
+            let parent = self
+                .sandboxes
+                .try_clone()
+                .map_err(Error::at("dup of the directory of", &path))?;
+            let directory = SandboxDirectory { path, name: name.to_owned(), fd, parent };
+            for number in 0..overlays {
+                for part in ["upper", "work"] {
+                    let part = format!("{number}.{part}");
+                    mkdirat(&directory.fd, part.as_str(), Mode::from_bits_truncate(0o755))
+                        .map_err(Error::at("mkdir", &directory.path.join(part)))?;
+                }
+            }
+            return Ok(directory);
+        }
+    }
+
+    /// Removes the directories of sandboxes whose owner has ended, and says which.
+    pub(crate) fn collect(&self) -> Result<Vec<String>> {
+        let path = self.path.join("sandboxes");
+        let mut removed = Vec::new();
+        for entry in entries(self.sandboxes.as_fd()).map_err(Error::at("read", &path))? {
+            let Some(name) = entry.to_str() else { continue };
+            let Some(fd) = self.lock(name)? else { continue };
+            remove_contents(fd.as_fd()).map_err(Error::at("remove", &path.join(name)))?;
+            remove_empty(self.sandboxes.as_fd(), &entry)
+                .map_err(Error::at("remove", &path.join(name)))?;
+            removed.push(name.to_owned());
+        }
+        Ok(removed)
+    }
+
+    /// Opens and locks a directory; `None` if it is locked by another, or is gone.
+    fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let at = |operation| Error::at::<Errno>(operation, Path::new(name));
+        let fd = match openat(&self.sandboxes, name, DIRECTORY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(at("open")(errno)),
+        };
+        // nix ties a flock to a type that owns the descriptor; here it is to last as long as it.
+        let locked = std::fs::File::from(fd);
+        match locked.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(Error::at("flock", Path::new(name))(error));
+            }
+        }
+        let fd = OwnedFd::from(locked);
+        let removed = fstat(&fd).map_err(at("stat"))?.st_nlink == 0;
+        Ok((!removed).then_some(fd))
+    }
+}
+
+/// The directory of one sandbox, removed with all that is in it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct SandboxDirectory {
+    path: PathBuf,
+    name: String,
+    fd: OwnedFd,
+    parent: OwnedFd,
+}
+
+impl SandboxDirectory {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path))?;
+        remove_empty(self.parent.as_fd(), OsStr::new(&self.name))
+            .map_err(Error::at("remove", &self.path))
+    }
+}
+
+/// Removes all below `root`, which no one else changes any more.
+///
+/// Neither recursive nor with a descriptor for each level, since a guest chooses the depth: a
+/// directory that is not empty is moved up to `root` first, under a number, and its turn comes.
+fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
+    // What an earlier removal had moved when it was interrupted.
+    let mut waiting: Vec<u64> = entries(root)?.iter().filter_map(|name| number_of(name)).collect();
+    let mut next = waiting.iter().max().map_or(0, |last| last + 1);
+    remove_entries(root, root, &mut waiting, &mut next)?;
+    while let Some(number) = waiting.pop() {
+        let name = moved_name(number);
+        let directory = openat(root, name.as_str(), DIRECTORY, Mode::empty())?;
+        remove_entries(directory.as_fd(), root, &mut waiting, &mut next)?;
+        remove_empty(root, OsStr::new(&name))?;
+    }
+    Ok(())
+}
+
+fn remove_entries(
+    directory: BorrowedFd<'_>,
+    root: BorrowedFd<'_>,
+    waiting: &mut Vec<u64>,
+    next: &mut u64,
+) -> io::Result<()> {
+    let in_root = directory.as_raw_fd() == root.as_raw_fd();
+    for name in entries(directory)? {
+        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => continue,
+            // POSIX says EPERM for a directory, Linux EISDIR.
+            Err(Errno::EISDIR | Errno::EPERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => continue,
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // To move a directory is to write its "..", and to empty it is to read it; a guest, or
+        // overlayfs, may have left it without those rights.
+        fchmodat(directory, name.as_os_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+        if in_root && number_of(&name).is_some() {
+            continue;
+        }
+        let to = moved_name(*next);
+        nix::fcntl::renameat(directory, name.as_os_str(), root, to.as_str())?;
+        waiting.push(*next);
+        *next += 1;
+    }
+    Ok(())
+}
+
+/// Not the name of anything that adl makes in a sandbox's directory.
+fn moved_name(number: u64) -> String {
+    format!("removing-{number}")
+}
+
+fn number_of(name: &OsStr) -> Option<u64> {
+    name.to_str()?.strip_prefix("removing-")?.parse().ok()
+}
+
+fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The names in a directory, read to the end before any is used, since removal changes the order.
+fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::OsString>> {
+    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in directory.iter() {
+        let name = entry?.file_name().to_bytes().to_owned();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(&name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn default_path() -> PathBuf {
+    let variable = |name| {
+        std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    };
+    if let Some(path) = variable("ADL_STATE_DIR") {
+        return path;
+    }
+    let uid = nix::unistd::geteuid();
+    if uid.is_root() {
+        return PathBuf::from("/var/lib/adl");
+    }
+    if let Some(path) = variable("XDG_STATE_HOME") {
+        return path.join("adl");
+    }
+    match variable("HOME") {
+        Some(home) if nix::unistd::access(&home, nix::unistd::AccessFlags::W_OK).is_ok() => {
+            home.join(".local/state/adl")
+        }
+        _ => PathBuf::from(format!("/tmp/adl-{uid}")),
+    }
+}
+
+/// Makes a directory that only its owner can enter, or makes sure that it is one: in /tmp, anyone
+/// could have made it before us.
+fn make_private(path: &Path) -> Result<()> {
+    let made = match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            std::fs::create_dir_all(parent).map_err(Error::at("mkdir", parent))?;
+            DirBuilder::new().mode(0o700).create(path)
+        }
+        other => other,
+    };
+    match made {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(Error::at("mkdir", path)(error)),
+    }
+    let metadata = std::fs::symlink_metadata(path).map_err(Error::at("stat", path))?;
+    let own = metadata.uid() == nix::unistd::geteuid().as_raw();
+    if metadata.is_dir() && own && metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "state directory",
+        format!("{path:?} is not a directory that belongs to the calling user and no one else can enter (mode 0700)"),
+    ))
+}

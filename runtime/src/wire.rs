@@ -1,0 +1,188 @@
+//! Frames to and from init, under deadlines.
+//!
+//! Everything that comes from init is treated as if the guest had written it: no wait without an
+//! end, no length that was not checked, and no descriptor taken where none is expected.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use adl_protocol::codec;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
+};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// When to stop waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    at: Option<Instant>,
+    after: Duration,
+}
+
+impl Deadline {
+    pub(crate) const NEVER: Self = Self { at: None, after: Duration::ZERO };
+
+    pub(crate) fn after(after: Duration) -> Self {
+        Self { at: Instant::now().checked_add(after), after }
+    }
+
+    /// For `poll(2)`, rounded up, so that it does not return before the deadline.
+    fn timeout(&self) -> PollTimeout {
+        let Some(at) = self.at else { return PollTimeout::NONE };
+        let left = at.saturating_duration_since(Instant::now());
+        let milliseconds = left.as_nanos().div_ceil(1_000_000);
+        PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn passed(&self) -> bool {
+        self.at.is_some_and(|at| at <= Instant::now())
+    }
+}
+
+/// Waits until one of `fds` is ready; `false` if the deadline comes first.
+pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<bool> {
+    loop {
+        match poll(fds, deadline.timeout()) {
+            Ok(0) if deadline.passed() => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(Error::io("poll")(errno)),
+        }
+    }
+}
+
+/// A pair of connected stream sockets: ours, which never blocks, and the other side's.
+pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(Error::io("socketpair"))?;
+    Ok((ours, theirs))
+}
+
+/// Sends one frame, with descriptors.
+///
+/// # Errors
+/// [`Error::SandboxDied`] if the other end is closed, [`Error::TimedOut`] if it does not read: a
+/// part of the frame may have gone then, and the socket is of no further use.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    message: &impl Serialize,
+    descriptors: &[RawFd],
+    deadline: Deadline,
+) -> Result<()> {
+    let mut frame = Vec::with_capacity(512);
+    codec::encode(message, &mut frame)
+        .map_err(|error| Error::invalid("request", error.to_string()))?;
+    let mut rest = frame.as_slice();
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let mut control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+    while !rest.is_empty() {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(rest)], control, flags, None) {
+            Ok(sent) => {
+                rest = rest.get(sent..).unwrap_or_default();
+                control = &[];
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+                if !wait_ready(&mut fds, deadline)? {
+                    return Err(Error::TimedOut { what: "init to read", after: deadline.after });
+                }
+            }
+            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(Error::SandboxDied),
+            Err(errno) => return Err(Error::io("sendmsg")(errno)),
+        }
+    }
+    Ok(())
+}
+
+/// The reading side of a socket on which small messages come.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    socket: OwnedFd,
+    bytes: Vec<u8>,
+}
+
+/// The longest message that init has a reason to send, in bytes: a path, and a little.
+const LONGEST: usize = adl_protocol::limits::MAX_PATH + 256;
+
+impl Messages {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self { socket, bytes: Vec::new() }
+    }
+
+    /// Takes a body out of what was read.
+    fn take(&mut self) -> Result<Option<Vec<u8>>> {
+        let Some((header, rest)) = self.bytes.split_first_chunk() else { return Ok(None) };
+        let length = codec::body_length(*header).unwrap_or(usize::MAX);
+        if length > LONGEST {
+            return Err(Error::Protocol { why: "a frame of impossible length" });
+        }
+        let Some(body) = rest.get(..length) else { return Ok(None) };
+        let body = body.to_vec();
+        self.bytes.drain(..codec::HEADER + length);
+        Ok(Some(body))
+    }
+
+    /// Returns the next body if it has come. Reads without waiting, and no more than one message
+    /// at a time, so a flood stays in the kernel's buffer.
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] at the end of the stream.
+    pub(crate) fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
+        if let Some(body) = self.take()? {
+            return Ok(Some(body));
+        }
+        let mut chunk = [0; LONGEST];
+        // No room for descriptors: what init attaches, the kernel drops.
+        match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(Errno::ECONNRESET) => Err(Error::SandboxDied),
+            Ok(count) => {
+                self.bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                self.take()
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            Err(errno) => Err(Error::io("recv")(errno)),
+        }
+    }
+
+    /// Waits for the next body.
+    pub(crate) fn next(&mut self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
+        loop {
+            if let Some(body) = self.try_next()? {
+                return Ok(body);
+            }
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if !wait_ready(&mut fds, deadline)? {
+                return Err(Error::TimedOut { what, after: deadline.after });
+            }
+        }
+    }
+}
+
+impl AsFd for Messages {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Decodes a body from init.
+pub(crate) fn decode<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    codec::decode(body).map_err(|_| Error::Protocol { why: "a message that does not decode" })
+}
+
+/// The kernel's error number as an error. A number that is none, which only a broken init sends,
+/// becomes one that says so.
+pub(crate) fn error_of(errno: i32) -> io::Error {
+    if (1..4096).contains(&errno) {
+        io::Error::from_raw_os_error(errno)
+    } else {
+        io::Error::other(format!("error number {errno}"))
+    }
+}
