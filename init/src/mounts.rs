@@ -51,10 +51,18 @@ pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -
 pub(crate) fn pivot(root: &OwnedFd) -> IoResult<()> {
     rustix::process::fchdir(root)?;
     // The old root comes to lie on top of the new one, from where it can be detached without a
-    // directory to put it in (pivot_root(2)).
+    // directory to put it in (pivot_root(2)). On top of it lies the scratch, so that goes first.
     rustix::process::pivot_root(c".", c".")?;
     rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
-    rustix::process::chdir(c"/")
+    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")?;
+    // Were anything of the host left above, this is how a guest would get to it.
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let own = identity(rustix::fs::fstat(root)?);
+    if identity(rustix::fs::stat(c"/")?) != own || identity(rustix::fs::stat(c"/..")?) != own {
+        return Err(Errno::XDEV);
+    }
+    Ok(())
 }
 
 /// Mounts a new file system, attached nowhere yet.

@@ -1,7 +1,7 @@
 //! From an opened image to a running init: the steps on the host's side, in their one order.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::{self, IdRange};
 use crate::image::{Source, Tree};
 use crate::state::SandboxDirectory;
-use crate::sys::{self, Namespaces, Process};
+use crate::sys::{self, Namespaces, OwnIdMaps, Process};
 use crate::wire::{self, Deadline, Messages};
 use crate::{init_binary, seccomp};
 
@@ -44,13 +44,18 @@ pub(crate) struct Plan<'a> {
 }
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
-pub(crate) fn start(network: Network) -> Result<(Process, OwnedFd)> {
+///
+/// A user without privilege maps their own ids, from inside; `privileged` says that the host
+/// will map others.
+pub(crate) fn start(network: Network, privileged: bool) -> Result<(Process, OwnedFd)> {
     let (ours, theirs) = wire::socket_pair()?;
     let namespaces = match network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,
     };
-    let process = sys::spawn_in_namespaces(namespaces, init_binary::memfd()?, theirs.as_fd())
+    let maps = (!privileged).then(OwnIdMaps::of_caller);
+    let init = init_binary::memfd()?;
+    let process = sys::spawn_in_namespaces(namespaces, init, theirs.as_fd(), maps)
         .map_err(|error| namespaces_refused(&error))?;
     Ok((process, ours))
 }
@@ -58,9 +63,11 @@ pub(crate) fn start(network: Network) -> Result<(Process, OwnedFd)> {
 /// Gives init its ids and its file systems, and waits until it says that all is done.
 pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
     let deadline = Deadline::after(SETUP);
-    write_id_maps(process.pid, plan.ids)?;
     let user_namespace = match plan.ids {
-        Some(_) => Some(open_user_namespace(process.pid)?),
+        Some(range) => {
+            write_id_maps(process.pid, range)?;
+            Some(open_user_namespace(process.pid)?)
+        }
         None => None,
     };
 
@@ -165,33 +172,26 @@ impl LayerBuilder {
     }
 }
 
-/// Maps ids: a whole range for root, else the caller's own ids alone.
-fn write_id_maps(pid: i32, ids: Option<&IdRange>) -> Result<()> {
-    let write = |name: &str, content: String| {
+/// Maps a range of ids.
+fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
+    let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
+    for name in ["uid_map", "gid_map"] {
         let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+        let file = fs::File::options().write(true).open(&path);
         // One write: the kernel takes a map whole or not at all.
-        fs::write(&path, content).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => Error::Unsupported {
-                what: "a map of ids for the user namespace".to_owned(),
-                why: format!("writing {path:?}: {source}"),
-                fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user".to_owned(),
-            },
-            _ => Error::at("write", &path)(source),
-        })
-    };
-    match ids {
-        Some(range) => {
-            let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
-            write("uid_map", map.clone())?;
-            write("gid_map", map)
-        }
-        None => {
-            // The kernel asks for this before a user without privilege may map a group.
-            write("setgroups", "deny".to_owned())?;
-            write("uid_map", format!("0 {} 1\n", nix::unistd::geteuid()))?;
-            write("gid_map", format!("0 {} 1\n", nix::unistd::getegid()))
-        }
+        file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| {
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => Error::Unsupported {
+                    what: "a map of ids for the user namespace".to_owned(),
+                    why: format!("writing {path:?}: {source}"),
+                    fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user"
+                        .to_owned(),
+                },
+                _ => Error::at("write", &path)(source),
+            }
+        })?;
     }
+    Ok(())
 }
 
 fn open_user_namespace(pid: i32) -> Result<OwnedFd> {

@@ -3,7 +3,7 @@
 //! The only file of the library with unsafe code.
 #![expect(unsafe_code, reason = "system calls")]
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -42,7 +42,51 @@ pub(crate) struct Process {
 struct Launch {
     executable: RawFd,
     control: RawFd,
+    maps: Option<OwnIdMaps>,
     errno: AtomicI32,
+}
+
+/// Maps that a user without privilege may write, and only from inside: of their own ids alone.
+pub(crate) struct OwnIdMaps {
+    uid_map: CString,
+    gid_map: CString,
+}
+
+impl OwnIdMaps {
+    /// Id 0 inside is the calling user outside.
+    pub(crate) fn of_caller() -> Self {
+        let map = |id: u32| CString::new(format!("0 {id} 1\n")).unwrap_or_default();
+        Self {
+            uid_map: map(nix::unistd::geteuid().as_raw()),
+            gid_map: map(nix::unistd::getegid().as_raw()),
+        }
+    }
+
+    /// Writes them, in the child: system calls only.
+    ///
+    /// # Safety
+    /// None beyond that of the system calls, whose arguments are valid.
+    unsafe fn write(&self) -> bool {
+        // The kernel asks for `deny` before a user without privilege may map a group.
+        let files = [
+            (c"/proc/self/setgroups", c"deny"),
+            (c"/proc/self/uid_map", self.uid_map.as_c_str()),
+            (c"/proc/self/gid_map", self.gid_map.as_c_str()),
+        ];
+        for (path, content) in files {
+            let length = content.count_bytes();
+            // SAFETY: NUL-ended strings; the length is that of the content.
+            unsafe {
+                let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+                let fd = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags);
+                if fd < 0 || libc::syscall(libc::SYS_write, fd, content.as_ptr(), length) < 0 {
+                    return false;
+                }
+                libc::syscall(libc::SYS_close, fd);
+            }
+        }
+        true
+    }
 }
 
 /// Runs `executable` in new namespaces, with `control` as its descriptor 0 and no other, an empty
@@ -58,6 +102,7 @@ pub(crate) fn spawn_in_namespaces(
     namespaces: Namespaces,
     executable: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
+    maps: Option<OwnIdMaps>,
 ) -> io::Result<Process> {
     const STACK: usize = 32 << 10;
     // u128: aligned as a stack must be.
@@ -65,6 +110,7 @@ pub(crate) fn spawn_in_namespaces(
     let launch = Launch {
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
+        maps,
         errno: AtomicI32::new(0),
     };
     let mut pidfd: RawFd = -1;
@@ -115,7 +161,14 @@ extern "C" fn become_init(launch: *mut c_void) -> c_int {
     // SAFETY: system calls with valid arguments. dup2 changes the child's own table: it was
     // copied by clone. errno lies in memory shared with the one thread that waits for us.
     unsafe {
-        // 1. An exec by a user whose ids are not mapped yet drops all capabilities but ambient
+        // 1. Ids, where the host has no privilege to map others.
+        if let Some(maps) = &launch.maps
+            && !maps.write()
+        {
+            launch.errno.store(*libc::__errno_location(), Ordering::Relaxed);
+            libc::syscall(libc::SYS_exit, 127);
+        }
+        // 2. An exec by a user whose ids are not mapped yet drops all capabilities but ambient
         //    ones, and ambient ones must be inheritable.
         let mut header = [CAPABILITY_VERSION_3, 0];
         let mut sets = [0_u32; 6];
@@ -131,7 +184,7 @@ extern "C" fn become_init(launch: *mut c_void) -> c_int {
                 break;
             }
         }
-        // 2. The control socket is descriptor 0; all else is closed by the exec, also what the
+        // 3. The control socket is descriptor 0; all else is closed by the exec, also what the
         //    calling program left inheritable.
         let placed = libc::syscall(libc::SYS_dup2, launch.control, 0);
         let marked = libc::syscall(
@@ -140,7 +193,7 @@ extern "C" fn become_init(launch: *mut c_void) -> c_int {
             libc::c_uint::MAX,
             libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
         );
-        // 3. init.
+        // 4. init.
         if placed == 0 && marked == 0 {
             let nothing: [*const libc::c_char; 1] = [ptr::null()];
             libc::syscall(

@@ -1,5 +1,6 @@
 //! The `adl` command line.
 
+mod bench;
 mod options;
 mod run;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let rest: Vec<OsString> = arguments.collect();
     let result = match command.to_str() {
         Some("run") => run::main(rest),
+        Some("bench") => bench::main(rest),
         Some("gc") => collect_garbage(),
         Some("--help" | "-h" | "help") => {
             print!("{HELP}");

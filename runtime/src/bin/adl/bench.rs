@@ -1,0 +1,170 @@
+//! `adl bench`: what this machine takes for the main operations.
+//!
+//! Each row is measured in rounds that go through all the operations, so that what else the
+//! machine does at the time falls on all of them alike. Next to running a program in a sandbox
+//! stands the same program spawned on the host.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Config, Sandbox};
+use lexopt::{Arg, ValueExt as _};
+use serde::Serialize;
+
+use crate::options::{CliResult, SANDBOX_HELP, sandbox_option};
+
+const HELP: &str = "\
+Usage: adl bench [options]
+
+Measures creating and deleting a sandbox, and running commands in it.
+
+      --rounds N           sandboxes to make (default: 200)
+      --jobs N             commands of each kind to run in each (default: 5)
+      --json               print JSON
+";
+
+/// The commands, as arguments; each also runs on the host, for comparison.
+const COMMANDS: [(&str, &[&str]); 2] =
+    [("exec_argv", &["/bin/true"]), ("exec_shell", &["/bin/bash", "-c", "true"])];
+
+/// One operation's figures.
+#[derive(Serialize)]
+struct Row {
+    p50_us: f64,
+    p99_us: f64,
+    min_us: f64,
+    n: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_spawn_p50_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_spawn_p99_us: Option<f64>,
+}
+
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn measure<T>(&mut self, operation: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = operation();
+        self.0.push(start.elapsed());
+        result
+    }
+
+    /// The time that `share` of all are below, in microseconds.
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let last = sorted.len().saturating_sub(1);
+        // In range: share is from 0 to 1.
+        let at = (last as f64 * share).round() as usize;
+        sorted.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+    }
+
+    fn row(&self, host: Option<&Times>) -> Row {
+        Row {
+            p50_us: self.quantile(0.5),
+            p99_us: self.quantile(0.99),
+            min_us: self.quantile(0.0),
+            n: self.0.len(),
+            host_spawn_p50_us: host.map(|host| host.quantile(0.5)),
+            host_spawn_p99_us: host.map(|host| host.quantile(0.99)),
+        }
+    }
+}
+
+pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
+    let mut config = Config::default();
+    let (mut rounds, mut jobs, mut json) = (200_usize, 5_usize, false);
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => {
+                print!("{HELP}{SANDBOX_HELP}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Arg::Long("rounds") => rounds = parser.value()?.parse()?,
+            Arg::Long("jobs") => jobs = parser.value()?.parse()?,
+            Arg::Long("json") => json = true,
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                if !sandbox_option(&mut config, &name, &mut parser)? {
+                    return Err(format!("unknown option --{name}; try `adl bench --help`").into());
+                }
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if rounds == 0 || jobs == 0 {
+        return Err("--rounds and --jobs must be at least 1".into());
+    }
+    let rows = measure(&config, rounds, jobs)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print_table(&rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'static str, Row>> {
+    // Once unmeasured: what the first one in a process makes and keeps.
+    Sandbox::create(config.clone())?.delete()?;
+
+    let (mut create, mut delete) = (Times::default(), Times::default());
+    let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
+    let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
+    for _ in 0..rounds {
+        let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
+        for (name, command) in COMMANDS {
+            let Some((program, arguments)) = command.split_first() else { continue };
+            let inside = inside.entry(name).or_default();
+            let on_host = on_host.entry(name).or_default();
+            for _ in 0..jobs {
+                let status = inside.measure(|| sandbox.command(program).args(arguments).status())?;
+                if !status.success() {
+                    return Err(format!("{command:?} in the sandbox: {status}").into());
+                }
+                let status = on_host.measure(|| spawn_on_host(program, arguments))?;
+                if !status.success() {
+                    return Err(format!("{command:?} on the host: {status}").into());
+                }
+            }
+        }
+        delete.measure(|| sandbox.delete())?;
+    }
+
+    let mut rows = BTreeMap::from([("create", create.row(None)), ("delete", delete.row(None))]);
+    for (name, times) in &inside {
+        rows.insert(name, times.row(on_host.get(name)));
+    }
+    Ok(rows)
+}
+
+/// The standard library does this by posix_spawn.
+fn spawn_on_host(
+    program: &str,
+    arguments: &[&str],
+) -> std::io::Result<std::process::ExitStatus> {
+    std::process::Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+}
+
+fn print_table(rows: &BTreeMap<&str, Row>) {
+    println!("{:<12} {:>9} {:>9} {:>9} {:>6}  host spawn p50", "µs", "p50", "p99", "min", "n");
+    for (name, row) in rows {
+        print!("{name:<12} {:>9.0} {:>9.0} {:>9.0} {:>6}", row.p50_us, row.p99_us, row.min_us, row.n);
+        match row.host_spawn_p50_us {
+            Some(host) => println!("  {host:.0} ({:.2} x)", row.p50_us / host),
+            None => println!(),
+        }
+    }
+}
