@@ -2,28 +2,32 @@
 //!
 //! All of it happens in init's own mount namespace. The layers are gathered on a small tmpfs, the
 //! scratch, under short names, so that no path of the host shows in what the guest can read of
-//! its mounts, and no character in a path can break the options of overlayfs.
+//! its mounts, and no character in a path can break the options of overlayfs. The scratch is the
+//! working directory meanwhile, and paths are relative to it. Where such a path leads into a root
+//! file system made from an image, the components that come from the image are checked first to
+//! be no symbolic links ([`directory_in_root`]): the host's root is still there to be reached.
 
 use alloc::collections::VecDeque;
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
+use core::ffi::CStr;
 
 use adl_protocol::{Layer, Overlay, Setup, Step, Strings, Upper, limits};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
 use crate::setup::{Failure, InStep, Result};
-use crate::sys::{self, MountAttributes};
 
-/// Assembles all overlays and returns the root of the first, still below the host's root.
-/// The working directory is the scratch from here to [`pivot`].
-pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<OwnedFd> {
+/// Where the root file system is on the scratch.
+pub(crate) const ROOT: &CStr = c"m0";
+
+/// Assembles all overlays. The working directory is the scratch from here to [`pivot`].
+pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<()> {
     // Without this, mounts of the host would go on to appear here.
     rustix::mount::mount_change(
         c"/",
@@ -32,89 +36,39 @@ pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -
     .step(Step::Propagation)?;
     enter_scratch().step(Step::Scratch)?;
     attach_upper(&setup.upper, setup.overlays.len(), descriptors)?;
-
-    let mut root = None;
     for (number, overlay) in setup.overlays.iter().enumerate() {
-        let mounted = mount_overlay(number, overlay, descriptors)?;
-        match &root {
-            None => root = Some(mounted),
-            Some(root) => {
-                let target = directory_below(root, overlay.at, Step::Overlay)?;
-                attach(&mounted, &target).step(Step::Overlay)?;
-            }
-        }
+        mount_overlay(number, overlay, descriptors)?;
     }
-    root.ok_or(Failure::new(Step::Overlay, Errno::INVAL))
+    Ok(())
 }
 
-/// Makes `root` the root of the process and its mount namespace; the host's is gone after this.
-pub(crate) fn pivot(root: &OwnedFd) -> IoResult<()> {
-    rustix::process::fchdir(root)?;
+/// Makes the root file system the root of the process and its mount namespace; the host's is gone
+/// after this.
+pub(crate) fn pivot() -> IoResult<()> {
+    rustix::process::chdir(ROOT)?;
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let own = identity(rustix::fs::stat(c".")?);
     // The old root comes to lie on top of the new one, from where it can be detached without a
-    // directory to put it in (pivot_root(2)). On top of it lies the scratch, so that goes first.
+    // directory to put it in (pivot_root(2)), and with it all that is mounted below it.
     rustix::process::pivot_root(c".", c".")?;
-    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
     rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")?;
     // Were anything of the host left above, this is how a guest would get to it.
-    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    let own = identity(rustix::fs::fstat(root)?);
     if identity(rustix::fs::stat(c"/")?) != own || identity(rustix::fs::stat(c"/..")?) != own {
         return Err(Errno::XDEV);
     }
     Ok(())
 }
 
-/// Mounts a new file system, attached nowhere yet.
-pub(crate) fn new_file_system(
-    kind: &core::ffi::CStr,
-    options: &[(&core::ffi::CStr, &core::ffi::CStr)],
-    attributes: MountAttrFlags,
-) -> IoResult<OwnedFd> {
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
-    }
-    rustix::mount::fsconfig_create(&context)?;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
-/// Attaches a detached mount to a directory or file.
-pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> IoResult<()> {
-    rustix::mount::move_mount(
-        mount,
-        c"",
-        target,
-        c"",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-    )
-}
-
-/// A second, detached mount of what `path` below `directory` names; not of what is mounted below.
-pub(crate) fn clone_mount(directory: impl AsFd, path: &core::ffi::CStr) -> IoResult<OwnedFd> {
-    rustix::mount::open_tree(
-        directory,
-        path,
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
-    )
-}
-
-/// Opens the directory that `components` name below `root`, making those that are missing.
-/// A symbolic link in the way is refused: the image may be hostile, and the host's root is still
-/// there to be reached.
-pub(crate) fn directory_below(
-    root: &OwnedFd,
-    components: Strings<'_>,
-    step: Step,
-) -> Result<OwnedFd> {
-    let mut at = rustix::io::fcntl_dupfd_cloexec(root, 3).step(step)?;
+/// Makes sure that `components` name a directory below the root file system, making those that
+/// are missing. A symbolic link in the way is refused.
+pub(crate) fn directory_in_root(components: Strings<'_>, step: Step) -> Result<OwnedFd> {
+    let mut at = open_directory(CWD, ROOT).step(step)?;
     for component in components.iter() {
-        let fail = |errno| Failure::at(step, component.strip_suffix(b"\0").unwrap_or(component))(errno);
-        let name = core::ffi::CStr::from_bytes_with_nul(component)
-            .map_err(|_| fail(Errno::INVAL))?;
+        let fail = |errno| {
+            Failure::at(step, component.strip_suffix(b"\0").unwrap_or(component))(errno)
+        };
+        let name = CStr::from_bytes_with_nul(component).map_err(|_| fail(Errno::INVAL))?;
         at = match open_directory(&at, name) {
             Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755)).map_err(fail)?;
@@ -126,7 +80,7 @@ pub(crate) fn directory_below(
     Ok(at)
 }
 
-fn open_directory(at: &OwnedFd, name: &core::ffi::CStr) -> IoResult<OwnedFd> {
+fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
     rustix::fs::openat2(
         at,
         name,
@@ -136,54 +90,35 @@ fn open_directory(at: &OwnedFd, name: &core::ffi::CStr) -> IoResult<OwnedFd> {
     )
 }
 
-/// Something empty and unchangeable to cover other things with.
-pub(crate) struct Blank {
-    directory: OwnedFd,
-    file: OwnedFd,
+/// Names of an empty directory and an empty file on the scratch that no one can change, nor what
+/// is bound from them, since that is read-only as they are.
+pub(crate) const BLANK_DIRECTORY: &CStr = c"blank/directory";
+/// See [`BLANK_DIRECTORY`].
+pub(crate) const BLANK_FILE: &CStr = c"blank/file";
+
+/// Makes them.
+pub(crate) fn make_blanks() -> IoResult<()> {
+    rustix::fs::mkdirat(CWD, c"blank", Mode::from_raw_mode(0o755))?;
+    rustix::fs::mkdirat(CWD, BLANK_DIRECTORY, Mode::empty())?;
+    rustix::fs::mknodat(CWD, BLANK_FILE, FileType::RegularFile, Mode::empty(), 0)?;
+    rustix::mount::mount_bind(c"blank", c"blank")?;
+    rustix::mount::mount_remount(
+        c"blank",
+        MountFlags::BIND
+            | MountFlags::RDONLY
+            | MountFlags::NOSUID
+            | MountFlags::NODEV
+            | MountFlags::NOEXEC,
+        c"",
+    )
 }
 
-impl Blank {
-    /// Makes both on the scratch.
-    pub(crate) fn new() -> IoResult<Self> {
-        const NAME_OF_DIRECTORY: &core::ffi::CStr = c"blank-directory";
-        const NAME_OF_FILE: &core::ffi::CStr = c"blank-file";
-        rustix::fs::mkdirat(CWD, NAME_OF_DIRECTORY, Mode::empty())?;
-        rustix::fs::mknodat(CWD, NAME_OF_FILE, rustix::fs::FileType::RegularFile, Mode::empty(), 0)?;
-        let of = |name| {
-            let mount = clone_mount(CWD, name)?;
-            let nothing = [
-                MountAttributes::READ_ONLY,
-                MountAttributes::NO_SUID,
-                MountAttributes::NO_DEV,
-                MountAttributes::NO_EXEC,
-            ];
-            sys::mount_setattr(&mount, &nothing, false)?;
-            // A detached mount can't be cloned before Linux 6.15, so it has to be somewhere.
-            let place = rustix::fs::openat(CWD, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            attach(&mount, place)?;
-            Ok(mount)
-        };
-        Ok(Self { directory: of(NAME_OF_DIRECTORY)?, file: of(NAME_OF_FILE)? })
-    }
-
-    /// Covers a directory or file, whichever `target` is.
-    pub(crate) fn cover(&self, target: &OwnedFd) -> IoResult<()> {
-        let stat = rustix::fs::fstat(target)?;
-        let blank = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-            rustix::fs::FileType::Directory => &self.directory,
-            _ => &self.file,
-        };
-        attach(clone_mount(blank, c"")?, target)
-    }
-}
-
-/// Mounts the scratch and makes it the working directory. It lies on top of the host's root,
-/// where no path leads to it, and goes when that does.
+/// Mounts the scratch, anywhere below the host's root, and enters it. It goes when that does.
 fn enter_scratch() -> IoResult<()> {
-    let scratch = new_file_system(c"tmpfs", &[(c"mode", c"0700")], MountAttrFlags::empty())?;
-    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&scratch, root)?;
-    rustix::process::fchdir(scratch)
+    // Where there is a directory on every host, since the ids were mapped through it.
+    const PLACE: &CStr = c"/proc";
+    rustix::mount::mount(c"tmpfs", PLACE, c"tmpfs", MountFlags::empty(), Some(c"mode=0700"))?;
+    rustix::process::chdir(PLACE)
 }
 
 /// Makes a directory on the scratch and attaches a mount there.
@@ -210,10 +145,12 @@ fn attach_upper(
             attach_as(mount, "s").step(Step::Upper)
         }
         Upper::Memory { size } => {
-            let size = CString::new(format!("{size}")).map_err(|_| Errno::INVAL).step(Step::Upper)?;
-            let options = [(c"mode", c"0700"), (c"size", size.as_c_str())];
-            let tmpfs = new_file_system(c"tmpfs", &options, MountAttrFlags::empty());
-            attach_as(tmpfs.step(Step::Upper)?, "s").step(Step::Upper)?;
+            let options = CString::new(format!("mode=0700,size={size}"));
+            let options = options.map_err(|_| Errno::INVAL).step(Step::Upper)?;
+            rustix::fs::mkdirat(CWD, c"s", Mode::from_raw_mode(0o700)).step(Step::Upper)?;
+            let flags = MountFlags::empty();
+            rustix::mount::mount(c"tmpfs", c"s", c"tmpfs", flags, Some(options.as_c_str()))
+                .step(Step::Upper)?;
             for number in 0..overlays {
                 for name in [format!("s/{number}.upper"), format!("s/{number}.work")] {
                     rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755)).step(Step::Upper)?;
@@ -234,7 +171,12 @@ fn open_layer(
         Layer::Path { path, device, inode } => {
             let fail = |errno| Failure::at(step, path)(errno);
             let name = CString::new(*path).map_err(|_| fail(Errno::INVAL))?;
-            let mount = clone_mount(CWD, &name).map_err(fail)?;
+            let mount = rustix::mount::open_tree(
+                CWD,
+                name.as_c_str(),
+                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+            )
+            .map_err(fail)?;
             let stat = rustix::fs::fstat(&mount).map_err(fail)?;
             if (stat.st_dev, stat.st_ino) != (*device, *inode) {
                 return Err(fail(Errno::STALE));
@@ -244,12 +186,12 @@ fn open_layer(
     }
 }
 
-/// Mounts one overlay and returns it, detached unless it is the first.
+/// Mounts one overlay: the first as the root, the others in it.
 fn mount_overlay(
     number: usize,
     overlay: &Overlay<'_>,
     descriptors: &mut VecDeque<OwnedFd>,
-) -> Result<OwnedFd> {
+) -> Result<()> {
     if overlay.lowers.is_empty() || overlay.lowers.len() > limits::MAX_LAYERS {
         return Err(Failure::new(Step::Layer, Errno::INVAL));
     }
@@ -266,25 +208,26 @@ fn mount_overlay(
     // redirect_dir, metacopy: a guest that forges their marks in its upper would otherwise make
     // the kernel look up other files of a layer. volatile: the upper does not outlive the sandbox,
     // so unmounting it must not wait for a disk. userxattr: what a user namespace may use.
-    let options = format!(
+    let options = CString::new(format!(
         "lowerdir={lowers},upperdir=s/{number}.upper,workdir=s/{number}.work,userxattr,\
          redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile"
-    );
-    let target = format!("m{number}");
-    rustix::fs::mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step(Step::Overlay)?;
-    rustix::mount::mount(
-        c"overlay",
-        &target,
-        c"overlay",
-        MountFlags::NODEV | MountFlags::NOSUID,
-        Some(CString::new(options).map_err(|_| Errno::INVAL).step(Step::Overlay)?.as_c_str()),
-    )
+    ))
+    .map_err(|_| Errno::INVAL)
     .step(Step::Overlay)?;
-    rustix::fs::openat(
-        CWD,
-        target,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .step(Step::Overlay)
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    let mount = |target: &CStr| {
+        rustix::mount::mount(c"overlay", target, c"overlay", flags, Some(options.as_c_str()))
+    };
+    if number == 0 {
+        rustix::fs::mkdirat(CWD, ROOT, Mode::from_raw_mode(0o755)).step(Step::Overlay)?;
+        return mount(ROOT).step(Step::Overlay);
+    }
+    directory_in_root(overlay.at, Step::Overlay)?;
+    let mut target = ROOT.to_bytes().to_vec();
+    for component in overlay.at.iter() {
+        target.push(b'/');
+        target.extend(component.strip_suffix(b"\0").unwrap_or(component));
+    }
+    let target = CString::new(target).map_err(|_| Errno::INVAL).step(Step::Overlay)?;
+    mount(&target).step(Step::Overlay)
 }

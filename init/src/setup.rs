@@ -90,11 +90,10 @@ pub(crate) fn run(
     }
 
     // 4. The file system: layers, /proc, /dev; then the host's root is let go.
-    let root = mounts::assemble(setup, descriptors)?;
-    let blank = mounts::Blank::new().step(Step::Mask)?;
-    proc_and_dev::mount_proc(&root, &blank, setup.masked, setup.read_only)?;
-    proc_and_dev::make_dev(&root, setup.identities)?;
-    mounts::pivot(&root).step(Step::Pivot)?;
+    mounts::assemble(setup, descriptors)?;
+    proc_and_dev::mount_proc(setup.masked, setup.read_only)?;
+    proc_and_dev::make_dev(setup.identities)?;
+    mounts::pivot().step(Step::Pivot)?;
 
     // 5. init's own limit of descriptors: one for each job.
     let files = rustix::process::getrlimit(Resource::Nofile);

@@ -8,7 +8,7 @@ use core::arch::asm;
 use core::ffi::CStr;
 use core::ptr;
 
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
 
 use adl_protocol::{Exit, Status, Usage};
@@ -24,7 +24,6 @@ mod nr {
     pub(super) const SIGNALFD4: usize = 289;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLOSE_RANGE: usize = 436;
-    pub(super) const MOUNT_SETATTR: usize = 442;
 }
 
 const SIGCHLD: usize = 17;
@@ -224,45 +223,6 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     // SAFETY: takes no pointer, and closes nothing now.
     unsafe {
         syscall(nr::CLOSE_RANGE, first as usize, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0)
-    }
-    .map(drop)
-}
-
-/// Attributes of a mount (`mount_setattr(2)`).
-#[derive(Clone, Copy)]
-pub struct MountAttributes(pub u64);
-
-impl MountAttributes {
-    /// `MOUNT_ATTR_RDONLY`
-    pub const READ_ONLY: Self = Self(0x1);
-    /// `MOUNT_ATTR_NOSUID`
-    pub const NO_SUID: Self = Self(0x2);
-    /// `MOUNT_ATTR_NODEV`
-    pub const NO_DEV: Self = Self(0x4);
-    /// `MOUNT_ATTR_NOEXEC`
-    pub const NO_EXEC: Self = Self(0x8);
-}
-
-/// Adds attributes to the mount that `mount` is the root of, and, with `recursive`, to all
-/// below it (Linux 5.12).
-pub fn mount_setattr(mount: impl AsFd, attributes: &[MountAttributes], recursive: bool) -> Result<()> {
-    const AT_EMPTY_PATH: usize = 0x1000;
-    const AT_RECURSIVE: usize = 0x8000;
-    let set = attributes.iter().fold(0, |set, attribute| set | attribute.0);
-    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
-    let attributes = [set, 0_u64, 0, 0];
-    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty string, and `attributes` a struct mount_attr of the size that
-    // is said; both outlive the call.
-    unsafe {
-        syscall(
-            nr::MOUNT_SETATTR,
-            mount.as_fd().as_raw_fd() as usize,
-            c"".as_ptr() as usize,
-            flags,
-            attributes.as_ptr() as usize,
-            size_of_val(&attributes),
-        )
     }
     .map(drop)
 }

@@ -27,8 +27,8 @@ impl Capabilities {
 
     /// The set with `capability` in it.
     #[must_use]
-    pub fn with(self, capability: Capability) -> Self {
-        Self(self.0 | capability.bitmask())
+    pub const fn with(self, capability: Capability) -> Self {
+        Self(self.0 | 1 << capability as u8)
     }
 
     /// The set with `capability` not in it.

@@ -14,6 +14,7 @@ use adl_protocol::{
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
+use crate::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
 use crate::error::{Error, Result};
 use crate::ids::{self, IdRange};
@@ -33,6 +34,19 @@ const MASKED: &[u8] = b"acpi\0asound\0interrupts\0kcore\0keys\0kmsg\0latency_sta
 /// Parts of `/proc` that can be read but not written.
 const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
 
+/// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
+const FOR_SETUP: Capabilities = Capabilities::NONE
+    .with(Capability::CAP_CHOWN)
+    .with(Capability::CAP_DAC_OVERRIDE)
+    .with(Capability::CAP_FOWNER)
+    .with(Capability::CAP_KILL)
+    .with(Capability::CAP_NET_ADMIN)
+    .with(Capability::CAP_SETGID)
+    .with(Capability::CAP_SETPCAP)
+    .with(Capability::CAP_SETUID)
+    .with(Capability::CAP_SYS_ADMIN)
+    .with(Capability::CAP_SYS_RESOURCE);
+
 /// What a sandbox is built from, checked and opened.
 pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
@@ -47,15 +61,16 @@ pub(crate) struct Plan<'a> {
 ///
 /// A user without privilege maps their own ids, from inside; `privileged` says that the host
 /// will map others.
-pub(crate) fn start(network: Network, privileged: bool) -> Result<(Process, OwnedFd)> {
+pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, OwnedFd)> {
     let (ours, theirs) = wire::socket_pair()?;
-    let namespaces = match network {
+    let namespaces = match config.network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,
     };
     let maps = (!privileged).then(OwnIdMaps::of_caller);
     let init = init_binary::memfd()?;
-    let process = sys::spawn_in_namespaces(namespaces, init, theirs.as_fd(), maps)
+    let capabilities = config.capabilities.union(FOR_SETUP).bits();
+    let process = sys::spawn_in_namespaces(namespaces, init, theirs.as_fd(), maps, capabilities)
         .map_err(|error| namespaces_refused(&error))?;
     Ok((process, ours))
 }

@@ -95,7 +95,7 @@ impl Sandbox {
         let started = (|| {
             let ids =
                 if nix::unistd::geteuid().is_root() { Some(IdRange::take()?) } else { None };
-            let (init, control) = launch::start(config.network, ids.is_some())?;
+            let (init, control) = launch::start(config, ids.is_some())?;
             Ok((ids, init, control))
         })();
         match started {

@@ -43,6 +43,7 @@ struct Launch {
     executable: RawFd,
     control: RawFd,
     maps: Option<OwnIdMaps>,
+    capabilities: u64,
     errno: AtomicI32,
 }
 
@@ -90,7 +91,7 @@ impl OwnIdMaps {
 }
 
 /// Runs `executable` in new namespaces, with `control` as its descriptor 0 and no other, an empty
-/// argument list and environment, and every capability of its user namespace.
+/// argument list and environment, and `capabilities` (bit `n` is number `n`) in its user namespace.
 ///
 /// The child shares the caller's memory and holds up the calling thread alone until its
 /// `execve`, so it costs the same whatever the caller's size, and other threads go on. Between
@@ -103,6 +104,7 @@ pub(crate) fn spawn_in_namespaces(
     executable: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
     maps: Option<OwnIdMaps>,
+    capabilities: u64,
 ) -> io::Result<Process> {
     const STACK: usize = 32 << 10;
     // u128: aligned as a stack must be.
@@ -111,6 +113,7 @@ pub(crate) fn spawn_in_namespaces(
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
         maps,
+        capabilities,
         errno: AtomicI32::new(0),
     };
     let mut pidfd: RawFd = -1;
@@ -154,7 +157,6 @@ pub(crate) fn spawn_in_namespaces(
 /// The child. It shares memory with a program of many threads that run on: system calls only.
 extern "C" fn become_init(launch: *mut c_void) -> c_int {
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-    const LAST_POSSIBLE: libc::c_ulong = 63;
     const NONE: libc::c_ulong = 0;
     // SAFETY: the caller of clone passes a `Launch`, and keeps it until this has ended.
     let launch = unsafe { &*launch.cast::<Launch>() };
@@ -178,11 +180,13 @@ extern "C" fn become_init(launch: *mut c_void) -> c_int {
             *inheritable_high = *permitted_high;
             libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr());
         }
-        for capability in 0..=LAST_POSSIBLE {
+        let mut rest = launch.capabilities;
+        while rest != 0 {
+            let capability = libc::c_ulong::from(rest.trailing_zeros());
             let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
-            if libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, raise, capability, NONE, NONE) != 0 {
-                break;
-            }
+            // EINVAL, for one that this kernel does not know, is no loss.
+            libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, raise, capability, NONE, NONE);
+            rest &= rest - 1;
         }
         // 3. The control socket is descriptor 0; all else is closed by the exec, also what the
         //    calling program left inheritable.
