@@ -117,11 +117,9 @@ pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> R
         return Err(Error::invalid("image", "too many layers"));
     }
 
-    let filters = match plan.config.seccomp {
-        config::Seccomp::Unconfined => Vec::new(),
-        config::Seccomp::Default => seccomp::default_filters(plan.config.capabilities.bits())
-            .map_err(|error| Error::invalid("seccomp", error.to_string()))?
-            .0,
+    let filters: &[Vec<u8>] = match plan.config.seccomp {
+        config::Seccomp::Unconfined => &[],
+        config::Seccomp::Default => seccomp::default_filters()?,
     };
     let setup = Setup {
         version: VERSION,

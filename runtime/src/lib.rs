@@ -26,6 +26,17 @@
 //! The library changes nothing of the process that uses it: no signal handler, no umask, no
 //! working directory. It needs Linux 5.19 or later on x86_64.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        reason = "a test fails by panicking"
+    )
+)]
+
 mod capabilities;
 mod child;
 mod collect;

@@ -1,0 +1,120 @@
+//! Rules on the arguments of calls that are harmless with some and not with others.
+//!
+//! A rule says what is refused. Arguments that the kernel takes as 32 bits are compared on their
+//! low half alone: to compare all 64 is to let anything pass that has a bit set above.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+/// Namespaces, as flags of `clone(2)` and `unshare(2)`. CLONE_NEWTIME is for unshare alone: the
+/// bit is a part of the exit signal in clone.
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+const CLONE_NEWTIME: i32 = 0x80;
+
+/// Families of sockets that programs use; of the others, each has been a way into the kernel.
+const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// Protocols of AF_INET and AF_INET6: whatever the type implies, and with CAP_NET_RAW, raw ones.
+const PROTOCOLS: [i32; 6] = [
+    0,
+    libc::IPPROTO_ICMP,
+    libc::IPPROTO_TCP,
+    libc::IPPROTO_UDP,
+    libc::IPPROTO_ICMPV6,
+    libc::IPPROTO_RAW,
+];
+
+/// The mask of a socket's type, without its flags, and the type that turns AF_INET into
+/// AF_PACKET.
+const SOCKET_TYPE: u64 = 0xf;
+const SOCK_PACKET: u64 = 10;
+
+/// Input into the terminal of someone else, and into the console.
+const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
+
+/// Linux, with or without an old version's number, fixed addresses or both; and the question
+/// which it is. Others switch protections of memory off.
+const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Compiles all rules; what they match fails with EPERM.
+pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut refuse = |call, conditions: Vec<SeccompCondition>| {
+        let rule = SeccompRule::new(conditions)?;
+        rules.entry(call).or_default().push(rule);
+        Ok::<(), BackendError>(())
+    };
+    for flag in NAMESPACES.map(value) {
+        refuse(libc::SYS_clone, vec![masked(0, flag, flag)?])?;
+        refuse(libc::SYS_unshare, vec![masked(0, flag, flag)?])?;
+    }
+    let time = value(CLONE_NEWTIME);
+    refuse(libc::SYS_unshare, vec![masked(0, time, time)?])?;
+
+    refuse(libc::SYS_socket, none_of(0, FAMILIES.map(value))?)?;
+    refuse(libc::SYS_socket, vec![masked(1, SOCKET_TYPE, SOCK_PACKET)?])?;
+    refuse(libc::SYS_socket, vec![is(0, value(libc::AF_NETLINK))?, is_not(2, 0)?])?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut conditions = vec![is(0, value(family))?];
+        conditions.extend(none_of(2, PROTOCOLS.map(value))?);
+        refuse(libc::SYS_socket, conditions)?;
+    }
+    refuse(libc::SYS_socketpair, vec![is_not(0, value(libc::AF_UNIX))?])?;
+
+    for request in TERMINAL_INPUT {
+        refuse(libc::SYS_ioctl, vec![is(1, request)?])?;
+    }
+    refuse(libc::SYS_prlimit64, vec![is_not(0, 0)?])?;
+    refuse(libc::SYS_personality, none_of(0, PERSONALITIES)?)?;
+
+    let errno = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
+    let program = BpfProgram::try_from(filter)?;
+    Ok(program
+        .iter()
+        .flat_map(|instruction| {
+            let [code_0, code_1] = instruction.code.to_ne_bytes();
+            let [k_0, k_1, k_2, k_3] = instruction.k.to_ne_bytes();
+            [code_0, code_1, instruction.jt, instruction.jf, k_0, k_1, k_2, k_3]
+        })
+        .collect())
+}
+
+type Condition = Result<SeccompCondition, BackendError>;
+
+fn is(argument: u8, value: u64) -> Condition {
+    SeccompCondition::new(argument, Dword, SeccompCmpOp::Eq, value)
+}
+
+fn is_not(argument: u8, value: u64) -> Condition {
+    SeccompCondition::new(argument, Dword, SeccompCmpOp::Ne, value)
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> Condition {
+    SeccompCondition::new(argument, Dword, SeccompCmpOp::MaskedEq(mask), value)
+}
+
+/// All of these hold together: the argument is none of the values.
+fn none_of<const N: usize>(
+    argument: u8,
+    values: [u64; N],
+) -> Result<Vec<SeccompCondition>, BackendError> {
+    values.into_iter().map(|value| is_not(argument, value)).collect()
+}
+
+/// A constant of C as the kernel sees it in 32 bits.
+fn value(constant: i32) -> u64 {
+    u64::from(constant.cast_unsigned())
+}

@@ -1,0 +1,198 @@
+//! The system call filters, compiled on the host and installed by init.
+//!
+//! Two programs, because how a filter is shaped decides what creating a sandbox costs. At install
+//! the kernel runs it once for each system call number; a chain of comparisons, one for each call
+//! of an allow-list, takes longer than all the rest of create. So the verdict on the number is a
+//! balanced tree over ranges of numbers ([`tree`]), and the few calls on whose arguments it
+//! depends are a second, short program, compiled by seccompiler ([`arguments`]). The kernel runs
+//! both on each call and takes the stricter verdict.
+
+mod arguments;
+mod table;
+mod tree;
+
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+
+/// What becomes of a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It is made.
+    Allow,
+    /// It is made if its arguments are harmless, else it fails with EPERM.
+    Check,
+    /// It fails with EPERM.
+    Deny,
+    /// It fails with ENOSYS, as on a kernel that does not have it.
+    Missing,
+}
+
+/// The programs of the default policy in the order of their install, each an array of
+/// `struct sock_filter`. Compiled once in a process.
+pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
+    static FILTERS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    if let Some(filters) = FILTERS.get() {
+        return Ok(filters);
+    }
+    let arguments = arguments::compile().map_err(|error| {
+        Error::invalid("system call policy", error.to_string())
+    })?;
+    Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Verdict::{Allow, Check, Deny, Missing};
+    use super::{default_filters, table::TABLE, tree};
+
+    const X86_64: u32 = 0xC000_003E;
+    const I386: u32 = 0x4000_0003;
+    const ALLOW: u32 = 0x7fff_0000;
+    const KILL: u32 = 0x8000_0000;
+    const EPERM: u32 = 0x0005_0000 | libc::EPERM as u32;
+    const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+
+    /// Runs a program as the kernel would: the few instructions that filters consist of.
+    fn run(program: &[u8], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let mut data = Vec::new();
+        data.extend(number.to_ne_bytes());
+        data.extend(arch.to_ne_bytes());
+        data.extend([0; 8]);
+        data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
+        let word = |at: u32| {
+            let at = at as usize;
+            u32::from_ne_bytes(data[at..at + 4].try_into().unwrap())
+        };
+        let (mut accumulator, mut at) = (0_u32, 0_usize);
+        loop {
+            let code = u16::from_ne_bytes(program[at * 8..at * 8 + 2].try_into().unwrap());
+            let (jt, jf) = (program[at * 8 + 2], program[at * 8 + 3]);
+            let k = u32::from_ne_bytes(program[at * 8 + 4..at * 8 + 8].try_into().unwrap());
+            let jump = |condition: bool| usize::from(if condition { jt } else { jf });
+            at += 1;
+            match code {
+                0x20 => accumulator = word(k),
+                0x54 => accumulator &= k,
+                0x05 => at += k as usize,
+                0x15 => at += jump(accumulator == k),
+                0x25 => at += jump(accumulator > k),
+                0x35 => at += jump(accumulator >= k),
+                0x06 => return k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    /// The stricter of both verdicts: the kernel takes the smaller action.
+    fn verdict(arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let filters = default_filters().unwrap();
+        let verdicts = filters.iter().map(|program| run(program, arch, number, arguments));
+        verdicts.min_by_key(|verdict| (verdict & 0xffff_0000) as i32).unwrap()
+    }
+
+    fn number(name: &str) -> u32 {
+        TABLE.iter().find(|row| row.1 == name).unwrap().0
+    }
+
+    fn call(name: &str, arguments: &[u64]) -> u32 {
+        let mut all = [0; 6];
+        all[..arguments.len()].copy_from_slice(arguments);
+        verdict(X86_64, number(name), all)
+    }
+
+    #[test]
+    fn the_table_is_sorted_and_names_each_call_once() {
+        assert!(TABLE.windows(2).all(|rows| rows[0].0 < rows[1].0));
+        let names: std::collections::BTreeSet<_> = TABLE.iter().map(|row| row.1).collect();
+        assert_eq!(names.len(), TABLE.len());
+    }
+
+    #[test]
+    fn each_number_gets_the_verdict_of_the_table() {
+        let program = tree::compile(TABLE);
+        for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
+            let row = TABLE.iter().find(|row| row.0 == number);
+            let expected = match row.map_or(Missing, |row| row.2) {
+                Allow | Check => ALLOW,
+                Deny => EPERM,
+                Missing => ENOSYS,
+            };
+            assert_eq!(run(&program, X86_64, number, [0; 6]), expected, "{number} {row:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_architecture_is_killed_and_x32_is_missing() {
+        for number in [0, 1, 60, 102, 400] {
+            assert_eq!(verdict(I386, number, [0; 6]), KILL);
+            assert_eq!(verdict(X86_64, 0x4000_0000 | number, [0; 6]), ENOSYS);
+        }
+    }
+
+    #[test]
+    fn new_namespaces_are_refused_and_threads_are_not() {
+        const THREAD: u64 = 0x003d_0f00;
+        for flag in [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+            assert_eq!(call("clone", &[flag | THREAD]), EPERM, "{flag:#x}");
+            assert_eq!(call("unshare", &[flag]), EPERM, "{flag:#x}");
+        }
+        assert_eq!(call("unshare", &[0x80]), EPERM);
+        assert_eq!(call("unshare", &[0x400]), ALLOW);
+        assert_eq!(call("clone", &[THREAD]), ALLOW);
+        assert_eq!(call("clone", &[17]), ALLOW);
+        assert_eq!(call("clone3", &[]), ENOSYS);
+    }
+
+    #[test]
+    fn only_the_families_and_protocols_of_ordinary_programs_have_sockets() {
+        for family in (0..64).filter(|family| ![1, 2, 10, 16].contains(family)) {
+            assert_eq!(call("socket", &[family, 1, 0]), EPERM, "{family}");
+            assert_eq!(call("socketpair", &[family, 1, 0]), EPERM, "{family}");
+        }
+        for family in [1, 2, 10, 16] {
+            assert_eq!(call("socket", &[family, 1 | 0o2_000_000, 0]), ALLOW, "{family}");
+            // The kernel looks at the low half only, and so does the filter.
+            assert_eq!(call("socket", &[family | 1 << 32, 1, 0]), ALLOW, "{family}");
+        }
+        assert_eq!(call("socket", &[38 | 1 << 32, 5, 0]), EPERM);
+        assert_eq!(call("socket", &[16, 3, 12]), EPERM);
+        for protocol in [33, 132, 136, 256, 262] {
+            assert_eq!(call("socket", &[2, 1, protocol]), EPERM, "{protocol}");
+            assert_eq!(call("socket", &[10, 1, protocol]), EPERM, "{protocol}");
+        }
+        assert_eq!(call("socket", &[2, 2, 17]), ALLOW);
+        assert_eq!(call("socket", &[2, 3, 1]), ALLOW);
+        // SOCK_PACKET makes a packet socket out of AF_INET.
+        assert_eq!(call("socket", &[2, 10, 0]), EPERM);
+        assert_eq!(call("socket", &[2, 10 | 0o2_000_000, 0]), EPERM);
+        assert_eq!(call("socketpair", &[1, 1, 0]), ALLOW);
+    }
+
+    #[test]
+    fn terminals_take_no_input_from_inside() {
+        for request in [0x5412, 0x541c] {
+            assert_eq!(call("ioctl", &[0, request]), EPERM);
+            assert_eq!(call("ioctl", &[0, request | 1 << 32]), EPERM);
+        }
+        assert_eq!(call("ioctl", &[0, 0x5401]), ALLOW);
+        assert_eq!(call("ioctl", &[0, 0x5413]), ALLOW);
+    }
+
+    #[test]
+    fn limits_are_changed_of_oneself_only() {
+        assert_eq!(call("prlimit64", &[0, 7]), ALLOW);
+        assert_eq!(call("prlimit64", &[1, 7]), EPERM);
+        assert_eq!(call("prlimit64", &[1 << 32, 7]), ALLOW);
+    }
+
+    #[test]
+    fn personalities_that_weaken_are_refused() {
+        for persona in [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
+            assert_eq!(call("personality", &[persona]), ALLOW, "{persona:#x}");
+        }
+        for persona in [0x4_0000, 0x10_0000, 0x40_0000, 1] {
+            assert_eq!(call("personality", &[persona]), EPERM, "{persona:#x}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Verdicts by number, as a balanced tree over ranges of numbers.
+
+use super::Verdict;
+
+/// `AUDIT_ARCH_X86_64`
+const ARCHITECTURE: u32 = 0xC000_003E;
+
+const RETURN_ALLOW: u32 = 0x7fff_0000;
+const RETURN_KILL_PROCESS: u32 = 0x8000_0000;
+const RETURN_ERRNO: u32 = 0x0005_0000;
+
+/// One instruction of classic BPF (`struct sock_filter`).
+#[derive(Debug, Clone, Copy)]
+struct Instruction {
+    code: u16,
+    jump_true: u8,
+    jump_false: u8,
+    k: u32,
+}
+
+impl Instruction {
+    /// Loads a word of `struct seccomp_data`.
+    const fn load(offset: u32) -> Self {
+        Self { code: 0x20, jump_true: 0, jump_false: 0, k: offset }
+    }
+
+    /// Goes on `jump_true` instructions further if the word equals `k`.
+    const fn if_equal(k: u32, jump_true: u8) -> Self {
+        Self { code: 0x15, jump_true, jump_false: 0, k }
+    }
+
+    /// Skips instructions by whether the word is at least `k`.
+    const fn if_at_least(k: u32, jump_true: u8, jump_false: u8) -> Self {
+        Self { code: 0x35, jump_true, jump_false, k }
+    }
+
+    /// Skips `count` instructions.
+    const fn skip(count: u32) -> Self {
+        Self { code: 0x05, jump_true: 0, jump_false: 0, k: count }
+    }
+
+    const fn ret(action: u32) -> Self {
+        Self { code: 0x06, jump_true: 0, jump_false: 0, k: action }
+    }
+
+    fn bytes(self) -> [u8; 8] {
+        let [code_0, code_1] = self.code.to_ne_bytes();
+        let [k_0, k_1, k_2, k_3] = self.k.to_ne_bytes();
+        [code_0, code_1, self.jump_true, self.jump_false, k_0, k_1, k_2, k_3]
+    }
+}
+
+/// Numbers from `first` up to the next range's first, and what they return.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    first: u32,
+    action: u32,
+}
+
+/// Compiles a table that is sorted by number; numbers that are not in it are missing.
+pub(super) fn compile(table: &[(u32, &str, Verdict)]) -> Vec<u8> {
+    const OFFSET_OF_NUMBER: u32 = 0;
+    const OFFSET_OF_ARCHITECTURE: u32 = 4;
+    let mut program = vec![
+        // First: the numbers below are those of one architecture.
+        Instruction::load(OFFSET_OF_ARCHITECTURE),
+        Instruction::if_equal(ARCHITECTURE, 1),
+        Instruction::ret(RETURN_KILL_PROCESS),
+        Instruction::load(OFFSET_OF_NUMBER),
+    ];
+    program.extend(subtree(&ranges(table)));
+    program.into_iter().flat_map(Instruction::bytes).collect()
+}
+
+/// Neighbours with the same verdict become one range, and gaps ranges of their own. The last one
+/// has no end, so it holds the numbers of x32, which have bit 30 set.
+fn ranges(table: &[(u32, &str, Verdict)]) -> Vec<Range> {
+    let missing = action(Verdict::Missing);
+    let mut ranges: Vec<Range> = Vec::new();
+    let mut add = |first, action| {
+        if ranges.last().is_none_or(|last| last.action != action) {
+            ranges.push(Range { first, action });
+        }
+    };
+    let mut next = 0;
+    for (number, _, verdict) in table {
+        if *number != next {
+            add(next, missing);
+        }
+        add(*number, action(*verdict));
+        next = number + 1;
+    }
+    add(next, missing);
+    ranges
+}
+
+fn action(verdict: Verdict) -> u32 {
+    let errno = |errno: i32| RETURN_ERRNO | errno.unsigned_abs();
+    match verdict {
+        Verdict::Allow | Verdict::Check => RETURN_ALLOW,
+        Verdict::Deny => errno(libc::EPERM),
+        Verdict::Missing => errno(libc::ENOSYS),
+    }
+}
+
+fn subtree(ranges: &[Range]) -> Vec<Instruction> {
+    let (lower, upper) = ranges.split_at(ranges.len() / 2);
+    let Some(middle) = upper.first() else {
+        // Not reached: a table has at least the range of what is missing.
+        return vec![Instruction::ret(RETURN_KILL_PROCESS)];
+    };
+    if lower.is_empty() {
+        return vec![Instruction::ret(middle.action)];
+    }
+    let (lower, upper) = (subtree(lower), subtree(upper));
+    let mut program = match u8::try_from(lower.len()) {
+        Ok(distance) => vec![Instruction::if_at_least(middle.first, distance, 0)],
+        // A condition jumps over 255 instructions at most.
+        Err(_) => vec![
+            Instruction::if_at_least(middle.first, 0, 1),
+            Instruction::skip(u32::try_from(lower.len()).unwrap_or(u32::MAX)),
+        ],
+    };
+    program.extend(lower);
+    program.extend(upper);
+    program
+}
