@@ -14,7 +14,7 @@ use rustix::process::{DumpableBehavior, Resource};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::receive::send_frame;
-use crate::setup::JobDefaults;
+use crate::setup::{DEFAULT_UMASK, JobDefaults};
 use crate::sys;
 
 /// The status of a process that could not become its program. No one sees it: the host has been
@@ -88,7 +88,9 @@ fn start(
 
     // 3. What execve passes on: signals, umask, limits, niceness.
     sys::unblock_signals().stage(Stage::Session)?;
-    rustix::process::umask(Mode::from_raw_mode(spawn.umask));
+    if spawn.umask != DEFAULT_UMASK {
+        rustix::process::umask(Mode::from_raw_mode(spawn.umask));
+    }
     for limit in &spawn.rlimits {
         set_limit(limit).stage(Stage::Rlimit)?;
     }
@@ -161,6 +163,8 @@ fn take_identity(identity: &Identity, identities: Identities) -> rustix::io::Res
         return Err(Errno::INVAL);
     }
     match identities {
+        // init has none itself.
+        Identities::Range if groups.is_empty() => {}
         Identities::Range => {
             let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
             rustix::thread::set_thread_groups(&groups)?;

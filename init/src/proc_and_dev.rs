@@ -20,10 +20,8 @@ pub(crate) fn mount_proc(masked: Strings<'_>, read_only: Strings<'_>) -> Result<
 
     make_blanks().step(Step::Mask)?;
     for name in masked.iter() {
-        on_part(PROC, name, |path| match rustix::mount::mount_bind(BLANK_FILE, path) {
-            Err(Errno::NOTDIR) => rustix::mount::mount_bind(BLANK_DIRECTORY, path),
-            done => done,
-        })?;
+        let blank = if name.ends_with(b"/\0") { BLANK_DIRECTORY } else { BLANK_FILE };
+        on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
     }
     for name in read_only.iter() {
         on_part(PROC, name, |path| {

@@ -12,8 +12,9 @@ use rustix::net::{
 };
 use serde::Serialize;
 
-/// How much is asked for at once, in bytes: most requests come whole in one read.
-const CHUNK: usize = 16 << 10;
+/// How much is asked for at once, in bytes: most requests come whole in one read, and each page
+/// of the stack that is written costs a fault after a fork.
+const CHUNK: usize = 2 << 10;
 
 /// The reading side of the control socket.
 pub(crate) struct Receiver {

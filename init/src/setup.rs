@@ -30,6 +30,9 @@ pub(crate) struct JobDefaults {
     pub(crate) identities: Identities,
 }
 
+/// The umask of init, and of jobs that ask for no other.
+pub(crate) const DEFAULT_UMASK: u32 = 0o022;
+
 /// A step that failed, and what it was done to.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -79,6 +82,8 @@ pub(crate) fn run(
     // 1. Signals: nothing that the host left ignored or blocked reaches a job.
     sys::reset_signals().step(Step::Protocol)?;
     let child_signals = sys::child_signals().step(Step::Protocol)?;
+    // What is made below has the mode that it is made with.
+    rustix::process::umask(Mode::empty());
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -95,7 +100,8 @@ pub(crate) fn run(
     proc_and_dev::make_dev(setup.identities)?;
     mounts::pivot().step(Step::Pivot)?;
 
-    // 5. init's own limit of descriptors: one for each job.
+    // 5. What jobs inherit, and init's own limit of descriptors: one for each job.
+    rustix::process::umask(Mode::from_raw_mode(DEFAULT_UMASK));
     let files = rustix::process::getrlimit(Resource::Nofile);
     let files = Rlimit { current: files.maximum, maximum: files.maximum };
     rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;

@@ -27,7 +27,7 @@ pub struct Setup<'a> {
     /// The file systems to assemble; the first is the root, the others lie on top of it.
     #[serde(borrow)]
     pub overlays: Vec<Overlay<'a>>,
-    /// Paths below `/proc` that are covered, so that they can't be read.
+    /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
     /// Paths below `/proc` that are made read-only.

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::ids::IdRange;
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
+use crate::remove::remove_later;
 use crate::state::{SandboxDirectory, State};
 use crate::sys::{self, Process};
 use crate::wire::{self, Deadline};
@@ -141,8 +142,9 @@ impl Sandbox {
         command
     }
 
-    /// Ends all its processes and removes all that it had. Dropping does the same, but can't tell
-    /// what went wrong.
+    /// Ends all its processes and gives back all that it had. What it has written to disk is
+    /// removed soon after; see [`crate::finish_removals`]. Dropping does the same, but can't tell what
+    /// went wrong.
     ///
     /// # Errors
     /// [`Error::TimedOut`] if the kernel could not end a process, as when it waits for a device
@@ -177,7 +179,7 @@ impl Sandbox {
             return Err(error);
         }
         match self.directory.take() {
-            Some(directory) => directory.remove(),
+            Some(directory) => remove_later(directory),
             None => Ok(()),
         }
     }

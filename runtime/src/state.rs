@@ -7,20 +7,19 @@
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 
 use crate::error::{Error, Result};
+use crate::remove::{entries, remove_contents, remove_empty};
+use crate::sandbox::unique_number;
 
-const DIRECTORY: OFlag =
+pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
 /// Removes what sandboxes left on disk whose owner has ended, and returns their names.
@@ -131,7 +130,7 @@ impl State {
     }
 }
 
-/// The directory of one sandbox, removed with all that is in it when this is dropped.
+/// The directory of one sandbox.
 #[derive(Debug)]
 pub(crate) struct SandboxDirectory {
     path: PathBuf,
@@ -159,86 +158,17 @@ impl SandboxDirectory {
         remove_empty(self.parent.as_fd(), OsStr::new(&self.name))
             .map_err(Error::at("remove", &self.path))
     }
-}
 
-/// Removes all below `root`, which no one else changes any more.
-///
-/// Neither recursive nor with a descriptor for each level, since a guest chooses the depth: a
-/// directory that is not empty is moved up to `root` first, under a number, and its turn comes.
-fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
-    // What an earlier removal had moved when it was interrupted.
-    let mut waiting: Vec<u64> = entries(root)?.iter().filter_map(|name| number_of(name)).collect();
-    let mut next = waiting.iter().max().map_or(0, |last| last + 1);
-    remove_entries(root, root, &mut waiting, &mut next)?;
-    while let Some(number) = waiting.pop() {
-        let name = moved_name(number);
-        let directory = openat(root, name.as_str(), DIRECTORY, Mode::empty())?;
-        remove_entries(directory.as_fd(), root, &mut waiting, &mut next)?;
-        remove_empty(root, OsStr::new(&name))?;
+    /// Gives its name free. The lock stays, as does what is in it.
+    pub(crate) fn move_aside(&mut self) -> Result<()> {
+        // No sandbox has a name with a dot in front.
+        let name = format!(".removing-{}-{}", std::process::id(), unique_number());
+        renameat(&self.parent, self.name.as_str(), &self.parent, name.as_str())
+            .map_err(Error::at("rename", &self.path))?;
+        self.path.set_file_name(&name);
+        self.name = name;
+        Ok(())
     }
-    Ok(())
-}
-
-fn remove_entries(
-    directory: BorrowedFd<'_>,
-    root: BorrowedFd<'_>,
-    waiting: &mut Vec<u64>,
-    next: &mut u64,
-) -> io::Result<()> {
-    let in_root = directory.as_raw_fd() == root.as_raw_fd();
-    for name in entries(directory)? {
-        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            // POSIX says EPERM for a directory, Linux EISDIR.
-            Err(Errno::EISDIR | Errno::EPERM) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        // To move a directory is to write its "..", and to empty it is to read it; a guest, or
-        // overlayfs, may have left it without those rights.
-        fchmodat(directory, name.as_os_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
-        if in_root && number_of(&name).is_some() {
-            continue;
-        }
-        let to = moved_name(*next);
-        nix::fcntl::renameat(directory, name.as_os_str(), root, to.as_str())?;
-        waiting.push(*next);
-        *next += 1;
-    }
-    Ok(())
-}
-
-/// Not the name of anything that adl makes in a sandbox's directory.
-fn moved_name(number: u64) -> String {
-    format!("removing-{number}")
-}
-
-fn number_of(name: &OsStr) -> Option<u64> {
-    name.to_str()?.strip_prefix("removing-")?.parse().ok()
-}
-
-fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// The names in a directory, read to the end before any is used, since removal changes the order.
-fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::OsString>> {
-    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in directory.iter() {
-        let name = entry?.file_name().to_bytes().to_owned();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(&name).to_owned());
-        }
-    }
-    Ok(names)
 }
 
 fn default_path() -> PathBuf {

@@ -136,6 +136,8 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
         delete.measure(|| sandbox.delete())?;
     }
 
+    adl_runtime::finish_removals();
+
     let mut rows = BTreeMap::from([("create", create.row(None)), ("delete", delete.row(None))]);
     for (name, times) in &inside {
         rows.insert(name, times.row(on_host.get(name)));

@@ -65,6 +65,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
         }
     };
     sandbox.delete()?;
+    adl_runtime::finish_removals();
     Ok(ExitCode::from(code))
 }
 

@@ -1,0 +1,174 @@
+//! Removal of what sandboxes leave on disk, by a thread beside the callers.
+//!
+//! How long it takes is up to the guest: it may have made a million files. So it is no part of
+//! the time of a delete. The thread starts with the first removal of a process and is bounded: a
+//! caller that is too far ahead of it removes for itself.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::openat;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::error::Result;
+use crate::owner::Owner;
+use crate::state::{DIRECTORY, SandboxDirectory};
+
+/// How many removals may wait before callers do their own: what a burst of deletes leaves, and no
+/// more disk than that.
+const BACKLOG: usize = 64;
+
+enum Job {
+    Remove(SandboxDirectory),
+    /// Say when all before it is done.
+    Tell(SyncSender<()>),
+}
+
+/// The way to the thread, and the process that it belongs to: a fork has no threads.
+static REMOVER: Mutex<Option<(Owner, SyncSender<Job>)>> = Mutex::new(None);
+
+/// Removes a sandbox's directory soon, and gives its name free now.
+pub(crate) fn remove_later(mut directory: SandboxDirectory) -> Result<()> {
+    directory.move_aside()?;
+    let Some(sender) = sender() else { return directory.remove() };
+    match sender.try_send(Job::Remove(directory)) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Full(Job::Remove(directory))) => directory.remove(),
+        Err(TrySendError::Disconnected(Job::Remove(directory))) => directory.remove(),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Waits until the files of all sandboxes that this process has deleted are gone.
+///
+/// Deleting a sandbox gives back at once all but the disk space of what it has written, which a
+/// thread of this library removes. When a process ends before that is done, [`crate::collect_garbage`]
+/// of another does the rest; so a short-lived program calls this before it ends.
+pub fn finish_removals() {
+    let remover = REMOVER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some((owner, sender)) = remover
+        && owner.is_this_process()
+    {
+        let (tell, told) = sync_channel(1);
+        if sender.send(Job::Tell(tell)).is_ok() {
+            // An error: the thread has ended, and nothing more will be removed.
+            let _ = told.recv();
+        }
+    }
+}
+
+/// The way to the thread, which is started if need be; `None` if it can't be.
+fn sender() -> Option<SyncSender<Job>> {
+    let mut remover = REMOVER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((owner, sender)) = &*remover
+        && owner.is_this_process()
+    {
+        return Some(sender.clone());
+    }
+    let (sender, receiver) = sync_channel(BACKLOG);
+    std::thread::Builder::new()
+        .name("adl-remover".to_owned())
+        .spawn(move || work(&receiver))
+        .ok()?;
+    *remover = Some((Owner::this_process(), sender.clone()));
+    Some(sender)
+}
+
+fn work(jobs: &Receiver<Job>) {
+    for job in jobs {
+        match job {
+            // What can't be removed stays, without a lock once this is dropped: for `adl gc`, which
+            // tells why.
+            Job::Remove(directory) => drop(directory.remove()),
+            Job::Tell(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// Removes all below `root`, which no one else changes any more.
+///
+/// Neither recursive nor with a descriptor for each level, since a guest chooses the depth: a
+/// directory that is not empty is moved up to `root` first, under a number, and its turn comes.
+pub(crate) fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
+    // What an earlier removal had moved when it was interrupted.
+    let mut waiting: Vec<u64> = entries(root)?.iter().filter_map(|name| number_of(name)).collect();
+    let mut next = waiting.iter().max().map_or(0, |last| last + 1);
+    remove_entries(root, root, &mut waiting, &mut next)?;
+    while let Some(number) = waiting.pop() {
+        let name = moved_name(number);
+        let directory = openat(root, name.as_str(), DIRECTORY, Mode::empty())?;
+        remove_entries(directory.as_fd(), root, &mut waiting, &mut next)?;
+        remove_empty(root, OsStr::new(&name))?;
+    }
+    Ok(())
+}
+
+fn remove_entries(
+    directory: BorrowedFd<'_>,
+    root: BorrowedFd<'_>,
+    waiting: &mut Vec<u64>,
+    next: &mut u64,
+) -> io::Result<()> {
+    let in_root = directory.as_raw_fd() == root.as_raw_fd();
+    for name in entries(directory)? {
+        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => continue,
+            // POSIX says EPERM for a directory, Linux EISDIR.
+            Err(Errno::EISDIR | Errno::EPERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => continue,
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // To move a directory is to write its "..", and to empty it is to read it; a guest, or
+        // overlayfs, may have left it without those rights.
+        fchmodat(directory, name.as_os_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+        if in_root && number_of(&name).is_some() {
+            continue;
+        }
+        let to = moved_name(*next);
+        nix::fcntl::renameat(directory, name.as_os_str(), root, to.as_str())?;
+        waiting.push(*next);
+        *next += 1;
+    }
+    Ok(())
+}
+
+/// Not the name of anything that adl makes in a sandbox's directory.
+fn moved_name(number: u64) -> String {
+    format!("removing-{number}")
+}
+
+fn number_of(name: &OsStr) -> Option<u64> {
+    name.to_str()?.strip_prefix("removing-")?.parse().ok()
+}
+
+pub(crate) fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The names in a directory, read to the end before any is used, since removal changes the order.
+pub(crate) fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in directory.iter() {
+        let name = entry?.file_name().to_bytes().to_owned();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(&name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
