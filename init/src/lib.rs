@@ -47,13 +47,11 @@ pub fn run() -> i32 {
     if sys::own_pid() != 1 {
         return NOT_AN_INIT;
     }
-    let Ok(null) = setup::open_null() else {
-        return SETUP;
-    };
+    let early = setup::prepare();
     let mut receiver = Receiver::new(control);
     let init = match receiver.next() {
         Ok(Some((body, descriptors))) => match adl_protocol::codec::decode(&body) {
-            Ok(Request::Setup(request)) => setup::run(&request, descriptors, null),
+            Ok(Request::Setup(request)) => early.and_then(|early| setup::run(&request, descriptors, early)),
             _ => return PROTOCOL,
         },
         Ok(None) => return 0,

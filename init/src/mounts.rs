@@ -17,9 +17,7 @@ use adl_protocol::{Layer, Overlay, Setup, Step, Strings, Upper, limits};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, Result as IoResult};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::setup::{Failure, InStep, Result};
 
@@ -28,12 +26,6 @@ pub(crate) const ROOT: &CStr = c"m0";
 
 /// Assembles all overlays. The working directory is the scratch from here to [`pivot`].
 pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<()> {
-    // Without this, mounts of the host would go on to appear here.
-    rustix::mount::mount_change(
-        c"/",
-        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
-    )
-    .step(Step::Propagation)?;
     enter_scratch().step(Step::Scratch)?;
     attach_upper(&setup.upper, setup.overlays.len(), descriptors)?;
     for (number, overlay) in setup.overlays.iter().enumerate() {

@@ -7,6 +7,7 @@ use adl_protocol::{Identities, Setup, SetupFailure, Step, VERSION, limits};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
@@ -69,21 +70,37 @@ impl<T> InStep<T> for rustix::io::Result<T> {
     }
 }
 
-/// Builds the sandbox. Nothing of a guest runs before this has returned.
-pub(crate) fn run(
-    setup: &Setup<'_>,
-    descriptors: &mut VecDeque<OwnedFd>,
+/// What is done before the request has come, while the host maps ids and opens layers.
+pub(crate) struct Early {
+    child_signals: OwnedFd,
     null: OwnedFd,
-) -> Result<Init> {
-    if setup.version != VERSION {
-        return Err(Failure::new(Step::Protocol, Errno::PROTO));
-    }
+}
 
-    // 1. Signals: nothing that the host left ignored or blocked reaches a job.
+/// The steps that need to know nothing.
+pub(crate) fn prepare() -> Result<Early> {
+    // Before any other descriptor comes: 1 and 2 are taken by /dev/null.
+    let null = open_null().step(Step::Dev)?;
+    // Nothing that the host left ignored or blocked reaches a job.
     sys::reset_signals().step(Step::Protocol)?;
     let child_signals = sys::child_signals().step(Step::Protocol)?;
     // What is made below has the mode that it is made with.
     rustix::process::umask(Mode::empty());
+    // Without this, mounts of the host would go on to appear here.
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change(c"/", private).step(Step::Propagation)?;
+    Ok(Early { child_signals, null })
+}
+
+/// Builds the sandbox. Nothing of a guest runs before this has returned.
+pub(crate) fn run(
+    setup: &Setup<'_>,
+    descriptors: &mut VecDeque<OwnedFd>,
+    early: Early,
+) -> Result<Init> {
+    // 1. Above: prepare.
+    if setup.version != VERSION {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    }
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -115,13 +132,14 @@ pub(crate) fn run(
         sys::install_filter(filter).step(Step::Seccomp)?;
     }
 
+    let Early { child_signals, null } = early;
     let jobs = JobDefaults { null, capabilities, identities: setup.identities };
     Ok(Init { child_signals, jobs })
 }
 
 /// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
-/// one, and on another to keep. Before any descriptor has come.
-pub(crate) fn open_null() -> rustix::io::Result<OwnedFd> {
+/// one, and on another to keep.
+fn open_null() -> rustix::io::Result<OwnedFd> {
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
     let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode)

@@ -52,7 +52,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
     pub(crate) hostname: &'a str,
     pub(crate) trees: &'a [Tree],
-    pub(crate) directory: Option<&'a SandboxDirectory>,
+    pub(crate) directory: &'a SandboxDirectory,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
 }
@@ -70,13 +70,22 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     let maps = (!privileged).then(OwnIdMaps::of_caller);
     let init = init_binary::memfd()?;
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
-    let process = sys::spawn_in_namespaces(namespaces, init, theirs.as_fd(), maps, capabilities)
+    let control = theirs.as_fd();
+    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
         .map_err(|error| namespaces_refused(&error))?;
     Ok((process, ours))
 }
 
 /// Gives init its ids and its file systems, and waits until it says that all is done.
 pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
+    match try_set_up(process, control, plan) {
+        // Its end came before it was init: that tells why.
+        Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
+        done => done,
+    }
+}
+
+fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
     let deadline = Deadline::after(SETUP);
     let user_namespace = match plan.ids {
         Some(range) => {
@@ -88,14 +97,11 @@ pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> R
 
     let mut layers = LayerBuilder { user_namespace, descriptors: Vec::new() };
     let upper_source;
-    let upper = match (plan.config.upper, plan.directory) {
-        (config::Upper::Memory { size }, _) => Upper::Memory { size },
-        (config::Upper::Disk, Some(directory)) => {
-            upper_source = LayerSource::new(directory.as_fd(), directory.path());
+    let upper = match plan.config.upper {
+        config::Upper::Memory { size } => Upper::Memory { size },
+        config::Upper::Disk => {
+            upper_source = LayerSource::new(plan.directory.as_fd(), plan.directory.path());
             Upper::Disk(layers.add(&upper_source)?)
-        }
-        (config::Upper::Disk, None) => {
-            return Err(Error::invalid("upper", "no state directory"));
         }
     };
     let sources: Vec<Vec<LayerSource<'_>>> =
@@ -236,6 +242,22 @@ fn no_id_mapping(path: &Path, source: io::Error) -> Error {
             }
         }
         _ => Error::at("mount_setattr", path)(source),
+    }
+}
+
+fn launch_failed(error: &io::Error) -> Error {
+    let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "allow user namespaces in full: sysctl \
+             kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile; vm.memfd_noexec \
+             must not be 2"
+        }
+        _ => "`adl doctor` tells more",
+    };
+    Error::Unsupported {
+        what: "an init in namespaces of its own".to_owned(),
+        why: error.to_string(),
+        fix: fix.to_owned(),
     }
 }
 

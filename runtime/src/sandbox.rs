@@ -61,56 +61,42 @@ impl Sandbox {
         collect_once(config.state_directory.clone());
         let trees = config.image.open(&state, config.network)?;
 
+
+        // The order is that of what takes time: while the child becomes init, the rest is made
+        // ready. From here on, dropping `this` undoes everything.
+        let mut this = Self::start(&config)?;
         let overlays = match config.upper {
             Upper::Disk => trees.len(),
             Upper::Memory { .. } => 0,
         };
         let directory = make_directory(&state, config.name.as_deref(), overlays)?;
-        match Self::start(&config, directory) {
-            Ok(mut this) => {
-                let hostname = config.hostname.as_deref().unwrap_or(&this.name);
-                let plan = Plan {
-                    config: &config,
-                    hostname,
-                    trees: &trees,
-                    directory: this.directory.as_ref(),
-                    ids: this.ids.as_ref(),
-                };
-                let control = this.control.get_mut().unwrap_or_else(PoisonError::into_inner);
-                launch::set_up(&this.init, control, &plan)?;
-                Ok(this)
-            }
-            Err((directory, error)) => {
-                // The error that is told is the first one.
-                let _ = directory.remove();
-                Err(error)
-            }
-        }
+        directory.name().clone_into(&mut this.name);
+        let plan = Plan {
+            config: &config,
+            hostname: config.hostname.as_deref().unwrap_or(&this.name),
+            trees: &trees,
+            directory: this.directory.insert(directory),
+            ids: this.ids.as_ref(),
+        };
+        let control = this.control.get_mut().unwrap_or_else(PoisonError::into_inner);
+        launch::set_up(&this.init, control, &plan)?;
+        this.init.launched();
+        Ok(this)
     }
 
-    /// From here on, dropping the result undoes everything.
-    fn start(
-        config: &Config,
-        directory: SandboxDirectory,
-    ) -> std::result::Result<Self, (SandboxDirectory, Error)> {
-        let started = (|| {
-            let ids =
-                if nix::unistd::geteuid().is_root() { Some(IdRange::take()?) } else { None };
-            let (init, control) = launch::start(config, ids.is_some())?;
-            Ok((ids, init, control))
-        })();
-        match started {
-            Ok((ids, init, control)) => Ok(Self {
-                name: directory.name().to_owned(),
-                init,
-                control: Mutex::new(control),
-                directory: Some(directory),
-                ids,
-                owner: Owner::this_process(),
-                ended: false,
-            }),
-            Err(error) => Err((directory, error)),
-        }
+    /// Starts init. It does nothing until it is told what to set up.
+    fn start(config: &Config) -> Result<Self> {
+        let ids = if nix::unistd::geteuid().is_root() { Some(IdRange::take()?) } else { None };
+        let (init, control) = launch::start(config, ids.is_some())?;
+        Ok(Self {
+            name: String::new(),
+            init,
+            control: Mutex::new(control),
+            directory: None,
+            ids,
+            owner: Owner::this_process(),
+            ended: false,
+        })
     }
 
     /// Its name.

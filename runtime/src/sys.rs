@@ -35,19 +35,62 @@ impl Namespaces {
 pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
+    launch: Option<Launch>,
 }
 
-/// What the child of [`spawn_in_namespaces`] needs; it lives on the caller's stack, which the
-/// two share until the child's `execve`.
-struct Launch {
+impl Process {
+    /// Why the child could not execute its program, if it could not.
+    pub(crate) fn launch_error(&self) -> Option<io::Error> {
+        let errno = self.launch.as_ref()?.0.errno.load(Ordering::Acquire);
+        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
+    }
+
+    /// Gives back what the launch needed, if the child has let go of it.
+    pub(crate) fn launched(&mut self) {
+        self.launch = None;
+    }
+}
+
+/// What a child of [`spawn_in_namespaces`] uses of the caller's memory until its `execve`.
+#[derive(Debug)]
+struct Launch(Box<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     executable: RawFd,
     control: RawFd,
     maps: Option<OwnIdMaps>,
     capabilities: u64,
+    /// Why it could not execute its program; 0 until then.
     errno: AtomicI32,
+    /// Not 0 for as long as the child uses this memory: the kernel clears it when the child
+    /// executes a program or ends (CLONE_CHILD_CLEARTID).
+    in_use: AtomicI32,
+    /// u128: aligned as a stack must be.
+    stack: [u128; 1024],
+}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        if self.0.in_use.load(Ordering::Acquire) != 0 {
+            // The child runs on this stack. A leak of 16 KiB, where the kernel takes seconds to
+            // kill a process, is the better choice.
+            let unused = Box::new(Shared {
+                executable: -1,
+                control: -1,
+                maps: None,
+                capabilities: 0,
+                errno: AtomicI32::new(0),
+                in_use: AtomicI32::new(0),
+                stack: [0; 1024],
+            });
+            std::mem::forget(std::mem::replace(&mut self.0, unused));
+        }
+    }
 }
 
 /// Maps that a user without privilege may write, and only from inside: of their own ids alone.
+#[derive(Debug)]
 pub(crate) struct OwnIdMaps {
     uid_map: CString,
     gid_map: CString,
@@ -63,42 +106,61 @@ impl OwnIdMaps {
         }
     }
 
-    /// Writes them, in the child: system calls only.
+    /// Writes them, in the child.
     ///
-    /// # Safety
-    /// None beyond that of the system calls, whose arguments are valid.
-    unsafe fn write(&self) -> bool {
+    /// # Errors
+    /// The kernel's error number.
+    fn write(&self) -> Result<(), i32> {
         // The kernel asks for `deny` before a user without privilege may map a group.
         let files = [
             (c"/proc/self/setgroups", c"deny"),
             (c"/proc/self/uid_map", self.uid_map.as_c_str()),
             (c"/proc/self/gid_map", self.gid_map.as_c_str()),
         ];
+        const FLAGS: usize = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
         for (path, content) in files {
             let length = content.count_bytes();
             // SAFETY: NUL-ended strings; the length is that of the content.
             unsafe {
-                let flags = libc::O_WRONLY | libc::O_CLOEXEC;
-                let fd = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags);
-                if fd < 0 || libc::syscall(libc::SYS_write, fd, content.as_ptr(), length) < 0 {
-                    return false;
-                }
-                libc::syscall(libc::SYS_close, fd);
+                let here = libc::AT_FDCWD as usize;
+                let fd = raw(libc::SYS_openat, [here, path.as_ptr() as usize, FLAGS, 0, 0])?;
+                raw(libc::SYS_write, [fd, content.as_ptr() as usize, length, 0, 0])?;
+                raw(libc::SYS_close, [fd, 0, 0, 0, 0])?;
             }
         }
-        true
+        Ok(())
     }
 }
 
-/// Runs `executable` in new namespaces, with `control` as its descriptor 0 and no other, an empty
-/// argument list and environment, and `capabilities` (bit `n` is number `n`) in its user namespace.
+/// Makes a system call without the C library, whose `errno` the child would share with the thread
+/// that made it.
 ///
-/// The child shares the caller's memory and holds up the calling thread alone until its
-/// `execve`, so it costs the same whatever the caller's size, and other threads go on. Between
-/// clone and exec there is no allocation, no lock and no code of the standard library.
+/// # Safety
+/// As the system call demands.
+unsafe fn raw(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, i32> {
+    let [a, b, c, d, e] = arguments;
+    let result: isize;
+    // SAFETY: the convention of x86_64; the caller answers for the arguments.
+    unsafe {
+        std::arch::asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a,
+            in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, lateout("rcx") _,
+            lateout("r11") _, options(nostack));
+    }
+    usize::try_from(result).map_err(|_| i32::try_from(-result).unwrap_or(i32::MAX))
+}
+
+/// Starts `executable` in new namespaces, with `control` as its descriptor 0 and no other, an
+/// empty argument list and environment, and `capabilities` (bit `n` is number `n`) in its user
+/// namespace. Returns at once; [`Process::launch_error`] tells a failure, after which the other
+/// end of `control` is closed.
+///
+/// Until its `execve` the child shares the caller's memory, so it costs the same whatever the
+/// caller's size. It is not waited for, as `vfork(2)` would, because what the host does next takes
+/// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no
+/// code of the standard or the C library, with whose state other threads go on.
 ///
 /// # Errors
-/// What `clone(2)` or `execveat(2)` say.
+/// What `clone(2)` says.
 pub(crate) fn spawn_in_namespaces(
     namespaces: Namespaces,
     executable: BorrowedFd<'_>,
@@ -106,18 +168,22 @@ pub(crate) fn spawn_in_namespaces(
     maps: Option<OwnIdMaps>,
     capabilities: u64,
 ) -> io::Result<Process> {
-    const STACK: usize = 32 << 10;
-    // u128: aligned as a stack must be.
-    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
-    let launch = Launch {
+    let launch = Launch(Box::new(Shared {
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
         maps,
         capabilities,
         errno: AtomicI32::new(0),
-    };
+        in_use: AtomicI32::new(1),
+        stack: [0; 1024],
+    }));
+    let shared = ptr::from_ref(&*launch.0).cast_mut();
     let mut pidfd: RawFd = -1;
-    let flags = namespaces.0 | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = namespaces.0
+        | libc::CLONE_VM
+        | libc::CLONE_PIDFD
+        | libc::CLONE_CHILD_CLEARTID
+        | libc::SIGCHLD;
 
     // No handler of the caller may run in the child, where it would see the caller's memory but
     // another process.
@@ -125,94 +191,87 @@ pub(crate) fn spawn_in_namespaces(
     let all = filled_mask();
     // SAFETY: both are initialised signal sets.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old_mask) };
-    // SAFETY: `stack` and `launch` outlive the child's use of them, because CLONE_VFORK returns
-    // only after the child has called execve or ended; the top of the stack is its end, aligned to
-    // 16; CLONE_PIDFD writes a descriptor to `pidfd`.
+    // SAFETY: `Shared`, with the stack in it, is kept until the kernel has cleared `in_use`, which
+    // is what Launch's drop sees to; the top of the stack is its end, aligned to 16; CLONE_PIDFD
+    // writes a descriptor to `pidfd` before this returns.
     let pid = unsafe {
+        let stack = &raw mut (*shared).stack;
         libc::clone(
             become_init,
-            stack.as_mut_ptr().add(stack.len()).cast(),
+            stack.add(1).cast(),
             flags,
-            (&raw const launch).cast_mut().cast(),
+            shared.cast(),
             &raw mut pidfd,
+            ptr::null_mut::<c_void>(),
+            (*shared).in_use.as_ptr(),
         )
     };
     let error = io::Error::last_os_error();
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
     if pid < 0 {
+        launch.0.in_use.store(0, Ordering::Release);
         return Err(error);
     }
     // SAFETY: the kernel made it, for us.
-    let process = Process { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
-    match launch.errno.load(Ordering::Relaxed) {
-        0 => Ok(process),
-        errno => {
-            let _ = reap(&process);
-            Err(io::Error::from_raw_os_error(errno))
-        }
-    }
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Process { pid, pidfd, launch: Some(launch) })
 }
 
-/// The child. It shares memory with a program of many threads that run on: system calls only.
-extern "C" fn become_init(launch: *mut c_void) -> c_int {
+/// The child. It shares memory with a program whose threads run on.
+extern "C" fn become_init(shared: *mut c_void) -> c_int {
+    // SAFETY: the caller of clone passes a `Shared`, and keeps it until this has ended; what it
+    // changes meanwhile is atomic.
+    let shared = unsafe { &*shared.cast::<Shared>() };
+    let Err(errno) = execute_init(shared);
+    shared.errno.store(errno, Ordering::Release);
+    // SAFETY: takes no pointer.
+    let _ = unsafe { raw(libc::SYS_exit, [127, 0, 0, 0, 0]) };
+    127
+}
+
+fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-    const NONE: libc::c_ulong = 0;
-    // SAFETY: the caller of clone passes a `Launch`, and keeps it until this has ended.
-    let launch = unsafe { &*launch.cast::<Launch>() };
-    // SAFETY: system calls with valid arguments. dup2 changes the child's own table: it was
-    // copied by clone. errno lies in memory shared with the one thread that waits for us.
+    const RAISE: usize = libc::PR_CAP_AMBIENT_RAISE as usize;
+    const AMBIENT: usize = libc::PR_CAP_AMBIENT as usize;
+    // 1. Ids, where the host has no privilege to map others.
+    if let Some(maps) = &shared.maps {
+        maps.write()?;
+    }
+    // SAFETY: system calls with valid pointers, to memory of this function or constants. dup2 and
+    // close_range change the child's own table, which clone has copied.
     unsafe {
-        // 1. Ids, where the host has no privilege to map others.
-        if let Some(maps) = &launch.maps
-            && !maps.write()
-        {
-            launch.errno.store(*libc::__errno_location(), Ordering::Relaxed);
-            libc::syscall(libc::SYS_exit, 127);
-        }
         // 2. An exec by a user whose ids are not mapped yet drops all capabilities but ambient
         //    ones, and ambient ones must be inheritable.
-        let mut header = [CAPABILITY_VERSION_3, 0];
+        let header = [CAPABILITY_VERSION_3, 0];
         let mut sets = [0_u32; 6];
-        if libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) == 0 {
-            let [_, permitted_low, inheritable_low, _, permitted_high, inheritable_high] = &mut sets;
-            *inheritable_low = *permitted_low;
-            *inheritable_high = *permitted_high;
-            libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr());
-        }
-        let mut rest = launch.capabilities;
+        let (header, data) = (header.as_ptr() as usize, sets.as_mut_ptr() as usize);
+        raw(libc::SYS_capget, [header, data, 0, 0, 0])?;
+        let [_, permitted_low, inheritable_low, _, permitted_high, inheritable_high] = &mut sets;
+        *inheritable_low = *permitted_low;
+        *inheritable_high = *permitted_high;
+        raw(libc::SYS_capset, [header, data, 0, 0, 0])?;
+        let mut rest = shared.capabilities;
         while rest != 0 {
-            let capability = libc::c_ulong::from(rest.trailing_zeros());
-            let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+            let capability = rest.trailing_zeros() as usize;
             // EINVAL, for one that this kernel does not know, is no loss.
-            libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, raise, capability, NONE, NONE);
+            let _ = raw(libc::SYS_prctl, [AMBIENT, RAISE, capability, 0, 0]);
             rest &= rest - 1;
         }
         // 3. The control socket is descriptor 0; all else is closed by the exec, also what the
         //    calling program left inheritable.
-        let placed = libc::syscall(libc::SYS_dup2, launch.control, 0);
-        let marked = libc::syscall(
-            libc::SYS_close_range,
-            1,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
-        );
+        raw(libc::SYS_dup2, [shared.control as usize, 0, 0, 0, 0])?;
+        let (last, close) = (u32::MAX as usize, libc::CLOSE_RANGE_CLOEXEC as usize);
+        raw(libc::SYS_close_range, [1, last, close, 0, 0])?;
         // 4. init.
-        if placed == 0 && marked == 0 {
-            let nothing: [*const libc::c_char; 1] = [ptr::null()];
-            libc::syscall(
-                libc::SYS_execveat,
-                launch.executable,
-                c"".as_ptr(),
-                nothing.as_ptr(),
-                nothing.as_ptr(),
-                libc::AT_EMPTY_PATH,
-            );
-        }
-        launch.errno.store(*libc::__errno_location(), Ordering::Relaxed);
-        libc::syscall(libc::SYS_exit, 127);
+        let nothing: [usize; 1] = [0];
+        let nothing = nothing.as_ptr() as usize;
+        let (empty, flags) = (c"".as_ptr() as usize, libc::AT_EMPTY_PATH as usize);
+        let executable = shared.executable as usize;
+        Err(raw(libc::SYS_execveat, [executable, empty, nothing, nothing, flags])
+            .err()
+            .unwrap_or(libc::EINVAL))
     }
-    127
 }
 
 fn unblocked_mask() -> libc::sigset_t {
