@@ -73,14 +73,14 @@ fn fill_dev(identities: Identities) -> IoResult<()> {
         (c"m0/dev/ptmx", c"pts/ptmx"),
     ];
     let no_exec = MountFlags::NOSUID | MountFlags::NOEXEC;
-    let no_dev = no_exec | MountFlags::NODEV;
     let terminals = match identities {
         // Group 5 is tty, in every distribution.
         Identities::Range => c"ptmxmode=0666,mode=620,gid=5",
         Identities::Single => c"ptmxmode=0666,mode=620",
     };
 
-    rustix::mount::mount(c"tmpfs", c"m0/dev", c"tmpfs", no_exec, Some(c"mode=755,size=64k"))?;
+    // What is in /dev/shm is on it, too: one mount less, and the size limit holds for both.
+    rustix::mount::mount(c"tmpfs", c"m0/dev", c"tmpfs", no_exec, Some(c"mode=755,size=64m"))?;
     for (path, of_host) in DEVICES {
         rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)?;
         rustix::mount::mount_bind(of_host, path)?;
@@ -88,10 +88,10 @@ fn fill_dev(identities: Identities) -> IoResult<()> {
     for (path, to) in LINKS {
         rustix::fs::symlinkat(to, CWD, path)?;
     }
+    rustix::fs::mkdirat(CWD, c"m0/dev/shm", Mode::from_raw_mode(0o1777))?;
     for (path, kind, flags, options) in [
         (c"m0/dev/pts", c"devpts", no_exec, terminals),
-        (c"m0/dev/shm", c"tmpfs", no_dev, c"mode=1777,size=64m"),
-        (c"m0/dev/mqueue", c"mqueue", no_dev, c""),
+        (c"m0/dev/mqueue", c"mqueue", no_exec | MountFlags::NODEV, c""),
     ] {
         rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755))?;
         rustix::mount::mount(kind, path, kind, flags, Some(options))?;

@@ -196,26 +196,33 @@ fn default_path() -> PathBuf {
 /// Makes a directory that only its owner can enter, or makes sure that it is one: in /tmp, anyone
 /// could have made it before us.
 fn make_private(path: &Path) -> Result<()> {
-    let made = match DirBuilder::new().mode(0o700).create(path) {
+    let make = || DirBuilder::new().mode(0o700).create(path);
+    let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = path.parent().unwrap_or(Path::new("/"));
-            std::fs::create_dir_all(parent).map_err(Error::at("mkdir", parent))?;
-            DirBuilder::new().mode(0o700).create(path)
+            let made = match make() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let parent = path.parent().unwrap_or(Path::new("/"));
+                    std::fs::create_dir_all(parent).map_err(Error::at("mkdir", parent))?;
+                    make()
+                }
+                made => made,
+            };
+            match made {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::at("mkdir", path)(error)),
+            }
+            std::fs::symlink_metadata(path)
         }
-        other => other,
-    };
-    match made {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Error::at("mkdir", path)(error)),
+        metadata => metadata,
     }
-    let metadata = std::fs::symlink_metadata(path).map_err(Error::at("stat", path))?;
+    .map_err(Error::at("stat", path))?;
     let own = metadata.uid() == nix::unistd::geteuid().as_raw();
     if metadata.is_dir() && own && metadata.mode() & 0o077 == 0 {
         return Ok(());
     }
     Err(Error::invalid(
         "state directory",
-        format!("{path:?} is not a directory that belongs to the calling user and no one else can enter (mode 0700)"),
+        format!("{path:?} must be a directory of the calling user's that no one else can enter"),
     ))
 }

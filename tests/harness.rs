@@ -1,0 +1,239 @@
+//! What the tests stand on: a state directory for each, the `adl` program, waiting.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Config, Image, Sandbox};
+use tempfile::TempDir;
+
+pub(crate) use crate::expect::{Need, needs};
+
+/// The id that a test takes on where root tries what an ordinary user can do.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// A state directory of its own, whose end is the proof that nothing is left in it.
+pub(crate) struct Home {
+    directory: TempDir,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self { directory: temporary_directory() }
+    }
+
+    /// The state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// A place for files of the test's own.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config { state_directory: Some(self.state()), ..Config::default() }
+    }
+
+    /// A sandbox on the host image.
+    pub(crate) fn sandbox(&self) -> Sandbox {
+        self.sandbox_of(Image::host())
+    }
+
+    pub(crate) fn sandbox_of(&self, image: Image) -> Sandbox {
+        Sandbox::create(Config { image, ..self.config() }).unwrap()
+    }
+
+    /// What sandboxes have on disk: the names of their directories.
+    pub(crate) fn left(&self) -> Vec<OsString> {
+        match fs::read_dir(self.state().join("sandboxes")) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().file_name()).collect(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Makes sure that nothing of any sandbox is on disk any more.
+    pub(crate) fn assert_settled(&self) {
+        adl_runtime::finish_removals();
+        // The collector of another test's process may be about to let go of one.
+        let gone = within(Duration::from_secs(5), || self.left().is_empty());
+        assert!(gone, "left on disk: {:?}", self.left());
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_settled();
+        }
+    }
+}
+
+/// Makes a temporary directory where an overlay can have its upper: not in memory.
+pub(crate) fn temporary_directory() -> TempDir {
+    let fit = |path: &Path| {
+        nix::sys::statfs::statfs(path).is_ok_and(|s| {
+            s.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC
+                && s.filesystem_type() != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC
+        }) && nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
+    };
+    let places = [std::env::temp_dir(), "/var/tmp".into(), env!("CARGO_TARGET_TMPDIR").into()];
+    let place = places.iter().find(|path| fit(path)).unwrap_or(&places[0]);
+    tempfile::Builder::new().prefix("adl-test-").tempdir_in(place).unwrap()
+}
+
+/// Looks until something holds, for at most `limit`; whether it came to hold.
+pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a script in a sandbox that must succeed; what it wrote to stdout.
+#[track_caller]
+pub(crate) fn shell(sandbox: &Sandbox, script: impl AsRef<OsStr>) -> String {
+    let output = sandbox.shell(script.as_ref()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {}: {stderr}", script.as_ref(), output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The cargo that built the tests.
+pub(crate) fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into())
+}
+
+/// The root of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Where cargo put this program, and puts others.
+pub(crate) fn target_directory() -> PathBuf {
+    // TARGET/PROFILE/deps/adl-HASH
+    let this = std::env::current_exe().unwrap();
+    this.ancestors().nth(3).unwrap().to_owned()
+}
+
+/// The `adl` program: `ADL_BIN`, or built now as this program was, since cargo builds only the
+/// library for the tests of another package.
+pub(crate) fn adl() -> &'static Path {
+    static ADL: OnceLock<PathBuf> = OnceLock::new();
+    ADL.get_or_init(|| match std::env::var_os("ADL_BIN") {
+        Some(path) => path.into(),
+        None => build_adl(),
+    })
+}
+
+fn build_adl() -> PathBuf {
+    let mut command = Command::new(cargo());
+    command.args(["build", "--package", "adl-runtime", "--bin", "adl"]);
+    command.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
+    command.arg(target_directory()).current_dir(repository());
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let output = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "adl could not be built");
+    let messages = String::from_utf8(output.stdout).unwrap();
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "adl")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .expect("cargo names the executable")
+}
+
+/// Runs `adl` as the calling user with a state directory.
+pub(crate) fn adl_command(state: &Path) -> Command {
+    let mut command = Command::new(adl());
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("ADL_STATE_DIR", state);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What an ordinary user can run: root becomes nobody, anyone else is one.
+pub(crate) struct OrdinaryUser {
+    directory: TempDir,
+    adl: PathBuf,
+}
+
+impl OrdinaryUser {
+    pub(crate) fn new() -> Self {
+        let directory = temporary_directory();
+        let adl = if nix::unistd::geteuid().is_root() {
+            // The build may lie in a place that no one else can enter.
+            let copy = directory.path().join("adl");
+            fs::copy(adl(), &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+            std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+            copy
+        } else {
+            adl().to_owned()
+        };
+        Self { directory, adl }
+    }
+
+    pub(crate) fn adl(&self) -> &Path {
+        &self.adl
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+        command.env("ADL_STATE_DIR", self.state()).current_dir("/").stdin(Stdio::null());
+        if nix::unistd::geteuid().is_root() {
+            // With the ids go the supplementary groups.
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+
+    /// Runs a command in a sandbox that must succeed; what it wrote to stdout.
+    #[track_caller]
+    pub(crate) fn run(&self, command: &[&str]) -> String {
+        let mut adl = self.command(self.adl());
+        succeeds(adl.args(["run", "--"]).args(command))
+    }
+}
+
+impl Drop for OrdinaryUser {
+    fn drop(&mut self) {
+        if let (false, Ok(left)) =
+            (std::thread::panicking(), fs::read_dir(self.state().join("sandboxes")))
+        {
+            let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, [""; 0], "left on disk");
+        }
+    }
+}
+
+/// Runs a program that must succeed; what it wrote to stdout.
+#[track_caller]
+pub(crate) fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}: {}", output.status, stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

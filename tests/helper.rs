@@ -1,0 +1,81 @@
+//! This program once more, as a process of its own: to be killed, or to be counted alone.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+/// Names what the helper is to do.
+const ROLE: &str = "ADL_TEST_HELPER";
+/// Names its state directory.
+const STATE: &str = "ADL_TEST_HELPER_STATE";
+/// Begins each line that is from it and not from the test harness around it.
+const MARK: &str = "@ ";
+
+/// Starts a helper.
+pub(crate) struct Helper {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Helper {
+    pub(crate) fn start(role: &str, state: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "helper::entry", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env(STATE, state)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// What it says next; `None` when it has ended.
+    pub(crate) fn next(&mut self) -> Option<String> {
+        loop {
+            let line = self.lines.next()?.unwrap();
+            // The harness may have begun the line.
+            if let Some((_, said)) = line.split_once(MARK) {
+                return Some(said.to_owned());
+            }
+        }
+    }
+
+    pub(crate) fn id(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Ends it as nothing can prevent.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has done its part, and makes sure that it has.
+    pub(crate) fn finish(mut self) {
+        drop(self.child.stdin.take());
+        while self.next().is_some() {}
+        assert!(self.child.wait().unwrap().success(), "the helper failed");
+    }
+}
+
+/// For the helper: tells the test.
+pub(crate) fn say(text: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{MARK}{text}").unwrap();
+    out.flush().unwrap();
+}
+
+#[test]
+#[ignore = "the entry of helper processes, which other tests start"]
+fn entry() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let state = PathBuf::from(std::env::var_os(STATE).unwrap());
+    match role.as_str() {
+        "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
+        "count-descriptors" => crate::lifetime::count_descriptors(&state),
+        "cycle" => crate::lifetime::cycle(&state),
+        _ => panic!("unknown role {role}"),
+    }
+}

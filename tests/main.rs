@@ -1,0 +1,25 @@
+//! What adl promises, tried on the real thing. One module for each kind of promise.
+//!
+//! The tests run as root and as an ordinary user. What a machine or a user can't give makes a
+//! test print why it is skipped, unless `ADL_EXPECT` names it; see [`harness::needs`].
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod census;
+mod cli;
+mod dependent;
+mod exec;
+mod expect;
+mod harness;
+mod helper;
+mod images;
+mod input;
+mod isolation;
+mod lifetime;
+mod readme;
