@@ -1,0 +1,194 @@
+//! The `adl` program does what its help says.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{Home, adl_command, needs, stderr, succeeds, within};
+use crate::{census, images};
+
+#[test]
+fn the_exit_status_is_that_of_the_command() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    for (command, code) in [
+        (&["true"][..], 0),
+        (&["false"], 1),
+        (&["sh", "-c", "exit 42"], 42),
+        (&["sh", "-c", "kill -KILL $$"], 128 + 9),
+        (&["sh", "-c", "kill -SEGV $$"], 128 + 11),
+        (&["no-such-program"], 127),
+        (&["/etc"], 126),
+    ] {
+        let output = adl_command(&home.state()).args(["run", "--"]).args(command).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_error_of_its_own_is_told_and_exits_with_125() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    for (arguments, about) in [
+        (&["run"][..], "no command"),
+        (&["run", "--nonsense", "true"], "--nonsense"),
+        (&["run", "--image", "/no/such/image", "true"], "/no/such/image"),
+        (&["run", "--name", "a/b", "true"], "a/b"),
+        (&["run", "--network", "moon", "true"], "--network"),
+        (&["run", "--cap-add", "flying", "true"], "flying"),
+        (&["run", "--user", "someone", "true"], "someone"),
+        (&["run", "--workdir", "/absent", "true"], "Directory"),
+        (&["dance"], "dance"),
+        (&[], "--help"),
+    ] {
+        let output = adl_command(&home.state()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}");
+        let stderr = stderr(&output);
+        assert!(stderr.starts_with("adl: ") && stderr.contains(about), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn options_reach_the_command() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let run = |arguments: &[&str]| {
+        let mut adl = adl_command(&home.state());
+        succeeds(adl.env("FROM_HERE", "taken").arg("run").args(arguments))
+    };
+    let environment = run(&["-e", "A=b=c", "--env", "FROM_HERE", "-e", "ABSENT", "--", "env"]);
+    assert!(environment.contains("\nA=b=c\nFROM_HERE=taken\n"), "{environment}");
+    assert!(!environment.contains("ABSENT"));
+    assert_eq!(run(&["-w", "/tmp", "pwd"]), "/tmp\n");
+    assert_eq!(run(&["--hostname", "some.host", "uname", "-n"]), "some.host\n");
+    assert_eq!(run(&["--name", "known", "uname", "-n"]), "known\n");
+    assert_eq!(run(&["--upper", "memory:4m", "stat", "-fc%b", "/dev/shm"]).trim(), "16384");
+    assert_eq!(run(&["--cap-drop", "all", "grep", "CapBnd", "/proc/self/status"]), "CapBnd:\t0000000000000000\n");
+    // What follows the command is its own.
+    assert_eq!(run(&["echo", "--name", "x", "-e"]), "--name x -e\n");
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(run(&["-u", "12:34", "sh", "-c", "id -u; id -g; id -G"]), "12\n34\n34\n");
+    }
+    let image = home.path("image");
+    images::small(&image);
+    assert_eq!(run(&["--image", image.to_str().unwrap(), "ls", "/"]).lines().next(), Some("bin"));
+}
+
+#[test]
+fn the_three_streams_are_those_of_the_caller() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut adl = adl_command(&home.state());
+    adl.args(["run", "--", "sh", "-c", "cat; echo err >&2"]);
+    adl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut adl = adl.spawn().unwrap();
+    adl.stdin.take().unwrap().write_all(b"through\0 and through").unwrap();
+    let output = adl.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"through\0 and through");
+    assert_eq!(output.stderr, b"err\n");
+}
+
+/// Starts `adl run` with a script that prints a line when it is ready.
+fn start(home: &Home, script: &str) -> std::process::Child {
+    let mut adl = adl_command(&home.state());
+    let mut adl = adl.args(["run", "--", "bash", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(adl.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    adl
+}
+
+#[test]
+fn signals_are_passed_on_and_the_sandbox_is_taken_down_in_order() {
+    if !needs(&[crate::harness::Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    for (signal, script, code) in [
+        (Signal::SIGTERM, "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done", 5),
+        (Signal::SIGINT, "trap 'exit 6' INT; echo ready; while :; do sleep 0.01; done", 6),
+        (Signal::SIGTERM, "echo ready; exec sleep 1000", 128 + 15),
+        (Signal::SIGHUP, "echo ready; exec sleep 1000", 128 + 1),
+    ] {
+        let mut adl = start(&home, script);
+        kill(Pid::from_raw(adl.id().try_into().unwrap()), signal).unwrap();
+        let status = adl.wait().unwrap();
+        assert_eq!(status.code(), Some(code), "{signal} {script}");
+        assert_eq!(home.left(), [""; 0]);
+    }
+}
+
+#[test]
+fn adl_that_is_killed_leaves_no_process_and_gc_removes_the_rest() {
+    if !needs(&[crate::harness::Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut adl = start(&home, "sleep 1000 & echo ready; sleep 1000");
+    let processes = census::tree(adl.id().try_into().unwrap());
+    assert!(processes.len() >= 4, "{processes:?}");
+    adl.kill().unwrap();
+    assert_eq!(adl.wait().unwrap().signal(), Some(9));
+    let gone = || processes.iter().all(|process| !process.exists());
+    assert!(within(Duration::from_secs(2), gone));
+    let left = home.left();
+    assert_eq!(left.len(), 1);
+    let removed = succeeds(adl_command(&home.state()).arg("gc"));
+    assert_eq!(removed.trim(), left[0].to_str().unwrap());
+    assert_eq!(home.left(), [""; 0]);
+    assert_eq!(succeeds(adl_command(&home.state()).arg("gc")), "");
+}
+
+#[test]
+fn help_is_given_for_the_asking() {
+    let home = Home::new();
+    for arguments in [&["--help"][..], &["help"], &["run", "--help"], &["run", "-h"], &["bench", "--help"]] {
+        let help = succeeds(adl_command(&home.state()).args(arguments));
+        assert!(help.contains("Usage: adl"), "{arguments:?}: {help}");
+    }
+    let version = succeeds(adl_command(&home.state()).arg("--version"));
+    assert_eq!(version, format!("adl {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn doctor_tells_what_the_machine_can_do() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let report = succeeds(adl_command(&home.state()).arg("doctor")).to_lowercase();
+    for subject in ["kernel", "user namespace", "overlay", "cgroup", "seccomp"] {
+        assert!(report.contains(subject), "{subject}: {report}");
+    }
+}
+
+#[test]
+fn bench_measures_each_row_beside_the_hosts_own() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let json = succeeds(adl_command(&home.state()).args(["bench", "--json", "--rounds", "20"]));
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for row in ["create", "exec_argv", "exec_shell", "delete"] {
+        let value = |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
+        assert!(value("min_us") > 0.0 && value("n") >= 1.0);
+        assert!(value("min_us") <= value("p50_us") && value("p50_us") <= value("p99_us"), "{json}");
+        if row.starts_with("exec") {
+            assert!(value("host_spawn_p50_us") > 0.0);
+        }
+    }
+}
