@@ -61,7 +61,9 @@ pub(crate) fn tree(root: i32) -> Vec<Process> {
     let mut members: BTreeSet<i32> = BTreeSet::from([root]);
     loop {
         let before = members.len();
-        members.extend(all.iter().filter(|p| members.contains(&p.parent)).map(|p| p.pid).collect::<Vec<_>>());
+        members.extend(
+            all.iter().filter(|p| members.contains(&p.parent)).map(|p| p.pid).collect::<Vec<_>>(),
+        );
         if members.len() == before {
             return all.into_iter().filter(|p| members.contains(&p.pid)).collect();
         }

@@ -74,7 +74,10 @@ fn options_reach_the_command() {
     assert_eq!(run(&["--hostname", "some.host", "uname", "-n"]), "some.host\n");
     assert_eq!(run(&["--name", "known", "uname", "-n"]), "known\n");
     assert_eq!(run(&["--upper", "memory:4m", "stat", "-fc%b", "/dev/shm"]).trim(), "16384");
-    assert_eq!(run(&["--cap-drop", "all", "grep", "CapBnd", "/proc/self/status"]), "CapBnd:\t0000000000000000\n");
+    assert_eq!(
+        run(&["--cap-drop", "all", "grep", "CapBnd", "/proc/self/status"]),
+        "CapBnd:\t0000000000000000\n"
+    );
     // What follows the command is its own.
     assert_eq!(run(&["echo", "--name", "x", "-e"]), "--name x -e\n");
     if nix::unistd::geteuid().is_root() {
@@ -104,7 +107,8 @@ fn the_three_streams_are_those_of_the_caller() {
 /// Starts `adl run` with a script that prints a line when it is ready.
 fn start(home: &Home, script: &str) -> std::process::Child {
     let mut adl = adl_command(&home.state());
-    let mut adl = adl.args(["run", "--", "bash", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut adl =
+        adl.args(["run", "--", "bash", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(adl.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
@@ -155,7 +159,9 @@ fn adl_that_is_killed_leaves_no_process_and_gc_removes_the_rest() {
 #[test]
 fn help_is_given_for_the_asking() {
     let home = Home::new();
-    for arguments in [&["--help"][..], &["help"], &["run", "--help"], &["run", "-h"], &["bench", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["help"], &["run", "--help"], &["run", "-h"], &["bench", "--help"]]
+    {
         let help = succeeds(adl_command(&home.state()).args(arguments));
         assert!(help.contains("Usage: adl"), "{arguments:?}: {help}");
     }
@@ -184,7 +190,8 @@ fn bench_measures_each_row_beside_the_hosts_own() {
     let json = succeeds(adl_command(&home.state()).args(["bench", "--json", "--rounds", "20"]));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     for row in ["create", "exec_argv", "exec_shell", "delete"] {
-        let value = |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
+        let value =
+            |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
         assert!(value("min_us") > 0.0 && value("n") >= 1.0);
         assert!(value("min_us") <= value("p50_us") && value("p50_us") <= value("p99_us"), "{json}");
         if row.starts_with("exec") {

@@ -41,9 +41,15 @@ fn program(example: &str) -> String {
     if example.contains("fn main") {
         return example.to_owned();
     }
-    let (uses, body): (Vec<&str>, Vec<&str>) =
-        example.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).partition(|line| line.starts_with("use "));
-    let end = if example.contains("Ok::<") || example.trim_end().ends_with("Ok(())") { "" } else { "Ok(())" };
+    let (uses, body): (Vec<&str>, Vec<&str>) = example
+        .lines()
+        .map(|line| line.strip_prefix("# ").unwrap_or(line))
+        .partition(|line| line.starts_with("use "));
+    let end = if example.contains("Ok::<") || example.trim_end().ends_with("Ok(())") {
+        ""
+    } else {
+        "Ok(())"
+    };
     format!(
         "{}\nfn main() -> Result<(), Box<dyn std::error::Error>> {{\n{}\n{end}\n}}\n",
         uses.join("\n"),

@@ -63,8 +63,10 @@ fn the_host_image_shows_nothing_of_the_hosts_data() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    assert_eq!(shell(&sandbox, "ls -A /home /root /var/lib /mnt /srv /opt"),
-        "/home:\n\n/mnt:\n\n/opt:\n\n/root:\n\n/srv:\n\n/var/lib:\n");
+    assert_eq!(
+        shell(&sandbox, "ls -A /home /root /var/lib /mnt /srv /opt"),
+        "/home:\n\n/mnt:\n\n/opt:\n\n/root:\n\n/srv:\n\n/var/lib:\n"
+    );
     let passwd = shell(&sandbox, "cat /etc/passwd; ls /etc");
     assert_eq!(passwd.lines().filter(|line| line.contains(':')).count(), 2, "{passwd}");
     assert!(!passwd.contains("shadow"), "{passwd}");
@@ -145,11 +147,18 @@ fn what_a_sandbox_writes_is_its_own() {
         let config = || Config { image: Image::directory(&image), upper, ..home.config() };
         let sandbox = adl_runtime::Sandbox::create(config()).unwrap();
         let other = adl_runtime::Sandbox::create(config()).unwrap();
-        assert_eq!(shell(&sandbox, "cat kept; echo more >> kept; cat kept; echo new > new"),
-            "from the image\nfrom the image\nmore\n");
-        assert_eq!(shell(&sandbox, "set -e; > directory/other; cat new; ls directory"),
-            "new\nfile\nother\n");
-        assert_eq!(shell(&other, "cat kept; ls directory; test ! -e new"), "from the image\nfile\n");
+        assert_eq!(
+            shell(&sandbox, "cat kept; echo more >> kept; cat kept; echo new > new"),
+            "from the image\nfrom the image\nmore\n"
+        );
+        assert_eq!(
+            shell(&sandbox, "set -e; > directory/other; cat new; ls directory"),
+            "new\nfile\nother\n"
+        );
+        assert_eq!(
+            shell(&other, "cat kept; ls directory; test ! -e new"),
+            "from the image\nfile\n"
+        );
         sandbox.delete().unwrap();
     }
     assert_eq!(images::fingerprint(&image), before);

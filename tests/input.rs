@@ -126,17 +126,18 @@ fn what_can_not_be_executed_says_why() {
          printf '\\177ELF' > broken; chmod 755 broken; mkfifo fifo; chmod 755 fifo",
     );
     let denied = (Stage::Exec, ErrorKind::PermissionDenied, Some(13));
-    for (program, expected) in [
-        ("/tmp", denied),
-        ("/tmp/plain", denied),
-        ("/tmp/fifo", denied),
-        ("/dev/null", denied),
-    ] {
+    for (program, expected) in
+        [("/tmp", denied), ("/tmp/plain", denied), ("/tmp/fifo", denied), ("/dev/null", denied)]
+    {
         assert_eq!(start_error(&sandbox, sandbox.command(program)), expected, "{program}");
     }
-    for (program, errno) in
-        [("/tmp/text", 8), ("/tmp/empty", 8), ("/tmp/broken", 8), ("/tmp/script", 2), ("/tmp/loop", 40)]
-    {
+    for (program, errno) in [
+        ("/tmp/text", 8),
+        ("/tmp/empty", 8),
+        ("/tmp/broken", 8),
+        ("/tmp/script", 2),
+        ("/tmp/loop", 40),
+    ] {
         let (stage, _, actual) = start_error(&sandbox, sandbox.command(program));
         assert_eq!((stage, actual), (Stage::Exec, Some(errno)), "{program}");
     }
@@ -149,7 +150,9 @@ fn names_that_are_no_file_names_are_refused() {
     }
     let home = Home::new();
     let long = "a".repeat(65);
-    for name in ["", "a/b", "/", "..", ".", "../x", ".hidden", "-x", "a b", "a\0b", "a\nb", "é", &long] {
+    for name in
+        ["", "a/b", "/", "..", ".", "../x", ".hidden", "-x", "a b", "a\0b", "a\nb", "é", &long]
+    {
         let named = Config { name: Some(name.to_owned()), ..home.config() };
         let hosted = Config { hostname: Some(name.to_owned()), ..home.config() };
         for (config, about) in [(named, "name"), (hosted, "hostname")] {
@@ -266,7 +269,8 @@ fn more_arguments_than_the_kernel_takes_are_an_error_and_no_end() {
         let mut command = sandbox.command("true");
         command.args(std::iter::repeat_n("x".repeat(length), count));
         let error = command.output().expect_err("an error");
-        let typed = matches!(error, Error::Invalid { .. } | Error::Start { stage: Stage::Exec, .. });
+        let typed =
+            matches!(error, Error::Invalid { .. } | Error::Start { stage: Stage::Exec, .. });
         assert!(typed, "{error:?}");
         assert_unharmed(&sandbox);
     }
@@ -279,8 +283,14 @@ fn a_path_may_hold_any_byte() {
     if !needs(&[]) {
         return;
     }
-    let names: [&[u8]; 6] =
-        [b"a:b,c", b"new\nline", b"\xff\xfe", b"back\\slash", b"quote\"'", b"=lowerdir=,upperdir= "];
+    let names: [&[u8]; 6] = [
+        b"a:b,c",
+        b"new\nline",
+        b"\xff\xfe",
+        b"back\\slash",
+        b"quote\"'",
+        b"=lowerdir=,upperdir= ",
+    ];
     for name in names {
         let home = Home::new();
         let odd = home.path(OsStr::from_bytes(name));
@@ -309,7 +319,7 @@ fn a_relative_image_is_found_from_the_callers_directory() {
     let home = Home::new();
     images::small(&home.path("image"));
     let mut adl = crate::harness::adl_command(&home.state());
-    adl.args(["run", "--image", "image", "echo", "hi"]).current_dir(home.path(""));
+    adl.args(["run", "--image", "image", "sh", "-c", "echo hi"]).current_dir(home.path(""));
     assert_eq!(crate::harness::succeeds(&mut adl), "hi\n");
 }
 
@@ -331,12 +341,30 @@ fn where_namespaces_are_refused_the_error_names_the_remedy() {
         return;
     }
     let user = OrdinaryUser::new();
+    // In a user namespace, in which no further one may be made.
     let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" run -- true";
     let mut command = user.command("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(user.adl());
-    let output = command.output().unwrap();
+    command.args(["--user", "--map-current-user", "--keep-caps", "sh", "-c", script]);
+    let output = command.arg(user.adl()).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(stderr(&output).contains("user.max_user_namespaces"), "{}", stderr(&output));
     // Control: without that, it works.
     assert_eq!(user.run(&["echo", "hi"]), "hi\n");
+}
+
+#[test]
+fn who_is_root_of_a_user_namespace_only_is_told_so_or_served() {
+    if !needs(&[Need::Program("unshare")]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    for refuse in ["true", "echo 0 > /proc/sys/user/max_user_namespaces"] {
+        let script = format!("{refuse} && exec \"$0\" run -- echo served");
+        let mut command = user.command("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", &script]).arg(user.adl());
+        let output = command.output().unwrap();
+        let told = stderr(&output);
+        let served = output.stdout == b"served\n";
+        assert!(served || told.contains("is not to be had here"), "{refuse}: {told}");
+    }
 }

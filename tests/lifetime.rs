@@ -47,11 +47,12 @@ fn orphans_that_end_while_a_job_runs_are_no_zombies() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    let mut job = sandbox.shell("for i in {1..50}; do (sleep 0.05 &); done; sleep 1000");
-    let mut job = job.spawn().unwrap();
-    let zombies = || census::tree(sandbox.init_pid()).iter().filter(|p| p.is_zombie()).count();
-    let only_job = || census::tree(sandbox.init_pid()).len() == 3 && zombies() == 0;
-    assert!(within(Duration::from_secs(10), only_job), "{:?}", census::tree(sandbox.init_pid()));
+    let mut job = sandbox.shell("for i in {1..50}; do (sleep 0.05 &); done; echo; exec sleep 1000");
+    let mut job = job.stdout(Stdio::piped()).spawn().unwrap();
+    job.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let tree = || census::tree(sandbox.init_pid());
+    let only_job = || tree().len() == 2 && !tree().iter().any(Process::is_zombie);
+    assert!(within(Duration::from_secs(10), only_job), "{:?}", tree());
     job.kill().unwrap();
 }
 

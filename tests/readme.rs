@@ -56,7 +56,8 @@ fn every_command_runs() {
     let blocks = blocks(&readme(), "sh");
     assert!(!blocks.is_empty(), "no block marked sh");
     for block in blocks {
-        let commands: Vec<_> = commands(&block).into_iter().filter(|c| !runs_the_tests(c)).collect();
+        let commands: Vec<_> =
+            commands(&block).into_iter().filter(|c| !runs_the_tests(c)).collect();
         // One shell for a block, so that a `cd` or a variable holds for what follows.
         let mut sh = Command::new("sh");
         sh.args(["-exc", &commands.join("\n")]).current_dir(repository()).stdin(Stdio::null());
@@ -81,7 +82,8 @@ fn the_command_that_runs_the_tests_is_the_one_that_ci_runs() {
 
 #[test]
 fn blocks_and_commands_are_found() {
-    let text = "a\n```sh\n$ one \\\n  more\n# no\n\ntwo\n```\n```text\nthree\n```\n```sh\nfour\n```\n";
+    let text =
+        "a\n```sh\n$ one \\\n  more\n# no\n\ntwo\n```\n```text\nthree\n```\n```sh\nfour\n```\n";
     let found: Vec<_> = blocks(text, "sh").iter().map(|block| commands(block)).collect();
     assert_eq!(found, [vec!["one    more".to_owned(), "two".to_owned()], vec!["four".to_owned()]]);
     assert!(runs_the_tests("cargo test --workspace") && !runs_the_tests("cargo run -- test"));

@@ -35,16 +35,18 @@ struct Loop<'a> {
 pub(crate) fn run(mut receiver: Receiver, init: &Init) -> i32 {
     let Ok(epoll) = epoll::create(epoll::CreateFlags::CLOEXEC) else { return crate::SETUP };
     let mut this = Loop { init, epoll, jobs: Jobs::new() };
-    let watched = this
-        .watch(&receiver, CONTROL)
-        .and_then(|()| this.watch(&init.child_signals, CHILDREN));
+    let watched =
+        this.watch(&receiver, CONTROL).and_then(|()| this.watch(&init.child_signals, CHILDREN));
     if watched.is_err() {
         return crate::SETUP;
     }
 
     let mut more_to_reap = false;
     loop {
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 16];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let timeout = more_to_reap.then_some(&now);
         let count = match epoll::wait(&this.epoll, &mut events, timeout) {
@@ -98,8 +100,7 @@ impl Loop<'_> {
 
     fn spawn(&mut self, spawn: &Spawn<'_>, receiver: &mut Receiver) -> Result<(), i32> {
         // A request without its descriptors is a broken host; there is no channel to say so on.
-        let mut resources =
-            job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
+        let mut resources = job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
         let pid = match sys::fork() {
             Ok(None) => job::become_program(spawn, &resources, &self.init.jobs),
             Ok(Some(pid)) => pid,

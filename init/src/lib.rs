@@ -51,7 +51,9 @@ pub fn run() -> i32 {
     let mut receiver = Receiver::new(control);
     let init = match receiver.next() {
         Ok(Some((body, descriptors))) => match adl_protocol::codec::decode(&body) {
-            Ok(Request::Setup(request)) => early.and_then(|early| setup::run(&request, descriptors, early)),
+            Ok(Request::Setup(request)) => {
+                early.and_then(|early| setup::run(&request, descriptors, early))
+            }
             _ => return PROTOCOL,
         },
         Ok(None) => return 0,

@@ -57,9 +57,8 @@ pub(crate) fn pivot() -> IoResult<()> {
 pub(crate) fn directory_in_root(components: Strings<'_>, step: Step) -> Result<OwnedFd> {
     let mut at = open_directory(CWD, ROOT).step(step)?;
     for component in components.iter() {
-        let fail = |errno| {
-            Failure::at(step, component.strip_suffix(b"\0").unwrap_or(component))(errno)
-        };
+        let fail =
+            |errno| Failure::at(step, component.strip_suffix(b"\0").unwrap_or(component))(errno);
         let name = CStr::from_bytes_with_nul(component).map_err(|_| fail(Errno::INVAL))?;
         at = match open_directory(&at, name) {
             Err(Errno::NOENT) => {

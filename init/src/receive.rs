@@ -86,7 +86,8 @@ impl Receiver {
     }
 
     fn read(&mut self, flags: RecvFlags) -> Result<bool, Broken> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::MAX_DESCRIPTORS))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut chunk = [0; CHUNK];
         let received = loop {

@@ -33,7 +33,14 @@ const SIGCHLD_MASK: u64 = 1 << (SIGCHLD - 1);
 ///
 /// # Safety
 /// As the system call demands; a pointer must be valid for what the kernel does with it.
-unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize, e: usize) -> Result<usize> {
+unsafe fn syscall(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+) -> Result<usize> {
     let result: isize;
     // SAFETY: the x86_64 convention: number in rax, arguments in rdi, rsi, rdx, r10, r8; the
     // kernel changes rax, rcx and r11 and nothing else. The caller answers for the arguments.
@@ -87,9 +94,7 @@ pub fn reset_signals() -> Result<()> {
         // SIGKILL and SIGSTOP can't be set, and need not be.
         // SAFETY: `default` is a whole struct sigaction and outlives the call; the size of the
         // signal set is 8.
-        let _ = unsafe {
-            syscall(nr::RT_SIGACTION, signal, default.as_ptr() as usize, 0, 8, 0)
-        };
+        let _ = unsafe { syscall(nr::RT_SIGACTION, signal, default.as_ptr() as usize, 0, 8, 0) };
     }
     set_signal_mask(SIGCHLD_MASK)
 }
@@ -112,7 +117,14 @@ pub fn child_signals() -> Result<OwnedFd> {
     let mask = SIGCHLD_MASK;
     // SAFETY: `mask` outlives the call and is 8 bytes long; -1 asks for a new descriptor.
     let fd = unsafe {
-        syscall(nr::SIGNALFD4, usize::MAX, ptr::from_ref(&mask) as usize, 8, SFD_CLOEXEC_NONBLOCK, 0)
+        syscall(
+            nr::SIGNALFD4,
+            usize::MAX,
+            ptr::from_ref(&mask) as usize,
+            8,
+            SFD_CLOEXEC_NONBLOCK,
+            0,
+        )
     }?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
@@ -159,8 +171,24 @@ fn decode_status(status: i32) -> Status {
 
 fn decode_usage(raw: &[i64; 18]) -> Usage {
     let [
-        user_s, user_us, system_s, system_us, max_rss, _, _, _, minor, major, _, blocks_in,
-        blocks_out, _, _, _, voluntary, involuntary,
+        user_s,
+        user_us,
+        system_s,
+        system_us,
+        max_rss,
+        _,
+        _,
+        _,
+        minor,
+        major,
+        _,
+        blocks_in,
+        blocks_out,
+        _,
+        _,
+        _,
+        voluntary,
+        involuntary,
     ] = raw.map(i64::unsigned_abs);
     Usage {
         user_us: user_s.saturating_mul(1_000_000).saturating_add(user_us),
@@ -240,7 +268,8 @@ pub fn install_filter(program: &[u8]) -> Result<()> {
     }
     // As u64: the kernel copies from any address, but a typed array says what it is.
     let (instructions, rest) = program.as_chunks::<8>();
-    let instructions: Vec<u64> = instructions.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect();
+    let instructions: Vec<u64> =
+        instructions.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect();
     let length = u16::try_from(instructions.len()).map_err(|_| Errno::INVAL)?;
     if !rest.is_empty() {
         return Err(Errno::INVAL);
@@ -272,7 +301,14 @@ pub fn loopback_up() -> Result<()> {
     }
     // SAFETY: `request` is as large as a struct ifreq and outlives the call.
     unsafe {
-        syscall(nr::IOCTL, socket.as_raw_fd() as usize, SIOCSIFFLAGS, request.as_ptr() as usize, 0, 0)
+        syscall(
+            nr::IOCTL,
+            socket.as_raw_fd() as usize,
+            SIOCSIFFLAGS,
+            request.as_ptr() as usize,
+            0,
+            0,
+        )
     }
     .map(drop)
 }

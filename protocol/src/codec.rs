@@ -100,7 +100,7 @@ pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     if body.len() > MAX_FRAME {
         return Err(Error::TooLong);
     }
-    let (message, used) = bincode::serde::borrow_decode_from_slice(body, CONFIG)
-        .map_err(|_| Error::Malformed)?;
+    let (message, used) =
+        bincode::serde::borrow_decode_from_slice(body, CONFIG).map_err(|_| Error::Malformed)?;
     if used == body.len() { Ok(message) } else { Err(Error::TrailingBytes) }
 }

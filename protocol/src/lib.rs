@@ -50,7 +50,6 @@ pub const VERSION: u32 = 1;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "one is decoded at a time, on the stack")]
 pub enum Request<'a> {
     /// Build the sandbox; the first request, sent once.
     #[serde(borrow)]

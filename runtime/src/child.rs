@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use adl_protocol::{Scope, Usage};
 use adl_protocol::{Exit, JobEvent, JobRequest, Stage, Status};
+pub use adl_protocol::{Scope, Usage};
 use nix::poll::{PollFd, PollFlags};
 
 use crate::collect::Collected;

@@ -187,8 +187,7 @@ impl<'a> Command<'a> {
     /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
     /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`].
     pub fn spawn(&mut self) -> Result<Child> {
-        let (notice, notice_theirs) =
-            pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+        let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
         let running = self.start(Kind::Null, Some(notice_theirs))?;
         Child::started(running, notice)
     }
@@ -283,10 +282,7 @@ impl<'a> Command<'a> {
     }
 }
 
-fn strings<'a>(
-    what: &'static str,
-    list: impl Iterator<Item = &'a [u8]>,
-) -> Result<Vec<u8>> {
+fn strings<'a>(what: &'static str, list: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
     let mut block = Vec::new();
     for (number, string) in list.enumerate() {
         Strings::append(&mut block, string)

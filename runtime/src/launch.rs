@@ -182,8 +182,7 @@ impl LayerBuilder {
             let path = source.path.as_os_str().as_bytes();
             return Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino });
         };
-        let mount =
-            sys::detached_mount(source.fd).map_err(Error::at("open_tree", source.path))?;
+        let mount = sys::detached_mount(source.fd).map_err(Error::at("open_tree", source.path))?;
         sys::map_ids(mount.as_fd(), user_namespace.as_fd())
             .map_err(|error| no_id_mapping(source.path, error))?;
         self.descriptors.push(mount);
@@ -198,16 +197,16 @@ fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
         let path = PathBuf::from(format!("/proc/{pid}/{name}"));
         let file = fs::File::options().write(true).open(&path);
         // One write: the kernel takes a map whole or not at all.
-        file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| {
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => Error::Unsupported {
-                    what: "a map of ids for the user namespace".to_owned(),
-                    why: format!("writing {path:?}: {source}"),
-                    fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user"
-                        .to_owned(),
-                },
-                _ => Error::at("write", &path)(source),
-            }
+        file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| match source
+            .kind()
+        {
+            io::ErrorKind::PermissionDenied => Error::Unsupported {
+                what: "a map of ids for the user namespace".to_owned(),
+                why: format!("writing {path:?}: {source}"),
+                fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user"
+                    .to_owned(),
+            },
+            _ => Error::at("write", &path)(source),
         })?;
     }
     Ok(())

@@ -171,4 +171,3 @@ pub(crate) fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     }
     Ok(names)
 }
-

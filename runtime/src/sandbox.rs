@@ -61,7 +61,6 @@ impl Sandbox {
         collect_once(config.state_directory.clone());
         let trees = config.image.open(&state, config.network)?;
 
-
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `this` undoes everything.
         let mut this = Self::start(&config)?;

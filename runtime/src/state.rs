@@ -76,10 +76,8 @@ impl State {
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
             let Some(fd) = self.lock(name)? else { continue };
-            let parent = self
-                .sandboxes
-                .try_clone()
-                .map_err(Error::at("dup of the directory of", &path))?;
+            let parent =
+                self.sandboxes.try_clone().map_err(Error::at("dup of the directory of", &path))?;
             let directory = SandboxDirectory { path, name: name.to_owned(), fd, parent };
             for number in 0..overlays {
                 for part in ["upper", "work"] {
@@ -172,9 +170,8 @@ impl SandboxDirectory {
 }
 
 fn default_path() -> PathBuf {
-    let variable = |name| {
-        std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
-    };
+    let variable =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(path) = variable("ADL_STATE_DIR") {
         return path;
     }

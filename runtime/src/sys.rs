@@ -333,7 +333,8 @@ pub(crate) fn reap(process: &Process) -> io::Result<()> {
 
 /// A detached mount of a directory: it is in no mount namespace, and gone with its descriptor.
 pub(crate) fn detached_mount(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.unsigned_abs();
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.unsigned_abs();
     // SAFETY: a valid descriptor and an empty, NUL-ended path.
     let fd = check(unsafe {
         libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags)

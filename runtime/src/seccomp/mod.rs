@@ -35,9 +35,8 @@ pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
     if let Some(filters) = FILTERS.get() {
         return Ok(filters);
     }
-    let arguments = arguments::compile().map_err(|error| {
-        Error::invalid("system call policy", error.to_string())
-    })?;
+    let arguments = arguments::compile()
+        .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
     Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
 }
 
@@ -133,7 +132,9 @@ mod tests {
     #[test]
     fn new_namespaces_are_refused_and_threads_are_not() {
         const THREAD: u64 = 0x003d_0f00;
-        for flag in [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+        for flag in
+            [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
+        {
             assert_eq!(call("clone", &[flag | THREAD]), EPERM, "{flag:#x}");
             assert_eq!(call("unshare", &[flag]), EPERM, "{flag:#x}");
         }

@@ -123,7 +123,8 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
             let inside = inside.entry(name).or_default();
             let on_host = on_host.entry(name).or_default();
             for _ in 0..jobs {
-                let status = inside.measure(|| sandbox.command(program).args(arguments).status())?;
+                let status =
+                    inside.measure(|| sandbox.command(program).args(arguments).status())?;
                 if !status.success() {
                     return Err(format!("{command:?} in the sandbox: {status}").into());
                 }
@@ -146,10 +147,7 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
 }
 
 /// The standard library does this by posix_spawn.
-fn spawn_on_host(
-    program: &str,
-    arguments: &[&str],
-) -> std::io::Result<std::process::ExitStatus> {
+fn spawn_on_host(program: &str, arguments: &[&str]) -> std::io::Result<std::process::ExitStatus> {
     std::process::Command::new(program)
         .args(arguments)
         .env_clear()
@@ -163,7 +161,10 @@ fn spawn_on_host(
 fn print_table(rows: &BTreeMap<&str, Row>) {
     println!("{:<12} {:>9} {:>9} {:>9} {:>6}  host spawn p50", "µs", "p50", "p99", "min", "n");
     for (name, row) in rows {
-        print!("{name:<12} {:>9.0} {:>9.0} {:>9.0} {:>6}", row.p50_us, row.p99_us, row.min_us, row.n);
+        print!(
+            "{name:<12} {:>9.0} {:>9.0} {:>9.0} {:>6}",
+            row.p50_us, row.p99_us, row.min_us, row.n
+        );
         match row.host_spawn_p50_us {
             Some(host) => println!("  {host:.0} ({:.2} x)", row.p50_us / host),
             None => println!(),

@@ -31,8 +31,7 @@ pub(crate) fn sandbox_option(
     match name {
         "image" => {
             let image = parser.value()?;
-            config.image =
-                if image == "host" { Image::host() } else { Image::directory(image) };
+            config.image = if image == "host" { Image::host() } else { Image::directory(image) };
         }
         "name" => config.name = Some(parser.value()?.string()?),
         "hostname" => config.hostname = Some(parser.value()?.string()?),
