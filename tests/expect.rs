@@ -1,6 +1,7 @@
 //! What a test needs of the machine, and what becomes of it where that is missing.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -83,7 +84,9 @@ pub(crate) fn needs(needs: &[Need]) -> bool {
         Verdict::Run => true,
         Verdict::Skip(why) => {
             let thread = std::thread::current();
-            eprintln!("skipped: {}: {why}", thread.name().unwrap_or_default());
+            // Not by eprintln!, which the test harness keeps to itself where a test passes.
+            let line = format!("skipped: {}: {why}\n", thread.name().unwrap_or_default());
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             false
         }
         Verdict::Fail(why) => panic!("ADL_EXPECT={expected}, but {why}"),

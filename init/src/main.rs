@@ -34,6 +34,9 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 }
 
 /// The heap: a fixed range of zero pages, of which only those that were used take memory.
+/// In this order, so that what is used first lies on one page with the book-keeping: each page
+/// that is written after a fork costs a fault, here and in the job.
+#[repr(C)]
 struct Allocator {
     heap: UnsafeCell<Heap>,
     arena: UnsafeCell<[u8; ARENA]>,

@@ -102,15 +102,30 @@ impl Running {
         if self.exit.is_none()
             && let Some(body) = self.messages.try_next()?
         {
-            match wire::decode(&body)? {
-                JobEvent::Exited(exit) => self.exit = Some(exit),
-                JobEvent::Failed { stage, errno } => return Err(self.start_error(stage, errno)),
-                JobEvent::Started { .. } => {
-                    return Err(Error::Protocol { why: "a program that starts twice" });
-                }
-            }
+            self.exit = Some(self.exit_in(&body)?);
         }
         Ok(self.exit)
+    }
+
+    /// Waits for its end.
+    fn wait_exit(&mut self) -> Result<Exit> {
+        if let Some(exit) = self.exit {
+            return Ok(exit);
+        }
+        let body = self.messages.next_blocking()?;
+        let exit = self.exit_in(&body)?;
+        self.exit = Some(exit);
+        Ok(exit)
+    }
+
+    fn exit_in(&self, body: &[u8]) -> Result<Exit> {
+        match wire::decode(body)? {
+            JobEvent::Exited(exit) => Ok(exit),
+            JobEvent::Failed { stage, errno } => Err(self.start_error(stage, errno)),
+            JobEvent::Started { .. } => {
+                Err(Error::Protocol { why: "a program that starts twice" })
+            }
+        }
     }
 
     fn start_error(&self, stage: Stage, errno: i32) -> Error {
@@ -125,10 +140,7 @@ impl Running {
     pub(crate) fn output(mut self) -> Result<Output> {
         drop(self.stdin.take());
         let mut streams = [self.stdout.take(), self.stderr.take()].map(Collecting::new);
-        let exit = loop {
-            if let Some(exit) = self.exit {
-                break exit;
-            }
+        while self.exit.is_none() && streams.iter().any(|stream| stream.pipe.is_some()) {
             let mut fds = vec![PollFd::new(self.messages.as_fd(), PollFlags::POLLIN)];
             fds.extend(streams.iter().filter_map(Collecting::poll_fd));
             wire::wait_ready(&mut fds, Deadline::NEVER)?;
@@ -144,7 +156,8 @@ impl Running {
             if said {
                 self.try_exit()?;
             }
-        };
+        }
+        let exit = self.wait_exit()?;
         for stream in &mut streams {
             stream.read_rest()?;
         }
@@ -280,13 +293,7 @@ impl Child {
     /// [`Error::SandboxDied`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
         drop(self.stdin.take());
-        loop {
-            if let Some(status) = self.try_wait()? {
-                return Ok(status);
-            }
-            let mut fds = [PollFd::new(self.running.messages.as_fd(), PollFlags::POLLIN)];
-            wire::wait_ready(&mut fds, Deadline::NEVER)?;
-        }
+        Ok(ExitStatus(self.running.wait_exit()?.status))
     }
 
     /// Looks whether it has ended.

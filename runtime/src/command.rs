@@ -12,7 +12,7 @@ use nix::unistd::pipe2;
 use crate::child::{Child, ExitStatus, Output, Running};
 use crate::error::{Error, Result};
 use crate::sandbox::Sandbox;
-use crate::wire::{self, Messages};
+use crate::wire::Messages;
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -226,7 +226,7 @@ impl<'a> Command<'a> {
             return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
         }
 
-        let (channel, channel_theirs) = wire::socket_pair()?;
+        let (channel, channel_theirs) = self.sandbox.take_channel()?;
         let mut descriptors = vec![channel_theirs.as_raw_fd()];
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         let stdin = Stream::new(self.stdin.as_ref().map_or(&Kind::Null, |s| &s.0), Which::Stdin)?;
@@ -254,6 +254,7 @@ impl<'a> Command<'a> {
             start_notice: notice.is_some(),
         };
         self.sandbox.request(&Request::Spawn(spawn), &descriptors)?;
+        self.sandbox.prepare_channel();
         Ok(Running {
             program,
             messages: Messages::new(channel),

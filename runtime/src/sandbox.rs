@@ -37,6 +37,8 @@ pub struct Sandbox {
     name: String,
     init: Process,
     control: Mutex<OwnedFd>,
+    /// A pair of sockets for the next job, made while there was nothing else to do.
+    next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
     directory: Option<SandboxDirectory>,
     ids: Option<IdRange>,
     owner: Owner,
@@ -91,6 +93,7 @@ impl Sandbox {
             name: String::new(),
             init,
             control: Mutex::new(control),
+            next_channel: Mutex::new(None),
             directory: None,
             ids,
             owner: Owner::this_process(),
@@ -149,6 +152,21 @@ impl Sandbox {
             sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
         }
         sent
+    }
+
+    /// A channel for a job: our end, and init's.
+    pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let mut next = self.next_channel.lock().unwrap_or_else(PoisonError::into_inner);
+        next.take().map_or_else(wire::socket_pair, Ok)
+    }
+
+    /// Makes a channel for the next job: to be called when init has something to do.
+    pub(crate) fn prepare_channel(&self) {
+        let mut next = self.next_channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if next.is_none() {
+            // If there is none now, the next job says why.
+            *next = wire::socket_pair().ok();
+        }
     }
 
     fn end(&mut self) -> Result<()> {

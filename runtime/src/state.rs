@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
@@ -21,6 +22,9 @@ use crate::sandbox::unique_number;
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
+/// How long a collector may take to remove an empty directory.
+const COLLECTION: Duration = Duration::from_secs(1);
 
 /// Removes what sandboxes left on disk whose owner has ended, and returns their names.
 ///
@@ -68,25 +72,32 @@ impl State {
     /// each of its overlays.
     pub(crate) fn make_sandbox(&self, name: &str, overlays: usize) -> Result<SandboxDirectory> {
         let path = self.path.join("sandboxes").join(name);
-        // A collector may take the directory between its making and its locking; then again.
-        loop {
+        // A collector may take the directory for one without an owner, between its making and its
+        // locking. Then again, once that has removed it, which it does at once: it is empty.
+        let mut taken = None;
+        let fd = loop {
             match mkdirat(&self.sandboxes, name, Mode::S_IRWXU) {
-                Ok(()) => {}
+                Ok(()) => match self.lock(name)? {
+                    Some(fd) => break fd,
+                    None => taken = Some(Instant::now()),
+                },
+                Err(Errno::EEXIST) if taken.is_some_and(|at| at.elapsed() < COLLECTION) => {
+                    std::thread::yield_now();
+                }
                 Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
-            let Some(fd) = self.lock(name)? else { continue };
-            let parent =
-                self.sandboxes.try_clone().map_err(Error::at("dup of the directory of", &path))?;
-            let directory = SandboxDirectory { path, name: name.to_owned(), fd, parent };
-            for number in 0..overlays {
-                for part in ["upper", "work"] {
-                    let part = format!("{number}.{part}");
-                    mkdirat(&directory.fd, part.as_str(), Mode::from_bits_truncate(0o755))
-                        .map_err(Error::at("mkdir", &directory.path.join(part)))?;
-                }
+        };
+        let parent =
+            self.sandboxes.try_clone().map_err(Error::at("dup of the directory of", &path))?;
+        let directory = SandboxDirectory { path, name: name.to_owned(), fd, parent };
+        match directory.make_parts(overlays) {
+            Ok(()) => Ok(directory),
+            Err(error) => {
+                // The error that is told is the first one.
+                let _ = directory.remove();
+                Err(error)
             }
-            return Ok(directory);
         }
     }
 
@@ -148,6 +159,17 @@ impl SandboxDirectory {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn make_parts(&self, overlays: usize) -> Result<()> {
+        for number in 0..overlays {
+            for part in ["upper", "work"] {
+                let part = format!("{number}.{part}");
+                mkdirat(&self.fd, part.as_str(), Mode::from_bits_truncate(0o755))
+                    .map_err(Error::at("mkdir", &self.path.join(part)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes it.

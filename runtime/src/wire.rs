@@ -136,12 +136,16 @@ impl Messages {
     /// # Errors
     /// [`Error::SandboxDied`] at the end of the stream.
     pub(crate) fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
+        self.receive(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive(&mut self, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
         if let Some(body) = self.take()? {
             return Ok(Some(body));
         }
         let mut chunk = [0; LONGEST];
         // No room for descriptors: what init attaches, the kernel drops.
-        match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+        match recv(self.socket.as_raw_fd(), &mut chunk, flags) {
             Ok(0) | Err(Errno::ECONNRESET) => Err(Error::SandboxDied),
             Ok(count) => {
                 self.bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
@@ -149,6 +153,15 @@ impl Messages {
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
             Err(errno) => Err(Error::io("recv")(errno)),
+        }
+    }
+
+    /// Waits for the next body, with no end to the waiting.
+    pub(crate) fn next_blocking(&mut self) -> Result<Vec<u8>> {
+        loop {
+            if let Some(body) = self.receive(MsgFlags::empty())? {
+                return Ok(body);
+            }
         }
     }
 
