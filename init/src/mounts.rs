@@ -13,11 +13,12 @@ use alloc::format;
 use alloc::string::String;
 use core::ffi::CStr;
 
-use adl_protocol::{Layer, Overlay, Setup, Step, Strings, Upper, limits};
+use adl_protocol::{Identities, Layer, Overlay, Setup, Step, Strings, Upper, limits};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::process::{Gid, Uid};
 
 use crate::setup::{Failure, InStep, Result};
 
@@ -29,7 +30,7 @@ pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -
     enter_scratch().step(Step::Scratch)?;
     attach_upper(&setup.upper, setup.overlays.len(), descriptors)?;
     for (number, overlay) in setup.overlays.iter().enumerate() {
-        mount_overlay(number, overlay, descriptors)?;
+        mount_overlay(number, overlay, setup.identities, descriptors)?;
     }
     Ok(())
 }
@@ -177,10 +178,25 @@ fn open_layer(
     }
 }
 
+/// The root of an overlay is that of its upper: it is to be what the image's was.
+fn copy_attributes(layer: &OwnedFd, upper: &str, identities: Identities) -> IoResult<()> {
+    let stat = rustix::fs::fstat(layer)?;
+    rustix::fs::chmodat(CWD, upper, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+    match identities {
+        Identities::Range if (stat.st_uid, stat.st_gid) != (0, 0) => {
+            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            rustix::fs::chownat(CWD, upper, Some(uid), Some(gid), AtFlags::empty())
+        }
+        // The one id there is owns it already.
+        Identities::Range | Identities::Single => Ok(()),
+    }
+}
+
 /// Mounts one overlay: the first as the root, the others in it.
 fn mount_overlay(
     number: usize,
     overlay: &Overlay<'_>,
+    identities: Identities,
     descriptors: &mut VecDeque<OwnedFd>,
 ) -> Result<()> {
     if overlay.lowers.is_empty() || overlay.lowers.len() > limits::MAX_LAYERS {
@@ -190,6 +206,10 @@ fn mount_overlay(
     for (layer_number, layer) in overlay.lowers.iter().enumerate() {
         let mount = open_layer(layer, descriptors, Step::Layer)?;
         let name = format!("{number}.{layer_number}");
+        if layer_number == 0 {
+            let upper = format!("s/{number}.upper");
+            copy_attributes(&mount, &upper, identities).step(Step::Upper)?;
+        }
         attach_as(mount, &name).step(Step::Layer)?;
         if layer_number != 0 {
             lowers.push(':');
