@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A process, told from a later one with the same number by when it started.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,7 +107,7 @@ pub(crate) fn descriptors(pid: i32) -> Vec<(i32, PathBuf)> {
             let number = path.file_name()?.to_str()?.parse().ok()?;
             let target = fs::read_link(&path).ok()?;
             // The one that is being read.
-            (target != PathBuf::from(format!("/proc/{pid}/fd"))).then_some((number, target))
+            (target != Path::new(&directory)).then_some((number, target))
         })
         .collect();
     all.sort();

@@ -34,6 +34,8 @@ fn a_crate_elsewhere_builds_and_runs_the_example_of_the_readme() {
         output = build_and_run(&crate_root, &home, false);
     }
     assert!(output.status.success(), "{example}\n{}", stderr(&output));
+    // A program that ends without waiting for the removal of files leaves it to the collector.
+    adl_runtime::collect_garbage(Some(&home.state())).unwrap();
 }
 
 /// A whole program, if the example is only a body.

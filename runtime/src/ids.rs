@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -38,6 +38,32 @@ struct Held {
     ranges: BTreeSet<u32>,
     /// Where to look next: far from where other processes do.
     next: Option<u32>,
+}
+
+/// Whether the caller can map ranges of ids: root, where these ids exist. Root of a user namespace
+/// that has others is in the position of an ordinary user.
+pub(crate) fn caller_may_map() -> bool {
+    static EXIST: OnceLock<bool> = OnceLock::new();
+    nix::unistd::geteuid().is_root()
+        && *EXIST.get_or_init(|| {
+            ["/proc/self/uid_map", "/proc/self/gid_map"]
+                .iter()
+                .all(|map| std::fs::read_to_string(map).is_ok_and(|map| holds_all_ranges(&map)))
+        })
+}
+
+/// Whether a map, of lines with the first id inside, the first outside and their number, has one
+/// that holds all ranges.
+fn holds_all_ranges(map: &str) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(first)), Some(Ok(_)), Some(Ok(length))) => {
+                first <= u64::from(FIRST) && first + length >= u64::from(END)
+            }
+            _ => false,
+        }
+    })
 }
 
 /// A range that is this sandbox's until it is dropped.
@@ -121,5 +147,29 @@ fn lock(file: &File, number: u32, kind: i32) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(errno) => Err(Error::at("lock", Path::new(FILE))(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IdRange, holds_all_ranges};
+
+    #[test]
+    fn ranges_exist_where_the_map_has_them() {
+        assert!(holds_all_ranges("         0          0 4294967295\n"));
+        assert!(!holds_all_ranges("         0       1000          1\n"));
+        assert!(!holds_all_ranges("0 100000 65536\n"));
+        assert!(!holds_all_ranges(""));
+    }
+
+    #[test]
+    fn no_two_sandboxes_share_an_id() {
+        if !super::caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let ranges: Vec<_> = (0..50).map(|_| IdRange::take().unwrap()).collect();
+        let bases: std::collections::BTreeSet<_> = ranges.iter().map(IdRange::base).collect();
+        assert_eq!(bases.len(), 50);
+        assert!(bases.iter().all(|base| base % super::LENGTH == 0));
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -20,6 +21,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::error::Result;
 use crate::owner::Owner;
 use crate::state::{DIRECTORY, SandboxDirectory};
+use crate::sys;
 
 /// How many removals may wait before callers do their own: what a burst of deletes leaves, and no
 /// more disk than that.
@@ -49,17 +51,31 @@ pub(crate) fn remove_later(mut directory: SandboxDirectory) -> Result<()> {
 /// Waits until the files of all sandboxes that this process has deleted are gone.
 ///
 /// Deleting a sandbox gives back at once all but the disk space of what it has written, which a
-/// thread of this library removes. When a process ends before that is done, [`crate::collect_garbage`]
-/// of another does the rest; so a short-lived program calls this before it ends.
+/// thread of this library removes. A process that ends normally waits for that, for
+/// at most ten seconds; after any other end, [`crate::collect_garbage`] of another does the rest.
 pub fn finish_removals() {
+    finish(None);
+}
+
+/// How long the end of the process may be held up.
+const AT_EXIT: Duration = Duration::from_secs(10);
+
+extern "C" fn finish_at_exit() {
+    finish(Some(AT_EXIT));
+}
+
+fn finish(limit: Option<Duration>) {
     let remover = REMOVER.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some((owner, sender)) = remover
         && owner.is_this_process()
     {
         let (tell, told) = sync_channel(1);
         if sender.send(Job::Tell(tell)).is_ok() {
-            // An error: the thread has ended, and nothing more will be removed.
-            let _ = told.recv();
+            // An error: the time is up, or the thread has ended and will remove nothing more.
+            let _ = match limit {
+                Some(limit) => told.recv_timeout(limit).ok(),
+                None => told.recv().ok(),
+            };
         }
     }
 }
@@ -77,11 +93,17 @@ fn sender() -> Option<SyncSender<Job>> {
         .name("adl-remover".to_owned())
         .spawn(move || work(&receiver))
         .ok()?;
+    if remover.is_none() {
+        // In a fork, it is registered already.
+        sys::at_exit(finish_at_exit);
+    }
     *remover = Some((Owner::this_process(), sender.clone()));
     Some(sender)
 }
 
 fn work(jobs: &Receiver<Job>) {
+    // It is nothing that anyone waits for.
+    sys::lower_priority();
     for job in jobs {
         match job {
             // What can't be removed stays, without a lock once this is dropped: for `adl gc`, which

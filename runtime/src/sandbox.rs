@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags};
 use crate::command::Command;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
-use crate::ids::IdRange;
+use crate::ids::{self, IdRange};
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
 use crate::remove::remove_later;
@@ -87,7 +87,7 @@ impl Sandbox {
 
     /// Starts init. It does nothing until it is told what to set up.
     fn start(config: &Config) -> Result<Self> {
-        let ids = if nix::unistd::geteuid().is_root() { Some(IdRange::take()?) } else { None };
+        let ids = if ids::caller_may_map() { Some(IdRange::take()?) } else { None };
         let (init, control) = launch::start(config, ids.is_some())?;
         Ok(Self {
             name: String::new(),
@@ -114,7 +114,7 @@ impl Sandbox {
     /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
     /// the first one and their number.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.ids.as_ref().map(|range| (range.base(), crate::ids::LENGTH))
+        self.ids.as_ref().map(|range| (range.base(), ids::LENGTH))
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a

@@ -381,6 +381,18 @@ pub(crate) fn executable_memfd(name: &CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(io::Error::other)?) })
 }
 
+/// Has a function called at the normal end of the process; it must not unwind.
+pub(crate) fn at_exit(function: extern "C" fn()) {
+    // SAFETY: any function may be registered. If it can't be, it is not called.
+    unsafe { libc::atexit(function) };
+}
+
+/// Gives the calling thread, and no other, the lowest priority.
+pub(crate) fn lower_priority() {
+    // SAFETY: takes no pointer; 0 is the calling thread. If it can't be lowered, it stays.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
 /// The bytes that wait to be read.
 pub(crate) fn bytes_available(fd: impl AsFd) -> io::Result<usize> {
     let mut count: c_int = 0;

@@ -65,7 +65,6 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
         }
     };
     sandbox.delete()?;
-    adl_runtime::finish_removals();
     Ok(ExitCode::from(code))
 }
 
