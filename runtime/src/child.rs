@@ -122,9 +122,7 @@ impl Running {
         match wire::decode(body)? {
             JobEvent::Exited(exit) => Ok(exit),
             JobEvent::Failed { stage, errno } => Err(self.start_error(stage, errno)),
-            JobEvent::Started { .. } => {
-                Err(Error::Protocol { why: "a program that starts twice" })
-            }
+            JobEvent::Started { .. } => Err(Error::Protocol { why: "a program that starts twice" }),
         }
     }
 

@@ -8,6 +8,7 @@ use nix::sys::stat::{Mode, fchmod};
 
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::wire::above_stdio;
 
 static INIT: &[u8] = include_bytes!(env!("ADL_INIT_PATH"));
 
@@ -38,5 +39,5 @@ fn make() -> Result<OwnedFd> {
         | SealFlag::F_SEAL_GROW
         | SealFlag::F_SEAL_WRITE;
     fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::io("sealing of adl-init"))?;
-    Ok(memfd)
+    above_stdio(memfd)
 }

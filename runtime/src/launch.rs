@@ -63,6 +63,7 @@ pub(crate) struct Plan<'a> {
 /// will map others.
 pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, OwnedFd)> {
     let (ours, theirs) = wire::socket_pair()?;
+    let theirs = wire::above_stdio(theirs)?;
     let namespaces = match config.network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,

@@ -64,6 +64,16 @@ pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
+/// Moves a descriptor off the numbers of the standard streams, which it may have where the calling
+/// program has closed its own: a child that rearranges those would overwrite it.
+pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+    if fd.as_raw_fd() > libc::STDERR_FILENO {
+        return Ok(fd);
+    }
+    // The copy has a number from 3 on.
+    fd.try_clone().map_err(Error::io("dup"))
+}
+
 /// Sends one frame, with descriptors.
 ///
 /// # Errors
