@@ -60,7 +60,7 @@ impl Sandbox {
             check_name("hostname", hostname)?;
         }
         let state = State::open(config.state_directory.as_deref())?;
-        collect_once(config.state_directory.clone());
+        collect_once(&state);
         let trees = config.image.open(&state, config.network)?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
@@ -227,13 +227,17 @@ fn make_directory(state: &State, name: Option<&str>, overlays: usize) -> Result<
 }
 
 /// Removes what owners that have ended left behind, once in a process, beside its first creation.
-fn collect_once(state_directory: Option<std::path::PathBuf>) {
+fn collect_once(state: &State) {
     static COLLECTED: Once = Once::new();
     COLLECTED.call_once(|| {
+        if state.is_surely_empty() {
+            return;
+        }
+        let Ok(state) = state.try_clone() else { return };
         // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
-        let _ = std::thread::Builder::new().name("adl-collect".to_owned()).spawn(move || {
-            State::open(state_directory.as_deref()).and_then(|state| state.collect())
-        });
+        let _ = std::thread::Builder::new()
+            .name("adl-collect".to_owned())
+            .spawn(move || state.collect());
     });
 }
 

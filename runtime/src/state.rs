@@ -61,6 +61,16 @@ impl State {
         Ok(Self { path, sandboxes: fd })
     }
 
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { path: self.path.clone(), sandboxes: self.sandboxes.try_clone()? })
+    }
+
+    /// Whether there is no sandbox, where one can tell at a glance: in most file systems, a
+    /// directory without another in it has two links.
+    pub(crate) fn is_surely_empty(&self) -> bool {
+        fstat(&self.sandboxes).is_ok_and(|stat| stat.st_nlink == 2)
+    }
+
     /// Where images are kept.
     pub(crate) fn images(&self) -> Result<PathBuf> {
         let path = self.path.join("images");
