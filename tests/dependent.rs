@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::harness::{
-    Home, Need, cargo, needs, repository, stderr, target_directory, temporary_directory,
+    BUILD_LIMIT, Home, Need, cargo, needs, repository, stderr, target_directory,
+    temporary_directory,
 };
 use crate::readme;
 
@@ -15,7 +16,7 @@ fn a_crate_elsewhere_builds_and_runs_the_example_of_the_readme() {
         return;
     }
     let example = readme::blocks(&readme::readme(), "rust").into_iter().next().expect("an example");
-    let home = Home::new();
+    let home = Home::of_a_test_that_takes(BUILD_LIMIT);
     let elsewhere = temporary_directory();
     let crate_root = elsewhere.path().join("dependent");
     fs::create_dir_all(crate_root.join("src")).unwrap();

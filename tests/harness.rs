@@ -2,11 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, Image, Sandbox};
@@ -17,14 +19,27 @@ pub(crate) use crate::expect::{Need, needs};
 /// The id that a test takes on where root tries what an ordinary user can do.
 pub(crate) const NOBODY: u32 = 65_534;
 
+/// How long a test may take. The waits of the library for a command have no end, and rightly so.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How long a test may take that builds this repository.
+pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(1200);
+
 /// A state directory of its own, whose end is the proof that nothing is left in it.
 pub(crate) struct Home {
     directory: TempDir,
+    /// Dropped in time, or the test hangs.
+    _in_time: Sender<()>,
 }
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { directory: temporary_directory() }
+        Self::of_a_test_that_takes(LIMIT)
+    }
+
+    /// For a test that may take longer than others.
+    pub(crate) fn of_a_test_that_takes(limit: Duration) -> Self {
+        Self { directory: temporary_directory(), _in_time: ends_within(limit) }
     }
 
     /// The state directory.
@@ -76,6 +91,20 @@ impl Drop for Home {
     }
 }
 
+/// Ends the whole program, and so what hangs in it, unless the result is dropped in time.
+fn ends_within(limit: Duration) -> Sender<()> {
+    let (sender, receiver) = channel();
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    std::thread::spawn(move || {
+        if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            let line = format!("{test}: still running after {limit:?}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            std::process::exit(101);
+        }
+    });
+    sender
+}
+
 /// Makes a temporary directory where an overlay can have its upper: not in memory.
 pub(crate) fn temporary_directory() -> TempDir {
     let fit = |path: &Path| {
@@ -124,9 +153,12 @@ pub(crate) fn repository() -> PathBuf {
 
 /// Where cargo put this program, and puts others.
 pub(crate) fn target_directory() -> PathBuf {
-    // TARGET/PROFILE/deps/adl-HASH
     let this = std::env::current_exe().unwrap();
-    this.ancestors().nth(3).unwrap().to_owned()
+    // TARGET/PROFILE/deps/adl-HASH, or with the name of a platform after TARGET.
+    let this = std::env::current_exe().unwrap();
+    let is_target = |path: &&Path| path.join(".rustc_info.json").exists();
+    let place = this.ancestors().filter(is_target).last().or_else(|| this.ancestors().nth(3));
+    place.unwrap().to_owned()
 }
 
 /// The `adl` program: `ADL_BIN`, or built now as this program was, since cargo builds only the

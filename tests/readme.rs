@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Home, Need, needs, repository, target_directory};
+use crate::harness::{BUILD_LIMIT, Home, Need, needs, repository, target_directory};
 
 /// The fenced blocks of a Markdown text whose info string is `language`.
 pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
@@ -52,7 +52,7 @@ fn every_command_runs() {
     if !needs(&[Need::Workspace]) {
         return;
     }
-    let home = Home::new();
+    let home = Home::of_a_test_that_takes(BUILD_LIMIT);
     let blocks = blocks(&readme(), "sh");
     assert!(!blocks.is_empty(), "no block marked sh");
     for block in blocks {

@@ -42,6 +42,7 @@ mod child;
 mod collect;
 mod command;
 mod config;
+pub mod doctor;
 mod error;
 mod ids;
 mod image;

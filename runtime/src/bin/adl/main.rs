@@ -1,6 +1,7 @@
 //! The `adl` command line.
 
 mod bench;
+mod doctor;
 mod options;
 mod run;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match command.to_str() {
         Some("run") => run::main(rest),
         Some("bench") => bench::main(rest),
+        Some("doctor") => doctor::main(rest),
         Some("gc") => collect_garbage(),
         Some("--help" | "-h" | "help") => {
             print!("{HELP}");

@@ -1,0 +1,226 @@
+//! What this machine can do, found out by doing it.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::{Config, Network, Seccomp, Upper};
+use crate::error::{Error, Step};
+use crate::image::Image;
+use crate::sandbox::Sandbox;
+
+/// One thing that a sandbox is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Check {
+    /// The thing.
+    pub what: &'static str,
+    /// Whether it is there.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub detail: String,
+    /// What to do, if it is not all there.
+    pub remedy: Option<String>,
+}
+
+/// Whether something is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is.
+    Good,
+    /// Sandboxes work without it, and with less.
+    Limited,
+    /// No sandbox works without it.
+    Missing,
+}
+
+impl Check {
+    fn good(what: &'static str, detail: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Good, detail: detail.into(), remedy: None }
+    }
+
+    fn limited(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { what, verdict: Verdict::Limited, detail: detail.into(), remedy }
+    }
+
+    fn missing(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { what, verdict: Verdict::Missing, detail: detail.into(), remedy }
+    }
+}
+
+/// The first Linux on which overlayfs takes an id-mapped layer.
+const OLDEST_KERNEL: (u32, u32) = (5, 19);
+
+/// Examines this machine, as the calling user. It makes some sandboxes and leaves nothing;
+/// `state_directory` is as in [`Config`].
+pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
+    let config =
+        Config { state_directory: state_directory.map(Path::to_owned), ..Config::default() };
+    let on_disk = Sandbox::create(config.clone());
+    let in_memory =
+        Sandbox::create(Config { upper: Upper::Memory { size: 16 << 20 }, ..config.clone() });
+    let either = on_disk.as_ref().or(in_memory.as_ref());
+    let checks = vec![
+        kernel(),
+        privileges(),
+        namespaces(either),
+        overlay("overlay, on disk", on_disk.as_ref()),
+        overlay("overlay, in memory", in_memory.as_ref()),
+        host_network(&config),
+        seccomp(&config, either),
+        cgroups(),
+    ];
+    // What can't be removed is told where it matters: by `adl gc`.
+    for sandbox in [on_disk, in_memory].into_iter().flatten() {
+        let _ = sandbox.delete();
+    }
+    crate::finish_removals();
+    checks
+}
+
+fn kernel() -> Check {
+    const WHAT: &str = "kernel";
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST_KERNEL => {
+            let (major, minor) = OLDEST_KERNEL;
+            Check::missing(WHAT, release, format!("use Linux {major}.{minor} or later"))
+        }
+        _ => Check::good(WHAT, format!("Linux {release}")),
+    }
+}
+
+fn privileges() -> Check {
+    const WHAT: &str = "ids";
+    if crate::ids::caller_may_map() {
+        return Check::good(WHAT, format!("a range of {} for each sandbox", crate::ids::LENGTH));
+    }
+    Check::limited(
+        WHAT,
+        "one, the calling user's",
+        "run as root, for sandboxes with users other than root in them",
+    )
+}
+
+fn namespaces(sandbox: Result<&Sandbox, &Error>) -> Check {
+    const WHAT: &str = "user namespaces and the others";
+    match sandbox {
+        Ok(_) => Check::good(WHAT, "user, PID, mount, UTS, IPC, cgroup, network"),
+        Err(Error::Unsupported { what, why, fix }) => {
+            Check::missing(WHAT, format!("{what}: {why}"), fix.as_str())
+        }
+        Err(Error::Setup { step: Step::Identity | Step::Hostname | Step::Loopback, .. }) => {
+            Check::missing(
+                WHAT,
+                "made, but without rights in them",
+                "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile",
+            )
+        }
+        // What else went wrong came after them.
+        Err(Error::Setup { .. }) => Check::good(WHAT, "made"),
+        Err(error) => Check::missing(WHAT, error.to_string(), "see above"),
+    }
+}
+
+fn overlay(what: &'static str, sandbox: Result<&Sandbox, &Error>) -> Check {
+    let error = match sandbox {
+        Ok(_) => return Check::good(what, "mounted in a user namespace"),
+        Err(error) => error,
+    };
+    let remedy = match error {
+        Error::Unsupported { fix, .. } => fix.as_str(),
+        Error::Setup { step: Step::Upper | Step::Overlay | Step::Layer, .. } => {
+            "load the module overlay; keep the state directory (ADL_STATE_DIR) on ext4, xfs, btrfs \
+             or tmpfs, not on an overlay itself"
+        }
+        Error::Setup { step: Step::Proc, .. } => {
+            "in a container, unmount what lies on its /proc, or run it with it unmasked"
+        }
+        Error::Io { .. } | Error::Invalid { .. } => {
+            "set ADL_STATE_DIR to a directory that the calling user can write to"
+        }
+        _ => "see the error",
+    };
+    Check::missing(what, error.to_string(), remedy)
+}
+
+fn host_network(config: &Config) -> Check {
+    const WHAT: &str = "the host's network, where asked for";
+    match Sandbox::create(Config { network: Network::Host, ..config.clone() }) {
+        Ok(sandbox) => {
+            let _ = sandbox.delete();
+            Check::good(WHAT, "shared")
+        }
+        Err(error) => Check::limited(WHAT, error.to_string(), "use a network of the sandbox's own"),
+    }
+}
+
+/// Asks a program in the sandbox what the kernel says of it.
+fn seccomp(config: &Config, sandbox: Result<&Sandbox, &Error>) -> Check {
+    const WHAT: &str = "seccomp";
+    const FILTERED: &str = "Seccomp:\t2";
+    let Ok(sandbox) = sandbox else {
+        let unconfined = Config { seccomp: Seccomp::Unconfined, ..config.clone() };
+        return match Sandbox::create(Config { image: Image::host(), ..unconfined }) {
+            Ok(_) => {
+                Check::missing(WHAT, "no filter can be installed", "use CONFIG_SECCOMP_FILTER")
+            }
+            Err(_) => Check::limited(WHAT, "not tried, since no sandbox works", "see the others"),
+        };
+    };
+    match sandbox.command("cat").arg("/proc/self/status").output() {
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains(FILTERED) => {
+            Check::good(WHAT, "two filters in force")
+        }
+        Ok(_) => Check::missing(WHAT, "no filter in force", "use CONFIG_SECCOMP_FILTER"),
+        Err(error) => Check::limited(WHAT, error.to_string(), "install cat, to have it looked at"),
+    }
+}
+
+/// Makes a directory below the calling process's own cgroup, and removes it.
+fn cgroups() -> Check {
+    const WHAT: &str = "cgroups";
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let v1 = own
+        .lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .filter(|controllers| !controllers.is_empty() && !controllers.contains('='))
+        .collect::<Vec<_>>();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"));
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4));
+    let (Some(path), Some(mount)) = (path, mount) else {
+        return Check::limited(WHAT, format!("no cgroup v2; v1: {v1:?}"), "mount cgroup2");
+    };
+    let own = Path::new(mount).join(path.trim_start_matches('/'));
+    let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+    let controllers = controllers.trim();
+    let probe = own.join(format!("adl-doctor-{}", std::process::id()));
+    match fs::create_dir(&probe) {
+        Ok(()) => {
+            // Empty, and ours: nothing keeps it.
+            let _ = fs::remove_dir(&probe);
+        }
+        Err(error) => {
+            return Check::limited(
+                WHAT,
+                format!("{own:?}: {error}"),
+                "have systemd delegate a subtree: systemd-run --user --scope -p Delegate=yes",
+            );
+        }
+    }
+    if controllers.is_empty() {
+        let detail = format!("v2 without controllers, those of v1: {v1:?}");
+        return Check::limited(WHAT, detail, "boot with cgroup_no_v1=all, for limits by v2");
+    }
+    Check::good(WHAT, format!("v2, with {controllers}"))
+}
