@@ -1,0 +1,242 @@
+//! The wire, from outside: its exact bytes, and that no bytes can do harm.
+#![allow(unsafe_code, reason = "an allocator that remembers the largest request")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
+use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
+use adl_protocol::{
+    Exit, Identities, Identity, JobEvent, JobRequest, Layer, Overlay, Reply, Request, Rlimit,
+    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
+    Upper, Usage, VERSION,
+};
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+thread_local! {
+    /// The largest single allocation of this thread so far, in bytes.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Remembering;
+
+// SAFETY: all is left to the system's allocator.
+unsafe impl GlobalAlloc for Remembering {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.set(LARGEST.get().max(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Remembering = Remembering;
+
+/// What decoding a body of a few KiB may ask for at once: what serde reserves for a list before
+/// it has seen its elements.
+const CAP: usize = 2 << 20;
+
+fn setup() -> Request<'static> {
+    Request::Setup(Setup {
+        version: VERSION,
+        hostname: b"box",
+        identities: Identities::Range,
+        own_network: true,
+        upper: Upper::Disk(Layer::Descriptor),
+        overlays: vec![
+            Overlay { at: Strings::default(), lowers: vec![Layer::Descriptor] },
+            Overlay {
+                at: Strings::new(b"usr\0").unwrap(),
+                lowers: vec![Layer::Path { path: b"/usr", device: 300, inode: 7 }],
+            },
+        ],
+        masked: Strings::new(b"acpi/\0keys\0").unwrap(),
+        read_only: Strings::new(b"sys\0").unwrap(),
+        capabilities: 0x21,
+        filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
+    })
+}
+
+fn spawn() -> Request<'static> {
+    Request::Spawn(Spawn {
+        programs: Strings::new(b"/bin/sh\0").unwrap(),
+        arguments: Strings::new(b"-c\0true\0").unwrap(),
+        environment: Strings::new(b"A=b\0").unwrap(),
+        directory: b"/tmp",
+        identity: Identity { uid: 1000, gid: 1000, groups: vec![5] },
+        umask: 0o022,
+        rlimits: vec![Rlimit { resource: 7, soft: 256, hard: u64::MAX }],
+        nice: -1,
+        stdio: [StdioSource::Null, StdioSource::Descriptor, StdioSource::Previous],
+        start_notice: true,
+    })
+}
+
+fn exited(status: Status) -> JobEvent {
+    JobEvent::Exited(Exit { status, usage: Usage { user_us: 1000, ..Usage::default() } })
+}
+
+fn frame(message: &impl Serialize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode(message, &mut frame).unwrap();
+    frame
+}
+
+/// A message has exactly these bytes, and they are that message.
+fn golden<'a, T>(message: &T, bytes: &'a [u8])
+where
+    T: Serialize + Deserialize<'a> + PartialEq + std::fmt::Debug,
+{
+    assert_eq!(frame(message), bytes, "{message:?}");
+    let (header, body) = bytes.split_first_chunk::<HEADER>().unwrap();
+    assert_eq!(body_length(*header), Ok(body.len()));
+    assert_eq!(decode::<T>(body).as_ref(), Ok(message));
+}
+
+#[test]
+fn a_change_of_the_wire_changes_these_bytes() {
+    golden(&Request::Shutdown, b"\x01\0\0\0\x02");
+    golden(&Reply::Ready { version: 1 }, b"\x02\0\0\0\0\x01");
+    let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
+    golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
+    golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
+    golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x01\x09\x04");
+    golden(&exited(Status::Code(3)), b"\x0e\0\0\0\x02\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0");
+    golden(
+        &exited(Status::Signal { signal: 11, core: true }),
+        b"\x0f\0\0\0\x02\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0",
+    );
+    golden(&JobRequest::Signal { signal: 9, scope: Scope::Group }, b"\x03\0\0\0\0\x09\x01");
+    golden(
+        &setup(),
+        b"\x3a\0\0\0\0\x01\x03box\0\x01\0\0\x02\0\x01\0\x04usr\0\x01\x01\x04/usr\xfb\x2c\x01\x07\
+          \x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08",
+    );
+    golden(
+        &spawn(),
+        b"\x39\0\0\0\x01\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x04/tmp\xfb\xe8\x03\xfb\xe8\x03\x01\
+          \x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\x01\x02\x01",
+    );
+}
+
+/// Decodes bytes as everything that there is on the wire, and counts what accepted them.
+fn decode_as_all(body: &[u8]) -> usize {
+    LARGEST.set(0);
+    let accepted = [
+        decode::<Request<'_>>(body).is_ok(),
+        decode::<Reply<'_>>(body).is_ok(),
+        decode::<JobEvent>(body).is_ok(),
+        decode::<JobRequest>(body).is_ok(),
+    ];
+    let largest = LARGEST.get();
+    assert!(largest <= CAP.max(body.len() * 2), "an allocation of {largest} bytes");
+    accepted.iter().filter(|accepted| **accepted).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(body in prop::collection::vec(any::<u8>(), 0..4096)) {
+        decode_as_all(&body);
+    }
+
+    #[test]
+    fn a_changed_message_is_a_message_or_an_error(
+        which in 0..2, at in any::<prop::sample::Index>(), bit in 0..8_u32,
+    ) {
+        let request = if which == 0 { setup() } else { spawn() };
+        let mut bytes = frame(&request);
+        let at = HEADER + at.index(bytes.len() - HEADER);
+        bytes[at] ^= 1 << bit;
+        decode_as_all(&bytes[HEADER..]);
+    }
+
+    #[test]
+    fn more_or_less_than_a_message_is_refused(suffix in prop::collection::vec(any::<u8>(), 1..64)) {
+        for request in [setup(), spawn(), Request::Shutdown] {
+            let bytes = frame(&request);
+            let longer = [&bytes[HEADER..], suffix.as_slice()].concat();
+            prop_assert_eq!(decode::<Request<'_>>(&longer), Err(Error::TrailingBytes));
+            for end in HEADER..bytes.len() {
+                let shorter = decode::<Request<'_>>(&bytes[HEADER..end]);
+                prop_assert_eq!(shorter, Err(Error::Malformed));
+            }
+        }
+    }
+
+    #[test]
+    fn strings_come_back_as_they_went(list in prop::collection::vec(
+        prop::collection::vec(1_u8.., 0..32), 0..32,
+    )) {
+        let mut bytes = Vec::new();
+        for string in &list {
+            Strings::append(&mut bytes, string).unwrap();
+        }
+        let strings = Strings::new(&bytes).unwrap();
+        prop_assert_eq!(strings.len(), list.len());
+        let back: Vec<_> = strings.iter().map(|s| s.strip_suffix(b"\0").unwrap().to_vec()).collect();
+        prop_assert_eq!(back, list);
+    }
+}
+
+#[test]
+fn lengths_beyond_the_body_are_refused_without_an_allocation() {
+    // A varint of eight bytes: 2^40, and the largest there is.
+    for length in [1_u64 << 40, u64::MAX, MAX_FRAME as u64 + 1, 1 << 20] {
+        let mut huge = vec![0xfd];
+        huge.extend(length.to_le_bytes());
+        // As the host name; as the number of overlays; of layers; of filters; as a path.
+        for start in [
+            &b"\0\x01"[..],
+            &b"\0\x01\x03box\0\x01\0\0"[..],
+            &b"\0\x01\x03box\0\x01\0\0\x01\0"[..],
+            &b"\x01"[..],
+            &b"\x01\x08/bin/sh\0\0\0\x01/\x01\x01"[..],
+        ] {
+            assert_eq!(decode_as_all(&[start, &huge, &[0; 64]].concat()), 0);
+        }
+    }
+}
+
+#[test]
+fn frames_have_a_length_that_makes_sense() {
+    assert_eq!(body_length([0; 4]), Err(Error::Malformed));
+    let limit = u32::try_from(MAX_FRAME).unwrap();
+    assert_eq!(body_length(limit.to_le_bytes()), Ok(MAX_FRAME));
+    assert_eq!(body_length((limit + 1).to_le_bytes()), Err(Error::TooLong));
+    assert_eq!(body_length([0xff; 4]), Err(Error::TooLong));
+}
+
+#[test]
+fn a_message_that_is_too_long_leaves_the_buffer_as_it_was() {
+    let long = vec![b'a'; MAX_FRAME];
+    let mut out = b"before".to_vec();
+    let failure = SetupFailure { step: Step::Layer, errno: 1, path: &long };
+    assert_eq!(encode(&Reply::Failed(failure), &mut out), Err(codec::Error::TooLong));
+    assert_eq!(out, b"before");
+}
+
+#[test]
+fn strings_that_execve_would_not_see_whole_are_refused() {
+    let mut bytes = Vec::new();
+    assert_eq!(Strings::append(&mut bytes, b"a\0b"), Err(StringsError::Nul));
+    assert!(bytes.is_empty());
+    assert_eq!(Strings::new(b"a\0b"), Err(StringsError::Unterminated));
+    assert!(Strings::new(&vec![0; MAX_STRINGS]).is_ok());
+    assert_eq!(Strings::new(&vec![0; MAX_STRINGS + 1]), Err(StringsError::TooMany));
+}
