@@ -153,7 +153,6 @@ pub(crate) fn repository() -> PathBuf {
 
 /// Where cargo put this program, and puts others.
 pub(crate) fn target_directory() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
     // TARGET/PROFILE/deps/adl-HASH, or with the name of a platform after TARGET.
     let this = std::env::current_exe().unwrap();
     let is_target = |path: &&Path| path.join(".rustc_info.json").exists();

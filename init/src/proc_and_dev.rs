@@ -19,16 +19,17 @@ pub(crate) fn mount_proc(masked: Strings<'_>, read_only: Strings<'_>) -> Result<
     rustix::mount::mount(c"proc", PROC, c"proc", flags, None).step(Step::Proc)?;
 
     make_blanks().step(Step::Mask)?;
-    for name in masked.iter() {
-        let blank = if name.ends_with(b"/\0") { BLANK_DIRECTORY } else { BLANK_FILE };
-        on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
-    }
+    // In this order: what is covered may lie in what is read-only.
     for name in read_only.iter() {
         on_part(PROC, name, |path| {
             rustix::mount::mount_bind(path, path)?;
             let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
             rustix::mount::mount_remount(path, flags, c"")
         })?;
+    }
+    for name in masked.iter() {
+        let blank = if name.ends_with(b"/\0") { BLANK_DIRECTORY } else { BLANK_FILE };
+        on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
     }
     Ok(())
 }

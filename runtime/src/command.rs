@@ -225,6 +225,13 @@ impl<'a> Command<'a> {
         if self.uid == u32::MAX || self.gid == u32::MAX {
             return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
         }
+        if (self.uid, self.gid) != (0, 0) && self.sandbox.id_range().is_none() {
+            return Err(Error::Unsupported {
+                what: format!("user {}:{} inside", self.uid, self.gid),
+                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
+                fix: "make the sandbox as root".to_owned(),
+            });
+        }
 
         let (channel, channel_theirs) = self.sandbox.take_channel()?;
         let mut descriptors = vec![channel_theirs.as_raw_fd()];

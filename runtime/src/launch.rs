@@ -34,6 +34,12 @@ const MASKED: &[u8] = b"acpi/\0asound/\0interrupts\0kcore\0keys\0kmsg\0latency_s
 /// Parts of `/proc` that can be read but not written.
 const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
 
+/// What is covered beyond that where init's own files belong to root inside, as with one id they
+/// do.
+const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\0001/fdinfo/\0";
+/// And what can't be written there: its `oom_score_adj` above all.
+const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
+
 /// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
 const FOR_SETUP: Capabilities = Capabilities::NONE
     .with(Capability::CAP_CHOWN)
@@ -128,6 +134,12 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<(
         config::Seccomp::Unconfined => &[],
         config::Seccomp::Default => seccomp::default_filters()?,
     };
+    let (masked, read_only) = match plan.ids {
+        Some(_) => (MASKED.to_vec(), READ_ONLY.to_vec()),
+        None => {
+            ([MASKED, MASKED_WITH_ONE_ID].concat(), [READ_ONLY, READ_ONLY_WITH_ONE_ID].concat())
+        }
+    };
     let setup = Setup {
         version: VERSION,
         hostname: plan.hostname.as_bytes(),
@@ -135,8 +147,8 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<(
         own_network: plan.config.network == Network::None,
         upper,
         overlays,
-        masked: Strings::new(MASKED).map_err(strings_error)?,
-        read_only: Strings::new(READ_ONLY).map_err(strings_error)?,
+        masked: Strings::new(&masked).map_err(strings_error)?,
+        read_only: Strings::new(&read_only).map_err(strings_error)?,
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().map(Vec::as_slice).collect(),
     };

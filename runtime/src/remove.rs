@@ -104,11 +104,17 @@ fn sender() -> Option<SyncSender<Job>> {
 fn work(jobs: &Receiver<Job>) {
     // It is nothing that anyone waits for.
     sys::lower_priority();
+    // What could not be removed, as when the process had no descriptors left: tried again with
+    // each next one. In the end it stays, without a lock, for `adl gc`, which tells why.
+    let mut failed: Vec<SandboxDirectory> = Vec::new();
     for job in jobs {
+        failed.retain(|directory| directory.remove().is_err());
         match job {
-            // What can't be removed stays, without a lock once this is dropped: for `adl gc`, which
-            // tells why.
-            Job::Remove(directory) => drop(directory.remove()),
+            Job::Remove(directory) => {
+                if directory.remove().is_err() && failed.len() < BACKLOG {
+                    failed.push(directory);
+                }
+            }
             Job::Tell(done) => drop(done.send(())),
         }
     }

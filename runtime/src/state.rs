@@ -87,9 +87,14 @@ impl State {
         let mut taken = None;
         let fd = loop {
             match mkdirat(&self.sandboxes, name, Mode::S_IRWXU) {
-                Ok(()) => match self.lock(name)? {
-                    Some(fd) => break fd,
-                    None => taken = Some(Instant::now()),
+                Ok(()) => match self.lock(name) {
+                    Ok(Some(fd)) => break fd,
+                    Ok(None) => taken = Some(Instant::now()),
+                    Err(error) => {
+                        // As when there are no descriptors left; this takes none.
+                        let _ = remove_empty(self.sandboxes.as_fd(), OsStr::new(name));
+                        return Err(error);
+                    }
                 },
                 Err(Errno::EEXIST) if taken.is_some_and(|at| at.elapsed() < COLLECTION) => {
                     std::thread::yield_now();
@@ -98,8 +103,13 @@ impl State {
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
         };
-        let parent =
-            self.sandboxes.try_clone().map_err(Error::at("dup of the directory of", &path))?;
+        let parent = match self.sandboxes.try_clone() {
+            Ok(parent) => parent,
+            Err(error) => {
+                let _ = remove_empty(self.sandboxes.as_fd(), OsStr::new(name));
+                return Err(Error::at("dup of the directory of", &path)(error));
+            }
+        };
         let directory = SandboxDirectory { path, name: name.to_owned(), fd, parent };
         match directory.make_parts(overlays) {
             Ok(()) => Ok(directory),
