@@ -36,7 +36,7 @@ const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
 
 /// What is covered beyond that where init's own files belong to root inside, as with one id they
 /// do.
-const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\0001/fdinfo/\0";
+const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\x001/fdinfo/\0";
 /// And what can't be written there: its `oom_score_adj` above all.
 const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
 

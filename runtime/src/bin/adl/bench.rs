@@ -13,7 +13,7 @@ use adl_runtime::{Config, Sandbox};
 use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
-use crate::options::{CliResult, SANDBOX_HELP, sandbox_option};
+use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 
 const HELP: &str = "\
 Usage: adl bench [options]
@@ -22,6 +22,8 @@ Measures creating and deleting a sandbox, and running commands in it.
 
       --rounds N           sandboxes to make (default: 200)
       --jobs N             commands of each kind to run in each (default: 5)
+      --ballast SIZE       hold so much touched memory meanwhile, as 4g: what the size of the
+                           calling program costs
       --json               print JSON
 ";
 
@@ -77,7 +79,7 @@ impl Times {
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut config = Config::default();
-    let (mut rounds, mut jobs, mut json) = (200_usize, 5_usize, false);
+    let (mut rounds, mut jobs, mut ballast, mut json) = (200_usize, 5_usize, 0, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -87,6 +89,10 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             }
             Arg::Long("rounds") => rounds = parser.value()?.parse()?,
             Arg::Long("jobs") => jobs = parser.value()?.parse()?,
+            Arg::Long("ballast") => {
+                let size = parser.value()?.string()?;
+                ballast = bytes(&size).ok_or("--ballast takes a size, as 4g")?;
+            }
             Arg::Long("json") => json = true,
             Arg::Long(name) => {
                 let name = name.to_owned();
@@ -100,7 +106,10 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     if rounds == 0 || jobs == 0 {
         return Err("--rounds and --jobs must be at least 1".into());
     }
+    // Not zeroes, which the kernel would give as one page for all.
+    let ballast = vec![1_u8; usize::try_from(ballast)?];
     let rows = measure(&config, rounds, jobs)?;
+    drop(std::hint::black_box(ballast));
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {

@@ -75,7 +75,7 @@ fn upper(value: &OsString) -> CliResult<Upper> {
 }
 
 /// Reads a size: a number of bytes, or with one of the suffixes k, m, g, t of 1024.
-fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(['k', 'm', 'g', 't']);
     let factor: u64 = match lower.strip_prefix(digits)? {
@@ -89,7 +89,7 @@ fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// Describes an error for a person, with what can be done about it.
+/// What to exit with for an error, as shells do.
 pub(crate) fn exit_code_of(error: &Error) -> u8 {
     match error {
         Error::Start { stage: adl_runtime::Stage::Exec, source, .. } => match source.kind() {
