@@ -19,6 +19,7 @@ mod expect;
 mod harness;
 mod helper;
 mod images;
+mod init;
 mod input;
 mod isolation;
 mod lifetime;
