@@ -1,40 +1,93 @@
-//! The loop of PID 1: starts jobs, passes signals on, reaps.
+//! The loop of PID 1: starts jobs, passes signals on, keeps their time, reaps.
 //!
 //! It waits in one place, `epoll_wait(2)`, and for nothing else: not for a job, a disk, a lock or
 //! a reader. Job ends are reported in the order in which they happen.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
-use adl_protocol::{JobEvent, JobRequest, Request, Scope, Spawn, Stage, codec};
+use adl_protocol::{
+    Exit, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Usage, codec,
+};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
+use rustix::time::{ClockId, Timespec};
 
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
+use crate::sys::{ChildMemory, OwnedRequest};
+use crate::tree::{Sweeper, Tree, Turn};
 use crate::{PROTOCOL, job, sys};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
+/// How long processes that got SIGKILL are given before they are looked for again, in ns.
+const BETWEEN_PASSES: u64 = 1_000_000;
+/// After how long a job's end is told although some of its tree does not end, in ns.
+const UNKILLABLE: u64 = 5_000_000_000;
 
-/// What an epoll event is about. Job channels have the (positive) pid of their job.
+/// What an epoll event is about, beyond the channels of jobs, which have the job's number.
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 
-/// The jobs that run, by pid, each with its channel while the host holds the other end.
-type Jobs = BTreeMap<i32, Option<OwnedFd>>;
+/// A job, from its start until its end is told and the host has let go of it.
+struct Job {
+    /// Until it is reaped.
+    pid: Option<i32>,
+    /// Until the host has let go of it.
+    channel: Option<OwnedFd>,
+    /// Whether the host may ask for something after the end was told.
+    is_held: bool,
+    tree: Tree,
+    leftovers: Leftovers,
+    /// When it was started, in ns.
+    started: u64,
+    deadline: Option<u64>,
+    timed_out: bool,
+    /// When it was asked that its tree be ended, in ns, until that is done.
+    ending: Option<u64>,
+    survivors: bool,
+    /// Its end, from when it is reaped until that is told.
+    end: Option<(Status, Usage, u64)>,
+    told: bool,
+}
 
-struct Loop<'a> {
-    init: &'a Init,
+struct Loop {
+    init: &'static Init,
     epoll: OwnedFd,
-    jobs: Jobs,
+    jobs: BTreeMap<u64, Job>,
+    /// The number of the next job.
+    next: u64,
+    /// The jobs whose processes are not reaped yet.
+    by_pid: BTreeMap<i32, u64>,
+    /// When something is to be done about a job, in ns.
+    timers: BTreeSet<(u64, u64)>,
+    /// What children were given, until they have let go of it.
+    starting: Vec<ChildMemory<job::Start>>,
+    /// For the next job, made while there was nothing else to do.
+    next_tree: Option<Tree>,
+    sweeper: Sweeper,
+    /// When the sweeper goes on, in ns.
+    sweep_at: u64,
 }
 
 /// Runs until the host ends the sandbox or is gone. Returns the exit status.
-pub(crate) fn run(mut receiver: Receiver, init: &Init) -> i32 {
+pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
     let Ok(epoll) = epoll::create(epoll::CreateFlags::CLOEXEC) else { return crate::SETUP };
-    let mut this = Loop { init, epoll, jobs: Jobs::new() };
+    let mut this = Loop {
+        init,
+        epoll,
+        jobs: BTreeMap::new(),
+        next: 0,
+        by_pid: BTreeMap::new(),
+        timers: BTreeSet::new(),
+        starting: Vec::new(),
+        next_tree: None,
+        sweeper: Sweeper::new(&init.jobs.proc),
+        sweep_at: 0,
+    };
     let watched =
         this.watch(&receiver, CONTROL).and_then(|()| this.watch(&init.child_signals, CHILDREN));
     if watched.is_err() {
@@ -47,9 +100,8 @@ pub(crate) fn run(mut receiver: Receiver, init: &Init) -> i32 {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 16];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = more_to_reap.then_some(&now);
-        let count = match epoll::wait(&this.epoll, &mut events, timeout) {
+        let timeout = if more_to_reap { Some(Timespec::default()) } else { this.timeout() };
+        let count = match epoll::wait(&this.epoll, &mut events, timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(_) => return crate::SETUP,
@@ -66,77 +118,207 @@ pub(crate) fn run(mut receiver: Receiver, init: &Init) -> i32 {
                     let _ = rustix::io::read(&init.child_signals, &mut info);
                     more_to_reap = true;
                 }
-                pid => {
-                    if let Ok(pid) = i32::try_from(pid) {
-                        this.on_channel(pid);
-                    }
-                }
+                number => this.on_channel(number),
             }
         }
         if more_to_reap {
             more_to_reap = this.reap();
         }
+        this.on_time();
+        this.starting.retain(|memory| !memory.is_free());
     }
 }
 
-impl Loop<'_> {
+impl Loop {
     fn watch(&self, what: impl rustix::fd::AsFd, token: u64) -> rustix::io::Result<()> {
         epoll::add(&self.epoll, what, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+    }
+
+    /// How long there is nothing to do by the clock; `None` for ever.
+    fn timeout(&self) -> Option<Timespec> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
+        let at = timer.into_iter().chain(sweep).min()?;
+        let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
+        Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
     }
 
     /// Handles all requests that have come. `Err` is the status to exit with.
     fn on_control(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
         let open = receiver.read_available().map_err(|_| PROTOCOL)?;
         while let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)? {
-            match codec::decode(&body) {
-                Ok(Request::Spawn(spawn)) => self.spawn(&spawn, receiver)?,
-                Ok(Request::Shutdown) => return Err(0),
-                Ok(Request::Setup(_)) | Err(_) => return Err(PROTOCOL),
+            let request = OwnedRequest::decode(body).map_err(|_| PROTOCOL)?;
+            match request.get() {
+                Request::Spawn(_) => self.spawn(request, receiver)?,
+                Request::Shutdown => return Err(0),
+                Request::Setup(_) => return Err(PROTOCOL),
             }
         }
         // The host's end is closed: it has ended, or has dropped the sandbox.
         if open { Ok(()) } else { Err(0) }
     }
 
-    fn spawn(&mut self, spawn: &Spawn<'_>, receiver: &mut Receiver) -> Result<(), i32> {
+    fn spawn(&mut self, request: OwnedRequest, receiver: &mut Receiver) -> Result<(), i32> {
+        let Request::Spawn(spawn) = request.get() else { return Err(PROTOCOL) };
         // A request without its descriptors is a broken host; there is no channel to say so on.
         let mut resources = job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
-        let pid = match sys::fork() {
-            Ok(None) => job::become_program(spawn, &resources, &self.init.jobs),
-            Ok(Some(pid)) => pid,
+        let (leftovers, timeout_us) = (spawn.leftovers, spawn.timeout_us);
+        let started = now();
+        let (pid, tree) = match self.start(request, &resources) {
+            Ok(child) => child,
             Err(errno) => {
                 let failed = JobEvent::Failed { stage: Stage::Fork, errno: errno.raw_os_error() };
                 let _ = send_frame(&resources.channel, &failed);
                 return Ok(());
             }
         };
-        if resources.start_notice.take().is_some() {
+        let is_held = resources.start_notice.take().is_some();
+        if is_held {
             let _ = send_frame(&resources.channel, &JobEvent::Started { pid });
         }
+        let number = self.next;
+        self.next += 1;
         // If it can't be watched (the kernel is out of memory), it still runs and is reaped.
-        let _ = self.watch(&resources.channel, token_of(pid));
-        self.jobs.insert(pid, Some(resources.channel));
+        let _ = self.watch(&resources.channel, number);
+        let deadline = timeout_us.map(|us| started.saturating_add(us.saturating_mul(1000)));
+        if let Some(at) = deadline {
+            self.timers.insert((at, number));
+        }
+        let job = Job {
+            pid: Some(pid),
+            channel: Some(resources.channel),
+            is_held,
+            tree,
+            leftovers,
+            started,
+            deadline,
+            timed_out: false,
+            ending: None,
+            survivors: false,
+            end: None,
+            told: false,
+        };
+        self.jobs.insert(number, job);
+        self.by_pid.insert(pid, number);
+        self.next_tree = Tree::begin(&self.init.jobs.proc).ok();
         Ok(())
     }
 
+    /// Starts the child of a job, in a tree of its own.
+    fn start(
+        &mut self,
+        request: OwnedRequest,
+        resources: &job::Resources,
+    ) -> rustix::io::Result<(i32, Tree)> {
+        let tree = match self.next_tree.take() {
+            Some(tree) => tree,
+            None => Tree::begin(&self.init.jobs.proc)?,
+        };
+        let (memory, start) = job::Start::new(request, resources.lend(), &self.init.jobs)?;
+        let (pid, memory) = sys::start_child(memory, start, job::run)?;
+        self.starting.push(memory);
+        Ok((pid, tree))
+    }
+
     /// Handles what the host says on a job's channel, or that it has closed it.
-    fn on_channel(&mut self, pid: i32) {
-        let Some(channel) = self.jobs.get_mut(&pid) else { return };
-        let Some(open) = channel.as_ref() else { return };
+    fn on_channel(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(channel) = job.channel.as_ref() else { return };
         let mut frame = [0; 64];
-        match rustix::net::recv(open, &mut frame, rustix::net::RecvFlags::DONTWAIT) {
+        match rustix::net::recv(channel, &mut frame, rustix::net::RecvFlags::DONTWAIT) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             Ok((length, _)) if length != 0 => {
                 for request in requests(frame.get(..length).unwrap_or_default()) {
-                    on_request(pid, request);
+                    self.on_request(number, request);
                 }
             }
             // The host has let go of the job, which goes on.
             _ => {
-                let _ = epoll::delete(&self.epoll, open);
-                *channel = None;
+                self.let_go(number);
+                self.settle(number);
             }
         }
+    }
+
+    fn on_request(&mut self, number: u64, request: JobRequest) {
+        let JobRequest::Signal { signal, scope } = request;
+        let Some(job) = self.jobs.get(&number) else { return };
+        let Some(signal) = Signal::from_named_raw(i32::from(signal)) else { return };
+        // While it is not reaped, its pid is no one else's. ESRCH: it will be in a moment.
+        let pid = job.pid.and_then(Pid::from_raw);
+        match (scope, pid) {
+            (Scope::Process, Some(pid)) => drop(rustix::process::kill_process(pid, signal)),
+            (Scope::Group, Some(pid)) => drop(rustix::process::kill_process_group(pid, signal)),
+            (Scope::Process | Scope::Group, None) => {}
+            (Scope::Tree, _) if signal == Signal::KILL => self.end_tree(number),
+            (Scope::Tree, _) => {
+                self.sweeper.add(job.tree.mark(), number, signal);
+                self.sweep_at = now();
+            }
+        }
+    }
+
+    /// Begins to end all processes of a job.
+    fn end_tree(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        if job.ending.is_some() {
+            return;
+        }
+        let now = now();
+        job.ending = Some(now);
+        self.timers.insert((now.saturating_add(UNKILLABLE), number));
+        self.sweeper.add(job.tree.mark(), number, Signal::KILL);
+        self.sweep_at = now;
+    }
+
+    /// Does what it is time for.
+    fn on_time(&mut self) {
+        if self.timers.is_empty() && self.sweeper.is_idle() {
+            return;
+        }
+        let now = now();
+        while let Some((at, number)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            self.on_timer(number, now);
+        }
+        if self.sweeper.is_idle() || now < self.sweep_at {
+            return;
+        }
+        let (jobs, by_pid) = (&self.jobs, &self.by_pid);
+        let mark_of = |pid| Some(jobs.get(by_pid.get(&pid)?)?.tree.mark());
+        match self.sweeper.turn(mark_of) {
+            Ok(Turn::UnderWay) => {}
+            Ok(Turn::Done { numbers, met }) => {
+                self.sweep_at = now + if met { BETWEEN_PASSES } else { 0 };
+                for number in numbers {
+                    self.tree_ended(number, false);
+                }
+            }
+            // The kernel is out of memory: later.
+            Err(_) => self.sweep_at = now + BETWEEN_PASSES,
+        }
+    }
+
+    fn on_timer(&mut self, number: u64, now: u64) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
+            self.sweeper.remove(job.tree.mark());
+            self.tree_ended(number, true);
+        } else if job.end.is_none() && job.deadline.is_some_and(|at| at <= now) {
+            job.timed_out = true;
+            self.end_tree(number);
+        }
+    }
+
+    fn tree_ended(&mut self, number: u64, survivors: bool) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        if let Some(since) = job.ending.take() {
+            self.timers.remove(&(since.saturating_add(UNKILLABLE), number));
+            job.survivors = survivors;
+        }
+        self.settle(number);
     }
 
     /// Reaps what has ended; whether there may be more.
@@ -145,19 +327,62 @@ impl Loop<'_> {
     /// here like jobs do, in any number.
     fn reap(&mut self) -> bool {
         for _ in 0..REAP_AT_ONCE {
-            match sys::reap() {
-                Ok(Some((pid, exit))) => {
-                    let Some(Some(channel)) = self.jobs.remove(&pid) else { continue };
-                    // Explicitly: a child that has not come to its execve yet holds a copy, which
-                    // would keep the event alive.
-                    let _ = epoll::delete(&self.epoll, &channel);
-                    let _ = send_frame(&channel, &JobEvent::Exited(exit));
-                }
+            let (pid, status, usage) = match sys::reap() {
+                Ok(Some(reaped)) => reaped,
                 // ECHILD: none is left at all.
                 Ok(None) | Err(_) => return false,
+            };
+            let Some(number) = self.by_pid.remove(&pid) else { continue };
+            let Some(job) = self.jobs.get_mut(&number) else { continue };
+            job.pid = None;
+            job.end = Some((status, usage, now().saturating_sub(job.started)));
+            if let Some(at) = job.deadline {
+                self.timers.remove(&(at, number));
             }
+            if job.leftovers == Leftovers::End {
+                self.end_tree(number);
+            }
+            self.settle(number);
         }
         true
+    }
+
+    /// Tells the end of a job if it is time to, and forgets one of which nobody wants to know
+    /// more.
+    fn settle(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some((status, usage, wall)) = job.end else { return };
+        if job.ending.is_some() {
+            return;
+        }
+        if !job.told {
+            job.told = true;
+            if let Some(channel) = &job.channel {
+                let wall_us = wall / 1000;
+                let (timed_out, survivors) = (job.timed_out, job.survivors);
+                let exit = Exit { status, usage, wall_us, timed_out, survivors };
+                let _ = send_frame(channel, &JobEvent::Exited(exit));
+                // Whoever holds a copy of it: all who wait at the other end wake up.
+                let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
+            }
+            if !job.is_held {
+                self.let_go(number);
+            }
+        }
+        if self.jobs.get(&number).is_some_and(|job| job.channel.is_none())
+            && let Some(job) = self.jobs.remove(&number)
+        {
+            // Its mark may become another's.
+            self.sweeper.remove(job.tree.mark());
+        }
+    }
+
+    fn let_go(&mut self, number: u64) {
+        if let Some(channel) = self.jobs.get_mut(&number).and_then(|job| job.channel.take()) {
+            // Explicitly: a child that has not come to its execve yet holds a copy, which would
+            // keep the event alive.
+            let _ = epoll::delete(&self.epoll, &channel);
+        }
     }
 }
 
@@ -172,20 +397,8 @@ fn requests(mut bytes: &[u8]) -> impl Iterator<Item = JobRequest> {
     })
 }
 
-/// The job exists: it is in the table until it is reaped, so its pid is no one else's.
-fn on_request(pid: i32, request: JobRequest) {
-    let JobRequest::Signal { signal, scope } = request;
-    let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(i32::from(signal)))
-    else {
-        return;
-    };
-    // ESRCH: it has ended and will be reaped in a moment.
-    let _ = match scope {
-        Scope::Process => rustix::process::kill_process(pid, signal),
-        Scope::Group => rustix::process::kill_process_group(pid, signal),
-    };
-}
-
-fn token_of(pid: i32) -> u64 {
-    u64::from(pid.unsigned_abs())
+/// The monotonic clock, in ns.
+fn now() -> u64 {
+    let time = rustix::time::clock_gettime(ClockId::Monotonic);
+    time.tv_sec.unsigned_abs().saturating_mul(1_000_000_000) + time.tv_nsec.unsigned_abs()
 }

@@ -5,17 +5,20 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use adl_protocol::{
-    Identities, Identity, JobEvent, Rlimit, Spawn, Stage, StdioSource, Strings, limits,
+    Identities, Identity, JobEvent, JobStdio, Program, Request, Rlimit, Spawn, Stage, StdioSource,
+    Strings, Task, codec, limits,
 };
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::receive::send_frame;
+use crate::builtin;
 use crate::setup::{DEFAULT_UMASK, JobDefaults};
-use crate::sys;
+use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
 
 /// The status of a process that could not become its program. No one sees it: the host has been
 /// told [`JobEvent::Failed`] before.
@@ -31,24 +34,72 @@ pub(crate) struct Resources {
     stdio: [Option<OwnedFd>; 3],
 }
 
+/// The same, for its child, which has a table of its own in which they are open.
+pub(crate) struct Lent {
+    channel: BorrowedFd<'static>,
+    stdio: [Option<BorrowedFd<'static>>; 3],
+}
+
 impl Resources {
     /// Takes the descriptors that came with `spawn`; `None` if there are too few.
     pub(crate) fn take(spawn: &Spawn<'_>, from: &mut VecDeque<OwnedFd>) -> Option<Self> {
         let channel = from.pop_front()?;
         let start_notice = if spawn.start_notice { Some(from.pop_front()?) } else { None };
         let mut stdio = [None, None, None];
-        for (place, source) in stdio.iter_mut().zip(&spawn.stdio) {
-            if *source == StdioSource::Descriptor {
-                *place = Some(from.pop_front()?);
+        if let JobStdio::Streams(sources) = &spawn.stdio {
+            for (place, source) in stdio.iter_mut().zip(sources) {
+                if *source == StdioSource::Descriptor {
+                    *place = Some(from.pop_front()?);
+                }
             }
         }
         Some(Self { channel, start_notice, stdio })
     }
+
+    pub(crate) fn lend(&self) -> Lent {
+        let stdio = self.stdio.each_ref().map(|fd| fd.as_ref().map(sys::lend_to_child));
+        Lent { channel: sys::lend_to_child(&self.channel), stdio }
+    }
 }
 
-struct Failure(Stage, Errno);
+/// All that a child needs to become its job. Made by init, since a child that shares its memory
+/// must not allocate.
+pub(crate) struct Start {
+    request: OwnedRequest,
+    resources: Lent,
+    groups: Vec<Gid>,
+    pointers: PointerSpace,
+    defaults: &'static JobDefaults,
+}
 
-trait InStage<T> {
+impl Start {
+    /// Prepares the start of a [`Request::Spawn`], and says what memory it needs.
+    pub(crate) fn new(
+        request: OwnedRequest,
+        resources: Lent,
+        defaults: &'static JobDefaults,
+    ) -> rustix::io::Result<(Memory, Self)> {
+        let Request::Spawn(spawn) = request.get() else { return Err(Errno::INVAL) };
+        let (memory, strings) = match &spawn.task {
+            Task::Program(program) => {
+                // The kernel gives all who share memory the same score.
+                let is_shared = spawn.oom_score_adj == 0;
+                let memory = if is_shared { Memory::Shared } else { Memory::Copied };
+                (memory, program.arguments.len() + program.environment.len())
+            }
+            // These go on to run init's own code.
+            Task::Drain | Task::ReadFile { .. } => (Memory::Copied, 0),
+        };
+        let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;
+        let groups = spawn.identity.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        Ok((memory, Self { request, resources, groups, pointers, defaults }))
+    }
+}
+
+/// How far a child came, and what the kernel said.
+pub(crate) struct Failure(pub(crate) Stage, pub(crate) Errno);
+
+pub(crate) trait InStage<T> {
     fn stage(self, stage: Stage) -> Result<T, Failure>;
 }
 
@@ -58,70 +109,117 @@ impl<T> InStage<T> for rustix::io::Result<T> {
     }
 }
 
-/// Turns a fresh fork of init into the job's program, or reports why not, and ends.
-pub(crate) fn become_program(
-    spawn: &Spawn<'_>,
-    resources: &Resources,
-    defaults: &JobDefaults,
-) -> ! {
-    let Failure(stage, errno) = match start(spawn, resources, defaults) {
-        Ok(never) => match never {},
-        Err(failure) => failure,
-    };
+/// Turns a fresh child of init into its job, or reports why not, and ends.
+///
+/// Without an allocation, until it is known to have memory of its own.
+pub(crate) fn run(start: &Start) -> ! {
+    let Request::Spawn(spawn) = start.request.get() else { sys::exit(NOT_STARTED) };
+    let result = prepare(spawn, start).and_then(|()| match &spawn.task {
+        Task::Program(program) => Err(Failure(Stage::Exec, execute(program, &start.pointers))),
+        task => builtin::run(task),
+    });
+    let Err(Failure(stage, errno)) = result else { sys::exit(0) };
     let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
     // A host that does not listen any more has detached from the job.
-    let _ = send_frame(&resources.channel, &failed);
+    let _ = send(start.resources.channel, &failed, &[]);
     sys::exit(NOT_STARTED)
 }
 
-fn start(
-    spawn: &Spawn<'_>,
-    resources: &Resources,
-    defaults: &JobDefaults,
-) -> Result<core::convert::Infallible, Failure> {
+/// The steps up to the program.
+fn prepare(spawn: &Spawn<'_>, start: &Start) -> Result<(), Failure> {
     // 1. A session of its own: no terminal of another job, and a group to be signalled.
     rustix::process::setsid().stage(Stage::Session)?;
 
-    // 2. Its three descriptors, and after its execve no other.
-    place_stdio(spawn, resources, &defaults.null).stage(Stage::Stdio)?;
-    sys::close_on_exec_from(3).stage(Stage::Stdio)?;
-
-    // 3. What execve passes on: signals, umask, limits, niceness.
+    // 2. What execve passes on: signals, umask, limits, niceness.
     sys::unblock_signals().stage(Stage::Session)?;
     if spawn.umask != DEFAULT_UMASK {
         rustix::process::umask(Mode::from_raw_mode(spawn.umask));
     }
-    for limit in &spawn.rlimits {
+    let is_default = |limit: &&Rlimit| spawn.rlimits.iter().all(|l| l.resource != limit.resource);
+    for limit in start.defaults.rlimits.iter().filter(is_default).chain(&spawn.rlimits) {
         set_limit(limit).stage(Stage::Rlimit)?;
     }
     if spawn.nice != 0 {
         rustix::process::nice(i32::from(spawn.nice)).stage(Stage::Nice)?;
     }
+    if spawn.oom_score_adj != 0 {
+        set_oom_score_adj(&start.defaults.proc, spawn.oom_score_adj).stage(Stage::OomScore)?;
+    }
 
-    // 4. Its ids, and with them the right to nothing more than they give.
-    take_identity(&spawn.identity, defaults.identities).stage(Stage::Identity)?;
-    take_capabilities(spawn.identity.uid, defaults.capabilities).stage(Stage::Capabilities)?;
+    // 3. Its ids, and with them the right to nothing more than they give.
+    take_identity(&spawn.identity, &start.groups, start.defaults.identities)
+        .stage(Stage::Identity)?;
+    take_capabilities(spawn.identity.uid, start.defaults.capabilities)
+        .stage(Stage::Capabilities)?;
+
+    // 4. Its three descriptors, and after its execve no other.
+    let stdio = &start.resources.stdio;
+    match spawn.stdio {
+        JobStdio::Streams(sources) => {
+            place_stdio(sources, stdio, &start.defaults.null).stage(Stage::Stdio)?;
+        }
+        JobStdio::Terminal { rows, columns } => {
+            open_terminal(rows, columns, start).stage(Stage::Terminal)?;
+        }
+    }
+    sys::close_on_exec_from(3).stage(Stage::Stdio)?;
 
     // 5. Its directory, as itself: it is not led where it could not go.
-    enter(spawn.directory).stage(Stage::Directory)?;
-
-    // 6. Its program.
-    Err(Failure(Stage::Exec, execute(spawn)))
+    enter(spawn.directory).stage(Stage::Directory)
 }
 
-fn place_stdio(spawn: &Spawn<'_>, resources: &Resources, null: &OwnedFd) -> rustix::io::Result<()> {
-    type Place = fn(&OwnedFd) -> rustix::io::Result<()>;
+/// Sends a small frame from a child that can't allocate.
+fn send(
+    channel: BorrowedFd<'_>,
+    event: &JobEvent,
+    descriptors: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut frame = [0; 64];
+    let length = codec::encode_into(event, &mut frame).map_err(|_| Errno::MSGSIZE)?;
+    let mut space = [core::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::MSGSIZE);
+    }
+    let bytes = [rustix::io::IoSlice::new(frame.get(..length).unwrap_or_default())];
+    sendmsg(channel, &bytes, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Makes a terminal in the sandbox's own devpts, as the job's user, and sends its master side to
+/// the host; the other side becomes the job's descriptors and controls its session.
+fn open_terminal(rows: u16, columns: u16, start: &Start) -> rustix::io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::openat(&start.defaults.terminals, c"ptmx", flags, Mode::empty())?;
+    rustix::pty::unlockpt(&master)?;
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&master, size)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::process::ioctl_tiocsctty(&slave)?;
+    send(start.resources.channel, &JobEvent::Terminal, &[master.as_fd()])?;
+    rustix::stdio::dup2_stdin(&slave)?;
+    rustix::stdio::dup2_stdout(&slave)?;
+    rustix::stdio::dup2_stderr(&slave)
+    // Both are closed here, and by the execve.
+}
+
+fn place_stdio(
+    sources: [StdioSource; 3],
+    descriptors: &[Option<BorrowedFd<'_>>; 3],
+    null: &OwnedFd,
+) -> rustix::io::Result<()> {
+    type Place = fn(BorrowedFd<'_>) -> rustix::io::Result<()>;
     const PLACES: [Place; 3] = [
         |fd| rustix::stdio::dup2_stdin(fd),
         |fd| rustix::stdio::dup2_stdout(fd),
         |fd| rustix::stdio::dup2_stderr(fd),
     ];
-    let sources = spawn.stdio.iter().zip(&resources.stdio);
-    let mut previous = null;
-    for (place, (source, descriptor)) in PLACES.iter().zip(sources) {
+    let mut previous = null.as_fd();
+    for (place, (source, descriptor)) in PLACES.iter().zip(sources.iter().zip(descriptors)) {
         previous = match (source, descriptor) {
-            (StdioSource::Null, _) => null,
-            (StdioSource::Descriptor, Some(descriptor)) => descriptor,
+            (StdioSource::Null, _) => null.as_fd(),
+            (StdioSource::Descriptor, Some(descriptor)) => *descriptor,
             (StdioSource::Previous, _) => previous,
             (StdioSource::Descriptor, None) => return Err(Errno::INVAL),
         };
@@ -155,20 +253,34 @@ fn set_limit(limit: &Rlimit) -> rustix::io::Result<()> {
     rustix::process::setrlimit(resource, limit)
 }
 
-fn take_identity(identity: &Identity, identities: Identities) -> rustix::io::Result<()> {
+/// How soon the kernel kills it when memory runs out. Raising it needs no privilege.
+fn set_oom_score_adj(proc: &OwnedFd, score: i16) -> rustix::io::Result<()> {
+    // Its file in /proc is its own only while it is dumpable. It still holds capabilities that no
+    // guest has, so it can't be traced meanwhile.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty());
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let mut digits = [0; 12];
+    let text = sys::decimal(i32::from(score), &mut digits);
+    rustix::io::write(file?, text).map(drop)
+}
+
+fn take_identity(
+    identity: &Identity,
+    groups: &[Gid],
+    identities: Identities,
+) -> rustix::io::Result<()> {
     // To the kernel, this id says: leave it as it is, which here is root.
     const UNCHANGED: u32 = u32::MAX;
-    let Identity { uid, gid, groups } = identity;
-    if *uid == UNCHANGED || *gid == UNCHANGED || groups.contains(&UNCHANGED) {
+    let Identity { uid, gid, .. } = identity;
+    if *uid == UNCHANGED || *gid == UNCHANGED || identity.groups.contains(&UNCHANGED) {
         return Err(Errno::INVAL);
     }
     match identities {
         // init has none itself.
         Identities::Range if groups.is_empty() => {}
-        Identities::Range => {
-            let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
-            rustix::thread::set_thread_groups(&groups)?;
-        }
+        Identities::Range => rustix::thread::set_thread_groups(groups)?,
         // setgroups is denied there, and the caller's own groups give nothing inside.
         Identities::Single if groups.is_empty() => {}
         Identities::Single => return Err(Errno::PERM),
@@ -189,37 +301,32 @@ fn take_capabilities(uid: u32, of_root: CapabilitySet) -> rustix::io::Result<()>
     rustix::thread::set_capabilities(None, sets)
 }
 
-fn enter(directory: &[u8]) -> rustix::io::Result<()> {
-    if directory == b"/" {
+fn enter(directory: Strings<'_>) -> rustix::io::Result<()> {
+    let directory = directory.single().ok_or(Errno::INVAL)?;
+    if directory == c"/" {
         // Where init is, and so its children.
         return Ok(());
     }
-    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let opened = rustix::fs::openat2(
-        root,
-        directory,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )?;
+    let opened = open_in_root(directory, OFlags::PATH | OFlags::DIRECTORY)?;
     rustix::process::fchdir(opened)?;
-    // A directory outside of the root has a path that starts with "(unreachable)".
-    let path = rustix::process::getcwd(Vec::new())?;
-    if path.as_bytes().starts_with(b"/") { Ok(()) } else { Err(Errno::ACCESS) }
+    if sys::working_directory_is_reachable()? { Ok(()) } else { Err(Errno::ACCESS) }
+}
+
+/// Opens a path of the guest's; one that leads out of its root, or through a magic link of
+/// `/proc`, is refused.
+pub(crate) fn open_in_root(path: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Runs the first of the programs that exists; returns why it could not.
-fn execute(spawn: &Spawn<'_>) -> Errno {
-    let (Some(mut argv), Some(environment)) =
-        (sys::Pointers::new(1, spawn.arguments), sys::Pointers::new(0, spawn.environment))
-    else {
-        return Errno::TOOBIG;
-    };
-    for program in spawn.programs.iter() {
-        let Ok(program) = CStr::from_bytes_with_nul(program) else { return Errno::INVAL };
-        argv.set_first(program);
-        let run = |path: &CStr| sys::execve(path, &argv, &environment);
-        match search(program, spawn.environment, run) {
+fn execute(program: &Program<'_>, pointers: &PointerSpace) -> Errno {
+    for name in program.names.iter() {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { return Errno::INVAL };
+        let run =
+            |path: &CStr| sys::execve(path, name, program.arguments, program.environment, pointers);
+        match search(name, program.environment, run) {
             Errno::NOENT => {}
             errno => return errno,
         }
@@ -238,14 +345,16 @@ fn search(program: &CStr, environment: Strings<'_>, run: impl Fn(&CStr) -> Errno
         return Errno::NOENT;
     }
     let mut result = Errno::NOENT;
+    let mut path = [0; limits::MAX_PATH + 1];
     for directory in search_path(environment) {
-        if directory.len() + 1 + name.len() > limits::MAX_PATH {
-            continue;
+        let directory = if directory.is_empty() { b"." } else { directory };
+        let parts = [directory, b"/", program.to_bytes_with_nul()];
+        let length = parts.iter().map(|part| part.len()).sum();
+        let Some(path) = path.get_mut(..length) else { continue };
+        for (to, from) in path.iter_mut().zip(parts.iter().copied().flatten()) {
+            *to = *from;
         }
-        let mut path = Vec::from(if directory.is_empty() { b"." } else { directory });
-        path.push(b'/');
-        path.extend_from_slice(program.to_bytes_with_nul());
-        let Ok(path) = CStr::from_bytes_with_nul(&path) else { continue };
+        let Ok(path) = CStr::from_bytes_with_nul(path) else { continue };
         match run(path) {
             Errno::NOENT | Errno::NOTDIR | Errno::NODEV | Errno::STALE => {}
             Errno::ACCESS => result = Errno::ACCESS,

@@ -10,7 +10,9 @@
 //! * [`setup`]: the steps from a bare process to a sandbox, in one list
 //! * [`mounts`]: assembles the file system; [`proc_and_dev`]: `/proc` and `/dev`
 //! * [`events`]: the loop, and the one place that waits for children
-//! * [`job`]: the steps from a fork to the job's program, in one list
+//! * [`job`]: the steps from a fresh child to the job's program, in one list; [`builtin`]: jobs that
+//!   are no programs
+//! * [`tree`]: all that a job ever started, and the end of it
 #![no_std]
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -18,6 +20,7 @@ compile_error!("adl-init knows the system call ABI of x86_64 Linux only");
 
 extern crate alloc;
 
+mod builtin;
 mod events;
 mod job;
 mod mounts;
@@ -25,6 +28,9 @@ mod proc_and_dev;
 mod receive;
 mod setup;
 pub mod sys;
+mod tree;
+
+use alloc::boxed::Box;
 
 use adl_protocol::limits::CONTROL_DESCRIPTOR;
 use adl_protocol::{Reply, Request, VERSION};
@@ -61,10 +67,12 @@ pub fn run() -> i32 {
     };
     match init {
         Ok(init) => {
+            // To the end of the process: children refer to it.
+            let init = Box::leak(Box::new(init));
             if receiver.send(&Reply::Ready { version: VERSION }).is_err() {
                 return 0;
             }
-            events::run(receiver, &init)
+            events::run(receiver, init)
         }
         Err(failure) => {
             // The host may be gone already; there is no one else to tell.

@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::ffi::CStr;
 
 use adl_protocol::{Identities, Setup, SetupFailure, Step, VERSION, limits};
 use rustix::fd::OwnedFd;
@@ -29,6 +30,12 @@ pub(crate) struct JobDefaults {
     pub(crate) capabilities: CapabilitySet,
     /// Which ids there are to take on.
     pub(crate) identities: Identities,
+    /// Limits that hold unless a job asks for others.
+    pub(crate) rlimits: [adl_protocol::Rlimit; 2],
+    /// The procfs and the devpts of the sandbox, as they were before any guest ran.
+    pub(crate) proc: OwnedFd,
+    /// See `proc`.
+    pub(crate) terminals: OwnedFd,
 }
 
 /// The umask of init, and of jobs that ask for no other.
@@ -119,9 +126,12 @@ pub(crate) fn run(
 
     // 5. What jobs inherit, and init's own limit of descriptors: one for each job.
     rustix::process::umask(Mode::from_raw_mode(DEFAULT_UMASK));
+    let rlimits = limits_of_jobs();
     let files = rustix::process::getrlimit(Resource::Nofile);
     let files = Rlimit { current: files.maximum, maximum: files.maximum };
     rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;
+    let proc = open_directory(c"/proc").step(Step::Proc)?;
+    let terminals = open_directory(c"/dev/pts").step(Step::Dev)?;
 
     // 6. Rights: what is given up here, no job can have.
     let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
@@ -133,8 +143,29 @@ pub(crate) fn run(
     }
 
     let Early { child_signals, null } = early;
-    let jobs = JobDefaults { null, capabilities, identities: setup.identities };
+    let identities = setup.identities;
+    let jobs = JobDefaults { null, capabilities, identities, rlimits, proc, terminals };
     Ok(Init { child_signals, jobs })
+}
+
+fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The limits of a job that asks for no others, whatever the host's are.
+fn limits_of_jobs() -> [adl_protocol::Rlimit; 2] {
+    /// What programs are used to; some go through all the descriptors that they could have.
+    const FILES: u64 = 1024;
+    /// No core dump, and none handed to a program of the host's either: that is what 1, unlike 0,
+    /// means (core(5)).
+    const CORE: u64 = 1;
+    let hard = |resource| rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let (files, core) = (hard(Resource::Nofile), hard(Resource::Core).min(CORE));
+    [
+        adl_protocol::Rlimit { resource: 7, soft: files.min(FILES), hard: files },
+        adl_protocol::Rlimit { resource: 4, soft: core, hard: core },
+    ]
 }
 
 /// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
@@ -180,13 +211,16 @@ fn become_root(identities: Identities) -> rustix::io::Result<()> {
 
 /// Leaves init with what it needs to start and signal jobs, and jobs with `jobs` at most.
 fn drop_capabilities(jobs: CapabilitySet) -> rustix::io::Result<()> {
-    // SYS_RESOURCE is in it for what it is not: a job's set. A process can't trace one that holds
-    // a capability that it lacks itself. In a user namespace it lifts no limit.
+    // SYS_ADMIN marks the trees of jobs, SYS_PTRACE reads the marks. SYS_RESOURCE is in it for what
+    // it is not: a job's set. A process can't trace one that holds a capability that it lacks
+    // itself. In a user namespace it lifts no limit.
     let own = jobs
         | CapabilitySet::SETUID
         | CapabilitySet::SETGID
         | CapabilitySet::SETPCAP
         | CapabilitySet::KILL
+        | CapabilitySet::SYS_ADMIN
+        | CapabilitySet::SYS_PTRACE
         | CapabilitySet::SYS_RESOURCE;
     for capability in CapabilitySet::all() {
         if !jobs.contains(capability) {

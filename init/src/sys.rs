@@ -3,15 +3,18 @@
 //! The only file of the library with unsafe code, and the only one that knows the architecture.
 #![expect(unsafe_code, reason = "system calls")]
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::asm;
+use core::cell::UnsafeCell;
 use core::ffi::CStr;
-use core::ptr;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
 
-use adl_protocol::{Exit, Status, Usage};
+use adl_protocol::{Request, Status, Strings, Usage, codec, limits};
 
 mod nr {
     pub(super) const RT_SIGACTION: usize = 13;
@@ -20,7 +23,9 @@ mod nr {
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
     pub(super) const WAIT4: usize = 61;
+    pub(super) const GETCWD: usize = 79;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const UNSHARE: usize = 272;
     pub(super) const SIGNALFD4: usize = 289;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLOSE_RANGE: usize = 436;
@@ -130,19 +135,117 @@ pub fn child_signals() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Makes a child with memory of its own: `None` in the child, its pid in the parent.
-///
-/// Not a child that shares memory, which would be faster: a parent of `vfork(2)` is held for as
-/// long as another process keeps the child stopped, and a guest can do that.
-pub fn fork() -> Result<Option<i32>> {
-    // SAFETY: with no flags but the signal, clone is fork: the child gets a copy of memory, and
-    // there is only one thread, so nothing is left half done in the copy.
-    let pid = unsafe { syscall(nr::CLONE, SIGCHLD, 0, 0, 0, 0) }?;
-    Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
+/// A stack for a child, and what it works on.
+#[repr(C, align(16))]
+struct Slot<T> {
+    /// The end of an array is where a stack begins.
+    stack: [u128; 1024],
+    /// Not 0 for as long as the child uses this memory: the kernel clears it when the child runs
+    /// a program or ends (CLONE_CHILD_CLEARTID, `clone(2)`).
+    in_use: AtomicU32,
+    work: fn(&T) -> !,
+    on: T,
+}
+
+/// The memory of a child that was started by [`start_child`].
+pub struct ChildMemory<T>(NonNull<Slot<T>>);
+
+impl<T> ChildMemory<T> {
+    /// Whether the child has let go of it.
+    pub fn is_free(&self) -> bool {
+        // SAFETY: it lives as long as `self`, and no one has an exclusive reference to it.
+        unsafe { self.0.as_ref() }.in_use.load(Ordering::Acquire) == 0
+    }
+}
+
+impl<T> Drop for ChildMemory<T> {
+    fn drop(&mut self) {
+        if self.is_free() {
+            // SAFETY: it came from a box, and is used by no one any more.
+            drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        }
+        // Else it leaks: better than to pull the stack from under the child.
+    }
+}
+
+/// Whether a child has the parent's memory or a copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// The parent's, until it runs a program. It must not allocate.
+    Shared,
+    /// Its own.
+    Copied,
+}
+
+/// Starts a child that does `work`. Returns at once, whatever the child does: unlike a parent of
+/// `vfork(2)`, which is held for as long as another process keeps the child stopped.
+pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, ChildMemory<T>)> {
+    const CLONE_VM: usize = 0x100;
+    const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
+
+    let in_use = AtomicU32::new(u32::from(memory == Memory::Shared));
+    let slot = Box::new(Slot { stack: [0; 1024], in_use, work, on });
+    let slot = NonNull::from(Box::leak(slot));
+    let flags = match memory {
+        Memory::Shared => SIGCHLD | CLONE_VM | CLONE_CHILD_CLEARTID,
+        Memory::Copied => SIGCHLD,
+    };
+    let result: isize;
+    // SAFETY: the child begins on a stack of its own, whose end is aligned to 16, with `enter`,
+    // which never returns, so that nothing of this function is run twice. What it works on is kept
+    // until `in_use` says that it has let go. There is one thread, so in a copy of memory nothing
+    // is left half done.
+    unsafe {
+        let stack = (&raw mut (*slot.as_ptr()).stack).add(1);
+        let in_use = &raw mut (*slot.as_ptr()).in_use;
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r9",
+            "call r12",
+            "ud2",
+            "2:",
+            inlateout("rax") nr::CLONE as isize => result, in("rdi") flags, in("rsi") stack,
+            in("rdx") 0, in("r10") in_use, in("r8") 0, in("r9") slot.as_ptr(),
+            in("r12") enter::<T> as extern "C" fn(&Slot<T>) -> !,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    let memory = ChildMemory(slot);
+    match i32::try_from(result) {
+        Ok(pid) if pid > 0 => Ok((pid, memory)),
+        _ => {
+            // SAFETY: as in `is_free`; no child was made.
+            unsafe { slot.as_ref() }.in_use.store(0, Ordering::Release);
+            Err(Errno::from_raw_os_error(i32::try_from(-result).unwrap_or(i32::MAX)))
+        }
+    }
+}
+
+extern "C" fn enter<T>(slot: &Slot<T>) -> ! {
+    (slot.work)(&slot.on)
+}
+
+/// Puts the caller, and so its future children, into a cgroup namespace of its own.
+pub fn unshare_cgroup_namespace() -> Result<()> {
+    const CLONE_NEWCGROUP: usize = 0x0200_0000;
+    // SAFETY: takes no pointer, and takes nothing away that memory safety rests on.
+    unsafe { syscall(nr::UNSHARE, CLONE_NEWCGROUP, 0, 0, 0, 0) }.map(drop)
+}
+
+/// Whether the working directory can be reached from the root.
+pub fn working_directory_is_reachable() -> Result<bool> {
+    let mut path = [0_u8; limits::MAX_PATH + 1];
+    // SAFETY: the kernel writes at most the length that is said.
+    unsafe { syscall(nr::GETCWD, path.as_mut_ptr() as usize, path.len(), 0, 0, 0) }?;
+    // The path of one that can't starts with "(unreachable)" (getcwd(2)).
+    Ok(path.first() == Some(&b'/'))
 }
 
 /// Reaps one child that has ended; `None` if there is none. Never waits.
-pub fn reap() -> Result<Option<(i32, Exit)>> {
+pub fn reap() -> Result<Option<(i32, Status, Usage)>> {
     const WNOHANG_ALL: usize = 1 | 0x4000_0000;
     let mut status = 0_i32;
     let mut usage = [0_i64; 18];
@@ -157,8 +260,8 @@ pub fn reap() -> Result<Option<(i32, Exit)>> {
             0,
         )
     }?;
-    let exit = Exit { status: decode_status(status), usage: decode_usage(&usage) };
-    Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0).map(|pid| (pid, exit)))
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid != 0);
+    Ok(pid.map(|pid| (pid, decode_status(status), decode_usage(&usage))))
 }
 
 fn decode_status(status: i32) -> Status {
@@ -203,46 +306,114 @@ fn decode_usage(raw: &[i64; 18]) -> Usage {
     }
 }
 
-/// A list of NUL-ended strings as `execve(2)` wants it.
-pub struct Pointers<'a> {
-    pointers: Vec<*const u8>,
-    strings: core::marker::PhantomData<&'a [u8]>,
-}
+/// Room for the pointers to the strings that `execve(2)` gets, made by the parent for a child that
+/// can't allocate.
+pub struct PointerSpace(UnsafeCell<Vec<*const u8>>);
 
-impl<'a> Pointers<'a> {
-    /// Points at each of the strings, behind `first` places to be set; `None` if memory runs out.
-    pub fn new(first: usize, strings: adl_protocol::Strings<'a>) -> Option<Self> {
+impl PointerSpace {
+    /// For so many strings, in two lists; `None` if memory runs out.
+    pub fn new(strings: usize) -> Option<Self> {
         let mut pointers = Vec::new();
-        pointers.try_reserve_exact(first + strings.len() + 1).ok()?;
-        pointers.resize(first, c"".as_ptr().cast());
-        pointers.extend(strings.iter().map(<[u8]>::as_ptr));
-        pointers.push(ptr::null());
-        Some(Self { pointers, strings: core::marker::PhantomData })
-    }
-
-    /// Sets the first place.
-    pub fn set_first(&mut self, string: &'a CStr) {
-        if let Some(first) = self.pointers.first_mut().filter(|first| !first.is_null()) {
-            *first = string.as_ptr().cast();
-        }
+        pointers.try_reserve_exact(strings.checked_add(2)?).ok()?;
+        Some(Self(UnsafeCell::new(pointers)))
     }
 }
 
-/// Runs another program in place of this one; returns only the reason why it could not.
-pub fn execve(program: &CStr, argv: &Pointers<'_>, environment: &Pointers<'_>) -> Errno {
-    // SAFETY: `Pointers` holds pointers to NUL-ended strings that live as long as it, and a null
-    // at its end; `program` is NUL-ended.
+/// Runs another program in place of this one, with `name` as argument 0; returns only the reason
+/// why it could not.
+pub fn execve(
+    program: &CStr,
+    name: &CStr,
+    arguments: Strings<'_>,
+    environment: Strings<'_>,
+    space: &PointerSpace,
+) -> Errno {
+    // SAFETY: the parent does not touch it after it has started the child, and the child comes
+    // here alone, with no other reference alive.
+    let pointers = unsafe { &mut *space.0.get() };
+    if pointers.capacity() < 1 + arguments.len() + environment.len() + 2 {
+        return Errno::TOOBIG;
+    }
+    pointers.clear();
+    pointers.push(name.as_ptr().cast());
+    pointers.extend(arguments.iter().map(<[u8]>::as_ptr));
+    pointers.push(ptr::null());
+    let start_of_environment = pointers.len();
+    pointers.extend(environment.iter().map(<[u8]>::as_ptr));
+    pointers.push(ptr::null());
+    let argv = pointers.as_ptr();
+    let envp = argv.wrapping_add(start_of_environment);
+    // SAFETY: both lists are of pointers to NUL-ended strings, which live as long as what they
+    // were made from, with a null at the end; `program` is NUL-ended.
     let result = unsafe {
-        syscall(
-            nr::EXECVE,
-            program.as_ptr() as usize,
-            argv.pointers.as_ptr() as usize,
-            environment.pointers.as_ptr() as usize,
-            0,
-            0,
-        )
+        syscall(nr::EXECVE, program.as_ptr() as usize, argv as usize, envp as usize, 0, 0)
     };
     result.err().unwrap_or(Errno::INVAL)
+}
+
+/// A request with the bytes that it borrows from.
+pub struct OwnedRequest {
+    // In this order: the first is dropped first.
+    request: Request<'static>,
+    _bytes: Vec<u8>,
+}
+
+impl OwnedRequest {
+    /// Decodes a body and keeps it.
+    pub fn decode(bytes: Vec<u8>) -> core::result::Result<Self, codec::Error> {
+        // SAFETY: the bytes are on the heap, where they stay unchanged until after the request is
+        // dropped, and `get` lends it for no longer than `self` lives.
+        let borrowed: &'static [u8] =
+            unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        Ok(Self { request: codec::decode(borrowed)?, _bytes: bytes })
+    }
+
+    /// The request.
+    pub fn get(&self) -> &Request<'_> {
+        &self.request
+    }
+}
+
+/// A descriptor as a child will have it, in a table of its own that starts as a copy of this one.
+///
+/// For use in the child alone: here it is closed whenever its owner likes.
+pub fn lend_to_child(fd: &OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: as said, what is done with it happens where it stays open.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+/// The three standard descriptors, in a child in which they have been put in place.
+pub fn standard_descriptors() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: they are open, and no one owns them.
+    [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Closes every descriptor from `first` on, in a child that will use none of them.
+pub fn close_from(first: RawFd) -> Result<()> {
+    // SAFETY: takes no pointer. Values that own descriptors remain, but are not used, nor dropped,
+    // since the child ends by `exit`.
+    unsafe { syscall(nr::CLOSE_RANGE, first as usize, u32::MAX as usize, 0, 0, 0) }.map(drop)
+}
+
+/// Writes a number in decimal, without an allocation.
+pub fn decimal(number: i32, into: &mut [u8; 12]) -> &[u8] {
+    let mut rest = number.unsigned_abs();
+    let mut start = into.len();
+    for (at, place) in into.iter_mut().enumerate().rev() {
+        *place = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        start = at;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        start -= 1;
+        if let Some(place) = into.get_mut(start) {
+            *place = b'-';
+        }
+    }
+    into.get(start..).unwrap_or_default()
 }
 
 /// Marks every descriptor from `first` on to be closed by `execve(2)` (Linux 5.11).

@@ -79,6 +79,20 @@ pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), Error>
     }
 }
 
+/// Encodes the frame of a small message into `out`, without an allocation; returns its length.
+///
+/// # Errors
+/// [`Error::TooLong`] if it does not fit.
+pub fn encode_into<T: Serialize>(message: &T, out: &mut [u8]) -> Result<usize, Error> {
+    let (header, body) = out.split_first_chunk_mut::<HEADER>().ok_or(Error::TooLong)?;
+    let length = bincode::serde::encode_into_slice(message, body, CONFIG)
+        .ok()
+        .and_then(|length| u32::try_from(length).ok())
+        .ok_or(Error::TooLong)?;
+    *header = length.to_le_bytes();
+    usize::try_from(length).map(|length| HEADER + length).map_err(|_| Error::TooLong)
+}
+
 /// Reads a header: the length of the body that follows, in bytes.
 ///
 /// # Errors

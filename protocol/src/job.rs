@@ -6,38 +6,81 @@ use serde::{Deserialize, Serialize};
 
 use crate::Strings;
 
-/// Starts one program.
+/// Starts one job.
 ///
 /// Descriptors that come with it, in order: the job channel; the start notice if there is one;
 /// one for each [`StdioSource::Descriptor`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn<'a> {
+    /// What it does.
+    #[serde(borrow)]
+    pub task: Task<'a>,
+    /// The working directory, one string; a relative one starts at the root.
+    #[serde(borrow)]
+    pub directory: Strings<'a>,
+    /// Who runs it.
+    pub identity: Identity,
+    /// The file mode creation mask.
+    pub umask: u32,
+    /// Resource limits to set, soft and hard, beyond those that every job has.
+    pub rlimits: Vec<Rlimit>,
+    /// What is added to the niceness, 0 to leave it.
+    pub nice: i8,
+    /// How much sooner than others it is killed when memory runs out, 0 to leave it
+    /// (`proc_pid_oom_score_adj(5)`).
+    pub oom_score_adj: i16,
+    /// Where stdin, stdout and stderr lead.
+    pub stdio: JobStdio,
+    /// Whether a descriptor came with it that must be closed by a successful `execve(2)`, and
+    /// [`JobEvent::Started`] is wanted.
+    pub start_notice: bool,
+    /// When its tree is ended, in microseconds from its start.
+    pub timeout_us: Option<u64>,
+    /// What becomes of its tree when its own process has ended.
+    pub leftovers: Leftovers,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task<'a> {
+    /// Runs a program.
+    #[serde(borrow)]
+    Program(Program<'a>),
+    /// Reads all from stdin and stdout, as long as there is someone to write, and drops it: for
+    /// pipes whose reader is gone but whose writers are to live.
+    Drain,
+    /// Copies a regular file to stdout. A symbolic link is followed, inside the root.
+    ReadFile {
+        /// Its path, one string.
+        path: Strings<'a>,
+        /// The most it may hold, in bytes; a longer one is EFBIG.
+        limit: u64,
+    },
+}
+
+/// A program with its arguments and environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program<'a> {
     /// The program, or several of which the first that exists is run. A name without a slash is
     /// looked for in the directories of `PATH` in `environment`. It becomes the argument 0.
     #[serde(borrow)]
-    pub programs: Strings<'a>,
+    pub names: Strings<'a>,
     /// The arguments from 1 on.
     #[serde(borrow)]
     pub arguments: Strings<'a>,
     /// The whole environment, `NAME=value` each.
     #[serde(borrow)]
     pub environment: Strings<'a>,
-    /// The working directory, without a NUL; a relative one starts at the root.
-    #[serde(borrow)]
-    pub directory: &'a [u8],
-    /// Who runs it.
-    pub identity: Identity,
-    /// The file mode creation mask.
-    pub umask: u32,
-    /// Resource limits to set, soft and hard.
-    pub rlimits: Vec<Rlimit>,
-    /// What is added to the niceness, 0 to leave it.
-    pub nice: i8,
-    /// Where stdin, stdout and stderr lead.
-    pub stdio: [StdioSource; 3],
-    /// Whether a descriptor came with it that must be closed by a successful `execve(2)`, and
-    /// [`JobEvent::Started`] is wanted.
-    pub start_notice: bool,
+}
+
+/// What becomes of the processes that a job has started and that outlive it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Leftovers {
+    /// They live on, as a server that `server &` has started must.
+    #[default]
+    Keep,
+    /// They are killed, all of them, before the job's end is told.
+    End,
 }
 
 /// The ids of a job, as seen inside the sandbox.
@@ -51,6 +94,11 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
+impl Identity {
+    /// Root of the sandbox, in no other group.
+    pub const ROOT: Self = Self { uid: 0, gid: 0, groups: Vec::new() };
+}
+
 /// One resource limit (`setrlimit(2)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
@@ -60,6 +108,21 @@ pub struct Rlimit {
     pub soft: u64,
     /// The hard limit, in the unit of the resource; `u64::MAX` is none.
     pub hard: u64,
+}
+
+/// Where the standard descriptors lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobStdio {
+    /// Each to a place of its own.
+    Streams([StdioSource; 3]),
+    /// All to a new terminal in the sandbox's own devpts, which controls the job's session. Its
+    /// other side goes to the host with [`JobEvent::Terminal`].
+    Terminal {
+        /// Its height, in characters.
+        rows: u16,
+        /// Its width, in characters.
+        columns: u16,
+    },
 }
 
 /// Where one of the three standard descriptors leads.
@@ -92,6 +155,9 @@ pub enum Scope {
     Process,
     /// Its process group.
     Group,
+    /// All that it ever started, whatever sessions and groups they have moved to. SIGKILL leaves
+    /// none of them; any other signal is sent to each that exists at some moment after.
+    Tree,
 }
 
 /// What init, or the job before its `execve(2)`, tells the host.
@@ -102,14 +168,18 @@ pub enum JobEvent {
         /// Its process id inside.
         pid: i32,
     },
-    /// The program was not started.
+    /// The terminal exists; a descriptor of its master side comes with this. Sent before the
+    /// program runs, and in no order with [`JobEvent::Started`].
+    Terminal,
+    /// The program was not started, or the built-in task failed.
     Failed {
         /// How far it came.
         stage: Stage,
         /// The kernel's error number.
         errno: i32,
     },
-    /// The process was reaped: all it wrote is in the pipes.
+    /// The process was reaped: all it wrote is in the pipes. Where its tree was to be ended, that
+    /// has happened, too.
     Exited(Exit),
 }
 
@@ -123,20 +193,28 @@ pub enum Stage {
     Fork,
     /// Make its session.
     Session,
-    /// Put its standard descriptors in place and close all others.
-    Stdio,
     /// Set its resource limits.
     Rlimit,
     /// Set its niceness.
     Nice,
-    /// Enter its working directory.
-    Directory,
+    /// Set what the kernel thinks of it when memory runs out.
+    OomScore,
     /// Take on its groups and ids.
     Identity,
     /// Give up capabilities.
     Capabilities,
+    /// Make its terminal.
+    Terminal,
+    /// Put its standard descriptors in place and close all others.
+    Stdio,
+    /// Enter its working directory.
+    Directory,
     /// Run the program.
     Exec,
+    /// Open the file.
+    File,
+    /// Move bytes.
+    Copy,
 }
 
 /// How a job ended.
@@ -146,6 +224,13 @@ pub struct Exit {
     pub status: Status,
     /// What it and its waited-for children used.
     pub usage: Usage,
+    /// From its start to its end, in microseconds.
+    pub wall_us: u64,
+    /// Whether it was ended because its time was up.
+    pub timed_out: bool,
+    /// Whether some of its tree, which was to be ended, does not end: the kernel has it in a state
+    /// in which it can't be killed.
+    pub survivors: bool,
 }
 
 /// An exit status, as `wait(2)` tells it.

@@ -35,7 +35,8 @@ mod setup;
 mod strings;
 
 pub use job::{
-    Exit, Identity, JobEvent, JobRequest, Rlimit, Scope, Spawn, Stage, Status, StdioSource, Usage,
+    Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Program, Rlimit, Scope, Spawn,
+    Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{Identities, Layer, Overlay, Setup, SetupFailure, Step, Upper};
 pub use strings::{Strings, StringsError};

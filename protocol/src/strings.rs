@@ -1,6 +1,7 @@
 //! Argument and environment lists, in the form that `execve(2)` reads them.
 
 use alloc::vec::Vec;
+use core::ffi::CStr;
 use core::fmt;
 
 use serde::de::Error as _;
@@ -40,6 +41,9 @@ impl fmt::Display for StringsError {
 impl core::error::Error for StringsError {}
 
 impl<'a> Strings<'a> {
+    /// The root directory, as a list of one.
+    pub const ROOT: Self = Self(b"/\0");
+
     /// Takes bytes that are already in the form: empty, or ended by a NUL.
     ///
     /// # Errors
@@ -77,6 +81,11 @@ impl<'a> Strings<'a> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The string, if there is exactly one.
+    pub fn single(&self) -> Option<&'a CStr> {
+        CStr::from_bytes_with_nul(self.0).ok()
     }
 
     /// Goes through the strings, each with its NUL.

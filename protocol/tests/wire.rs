@@ -15,9 +15,9 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Exit, Identities, Identity, JobEvent, JobRequest, Layer, Overlay, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
-    Upper, Usage, VERSION,
+    Exit, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Overlay, Program,
+    Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step,
+    Strings, StringsError, Task, Upper, Usage, VERSION,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -73,21 +73,31 @@ fn setup() -> Request<'static> {
 
 fn spawn() -> Request<'static> {
     Request::Spawn(Spawn {
-        programs: Strings::new(b"/bin/sh\0").unwrap(),
-        arguments: Strings::new(b"-c\0true\0").unwrap(),
-        environment: Strings::new(b"A=b\0").unwrap(),
-        directory: b"/tmp",
+        task: Task::Program(Program {
+            names: Strings::new(b"/bin/sh\0").unwrap(),
+            arguments: Strings::new(b"-c\0true\0").unwrap(),
+            environment: Strings::new(b"A=b\0").unwrap(),
+        }),
+        directory: Strings::new(b"/tmp\0").unwrap(),
         identity: Identity { uid: 1000, gid: 1000, groups: vec![5] },
         umask: 0o022,
         rlimits: vec![Rlimit { resource: 7, soft: 256, hard: u64::MAX }],
         nice: -1,
-        stdio: [StdioSource::Null, StdioSource::Descriptor, StdioSource::Previous],
+        oom_score_adj: 500,
+        stdio: JobStdio::Streams([
+            StdioSource::Null,
+            StdioSource::Descriptor,
+            StdioSource::Previous,
+        ]),
         start_notice: true,
+        timeout_us: Some(1000),
+        leftovers: Leftovers::End,
     })
 }
 
 fn exited(status: Status) -> JobEvent {
-    JobEvent::Exited(Exit { status, usage: Usage { user_us: 1000, ..Usage::default() } })
+    let usage = Usage { user_us: 1000, ..Usage::default() };
+    JobEvent::Exited(Exit { status, usage, wall_us: 2000, timed_out: true, survivors: false })
 }
 
 fn frame(message: &impl Serialize) -> Vec<u8> {
@@ -114,11 +124,15 @@ fn a_change_of_the_wire_changes_these_bytes() {
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
-    golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x01\x09\x04");
-    golden(&exited(Status::Code(3)), b"\x0e\0\0\0\x02\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0");
+    golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0b\x04");
+    golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
+    golden(
+        &exited(Status::Code(3)),
+        b"\x13\0\0\0\x03\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0",
+    );
     golden(
         &exited(Status::Signal { signal: 11, core: true }),
-        b"\x0f\0\0\0\x02\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0",
+        b"\x14\0\0\0\x03\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0",
     );
     golden(&JobRequest::Signal { signal: 9, scope: Scope::Group }, b"\x03\0\0\0\0\x09\x01");
     golden(
@@ -126,10 +140,14 @@ fn a_change_of_the_wire_changes_these_bytes() {
         b"\x3a\0\0\0\0\x01\x03box\0\x01\0\0\x02\0\x01\0\x04usr\0\x01\x01\x04/usr\xfb\x2c\x01\x07\
           \x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08",
     );
+    let path = Strings::new(b"/a\0").unwrap();
+    golden(&Task::ReadFile { path, limit: 7 }, b"\x06\0\0\0\x02\x03/a\0\x07");
+    golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
         &spawn(),
-        b"\x39\0\0\0\x01\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x04/tmp\xfb\xe8\x03\xfb\xe8\x03\x01\
-          \x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\x01\x02\x01",
+        b"\x44\0\0\0\x01\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+          \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
+          \x01\x02\x01\x01\xfb\xe8\x03\x01",
     );
 }
 

@@ -1,66 +1,26 @@
-//! Running commands, and how they ended.
+//! Running commands, as `std::process` has them.
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use adl_protocol::{Exit, JobEvent, JobRequest, Stage, Status};
-pub use adl_protocol::{Scope, Usage};
+use adl_protocol::{
+    Identity, JobEvent, JobStdio, Leftovers, Request, Spawn, StdioSource, Strings, Task,
+};
 use nix::poll::{PollFd, PollFlags};
 
-use crate::collect::Collected;
+use crate::collect::{Caps, Captures, Collector};
+use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::sys;
-use crate::wire::{self, Deadline, Messages};
+use crate::exit::{EndReason, ExitStatus};
+use crate::running::{Handle, Running, Scope};
+use crate::terminal::Terminal;
+use crate::wire::{self, Deadline};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
-/// How long init may take to read a request on a job's channel.
-const REQUEST: Duration = Duration::from_secs(10);
-
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExitStatus(Status);
-
-impl ExitStatus {
-    /// Whether it exited with 0.
-    pub fn success(&self) -> bool {
-        self.0 == Status::Code(0)
-    }
-
-    /// What it exited with, unless a signal ended it.
-    pub fn code(&self) -> Option<u8> {
-        match self.0 {
-            Status::Code(code) => Some(code),
-            Status::Signal { .. } => None,
-        }
-    }
-
-    /// The number of the signal that ended it, if one did.
-    pub fn signal(&self) -> Option<u8> {
-        match self.0 {
-            Status::Code(_) => None,
-            Status::Signal { signal, .. } => Some(signal),
-        }
-    }
-
-    /// Whether a core was dumped.
-    pub fn core_dumped(&self) -> bool {
-        matches!(self.0, Status::Signal { core: true, .. })
-    }
-}
-
-impl fmt::Display for ExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Status::Code(code) => write!(f, "exit status {code}"),
-            Status::Signal { signal, core: false } => write!(f, "signal {signal}"),
-            Status::Signal { signal, core: true } => write!(f, "signal {signal} (core dumped)"),
-        }
-    }
-}
 
 /// What a command that has ended left.
 #[derive(Debug, Clone)]
@@ -68,8 +28,8 @@ impl fmt::Display for ExitStatus {
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it wrote to stdout, if that was collected. Of more than 16 MiB, the first 8 MiB and
-    /// the last 8 MiB.
+    /// What it wrote to stdout, if that was collected, or to its terminal: as much as
+    /// [`Command::keep_output`](crate::Command::keep_output) says.
     pub stdout: Vec<u8>,
     /// What it wrote to stderr, likewise.
     pub stderr: Vec<u8>,
@@ -80,148 +40,81 @@ pub struct Output {
     /// Whether another process still had stdout or stderr open when the command ended: it has
     /// left something running in the background.
     pub stdio_open: bool,
-    /// What it and the children that it waited for used.
-    pub usage: Usage,
 }
 
-/// A command that init was asked to start.
+/// A started command whose output is to be collected.
 #[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) program: PathBuf,
-    pub(crate) messages: Messages,
-    pub(crate) stdin: Option<OwnedFd>,
-    pub(crate) stdout: Option<OwnedFd>,
-    pub(crate) stderr: Option<OwnedFd>,
-    /// Its end, once that was told.
-    pub(crate) exit: Option<Exit>,
+pub(crate) struct Collection {
+    pub(crate) collector: Collector,
+    pub(crate) control: Arc<Control>,
+    /// Who it runs as.
+    pub(crate) identity: Identity,
+    pub(crate) caps: Caps,
 }
 
-impl Running {
-    /// Looks whether its end was told.
-    fn try_exit(&mut self) -> Result<Option<Exit>> {
-        if self.exit.is_none()
-            && let Some(body) = self.messages.try_next()?
-        {
-            self.exit = Some(self.exit_in(&body)?);
-        }
-        Ok(self.exit)
-    }
-
-    /// Waits for its end.
-    fn wait_exit(&mut self) -> Result<Exit> {
-        if let Some(exit) = self.exit {
-            return Ok(exit);
-        }
-        let body = self.messages.next_blocking()?;
-        let exit = self.exit_in(&body)?;
-        self.exit = Some(exit);
-        Ok(exit)
-    }
-
-    fn exit_in(&self, body: &[u8]) -> Result<Exit> {
-        match wire::decode(body)? {
-            JobEvent::Exited(exit) => Ok(exit),
-            JobEvent::Failed { stage, errno } => Err(self.start_error(stage, errno)),
-            JobEvent::Started { .. } => Err(Error::Protocol { why: "a program that starts twice" }),
-        }
-    }
-
-    fn start_error(&self, stage: Stage, errno: i32) -> Error {
-        Error::Start { program: self.program.clone(), stage, source: wire::error_of(errno) }
-    }
-
+impl Collection {
     /// Collects until the command has ended.
-    ///
-    /// When init says so, the process was reaped, so all that it wrote is in the pipes: what is
-    /// there at that moment is read, and no more, since a process left in the background may go
-    /// on to write for ever.
-    pub(crate) fn output(mut self) -> Result<Output> {
-        drop(self.stdin.take());
-        let mut streams = [self.stdout.take(), self.stderr.take()].map(Collecting::new);
-        while self.exit.is_none() && streams.iter().any(|stream| stream.pipe.is_some()) {
-            let mut fds = vec![PollFd::new(self.messages.as_fd(), PollFlags::POLLIN)];
-            fds.extend(streams.iter().filter_map(Collecting::poll_fd));
-            wire::wait_ready(&mut fds, Deadline::NEVER)?;
-            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-            drop(fds);
-            let mut ready = ready.into_iter();
-            let said = ready.next().unwrap_or(false);
-            for stream in streams.iter_mut().filter(|stream| stream.pipe.is_some()) {
-                if ready.next().unwrap_or(false) {
-                    stream.read_once()?;
-                }
-            }
-            if said {
-                self.try_exit()?;
+    pub(crate) fn output(self) -> Result<Output> {
+        let captures = Captures::new(self.caps);
+        let (status, stdio_open) = self.run(&captures)?;
+        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = captures.finish();
+        Ok(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open })
+    }
+
+    /// The same, for one who looks at it meanwhile. Returns how it ended, and whether another
+    /// process still has a stream open: that goes on, and what it writes is dropped.
+    pub(crate) fn run(self, captures: &Captures) -> Result<(ExitStatus, bool)> {
+        let Self { collector, control, identity, .. } = self;
+        let is_terminal = collector.is_terminal;
+        let (status, open) = collector.run(captures)?;
+        let mut stdio_open = false;
+        for pipe in open.into_iter().flatten() {
+            stdio_open = true;
+            if !is_terminal && status.reason() != EndReason::SandboxDied {
+                drain(&control, &identity, &pipe)?;
             }
         }
-        let exit = self.wait_exit()?;
-        for stream in &mut streams {
-            stream.read_rest()?;
-        }
-        let stdio_open = streams.iter().any(|stream| stream.pipe.is_some());
-        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] =
-            streams.map(|stream| stream.collected.finish());
-        Ok(Output {
-            status: ExitStatus(exit.status),
-            stdout,
-            stderr,
-            stdout_dropped,
-            stderr_dropped,
-            stdio_open,
-            usage: exit.usage,
-        })
+        Ok((status, stdio_open))
     }
 }
 
-/// A stream that is being collected, until its end.
-struct Collecting {
-    pipe: Option<OwnedFd>,
-    collected: Collected,
+/// Has a process inside read from a pipe for as long as anyone can write to it, so that whoever
+/// does neither stops nor dies.
+fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
+    let (_ours, theirs) = control.take_channel()?;
+    let stdio = JobStdio::Streams([StdioSource::Descriptor, StdioSource::Null, StdioSource::Null]);
+    let spawn = Spawn { stdio, ..builtin(Task::Drain, identity.clone()) };
+    let descriptors = [theirs.as_raw_fd(), pipe.as_raw_fd()];
+    match control.request(&Request::Spawn(spawn), &descriptors) {
+        // Then there is no one who could write.
+        Err(Error::SandboxDied) => Ok(()),
+        sent => sent,
+    }
 }
 
-impl Collecting {
-    fn new(pipe: Option<OwnedFd>) -> Self {
-        Self { pipe, collected: Collected::default() }
-    }
-
-    fn poll_fd(&self) -> Option<PollFd<'_>> {
-        self.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN))
-    }
-
-    /// Reads what is there once; it is known that something is.
-    fn read_once(&mut self) -> Result<()> {
-        let Some(pipe) = &self.pipe else { return Ok(()) };
-        if self.collected.read_from(pipe.as_fd())? == 0 {
-            self.pipe = None;
-        }
-        Ok(())
-    }
-
-    /// Reads what is there now, and finds out whether anyone could write more.
-    fn read_rest(&mut self) -> Result<()> {
-        let Some(pipe) = &self.pipe else { return Ok(()) };
-        let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
-        while left != 0 {
-            match self.collected.read_from(pipe.as_fd())? {
-                0 => break,
-                count => left = left.saturating_sub(count),
-            }
-        }
-        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
-        let [fd] = fds;
-        if fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
-            self.pipe = None;
-        }
-        Ok(())
+/// A job that is no program, as far as it is like the others.
+pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
+    Spawn {
+        task,
+        directory: Strings::ROOT,
+        identity,
+        umask: 0o022,
+        rlimits: Vec::new(),
+        nice: 0,
+        oom_score_adj: 0,
+        stdio: JobStdio::Streams([StdioSource::Null; 3]),
+        start_notice: false,
+        timeout_us: None,
+        leftovers: Leftovers::Keep,
     }
 }
 
 /// A running command.
 ///
-/// Dropping it does not end the command: nobody will learn how it ended, but the sandbox's init
-/// reaps it. If a pipe is dropped with it, the command gets SIGPIPE when it writes.
+/// Dropping it does not end the command, unless
+/// [`Command::kill_on_drop`](crate::Command::kill_on_drop) says so: nobody will learn how it
+/// ended, but the sandbox's init reaps it. If a pipe is dropped with it, the command gets SIGPIPE
+/// when it writes.
 #[derive(Debug)]
 pub struct Child {
     /// The write end of its stdin, if that was piped.
@@ -230,8 +123,13 @@ pub struct Child {
     pub stdout: Option<ChildStdout>,
     /// The read end of its stderr, if that was piped.
     pub stderr: Option<ChildStderr>,
-    running: Running,
+    /// The host's side of its terminal, if it was given one.
+    pub terminal: Option<Terminal>,
+    /// Without the pipes above. `None` when it is given away, in the end.
+    collection: Option<Collection>,
+    handle: Handle,
     pid: GuestPid,
+    kill_on_drop: bool,
 }
 
 /// A process id as it is inside a sandbox. Outside, the same number is another process.
@@ -253,30 +151,39 @@ impl fmt::Display for GuestPid {
 
 impl Child {
     /// Waits until the program runs: `notice` is closed by its `execve`.
-    pub(crate) fn started(mut running: Running, notice: OwnedFd) -> Result<Self> {
+    pub(crate) fn started(
+        stdin: Option<OwnedFd>,
+        mut collection: Collection,
+        notice: OwnedFd,
+        kill_on_drop: bool,
+    ) -> Result<Self> {
+        let running = Arc::clone(&collection.collector.running);
         let deadline = Deadline::after(START);
-        let mut fds = [PollFd::new(notice.as_fd(), PollFlags::POLLIN)];
-        if !wire::wait_ready(&mut fds, deadline)? {
-            return Err(Error::TimedOut { what: "the program to start", after: START });
-        }
-        // A failure was reported before the notice was closed, and is on the channel by now. The
-        // pid comes from init, which may be a moment behind its child.
-        let body = running.messages.next("the program to start", deadline)?;
-        let pid = match wire::decode(&body)? {
-            JobEvent::Started { pid } => GuestPid(pid),
-            JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
-            JobEvent::Exited(_) => {
-                return Err(Error::Protocol { why: "an end before the start" });
+        let started = (|| {
+            let mut fds = [PollFd::new(notice.as_fd(), PollFlags::POLLIN)];
+            if !wire::wait_ready(&mut fds, deadline)? {
+                return Err(Error::TimedOut { what: "the program to start", after: START });
+            }
+            first_events(&running, collection.collector.is_terminal, deadline)
+        })();
+        let (pid, terminal) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                // It may have started after all: it is no one's. What did not is no error.
+                let _ = running.end(EndReason::Signaled);
+                return Err(error);
             }
         };
-        // Both may have come: that it was made, and that it then failed.
-        running.try_exit()?;
+        let [stdout, stderr] = std::mem::take(&mut collection.collector.pipes);
         Ok(Self {
-            stdin: running.stdin.take().map(ChildStdin),
-            stdout: running.stdout.take().map(ChildStdout),
-            stderr: running.stderr.take().map(ChildStderr),
-            running,
+            stdin: stdin.map(ChildStdin),
+            stdout: stdout.map(ChildStdout),
+            stderr: stderr.map(ChildStderr),
+            terminal,
+            collection: Some(collection),
+            handle: Handle(running),
             pid,
+            kill_on_drop,
         })
     }
 
@@ -285,69 +192,125 @@ impl Child {
         self.pid
     }
 
+    /// What any thread can wait for it with, signal and end it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// Waits until it has ended, after closing its stdin.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`].
+    /// [`Error::TimedOut`] if it has a timeout, and does not end although it was killed.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         drop(self.stdin.take());
-        Ok(ExitStatus(self.running.wait_exit()?.status))
+        self.handle.wait()
+    }
+
+    /// Waits until it has ended, but no longer than `timeout`, after closing its stdin; `None` if
+    /// it goes on then.
+    ///
+    /// # Errors
+    /// As [`Child::wait`].
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        drop(self.stdin.take());
+        self.handle.wait_timeout(timeout)
     }
 
     /// Looks whether it has ended.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`].
+    /// None that a command causes.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.running.try_exit()?.map(|exit| ExitStatus(exit.status)))
+        self.handle.try_wait()
     }
 
-    /// Closes its stdin, waits until it has ended, and collects what is piped.
+    /// Closes its stdin, waits until it has ended, and collects what is piped, or what it writes
+    /// to its terminal.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`].
+    /// As [`Child::wait`].
     pub fn wait_with_output(mut self) -> Result<Output> {
         drop(self.stdin.take());
-        self.running.stdout = self.stdout.take().map(OwnedFd::from);
-        self.running.stderr = self.stderr.take().map(OwnedFd::from);
-        self.running.output()
+        self.take_collection()?.output()
     }
 
-    /// Sends SIGKILL to it and its process group.
+    /// What is to be collected of it, with the pipes. It is not killed on drop any more.
+    pub(crate) fn take_collection(&mut self) -> Result<Collection> {
+        let gone = || Error::invalid("child", "its output was collected before");
+        let mut collection = self.collection.take().ok_or_else(gone)?;
+        let terminal = self.terminal.take().map(OwnedFd::from);
+        let stdout = self.stdout.take().map(OwnedFd::from).or(terminal);
+        collection.collector.pipes = [stdout, self.stderr.take().map(OwnedFd::from)];
+        self.kill_on_drop = false;
+        Ok(collection)
+    }
+
+    /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].
     ///
     /// # Errors
-    /// [`Error::SandboxDied`]. A command that has ended is no error.
+    /// As [`Handle::kill`].
     pub fn kill(&mut self) -> Result<()> {
-        self.signal(9, Scope::Group)
+        self.handle.kill()
     }
 
-    /// Sends a signal. It can't hit another process that has taken on the same id: init sends it
-    /// only while the command has not been reaped.
+    /// Sends a signal; see [`Handle::signal`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a number that is no signal's; [`Error::SandboxDied`].
+    /// As [`Handle::signal`].
     pub fn signal(&mut self, signal: u8, scope: Scope) -> Result<()> {
-        if !(1..=64).contains(&signal) {
-            return Err(Error::invalid("signal", format!("{signal} is not from 1 to 64")));
-        }
-        if self.running.exit.is_some() {
-            return Ok(());
-        }
-        let request = JobRequest::Signal { signal, scope };
-        let deadline = Deadline::after(REQUEST);
-        match wire::send(self.running.messages.as_fd(), &request, &[], deadline) {
-            // Its end may be on the channel, which init closed after it.
-            Err(Error::SandboxDied) => self.try_wait().map(drop),
-            other => other,
+        self.handle.signal(signal, scope)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.kill_on_drop {
+            // There is no one to tell that the sandbox is beyond being told.
+            let _ = self.handle.kill();
         }
     }
 }
 
-/// Readable when the command has ended, or its sandbox has died: [`Child::try_wait`] tells then.
-/// For `poll(2)` and event loops; reading from it would take the message away.
+/// What comes before a program runs, or instead: a failure was reported before the notice was
+/// closed, and is on the channel by now. The pid comes from init, which may be a moment behind its
+/// child, and the terminal from the child.
+fn first_events(
+    running: &Running,
+    has_terminal: bool,
+    deadline: Deadline,
+) -> Result<(GuestPid, Option<Terminal>)> {
+    let (mut pid, mut terminal) = (None, None);
+    loop {
+        match pid {
+            Some(pid) if !has_terminal || terminal.is_some() => {
+                // Both may have come: that it was made, and that it then failed.
+                running.try_exit()?;
+                return Ok((pid, terminal));
+            }
+            _ => {}
+        }
+        let body = running.messages().next("the program to start", deadline)?;
+        match wire::decode(&body)? {
+            JobEvent::Started { pid: number } => pid = Some(GuestPid(number)),
+            JobEvent::Terminal if has_terminal => {
+                let master = running.messages().take_descriptor();
+                let missing = Error::Protocol { why: "a terminal without its descriptor" };
+                terminal = Some(Terminal::new(master.ok_or(missing)?)?);
+            }
+            JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
+            JobEvent::Terminal | JobEvent::Exited(_) => {
+                return Err(Error::Protocol { why: "an end before the start" });
+            }
+        }
+    }
+}
+
+/// Readable when the command has ended, or its sandbox has died, and from then on:
+/// [`Child::try_wait`] tells. For `poll(2)` and event loops; reading from it would take the
+/// message away.
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.running.messages.as_fd()
+        self.handle.as_fd()
     }
 }
 

@@ -1,41 +1,258 @@
-//! Output that is kept in memory, with a bound.
+//! Output that is kept in memory, with a bound, while a command runs.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
 
 use crate::error::{Error, Result};
+use crate::exit::{EndReason, ExitStatus};
+use crate::running::Running;
+use crate::sys;
+use crate::wire::{self, Deadline};
 
-/// How much of the beginning is kept, in bytes: what a person or a model would read at most.
-const HEAD: usize = 8 << 20;
-/// How much of the end is kept, in bytes.
-const TAIL: usize = 8 << 20;
 /// How much is read at once, in bytes: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
+/// How long after a command's end its terminal is read when something else has it open and writes
+/// nothing: the kernel hands what was written on in the background.
+const TERMINAL_REST: Duration = Duration::from_millis(20);
+
+/// How much of a stream is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caps {
+    /// Of the beginning, in bytes.
+    pub(crate) head: usize,
+    /// Of the end, in bytes.
+    pub(crate) tail: usize,
+}
+
+impl Default for Caps {
+    /// What a person or a model would read at most.
+    fn default() -> Self {
+        Self { head: 8 << 20, tail: 8 << 20 }
+    }
+}
+
+/// When output, or the lack of it, ends a command.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bounds {
+    pub(crate) idle: Option<Duration>,
+    /// Of all streams together, in bytes.
+    pub(crate) total: Option<u64>,
+}
+
+/// What a command has written to its two streams, as far as it is kept. Others may look at it
+/// while it grows.
+#[derive(Debug)]
+pub(crate) struct Captures([Mutex<Collected>; 2]);
+
+impl Captures {
+    pub(crate) fn new(caps: Caps) -> Self {
+        Self([caps, caps].map(|caps| Mutex::new(Collected::new(caps))))
+    }
+
+    fn stream(&self, number: usize) -> MutexGuard<'_, Collected> {
+        let [stdout, stderr] = &self.0;
+        let stream = if number == 0 { stdout } else { stderr };
+        stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was kept of stdout and of stderr, each with the number of bytes that were not.
+    pub(crate) fn copy(&self) -> [(Vec<u8>, u64); 2] {
+        [0, 1].map(|number| self.stream(number).copy())
+    }
+
+    /// The same, and an end of it.
+    pub(crate) fn finish(self) -> [(Vec<u8>, u64); 2] {
+        self.0.map(|stream| stream.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+    }
+}
+
+/// What is moved for a command while it runs: input to it, output from it.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    pub(crate) running: Arc<Running>,
+    /// What is still to be written to stdin.
+    pub(crate) input: Option<Input>,
+    /// Stdout and stderr, until their ends; a terminal is the first.
+    pub(crate) pipes: [Option<OwnedFd>; 2],
+    pub(crate) bounds: Bounds,
+    pub(crate) is_terminal: bool,
+}
+
+/// Bytes for a command's stdin.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pipe: OwnedFd,
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Input {
+    /// The pipe must not block; see [`sys::set_nonblocking`].
+    pub(crate) fn new(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
+        Self { pipe, bytes, written: 0 }
+    }
+
+    /// Writes what there is room for; `false` when there is nothing more to do.
+    fn write(&mut self) -> Result<bool> {
+        let rest = self.bytes.get(self.written..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(false);
+        }
+        match nix::unistd::write(&self.pipe, rest) {
+            Ok(count) => self.written += count,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // It does not want it.
+            Err(Errno::EPIPE) => return Ok(false),
+            Err(errno) => return Err(Error::io("write to a pipe")(errno)),
+        }
+        Ok(self.written < self.bytes.len())
+    }
+}
+
+impl Collector {
+    /// Moves bytes until the command has ended. Returns how it did, and the streams that another
+    /// process still has open.
+    ///
+    /// When init tells the end, the process was reaped, so all that it wrote is in the pipes: what
+    /// is there at that moment is read, and no more, since a process left in the background may
+    /// go on to write for ever.
+    pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
+        let mut total = 0_u64;
+        let mut last = Instant::now();
+        let status = loop {
+            let is_waiting_only = self.input.is_none() && self.pipes.iter().all(Option::is_none);
+            if is_waiting_only && self.bounds.idle.is_none() {
+                // Without a handle elsewhere, no other thread needs to be let in.
+                break match Arc::strong_count(&self.running) {
+                    1 => self.running.wait_alone()?,
+                    _ => self.running.wait()?,
+                };
+            }
+            let idle = self.bounds.idle.and_then(|idle| last.checked_add(idle));
+            let until = idle.map_or(Deadline::NEVER, Deadline::at).min(self.running.overdue());
+            let Some([said, input, pipes @ ..]) = self.wait(until)? else {
+                if self.running.overdue().passed() {
+                    return Err(self.running.is_overdue());
+                }
+                self.bounds.idle = None;
+                self.running.end(EndReason::Idle)?;
+                continue;
+            };
+            if input && self.input.as_mut().is_some_and(|input| !matches!(input.write(), Ok(true)))
+            {
+                self.input = None;
+            }
+            for (number, ready) in pipes.into_iter().enumerate() {
+                if ready {
+                    total += self.read(number, captures)? as u64;
+                    last = Instant::now();
+                }
+            }
+            if self.bounds.total.is_some_and(|limit| total > limit) {
+                self.bounds.total = None;
+                self.running.end(EndReason::OutputLimit)?;
+            }
+            if said && let Some(status) = self.running.try_exit()? {
+                break status;
+            }
+        };
+        for number in [0, 1] {
+            if self.is_terminal {
+                self.read_rest_of_terminal(number, captures)?;
+            } else {
+                self.read_rest(number, captures)?;
+            }
+        }
+        Ok((status, self.pipes))
+    }
+
+    /// Waits until there is something to do, and says for what: the channel, the input, the
+    /// streams. `None` if the deadline comes first.
+    fn wait(&self, until: Deadline) -> Result<Option<[bool; 4]>> {
+        let [stdout, stderr] = &self.pipes;
+        let places = [
+            Some((self.running.as_fd(), PollFlags::POLLIN)),
+            self.input.as_ref().map(|input| (input.pipe.as_fd(), PollFlags::POLLOUT)),
+            stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
+            stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
+        ];
+        let mut fds: Vec<_> =
+            places.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+        if !wire::wait_ready(&mut fds, until)? {
+            return Ok(None);
+        }
+        let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
+        Ok(Some(places.map(|place| place.is_some() && ready.next().unwrap_or(false))))
+    }
+
+    /// Reads once from a stream in which something is; returns the number of bytes.
+    fn read(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+        let Some(place) = self.pipes.get_mut(number) else { return Ok(0) };
+        let Some(pipe) = place else { return Ok(0) };
+        let count = captures.stream(number).read_from(pipe.as_fd())?;
+        if count == 0 {
+            *place = None;
+        }
+        Ok(count)
+    }
+
+    /// Reads what is there now, and finds out whether anyone could write more.
+    fn read_rest(&mut self, number: usize, captures: &Captures) -> Result<()> {
+        let Some(Some(pipe)) = self.pipes.get(number) else { return Ok(()) };
+        let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
+        while left != 0 {
+            match self.read(number, captures)? {
+                0 => return Ok(()),
+                count => left = left.saturating_sub(count),
+            }
+        }
+        let Some(place) = self.pipes.get_mut(number) else { return Ok(()) };
+        let Some(pipe) = place else { return Ok(()) };
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
+        let [fd] = fds;
+        if fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
+            *place = None;
+        }
+        Ok(())
+    }
+
+    /// Reads to the end, or, if another process has the terminal open, until nothing comes.
+    fn read_rest_of_terminal(&mut self, number: usize, captures: &Captures) -> Result<()> {
+        let deadline = Deadline::after(TERMINAL_REST);
+        while let Some(Some(terminal)) = self.pipes.get(number) {
+            let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+            if !wire::wait_ready(&mut fds, deadline)? || deadline.passed() {
+                return Ok(());
+            }
+            self.read(number, captures)?;
+        }
+        Ok(())
+    }
+}
+
 /// The beginning and the end of a stream, and the number of bytes between.
 #[derive(Debug)]
-pub(crate) struct Collected {
+struct Collected {
     head: Vec<u8>,
     tail: VecDeque<u8>,
     dropped: u64,
-    limits: (usize, usize),
-}
-
-impl Default for Collected {
-    fn default() -> Self {
-        Self::with_limits(HEAD, TAIL)
-    }
+    caps: Caps,
 }
 
 impl Collected {
-    fn with_limits(head: usize, tail: usize) -> Self {
-        Self { head: Vec::new(), tail: VecDeque::new(), dropped: 0, limits: (head, tail) }
+    fn new(caps: Caps) -> Self {
+        Self { head: Vec::new(), tail: VecDeque::new(), dropped: 0, caps }
     }
 
     /// Reads once from a pipe; returns the number of bytes, 0 at its end.
-    pub(crate) fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<usize> {
+    fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<usize> {
         let mut chunk = [0; CHUNK];
         loop {
             match nix::unistd::read(pipe, &mut chunk) {
@@ -44,13 +261,15 @@ impl Collected {
                     return Ok(count);
                 }
                 Err(Errno::EINTR) => {}
+                // A terminal of which the other side is closed.
+                Err(Errno::EIO) => return Ok(0),
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        let (head, tail) = self.limits;
+        let Caps { head, tail } = self.caps;
         let room = head.saturating_sub(self.head.len()).min(bytes.len());
         let (first, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
         self.head.extend_from_slice(first);
@@ -62,8 +281,14 @@ impl Collected {
         self.dropped = self.dropped.saturating_add((skipped + over) as u64);
     }
 
-    /// What was kept, and the number of bytes that were not.
-    pub(crate) fn finish(self) -> (Vec<u8>, u64) {
+    /// What was kept so far, and the number of bytes that were not.
+    fn copy(&self) -> (Vec<u8>, u64) {
+        let (front, back) = self.tail.as_slices();
+        ([self.head.as_slice(), front, back].concat(), self.dropped)
+    }
+
+    /// The same, without a copy of the beginning.
+    fn finish(self) -> (Vec<u8>, u64) {
         let mut bytes = self.head;
         let (front, back) = self.tail.as_slices();
         bytes.extend_from_slice(front);
@@ -74,13 +299,13 @@ impl Collected {
 
 #[cfg(test)]
 mod tests {
-    use super::Collected;
+    use super::{Caps, Collected};
 
     #[test]
     fn keeps_the_head_and_the_tail_and_counts_the_rest() {
         for chunk in 1..12 {
             let bytes: Vec<u8> = (0..100).collect();
-            let mut collected = Collected::with_limits(4, 3);
+            let mut collected = Collected::new(Caps { head: 4, tail: 3 });
             for part in bytes.chunks(chunk) {
                 collected.push(part);
             }
@@ -90,7 +315,7 @@ mod tests {
 
     #[test]
     fn keeps_all_that_fits() {
-        let mut collected = Collected::with_limits(4, 3);
+        let mut collected = Collected::new(Caps { head: 4, tail: 3 });
         collected.push(b"abcde");
         collected.push(b"fg");
         assert_eq!(collected.finish(), (b"abcdefg".to_vec(), 0));

@@ -1,72 +1,33 @@
 //! Commands, in the idiom of `std::process::Command`.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use adl_protocol::{Identity, Request, Spawn, StdioSource, Strings, limits};
+pub use adl_protocol::Leftovers;
+use adl_protocol::{
+    Identity, JobStdio, Program, Request, Rlimit, Spawn, StdioSource, Strings, Task, limits,
+};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::child::{Child, ExitStatus, Output, Running};
+use crate::background::Job;
+use crate::child::{Child, Collection, Output, builtin};
+use crate::collect::{Bounds, Caps, Collector, Input};
 use crate::error::{Error, Result};
+use crate::exit::{EndReason, ExitStatus};
+use crate::running::Running;
 use crate::sandbox::Sandbox;
-use crate::wire::Messages;
+use crate::stdio::{Kind, Stdio, Stream, Which};
+use crate::sys;
+use crate::user::{User, UserName};
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Where one of the standard streams of a command leads.
-#[derive(Debug)]
-pub struct Stdio(Kind);
-
-#[derive(Debug)]
-enum Kind {
-    Null,
-    Piped,
-    Inherit,
-    Descriptor(OwnedFd),
-    SameAsStdout,
-}
-
-impl Stdio {
-    /// `/dev/null`; the default, where nothing else is said.
-    pub fn null() -> Self {
-        Self(Kind::Null)
-    }
-
-    /// A new pipe, whose other end is in the [`Child`].
-    pub fn piped() -> Self {
-        Self(Kind::Piped)
-    }
-
-    /// The calling program's own. What comes out is printed as it is, terminal escapes and all.
-    pub fn inherit() -> Self {
-        Self(Kind::Inherit)
-    }
-
-    /// For stderr: whatever stdout is, so that the two come in the order in which they were
-    /// written.
-    pub fn same_as_stdout() -> Self {
-        Self(Kind::SameAsStdout)
-    }
-}
-
-/// A file, socket or pipe of the caller's. The command can do with it whatever the descriptor
-/// allows: a directory would let it out of the sandbox, and is refused.
-impl From<OwnedFd> for Stdio {
-    fn from(fd: OwnedFd) -> Self {
-        Self(Kind::Descriptor(fd))
-    }
-}
-
-/// A file of the caller's.
-impl From<std::fs::File> for Stdio {
-    fn from(file: std::fs::File) -> Self {
-        OwnedFd::from(file).into()
-    }
-}
 
 /// A command to be run in a sandbox, made by [`Sandbox::command`].
 ///
@@ -79,9 +40,25 @@ pub struct Command<'a> {
     programs: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    /// Whether the caller has said what HOME is.
+    home_is_set: bool,
     directory: PathBuf,
-    uid: u32,
-    gid: u32,
+    user: User,
+    /// Who it is, where that is to be looked up.
+    name: Option<UserName>,
+    /// In place of those that the user has.
+    groups: Option<Vec<u32>>,
+    umask: u32,
+    rlimits: Vec<Rlimit>,
+    nice: i8,
+    oom_score_adj: i16,
+    timeout: Option<Duration>,
+    bounds: Bounds,
+    caps: Caps,
+    leftovers: Leftovers,
+    kill_on_drop: bool,
+    terminal: Option<(u16, u16)>,
+    input: Option<Vec<u8>>,
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
@@ -94,9 +71,22 @@ impl<'a> Command<'a> {
             programs: programs.iter().map(OsString::from).collect(),
             arguments: Vec::new(),
             environment: vec![("PATH".into(), PATH.into()), ("HOME".into(), "/root".into())],
+            home_is_set: false,
             directory: PathBuf::from("/"),
-            uid: 0,
-            gid: 0,
+            user: User::root(),
+            name: None,
+            groups: None,
+            umask: 0o022,
+            rlimits: Vec::new(),
+            nice: 0,
+            oom_score_adj: 0,
+            timeout: None,
+            bounds: Bounds::default(),
+            caps: Caps::default(),
+            leftovers: Leftovers::Keep,
+            kill_on_drop: false,
+            terminal: None,
+            input: None,
             stdin: None,
             stdout: None,
             stderr: None,
@@ -118,6 +108,7 @@ impl<'a> Command<'a> {
     /// Sets an environment variable.
     pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
         self.env_remove(&name);
+        self.home_is_set |= name.as_ref() == "HOME";
         self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
@@ -151,15 +142,121 @@ impl<'a> Command<'a> {
         self
     }
 
-    /// Sets the user id, as it is inside. There are no supplementary groups.
+    /// Sets who runs it: `USER` or `USER:GROUP`, each a number or a name in the sandbox's own
+    /// `/etc/passwd` and `/etc/group`. A user found by name has the groups and, unless `HOME` is
+    /// set otherwise, the home that are written there; one by number has the group of the same
+    /// number. A name that is not there is an error, and never root.
+    pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
+        self.name = Some(UserName::parse(user.as_ref()));
+        self
+    }
+
+    /// Sets the user id, as it is inside.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.uid = uid;
+        self.user.uid = uid;
         self
     }
 
     /// Sets the group id, as it is inside.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.gid = gid;
+        self.user.gid = gid;
+        self
+    }
+
+    /// Sets the supplementary groups, at most 1,024; by default there are none.
+    pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
+        self.groups = Some(groups.into());
+        self
+    }
+
+    /// Sets the file mode creation mask (`umask(2)`), `0o022` by default.
+    pub fn umask(&mut self, umask: u32) -> &mut Self {
+        self.umask = umask;
+        self
+    }
+
+    /// Sets a resource limit (`setrlimit(2)`), soft and hard, in the unit of the resource;
+    /// `u64::MAX` is none. What the kernel refuses is [`Error::Start`] with [`Stage::Rlimit`].
+    ///
+    /// [`Stage::Rlimit`]: crate::Stage::Rlimit
+    pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Self {
+        self.rlimits.retain(|limit| limit.resource != resource as u32);
+        self.rlimits.push(Rlimit { resource: resource as u32, soft, hard });
+        self
+    }
+
+    /// Sets the niceness, from 0 to 19: how much it stands back for others (`nice(2)`). Less than
+    /// 0 needs a right that no sandbox has.
+    pub fn nice(&mut self, nice: i8) -> &mut Self {
+        self.nice = nice;
+        self
+    }
+
+    /// Sets how much sooner than others it is killed when memory runs out, from 0 to 1000
+    /// (`proc_pid_oom_score_adj(5)`). It can't be lowered without a right that no sandbox has.
+    pub fn oom_score_adj(&mut self, score: i16) -> &mut Self {
+        self.oom_score_adj = score;
+        self
+    }
+
+    /// Ends it, and all that it has started, when it has not ended by itself after so long. What
+    /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
+    ///
+    /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
+    pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// The same when it has written nothing for so long, where this library reads what it writes:
+    /// with [`Command::output`], [`Command::background`] and [`Child::wait_with_output`].
+    pub fn idle_timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.bounds.idle = Some(timeout);
+        self
+    }
+
+    /// Ends it, and all that it has started, when it has written more than so many bytes, where
+    /// this library reads them. The reason is [`EndReason::OutputLimit`].
+    ///
+    /// [`EndReason::OutputLimit`]: crate::EndReason::OutputLimit
+    pub fn output_limit(&mut self, bytes: u64) -> &mut Self {
+        self.bounds.total = Some(bytes);
+        self
+    }
+
+    /// Sets how much of each stream is kept, in bytes, where this library reads it: so many of the
+    /// beginning and so many of the end, 8 MiB each by default. The number of those between is
+    /// counted, and the command not held up.
+    pub fn keep_output(&mut self, head: usize, tail: usize) -> &mut Self {
+        self.caps = Caps { head, tail };
+        self
+    }
+
+    /// Sets what becomes of the processes that it has started and that outlive it. By default they
+    /// live on.
+    pub fn leftovers(&mut self, leftovers: Leftovers) -> &mut Self {
+        self.leftovers = leftovers;
+        self
+    }
+
+    /// Kills it, and all that it has started, when its [`Child`] is dropped. By default it runs on.
+    pub fn kill_on_drop(&mut self, kill: bool) -> &mut Self {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Writes these bytes to its stdin and closes it, with [`Command::output`],
+    /// [`Command::status`] and [`Command::background`]. That it ends without having read all of
+    /// them is no error.
+    pub fn input(&mut self, bytes: impl Into<Vec<u8>>) -> &mut Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
+    /// Gives it a terminal of the sandbox's own, of so many characters, that is its stdin, stdout
+    /// and stderr and controls its session; see [`Child::terminal`].
+    pub fn terminal(&mut self, rows: u16, columns: u16) -> &mut Self {
+        self.terminal = Some((rows, columns));
         self
     }
 
@@ -187,20 +284,26 @@ impl<'a> Command<'a> {
     /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
     /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`].
     pub fn spawn(&mut self) -> Result<Child> {
-        let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-        let running = self.start(Kind::Null, Some(notice_theirs))?;
-        Child::started(running, notice)
+        if self.input.is_some() {
+            return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));
+        }
+        self.start_child(&Kind::Null)
     }
 
     /// Runs the command to its end and collects its stdout and stderr.
     ///
     /// Returns when the command's own process has ended, with all that it wrote; a background
-    /// process that it has left behind holds nothing up.
+    /// process that it has left behind holds nothing up, and goes on: what it writes from then on
+    /// is dropped.
     ///
     /// # Errors
     /// As [`Command::spawn`].
     pub fn output(&mut self) -> Result<Output> {
-        self.start(Kind::Piped, None)?.output()
+        if self.terminal.is_some() {
+            return self.start_child(&Kind::Piped)?.wait_with_output();
+        }
+        let started = self.start(&Kind::Piped, None)?;
+        self.collection(started)?.output()
     }
 
     /// Runs the command to its end.
@@ -208,86 +311,265 @@ impl<'a> Command<'a> {
     /// # Errors
     /// As [`Command::spawn`].
     pub fn status(&mut self) -> Result<ExitStatus> {
-        Ok(self.start(Kind::Null, None)?.output()?.status)
+        if self.terminal.is_some() {
+            return Ok(self.output()?.status);
+        }
+        let started = self.start(&Kind::Null, None)?;
+        Ok(self.collection(started)?.output()?.status)
+    }
+
+    /// Starts the command and returns once its program runs. It is read from in the background,
+    /// by a thread of its own, and can be waited for, looked at and ended from anywhere; see
+    /// [`Sandbox::jobs`].
+    ///
+    /// # Errors
+    /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.
+    pub fn background(&mut self) -> Result<Job> {
+        if self.terminal.is_some() {
+            return Err(Error::invalid("terminal", "in the background no one is there to type"));
+        }
+        let mut child = self.start_child(&Kind::Piped)?;
+        let stdin = child.stdin.take().map(OwnedFd::from);
+        let mut collection = child.take_collection()?;
+        collection.collector.input = self.input_to(stdin)?;
+        Job::start(collection, child.handle(), child.id())
+    }
+
+    fn start_child(&self, default: &Kind) -> Result<Child> {
+        let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+        let started = self.start(default, Some(notice_theirs))?;
+        let (stdin, collection) = self.split(started);
+        Child::started(stdin, collection, notice, self.kill_on_drop)
+    }
+
+    /// What is started by [`Self::start`], with the input that it gets.
+    fn collection(&self, started: Started) -> Result<Collection> {
+        let (stdin, mut collection) = self.split(started);
+        collection.collector.input = self.input_to(stdin)?;
+        Ok(collection)
+    }
+
+    /// What is written to a stdin that was piped for it. Without any, it is closed.
+    fn input_to(&self, stdin: Option<OwnedFd>) -> Result<Option<Input>> {
+        match (stdin, &self.input) {
+            (Some(stdin), Some(bytes)) => {
+                sys::set_nonblocking(&stdin).map_err(Error::io("fcntl"))?;
+                Ok(Some(Input::new(stdin, bytes.clone())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn split(&self, started: Started) -> (Option<OwnedFd>, Collection) {
+        let Started { running, stdin, pipes, identity } = started;
+        let collector = Collector {
+            running: Arc::new(running),
+            input: None,
+            pipes,
+            bounds: self.bounds,
+            is_terminal: self.terminal.is_some(),
+        };
+        let control = Arc::clone(self.sandbox.control());
+        let collection = Collection { collector, control, identity, caps: self.caps };
+        (stdin, collection)
     }
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
-    fn start(&self, default: Kind, notice: Option<OwnedFd>) -> Result<Running> {
+    fn start(&self, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
-        let programs = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
+        let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
-        let environment = self.environment_block()?;
-        let directory = self.directory.as_os_str().as_bytes();
-        if directory.contains(&0) {
-            return Err(Error::invalid("directory", "a NUL byte"));
-        }
-        if self.uid == u32::MAX || self.gid == u32::MAX {
-            return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
-        }
-        if (self.uid, self.gid) != (0, 0) && self.sandbox.id_range().is_none() {
-            return Err(Error::Unsupported {
-                what: format!("user {}:{} inside", self.uid, self.gid),
-                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
-                fix: "make the sandbox as root".to_owned(),
-            });
-        }
+        let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
+        let user = self.find_user()?;
+        let environment = self.environment_block(user.home.as_deref())?;
+        let identity = self.identity(&user)?;
 
-        let (channel, channel_theirs) = self.sandbox.take_channel()?;
+        let streams = self.streams(default)?;
+        let stdio = match (self.terminal, &streams) {
+            (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
+            (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
+        };
+        let (channel, channel_theirs) = self.sandbox.control().take_channel()?;
         let mut descriptors = vec![channel_theirs.as_raw_fd()];
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
-        let stdin = Stream::new(self.stdin.as_ref().map_or(&Kind::Null, |s| &s.0), Which::Stdin)?;
-        let stdout = Stream::new(self.stdout.as_ref().map_or(&default, |s| &s.0), Which::Stdout)?;
-        let stderr = Stream::new(self.stderr.as_ref().map_or(&default, |s| &s.0), Which::Stderr)?;
+        descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
+
+        let program_to_run = Program {
+            names: Strings::new(&names).map_err(too_many)?,
+            arguments: Strings::new(&arguments).map_err(too_many)?,
+            environment: Strings::new(&environment).map_err(too_many)?,
+        };
+        let spawn = Spawn {
+            task: Task::Program(program_to_run),
+            directory: Strings::new(&directory).map_err(too_many)?,
+            identity: identity.clone(),
+            umask: self.umask,
+            rlimits: self.rlimits.clone(),
+            nice: self.nice,
+            oom_score_adj: self.oom_score_adj,
+            stdio,
+            start_notice: notice.is_some(),
+            timeout_us: self.timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
+            leftovers: self.leftovers,
+        };
+        let running = Running::new(program, channel, self.timeout);
+        if self.terminal.is_some() {
+            running.messages().expect_descriptor();
+        }
+        self.sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
+        self.sandbox.control().prepare_channel();
+        let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
+        Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
+    }
+
+    fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
+        if self.terminal.is_some() {
+            if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
+                return Err(Error::invalid("stdio", "a terminal is all three streams"));
+            }
+            if self.input.is_some() {
+                return Err(Error::invalid("input", "a terminal is written to by its holder"));
+            }
+            return Ok([Stream::none(), Stream::none(), Stream::none()]);
+        }
+        let stdin = match (&self.stdin, &self.input) {
+            (Some(_), Some(_)) => return Err(Error::invalid("input", "stdin is something else")),
+            (None, Some(_)) => &Kind::Piped,
+            (stdin, None) => stdin.as_ref().map_or(&Kind::Null, |s| &s.0),
+        };
+        let stdin = Stream::new(stdin, Which::Stdin)?;
+        let stdout = Stream::new(self.stdout.as_ref().map_or(default, |s| &s.0), Which::Stdout)?;
+        let stderr = Stream::new(self.stderr.as_ref().map_or(default, |s| &s.0), Which::Stderr)?;
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {
             return Err(Error::invalid("stdio", "only stderr can be the same as stdout"));
         }
-        for stream in [&stdin, &stdout, &stderr] {
-            descriptors.extend(stream.theirs.raw());
-        }
-
-        let spawn = Spawn {
-            programs: Strings::new(&programs).map_err(too_many)?,
-            arguments: Strings::new(&arguments).map_err(too_many)?,
-            environment: Strings::new(&environment).map_err(too_many)?,
-            directory,
-            identity: Identity { uid: self.uid, gid: self.gid, groups: Vec::new() },
-            umask: 0o022,
-            rlimits: Vec::new(),
-            nice: 0,
-            stdio: [stdin.source, stdout.source, stderr.source],
-            start_notice: notice.is_some(),
-        };
-        self.sandbox.request(&Request::Spawn(spawn), &descriptors)?;
-        self.sandbox.prepare_channel();
-        Ok(Running {
-            program,
-            messages: Messages::new(channel),
-            stdin: stdin.ours,
-            stdout: stdout.ours,
-            stderr: stderr.ours,
-            exit: None,
-        })
+        Ok([stdin, stdout, stderr])
     }
 
-    fn environment_block(&self) -> Result<Vec<u8>> {
+    fn find_user(&self) -> Result<User> {
+        match &self.name {
+            Some(name) => name.find(self.sandbox),
+            None => Ok(self.user.clone()),
+        }
+    }
+
+    fn identity(&self, user: &User) -> Result<Identity> {
+        let User { uid, gid, groups, .. } = user;
+        let (uid, gid) = (*uid, *gid);
+        let groups = self.groups.clone().unwrap_or_else(|| groups.clone());
+        if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
+            return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
+        }
+        if groups.len() > limits::MAX_GROUPS {
+            return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
+        }
+        if ((uid, gid) != (0, 0) || !groups.is_empty()) && self.sandbox.id_range().is_none() {
+            return Err(Error::Unsupported {
+                what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
+                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
+                fix: "make the sandbox as root".to_owned(),
+            });
+        }
+        Ok(Identity { uid, gid, groups })
+    }
+
+    /// Reads a file of the sandbox as its root, by a job, not from the host.
+    pub(crate) fn read_file(sandbox: &'a Sandbox, path: &str, limit: u64) -> Result<Vec<u8>> {
+        /// What reading a small file may take, unless the guest has seen to it.
+        const READ: Duration = Duration::from_secs(10);
+        let mut block = Vec::new();
+        Strings::append(&mut block, path.as_bytes())
+            .map_err(|error| Error::invalid("path", error.to_string()))?;
+        let stdout = Stream::new(&Kind::Piped, Which::Stdout)?;
+        let (channel, channel_theirs) = sandbox.control().take_channel()?;
+        let mut descriptors = vec![channel_theirs.as_raw_fd()];
+        descriptors.extend(stdout.theirs.raw());
+        let path_string = Strings::new(&block).map_err(too_many)?;
+        let spawn = Spawn {
+            stdio: JobStdio::Streams([StdioSource::Null, stdout.source, StdioSource::Null]),
+            timeout_us: u64::try_from(READ.as_micros()).ok(),
+            ..builtin(Task::ReadFile { path: path_string, limit }, Identity::ROOT)
+        };
+        sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
+        drop(stdout.theirs);
+        let collector = Collector {
+            running: Arc::new(Running::new(path.into(), channel, Some(READ))),
+            input: None,
+            pipes: [stdout.ours, None],
+            bounds: Bounds::default(),
+            is_terminal: false,
+        };
+        let control = Arc::clone(sandbox.control());
+        let caps = Caps { head: usize::try_from(limit).unwrap_or(usize::MAX), tail: 0 };
+        let collection = Collection { collector, control, identity: Identity::ROOT, caps };
+        let output = collection.output()?;
+        match output.status.reason() {
+            EndReason::Exited if output.status.success() => Ok(output.stdout),
+            EndReason::SandboxDied => Err(Error::SandboxDied),
+            EndReason::TimedOut => {
+                Err(Error::TimedOut { what: "a file of the sandbox to be read", after: READ })
+            }
+            _ => Err(Error::at::<io::Error>("read in the sandbox", Path::new(path))(
+                io::Error::other(output.status.to_string()),
+            )),
+        }
+    }
+
+    fn environment_block(&self, home: Option<&[u8]>) -> Result<Vec<u8>> {
         let mut block = Vec::new();
         for (name, value) in &self.environment {
-            let name = name.as_bytes();
+            let (name, mut value) = (name.as_bytes(), value.as_bytes());
+            if let (b"HOME", false, Some(home)) = (name, self.home_is_set, home) {
+                value = home;
+            }
             if name.is_empty() || name.contains(&b'=') {
                 return Err(Error::invalid(
                     "environment",
                     format!("{:?} is no name of a variable", OsStr::from_bytes(name)),
                 ));
             }
-            let entry = [name, b"=", value.as_bytes()].concat();
+            let entry = [name, b"=", value].concat();
             Strings::append(&mut block, &entry)
                 .map_err(|error| Error::invalid("environment", error.to_string()))?;
         }
         Ok(block)
     }
+}
+
+/// A resource that can be limited (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum Resource {
+    /// CPU time of one process, in seconds.
+    Cpu = 0,
+    /// The size of a file, in bytes.
+    FileSize = 1,
+    /// The size of the data segment, in bytes.
+    Data = 2,
+    /// The size of the stack, in bytes.
+    Stack = 3,
+    /// The size of a core dump, in bytes.
+    Core = 4,
+    /// The number of processes and threads of the user.
+    Processes = 6,
+    /// The largest number of a descriptor, plus one.
+    OpenFiles = 7,
+    /// Memory that may be locked, in bytes.
+    LockedMemory = 8,
+    /// The size of the address space of one process, in bytes.
+    AddressSpace = 9,
+}
+
+/// A command that init was asked to start.
+struct Started {
+    running: Running,
+    stdin: Option<OwnedFd>,
+    pipes: [Option<OwnedFd>; 2],
+    identity: Identity,
 }
 
 fn strings<'a>(what: &'static str, list: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
@@ -301,77 +583,4 @@ fn strings<'a>(what: &'static str, list: impl Iterator<Item = &'a [u8]>) -> Resu
 
 fn too_many(_: adl_protocol::StringsError) -> Error {
     Error::invalid("arguments", format!("more than {} strings", limits::MAX_STRINGS))
-}
-
-/// Which of the three a stream is.
-#[derive(Clone, Copy)]
-enum Which {
-    Stdin,
-    Stdout,
-    Stderr,
-}
-
-/// One stream while it is being made: what init is told, and the two ends.
-struct Stream<'a> {
-    source: StdioSource,
-    ours: Option<OwnedFd>,
-    theirs: Theirs<'a>,
-}
-
-enum Theirs<'a> {
-    None,
-    Owned(OwnedFd),
-    Borrowed(BorrowedFd<'a>),
-    /// One of the calling program's standard streams, which are there for as long as it runs.
-    Standard(RawFd),
-}
-
-impl Theirs<'_> {
-    fn raw(&self) -> Option<RawFd> {
-        match self {
-            Self::None => None,
-            Self::Owned(fd) => Some(fd.as_raw_fd()),
-            Self::Borrowed(fd) => Some(fd.as_raw_fd()),
-            Self::Standard(fd) => Some(*fd),
-        }
-    }
-}
-
-impl<'a> Stream<'a> {
-    fn new(kind: &'a Kind, which: Which) -> Result<Self> {
-        let (source, ours, theirs) = match kind {
-            Kind::Null => (StdioSource::Null, None, Theirs::None),
-            Kind::SameAsStdout => (StdioSource::Previous, None, Theirs::None),
-            Kind::Piped => {
-                let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-                let (ours, theirs) = match which {
-                    Which::Stdin => (write, read),
-                    Which::Stdout | Which::Stderr => (read, write),
-                };
-                (StdioSource::Descriptor, Some(ours), Theirs::Owned(theirs))
-            }
-            Kind::Inherit => {
-                let fd = match which {
-                    Which::Stdin => libc::STDIN_FILENO,
-                    Which::Stdout => libc::STDOUT_FILENO,
-                    Which::Stderr => libc::STDERR_FILENO,
-                };
-                (StdioSource::Descriptor, None, Theirs::Standard(fd))
-            }
-            Kind::Descriptor(fd) => {
-                refuse_directory(fd.as_fd())?;
-                (StdioSource::Descriptor, None, Theirs::Borrowed(fd.as_fd()))
-            }
-        };
-        Ok(Self { source, ours, theirs })
-    }
-}
-
-/// With a directory of the host, `openat(2)` would lead out of the sandbox.
-fn refuse_directory(fd: BorrowedFd<'_>) -> Result<()> {
-    let stat = nix::sys::stat::fstat(fd).map_err(Error::io("fstat"))?;
-    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-        return Err(Error::invalid("stdio", "a directory of the host"));
-    }
-    Ok(())
 }

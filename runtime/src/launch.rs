@@ -51,6 +51,7 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
     .with(Capability::CAP_SETPCAP)
     .with(Capability::CAP_SETUID)
     .with(Capability::CAP_SYS_ADMIN)
+    .with(Capability::CAP_SYS_PTRACE)
     .with(Capability::CAP_SYS_RESOURCE);
 
 /// What a sandbox is built from, checked and opened.

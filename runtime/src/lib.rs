@@ -37,33 +37,43 @@
     )
 )]
 
+mod background;
 mod capabilities;
 mod child;
 mod collect;
 mod command;
 mod config;
+mod control;
 pub mod doctor;
 mod error;
+mod exit;
 mod ids;
 mod image;
 mod init_binary;
 mod launch;
 mod owner;
 mod remove;
+mod running;
 mod sandbox;
 mod seccomp;
 mod state;
+mod stdio;
 mod sys;
+mod terminal;
+mod user;
 mod wire;
 
+pub use background::{Job, JobId, SoFar};
 pub use capabilities::{Capabilities, Capability};
-pub use child::{
-    Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, GuestPid, Output, Scope, Usage,
-};
-pub use command::{Command, Stdio};
+pub use child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
+pub use command::{Command, Leftovers, Resource};
 pub use config::{Config, Network, Seccomp, Upper};
 pub use error::{Error, Result, Stage, Step};
+pub use exit::{EndReason, ExitStatus, Usage};
 pub use image::Image;
 pub use remove::finish_removals;
+pub use running::{Handle, Scope};
 pub use sandbox::Sandbox;
 pub use state::collect_garbage;
+pub use stdio::Stdio;
+pub use terminal::Terminal;

@@ -1,15 +1,17 @@
 //! A sandbox: its creation, its jobs, its end.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use adl_protocol::{Request, limits};
+use adl_protocol::limits;
 use nix::poll::{PollFd, PollFlags};
 
+use crate::background::Job;
 use crate::command::Command;
 use crate::config::{Config, Upper};
+use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::ids::{self, IdRange};
 use crate::launch::{self, Plan};
@@ -19,8 +21,6 @@ use crate::state::{SandboxDirectory, State};
 use crate::sys::{self, Process};
 use crate::wire::{self, Deadline};
 
-/// How long init may take to read a request: it never waits for anything itself.
-const REQUEST: Duration = Duration::from_secs(10);
 /// How long the kernel may take to end all processes of a sandbox.
 const END: Duration = Duration::from_secs(10);
 
@@ -36,9 +36,7 @@ const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
 pub struct Sandbox {
     name: String,
     init: Process,
-    control: Mutex<OwnedFd>,
-    /// A pair of sockets for the next job, made while there was nothing else to do.
-    next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    control: Arc<Control>,
     directory: Option<SandboxDirectory>,
     ids: Option<IdRange>,
     owner: Owner,
@@ -79,8 +77,7 @@ impl Sandbox {
             directory: this.directory.insert(directory),
             ids: this.ids.as_ref(),
         };
-        let control = this.control.get_mut().unwrap_or_else(PoisonError::into_inner);
-        launch::set_up(&this.init, control, &plan)?;
+        launch::set_up(&this.init, &this.control.socket(), &plan)?;
         this.init.launched();
         Ok(this)
     }
@@ -92,8 +89,7 @@ impl Sandbox {
         Ok(Self {
             name: String::new(),
             init,
-            control: Mutex::new(control),
-            next_channel: Mutex::new(None),
+            control: Control::new(control),
             directory: None,
             ids,
             owner: Owner::this_process(),
@@ -142,31 +138,14 @@ impl Sandbox {
         self.end()
     }
 
-    /// Sends a request to init.
-    pub(crate) fn request(&self, request: &Request<'_>, descriptors: &[RawFd]) -> Result<()> {
-        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let deadline = Deadline::after(REQUEST);
-        let sent = wire::send(control.as_fd(), request, descriptors, deadline);
-        if let Err(Error::TimedOut { .. }) = sent {
-            // A part of the request may have gone: whatever followed would be read as its rest.
-            sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
-        }
-        sent
+    /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
+    /// and those that have ended and that no one has waited for yet.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.control.jobs().clone()
     }
 
-    /// A channel for a job: our end, and init's.
-    pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
-        let mut next = self.next_channel.lock().unwrap_or_else(PoisonError::into_inner);
-        next.take().map_or_else(wire::socket_pair, Ok)
-    }
-
-    /// Makes a channel for the next job: to be called when init has something to do.
-    pub(crate) fn prepare_channel(&self) {
-        let mut next = self.next_channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if next.is_none() {
-            // If there is none now, the next job says why.
-            *next = wire::socket_pair().ok();
-        }
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     fn end(&mut self) -> Result<()> {
@@ -176,6 +155,8 @@ impl Sandbox {
             return Ok(());
         }
         self.ended = true;
+        // They hold on to the control socket, which holds on to them.
+        self.control.jobs().clear();
         if let Err(error) = self.end_processes() {
             // Something may still run with these ids.
             std::mem::forget(self.ids.take());
@@ -196,6 +177,13 @@ impl Sandbox {
             return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
         }
         sys::reap(&self.init).map_err(Error::io("waitid"))
+    }
+}
+
+/// Readable when the sandbox has died, or was ended: for `poll(2)` and event loops.
+impl AsFd for Sandbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.init.pidfd.as_fd()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use adl_protocol::codec;
@@ -16,6 +17,7 @@ use nix::sys::socket::{
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// When to stop waiting.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,10 @@ impl Deadline {
         Self { at: Instant::now().checked_add(after), after }
     }
 
+    pub(crate) fn at(at: Instant) -> Self {
+        Self { at: Some(at), after: at.saturating_duration_since(Instant::now()) }
+    }
+
     /// For `poll(2)`, rounded up, so that it does not return before the deadline.
     fn timeout(&self) -> PollTimeout {
         let Some(at) = self.at else { return PollTimeout::NONE };
@@ -39,8 +45,21 @@ impl Deadline {
         PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
     }
 
-    fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.at.is_some_and(|at| at <= Instant::now())
+    }
+
+    pub(crate) fn is_never(&self) -> bool {
+        self.at.is_none()
+    }
+
+    /// The earlier of the two.
+    pub(crate) fn min(self, other: Self) -> Self {
+        match (self.at, other.at) {
+            (Some(one), Some(two)) if two < one => other,
+            (None, Some(_)) => other,
+            _ => self,
+        }
     }
 }
 
@@ -112,21 +131,25 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// The reading side of a socket on which small messages come.
+/// The reading side of a socket on which small messages come, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Messages {
     socket: OwnedFd,
+    inbox: Mutex<Inbox>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
     bytes: Vec<u8>,
+    /// Whether a descriptor is expected, and the one that came.
+    wants_descriptor: bool,
+    descriptor: Option<OwnedFd>,
 }
 
 /// The longest message that init has a reason to send, in bytes: a path, and a little.
 const LONGEST: usize = adl_protocol::limits::MAX_PATH + 256;
 
-impl Messages {
-    pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, bytes: Vec::new() }
-    }
-
+impl Inbox {
     /// Takes a body out of what was read.
     fn take(&mut self) -> Result<Option<Vec<u8>>> {
         let Some((header, rest)) = self.bytes.split_first_chunk() else { return Ok(None) };
@@ -140,22 +163,21 @@ impl Messages {
         Ok(Some(body))
     }
 
-    /// Returns the next body if it has come. Reads without waiting, and no more than one message
-    /// at a time, so a flood stays in the kernel's buffer.
-    ///
-    /// # Errors
-    /// [`Error::SandboxDied`] at the end of the stream.
-    pub(crate) fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
-        self.receive(MsgFlags::MSG_DONTWAIT)
-    }
-
-    fn receive(&mut self, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
+    fn receive(&mut self, socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
         if let Some(body) = self.take()? {
             return Ok(Some(body));
         }
         let mut chunk = [0; LONGEST];
-        // No room for descriptors: what init attaches, the kernel drops.
-        match recv(self.socket.as_raw_fd(), &mut chunk, flags) {
+        let received = if self.wants_descriptor && self.descriptor.is_none() {
+            sys::receive_with_descriptor(socket, &mut chunk, flags.bits()).map(|(count, fd)| {
+                self.descriptor = fd;
+                count
+            })
+        } else {
+            // No room for descriptors: what init attaches, the kernel drops.
+            recv(socket.as_raw_fd(), &mut chunk, flags)
+        };
+        match received {
             Ok(0) | Err(Errno::ECONNRESET) => Err(Error::SandboxDied),
             Ok(count) => {
                 self.bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
@@ -165,18 +187,50 @@ impl Messages {
             Err(errno) => Err(Error::io("recv")(errno)),
         }
     }
+}
 
-    /// Waits for the next body, with no end to the waiting.
-    pub(crate) fn next_blocking(&mut self) -> Result<Vec<u8>> {
+impl Messages {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self { socket, inbox: Mutex::default() }
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, until one has come, a descriptor is taken.
+    pub(crate) fn expect_descriptor(&self) {
+        self.inbox().wants_descriptor = true;
+    }
+
+    /// The descriptor that has come.
+    pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
+        let mut inbox = self.inbox();
+        inbox.wants_descriptor = false;
+        inbox.descriptor.take()
+    }
+
+    /// Returns the next body if it has come. Reads without waiting, and no more than one message
+    /// at a time, so a flood stays in the kernel's buffer.
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] at the end of the stream.
+    pub(crate) fn try_next(&self) -> Result<Option<Vec<u8>>> {
+        self.inbox().receive(&self.socket, MsgFlags::MSG_DONTWAIT)
+    }
+
+    /// Waits for the next body, with no end to the waiting, and no other thread let in.
+    pub(crate) fn next_blocking(&self) -> Result<Vec<u8>> {
+        let mut inbox = self.inbox();
         loop {
-            if let Some(body) = self.receive(MsgFlags::empty())? {
+            if let Some(body) = inbox.receive(&self.socket, MsgFlags::empty())? {
                 return Ok(body);
             }
         }
     }
 
     /// Waits for the next body.
-    pub(crate) fn next(&mut self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
+    pub(crate) fn next(&self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
         loop {
             if let Some(body) = self.try_next()? {
                 return Ok(body);

@@ -132,12 +132,19 @@ mod tests {
     #[test]
     fn new_namespaces_are_refused_and_threads_are_not() {
         const THREAD: u64 = 0x003d_0f00;
+        /// What init marks trees with.
+        const MARK: u64 = 0x200_0000;
         for flag in
             [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
         {
             assert_eq!(call("clone", &[flag | THREAD]), EPERM, "{flag:#x}");
-            assert_eq!(call("unshare", &[flag]), EPERM, "{flag:#x}");
+            assert_eq!(call("unshare", &[flag | 1]), EPERM, "{flag:#x}");
+            if flag != MARK {
+                assert_eq!(call("unshare", &[flag]), EPERM, "{flag:#x}");
+                assert_eq!(call("unshare", &[flag | MARK]), EPERM, "{flag:#x}");
+            }
         }
+        assert_eq!(call("unshare", &[MARK]), ALLOW);
         assert_eq!(call("clone", &[THREAD]), ALLOW);
         assert_eq!(call("clone", &[17]), ALLOW);
         assert_eq!(call("clone3", &[]), ENOSYS);

@@ -281,7 +281,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (269, "faccessat", Allow),
     (270, "pselect6", Allow),
     (271, "ppoll", Allow),
-    (272, "unshare", Deny),
+    (272, "unshare", Check),
     (273, "set_robust_list", Allow),
     (274, "get_robust_list", Allow),
     (275, "splice", Allow),

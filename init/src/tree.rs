@@ -1,0 +1,227 @@
+//! All that a job ever started, and the end of it.
+//!
+//! Each job runs in a cgroup namespace of its own. That is nothing but a mark: every process that
+//! descends from the job carries it, whatever session, group or parent it has moved to, none can
+//! take it off without CAP_SYS_ADMIN, and `/proc/PID/ns/cgroup` shows it. It costs 2 µs, needs no
+//! process to stand guard and no cgroup that can be written.
+//!
+//! A tree is ended by passes through `/proc` that send SIGKILL to all who carry the mark, until a
+//! passes meet none, twice: one that got the signal makes no more processes, and processes that
+//! are made during a pass have higher ids, which the pass comes to, but where ids start over. A
+//! pass goes on for a little in each turn of the event loop, so that the number of processes holds
+//! up nothing.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+use core::mem::MaybeUninit;
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
+use rustix::io::{Errno, Result};
+use rustix::process::Signal;
+
+use crate::sys;
+
+/// How much of the list of processes is read in one turn, in bytes: about 150 of them.
+const CHUNK: usize = 4 << 10;
+
+/// The mark of a job's tree.
+pub(crate) struct Tree {
+    /// Keeps the namespace alive, and with it its number from being another's.
+    _pin: OwnedFd,
+    mark: u64,
+}
+
+impl Tree {
+    /// Puts a new mark on init, and so on the child that it starts next.
+    pub(crate) fn begin(proc: impl AsFd) -> Result<Self> {
+        sys::unshare_cgroup_namespace()?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let pin = rustix::fs::openat(proc, c"self/ns/cgroup", flags, Mode::empty())?;
+        let mark = rustix::fs::fstat(&pin)?.st_ino;
+        Ok(Self { _pin: pin, mark })
+    }
+
+    pub(crate) fn mark(&self) -> u64 {
+        self.mark
+    }
+}
+
+/// The trees that are to be signalled or ended, and the pass that does it.
+pub(crate) struct Sweeper {
+    /// `/proc`, as it was before any guest ran.
+    proc: &'static OwnedFd,
+    /// By mark.
+    targets: BTreeMap<u64, Target>,
+    /// Whether a pass is under way.
+    under_way: bool,
+}
+
+struct Target {
+    /// Of the job.
+    number: u64,
+    signal: Signal,
+    /// Whether it came before the pass that is under way, which then goes through all of it.
+    in_pass: bool,
+    /// How many of the tree the pass has met.
+    met: usize,
+    /// How many passes in a row have met none.
+    empty: usize,
+}
+
+/// How many passes in a row must meet none.
+const EMPTY_PASSES: usize = 2;
+
+/// What a turn of the sweeper came to.
+pub(crate) enum Turn {
+    /// The pass goes on.
+    UnderWay,
+    /// A pass has ended. Some trees have no process left, or got their signal.
+    Done {
+        /// The numbers of their jobs.
+        numbers: Vec<u64>,
+        /// Whether others' processes were met, and are ending.
+        met: bool,
+    },
+}
+
+impl Sweeper {
+    pub(crate) fn new(proc: &'static OwnedFd) -> Self {
+        Self { proc, targets: BTreeMap::new(), under_way: false }
+    }
+
+    /// Sends `signal` to all of a tree; with SIGKILL, until there is none.
+    pub(crate) fn add(&mut self, mark: u64, number: u64, signal: Signal) {
+        if self.targets.get(&mark).is_some_and(|target| target.signal == Signal::KILL) {
+            return;
+        }
+        self.targets.insert(mark, Target { number, signal, in_pass: false, met: 0, empty: 0 });
+    }
+
+    /// Forgets a tree.
+    pub(crate) fn remove(&mut self, mark: u64) {
+        self.targets.remove(&mark);
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init.
+    pub(crate) fn turn(&mut self, of_child: impl Fn(i32) -> Option<u64>) -> Result<Turn> {
+        if !self.under_way {
+            rustix::fs::seek(&self.proc, SeekFrom::Start(0))?;
+            self.under_way = true;
+            for target in self.targets.values_mut() {
+                target.in_pass = true;
+                target.met = 0;
+            }
+        }
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
+        let mut entries = RawDir::new(&self.proc, &mut buffer);
+        loop {
+            match entries.next() {
+                None => break,
+                Some(entry) => {
+                    let entry = entry?;
+                    let name = entry.file_name();
+                    let pid = number(name.to_bytes()).and_then(|pid| i32::try_from(pid).ok());
+                    if let Some(pid) = pid.filter(|pid| *pid != 1) {
+                        visit(self.proc.as_fd(), name, of_child(pid), &mut self.targets);
+                    }
+                }
+            }
+            if entries.is_buffer_empty() {
+                return Ok(Turn::UnderWay);
+            }
+        }
+        self.under_way = false;
+        let mut met = false;
+        let mut numbers = Vec::new();
+        self.targets.retain(|_, target| {
+            let repeated = target.signal == Signal::KILL;
+            target.empty =
+                if target.met == 0 { target.empty + usize::from(target.in_pass) } else { 0 };
+            let done = target.in_pass && (!repeated || target.empty == EMPTY_PASSES);
+            if done {
+                numbers.push(target.number);
+            }
+            met |= repeated && target.met != 0;
+            !done
+        });
+        Ok(Turn::Done { numbers, met })
+    }
+}
+
+/// Looks at one process, and sends it what is for it.
+fn visit(
+    proc: BorrowedFd<'_>,
+    name: &CStr,
+    of_child: Option<u64>,
+    targets: &mut BTreeMap<u64, Target>,
+) {
+    // From here on this is one process: its directory does not come to mean another.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(process) = rustix::fs::openat(proc, name, flags, Mode::empty()) else { return };
+    let mark = match of_child {
+        Some(mark) => Some(mark),
+        None => match mark_of(process.as_fd()) {
+            Ok(mark) => Some(mark),
+            // A program that can't be read, of an id that is none in the sandbox: it hides what
+            // it is of. SIGKILL makes no exception for it.
+            Err(Errno::ACCESS | Errno::PERM) => None,
+            Err(_) => return,
+        },
+    };
+    for (of, target) in targets.iter_mut() {
+        let is_meant = match mark {
+            Some(mark) => mark == *of,
+            None => target.signal == Signal::KILL,
+        };
+        if is_meant && rustix::process::pidfd_send_signal(&process, target.signal).is_ok() {
+            target.met += 1;
+        }
+    }
+}
+
+/// The mark of a process, by its directory in `/proc`; ENOENT if it has ended.
+fn mark_of(process: BorrowedFd<'_>) -> Result<u64> {
+    match read_mark(process, c"ns/cgroup") {
+        // The first thread has ended; others may go on.
+        Err(Errno::NOENT) => {}
+        read => return read,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let threads = rustix::fs::openat(process, c"task", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 1 << 10];
+    let mut entries = RawDir::new(&threads, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if number(entry.file_name().to_bytes()).is_none() {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(thread) = rustix::fs::openat(&threads, entry.file_name(), flags, Mode::empty())
+        else {
+            continue;
+        };
+        match read_mark(thread.as_fd(), c"ns/cgroup") {
+            Err(Errno::NOENT | Errno::SRCH) => {}
+            read => return read,
+        }
+    }
+    Err(Errno::NOENT)
+}
+
+fn read_mark(of: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
+    let mut buffer = [MaybeUninit::uninit(); 64];
+    let (link, _) = rustix::fs::readlinkat_raw(of, path, &mut buffer[..])?;
+    // cgroup:[4026531835]
+    let digits = link.strip_prefix(b"cgroup:[").and_then(|rest| rest.strip_suffix(b"]"));
+    digits.and_then(number).ok_or(Errno::INVAL)
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    core::str::from_utf8(digits).ok()?.parse().ok()
+}

@@ -1,0 +1,71 @@
+//! The control socket of a sandbox: what is asked of its init.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use adl_protocol::Request;
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::background::Job;
+use crate::error::{Error, Result};
+use crate::wire::{self, Deadline};
+
+/// How long init may take to read a request: it never waits for anything itself.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// The way to a sandbox's init, shared by the sandbox and its commands.
+#[derive(Debug)]
+pub(crate) struct Control {
+    socket: Mutex<OwnedFd>,
+    /// A pair of sockets for the next job, made while there was nothing else to do.
+    next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    /// The jobs in the background, until someone has waited for their end.
+    jobs: Mutex<Vec<Job>>,
+}
+
+impl Control {
+    pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
+        let socket = Mutex::new(socket);
+        Arc::new(Self { socket, next_channel: Mutex::default(), jobs: Mutex::default() })
+    }
+
+    /// The socket itself, for set-up.
+    pub(crate) fn socket(&self) -> MutexGuard<'_, OwnedFd> {
+        lock(&self.socket)
+    }
+
+    /// Sends a request to init.
+    pub(crate) fn request(&self, request: &Request<'_>, descriptors: &[RawFd]) -> Result<()> {
+        let socket = lock(&self.socket);
+        let sent = wire::send(socket.as_fd(), request, descriptors, Deadline::after(REQUEST));
+        if let Err(Error::TimedOut { .. }) = sent {
+            // A part of the request may have gone: whatever followed would be read as its rest.
+            // To init, this is the end of the host, and its own.
+            shutdown(socket.as_raw_fd(), Shutdown::Both).map_err(Error::io("shutdown"))?;
+        }
+        sent
+    }
+
+    /// A channel for a job: our end, and init's.
+    pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
+        lock(&self.next_channel).take().map_or_else(wire::socket_pair, Ok)
+    }
+
+    /// Makes a channel for the next job: to be called when init has something to do.
+    pub(crate) fn prepare_channel(&self) {
+        let mut next = lock(&self.next_channel);
+        if next.is_none() {
+            // If there is none now, the next job says why.
+            *next = wire::socket_pair().ok();
+        }
+    }
+
+    pub(crate) fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
+        lock(&self.jobs)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

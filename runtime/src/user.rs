@@ -1,0 +1,177 @@
+//! Users and groups of a sandbox, by number or by the names that its own files give them.
+
+use std::io;
+
+use adl_protocol::Stage;
+
+use crate::command::Command;
+use crate::error::{Error, Result};
+use crate::sandbox::Sandbox;
+
+/// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
+const LONGEST: u64 = 1 << 20;
+/// The largest id. The next one means "no change" to the kernel.
+const LARGEST: u32 = u32::MAX - 1;
+
+/// Who runs a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    /// What its entry says, if it has been looked up.
+    pub(crate) home: Option<Vec<u8>>,
+}
+
+impl User {
+    pub(crate) fn root() -> Self {
+        Self { uid: 0, gid: 0, groups: Vec::new(), home: None }
+    }
+}
+
+/// Who is to run a command, before it is looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserName {
+    user: String,
+    group: Option<String>,
+}
+
+impl UserName {
+    /// `USER` or `USER:GROUP`, each a name or a number.
+    pub(crate) fn parse(text: &str) -> Self {
+        match text.split_once(':') {
+            Some((user, group)) => Self { user: user.to_owned(), group: Some(group.to_owned()) },
+            None => Self { user: text.to_owned(), group: None },
+        }
+    }
+
+    /// Looks the names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits
+    /// is a number, whatever is in them.
+    pub(crate) fn find(&self, sandbox: &Sandbox) -> Result<User> {
+        let mut user = match number(&self.user)? {
+            Some(uid) => User { uid, gid: uid, groups: Vec::new(), home: None },
+            None => {
+                let passwd = read(sandbox, "/etc/passwd")?;
+                let mut user =
+                    passwd_entry(&passwd, self.user.as_bytes()).ok_or_else(|| self.unknown())?;
+                if self.group.is_none() {
+                    let group = read(sandbox, "/etc/group")?;
+                    user.groups = groups_of(&group, self.user.as_bytes());
+                    user.groups.retain(|gid| *gid != user.gid);
+                }
+                user
+            }
+        };
+        if let Some(group) = &self.group {
+            user.gid = match number(group)? {
+                Some(gid) => gid,
+                None => {
+                    let groups = read(sandbox, "/etc/group")?;
+                    group_entry(&groups, group.as_bytes()).ok_or_else(|| self.unknown())?
+                }
+            };
+        }
+        Ok(user)
+    }
+
+    fn unknown(&self) -> Error {
+        let group = self.group.iter().flat_map(|group| [":", group]);
+        let name: String = [self.user.as_str()].into_iter().chain(group).collect();
+        Error::Start {
+            program: name.into(),
+            stage: Stage::Identity,
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        }
+    }
+}
+
+/// Reads a file as root of the sandbox would, by a job; an absent one is empty.
+fn read(sandbox: &Sandbox, path: &'static str) -> Result<Vec<u8>> {
+    match Command::read_file(sandbox, path, LONGEST) {
+        Err(Error::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        read => read,
+    }
+}
+
+fn number(text: &str) -> Result<Option<u32>> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return if text.is_empty() { Err(Error::invalid("user", "empty")) } else { Ok(None) };
+    }
+    match text.parse() {
+        Ok(id) if id <= LARGEST => Ok(Some(id)),
+        _ => Err(Error::invalid("user", format!("id {text} is larger than {LARGEST}"))),
+    }
+}
+
+/// The fields of the line that begins with `name`.
+fn entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Vec<&'a [u8]>> {
+    lines(file).find(|fields| fields.first() == Some(&name))
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn id(field: Option<&&[u8]>) -> Option<u32> {
+    std::str::from_utf8(field?).ok()?.parse().ok().filter(|id| *id <= LARGEST)
+}
+
+/// name:password:UID:GID:description:home:shell; a line that is not so is none.
+fn passwd_entry(file: &[u8], name: &[u8]) -> Option<User> {
+    let fields = entry(file, name)?;
+    let home = fields.get(5).filter(|home| home.starts_with(b"/")).map(|home| home.to_vec());
+    Some(User { uid: id(fields.get(2))?, gid: id(fields.get(3))?, groups: Vec::new(), home })
+}
+
+/// name:password:GID:members
+fn group_entry(file: &[u8], name: &[u8]) -> Option<u32> {
+    id(entry(file, name)?.get(2))
+}
+
+fn groups_of(file: &[u8], member: &[u8]) -> Vec<u32> {
+    lines(file)
+        .filter(|fields| {
+            fields.get(3).is_some_and(|all| all.split(|byte| *byte == b',').any(|m| m == member))
+        })
+        .filter_map(|fields| id(fields.get(2)))
+        .take(adl_protocol::limits::MAX_GROUPS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{User, group_entry, groups_of, number, passwd_entry};
+
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nshort:x\ngames:x:5:60:g:/usr/games:/x\n\
+        big:x:4294967296:1::/:\nminus:x:-1:1::/:\nall:x:4294967295:1::/:\n:x:7:7::/:\n";
+    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:games,other\nvideo:x:44:mygames,games\nodd:x\n";
+
+    #[test]
+    fn an_entry_is_found_by_its_whole_name() {
+        let games = User { uid: 5, gid: 60, groups: Vec::new(), home: Some("/usr/games".into()) };
+        assert_eq!(passwd_entry(PASSWD, b"games"), Some(games));
+        assert_eq!(group_entry(GROUP, b"audio"), Some(29));
+        assert_eq!(groups_of(GROUP, b"games"), [29, 44]);
+        assert_eq!(groups_of(GROUP, b"none"), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_no_user_and_least_of_all_root() {
+        for name in ["game", "gamess", "short", "big", "minus", "all", "root:x", "x"] {
+            assert_eq!(passwd_entry(PASSWD, name.as_bytes()), None, "{name}");
+        }
+        assert_eq!(group_entry(GROUP, b"odd"), None);
+    }
+
+    #[test]
+    fn digits_are_a_number_and_have_to_fit() {
+        assert_eq!(number("12").unwrap(), Some(12));
+        assert_eq!(number("a12").unwrap(), None);
+        assert_eq!(number("-1").unwrap(), None);
+        for wrong in ["", "4294967295", "99999999999999999999"] {
+            assert!(number(wrong).is_err(), "{wrong}");
+        }
+    }
+}
