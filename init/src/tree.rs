@@ -111,7 +111,7 @@ impl Sweeper {
     /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init.
     pub(crate) fn turn(&mut self, of_child: impl Fn(i32) -> Option<u64>) -> Result<Turn> {
         if !self.under_way {
-            rustix::fs::seek(&self.proc, SeekFrom::Start(0))?;
+            rustix::fs::seek(self.proc, SeekFrom::Start(0))?;
             self.under_way = true;
             for target in self.targets.values_mut() {
                 target.in_pass = true;
