@@ -61,7 +61,12 @@ fn init() -> Result<PathBuf, String> {
             cargo.env_remove(&*name);
         }
     }
-    let flags = ["-Crelocation-model=static", "-Ctarget-feature=+crt-static"];
+    let flags = [
+        "-Crelocation-model=static",
+        "-Ctarget-feature=+crt-static",
+        // A program that aborts on panic never reads them.
+        "-Cforce-unwind-tables=no",
+    ];
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     for (key, value) in [
         ("PANIC", "abort"),

@@ -3,7 +3,7 @@
 //! It waits in one place, `epoll_wait(2)`, and for nothing else: not for a job, a disk, a lock or
 //! a reader. Job ends are reported in the order in which they happen.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use adl_protocol::{
@@ -60,10 +60,10 @@ struct Loop {
     jobs: BTreeMap<u64, Job>,
     /// The number of the next job.
     next: u64,
-    /// The jobs whose processes are not reaped yet.
-    by_pid: BTreeMap<i32, u64>,
-    /// When something is to be done about a job, in ns.
-    timers: BTreeSet<(u64, u64)>,
+    /// The jobs whose processes are not reaped yet, by pid.
+    by_pid: Sorted<i32>,
+    /// The jobs about which something is to be done, by when, in ns.
+    timers: Sorted<u64>,
     /// What children were given, until they have let go of it.
     starting: Vec<ChildMemory<job::Start>>,
     /// For the next job, made while there was nothing else to do.
@@ -71,6 +71,33 @@ struct Loop {
     sweeper: Sweeper,
     /// When the sweeper goes on, in ns.
     sweep_at: u64,
+}
+
+/// Numbers of jobs by a key, in its order. A list, since a tree of each kind would be a tenth of
+/// init, and moving the entries of thousands of jobs takes microseconds.
+struct Sorted<K>(Vec<(K, u64)>);
+
+impl<K: Ord + Copy> Sorted<K> {
+    fn first(&self) -> Option<(K, u64)> {
+        self.0.first().copied()
+    }
+
+    fn insert(&mut self, key: K, number: u64) {
+        let at = self.0.partition_point(|entry| *entry < (key, number));
+        self.0.insert(at, (key, number));
+    }
+
+    /// The first job of a key.
+    fn get(&self, key: K) -> Option<u64> {
+        let at = self.0.partition_point(|(other, _)| *other < key);
+        self.0.get(at).filter(|(other, _)| *other == key).map(|(_, number)| *number)
+    }
+
+    fn remove(&mut self, key: K, number: u64) {
+        if let Ok(at) = self.0.binary_search(&(key, number)) {
+            self.0.remove(at);
+        }
+    }
 }
 
 /// Runs until the host ends the sandbox or is gone. Returns the exit status.
@@ -81,8 +108,8 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         epoll,
         jobs: BTreeMap::new(),
         next: 0,
-        by_pid: BTreeMap::new(),
-        timers: BTreeSet::new(),
+        by_pid: Sorted(Vec::new()),
+        timers: Sorted(Vec::new()),
         starting: Vec::new(),
         next_tree: None,
         sweeper: Sweeper::new(&init.jobs.proc),
@@ -136,7 +163,7 @@ impl Loop {
 
     /// How long there is nothing to do by the clock; `None` for ever.
     fn timeout(&self) -> Option<Timespec> {
-        let timer = self.timers.first().map(|(at, _)| *at);
+        let timer = self.timers.first().map(|(at, _)| at);
         let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
         let at = timer.into_iter().chain(sweep).min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
@@ -182,7 +209,7 @@ impl Loop {
         let _ = self.watch(&resources.channel, number);
         let deadline = timeout_us.map(|us| started.saturating_add(us.saturating_mul(1000)));
         if let Some(at) = deadline {
-            self.timers.insert((at, number));
+            self.timers.insert(at, number);
         }
         let job = Job {
             pid: Some(pid),
@@ -266,28 +293,28 @@ impl Loop {
         }
         let now = now();
         job.ending = Some(now);
-        self.timers.insert((now.saturating_add(UNKILLABLE), number));
+        self.timers.insert(now.saturating_add(UNKILLABLE), number);
         self.sweeper.add(job.tree.mark(), number, Signal::KILL);
         self.sweep_at = now;
     }
 
     /// Does what it is time for.
     fn on_time(&mut self) {
-        if self.timers.is_empty() && self.sweeper.is_idle() {
+        if self.timers.0.is_empty() && self.sweeper.is_idle() {
             return;
         }
         let now = now();
-        while let Some((at, number)) = self.timers.first().copied()
+        while let Some((at, number)) = self.timers.first()
             && at <= now
         {
-            self.timers.pop_first();
+            self.timers.remove(at, number);
             self.on_timer(number, now);
         }
         if self.sweeper.is_idle() || now < self.sweep_at {
             return;
         }
         let (jobs, by_pid) = (&self.jobs, &self.by_pid);
-        let mark_of = |pid| Some(jobs.get(by_pid.get(&pid)?)?.tree.mark());
+        let mark_of = |pid| Some(jobs.get(&by_pid.get(pid)?)?.tree.mark());
         match self.sweeper.turn(mark_of) {
             Ok(Turn::UnderWay) => {}
             Ok(Turn::Done { numbers, met }) => {
@@ -315,7 +342,7 @@ impl Loop {
     fn tree_ended(&mut self, number: u64, survivors: bool) {
         let Some(job) = self.jobs.get_mut(&number) else { return };
         if let Some(since) = job.ending.take() {
-            self.timers.remove(&(since.saturating_add(UNKILLABLE), number));
+            self.timers.remove(since.saturating_add(UNKILLABLE), number);
             job.survivors = survivors;
         }
         self.settle(number);
@@ -332,12 +359,13 @@ impl Loop {
                 // ECHILD: none is left at all.
                 Ok(None) | Err(_) => return false,
             };
-            let Some(number) = self.by_pid.remove(&pid) else { continue };
+            let Some(number) = self.by_pid.get(pid) else { continue };
+            self.by_pid.remove(pid, number);
             let Some(job) = self.jobs.get_mut(&number) else { continue };
             job.pid = None;
             job.end = Some((status, usage, now().saturating_sub(job.started)));
             if let Some(at) = job.deadline {
-                self.timers.remove(&(at, number));
+                self.timers.remove(at, number);
             }
             if job.leftovers == Leftovers::End {
                 self.end_tree(number);

@@ -11,7 +11,6 @@
 //! pass goes on for a little in each turn of the event loop, so that the number of processes holds
 //! up nothing.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
@@ -52,13 +51,13 @@ impl Tree {
 pub(crate) struct Sweeper {
     /// `/proc`, as it was before any guest ran.
     proc: &'static OwnedFd,
-    /// By mark.
-    targets: BTreeMap<u64, Target>,
+    targets: Vec<Target>,
     /// Whether a pass is under way.
     under_way: bool,
 }
 
 struct Target {
+    mark: u64,
     /// Of the job.
     number: u64,
     signal: Signal,
@@ -88,20 +87,21 @@ pub(crate) enum Turn {
 
 impl Sweeper {
     pub(crate) fn new(proc: &'static OwnedFd) -> Self {
-        Self { proc, targets: BTreeMap::new(), under_way: false }
+        Self { proc, targets: Vec::new(), under_way: false }
     }
 
     /// Sends `signal` to all of a tree; with SIGKILL, until there is none.
     pub(crate) fn add(&mut self, mark: u64, number: u64, signal: Signal) {
-        if self.targets.get(&mark).is_some_and(|target| target.signal == Signal::KILL) {
+        if self.targets.iter().any(|other| other.mark == mark && other.signal == Signal::KILL) {
             return;
         }
-        self.targets.insert(mark, Target { number, signal, in_pass: false, met: 0, empty: 0 });
+        self.remove(mark);
+        self.targets.push(Target { mark, number, signal, in_pass: false, met: 0, empty: 0 });
     }
 
     /// Forgets a tree.
     pub(crate) fn remove(&mut self, mark: u64) {
-        self.targets.remove(&mark);
+        self.targets.retain(|target| target.mark != mark);
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -113,7 +113,7 @@ impl Sweeper {
         if !self.under_way {
             rustix::fs::seek(self.proc, SeekFrom::Start(0))?;
             self.under_way = true;
-            for target in self.targets.values_mut() {
+            for target in &mut self.targets {
                 target.in_pass = true;
                 target.met = 0;
             }
@@ -139,7 +139,7 @@ impl Sweeper {
         self.under_way = false;
         let mut met = false;
         let mut numbers = Vec::new();
-        self.targets.retain(|_, target| {
+        self.targets.retain_mut(|target| {
             let repeated = target.signal == Signal::KILL;
             target.empty =
                 if target.met == 0 { target.empty + usize::from(target.in_pass) } else { 0 };
@@ -155,12 +155,7 @@ impl Sweeper {
 }
 
 /// Looks at one process, and sends it what is for it.
-fn visit(
-    proc: BorrowedFd<'_>,
-    name: &CStr,
-    of_child: Option<u64>,
-    targets: &mut BTreeMap<u64, Target>,
-) {
+fn visit(proc: BorrowedFd<'_>, name: &CStr, of_child: Option<u64>, targets: &mut [Target]) {
     // From here on this is one process: its directory does not come to mean another.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(process) = rustix::fs::openat(proc, name, flags, Mode::empty()) else { return };
@@ -174,9 +169,9 @@ fn visit(
             Err(_) => return,
         },
     };
-    for (of, target) in targets.iter_mut() {
+    for target in targets {
         let is_meant = match mark {
-            Some(mark) => mark == *of,
+            Some(mark) => mark == target.mark,
             None => target.signal == Signal::KILL,
         };
         if is_meant && rustix::process::pidfd_send_signal(&process, target.signal).is_ok() {

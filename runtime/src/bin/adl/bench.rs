@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,8 +30,30 @@ Measures creating and deleting a sandbox, and running commands in it.
 ";
 
 /// The commands, as arguments; each also runs on the host, for comparison.
-const COMMANDS: [(&str, &[&str]); 2] =
-    [("exec_argv", &["/bin/true"]), ("exec_shell", &["/bin/bash", "-c", "true"])];
+const COMMANDS: [(&str, &[&str]); 3] = [
+    ("exec_argv", &["/bin/true"]),
+    ("exec_shell", &["/bin/bash", "-c", "true"]),
+    ("exec_probe", &[PROBE]),
+];
+
+/// A program that does nothing, without a libc to start: what a start itself costs.
+const PROBE: &str = "/tmp/adl-probe";
+
+/// The bytes of that: an ELF header, one program header, and the two instructions of exit(0).
+#[rustfmt::skip]
+const PROBE_ELF: [u8; 129] = [
+    0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    2, 0, 62, 0, 1, 0, 0, 0, 0x78, 0, 0x40, 0, 0, 0, 0, 0,
+    64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+    // PT_LOAD, readable and executable: all of the file, from 0x400000 on.
+    1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0,
+    129, 0, 0, 0, 0, 0, 0, 0, 129, 0, 0, 0, 0, 0, 0, 0,
+    0, 0x10, 0, 0, 0, 0, 0, 0,
+    // mov eax, 60; xor edi, edi; syscall
+    0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05,
+];
 
 /// One operation's figures.
 #[derive(Serialize)]
@@ -122,11 +146,20 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
     // Once unmeasured: what the first one in a process makes and keeps.
     Sandbox::create(config.clone())?.delete()?;
 
+    let probe_on_host = ProbeOnHost::new()?;
     let (mut create, mut delete) = (Times::default(), Times::default());
     let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
     let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
     for _ in 0..rounds {
         let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
+        let put = sandbox
+            .shell("cat > \"$0\" && chmod +x \"$0\"")
+            .arg(PROBE)
+            .input(PROBE_ELF)
+            .status()?;
+        if !put.success() {
+            return Err(format!("{PROBE} in the sandbox: {put}").into());
+        }
         for (name, command) in COMMANDS {
             let Some((program, arguments)) = command.split_first() else { continue };
             let inside = inside.entry(name).or_default();
@@ -137,6 +170,8 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
                 if !status.success() {
                     return Err(format!("{command:?} in the sandbox: {status}").into());
                 }
+                let program =
+                    if *program == PROBE { probe_on_host.path() } else { Path::new(program) };
                 let status = on_host.measure(|| spawn_on_host(program, arguments))?;
                 if !status.success() {
                     return Err(format!("{command:?} on the host: {status}").into());
@@ -155,8 +190,34 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
     Ok(rows)
 }
 
+/// The probe as a file of the host's, until this is dropped.
+struct ProbeOnHost(PathBuf);
+
+impl ProbeOnHost {
+    fn new() -> CliResult<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = std::env::temp_dir().join(format!("adl-probe-{}", std::process::id()));
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path)?;
+        let this = Self(path);
+        file.write_all(&PROBE_ELF)?;
+        Ok(this)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ProbeOnHost {
+    fn drop(&mut self) {
+        // In a directory for what need not last.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// The standard library does this by posix_spawn.
-fn spawn_on_host(program: &str, arguments: &[&str]) -> std::io::Result<std::process::ExitStatus> {
+fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::process::ExitStatus> {
     std::process::Command::new(program)
         .args(arguments)
         .env_clear()
