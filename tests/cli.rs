@@ -1,14 +1,16 @@
 //! The `adl` program does what its help says.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Home, adl_command, needs, stderr, succeeds, within};
+use crate::terminal::init_of;
 use crate::{census, images};
 
 #[test]
@@ -46,6 +48,12 @@ fn an_error_of_its_own_is_told_and_exits_with_125() {
         (&["run", "--cap-add", "flying", "true"], "flying"),
         (&["run", "--user", "someone", "true"], "someone"),
         (&["run", "--workdir", "/absent", "true"], "Directory"),
+        (&["run", "-t", "true"], "the input device is not a terminal"),
+        (&["run", "-it", "true"], "the input device is not a terminal"),
+        (&["shell", "-t"], "the input device is not a terminal"),
+        (&["run", "--timeout", "soon", "true"], "--timeout soon"),
+        (&["run", "--timeout", "0", "true"], "--timeout 0"),
+        (&["run", "--env-file", "/no/such/file", "true"], "/no/such/file"),
         (&["dance"], "dance"),
         (&[], "--help"),
     ] {
@@ -81,7 +89,11 @@ fn options_reach_the_command() {
     // What follows the command is its own.
     assert_eq!(run(&["echo", "--name", "x", "-e"]), "--name x -e\n");
     if nix::unistd::geteuid().is_root() {
-        assert_eq!(run(&["-u", "12:34", "sh", "-c", "id -u; id -g; id -G"]), "12\n34\n34\n");
+        let ids = ["sh", "-c", "id -u; id -g; id -G; echo $HOME"];
+        let of = |user| run(&[&["-u", user], &ids[..]].concat());
+        assert_eq!(of("12:34"), "12\n34\n34\n/root\n");
+        assert_eq!(of("nobody"), "65534\n65534\n65534\n/nonexistent\n");
+        assert_eq!(of("nobody:root"), "65534\n0\n0\n/nonexistent\n");
     }
     let image = home.path("image");
     images::small(&image);
@@ -102,6 +114,105 @@ fn the_three_streams_are_those_of_the_caller() {
     let output = adl.wait_with_output().unwrap();
     assert_eq!(output.stdout, b"through\0 and through");
     assert_eq!(output.stderr, b"err\n");
+}
+
+#[test]
+fn variables_come_from_files_too_and_errors_name_the_line() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let (first, second, wrong) = (home.path("first"), home.path("second"), home.path("wrong"));
+    fs::write(&first, "# a comment\n\nA=1\nB=\" quoted \" \nFROM_HERE\nABSENT\nC=x=y\n").unwrap();
+    fs::write(&second, "A=2\nC=0").unwrap();
+    fs::write(&wrong, "A=1\n#\nexport B=2\n").unwrap();
+    let adl = |arguments: &[&str]| {
+        let mut adl = adl_command(&home.state());
+        adl.env("FROM_HERE", "taken").arg("run").args(["-e", "C=from an option"]).args(arguments);
+        adl
+    };
+    let [first, second, wrong] = [&first, &second, &wrong].map(|path| path.to_str().unwrap());
+    let environment = succeeds(&mut adl(&["--env-file", first, "--env-file", second, "--", "env"]));
+    let set: Vec<&str> = environment
+        .lines()
+        .filter(|line| !line.starts_with("PATH=") && !line.starts_with("HOME="))
+        .collect();
+    assert_eq!(set, ["B=\" quoted \" ", "FROM_HERE=taken", "A=2", "C=from an option"]);
+
+    let output = adl(&["--env-file", wrong, "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let told = stderr(&output);
+    assert!(told.contains(&format!("{wrong}: line 3: ")), "{told}");
+}
+
+#[test]
+fn a_command_whose_time_is_up_ends_with_124_and_what_it_wrote_is_there() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    for (timeout, length) in [("1", 1000), ("0.3", 300), ("250ms", 250)] {
+        let mut adl = adl_command(&home.state());
+        adl.args(["run", "--timeout", timeout, "--", "sh", "-c"]);
+        adl.arg("trap '' TERM; echo part; setsid sleep 1000 & sleep 1000");
+        let begin = Instant::now();
+        let output = adl.output().unwrap();
+        let took = begin.elapsed();
+        assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
+        assert_eq!(output.stdout, b"part\n");
+        let told = stderr(&output);
+        assert!(told.starts_with("adl: ") && told.lines().count() == 1, "{told}");
+        let length = Duration::from_millis(length);
+        assert!(took >= length && took < length + Duration::from_secs(5), "{timeout}: {took:?}");
+    }
+    // One that ends before is as without.
+    let mut adl = adl_command(&home.state());
+    let output = adl.args(["run", "--timeout", "1h", "sh", "-c", "exit 3"]).output().unwrap();
+    assert_eq!((output.status.code(), &*stderr(&output)), (Some(3), ""));
+}
+
+#[test]
+fn a_sandbox_that_dies_is_an_error_of_adls() {
+    if !needs(&[crate::harness::Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut adl = adl_command(&home.state());
+    adl.args(["run", "-i", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    let mut adl = adl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(adl.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let init = init_of(adl.id().try_into().unwrap());
+    kill(Pid::from_raw(init), Signal::SIGKILL).unwrap();
+    let output = adl.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert_eq!(stderr(&output), "adl: the sandbox has died\n");
+}
+
+#[test]
+fn a_shell_is_the_best_there_is_and_reads_commands_from_stdin() {
+    if !needs(&[crate::harness::Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let image = home.path("image");
+    images::small(&image);
+    let shell = |arguments: &[&str], script: &str| {
+        let mut adl = adl_command(&home.state());
+        adl.arg("shell").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut adl = adl.spawn().unwrap();
+        adl.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        let output = adl.wait_with_output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    assert_eq!(shell(&[], "echo $0 $PWD\nexit 3\n"), ("/bin/bash /\n".to_owned(), Some(3)));
+    assert_eq!(
+        shell(&["-e", "A=b", "-w", "/tmp", "--", "-s", "c"], "echo $A $PWD $1"),
+        ("b /tmp c\n".to_owned(), Some(0))
+    );
+    let image = image.to_str().unwrap();
+    assert_eq!(shell(&["--image", image], "echo $0"), ("/bin/sh\n".to_owned(), Some(0)));
+    assert_eq!(shell(&["--", "-c", "exit 4"], ""), (String::new(), Some(4)));
 }
 
 /// Starts `adl run` with a script that prints a line when it is ready.
@@ -159,9 +270,14 @@ fn adl_that_is_killed_leaves_no_process_and_gc_removes_the_rest() {
 #[test]
 fn help_is_given_for_the_asking() {
     let home = Home::new();
-    for arguments in
-        [&["--help"][..], &["help"], &["run", "--help"], &["run", "-h"], &["bench", "--help"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["help"],
+        &["run", "--help"],
+        &["run", "-h"],
+        &["shell", "--help"],
+        &["bench", "--help"],
+    ] {
         let help = succeeds(adl_command(&home.state()).args(arguments));
         assert!(help.contains("Usage: adl"), "{arguments:?}: {help}");
     }

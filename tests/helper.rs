@@ -76,6 +76,10 @@ fn entry() {
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
         "cycle" => crate::lifetime::cycle(&state),
+        "collect-much" => crate::output::collect_much(&state),
+        "cancel-many" => crate::jobs::cancel_many(&state),
+        "few-descriptors" => crate::shares::few_descriptors(&state),
+        "hold-one" => crate::shares::hold_one(&state),
         _ => panic!("unknown role {role}"),
     }
 }

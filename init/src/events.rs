@@ -31,6 +31,13 @@ const UNKILLABLE: u64 = 5_000_000_000;
 /// What an epoll event is about, beyond the channels of jobs, which have the job's number.
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
+const OWNER: u64 = u64::MAX - 2;
+
+/// How many descriptors init needs besides those of jobs that run: its own, those that come with a
+/// request, those of the sweeper.
+const RESERVED: u64 = 32;
+/// How many it holds for a job: its channel, and the pin of its tree.
+const OF_A_JOB: u64 = 2;
 
 /// A job, from its start until its end is told and the host has let go of it.
 struct Job {
@@ -115,8 +122,10 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         sweeper: Sweeper::new(&init.jobs.proc),
         sweep_at: 0,
     };
-    let watched =
-        this.watch(&receiver, CONTROL).and_then(|()| this.watch(&init.child_signals, CHILDREN));
+    let watched = this
+        .watch(&receiver, CONTROL)
+        .and_then(|()| this.watch(&init.child_signals, CHILDREN))
+        .and_then(|()| this.watch(&init.owner, OWNER));
     if watched.is_err() {
         return crate::SETUP;
     }
@@ -145,6 +154,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
                     let _ = rustix::io::read(&init.child_signals, &mut info);
                     more_to_reap = true;
                 }
+                OWNER => return 0,
                 number => this.on_channel(number),
             }
         }
@@ -237,6 +247,11 @@ impl Loop {
         request: OwnedRequest,
         resources: &job::Resources,
     ) -> rustix::io::Result<(i32, Tree)> {
+        // Below that, a request could lose its descriptors, and the sandbox with them.
+        let held = (self.jobs.len() as u64 + 1).saturating_mul(OF_A_JOB) + RESERVED;
+        if held > self.init.jobs.descriptors {
+            return Err(Errno::MFILE);
+        }
         let tree = match self.next_tree.take() {
             Some(tree) => tree,
             None => Tree::begin(&self.init.jobs.proc)?,

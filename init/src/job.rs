@@ -9,7 +9,7 @@ use adl_protocol::{
     Strings, Task, codec, limits,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource};
 use rustix::pty::OpenptFlags;
@@ -82,8 +82,10 @@ impl Start {
         let Request::Spawn(spawn) = request.get() else { return Err(Errno::INVAL) };
         let (memory, strings) = match &spawn.task {
             Task::Program(program) => {
-                // The kernel gives all who share memory the same score.
-                let is_shared = spawn.oom_score_adj == 0;
+                // The kernel gives all who share memory the same score. Where there is one id, a
+                // guest may write that of the child before its execve.
+                let is_shared =
+                    spawn.oom_score_adj == 0 && defaults.identities == Identities::Range;
                 let memory = if is_shared { Memory::Shared } else { Memory::Copied };
                 (memory, program.arguments.len() + program.environment.len())
             }
@@ -219,7 +221,14 @@ fn place_stdio(
     for (place, (source, descriptor)) in PLACES.iter().zip(sources.iter().zip(descriptors)) {
         previous = match (source, descriptor) {
             (StdioSource::Null, _) => null.as_fd(),
-            (StdioSource::Descriptor, Some(descriptor)) => *descriptor,
+            (StdioSource::Descriptor, Some(descriptor)) => {
+                // One of the host's would lead out by openat(2). The host looks, too.
+                let mode = rustix::fs::fstat(descriptor)?.st_mode;
+                if FileType::from_raw_mode(mode) == FileType::Directory {
+                    return Err(Errno::ISDIR);
+                }
+                *descriptor
+            }
             (StdioSource::Previous, _) => previous,
             (StdioSource::Descriptor, None) => return Err(Errno::INVAL),
         };

@@ -137,7 +137,9 @@ fn attach_upper(
             attach_as(mount, "s").step(Step::Upper)
         }
         Upper::Memory { size } => {
-            let options = CString::new(format!("mode=0700,size={size}"));
+            // Inodes take memory that the size does not count, about a KiB each.
+            let inodes = (size / 4096).saturating_add(1024);
+            let options = CString::new(format!("mode=0700,size={size},nr_inodes={inodes}"));
             let options = options.map_err(|_| Errno::INVAL).step(Step::Upper)?;
             rustix::fs::mkdirat(CWD, c"s", Mode::from_raw_mode(0o700)).step(Step::Upper)?;
             let flags = MountFlags::empty();

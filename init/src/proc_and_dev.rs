@@ -76,12 +76,20 @@ fn fill_dev(identities: Identities) -> IoResult<()> {
     let no_exec = MountFlags::NOSUID | MountFlags::NOEXEC;
     let terminals = match identities {
         // Group 5 is tty, in every distribution.
-        Identities::Range => c"ptmxmode=0666,mode=620,gid=5",
-        Identities::Single => c"ptmxmode=0666,mode=620",
+        Identities::Range => c"ptmxmode=0666,mode=620,gid=5,max=64",
+        Identities::Single => c"ptmxmode=0666,mode=620,max=64",
     };
+    // The machine has 4,096 terminals for all (kernel.pty.max); that of a guest is what one may
+    // take. An inode takes a KiB of the kernel's memory that no size limit counts.
 
     // What is in /dev/shm is on it, too: one mount less, and the size limit holds for both.
-    rustix::mount::mount(c"tmpfs", c"m0/dev", c"tmpfs", no_exec, Some(c"mode=755,size=64m"))?;
+    rustix::mount::mount(
+        c"tmpfs",
+        c"m0/dev",
+        c"tmpfs",
+        no_exec,
+        Some(c"mode=755,size=64m,nr_inodes=16384"),
+    )?;
     for (path, of_host) in DEVICES {
         rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)?;
         rustix::mount::mount_bind(of_host, path)?;

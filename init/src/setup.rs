@@ -18,6 +18,8 @@ use crate::{mounts, proc_and_dev, sys};
 pub(crate) struct Init {
     /// Readable when a child has ended.
     pub(crate) child_signals: OwnedFd,
+    /// Readable when the host's process has ended.
+    pub(crate) owner: OwnedFd,
     /// What every job starts from.
     pub(crate) jobs: JobDefaults,
 }
@@ -32,6 +34,8 @@ pub(crate) struct JobDefaults {
     pub(crate) identities: Identities,
     /// Limits that hold unless a job asks for others.
     pub(crate) rlimits: [adl_protocol::Rlimit; 2],
+    /// How many descriptors init can have.
+    pub(crate) descriptors: u64,
     /// The procfs and the devpts of the sandbox, as they were before any guest ran.
     pub(crate) proc: OwnedFd,
     /// See `proc`.
@@ -91,6 +95,10 @@ pub(crate) fn prepare() -> Result<Early> {
     // Nothing that the host left ignored or blocked reaches a job.
     sys::reset_signals().step(Step::Protocol)?;
     let child_signals = sys::child_signals().step(Step::Protocol)?;
+    // Out of the caller's session: a stop of its process group stops no init, and where the
+    // scheduler shares by session (sched_autogroup, sched(7)), init does not wait its turn behind
+    // the caller's own threads.
+    rustix::process::setsid().step(Step::Protocol)?;
     // What is made below has the mode that it is made with.
     rustix::process::umask(Mode::empty());
     // Without this, mounts of the host would go on to appear here.
@@ -113,6 +121,8 @@ pub(crate) fn run(
     if setup.version != VERSION {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
+
+    let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -148,8 +158,10 @@ pub(crate) fn run(
     }
 
     let identities = setup.identities;
-    let jobs = JobDefaults { null, capabilities, identities, rlimits, proc, terminals };
-    Ok(Init { child_signals, jobs })
+    let descriptors = files.maximum.unwrap_or(u64::MAX);
+    let jobs =
+        JobDefaults { descriptors, null, capabilities, identities, rlimits, proc, terminals };
+    Ok(Init { child_signals, owner, jobs })
 }
 
 fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {

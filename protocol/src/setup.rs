@@ -8,7 +8,8 @@ use crate::Strings;
 
 /// All that init needs to build the sandbox around itself.
 ///
-/// Descriptors that come with it, in order: the state directory if [`Upper::Disk`] names
+/// Descriptors that come with it, in order: a pidfd of the host's process, whose end is that of the
+/// sandbox even where a fork of it holds the control socket; the state directory if [`Upper::Disk`] names
 /// [`Layer::Descriptor`], then each lower layer that is one, overlay by overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup<'a> {

@@ -63,6 +63,6 @@ async fn ended(handle: &Handle) -> Result<ExitStatus> {
 
 async fn readable(what: &impl AsFd) -> Result<()> {
     let fd = what.as_fd().try_clone_to_owned()?;
-    AsyncFd::try_with_interest(fd, Interest::READABLE)?.readable().await?.retain_ready();
+    AsyncFd::register_with_interest(fd, Interest::READABLE)?.readable().await?.retain_ready();
     Ok(())
 }

@@ -123,6 +123,10 @@ impl Collector {
     /// is there at that moment is read, and no more, since a process left in the background may
     /// go on to write for ever.
     pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
+        for pipe in self.pipes.iter().flatten() {
+            // What poll(2) has seen may be gone by the time that it is read.
+            sys::set_nonblocking(pipe).map_err(Error::io("fcntl"))?;
+        }
         let mut total = 0_u64;
         let mut last = Instant::now();
         let status = loop {
@@ -191,15 +195,15 @@ impl Collector {
         Ok(Some(places.map(|place| place.is_some() && ready.next().unwrap_or(false))))
     }
 
-    /// Reads once from a stream in which something is; returns the number of bytes.
+    /// Reads once from a stream; returns the number of bytes, 0 if there is nothing.
     fn read(&mut self, number: usize, captures: &Captures) -> Result<usize> {
         let Some(place) = self.pipes.get_mut(number) else { return Ok(0) };
         let Some(pipe) = place else { return Ok(0) };
         let count = captures.stream(number).read_from(pipe.as_fd())?;
-        if count == 0 {
+        if count == Some(0) {
             *place = None;
         }
-        Ok(count)
+        Ok(count.unwrap_or(0))
     }
 
     /// Reads what is there now, and finds out whether anyone could write more.
@@ -208,7 +212,7 @@ impl Collector {
         let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
         while left != 0 {
             match self.read(number, captures)? {
-                0 => return Ok(()),
+                0 => break,
                 count => left = left.saturating_sub(count),
             }
         }
@@ -251,18 +255,20 @@ impl Collected {
         Self { head: Vec::new(), tail: VecDeque::new(), dropped: 0, caps }
     }
 
-    /// Reads once from a pipe; returns the number of bytes, 0 at its end.
-    fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<usize> {
+    /// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is
+    /// nothing: a guest may have taken it out again.
+    fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<Option<usize>> {
         let mut chunk = [0; CHUNK];
         loop {
             match nix::unistd::read(pipe, &mut chunk) {
                 Ok(count) => {
                     self.push(chunk.get(..count).unwrap_or_default());
-                    return Ok(count);
+                    return Ok(Some(count));
                 }
+                Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
                 // A terminal of which the other side is closed.
-                Err(Errno::EIO) => return Ok(0),
+                Err(Errno::EIO) => return Ok(Some(0)),
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }

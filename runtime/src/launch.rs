@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,14 +29,14 @@ use crate::{init_binary, seccomp};
 const SETUP: Duration = Duration::from_secs(20);
 
 /// Parts of `/proc` that tell of the host or act on it, below `/proc`.
-const MASKED: &[u8] = b"acpi/\0asound/\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0\
-    sched_debug\0scsi/\0timer_list\0timer_stats\0";
+const MASKED: &[u8] = b"acpi/\0asound/\0cmdline\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0\
+    sched_debug\0scsi/\0sys/kernel/random/boot_id\0timer_list\0timer_stats\0";
 /// Parts of `/proc` that can be read but not written.
 const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
 
 /// What is covered beyond that where init's own files belong to root inside, as with one id they
 /// do.
-const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\x001/fdinfo/\0";
+const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\x001/fdinfo/\x001/task/\0";
 /// And what can't be written there: its `oom_score_adj` above all.
 const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
 
@@ -127,7 +127,7 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<(
         let lowers = sources.iter().map(|source| layers.add(source)).collect::<Result<_>>()?;
         overlays.push(Overlay { at: Strings::new(at).map_err(strings_error)?, lowers });
     }
-    if layers.descriptors.len() > limits::MAX_DESCRIPTORS {
+    if layers.descriptors.len() >= limits::MAX_DESCRIPTORS {
         return Err(Error::invalid("image", "too many layers"));
     }
 
@@ -153,7 +153,9 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<(
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().map(Vec::as_slice).collect(),
     };
-    let descriptors: Vec<RawFd> = layers.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let owner = sys::own_pidfd().map_err(Error::io("pidfd_open"))?;
+    let mut descriptors = vec![owner.as_raw_fd()];
+    descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
 
     let socket = control.try_clone().map_err(Error::io("dup"))?;

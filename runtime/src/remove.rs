@@ -57,6 +57,9 @@ pub fn finish_removals() {
     finish(None);
 }
 
+/// How many names of a directory are held at once.
+const AT_ONCE: usize = 512;
+
 /// How long the end of the process may be held up.
 const AT_EXIT: Duration = Duration::from_secs(10);
 
@@ -145,29 +148,58 @@ fn remove_entries(
     next: &mut u64,
 ) -> io::Result<()> {
     let in_root = directory.as_raw_fd() == root.as_raw_fd();
-    for name in entries(directory)? {
-        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            // POSIX says EPERM for a directory, Linux EISDIR.
-            Err(Errno::EISDIR | Errno::EPERM) => {}
-            Err(errno) => return Err(errno.into()),
+    // Again until a pass finds nothing to do, since removal may change the order of what follows.
+    loop {
+        let mut names = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?.into_iter();
+        let mut has_removed = false;
+        loop {
+            // Some at a time: a guest may have made millions.
+            let mut some = Vec::new();
+            for entry in names.by_ref().take(AT_ONCE) {
+                some.push(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned());
+            }
+            if some.is_empty() {
+                break;
+            }
+            for name in some {
+                let is_waiting = in_root && number_of(&name).is_some();
+                if name != "." && name != ".." && !is_waiting {
+                    remove_or_move(directory, &name, root, waiting, next)?;
+                    has_removed = true;
+                }
+            }
         }
-        match unlinkat(directory, name.as_os_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
-            Err(errno) => return Err(errno.into()),
+        if !has_removed {
+            return Ok(());
         }
-        // To move a directory is to write its "..", and to empty it is to read it; a guest, or
-        // overlayfs, may have left it without those rights.
-        fchmodat(directory, name.as_os_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
-        if in_root && number_of(&name).is_some() {
-            continue;
-        }
-        let to = moved_name(*next);
-        nix::fcntl::renameat(directory, name.as_os_str(), root, to.as_str())?;
-        waiting.push(*next);
-        *next += 1;
     }
+}
+
+/// Removes one entry, or, if it is a directory with something in it, moves it up to `root`.
+fn remove_or_move(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    root: BorrowedFd<'_>,
+    waiting: &mut Vec<u64>,
+    next: &mut u64,
+) -> io::Result<()> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        // POSIX says EPERM for a directory, Linux EISDIR.
+        Err(Errno::EISDIR | Errno::EPERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    // To move a directory is to write its "..", and to empty it is to read it; a guest, or
+    // overlayfs, may have left it without those rights.
+    fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+    nix::fcntl::renameat(directory, name, root, moved_name(*next).as_str())?;
+    waiting.push(*next);
+    *next += 1;
     Ok(())
 }
 

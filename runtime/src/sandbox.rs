@@ -1,5 +1,6 @@
 //! A sandbox: its creation, its jobs, its end.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
@@ -158,14 +159,38 @@ impl Sandbox {
         // They hold on to the control socket, which holds on to them.
         self.control.jobs().clear();
         if let Err(error) = self.end_processes() {
-            // Something may still run with these ids.
-            std::mem::forget(self.ids.take());
+            self.end_late();
             return Err(error);
         }
         match self.directory.take() {
             Some(directory) => remove_later(directory),
             None => Ok(()),
         }
+    }
+
+    /// Leaves to a thread what could not be waited for: the kernel may have millions of a guest's
+    /// files to forget. Until it is done, the ids are no one else's.
+    fn end_late(&mut self) {
+        // Lost, if there can be no thread: better than given to a sandbox beside what still runs.
+        let ids = ManuallyDrop::new(self.ids.take());
+        let directory = self.directory.take();
+        let pidfd = self.init.pidfd.try_clone();
+        let wait = move || {
+            let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
+                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                wire::wait_ready(&mut fds, Deadline::NEVER)?;
+                sys::reap(pidfd.as_fd()).map_err(Error::io("waitid"))
+            });
+            match (is_over, directory) {
+                // The caller was told already that something went wrong.
+                (Ok(()), directory) => {
+                    drop(ManuallyDrop::into_inner(ids));
+                    drop(directory.map(remove_later));
+                }
+                (Err(_), _) => {}
+            }
+        };
+        drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
     }
 
     /// Kills init and waits until it is gone, which it is when every process of its PID namespace
@@ -176,7 +201,7 @@ impl Sandbox {
         if !wire::wait_ready(&mut fds, Deadline::after(END))? {
             return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
         }
-        sys::reap(&self.init).map_err(Error::io("waitid"))
+        sys::reap(self.init.pidfd.as_fd()).map_err(Error::io("waitid"))
     }
 }
 

@@ -125,15 +125,27 @@ impl State {
     pub(crate) fn collect(&self) -> Result<Vec<String>> {
         let path = self.path.join("sandboxes");
         let mut removed = Vec::new();
+        let mut first_error = None;
         for entry in entries(self.sandboxes.as_fd()).map_err(Error::at("read", &path))? {
             let Some(name) = entry.to_str() else { continue };
-            let Some(fd) = self.lock(name)? else { continue };
-            remove_contents(fd.as_fd()).map_err(Error::at("remove", &path.join(name)))?;
-            remove_empty(self.sandboxes.as_fd(), &entry)
-                .map_err(Error::at("remove", &path.join(name)))?;
-            removed.push(name.to_owned());
+            match self.collect_one(name) {
+                Ok(true) => removed.push(name.to_owned()),
+                Ok(false) => {}
+                // The others are not to wait for whoever mends this.
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
         }
-        Ok(removed)
+        first_error.map_or(Ok(removed), Err)
+    }
+
+    /// Removes a directory, unless it has an owner.
+    fn collect_one(&self, name: &str) -> Result<bool> {
+        let Some(fd) = self.lock(name)? else { return Ok(false) };
+        let path = self.path.join("sandboxes").join(name);
+        remove_contents(fd.as_fd()).map_err(Error::at("remove", &path))?;
+        remove_empty(self.sandboxes.as_fd(), OsStr::new(name))
+            .map_err(Error::at("remove", &path))?;
+        Ok(true)
     }
 
     /// Opens and locks a directory; `None` if it is locked by another, or is gone.

@@ -113,10 +113,15 @@ impl<'a> Stream<'a> {
             }
             Kind::Inherit => {
                 let fd = match which {
-                    Which::Stdin => libc::STDIN_FILENO,
-                    Which::Stdout => libc::STDOUT_FILENO,
-                    Which::Stderr => libc::STDERR_FILENO,
+                    Which::Stdin => std::io::stdin().as_raw_fd(),
+                    Which::Stdout => std::io::stdout().as_raw_fd(),
+                    Which::Stderr => std::io::stderr().as_raw_fd(),
                 };
+                match which {
+                    Which::Stdin => refuse_directory(std::io::stdin().as_fd())?,
+                    Which::Stdout => refuse_directory(std::io::stdout().as_fd())?,
+                    Which::Stderr => refuse_directory(std::io::stderr().as_fd())?,
+                }
                 (StdioSource::Descriptor, None, Theirs::Standard(fd))
             }
             Kind::Descriptor(fd) => {

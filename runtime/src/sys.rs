@@ -310,14 +310,14 @@ pub(crate) fn kill(process: &Process) -> io::Result<()> {
 
 /// Waits for the end of a child and reaps it. One that the calling program has reaped, because it
 /// waits for all children or ignores SIGCHLD, is no error.
-pub(crate) fn reap(process: &Process) -> io::Result<()> {
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     loop {
         // SAFETY: waitid fills `info`, which is large enough; P_PIDFD takes the descriptor's number.
         let result = unsafe {
             let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
             libc::waitid(
                 libc::P_PIDFD,
-                process.pidfd.as_raw_fd().unsigned_abs(),
+                pidfd.as_raw_fd().unsigned_abs(),
                 info.as_mut_ptr(),
                 libc::WEXITED | libc::__WALL,
             )
@@ -391,6 +391,15 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
 pub(crate) fn lower_priority() {
     // SAFETY: takes no pointer; 0 is the calling thread. If it can't be lowered, it stays.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
+/// A descriptor of the calling process, readable when it has ended.
+pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel made it, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Has reads and writes return instead of waiting, for all who share the open file.

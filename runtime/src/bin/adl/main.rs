@@ -2,8 +2,11 @@
 
 mod bench;
 mod doctor;
+mod environment;
 mod options;
 mod run;
+mod session;
+mod sys;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -11,10 +14,14 @@ use std::process::ExitCode;
 /// What adl exits with for errors of its own, as `docker run` and `timeout` do.
 const OWN_ERROR: u8 = 125;
 
+/// What adl exits with when a command's time was up, as `timeout` does.
+const TIMED_OUT: u8 = 124;
+
 const HELP: &str = "\
 adl runs commands in sandboxes.
 
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]   run a command in a new sandbox
+       adl shell [options] [-- ARGUMENT…]           a shell in a new sandbox
        adl bench [options]                          measure this machine
        adl doctor                                   say what this machine can do
        adl gc                                       remove what dead programs left behind
@@ -28,6 +35,7 @@ fn main() -> ExitCode {
     let rest: Vec<OsString> = arguments.collect();
     let result = match command.to_str() {
         Some("run") => run::main(rest),
+        Some("shell") => run::shell(rest),
         Some("bench") => bench::main(rest),
         Some("doctor") => doctor::main(rest),
         Some("gc") => collect_garbage(),

@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use adl_runtime::{Config, Error, Image, Network, Seccomp, Upper};
 use lexopt::ValueExt as _;
@@ -89,6 +90,23 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// Reads a length of time: a number of seconds, or with one of the suffixes ms, s, m, h. A fraction
+/// is allowed; nothing is not.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds = match text.strip_prefix(number)? {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    // Of what Rust takes for a number, that without a sign and an exponent.
+    let is_plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = number.parse().ok().filter(|_| is_plain)?;
+    Duration::try_from_secs_f64(number * seconds).ok().filter(|length| length.as_micros() != 0)
+}
+
 /// What to exit with for an error, as shells do.
 pub(crate) fn exit_code_of(error: &Error) -> u8 {
     match error {
@@ -102,7 +120,9 @@ pub(crate) fn exit_code_of(error: &Error) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use std::time::Duration;
+
+    use super::{bytes, duration};
 
     #[test]
     fn sizes_are_read_as_docker_reads_them() {
@@ -113,5 +133,24 @@ mod tests {
         for wrong in ["", "m", "-1", "1mm", "1.5g", "99999999999t", "1x"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
+    }
+    #[test]
+    fn lengths_of_time_are_seconds_or_have_a_unit() {
+        for (text, milliseconds) in [
+            ("3", 3_000),
+            ("0.25", 250),
+            (".5s", 500),
+            ("20ms", 20),
+            ("1.5m", 90_000),
+            ("2h", 7_200_000),
+        ] {
+            assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for wrong in
+            ["", "s", "0", "0ms", "-1", "+1", "1e3", "inf", "nan", "1 s", "1d", "1.2.3", "1sm"]
+        {
+            assert_eq!(duration(wrong), None, "{wrong}");
+        }
+        assert_eq!(duration(&"9".repeat(40)), None);
     }
 }

@@ -1,64 +1,116 @@
-//! `adl run`: one command in a new sandbox.
+//! `adl run` and `adl shell`: one command in a new sandbox.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use adl_runtime::{Child, Config, ExitStatus, Sandbox, Scope, Stdio};
+use adl_runtime::{
+    Child, Command, Config, EndReason, Error, ExitStatus, Sandbox, Scope, Stage, Stdio,
+};
 use lexopt::{Arg, ValueExt as _};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::options::{CliResult, SANDBOX_HELP, exit_code_of, sandbox_option};
+use crate::environment::{self, Variable};
+use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
+use crate::{session, sys};
 
-const HELP: &str = "\
+const RUN_HELP: &str = "\
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]
 
 Runs COMMAND in a new sandbox and exits with its status; with 128 + N if signal N ended it, with
-125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none.
+124 if its time was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is
+none. SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.
 
-  -e, --env NAME=VALUE     set an environment variable; NAME alone takes this one's value
-  -w, --workdir DIR        working directory (default: /)
-  -u, --user UID[:GID]     ids inside (default: 0:0)
+  -i, --interactive        take stdin from here; so it always is
+  -t, --tty                give it a terminal of the sandbox's own, joined to this one, which has to
+                           be stdin; what is typed, as Ctrl-C, goes there, and TERM is this one's
 ";
+
+const SHELL_HELP: &str = "\
+Usage: adl shell [options] [-- ARGUMENT…]
+
+Runs a shell in a new sandbox: bash if the image has it, else sh. Where stdin is a terminal it is
+like `adl run -it`; else the shell reads its commands from there. The exit status is as with
+`adl run`.
+
+  -i, --interactive        as with `adl run`
+  -t, --tty                fail where stdin is no terminal
+";
+
+const COMMAND_HELP: &str = "\
+      --timeout DURATION   kill it, and all that it has started, after so long: seconds, or with a
+                           unit, as 500ms, 1.5s, 10m, 2h
+  -e, --env NAME=VALUE     set an environment variable; NAME alone takes this one's value
+      --env-file FILE      set those of a file, one on each line, as for --env, which comes first;
+                           lines that are empty or begin with # are left out
+  -w, --workdir DIR        working directory (default: /)
+  -u, --user USER[:GROUP]  who runs it: names in the image's /etc/passwd and /etc/group, or numbers
+                           (default: 0:0)
+";
+
+/// The shells that there may be, the best first.
+const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
 /// What the command line asks for.
 #[derive(Default)]
 struct Options {
     config: Config,
-    environment: Vec<(OsString, OsString)>,
+    tty: bool,
+    timeout: Option<Duration>,
+    files: Vec<Variable>,
+    environment: Vec<Variable>,
     directory: Option<OsString>,
-    user: Option<(u32, u32)>,
+    user: Option<String>,
+    /// With `adl shell`, its arguments.
     command: Vec<OsString>,
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let Some(options) = parse(arguments)? else {
-        print!("{HELP}{SANDBOX_HELP}");
+    let Some(options) = parse(arguments, "run")? else {
+        print!("{RUN_HELP}{COMMAND_HELP}{SANDBOX_HELP}");
         return Ok(ExitCode::SUCCESS);
     };
     let Some((program, arguments)) = options.command.split_first() else {
         return Err("no command to run; try `adl run --help`".into());
     };
+    run(&options, &[program], arguments)
+}
 
-    // Blocked and read below, so that the sandbox is taken down in order whatever ends us.
-    let signals = forwarded();
+/// `adl shell`.
+pub(crate) fn shell(arguments: Vec<OsString>) -> CliResult<ExitCode> {
+    let Some(mut options) = parse(arguments, "shell")? else {
+        print!("{SHELL_HELP}{COMMAND_HELP}{SANDBOX_HELP}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    options.tty |= io::stdin().is_terminal();
+    run(&options, &SHELLS.map(OsStr::new), &options.command)
+}
+
+/// Runs the first of some programs that there is.
+fn run(
+    options: &Options,
+    programs: &[impl AsRef<OsStr>],
+    arguments: &[OsString],
+) -> CliResult<ExitCode> {
+    if options.tty && !io::stdin().is_terminal() {
+        return Err("the input device is not a terminal, so there can be no --tty".into());
+    }
+    // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
+    // terminal is left as it was. A size that changes after it was first read is told.
+    let mut signals: SigSet = FORWARDED.into_iter().collect();
+    if options.tty {
+        signals.extend(session::SIGNALS);
+    }
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    let sandbox = Sandbox::create(options.config)?;
-    let mut command = sandbox.command(program);
-    command.args(arguments).envs(options.environment);
-    if let Some(directory) = options.directory {
-        command.current_dir(directory);
-    }
-    if let Some((uid, gid)) = options.user {
-        command.uid(uid).gid(gid);
-    }
-    command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
-    let code = match command.spawn() {
-        Ok(child) => exit_code(wait(child, &signals)?),
+    let sandbox = Sandbox::create(options.config.clone())?;
+    let code = match spawn(options, &sandbox, programs, arguments)? {
+        Ok(child) => exit_code(wait(child, &signals, options)?, options)?,
         Err(error) => {
             eprintln!("adl: {error}");
             exit_code_of(&error)
@@ -68,71 +120,108 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-fn parse(arguments: Vec<OsString>) -> CliResult<Option<Options>> {
+fn spawn(
+    options: &Options,
+    sandbox: &Sandbox,
+    programs: &[impl AsRef<OsStr>],
+    arguments: &[OsString],
+) -> CliResult<Result<Child, Error>> {
+    let mut programs = programs.iter().peekable();
+    loop {
+        let Some(program) = programs.next() else { return Err("no command to run".into()) };
+        let mut command = sandbox.command(program);
+        prepare(command.args(arguments), options)?;
+        match command.spawn() {
+            Err(Error::Start { stage: Stage::Exec, source, .. })
+                if source.kind() == ErrorKind::NotFound && programs.peek().is_some() => {}
+            spawned => return Ok(spawned),
+        }
+    }
+}
+
+fn prepare(command: &mut Command<'_>, options: &Options) -> CliResult<()> {
+    if options.tty {
+        let (rows, columns) = sys::window_size(io::stdin())?;
+        command.terminal(rows, columns);
+        if let Some(term) = std::env::var_os("TERM") {
+            command.env("TERM", term);
+        }
+    } else {
+        command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    }
+    for (name, value) in options.files.iter().chain(&options.environment) {
+        command.env(name, value);
+    }
+    if let Some(directory) = &options.directory {
+        command.current_dir(directory);
+    }
+    if let Some(user) = &options.user {
+        command.user(user);
+    }
+    if let Some(timeout) = options.timeout {
+        command.timeout(timeout);
+    }
+    Ok(())
+}
+
+/// Reads the options of `adl run` or `adl shell`; `None` if help is asked for.
+fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
     let mut options = Options::default();
     let mut parser = lexopt::Parser::from_args(arguments);
+    let unknown = |option: String| format!("unknown option {option}; try `adl {name} --help`");
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            Arg::Short('i') | Arg::Long("interactive") => {}
+            Arg::Short('t') | Arg::Long("tty") => options.tty = true,
             Arg::Short('e') | Arg::Long("env") => {
-                options.environment.extend(variable(parser.value()?.string()?)?);
+                options.environment.extend(environment::variable(&parser.value()?)?);
+            }
+            Arg::Long("env-file") => {
+                options.files.extend(environment::file(parser.value()?.as_ref())?);
+            }
+            Arg::Long("timeout") => {
+                let text = parser.value()?;
+                let timeout = text.to_str().and_then(duration);
+                options.timeout = Some(timeout.ok_or_else(|| {
+                    format!("--timeout {}: takes a time, as 10, 1.5s or 2m", text.display())
+                })?);
             }
             Arg::Short('w') | Arg::Long("workdir") => options.directory = Some(parser.value()?),
-            Arg::Short('u') | Arg::Long("user") => {
-                options.user = Some(user(&parser.value()?.string()?)?);
-            }
+            Arg::Short('u') | Arg::Long("user") => options.user = Some(parser.value()?.string()?),
             Arg::Value(program) => {
                 // What follows is the command's, options and all.
                 options.command.push(program);
                 options.command.extend(parser.raw_args()?);
             }
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !sandbox_option(&mut options.config, &name, &mut parser)? {
-                    return Err(format!("unknown option --{name}; try `adl run --help`").into());
+            Arg::Long(option) => {
+                let option = option.to_owned();
+                if !sandbox_option(&mut options.config, &option, &mut parser)? {
+                    return Err(unknown(format!("--{option}")).into());
                 }
             }
-            Arg::Short(letter) => {
-                return Err(format!("unknown option -{letter}; try `adl run --help`").into());
-            }
+            Arg::Short(letter) => return Err(unknown(format!("-{letter}")).into()),
         }
     }
     Ok(Some(options))
 }
 
-fn variable(text: String) -> CliResult<Option<(OsString, OsString)>> {
-    match text.split_once('=') {
-        Some(("", _)) => Err(format!("--env {text}: no name").into()),
-        Some((name, value)) => Ok(Some((name.into(), value.into()))),
-        None => Ok(std::env::var_os(&text).map(|value| (text.into(), value))),
-    }
-}
-
-fn user(text: &str) -> CliResult<(u32, u32)> {
-    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
-    match (uid.parse(), gid.parse()) {
-        (Ok(uid), Ok(gid)) => Ok((uid, gid)),
-        _ => Err(format!("--user {text}: takes UID or UID:GID, as numbers").into()),
-    }
-}
-
 /// Signals that end a program by default and that others send to make it end, or to tell it of
 /// something: the command decides what to make of them.
-fn forwarded() -> SigSet {
-    [
-        Signal::SIGHUP,
-        Signal::SIGINT,
-        Signal::SIGQUIT,
-        Signal::SIGTERM,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-    ]
-    .into_iter()
-    .collect()
-}
+const FORWARDED: [Signal; 6] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// Waits for the command, passing on signals to its process group meanwhile.
-fn wait(mut child: Child, signals: &SignalFd) -> CliResult<ExitStatus> {
+fn wait(mut child: Child, signals: &SignalFd, options: &Options) -> CliResult<ExitStatus> {
+    if options.tty {
+        return session::run(&mut child, signals);
+    }
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -151,9 +240,16 @@ fn wait(mut child: Child, signals: &SignalFd) -> CliResult<ExitStatus> {
     }
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => code,
-        (None, signal) => signal.unwrap_or(0).saturating_add(128),
+/// What to exit with. What the status alone does not tell is said.
+fn exit_code(status: ExitStatus, options: &Options) -> CliResult<u8> {
+    match (status.reason(), status.code(), status.signal()) {
+        (EndReason::SandboxDied, ..) => Err(Error::SandboxDied.into()),
+        (EndReason::TimedOut, ..) => {
+            let timeout = options.timeout.unwrap_or_default();
+            eprintln!("adl: the command was killed: it ran for longer than {timeout:?}");
+            Ok(super::TIMED_OUT)
+        }
+        (_, Some(code), _) => Ok(code),
+        (_, None, signal) => Ok(signal.unwrap_or(0).saturating_add(128)),
     }
 }

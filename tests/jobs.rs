@@ -1,0 +1,758 @@
+//! A job's end is told truly and at once, and takes with it what it should and nothing else.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use adl_runtime::{
+    Child, Command, Config, EndReason, Error, Handle, Leftovers, Resource, Sandbox, Scope, Stage,
+    Stdio,
+};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::census;
+use crate::harness::{Home, Need, needs, shell, within};
+use crate::helper::{Helper, say};
+
+/// How long something may take that happens at once, on a machine with other tests on it.
+const SOON: Duration = Duration::from_secs(10);
+
+/// How often something is measured at most, for a measurement that nothing else disturbs.
+pub(crate) const ATTEMPTS: usize = 3;
+
+/// For those who measure, and for those who would be measured with it.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The value that so many in a hundred do not exceed.
+pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort();
+    times[(times.len() * percent).div_ceil(100) - 1]
+}
+
+/// How many processes a sandbox has beside its init; what waits to be reaped is none.
+fn members(sandbox: &Sandbox) -> usize {
+    census::tree(sandbox.init_pid()).iter().filter(|process| !process.is_zombie()).count() - 1
+}
+
+/// Their names, with that of init.
+fn names(sandbox: &Sandbox) -> Vec<String> {
+    let tree = census::tree(sandbox.init_pid());
+    let living = tree.iter().filter(|process| !process.is_zombie());
+    living.filter_map(|process| process.status("Name")).collect()
+}
+
+/// Starts a command, and reads the line `ready` from it.
+fn ready(command: &mut Command<'_>) -> Child {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"ready\n");
+    child
+}
+
+fn is_readable(job: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(job.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+}
+
+#[test]
+fn what_a_command_leaves_behind_does_not_delay_its_result() {
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let delays = |script: &str, open: bool| {
+        let mut delays = Vec::new();
+        for _ in 0..20 {
+            let begin = Instant::now();
+            let output = sandbox.shell(script).output().unwrap();
+            // Of what it took, the command itself took this.
+            delays.push(begin.elapsed().saturating_sub(output.status.wall_time()));
+            assert!(output.status.success());
+            assert_eq!((&*output.stdout, output.stdio_open), (&b"done\n"[..], open));
+        }
+        percentile(&mut delays, 50)
+    };
+    let alone = delays("echo done", false);
+    let leaving = delays("sleep 100 & echo done", true);
+    eprintln!("delay of the result: p50 {leaving:?} with a process left behind, {alone:?} without");
+    assert!(leaving < Duration::from_millis(50), "{leaving:?}");
+    assert_eq!(shell(&sandbox, "pgrep -xc sleep"), "20\n");
+}
+
+#[test]
+fn what_is_left_behind_can_write_on_and_is_seen() {
+    if !needs(&[Need::Program("ps")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let ids: &[u32] = if nix::unistd::geteuid().is_root() { &[0, 1000] } else { &[0] };
+    for id in ids {
+        // A writer that no one reads from would get SIGPIPE, or wait for ever.
+        let script = "cd $(mktemp -d); pwd; mkfifo go end
+            { read line < go; head -c 1M /dev/zero && head -c 1M /dev/zero >&2 && how=finished
+              echo ${how-died} > end; } &";
+        let output = sandbox.shell(script).uid(*id).gid(*id).output().unwrap();
+        assert!(output.status.success() && output.stdio_open, "{output:?}");
+        let place = String::from_utf8(output.stdout).unwrap();
+        let seen = shell(&sandbox, "exec ps -eo comm");
+        assert_eq!(seen.lines().filter(|name| *name == "bash").count(), 1, "{seen}");
+        let mut then = sandbox.shell("echo > go; cat end");
+        let output = then.uid(*id).gid(*id).current_dir(place.trim()).timeout(SOON).output();
+        assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), "finished\n", "id {id}");
+        // With the last writer, what has read for it is gone, too.
+        assert!(within(SOON, || members(&sandbox) == 0), "{:?}", names(&sandbox));
+    }
+}
+
+#[test]
+fn leftovers_that_are_to_be_ended_are_gone_before_the_result_is_told() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut other = ready(&mut sandbox.shell("sleep 1000 & echo ready; wait"));
+    let before = members(&sandbox) + 1;
+    for _ in 0..10 {
+        let mut script =
+            sandbox.shell("sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) ; echo done");
+        let output = script.leftovers(Leftovers::End).output().unwrap();
+        let names = names(&sandbox);
+        assert_eq!(names.len(), before, "{names:?}");
+        assert_eq!((output.status.reason(), &*output.stdout), (EndReason::Exited, &b"done\n"[..]));
+        assert!(output.status.success() && !output.status.survivors());
+    }
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+}
+
+/// Whatever a tree can do to be overlooked; 510 processes or so.
+const STUBBORN: &str = "trap '' TERM HUP INT
+    setsid sleep 1000 &
+    (setsid bash -c 'trap \"\" TERM; sleep 1000 & wait' &)
+    sleep 1000 & kill -STOP $!
+    setsid bash -c '(sleep 1000 &); kill -STOP $$' &
+    for ((i = 0; i < 500; i++)); do sleep 1000 & done
+    echo ready; echo partial; wait; wait; sleep 1000";
+
+#[test]
+fn a_timeout_ends_all_of_a_tree_and_nothing_else() {
+    if !needs(&[Need::Program("setsid")]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut other = ready(&mut sandbox.shell("setsid sleep 1000 & echo ready; wait"));
+    let before = members(&sandbox);
+    let timeout = Duration::from_secs(5);
+    let child = ready(sandbox.shell(STUBBORN).timeout(timeout));
+    assert!(within(SOON, || members(&sandbox) >= before + 505), "{}", members(&sandbox));
+    assert!(child.handle().try_wait().unwrap().is_none(), "its time was up before all were there");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(members(&sandbox), before);
+    assert_eq!(output.status.reason(), EndReason::TimedOut);
+    assert!(!output.status.success() && !output.status.survivors());
+    assert_eq!(output.stdout, b"partial\n");
+    let over = output.status.wall_time().saturating_sub(timeout);
+    eprintln!("510 processes ended {over:?} after their time");
+    assert!(output.status.wall_time() >= timeout && over < Duration::from_secs(2), "{over:?}");
+    assert_eq!(other.try_wait().unwrap(), None);
+    other.kill().unwrap();
+    assert!(within(SOON, || members(&sandbox) == 0));
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+#[test]
+fn a_timeout_is_kept_under_load() {
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let timeout = Duration::from_millis(20);
+    let overshoot = || -> Vec<Duration> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let runs = (0..200).map(|_| {
+                let begin = Instant::now();
+                let output = sandbox.shell("trap '' TERM; setsid sleep 1000 & sleep 1000");
+                let output = { output }.timeout(timeout).output();
+                let took = begin.elapsed();
+                assert_eq!(output.unwrap().status.reason(), EndReason::TimedOut);
+                assert!(took >= timeout, "{took:?}");
+                took - timeout
+            });
+            let runs = runs.collect();
+            over.store(true, Ordering::Relaxed);
+            runs
+        })
+    };
+    // Other tests beside it make it a measurement of them.
+    let good = (0..ATTEMPTS).any(|_| {
+        let mut overshoot = overshoot();
+        let [p50, p99, max] = [50, 99, 100].map(|percent| percentile(&mut overshoot, percent));
+        eprintln!("overshoot of 200 timeouts: p50 {p50:?}, p99 {p99:?}, max {max:?}");
+        assert_eq!(members(&sandbox), 0);
+        p99 <= Duration::from_millis(25)
+    });
+    assert!(good, "p99 of more than 25 ms each time");
+}
+
+#[test]
+fn a_fork_bomb_ends_with_its_time() {
+    if !needs(&[Need::Root, Need::Program("python3")]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let other = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    let mut bomb = sandbox.command("python3");
+    bomb.args(["-c", "import os\nwhile True:\n try: os.fork()\n except OSError: pass"]);
+    bomb.uid(1234).gid(1234).rlimit(Resource::Processes, 100, 100);
+    let timeout = Duration::from_secs(3);
+    let mut bomb = bomb.timeout(timeout).spawn().unwrap();
+    // It has gone off, and no further than it may.
+    assert!(within(timeout, || members(&sandbox) == 101), "{}", members(&sandbox));
+    let status = bomb.wait().unwrap();
+    assert_eq!(members(&sandbox), 1);
+    assert_eq!(status.reason(), EndReason::TimedOut);
+    let over = status.wall_time() - timeout;
+    eprintln!("a fork bomb of 100 ended {over:?} after its time");
+    assert!(over < Duration::from_secs(2), "{over:?}");
+    other.handle().kill().unwrap();
+}
+
+#[test]
+fn what_a_command_has_left_behind_can_be_killed_by_its_handle() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let leave = || {
+        let mut script = sandbox.shell("sleep 1000 & setsid sleep 1000 & echo ready");
+        let mut child = ready(&mut script);
+        assert!(child.wait().unwrap().success());
+        child.handle()
+    };
+    let (first, second) = (leave(), leave());
+    assert_eq!(members(&sandbox), 4);
+    assert!(within(SOON, || is_readable(&first)), "the end was told, and stays so");
+    first.kill().unwrap();
+    assert!(within(SOON, || members(&sandbox) == 2), "{:?}", names(&sandbox));
+    // How it ended stays as it was.
+    assert!(first.wait().unwrap().success());
+    second.kill().unwrap();
+    assert!(within(SOON, || members(&sandbox) == 0), "{:?}", names(&sandbox));
+}
+
+#[test]
+fn a_job_that_kills_another_has_a_result_of_its_own() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut victim = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    assert_eq!(shell(&sandbox, format!("kill -KILL {}; echo done", victim.id())), "done\n");
+    let status = victim.wait().unwrap();
+    assert_eq!((status.signal(), status.reason()), (Some(9), EndReason::Signaled));
+}
+
+#[test]
+fn ten_thousand_jobs_with_random_cancels_are_never_mixed_and_leave_nothing() {
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    Helper::start("cancel-many", &home.state()).finish();
+}
+
+/// The helper of the test above.
+pub(crate) fn cancel_many(state: &Path) {
+    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let sandbox = Sandbox::create(config).unwrap();
+    run_and_cancel(&sandbox, 200);
+    let own = i32::try_from(process::id()).unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    let held = || {
+        let of_init = if root { census::descriptors(sandbox.init_pid()).len() } else { 0 };
+        (census::descriptors(own).len(), of_init, census::tree(sandbox.init_pid()).len())
+    };
+    assert!(within(SOON, || held().2 == 1));
+    let before = held();
+    let begin = Instant::now();
+    run_and_cancel(&sandbox, 10_000);
+    say(format!("10,000 jobs in {:?}", begin.elapsed()));
+    assert!(within(SOON, || held() == before), "{:?}, before {before:?}", held());
+    sandbox.delete().unwrap();
+    adl_runtime::finish_removals();
+}
+
+/// Runs so many jobs from four threads, 64 at once; a fifth kills some of them.
+fn run_and_cancel(sandbox: &Sandbox, count: u32) {
+    let (cancel, cancelled) = channel::<Handle>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || cancelled.iter().for_each(|handle| handle.kill().unwrap()));
+        for thread in 0..4 {
+            let cancel = cancel.clone();
+            scope.spawn(move || {
+                let mut random = 0x9e37_79b9_u32 ^ (thread + 1);
+                let mut in_flight = std::collections::VecDeque::new();
+                for number in 0..count / 4 {
+                    random ^= random << 13;
+                    random ^= random >> 17;
+                    random ^= random << 5;
+                    let nonce = format!("{thread}.{number}.{random}");
+                    // What does not end by itself is always cancelled.
+                    let (endless, cancels) = (random.is_multiple_of(8), random.is_multiple_of(4));
+                    let mut command = if endless {
+                        let mut command = sandbox.shell("echo $0; exec sleep 1000");
+                        command.arg(&nonce);
+                        command
+                    } else {
+                        let mut command = sandbox.command("/bin/echo");
+                        command.arg(&nonce);
+                        command
+                    };
+                    let child = command.stdout(Stdio::piped()).spawn().unwrap();
+                    let mut kill = cancels.then(|| child.handle());
+                    // At once, or when 16 others of the thread have been started.
+                    if random % 16 < 8 {
+                        kill.take().into_iter().for_each(|handle| cancel.send(handle).unwrap());
+                    }
+                    in_flight.push_back((child, nonce, endless, cancels, kill));
+                    if in_flight.len() == 16 {
+                        check(in_flight.pop_front().unwrap(), &cancel);
+                    }
+                }
+                in_flight.into_iter().for_each(|job| check(job, &cancel));
+            });
+        }
+        drop(cancel);
+    });
+
+    type InFlight = (Child, String, bool, bool, Option<Handle>);
+    fn check(job: InFlight, cancel: &std::sync::mpsc::Sender<Handle>) {
+        let (child, nonce, endless, cancels, kill) = job;
+        kill.into_iter().for_each(|handle| cancel.send(handle).unwrap());
+        let output = child.wait_with_output().unwrap();
+        let whole = output.stdout == format!("{nonce}\n").as_bytes();
+        let (status, what) = (output.status, String::from_utf8_lossy(&output.stdout));
+        let killed = status.signal() == Some(9) && status.reason() == EndReason::Signaled;
+        match (endless, cancels) {
+            (false, false) => assert!(status.success() && whole, "{nonce}: {status}: {what}"),
+            (true, _) => assert!(killed && (whole || what.is_empty()), "{nonce}: {status}: {what}"),
+            (false, true) if status.success() => assert!(whole, "{nonce}: {what}"),
+            (false, true) => {
+                assert!(killed && (whole || what.is_empty()), "{nonce}: {status}: {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_end_is_told_as_what_it_was_with_what_was_written() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let ends = |command: &mut Command<'_>| {
+        let output = command.output().unwrap();
+        assert!(output.stdout.starts_with(b"partial\n"), "{output:?}");
+        assert_eq!(members(&sandbox), 0);
+        let status = output.status;
+        (status.reason(), status.code(), status.signal())
+    };
+    let half = Duration::from_millis(500);
+    let hangs = "echo partial; sleep 1000 & sleep 1000";
+    for code in [0, 3, 255] {
+        let mut script = sandbox.shell(format!("echo partial; exit {code}"));
+        assert_eq!(ends(&mut script), (EndReason::Exited, Some(code), None));
+    }
+    for (name, number) in [("KILL", 9), ("SEGV", 11), ("TERM", 15)] {
+        let mut script = sandbox.shell(format!("echo partial; kill -{name} $$"));
+        assert_eq!(ends(&mut script), (EndReason::Signaled, None, Some(number)));
+    }
+    let timed_out = ends(sandbox.shell(hangs).timeout(half));
+    assert_eq!(timed_out, (EndReason::TimedOut, None, Some(9)));
+    assert_eq!(ends(sandbox.shell(hangs).idle_timeout(half)), (EndReason::Idle, None, Some(9)));
+    let mut much = sandbox.shell("echo partial; exec yes");
+    let limited = ends(much.output_limit(100_000).keep_output(1 << 30, 0));
+    assert_eq!(limited, (EndReason::OutputLimit, None, Some(9)));
+    // Limits that are not reached end nothing.
+    let mut slow = sandbox.shell("echo partial; for i in 1 2 3 4; do sleep 0.3; echo $i; done");
+    slow.idle_timeout(Duration::from_secs(1)).timeout(SOON).output_limit(16);
+    assert_eq!(ends(&mut slow), (EndReason::Exited, Some(0), None));
+
+    let job = sandbox.shell(hangs).background().unwrap();
+    assert!(within(SOON, || job.so_far().stdout == b"partial\n"));
+    kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
+    let output = job.wait_timeout(SOON).unwrap().expect("the end is told");
+    assert_eq!(output.status.reason(), EndReason::SandboxDied);
+    assert_eq!((output.status.code(), &*output.stdout), (None, &b"partial\n"[..]));
+    assert!(!output.status.success());
+}
+
+#[test]
+fn a_core_dump_is_told_where_one_was_asked_for() {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    if !needs(&[]) || pattern.starts_with(['|', '/']) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    for (limit, dumped) in [(None, false), (Some(u64::MAX), true)] {
+        let mut script = sandbox.shell("kill -SEGV $$");
+        script.current_dir("/tmp");
+        limit.map(|limit| script.rlimit(Resource::Core, limit, limit));
+        let status = script.status().unwrap();
+        assert_eq!((status.signal(), status.core_dumped()), (Some(11), dumped), "{limit:?}");
+        assert_eq!(shell(&sandbox, "ls /tmp | wc -l").trim() != "0", dumped);
+    }
+}
+
+#[test]
+fn what_a_command_used_is_told_as_on_the_host() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    const WORK: &str = "import resource
+memory = bytearray(b'x') * (64 << 20)
+n = 0
+while n < 4_000_000: n += 1
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(round(1e6 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)";
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let numbers = |stdout: Vec<u8>| -> [u64; 2] {
+        let text = String::from_utf8(stdout).unwrap();
+        let numbers: Vec<u64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    };
+    // By a child that it has waited for, not by itself.
+    let mut script = sandbox.shell("python3 -c \"$0\"; exit $?");
+    let begin = Instant::now();
+    let output = script.arg(WORK).output().unwrap();
+    let took = begin.elapsed();
+    assert!(output.status.success(), "{output:?}");
+    let usage = output.status.usage();
+    let cpu = usage.user_us + usage.system_us;
+    let wall = output.status.wall_time();
+    assert!(wall <= took && wall > took / 2, "{wall:?} of {took:?}");
+    // What it said itself before it ended, and the two starts and ends besides.
+    let [said, resident] = numbers(output.stdout);
+    assert!((said..said + said / 10 + 20_000).contains(&cpu), "{cpu} µs, {said} µs by itself");
+    assert!(usage.user_us > usage.system_us, "{usage:?}");
+    assert!((resident..resident + 1024).contains(&usage.max_rss_kib), "{usage:?}, {resident} KiB");
+    assert!(usage.minor_faults > 64 << 8, "{usage:?}");
+
+    let host = process::Command::new("/usr/bin/python3").args(["-c", WORK]).output().unwrap();
+    let [host, _] = numbers(host.stdout);
+    let ratio = said as f64 / host as f64;
+    eprintln!("CPU time {said} µs, {cpu} µs with start and end, on the host {host} µs: {ratio:.2}");
+    // Two runs, and what else runs on the machine slows one of them down through its caches.
+    assert!((0.67..1.5).contains(&ratio), "{said} µs, on the host {host} µs");
+}
+
+#[test]
+fn a_failure_to_start_is_told_by_stage_and_errno_and_at_once() {
+    if !needs(&[]) {
+        return;
+    }
+    type Change = fn(&mut Command<'_>);
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(
+        &sandbox,
+        "cd /tmp; echo text > text; echo text > plain; chmod 755 text; chmod 644 plain
+         printf '#!/nonexistent\\n' > script; head -c 100 /bin/true > cut; chmod 755 script cut",
+    );
+    let none: Change = |_| {};
+    let cases: [(&str, Change, Stage, Errno); 13] = [
+        ("/nonexistent", none, Stage::Exec, Errno::ENOENT),
+        ("no-such-program", none, Stage::Exec, Errno::ENOENT),
+        ("/tmp", none, Stage::Exec, Errno::EACCES),
+        ("/tmp/plain", none, Stage::Exec, Errno::EACCES),
+        ("/tmp/text", none, Stage::Exec, Errno::ENOEXEC),
+        ("/tmp/cut", none, Stage::Exec, Errno::ENOEXEC),
+        ("/tmp/script", none, Stage::Exec, Errno::ENOENT),
+        ("true", |c| _ = c.current_dir("/nonexistent"), Stage::Directory, Errno::ENOENT),
+        ("true", |c| _ = c.current_dir("/tmp/text"), Stage::Directory, Errno::ENOTDIR),
+        ("true", |c| _ = c.user("no-one"), Stage::Identity, Errno::ENOENT),
+        ("true", |c| _ = c.rlimit(Resource::OpenFiles, 20, 10), Stage::Rlimit, Errno::EINVAL),
+        ("true", |c| _ = c.nice(-5), Stage::Nice, Errno::EACCES),
+        ("true", |c| _ = c.oom_score_adj(-1000), Stage::OomScore, Errno::EACCES),
+    ];
+    for (program, change, stage, errno) in cases {
+        let command = || {
+            let mut command = sandbox.command(program);
+            change(&mut command);
+            command
+        };
+        let what = format!("{program}, {stage:?}, {errno}");
+        let check = |error: Option<Error>| match error {
+            Some(Error::Start { stage: told, source, .. }) => {
+                assert_eq!((told, source.raw_os_error()), (stage, Some(errno as i32)), "{what}");
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        let (mut by_output, mut by_spawn) = (Vec::new(), Vec::new());
+        for _ in 0..15 {
+            let begin = Instant::now();
+            check(command().output().err());
+            by_output.push(begin.elapsed());
+            let begin = Instant::now();
+            check(command().stdout(Stdio::piped()).spawn().err());
+            by_spawn.push(begin.elapsed());
+        }
+        check(command().background().err());
+        let medians = [percentile(&mut by_output, 50), percentile(&mut by_spawn, 50)];
+        eprintln!("{what}: {medians:?}");
+        assert!(medians.iter().all(|m| *m < Duration::from_millis(10)), "{what}: {medians:?}");
+    }
+    assert_eq!(sandbox.jobs().len(), 0);
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+#[test]
+fn jobs_in_the_background_can_be_listed_read_waited_for_and_killed() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(&sandbox, "mkfifo /tmp/go");
+    let mut script = sandbox.shell("echo one; echo err >&2; read < /tmp/go; echo two; exit 5");
+    let first = script.background().unwrap();
+    let second = sandbox.command("sleep").arg("1000").background().unwrap();
+    let listed = || sandbox.jobs().iter().map(|job| job.id()).collect::<Vec<_>>();
+    assert_eq!(listed(), [first.id(), second.id()]);
+    assert_eq!(second.program(), Path::new("sleep"));
+    assert_eq!(shell(&sandbox, "pgrep -x sleep").trim(), second.pid().to_string());
+
+    let said = || (first.so_far().stdout, first.so_far().stderr);
+    assert!(within(SOON, || said() == (b"one\n".to_vec(), b"err\n".to_vec())), "{:?}", said());
+    assert_eq!(first.try_wait().unwrap(), None);
+    assert!(first.wait_timeout(Duration::from_millis(1)).unwrap().is_none());
+    assert!(!is_readable(&first));
+    shell(&sandbox, "echo > /tmp/go");
+    assert!(within(SOON, || is_readable(&first)));
+    // It is listed until someone has waited for it, and can be asked as often as one likes.
+    assert_eq!(first.try_wait().unwrap().unwrap().code(), Some(5));
+    assert_eq!(listed(), [first.id(), second.id()]);
+    let copy = sandbox.jobs().remove(0);
+    let output = std::thread::spawn(move || copy.wait().unwrap()).join().unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(5), &b"one\ntwo\n"[..]));
+    assert_eq!(listed(), [second.id()]);
+    assert!(is_readable(&first));
+    assert_eq!(first.wait().unwrap().stdout, b"one\ntwo\n");
+
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| second.wait().unwrap());
+        sandbox.jobs()[0].kill().unwrap();
+        let status = waiting.join().unwrap().status;
+        assert_eq!((status.signal(), status.reason()), (Some(9), EndReason::Signaled));
+    });
+    assert_eq!(listed(), []);
+    // One that no one holds runs on, and is found again.
+    let forgotten = sandbox.shell("exec sleep 1000").background().unwrap().id();
+    assert_eq!(listed(), [forgotten]);
+    let found = sandbox.jobs().remove(0);
+    found.signal(15, Scope::Process).unwrap();
+    assert_eq!(found.wait().unwrap().status.signal(), Some(15));
+}
+
+#[test]
+fn a_dropped_child_is_killed_only_if_it_was_to_be() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "sleep 1000 & setsid sleep 1000 & echo ready; wait";
+    let kept = ready(&mut sandbox.shell(script)).handle();
+    assert_eq!(members(&sandbox), 3);
+    drop(ready(sandbox.shell(script).kill_on_drop(true)));
+    assert!(within(SOON, || members(&sandbox) == 3), "{:?}", names(&sandbox));
+    assert_eq!(kept.try_wait().unwrap(), None);
+    // By then, init would long have done to the first what it did to the second.
+    kept.kill().unwrap();
+    assert_eq!(kept.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn whoever_waits_is_woken_at_once() {
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut sleep = sandbox.command("sleep");
+    sleep.arg("1000");
+    let waits = |mut child: Child| {
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            tell.send(None).unwrap();
+            let status = child.wait().unwrap();
+            tell.send(Some((status, Instant::now()))).unwrap();
+        });
+        assert_eq!(told.recv().unwrap(), None);
+        told
+    };
+    let mut delays: Vec<Duration> = (0..20)
+        .map(|_| {
+            let mut child = sleep.spawn().unwrap();
+            let begin = Instant::now();
+            assert_eq!(child.wait_timeout(Duration::from_millis(20)).unwrap(), None);
+            assert!((Duration::from_millis(20)..SOON).contains(&begin.elapsed()));
+            assert!(!is_readable(&child));
+            let handle = child.handle();
+            let told = waits(child);
+            let begin = Instant::now();
+            handle.kill().unwrap();
+            let (status, end) = told.recv_timeout(SOON).unwrap().unwrap();
+            assert_eq!((status.signal(), handle.wait().unwrap()), (Some(9), status));
+            // For all others, too. Init closes its side right after it has told the end.
+            assert!(within(SOON, || is_readable(&handle)));
+            end - begin
+        })
+        .collect();
+    let median = percentile(&mut delays, 50);
+    eprintln!("woken {median:?} after the kill");
+    assert!(median < Duration::from_millis(25), "{median:?}");
+
+    let told = waits(sleep.spawn().unwrap());
+    std::thread::spawn(move || drop(sandbox)).join().unwrap();
+    let (status, _) = told.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(status.reason(), EndReason::SandboxDied);
+}
+
+/// Prints who it is, with its groups, and its home.
+const WHO: &str = "echo $(id -u) $(id -g) $(grep ^Groups: /proc/self/status) $HOME";
+
+#[test]
+fn users_are_those_of_the_sandboxs_own_files() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(
+        &sandbox,
+        "echo alice:x:1000:1001:Alice:/home/alice:/bin/sh >> /etc/passwd
+         printf '%s\\n' alice:x:1001: audio:x:29:alice,bob video:x:44:bob staff:x:50:alice \\
+             >> /etc/group",
+    );
+    let who = |change: fn(&mut Command<'_>)| {
+        let mut command = sandbox.shell(WHO);
+        change(&mut command);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(who(|_| {}), "0 0 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.user("alice")), "1000 1001 Groups: 29 50 /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("alice:video")), "1000 44 Groups: /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("alice:7").env("HOME", "/h")), "1000 7 Groups: /h\n");
+    assert_eq!(who(|c| _ = c.user("alice").groups([8, 9])), "1000 1001 Groups: 8 9 /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("1000")), "1000 1000 Groups: /root\n");
+    for unknown in ["bob", "alice:no-such-group", "Alice", "ali"] {
+        let error = sandbox.command("true").user(unknown).status();
+        assert!(matches!(error, Err(Error::Start { stage: Stage::Identity, .. })), "{error:?}");
+    }
+    // Who is in no group needs no file of them.
+    shell(&sandbox, "rm /etc/group");
+    assert_eq!(who(|c| _ = c.user("alice")), "1000 1001 Groups: /home/alice\n");
+}
+
+#[test]
+fn a_hostile_file_of_users_is_an_error_soon_and_makes_no_one_root() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut wrong = Vec::new();
+    for make in [
+        "mkfifo passwd",
+        "mkdir passwd",
+        "head -c 2M /dev/zero | tr '\\0' a > passwd",
+        "ln -s /proc/self/mem passwd",
+        "ln -s /dev/zero passwd",
+        "ln -s passwd passwd",
+        "echo alice > passwd",
+        "echo alice:x:: > passwd",
+        "echo alice:x:-1:-1:::: > passwd",
+        "echo alice:x:4294967296:4294967296:::: > passwd",
+        ":",
+    ] {
+        // By no shell: one may look up who runs it, in what was made last.
+        let status = sandbox.command("rm").args(["-rf", "/etc/passwd"]).status().unwrap();
+        assert!(status.success(), "{status}");
+        shell(&sandbox, format!("cd /etc; {make}"));
+        let begin = Instant::now();
+        let output = sandbox.shell(WHO).user("alice").output();
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(1), "{make}: {took:?}");
+        // What can't be read, and what does not name her: each is told as what it is.
+        match output {
+            Err(Error::Start { stage: Stage::File | Stage::Identity, .. }) => {}
+            other => wrong.push((make, other)),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+#[test]
+fn what_was_set_for_a_command_holds_inside_it() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "umask; nice; cat /proc/self/oom_score_adj; ulimit -Sn; ulimit -Hn; ulimit -St";
+    let mut command = sandbox.shell(script);
+    command.umask(0o027).nice(5).oom_score_adj(500);
+    // The last one counts.
+    command.rlimit(Resource::OpenFiles, 10, 20).rlimit(Resource::OpenFiles, 100, 200);
+    let output = command.rlimit(Resource::Cpu, 60, 70).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0027\n5\n500\n100\n200\n60\n");
+    assert_eq!(shell(&sandbox, "umask; nice; ulimit -St"), "0022\n0\nunlimited\n");
+    // And does what it says.
+    let mut command = sandbox.shell("trap '' XFSZ; head -c 100k /dev/zero > /tmp/file");
+    assert!(!command.rlimit(Resource::FileSize, 4096, 4096).status().unwrap().success());
+    assert_eq!(shell(&sandbox, "stat -c %s /tmp/file"), "4096\n");
+    let mut child = sandbox.shell("read line; exit $line").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"9\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+}
