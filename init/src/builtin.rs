@@ -14,10 +14,8 @@ use crate::sys;
 /// The most that is moved at once, in bytes: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
-/// Does a task that is no program, with descriptors 0 to 2 and no other.
+/// Does a task that is no program, with descriptors 0 to 2 and the job's channel, and no other.
 pub(crate) fn run(task: &Task<'_>) -> Result<(), Failure> {
-    // Those of init are among them, its control socket above all.
-    sys::close_from(3).stage(Stage::Stdio)?;
     let [stdin, stdout, stderr] = sys::standard_descriptors();
     match task {
         Task::Program(_) => Err(Failure(Stage::Exec, Errno::INVAL)),

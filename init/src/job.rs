@@ -116,14 +116,18 @@ impl<T> InStage<T> for rustix::io::Result<T> {
 /// Without an allocation, until it is known to have memory of its own.
 pub(crate) fn run(start: &Start) -> ! {
     let Request::Spawn(spawn) = start.request.get() else { sys::exit(NOT_STARTED) };
+    let mut channel = start.resources.channel;
     let result = prepare(spawn, start).and_then(|()| match &spawn.task {
         Task::Program(program) => Err(Failure(Stage::Exec, execute(program, &start.pointers))),
-        task => builtin::run(task),
+        task => {
+            channel = sys::keep_only(channel).stage(Stage::Stdio)?;
+            builtin::run(task)
+        }
     });
     let Err(Failure(stage, errno)) = result else { sys::exit(0) };
     let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
     // A host that does not listen any more has detached from the job.
-    let _ = send(start.resources.channel, &failed, &[]);
+    let _ = send(channel, &failed, &[]);
     sys::exit(NOT_STARTED)
 }
 

@@ -27,6 +27,7 @@ mod nr {
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const UNSHARE: usize = 272;
     pub(super) const SIGNALFD4: usize = 289;
+    pub(super) const DUP3: usize = 292;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLOSE_RANGE: usize = 436;
 }
@@ -388,11 +389,20 @@ pub fn standard_descriptors() -> [BorrowedFd<'static>; 3] {
     [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// Closes every descriptor from `first` on, in a child that will use none of them.
-pub fn close_from(first: RawFd) -> Result<()> {
-    // SAFETY: takes no pointer. Values that own descriptors remain, but are not used, nor dropped,
-    // since the child ends by `exit`.
-    unsafe { syscall(nr::CLOSE_RANGE, first as usize, u32::MAX as usize, 0, 0, 0) }.map(drop)
+/// Closes every descriptor but the standard ones and `kept`, which is moved to 3, in a child that
+/// will use none of them. Those of init are among them, its control socket above all.
+pub fn keep_only(kept: BorrowedFd<'_>) -> Result<BorrowedFd<'static>> {
+    const KEPT: RawFd = 3;
+    const O_CLOEXEC: usize = 0o2_000_000;
+    if kept.as_raw_fd() != KEPT {
+        // SAFETY: takes no pointer. Values that own descriptors remain, but are not used, nor
+        // dropped, since the child ends by `exit`.
+        unsafe { syscall(nr::DUP3, kept.as_raw_fd() as usize, KEPT as usize, O_CLOEXEC, 0, 0) }?;
+    }
+    // SAFETY: as above.
+    unsafe { syscall(nr::CLOSE_RANGE, KEPT as usize + 1, u32::MAX as usize, 0, 0, 0) }?;
+    // SAFETY: it is open to the end of the process.
+    Ok(unsafe { BorrowedFd::borrow_raw(KEPT) })
 }
 
 /// Writes a number in decimal, without an allocation.

@@ -15,10 +15,11 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::{Errno, Result};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::sys;
 
@@ -128,7 +129,7 @@ impl Sweeper {
                     let name = entry.file_name();
                     let pid = number(name.to_bytes()).and_then(|pid| i32::try_from(pid).ok());
                     if let Some(pid) = pid.filter(|pid| *pid != 1) {
-                        visit(self.proc.as_fd(), name, of_child(pid), &mut self.targets);
+                        visit(self.proc.as_fd(), name, pid, of_child(pid), &mut self.targets);
                     }
                 }
             }
@@ -155,7 +156,13 @@ impl Sweeper {
 }
 
 /// Looks at one process, and sends it what is for it.
-fn visit(proc: BorrowedFd<'_>, name: &CStr, of_child: Option<u64>, targets: &mut [Target]) {
+fn visit(
+    proc: BorrowedFd<'_>,
+    name: &CStr,
+    pid: i32,
+    of_child: Option<u64>,
+    targets: &mut [Target],
+) {
     // From here on this is one process: its directory does not come to mean another.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(process) = rustix::fs::openat(proc, name, flags, Mode::empty()) else { return };
@@ -166,7 +173,15 @@ fn visit(proc: BorrowedFd<'_>, name: &CStr, of_child: Option<u64>, targets: &mut
             // A program that can't be read, of an id that is none in the sandbox: it hides what
             // it is of. SIGKILL makes no exception for it.
             Err(Errno::ACCESS | Errno::PERM) => None,
-            Err(_) => return,
+            Err(_) => {
+                // Its mark goes before its descriptors do, and both before it is a zombie.
+                if is_ending(pid) {
+                    for target in targets.iter_mut().filter(|t| t.signal == Signal::KILL) {
+                        target.met += 1;
+                    }
+                }
+                return;
+            }
         },
     };
     for target in targets {
@@ -178,6 +193,14 @@ fn visit(proc: BorrowedFd<'_>, name: &CStr, of_child: Option<u64>, targets: &mut
             target.met += 1;
         }
     }
+}
+
+/// Whether a process, on its way out, is not a zombie yet.
+fn is_ending(pid: i32) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return false };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())) == Ok(0)
 }
 
 /// The mark of a process, by its directory in `/proc`; ENOENT if it has ended.

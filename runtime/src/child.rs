@@ -16,6 +16,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
 use crate::running::{Handle, Running, Scope};
+use crate::sys;
 use crate::terminal::Terminal;
 use crate::wire::{self, Deadline};
 
@@ -81,6 +82,7 @@ impl Collection {
 /// Has a process inside read from a pipe for as long as anyone can write to it, so that whoever
 /// does neither stops nor dies.
 fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
+    sys::set_blocking(pipe, true).map_err(Error::io("fcntl"))?;
     let (_ours, theirs) = control.take_channel()?;
     let stdio = JobStdio::Streams([StdioSource::Descriptor, StdioSource::Null, StdioSource::Null]);
     let spawn = Spawn { stdio, ..builtin(Task::Drain, identity.clone()) };

@@ -14,6 +14,8 @@ use crate::running::Running;
 use crate::sys;
 use crate::wire::{self, Deadline};
 
+/// How much is reserved for the end of a stream before it comes, in bytes.
+const MOST_RESERVED: usize = 64 << 20;
 /// How much is read at once, in bytes: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
@@ -93,7 +95,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The pipe must not block; see [`sys::set_nonblocking`].
+    /// The pipe must not block; see [`sys::set_blocking`].
     pub(crate) fn new(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
         Self { pipe, bytes, written: 0 }
     }
@@ -125,7 +127,7 @@ impl Collector {
     pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
         for pipe in self.pipes.iter().flatten() {
             // What poll(2) has seen may be gone by the time that it is read.
-            sys::set_nonblocking(pipe).map_err(Error::io("fcntl"))?;
+            sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;
         }
         let mut total = 0_u64;
         let mut last = Instant::now();
@@ -279,6 +281,10 @@ impl Collected {
         let room = head.saturating_sub(self.head.len()).min(bytes.len());
         let (first, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
         self.head.extend_from_slice(first);
+        if !rest.is_empty() && self.tail.capacity() == 0 {
+            // All that it can need, within reason: growing by doubling would take twice of it.
+            self.tail.reserve_exact(tail.min(MOST_RESERVED) + CHUNK);
+        }
         // Of more than the tail holds, only the end can stay.
         let skipped = rest.len().saturating_sub(tail);
         self.tail.extend(rest.get(skipped..).unwrap_or_default());
@@ -296,6 +302,7 @@ impl Collected {
     /// The same, without a copy of the beginning.
     fn finish(self) -> (Vec<u8>, u64) {
         let mut bytes = self.head;
+        bytes.reserve_exact(self.tail.len());
         let (front, back) = self.tail.as_slices();
         bytes.extend_from_slice(front);
         bytes.extend_from_slice(back);

@@ -353,7 +353,7 @@ impl<'a> Command<'a> {
     fn input_to(&self, stdin: Option<OwnedFd>) -> Result<Option<Input>> {
         match (stdin, &self.input) {
             (Some(stdin), Some(bytes)) => {
-                sys::set_nonblocking(&stdin).map_err(Error::io("fcntl"))?;
+                sys::set_blocking(&stdin, false).map_err(Error::io("fcntl"))?;
                 Ok(Some(Input::new(stdin, bytes.clone())))
             }
             _ => Ok(None),

@@ -402,10 +402,11 @@ pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Has reads and writes return instead of waiting, for all who share the open file.
-pub(crate) fn set_nonblocking(fd: impl AsFd) -> nix::Result<()> {
+/// Has reads and writes wait, or return instead, for all who share the open file.
+pub(crate) fn set_blocking(fd: impl AsFd, blocking: bool) -> nix::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    fcntl(fd.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
+    let flags = if blocking { OFlag::empty() } else { OFlag::O_NONBLOCK };
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags)).map(drop)
 }
 
 /// Reads what is there, and one descriptor if one comes with it; further ones the kernel drops.
