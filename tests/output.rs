@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, Sandbox, Stdio, Terminal};
 
 use crate::census;
+use crate::figures::percentile;
 use crate::harness::{Home, Need, needs, shell};
 use crate::helper::{Helper, say};
-use crate::jobs::{ATTEMPTS, alone, percentile};
+use crate::jobs::alone;
 
 /// How much slower than the host's own commands may be what this library, built without
 /// optimization, moves with other tests beside it; what is promised is a matter of benchmarks.
@@ -125,50 +126,6 @@ fn as_much_is_kept_of_each_stream_as_was_asked_for() {
     let mut script = sandbox.shell("for i in 1 2 3; do echo $i; echo $i >&2; done");
     let output = script.stderr(Stdio::same_as_stdout()).output().unwrap();
     assert_eq!((&*output.stdout, &*output.stderr), (&b"1\n1\n2\n2\n3\n3\n"[..], &b""[..]));
-}
-
-#[test]
-fn a_stream_is_as_fast_as_a_pipe_of_the_hosts() {
-    if !needs(&[Need::Program("yes")]) {
-        return;
-    }
-    const SCRIPT: &str = "yes | head -c 512M";
-    let _alone = alone();
-    let home = Home::new();
-    let sandbox = home.sandbox();
-    let drained = |mut stream: std::fs::File| {
-        let begin = Instant::now();
-        let (mut buffer, mut total) = (vec![0; 64 << 10], 0);
-        loop {
-            match stream.read(&mut buffer).unwrap() {
-                0 => break,
-                count => total += count,
-            }
-        }
-        assert_eq!(total, 512 * MIB);
-        begin.elapsed()
-    };
-    let ratio = || {
-        let (mut inside, mut outside) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
-            let mut child = sandbox.shell(SCRIPT).stdout(Stdio::piped()).spawn().unwrap();
-            let stdout = std::os::fd::OwnedFd::from(child.stdout.take().unwrap());
-            inside.push(drained(stdout.into()));
-            assert!(child.wait().unwrap().success());
-            let mut command = process::Command::new("bash");
-            command.args(["-c", SCRIPT]).stdout(process::Stdio::piped());
-            let mut child = command.spawn().unwrap();
-            let stdout = std::os::fd::OwnedFd::from(child.stdout.take().unwrap());
-            outside.push(drained(stdout.into()));
-            assert!(child.wait().unwrap().success());
-        }
-        let (inside, outside) = (percentile(&mut inside, 50), percentile(&mut outside, 50));
-        let ratio = outside.as_secs_f64() / inside.as_secs_f64();
-        eprintln!("512 MiB streamed in {inside:?}, on the host in {outside:?}, speed {ratio:.2}");
-        ratio
-    };
-    // Three processes on few processors: which two of them share one makes a difference of two.
-    assert!((0..ATTEMPTS).any(|_| ratio() > 1.0 / SLOWER));
 }
 
 #[test]

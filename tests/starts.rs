@@ -1,0 +1,171 @@
+//! How a command starts, as whom and with what, and what is told when it can't.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Command, Error, Resource, Stage, Stdio};
+use nix::errno::Errno;
+
+use crate::figures::percentile;
+use crate::harness::{Home, Need, needs, shell};
+use crate::jobs::alone;
+
+#[test]
+fn a_failure_to_start_is_told_by_stage_and_errno_and_at_once() {
+    if !needs(&[]) {
+        return;
+    }
+    type Change = fn(&mut Command<'_>);
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(
+        &sandbox,
+        "cd /tmp; echo text > text; echo text > plain; chmod 755 text; chmod 644 plain
+         printf '#!/nonexistent\\n' > script; head -c 100 /bin/true > cut; chmod 755 script cut",
+    );
+    let none: Change = |_| {};
+    let cases: [(&str, Change, Stage, Errno); 13] = [
+        ("/nonexistent", none, Stage::Exec, Errno::ENOENT),
+        ("no-such-program", none, Stage::Exec, Errno::ENOENT),
+        ("/tmp", none, Stage::Exec, Errno::EACCES),
+        ("/tmp/plain", none, Stage::Exec, Errno::EACCES),
+        ("/tmp/text", none, Stage::Exec, Errno::ENOEXEC),
+        ("/tmp/cut", none, Stage::Exec, Errno::ENOEXEC),
+        ("/tmp/script", none, Stage::Exec, Errno::ENOENT),
+        ("true", |c| _ = c.current_dir("/nonexistent"), Stage::Directory, Errno::ENOENT),
+        ("true", |c| _ = c.current_dir("/tmp/text"), Stage::Directory, Errno::ENOTDIR),
+        ("true", |c| _ = c.user("no-one"), Stage::Identity, Errno::ENOENT),
+        ("true", |c| _ = c.rlimit(Resource::OpenFiles, 20, 10), Stage::Rlimit, Errno::EINVAL),
+        ("true", |c| _ = c.nice(-5), Stage::Nice, Errno::EACCES),
+        ("true", |c| _ = c.oom_score_adj(-1000), Stage::OomScore, Errno::EACCES),
+    ];
+    for (program, change, stage, errno) in cases {
+        let command = || {
+            let mut command = sandbox.command(program);
+            change(&mut command);
+            command
+        };
+        let what = format!("{program}, {stage:?}, {errno}");
+        let check = |error: Option<Error>| match error {
+            Some(Error::Start { stage: told, source, .. }) => {
+                assert_eq!((told, source.raw_os_error()), (stage, Some(errno as i32)), "{what}");
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        let (mut by_output, mut by_spawn) = (Vec::new(), Vec::new());
+        for _ in 0..15 {
+            let begin = Instant::now();
+            check(command().output().err());
+            by_output.push(begin.elapsed());
+            let begin = Instant::now();
+            check(command().stdout(Stdio::piped()).spawn().err());
+            by_spawn.push(begin.elapsed());
+        }
+        check(command().background().err());
+        let medians = [percentile(&mut by_output, 50), percentile(&mut by_spawn, 50)];
+        eprintln!("{what}: {medians:?}");
+        assert!(medians.iter().all(|m| *m < Duration::from_millis(10)), "{what}: {medians:?}");
+    }
+    assert_eq!(sandbox.jobs().len(), 0);
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+/// Prints who it is, with its groups, and its home.
+const WHO: &str = "echo $(id -u) $(id -g) $(grep ^Groups: /proc/self/status) $HOME";
+
+#[test]
+fn users_are_those_of_the_sandboxs_own_files() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(
+        &sandbox,
+        "echo alice:x:1000:1001:Alice:/home/alice:/bin/sh >> /etc/passwd
+         printf '%s\\n' alice:x:1001: audio:x:29:alice,bob video:x:44:bob staff:x:50:alice \\
+             >> /etc/group",
+    );
+    let who = |change: fn(&mut Command<'_>)| {
+        let mut command = sandbox.shell(WHO);
+        change(&mut command);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(who(|_| {}), "0 0 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.user("alice")), "1000 1001 Groups: 29 50 /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("alice:video")), "1000 44 Groups: /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("alice:7").env("HOME", "/h")), "1000 7 Groups: /h\n");
+    assert_eq!(who(|c| _ = c.user("alice").groups([8, 9])), "1000 1001 Groups: 8 9 /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("1000")), "1000 1000 Groups: /root\n");
+    for unknown in ["bob", "alice:no-such-group", "Alice", "ali"] {
+        let error = sandbox.command("true").user(unknown).status();
+        assert!(matches!(error, Err(Error::Start { stage: Stage::Identity, .. })), "{error:?}");
+    }
+    // Who is in no group needs no file of them.
+    shell(&sandbox, "rm /etc/group");
+    assert_eq!(who(|c| _ = c.user("alice")), "1000 1001 Groups: /home/alice\n");
+}
+
+#[test]
+fn a_hostile_file_of_users_is_an_error_soon_and_makes_no_one_root() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut wrong = Vec::new();
+    for make in [
+        "mkfifo passwd",
+        "mkdir passwd",
+        "head -c 2M /dev/zero | tr '\\0' a > passwd",
+        "ln -s /proc/self/mem passwd",
+        "ln -s /dev/zero passwd",
+        "ln -s passwd passwd",
+        "echo alice > passwd",
+        "echo alice:x:: > passwd",
+        "echo alice:x:-1:-1:::: > passwd",
+        "echo alice:x:4294967296:4294967296:::: > passwd",
+        ":",
+    ] {
+        // By no shell: one may look up who runs it, in what was made last.
+        let status = sandbox.command("rm").args(["-rf", "/etc/passwd"]).status().unwrap();
+        assert!(status.success(), "{status}");
+        shell(&sandbox, format!("cd /etc; {make}"));
+        let begin = Instant::now();
+        let output = sandbox.shell(WHO).user("alice").output();
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(1), "{make}: {took:?}");
+        // What can't be read, and what does not name her: each is told as what it is.
+        match output {
+            Err(Error::Start { stage: Stage::File | Stage::Identity, .. }) => {}
+            other => wrong.push((make, other)),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+#[test]
+fn what_was_set_for_a_command_holds_inside_it() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "umask; nice; cat /proc/self/oom_score_adj; ulimit -Sn; ulimit -Hn; ulimit -St";
+    let mut command = sandbox.shell(script);
+    command.umask(0o027).nice(5).oom_score_adj(500);
+    // The last one counts.
+    command.rlimit(Resource::OpenFiles, 10, 20).rlimit(Resource::OpenFiles, 100, 200);
+    let output = command.rlimit(Resource::Cpu, 60, 70).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0027\n5\n500\n100\n200\n60\n");
+    assert_eq!(shell(&sandbox, "umask; nice; ulimit -St"), "0022\n0\nunlimited\n");
+    // And does what it says.
+    let mut command = sandbox.shell("trap '' XFSZ; head -c 100k /dev/zero > /tmp/file");
+    assert!(!command.rlimit(Resource::FileSize, 4096, 4096).status().unwrap().success());
+    assert_eq!(shell(&sandbox, "stat -c %s /tmp/file"), "4096\n");
+    let mut child = sandbox.shell("read line; exit $line").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"9\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+}
