@@ -30,3 +30,4 @@ mod readme;
 mod shares;
 mod starts;
 mod terminal;
+mod trees;

@@ -33,6 +33,13 @@ const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
 
+/// How many children may be on their way to their programs in init's memory at once. Each takes up
+/// to 64 KiB for as long as a guest keeps it stopped, of the 32 MiB that init has.
+const STARTING: usize = 128;
+/// How long a tree may outrun the passes that end it before all processes are stopped for one, in ns;
+/// then twice as long, and so on.
+const OUTRUN: u64 = 50_000_000;
+
 /// How many descriptors init needs besides those of jobs that run: its own, those that come with a
 /// request, those of the sweeper.
 const RESERVED: u64 = 32;
@@ -257,6 +264,10 @@ impl Loop {
             None => Tree::begin(&self.init.jobs.proc)?,
         };
         let (memory, start) = job::Start::new(request, resources.lend(), &self.init.jobs)?;
+        self.starting.retain(|memory| !memory.is_free());
+        if self.starting.len() >= STARTING {
+            return Err(Errno::NOMEM);
+        }
         let (pid, memory) = sys::start_child(memory, start, job::run)?;
         self.starting.push(memory);
         Ok((pid, tree))
@@ -285,7 +296,7 @@ impl Loop {
     fn on_request(&mut self, number: u64, request: JobRequest) {
         let JobRequest::Signal { signal, scope } = request;
         let Some(job) = self.jobs.get(&number) else { return };
-        let Some(signal) = Signal::from_named_raw(i32::from(signal)) else { return };
+        let Some(signal) = sys::signal(signal) else { return };
         // While it is not reaped, its pid is no one else's. ESRCH: it will be in a moment.
         let pid = job.pid.and_then(Pid::from_raw);
         match (scope, pid) {
@@ -294,8 +305,9 @@ impl Loop {
             (Scope::Process | Scope::Group, None) => {}
             (Scope::Tree, _) if signal == Signal::KILL => self.end_tree(number),
             (Scope::Tree, _) => {
-                self.sweeper.add(job.tree.mark(), number, signal);
-                self.sweep_at = now();
+                let now = now();
+                self.sweeper.add(job.tree.mark(), number, signal, now);
+                self.sweep_at = now;
             }
         }
     }
@@ -309,7 +321,7 @@ impl Loop {
         let now = now();
         job.ending = Some(now);
         self.timers.insert(now.saturating_add(UNKILLABLE), number);
-        self.sweeper.add(job.tree.mark(), number, Signal::KILL);
+        self.sweeper.add(job.tree.mark(), number, Signal::KILL, now);
         self.sweep_at = now;
     }
 
@@ -328,19 +340,44 @@ impl Loop {
         if self.sweeper.is_idle() || now < self.sweep_at {
             return;
         }
+        if self.sweeper.is_outrun(now, OUTRUN) {
+            self.sweep_stopped(now);
+        } else {
+            self.sweep(now);
+        }
+    }
+
+    /// Goes on with the pass through all processes; whether it is under way still.
+    fn sweep(&mut self, now: u64) -> bool {
         let (jobs, by_pid) = (&self.jobs, &self.by_pid);
         let mark_of = |pid| Some(jobs.get(&by_pid.get(pid)?)?.tree.mark());
         match self.sweeper.turn(mark_of) {
-            Ok(Turn::UnderWay) => {}
-            Ok(Turn::Done { numbers, met }) => {
+            Ok(Turn::UnderWay) => return true,
+            Ok(Turn::Done { ended, signalled, met }) => {
                 self.sweep_at = now + if met { BETWEEN_PASSES } else { 0 };
-                for number in numbers {
+                for number in ended {
                     self.tree_ended(number, false);
+                }
+                for number in signalled {
+                    self.settle(number);
                 }
             }
             // The kernel is out of memory: later.
             Err(_) => self.sweep_at = now + BETWEEN_PASSES,
         }
+        false
+    }
+
+    /// Makes one pass while nothing else runs: for trees whose processes give birth and end faster
+    /// than passes come to them. Those of other trees stand still meanwhile, and no longer.
+    fn sweep_stopped(&mut self, now: u64) {
+        if sys::stop_all().is_err() {
+            return;
+        }
+        while self.reap() {}
+        self.sweeper.begin_again();
+        while self.sweep(now) {}
+        self.sweeper.resume_all();
     }
 
     fn on_timer(&mut self, number: u64, now: u64) {
@@ -348,7 +385,10 @@ impl Loop {
         if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
             self.sweeper.remove(job.tree.mark());
             self.tree_ended(number, true);
-        } else if job.end.is_none() && job.deadline.is_some_and(|at| at <= now) {
+        } else if job.end.is_none()
+            && job.ending.is_none()
+            && job.deadline.is_some_and(|at| at <= now)
+        {
             job.timed_out = true;
             self.end_tree(number);
         }
@@ -412,11 +452,10 @@ impl Loop {
                 self.let_go(number);
             }
         }
-        if self.jobs.get(&number).is_some_and(|job| job.channel.is_none())
-            && let Some(job) = self.jobs.remove(&number)
-        {
-            // Its mark may become another's.
-            self.sweeper.remove(job.tree.mark());
+        // Not while it is swept: without its pin, its mark may become another's.
+        let is_over = |job: &Job| job.channel.is_none() && !self.sweeper.has(job.tree.mark());
+        if self.jobs.get(&number).is_some_and(is_over) {
+            self.jobs.remove(&number);
         }
     }
 

@@ -24,6 +24,10 @@ use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
 /// told [`JobEvent::Failed`] before.
 const NOT_STARTED: i32 = 127;
 
+/// The largest request that init keeps while a child works on it, in bytes: a guest may keep the
+/// child stopped. A child with a larger one has a copy.
+const LARGEST_SHARED: usize = 32 << 10;
+
 /// The descriptors of a job.
 pub(crate) struct Resources {
     /// Its channel.
@@ -84,8 +88,9 @@ impl Start {
             Task::Program(program) => {
                 // The kernel gives all who share memory the same score. Where there is one id, a
                 // guest may write that of the child before its execve.
-                let is_shared =
-                    spawn.oom_score_adj == 0 && defaults.identities == Identities::Range;
+                let is_shared = spawn.oom_score_adj == 0
+                    && defaults.identities == Identities::Range
+                    && request.length() <= LARGEST_SHARED;
                 let memory = if is_shared { Memory::Shared } else { Memory::Copied };
                 (memory, program.arguments.len() + program.environment.len())
             }

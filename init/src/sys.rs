@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
+use rustix::process::Signal;
 
 use adl_protocol::{Request, Status, Strings, Usage, codec, limits};
 
@@ -23,6 +24,7 @@ mod nr {
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
     pub(super) const WAIT4: usize = 61;
+    pub(super) const KILL: usize = 62;
     pub(super) const GETCWD: usize = 79;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const UNSHARE: usize = 272;
@@ -307,6 +309,21 @@ fn decode_usage(raw: &[i64; 18]) -> Usage {
     }
 }
 
+/// A signal by its number, real-time ones too.
+pub fn signal(number: u8) -> Option<Signal> {
+    let is_signal = (1..=64).contains(&number);
+    // SAFETY: it is one, and there is no libc here that keeps some to itself.
+    is_signal.then(|| unsafe { Signal::from_raw_unchecked(i32::from(number)) })
+}
+
+/// Stops every process of the sandbox but this one. None of them has a child that it does not stop:
+/// the kernel fails a fork in whose middle a signal comes.
+pub fn stop_all() -> Result<()> {
+    const SIGSTOP: usize = 19;
+    // SAFETY: takes no pointer; -1 is all processes that this one can see, without itself.
+    unsafe { syscall(nr::KILL, usize::MAX, SIGSTOP, 0, 0, 0) }.map(drop)
+}
+
 /// Room for the pointers to the strings that `execve(2)` gets, made by the parent for a child that
 /// can't allocate.
 pub struct PointerSpace(UnsafeCell<Vec<*const u8>>);
@@ -356,7 +373,7 @@ pub fn execve(
 pub struct OwnedRequest {
     // In this order: the first is dropped first.
     request: Request<'static>,
-    _bytes: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
 impl OwnedRequest {
@@ -366,7 +383,12 @@ impl OwnedRequest {
         // dropped, and `get` lends it for no longer than `self` lives.
         let borrowed: &'static [u8] =
             unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
-        Ok(Self { request: codec::decode(borrowed)?, _bytes: bytes })
+        Ok(Self { request: codec::decode(borrowed)?, bytes })
+    }
+
+    /// How long it was, in bytes.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
     }
 
     /// The request.

@@ -62,6 +62,10 @@ struct Target {
     /// Of the job.
     number: u64,
     signal: Signal,
+    /// When it came, in ns.
+    since: u64,
+    /// How often all processes were stopped for it.
+    stops: u32,
     /// Whether it came before the pass that is under way, which then goes through all of it.
     in_pass: bool,
     /// How many of the tree the pass has met.
@@ -77,10 +81,12 @@ const EMPTY_PASSES: usize = 2;
 pub(crate) enum Turn {
     /// The pass goes on.
     UnderWay,
-    /// A pass has ended. Some trees have no process left, or got their signal.
+    /// A pass has ended.
     Done {
-        /// The numbers of their jobs.
-        numbers: Vec<u64>,
+        /// The numbers of the jobs whose trees have ended.
+        ended: Vec<u64>,
+        /// The numbers of those whose trees have got a signal.
+        signalled: Vec<u64>,
         /// Whether others' processes were met, and are ending.
         met: bool,
     },
@@ -91,13 +97,70 @@ impl Sweeper {
         Self { proc, targets: Vec::new(), under_way: false }
     }
 
-    /// Sends `signal` to all of a tree; with SIGKILL, until there is none.
-    pub(crate) fn add(&mut self, mark: u64, number: u64, signal: Signal) {
-        if self.targets.iter().any(|other| other.mark == mark && other.signal == Signal::KILL) {
+    /// Sends `signal` to all of a tree; with SIGKILL, until there is none. `now` is in ns.
+    pub(crate) fn add(&mut self, mark: u64, number: u64, signal: Signal, now: u64) {
+        let is_same = |other: &Target| other.mark == mark && other.signal == signal;
+        let is_killed = |other: &Target| other.mark == mark && other.signal == Signal::KILL;
+        // Each signal that has not been sent yet comes once, in the order in which they were asked
+        // for; after SIGKILL, none does.
+        if self.targets.iter().any(|t| is_killed(t) || is_same(t) && !t.in_pass) {
             return;
         }
-        self.remove(mark);
-        self.targets.push(Target { mark, number, signal, in_pass: false, met: 0, empty: 0 });
+        if signal == Signal::KILL {
+            self.remove(mark);
+        }
+        let target =
+            Target { mark, number, signal, since: now, stops: 0, in_pass: false, met: 0, empty: 0 };
+        self.targets.push(target);
+    }
+
+    pub(crate) fn has(&self, mark: u64) -> bool {
+        self.targets.iter().any(|target| target.mark == mark)
+    }
+
+    /// Whether a tree has not ended in the time that it should have taken.
+    pub(crate) fn is_outrun(&self, now: u64, limit: u64) -> bool {
+        self.targets.iter().any(|target| {
+            let limit = limit.checked_shl(target.stops).unwrap_or(u64::MAX);
+            target.signal == Signal::KILL && now.saturating_sub(target.since) > limit
+        })
+    }
+
+    /// Has the next turn begin a pass.
+    pub(crate) fn begin_again(&mut self) {
+        self.under_way = false;
+        for target in &mut self.targets {
+            target.stops += 1;
+        }
+    }
+
+    /// Lets all processes go on but those that stood still before all were stopped.
+    pub(crate) fn resume_all(&self) {
+        // If the kernel is out of memory, the next pass that stops them comes to the rest.
+        let _ = self.each(|process| {
+            if !stood_before(process) {
+                let _ = rustix::process::pidfd_send_signal(process, Signal::CONT);
+            }
+        });
+    }
+
+    /// Goes through all processes but this one at once.
+    fn each(&self, act: impl Fn(&OwnedFd)) -> Result<()> {
+        rustix::fs::seek(self.proc, SeekFrom::Start(0))?;
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
+        let mut entries = RawDir::new(self.proc, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"1" || number(name.to_bytes()).is_none() {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            if let Ok(process) = rustix::fs::openat(self.proc, name, flags, Mode::empty()) {
+                act(&process);
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a tree.
@@ -139,19 +202,19 @@ impl Sweeper {
         }
         self.under_way = false;
         let mut met = false;
-        let mut numbers = Vec::new();
+        let (mut ended, mut signalled) = (Vec::new(), Vec::new());
         self.targets.retain_mut(|target| {
             let repeated = target.signal == Signal::KILL;
             target.empty =
                 if target.met == 0 { target.empty + usize::from(target.in_pass) } else { 0 };
             let done = target.in_pass && (!repeated || target.empty == EMPTY_PASSES);
             if done {
-                numbers.push(target.number);
+                if repeated { &mut ended } else { &mut signalled }.push(target.number);
             }
             met |= repeated && target.met != 0;
             !done
         });
-        Ok(Turn::Done { numbers, met })
+        Ok(Turn::Done { ended, signalled, met })
     }
 }
 
@@ -185,14 +248,34 @@ fn visit(
         },
     };
     for target in targets {
+        let is_kill = target.signal == Signal::KILL;
+        // One that came in the middle of a pass has one of its own, which comes to all.
         let is_meant = match mark {
-            Some(mark) => mark == target.mark,
-            None => target.signal == Signal::KILL,
+            Some(mark) => mark == target.mark && (is_kill || target.in_pass),
+            None => is_kill,
         };
         if is_meant && rustix::process::pidfd_send_signal(&process, target.signal).is_ok() {
             target.met += 1;
         }
     }
+}
+
+/// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still to
+/// come, as `/proc/PID/status` tells, where from any other it has been taken.
+fn stood_before(process: &OwnedFd) -> bool {
+    const SIGSTOP: u64 = 1 << 18;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(process, c"status", flags, Mode::empty()) else {
+        return false;
+    };
+    let mut text = [0; 2 << 10];
+    let Ok(length) = rustix::io::read(&file, &mut text) else { return false };
+    let lines = || text.get(..length).unwrap_or_default().split(|byte| *byte == b'\n');
+    // The name is on the first line, with what could be taken for the end of one escaped.
+    let pending = lines().find_map(|line| line.strip_prefix(b"ShdPnd:\t"));
+    let pending = pending.and_then(|mask| core::str::from_utf8(mask).ok());
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    lines().any(|line| line.starts_with(b"State:\tT")) && pending & SIGSTOP != 0
 }
 
 /// Whether a process, on its way out, is not a zombie yet.

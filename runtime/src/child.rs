@@ -72,7 +72,8 @@ impl Collection {
         for pipe in open.into_iter().flatten() {
             stdio_open = true;
             if !is_terminal && status.reason() != EndReason::SandboxDied {
-                drain(&control, &identity, &pipe)?;
+                // What it has written until now is worth more than what may come.
+                let _ = drain(&control, &identity, &pipe);
             }
         }
         Ok((status, stdio_open))
@@ -293,15 +294,15 @@ fn first_events(
         }
         let body = running.messages().next("the program to start", deadline)?;
         match wire::decode(&body)? {
-            JobEvent::Started { pid: number } => pid = Some(GuestPid(number)),
-            JobEvent::Terminal if has_terminal => {
+            JobEvent::Started { pid: number } if pid.is_none() => pid = Some(GuestPid(number)),
+            JobEvent::Terminal if has_terminal && terminal.is_none() => {
                 let master = running.messages().take_descriptor();
                 let missing = Error::Protocol { why: "a terminal without its descriptor" };
                 terminal = Some(Terminal::new(master.ok_or(missing)?)?);
             }
             JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
-            JobEvent::Terminal | JobEvent::Exited(_) => {
-                return Err(Error::Protocol { why: "an end before the start" });
+            JobEvent::Started { .. } | JobEvent::Terminal | JobEvent::Exited(_) => {
+                return Err(Error::Protocol { why: "a start out of order" });
             }
         }
     }

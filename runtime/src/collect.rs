@@ -129,6 +129,10 @@ impl Collector {
             // What poll(2) has seen may be gone by the time that it is read.
             sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;
         }
+        if self.pipes.iter().all(Option::is_none) {
+            // What it writes is not seen here.
+            self.bounds.idle = None;
+        }
         let mut total = 0_u64;
         let mut last = Instant::now();
         let status = loop {

@@ -42,9 +42,10 @@ impl ExitStatus {
     /// What init said; `asked` is why the host asked for the end, if it did.
     pub(crate) fn new(exit: &Exit, asked: Option<EndReason>) -> Self {
         let reason = match (exit.timed_out, asked, exit.status) {
-            (true, _, _) => EndReason::TimedOut,
+            // It was quicker than what was to end it.
+            (_, _, Status::Code(_)) => EndReason::Exited,
+            (true, _, Status::Signal { .. }) => EndReason::TimedOut,
             (false, Some(asked), Status::Signal { .. }) => asked,
-            (false, _, Status::Code(_)) => EndReason::Exited,
             (false, None, Status::Signal { .. }) => EndReason::Signaled,
         };
         Self {

@@ -175,6 +175,9 @@ impl Running {
 
     /// Kills all of it, for a reason that is told as that of its end.
     pub(crate) fn end(&self, reason: EndReason) -> Result<()> {
+        if self.try_exit()?.is_some() {
+            return Ok(());
+        }
         self.lock().asked.get_or_insert(reason);
         self.signal(9, Scope::Tree)
     }

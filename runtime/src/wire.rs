@@ -232,6 +232,10 @@ impl Messages {
     /// Waits for the next body.
     pub(crate) fn next(&self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
         loop {
+            // Looked at even where messages come without an end.
+            if deadline.passed() {
+                return Err(Error::TimedOut { what, after: deadline.after });
+            }
             if let Some(body) = self.try_next()? {
                 return Ok(body);
             }

@@ -1,0 +1,172 @@
+//! A signal to a tree comes to all of it, once, and the end of a tree comes to those that outrun it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Child, EndReason, Sandbox, Scope, Stdio};
+
+use crate::census;
+use crate::harness::{Home, Need, needs, shell};
+use crate::jobs::alone;
+
+/// Families of processes that each live for as long as it takes to make the next: what is looked
+/// for has ended when it is found.
+const CHAINS: &str = "#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(int count, char **arguments) {
+    write(1, \"up\", 2);
+    for (int left = atoi(arguments[1]); left > 0; left--)
+        if (!fork()) {
+            setsid();
+            signal(SIGCHLD, SIG_IGN);
+            for (;;) if (fork() > 0) _exit(0);
+        }
+    for (;;) pause();
+}";
+
+#[test]
+fn a_timeout_ends_families_that_outrun_it_and_leaves_others_as_they_were() {
+    if !needs(&[Need::Program("gcc")]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let compile = sandbox.shell("gcc -O1 -o /tmp/chains -x c -").input(CHAINS).output().unwrap();
+    assert!(compile.status.success(), "{}", String::from_utf8_lossy(&compile.stderr));
+    // Of another job, one that runs, and one that stands still and is to go on doing so.
+    let mut other = sandbox.shell("sleep 1000 & kill -STOP $!; echo $!; wait $!");
+    let mut other = other.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stopped = String::new();
+    BufReader::new(other.stdout.as_mut().unwrap()).read_line(&mut stopped).unwrap();
+    let stopped = stopped.trim();
+    let state = || shell(&sandbox, format!("grep ^State /proc/{stopped}/status"));
+    assert!(state().contains('T'), "{}", state());
+
+    let timeout = Duration::from_millis(300);
+    let output = sandbox.command("/tmp/chains").arg("40").timeout(timeout).output().unwrap();
+    assert_eq!(output.status.reason(), EndReason::TimedOut);
+    assert!(!output.status.survivors());
+    assert_eq!(output.stdout, b"up");
+    let names = |sandbox: &Sandbox| -> Vec<String> {
+        census::tree(sandbox.init_pid())
+            .iter()
+            .filter(|process| !process.is_zombie())
+            .filter_map(|p| std::fs::read_to_string(format!("/proc/{}/comm", p.pid)).ok())
+            .collect()
+    };
+    assert!(!names(&sandbox).contains(&"chains\n".to_owned()), "{:?}", names(&sandbox));
+    let begin = Instant::now();
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+
+    assert!(other.try_wait().unwrap().is_none());
+    assert!(state().contains('T'), "{}", state());
+    // And that which waits for it runs on.
+    shell(&sandbox, format!("kill -CONT {stopped} && kill {stopped}"));
+    assert_eq!(other.wait().unwrap().code(), Some(128 + 15));
+}
+
+/// Starts a script that says `ready` and reads a line when it is told what to do.
+fn start(sandbox: &Sandbox, script: &str) -> (Child, BufReader<impl Read>) {
+    let mut command = sandbox.command("bash");
+    let mut child =
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (child, stdout)
+}
+
+#[test]
+fn signals_to_a_tree_come_in_order_and_each_once() {
+    if !needs(&[Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    // Many others, so that a pass is under way when the signals are asked for.
+    let crowd = "for ((i = 0; i < 300; i++)); do sleep 1000 & done; echo ready; wait";
+    let (mut crowd, _) = start(&sandbox, crowd);
+    for _ in 0..10 {
+        let script = "trap 'echo TERM' TERM; trap 'echo CONT' CONT; trap 'echo USR1' USR1
+            echo ready; while ! read -t 0.01 line; do :; done; echo end";
+        let (mut child, mut stdout) = start(&sandbox, script);
+        crowd.signal(18, Scope::Tree).unwrap();
+        for signal in [10, 15, 18] {
+            child.signal(signal, Scope::Tree).unwrap();
+        }
+        // A signal to it alone is behind them, and its trap comes after theirs.
+        let mut seen = Vec::new();
+        let mut line = String::new();
+        while seen.len() < 3 {
+            line.clear();
+            stdout.read_line(&mut line).unwrap();
+            seen.push(line.trim().to_owned());
+        }
+        seen.sort();
+        assert_eq!(seen, ["CONT", "TERM", "USR1"]);
+        child.stdin.as_mut().unwrap().write_all(b"end\n").unwrap();
+        line.clear();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "end\n", "a signal came twice");
+        assert!(child.wait().unwrap().success());
+    }
+    crowd.kill().unwrap();
+}
+
+#[test]
+fn every_signal_can_be_sent() {
+    if !needs(&[Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    for signal in [1, 15, 34, 40, 64] {
+        let script =
+            format!("trap 'exit 7' {signal}; echo ready; while ! read -t 0.01; do :; done");
+        let (mut child, _stdout) = start(&sandbox, &script);
+        child.signal(signal, Scope::Process).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(7), "{signal}");
+    }
+}
+
+#[test]
+fn silence_is_no_end_where_no_one_listens() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let idle = Duration::from_millis(20);
+    let status = sandbox.command("sleep").arg("0.2").idle_timeout(idle).status().unwrap();
+    assert!(status.success(), "{status}");
+    // Control: where someone does, it is.
+    let output = sandbox.command("sleep").arg("1000").idle_timeout(idle).output().unwrap();
+    assert_eq!(output.status.reason(), EndReason::Idle);
+}
+
+#[test]
+fn what_ended_by_itself_was_not_ended_by_its_time() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let (mut itself, mut timed_out) = (0, 0);
+    for run in 0..200 {
+        // Around the time that it takes.
+        let timeout = Duration::from_micros(20_000 + run * 30);
+        let mut command = sandbox.shell("sleep 0.02; exit 3");
+        let status = command.timeout(timeout).status().unwrap();
+        match (status.code(), status.reason()) {
+            (Some(3), EndReason::Exited) => itself += 1,
+            (None, EndReason::TimedOut) => timed_out += 1,
+            // The sleep alone was met by the end: the shell goes on for a moment.
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(itself + timed_out, 200);
+}
