@@ -89,7 +89,7 @@ impl Start {
                 // The kernel gives all who share memory the same score. Where there is one id, a
                 // guest may write that of the child before its execve.
                 let is_shared = spawn.oom_score_adj == 0
-                    && defaults.identities == Identities::Range
+                    && defaults.may_share_memory
                     && request.length() <= LARGEST_SHARED;
                 let memory = if is_shared { Memory::Shared } else { Memory::Copied };
                 (memory, program.arguments.len() + program.environment.len())

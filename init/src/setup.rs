@@ -34,6 +34,9 @@ pub(crate) struct JobDefaults {
     pub(crate) identities: Identities,
     /// Limits that hold unless a job asks for others.
     pub(crate) rlimits: [adl_protocol::Rlimit; 2],
+    /// Whether a child may have init's memory until its `execve(2)`: not where a guest has init's id
+    /// or, for a moment, the right to look at it.
+    pub(crate) may_share_memory: bool,
     /// How many descriptors init can have.
     pub(crate) descriptors: u64,
     /// The procfs and the devpts of the sandbox, as they were before any guest ran.
@@ -148,6 +151,9 @@ pub(crate) fn run(
     let proc = open_directory(c"/proc").step(Step::Proc)?;
     let terminals = open_directory(c"/dev/pts").step(Step::Dev)?;
 
+    let may_share_memory = setup.identities == Identities::Range
+        && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
+
     // 6. Rights: what is given up here, no job can have.
     let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     drop_capabilities(capabilities).step(Step::Capabilities)?;
@@ -159,9 +165,26 @@ pub(crate) fn run(
 
     let identities = setup.identities;
     let descriptors = files.maximum.unwrap_or(u64::MAX);
-    let jobs =
-        JobDefaults { descriptors, null, capabilities, identities, rlimits, proc, terminals };
+    let jobs = JobDefaults {
+        may_share_memory,
+        descriptors,
+        null,
+        capabilities,
+        identities,
+        rlimits,
+        proc,
+        terminals,
+    };
     Ok(Init { child_signals, owner, jobs })
+}
+
+/// Whether a process that takes on another id becomes one that its new user may trace
+/// (`fs.suid_dumpable`, `proc_sys_fs(5)`), which holds until it says otherwise.
+fn changed_ids_are_dumpable(proc: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"sys/fs/suid_dumpable", flags, Mode::empty())?;
+    let mut text = [0];
+    Ok(rustix::io::read(&file, &mut text)? == 1 && text == *b"1")
 }
 
 fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
