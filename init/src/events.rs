@@ -371,7 +371,7 @@ impl Loop {
     /// Makes one pass while nothing else runs: for trees whose processes give birth and end faster
     /// than passes come to them. Those of other trees stand still meanwhile, and no longer.
     fn sweep_stopped(&mut self, now: u64) {
-        if sys::stop_all().is_err() {
+        if sys::signal_all(Signal::STOP).is_err() {
             return;
         }
         while self.reap() {}

@@ -316,12 +316,12 @@ pub fn signal(number: u8) -> Option<Signal> {
     is_signal.then(|| unsafe { Signal::from_raw_unchecked(i32::from(number)) })
 }
 
-/// Stops every process of the sandbox but this one. None of them has a child that it does not stop:
-/// the kernel fails a fork in whose middle a signal comes.
-pub fn stop_all() -> Result<()> {
-    const SIGSTOP: usize = 19;
+/// Sends a signal to every process of the sandbox but this one. None of them has a child to which it
+/// does not come: the kernel fails a fork in whose middle a signal comes.
+pub fn signal_all(signal: Signal) -> Result<()> {
+    let signal = signal.as_raw().unsigned_abs() as usize;
     // SAFETY: takes no pointer; -1 is all processes that this one can see, without itself.
-    unsafe { syscall(nr::KILL, usize::MAX, SIGSTOP, 0, 0, 0) }.map(drop)
+    unsafe { syscall(nr::KILL, usize::MAX, signal, 0, 0, 0) }.map(drop)
 }
 
 /// Room for the pointers to the strings that `execve(2)` gets, made by the parent for a child that

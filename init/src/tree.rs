@@ -136,12 +136,15 @@ impl Sweeper {
 
     /// Lets all processes go on but those that stood still before all were stopped.
     pub(crate) fn resume_all(&self) {
-        // If the kernel is out of memory, the next pass that stops them comes to the rest.
-        let _ = self.each(|process| {
+        let resumed = self.each(|process| {
             if !stood_before(process) {
                 let _ = rustix::process::pidfd_send_signal(process, Signal::CONT);
             }
         });
+        if resumed.is_err() {
+            // The kernel is out of memory: better one too many than one that stands for ever.
+            let _ = sys::signal_all(Signal::CONT);
+        }
     }
 
     /// Goes through all processes but this one at once.
@@ -156,8 +159,11 @@ impl Sweeper {
                 continue;
             }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            if let Ok(process) = rustix::fs::openat(self.proc, name, flags, Mode::empty()) {
-                act(&process);
+            match rustix::fs::openat(self.proc, name, flags, Mode::empty()) {
+                Ok(process) => act(&process),
+                // It has ended.
+                Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(errno) => return Err(errno),
             }
         }
         Ok(())

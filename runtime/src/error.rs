@@ -43,9 +43,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A command was not started; the sandbox and its other jobs are as before.
-    #[error("{program:?} was not started, stage {stage:?}: {source}")]
+    #[error("{program:?} was not started, stage {stage:?}: {source}{}", Hint(.stage, .source))]
     Start {
-        /// What was to be run.
+        /// What was to be run; the user, if there is none of that name.
         program: PathBuf,
         /// How far it came. [`Stage::Directory`] with `NotFound` is the working directory's
         /// absence, [`Stage::Exec`] with `NotFound` that of the program or its interpreter.
@@ -113,5 +113,22 @@ struct Of<'a>(&'a Path);
 impl fmt::Display for Of<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
+    }
+}
+
+/// What a failure to start means, where the kernel's words for it don't say.
+struct Hint<'a>(&'a Stage, &'a io::Error);
+
+impl fmt::Display for Hint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.1.kind()) {
+            (Stage::Identity, io::ErrorKind::NotFound) => {
+                f.write_str("; no such user or group in /etc/passwd and /etc/group of the sandbox")
+            }
+            (Stage::Directory, io::ErrorKind::NotFound) => {
+                f.write_str("; the working directory is not there")
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -113,19 +113,14 @@ impl<'a> Stream<'a> {
             }
             Kind::Inherit => {
                 let fd = match which {
-                    Which::Stdin => std::io::stdin().as_raw_fd(),
-                    Which::Stdout => std::io::stdout().as_raw_fd(),
-                    Which::Stderr => std::io::stderr().as_raw_fd(),
+                    Which::Stdin => no_directory(&std::io::stdin())?,
+                    Which::Stdout => no_directory(&std::io::stdout())?,
+                    Which::Stderr => no_directory(&std::io::stderr())?,
                 };
-                match which {
-                    Which::Stdin => refuse_directory(std::io::stdin().as_fd())?,
-                    Which::Stdout => refuse_directory(std::io::stdout().as_fd())?,
-                    Which::Stderr => refuse_directory(std::io::stderr().as_fd())?,
-                }
                 (StdioSource::Descriptor, None, Theirs::Standard(fd))
             }
             Kind::Descriptor(fd) => {
-                refuse_directory(fd.as_fd())?;
+                no_directory(fd)?;
                 (StdioSource::Descriptor, None, Theirs::Borrowed(fd.as_fd()))
             }
         };
@@ -133,11 +128,12 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// With a directory of the host, `openat(2)` would lead out of the sandbox.
-fn refuse_directory(fd: BorrowedFd<'_>) -> Result<()> {
-    let stat = nix::sys::stat::fstat(fd).map_err(Error::io("fstat"))?;
+/// The number of a descriptor that is no directory: with one of the host, `openat(2)` would lead
+/// out of the sandbox.
+fn no_directory(stream: &(impl AsFd + AsRawFd)) -> Result<RawFd> {
+    let stat = nix::sys::stat::fstat(stream).map_err(Error::io("fstat"))?;
     if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(Error::invalid("stdio", "a directory of the host"));
     }
-    Ok(())
+    Ok(stream.as_raw_fd())
 }
