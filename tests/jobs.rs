@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::harness::{Home, Need, needs, shell, within};
 use crate::helper::{Helper, say};
 
 /// How long something may take that happens at once, on a machine with other tests on it.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// For those who measure, and for those who would be measured with it.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
@@ -262,13 +262,13 @@ pub(crate) fn cancel_many(state: &Path) {
         let of_init = if root { census::descriptors(sandbox.init_pid()).len() } else { 0 };
         (census::descriptors(own).len(), of_init, census::tree(sandbox.init_pid()).len())
     };
-    let (_, of_fresh_init, _) = held();
     run_and_cancel(&sandbox, 200);
     // What ended last may not have been cleared up when its result was told. What stays is the mark
     // that init has ready for the next job.
-    let ready = usize::from(root);
-    let settled = || (held().1, held().2) == (of_fresh_init + ready, 1);
-    assert!(within(SOON, settled), "{:?}, when fresh {of_fresh_init}", held());
+    let is_mark = |(_, target): &(i32, PathBuf)| target.to_string_lossy().starts_with("cgroup:");
+    let marks = || census::descriptors(sandbox.init_pid()).iter().filter(|fd| is_mark(fd)).count();
+    let settled = || held().2 == 1 && (!root || marks() == 1);
+    assert!(within(SOON, settled), "{:?}", held());
     let before = held();
     let begin = Instant::now();
     run_and_cancel(&sandbox, 10_000);
@@ -438,12 +438,23 @@ print(round(1e6 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)";
     assert!((resident..resident + 1024).contains(&usage.max_rss_kib), "{usage:?}, {resident} KiB");
     assert!(usage.minor_faults > 64 << 8, "{usage:?}");
 
-    let host = process::Command::new("/usr/bin/python3").args(["-c", WORK]).output().unwrap();
-    let [host, _] = numbers(host.stdout);
-    let ratio = said as f64 / host as f64;
-    eprintln!("CPU time {said} µs, {cpu} µs with start and end, on the host {host} µs: {ratio:.2}");
-    // Two runs, and what else runs on the machine slows one of them down through its caches.
-    assert!((0.67..1.5).contains(&ratio), "{said} µs, on the host {host} µs");
+    // In turns, the least of each: what else runs on the machine slows single runs down through its
+    // caches.
+    let mut least = [said, u64::MAX];
+    for _ in 0..3 {
+        let output = sandbox.command("python3").args(["-c", WORK]).output().unwrap();
+        let host = process::Command::new("/usr/bin/python3").args(["-c", WORK]).output().unwrap();
+        for (least, stdout) in least.iter_mut().zip([output.stdout, host.stdout]) {
+            let [said, _] = numbers(stdout);
+            *least = said.min(*least);
+        }
+    }
+    let [inside, host] = least;
+    let ratio = inside as f64 / host as f64;
+    eprintln!(
+        "CPU time {said} µs, {cpu} µs with start and end; at least {inside} µs inside, {host} µs on the host: {ratio:.2}"
+    );
+    assert!((0.75..1.33).contains(&ratio), "{inside} µs, on the host {host} µs");
 }
 
 #[test]

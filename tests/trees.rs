@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Child, EndReason, Sandbox, Scope, Stdio};
 
 use crate::census;
-use crate::harness::{Home, Need, needs, shell};
-use crate::jobs::alone;
+use crate::harness::{Home, Need, needs, shell, within};
+use crate::jobs::{SOON, alone};
 
 /// Families of processes that each live for as long as it takes to make the next: what is looked
 /// for has ended when it is found.
@@ -44,7 +44,8 @@ fn a_timeout_ends_families_that_outrun_it_and_leaves_others_as_they_were() {
     BufReader::new(other.stdout.as_mut().unwrap()).read_line(&mut stopped).unwrap();
     let stopped = stopped.trim();
     let state = || shell(&sandbox, format!("grep ^State /proc/{stopped}/status"));
-    assert!(state().contains('T'), "{}", state());
+    // The signal is on its way when the line is written.
+    assert!(within(SOON, || state().contains('T')), "{}", state());
 
     let timeout = Duration::from_millis(300);
     let output = sandbox.command("/tmp/chains").arg("40").timeout(timeout).output().unwrap();
