@@ -1,6 +1,7 @@
 //! How a command starts, as whom and with what, and what is told when it can't.
 
 use std::io::Write;
+use std::process;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Command, Error, Resource, Stage, Stdio};
@@ -159,7 +160,10 @@ fn what_was_set_for_a_command_holds_inside_it() {
     // The last one counts.
     command.rlimit(Resource::OpenFiles, 10, 20).rlimit(Resource::OpenFiles, 100, 200);
     let output = command.rlimit(Resource::Cpu, 60, 70).output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0027\n5\n500\n100\n200\n60\n");
+    let own = process::Command::new("nice").output().unwrap().stdout;
+    let own: i32 = String::from_utf8(own).unwrap().trim().parse().unwrap();
+    let expected = format!("0027\n{}\n500\n100\n200\n60\n", own + 5);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     assert_eq!(shell(&sandbox, "umask; nice; ulimit -St"), "0022\n0\nunlimited\n");
     // And does what it says.
     let mut command = sandbox.shell("trap '' XFSZ; head -c 100k /dev/zero > /tmp/file");
