@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Strings;
+use crate::{FileTask, Strings};
 
 /// Starts one job.
 ///
@@ -49,13 +49,9 @@ pub enum Task<'a> {
     /// Reads all from stdin and stdout, as long as there is someone to write, and drops it: for
     /// pipes whose reader is gone but whose writers are to live.
     Drain,
-    /// Copies a regular file to stdout. A symbolic link is followed, inside the root.
-    ReadFile {
-        /// Its path, one string.
-        path: Strings<'a>,
-        /// The most it may hold, in bytes; a longer one is EFBIG.
-        limit: u64,
-    },
+    /// Does something with files.
+    #[serde(borrow)]
+    File(FileTask<'a>),
 }
 
 /// A program with its arguments and environment.
@@ -146,6 +142,11 @@ pub enum JobRequest {
         /// Who gets it.
         scope: Scope,
     },
+    /// End its tree so many microseconds from now, whatever was said of it before.
+    EndAfter {
+        /// In microseconds.
+        delay_us: u64,
+    },
 }
 
 /// Who gets a signal.
@@ -211,8 +212,10 @@ pub enum Stage {
     Directory,
     /// Run the program.
     Exec,
-    /// Open the file.
+    /// Find the file, or make it.
     File,
+    /// See whether it is a regular file. The error number says nothing more.
+    Kind,
     /// Move bytes.
     Copy,
 }

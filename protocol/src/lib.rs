@@ -29,17 +29,21 @@
 extern crate alloc;
 
 pub mod codec;
+mod file;
 mod job;
 pub mod limits;
 mod setup;
 mod strings;
+mod tree;
 
+pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
     Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Program, Rlimit, Scope, Spawn,
     Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{Identities, Layer, Overlay, Setup, SetupFailure, Step, Upper};
 pub use strings::{Strings, StringsError};
+pub use tree::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
 
 use serde::{Deserialize, Serialize};
 

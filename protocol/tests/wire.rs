@@ -15,9 +15,10 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Exit, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Overlay, Program,
-    Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step,
-    Strings, StringsError, Task, Upper, Usage, VERSION,
+    Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity, JobEvent,
+    JobRequest, JobStdio, Layer, Leftovers, Listing, MAX_CHUNK, Metadata, Overlay, Program, Reply,
+    Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings,
+    StringsError, Task, Time, Upper, Usage, VERSION, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -135,13 +136,12 @@ fn a_change_of_the_wire_changes_these_bytes() {
         b"\x14\0\0\0\x03\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0",
     );
     golden(&JobRequest::Signal { signal: 9, scope: Scope::Group }, b"\x03\0\0\0\0\x09\x01");
+    golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
         b"\x3a\0\0\0\0\x01\x03box\0\x01\0\0\x02\0\x01\0\x04usr\0\x01\x01\x04/usr\xfb\x2c\x01\x07\
           \x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08",
     );
-    let path = Strings::new(b"/a\0").unwrap();
-    golden(&Task::ReadFile { path, limit: 7 }, b"\x06\0\0\0\x02\x03/a\0\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
         &spawn(),
@@ -149,6 +149,125 @@ fn a_change_of_the_wire_changes_these_bytes() {
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
           \x01\x02\x01\x01\xfb\xe8\x03\x01",
     );
+}
+
+fn string(bytes: &[u8]) -> Strings<'_> {
+    Strings::new(bytes).unwrap()
+}
+
+/// Everything that can be done with a file, by its golden bytes.
+fn file_actions() -> Vec<(FileAction<'static>, &'static [u8])> {
+    vec![
+        (FileAction::Read { offset: 1, limit: 2, whole: true }, b"\0\x01\x02\x01"),
+        (
+            FileAction::Write {
+                how: WriteHow::CreateNew,
+                mode: Some(0o600),
+                owner: Some((1000, 5)),
+            },
+            b"\x01\x01\x01\xfb\x80\x01\x01\xfb\xe8\x03\x05",
+        ),
+        (FileAction::Write { how: WriteHow::Append, mode: None, owner: None }, b"\x01\x03\0\0"),
+        (FileAction::Metadata { follow: true }, b"\x02\x01"),
+        (FileAction::List { start: 3, most: 4 }, b"\x03\x03\x04"),
+        (FileAction::CreateDirectories { mode: 7 }, b"\x04\x07"),
+        (FileAction::RemoveFile, b"\x05"),
+        (FileAction::RemoveTree, b"\x06"),
+        (FileAction::Rename { to: string(b"b\0") }, b"\x07\x02b\0"),
+        (FileAction::SymbolicLink { target: string(b"b\0") }, b"\x08\x02b\0"),
+        (FileAction::ReadLink, b"\x09"),
+        (FileAction::SetMode { mode: 7 }, b"\x0a\x07"),
+        (FileAction::SetOwner { uid: 1, gid: 2, follow: false }, b"\x0b\x01\x02\0"),
+        (FileAction::Export, b"\x0c"),
+        (FileAction::Import { owners: true }, b"\x0d\x01"),
+    ]
+}
+
+#[test]
+fn the_bytes_of_file_tasks_are_these() {
+    for (action, bytes) in file_actions() {
+        let task = Task::File(FileTask { path: string(b"/a\0"), action });
+        let body = [&b"\x02\x03/a\0"[..], bytes].concat();
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+        golden(&task, &[&length[..], &body].concat());
+    }
+}
+
+#[test]
+fn the_bytes_of_answers_and_trees_are_these() {
+    let time = Time { seconds: -1, nanoseconds: 9 };
+    let metadata = Metadata {
+        kind: FileKind::SymbolicLink,
+        mode: 1,
+        uid: 2,
+        gid: 3,
+        size: 4,
+        blocks: 5,
+        links: 6,
+        inode: 7,
+        accessed: time,
+        modified: time,
+        changed: time,
+    };
+    golden(&metadata, b"\x0e\0\0\0\x02\x01\x02\x03\x04\x05\x06\x07\x01\x09\x01\x09\x01\x09");
+    let listing = Listing { names: string(b"a\0b\0"), kinds: &[0, 1], next: Some(8) };
+    golden(&listing, b"\x0a\0\0\0\x04a\0b\0\x02\0\x01\x01\x08");
+    let attributes = Attributes { mode: 1, uid: 2, gid: 3, modified: time };
+    let (name, target) = (string(b"a\0"), string(b"b\0c\0"));
+    golden(
+        &Entry::Directory { name, attributes: Some(attributes) },
+        b"\x0a\0\0\0\0\x02a\0\x01\x01\x02\x03\x01\x09",
+    );
+    golden(&Entry::Leave, b"\x01\0\0\0\x01");
+    golden(
+        &Entry::File { name, attributes, size: 8 },
+        b"\x0a\0\0\0\x02\x02a\0\x01\x02\x03\x01\x09\x08",
+    );
+    golden(
+        &Entry::SymbolicLink { name, target: string(b"b\0"), attributes },
+        b"\x0c\0\0\0\x03\x02a\0\x02b\0\x01\x02\x03\x01\x09",
+    );
+    golden(&Entry::HardLink { name, target }, b"\x09\0\0\0\x04\x02a\0\x04b\0c\0");
+    golden(&Entry::Skipped { name, kind: FileKind::Fifo }, b"\x05\0\0\0\x05\x02a\0\x03");
+    golden(&Entry::Failed { name, errno: 13 }, b"\x05\0\0\0\x06\x02a\0\x1a");
+    for (place, kind) in FileKind::ALL.into_iter().enumerate() {
+        golden(&kind, &[1, 0, 0, 0, u8::try_from(place).unwrap()]);
+    }
+}
+
+#[test]
+fn pieces_of_a_file_are_eight_bytes_and_all_others_are_none() {
+    for (chunk, bytes) in [
+        (Chunk::End, [0, 0, 0, 0, 0, 0, 0, 0]),
+        (Chunk::Data(1), [5, 0, 0, 0, 0, 0, 0, 0]),
+        (Chunk::Data(MAX_CHUNK), [1, 0, 0x40, 0, 0, 0, 0, 0]),
+        (Chunk::Hole(1 << 40), [2, 0, 0, 0, 0, 4, 0, 0]),
+        (Chunk::CutOff, [3, 0, 0, 0, 0, 0, 0, 0]),
+    ] {
+        assert_eq!(chunk.encode(), bytes);
+        assert_eq!(Chunk::decode(bytes), Some(chunk));
+    }
+    // No data, too much of it, an empty hole, an end that goes on.
+    for bytes in [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [5, 0, 0x40, 0, 0, 0, 0, 0],
+        [2, 0, 0, 0, 0, 0, 0, 0],
+        [4, 0, 0, 0, 0, 0, 0, 0],
+        [7, 0, 0, 0, 0, 0, 0, 0],
+        [0xfd; 8],
+    ] {
+        assert_eq!(Chunk::decode(bytes), None, "{bytes:?}");
+    }
+}
+
+#[test]
+fn names_that_are_more_than_one_name_are_refused() {
+    for name in [&b""[..], b".", b"..", b"/", b"a/b", b"a/", b"/a", b"a\0", &[b'a'; 256]] {
+        assert!(!is_plain_name(name), "{}", name.escape_ascii());
+    }
+    for name in [&b"a"[..], b"...", b"..a", b"\n", b"\xff", &[b'a'; 255]] {
+        assert!(is_plain_name(name), "{}", name.escape_ascii());
+    }
 }
 
 /// Decodes bytes as everything that there is on the wire, and counts what accepted them.
@@ -159,6 +278,9 @@ fn decode_as_all(body: &[u8]) -> usize {
         decode::<Reply<'_>>(body).is_ok(),
         decode::<JobEvent>(body).is_ok(),
         decode::<JobRequest>(body).is_ok(),
+        decode::<Entry<'_>>(body).is_ok(),
+        decode::<Listing<'_>>(body).is_ok(),
+        decode::<Metadata>(body).is_ok(),
     ];
     let largest = LARGEST.get();
     assert!(largest <= CAP.max(body.len() * 2), "an allocation of {largest} bytes");
