@@ -3,7 +3,7 @@
 //! It waits in one place, `epoll_wait(2)`, and for nothing else: not for a job, a disk, a lock or
 //! a reader. Job ends are reported in the order in which they happen.
 
-use alloc::collections::BTreeMap;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use adl_protocol::{
@@ -71,7 +71,7 @@ struct Job {
 struct Loop {
     init: &'static Init,
     epoll: OwnedFd,
-    jobs: BTreeMap<u64, Job>,
+    jobs: Jobs,
     /// The number of the next job.
     next: u64,
     /// The jobs whose processes are not reaped yet, by pid.
@@ -85,6 +85,34 @@ struct Loop {
     sweeper: Sweeper,
     /// When the sweeper goes on, in ns.
     sweep_at: u64,
+}
+
+/// The jobs by their numbers, each of which is larger than those before it.
+struct Jobs(Vec<(u64, Box<Job>)>);
+
+impl Jobs {
+    fn place(&self, number: u64) -> Option<usize> {
+        self.0.binary_search_by_key(&number, |(number, _)| *number).ok()
+    }
+
+    fn get(&self, number: u64) -> Option<&Job> {
+        self.0.get(self.place(number)?).map(|(_, job)| &**job)
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut Job> {
+        let place = self.place(number)?;
+        self.0.get_mut(place).map(|(_, job)| &mut **job)
+    }
+
+    fn push(&mut self, number: u64, job: Job) {
+        self.0.push((number, Box::new(job)));
+    }
+
+    fn remove(&mut self, number: u64) {
+        if let Some(place) = self.place(number) {
+            self.0.remove(place);
+        }
+    }
 }
 
 /// Numbers of jobs by a key, in its order. A list, since a tree of each kind would be a tenth of
@@ -120,7 +148,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
     let mut this = Loop {
         init,
         epoll,
-        jobs: BTreeMap::new(),
+        jobs: Jobs(Vec::new()),
         next: 0,
         by_pid: Sorted(Vec::new()),
         timers: Sorted(Vec::new()),
@@ -242,7 +270,7 @@ impl Loop {
             end: None,
             told: false,
         };
-        self.jobs.insert(number, job);
+        self.jobs.push(number, job);
         self.by_pid.insert(pid, number);
         self.next_tree = Tree::begin(&self.init.jobs.proc).ok();
         Ok(())
@@ -255,7 +283,7 @@ impl Loop {
         resources: &job::Resources,
     ) -> rustix::io::Result<(i32, Tree)> {
         // Below that, a request could lose its descriptors, and the sandbox with them.
-        let held = (self.jobs.len() as u64 + 1).saturating_mul(OF_A_JOB) + RESERVED;
+        let held = (self.jobs.0.len() as u64 + 1).saturating_mul(OF_A_JOB) + RESERVED;
         if held > self.init.jobs.descriptors {
             return Err(Errno::MFILE);
         }
@@ -263,11 +291,13 @@ impl Loop {
             Some(tree) => tree,
             None => Tree::begin(&self.init.jobs.proc)?,
         };
-        let (memory, start) = job::Start::new(request, resources.lend(), &self.init.jobs)?;
         self.starting.retain(|memory| !memory.is_free());
         if self.starting.len() >= STARTING {
             return Err(Errno::NOMEM);
         }
+        let is_crowded = self.starting.len() >= STARTING / 2;
+        let (memory, start) =
+            job::Start::new(request, resources.lend(), &self.init.jobs, is_crowded)?;
         let (pid, memory) = sys::start_child(memory, start, job::run)?;
         self.starting.push(memory);
         Ok((pid, tree))
@@ -275,7 +305,7 @@ impl Loop {
 
     /// Handles what the host says on a job's channel, or that it has closed it.
     fn on_channel(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(job) = self.jobs.get_mut(number) else { return };
         let Some(channel) = job.channel.as_ref() else { return };
         let mut frame = [0; 64];
         match rustix::net::recv(channel, &mut frame, rustix::net::RecvFlags::DONTWAIT) {
@@ -294,8 +324,11 @@ impl Loop {
     }
 
     fn on_request(&mut self, number: u64, request: JobRequest) {
-        let JobRequest::Signal { signal, scope } = request;
-        let Some(job) = self.jobs.get(&number) else { return };
+        let (signal, scope) = match request {
+            JobRequest::Signal { signal, scope } => (signal, scope),
+            JobRequest::EndAfter { delay_us } => return self.end_after(number, delay_us),
+        };
+        let Some(job) = self.jobs.get(number) else { return };
         let Some(signal) = sys::signal(signal) else { return };
         // While it is not reaped, its pid is no one else's. ESRCH: it will be in a moment.
         let pid = job.pid.and_then(Pid::from_raw);
@@ -312,9 +345,22 @@ impl Loop {
         }
     }
 
+    /// Gives a job another deadline.
+    fn end_after(&mut self, number: u64, delay_us: u64) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        if job.end.is_some() || job.ending.is_some() {
+            return;
+        }
+        let at = now().saturating_add(delay_us.saturating_mul(1000));
+        if let Some(before) = job.deadline.replace(at) {
+            self.timers.remove(before, number);
+        }
+        self.timers.insert(at, number);
+    }
+
     /// Begins to end all processes of a job.
     fn end_tree(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(job) = self.jobs.get_mut(number) else { return };
         if job.ending.is_some() {
             return;
         }
@@ -350,7 +396,7 @@ impl Loop {
     /// Goes on with the pass through all processes; whether it is under way still.
     fn sweep(&mut self, now: u64) -> bool {
         let (jobs, by_pid) = (&self.jobs, &self.by_pid);
-        let mark_of = |pid| Some(jobs.get(&by_pid.get(pid)?)?.tree.mark());
+        let mark_of = |pid| Some(jobs.get(by_pid.get(pid)?)?.tree.mark());
         match self.sweeper.turn(mark_of) {
             Ok(Turn::UnderWay) => return true,
             Ok(Turn::Done { ended, signalled, met }) => {
@@ -381,7 +427,7 @@ impl Loop {
     }
 
     fn on_timer(&mut self, number: u64, now: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(job) = self.jobs.get_mut(number) else { return };
         if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
             self.sweeper.remove(job.tree.mark());
             self.tree_ended(number, true);
@@ -395,7 +441,7 @@ impl Loop {
     }
 
     fn tree_ended(&mut self, number: u64, survivors: bool) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(job) = self.jobs.get_mut(number) else { return };
         if let Some(since) = job.ending.take() {
             self.timers.remove(since.saturating_add(UNKILLABLE), number);
             job.survivors = survivors;
@@ -416,7 +462,7 @@ impl Loop {
             };
             let Some(number) = self.by_pid.get(pid) else { continue };
             self.by_pid.remove(pid, number);
-            let Some(job) = self.jobs.get_mut(&number) else { continue };
+            let Some(job) = self.jobs.get_mut(number) else { continue };
             job.pid = None;
             job.end = Some((status, usage, now().saturating_sub(job.started)));
             if let Some(at) = job.deadline {
@@ -433,7 +479,7 @@ impl Loop {
     /// Tells the end of a job if it is time to, and forgets one of which nobody wants to know
     /// more.
     fn settle(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let Some(job) = self.jobs.get_mut(number) else { return };
         let Some((status, usage, wall)) = job.end else { return };
         if job.ending.is_some() {
             return;
@@ -454,13 +500,13 @@ impl Loop {
         }
         // Not while it is swept: without its pin, its mark may become another's.
         let is_over = |job: &Job| job.channel.is_none() && !self.sweeper.has(job.tree.mark());
-        if self.jobs.get(&number).is_some_and(is_over) {
-            self.jobs.remove(&number);
+        if self.jobs.get(number).is_some_and(is_over) {
+            self.jobs.remove(number);
         }
     }
 
     fn let_go(&mut self, number: u64) {
-        if let Some(channel) = self.jobs.get_mut(&number).and_then(|job| job.channel.take()) {
+        if let Some(channel) = self.jobs.get_mut(number).and_then(|job| job.channel.take()) {
             // Explicitly: a child that has not come to its execve yet holds a copy, which would
             // keep the event alive.
             let _ = epoll::delete(&self.epoll, &channel);

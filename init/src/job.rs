@@ -9,7 +9,7 @@ use adl_protocol::{
     Strings, Task, codec, limits,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource};
 use rustix::pty::OpenptFlags;
@@ -17,6 +17,7 @@ use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::builtin;
+use crate::files::{self, open_in_root};
 use crate::setup::{DEFAULT_UMASK, JobDefaults};
 use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
 
@@ -77,26 +78,29 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// Prepares the start of a [`Request::Spawn`], and says what memory it needs.
+    /// Prepares the start of a [`Request::Spawn`], and says what memory it needs. `is_crowded` is
+    /// whether many children share init's memory already.
     pub(crate) fn new(
         request: OwnedRequest,
         resources: Lent,
         defaults: &'static JobDefaults,
+        is_crowded: bool,
     ) -> rustix::io::Result<(Memory, Self)> {
         let Request::Spawn(spawn) = request.get() else { return Err(Errno::INVAL) };
-        let (memory, strings) = match &spawn.task {
+        // The kernel gives all who share memory the same score. Where there is one id, a guest may
+        // write that of the child before its execve.
+        let may_share = spawn.oom_score_adj == 0
+            && defaults.may_share_memory
+            && request.length() <= LARGEST_SHARED;
+        let (shares, strings) = match &spawn.task {
             Task::Program(program) => {
-                // The kernel gives all who share memory the same score. Where there is one id, a
-                // guest may write that of the child before its execve.
-                let is_shared = spawn.oom_score_adj == 0
-                    && defaults.may_share_memory
-                    && request.length() <= LARGEST_SHARED;
-                let memory = if is_shared { Memory::Shared } else { Memory::Copied };
-                (memory, program.arguments.len() + program.environment.len())
+                (may_share, program.arguments.len() + program.environment.len())
             }
-            // These go on to run init's own code.
-            Task::Drain | Task::ReadFile { .. } => (Memory::Copied, 0),
+            // It may go on for as long as the host likes, and what it holds is init's memory.
+            Task::File(task) => (may_share && !is_crowded && !files::allocates(task), 0),
+            Task::Drain => (false, 0),
         };
+        let memory = if shares { Memory::Shared } else { Memory::Copied };
         let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;
         let groups = spawn.identity.groups.iter().map(|group| Gid::from_raw(*group)).collect();
         Ok((memory, Self { request, resources, groups, pointers, defaults }))
@@ -122,12 +126,9 @@ impl<T> InStage<T> for rustix::io::Result<T> {
 pub(crate) fn run(start: &Start) -> ! {
     let Request::Spawn(spawn) = start.request.get() else { sys::exit(NOT_STARTED) };
     let mut channel = start.resources.channel;
-    let result = prepare(spawn, start).and_then(|()| match &spawn.task {
+    let result = prepare(spawn, start, &mut channel).and_then(|()| match &spawn.task {
         Task::Program(program) => Err(Failure(Stage::Exec, execute(program, &start.pointers))),
-        task => {
-            channel = sys::keep_only(channel).stage(Stage::Stdio)?;
-            builtin::run(task)
-        }
+        task => builtin::run(task),
     });
     let Err(Failure(stage, errno)) = result else { sys::exit(0) };
     let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
@@ -137,9 +138,16 @@ pub(crate) fn run(start: &Start) -> ! {
 }
 
 /// The steps up to the program.
-fn prepare(spawn: &Spawn<'_>, start: &Start) -> Result<(), Failure> {
-    // 1. A session of its own: no terminal of another job, and a group to be signalled.
-    rustix::process::setsid().stage(Stage::Session)?;
+fn prepare(
+    spawn: &Spawn<'_>,
+    start: &Start,
+    channel: &mut BorrowedFd<'static>,
+) -> Result<(), Failure> {
+    // 1. A session of its own: no terminal of another job, and a group to be signalled. A file's
+    // has neither, and to share the processor by sessions takes a while to set up.
+    if !matches!(spawn.task, Task::File(_)) {
+        rustix::process::setsid().stage(Stage::Session)?;
+    }
 
     // 2. What execve passes on: signals, umask, limits, niceness.
     sys::unblock_signals().stage(Stage::Session)?;
@@ -157,25 +165,31 @@ fn prepare(spawn: &Spawn<'_>, start: &Start) -> Result<(), Failure> {
         set_oom_score_adj(&start.defaults.proc, spawn.oom_score_adj).stage(Stage::OomScore)?;
     }
 
-    // 3. Its ids, and with them the right to nothing more than they give.
+    // 3. Its three descriptors. What is init's own code has no other from here on: nothing of
+    // another job's, or of init's, is held where the guest's user may hold it up. A program lets go
+    // of them by its execve, until which a terminal is made as its user.
+    if let JobStdio::Streams(sources) = spawn.stdio {
+        place_stdio(sources, &start.resources.stdio, &start.defaults.null).stage(Stage::Stdio)?;
+    }
+    if !matches!(spawn.task, Task::Program(_)) {
+        *channel = sys::keep_only(*channel).stage(Stage::Stdio)?;
+    }
+
+    // 4. Its ids, and with them the right to nothing more than they give.
     take_identity(&spawn.identity, &start.groups, start.defaults.identities)
         .stage(Stage::Identity)?;
     take_capabilities(spawn.identity.uid, start.defaults.capabilities)
         .stage(Stage::Capabilities)?;
 
-    // 4. Its three descriptors, and after its execve no other.
-    let stdio = &start.resources.stdio;
-    match spawn.stdio {
-        JobStdio::Streams(sources) => {
-            place_stdio(sources, stdio, &start.defaults.null).stage(Stage::Stdio)?;
-        }
-        JobStdio::Terminal { rows, columns } => {
-            open_terminal(rows, columns, start).stage(Stage::Terminal)?;
-        }
+    // 5. Its terminal, and after its execve no other descriptor than the three.
+    if let JobStdio::Terminal { rows, columns } = spawn.stdio {
+        open_terminal(rows, columns, start).stage(Stage::Terminal)?;
     }
-    sys::close_on_exec_from(3).stage(Stage::Stdio)?;
+    if matches!(spawn.task, Task::Program(_)) {
+        sys::close_on_exec_from(3).stage(Stage::Stdio)?;
+    }
 
-    // 5. Its directory, as itself: it is not led where it could not go.
+    // 6. Its directory, as itself: it is not led where it could not go.
     enter(spawn.directory).stage(Stage::Directory)
 }
 
@@ -328,14 +342,6 @@ fn enter(directory: Strings<'_>) -> rustix::io::Result<()> {
     let opened = open_in_root(directory, OFlags::PATH | OFlags::DIRECTORY)?;
     rustix::process::fchdir(opened)?;
     if sys::working_directory_is_reachable()? { Ok(()) } else { Err(Errno::ACCESS) }
-}
-
-/// Opens a path of the guest's; one that leads out of its root, or through a magic link of
-/// `/proc`, is refused.
-pub(crate) fn open_in_root(path: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Runs the first of the programs that exists; returns why it could not.

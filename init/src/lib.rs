@@ -11,7 +11,7 @@
 //! * [`mounts`]: assembles the file system; [`proc_and_dev`]: `/proc` and `/dev`
 //! * [`events`]: the loop, and the one place that waits for children
 //! * [`job`]: the steps from a fresh child to the job's program, in one list; [`builtin`]: jobs that
-//!   are no programs
+//!   are no programs, [`files`] among them
 //! * [`tree`]: all that a job ever started, and the end of it
 #![no_std]
 
@@ -22,6 +22,7 @@ extern crate alloc;
 
 mod builtin;
 mod events;
+mod files;
 mod job;
 mod mounts;
 mod proc_and_dev;

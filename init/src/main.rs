@@ -43,8 +43,9 @@ struct Allocator {
 }
 
 /// The longest frame, the same again while it is taken out of the receive buffer, and a third
-/// for the lists in it.
-const ARENA: usize = 4 * adl_protocol::limits::MAX_FRAME;
+/// for the lists in it; and the stacks and requests of children. A child with memory of its own
+/// walks trees that are 65,536 names deep.
+const ARENA: usize = 6 * adl_protocol::limits::MAX_FRAME;
 
 // SAFETY: the process has one thread, and its signals have no handlers.
 unsafe impl Sync for Allocator {}
@@ -57,6 +58,8 @@ static ALLOCATOR: Allocator =
 // is one thread, so the reference to it is the only one for as long as it lives.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let start = self.arena.get().addr();
+        adl_init::sys::check_may_allocate(&(start..start + ARENA));
         // SAFETY: see above.
         let heap = unsafe { &mut *self.heap.get() };
         if heap.size() == 0 {

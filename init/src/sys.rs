@@ -8,8 +8,9 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
@@ -138,11 +139,16 @@ pub fn child_signals() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The stack of a child, in units of 16 bytes: three times what the deepest way through its code
+/// takes, which is with three paths on it.
+const STACK: usize = (48 << 10) / 16;
+
 /// A stack for a child, and what it works on.
 #[repr(C, align(16))]
 struct Slot<T> {
-    /// The end of an array is where a stack begins.
-    stack: [u128; 1024],
+    /// The end of an array is where a stack begins. Not written before it is used: what a job does
+    /// not need of it takes no memory.
+    stack: [MaybeUninit<u128>; STACK],
     /// Not 0 for as long as the child uses this memory: the kernel clears it when the child runs
     /// a program or ends (CLONE_CHILD_CLEARTID, `clone(2)`).
     in_use: AtomicU32,
@@ -187,8 +193,16 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
     const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
 
     let in_use = AtomicU32::new(u32::from(memory == Memory::Shared));
-    let slot = Box::new(Slot { stack: [0; 1024], in_use, work, on });
-    let slot = NonNull::from(Box::leak(slot));
+    let mut slot = Box::<Slot<T>>::new_uninit();
+    let place = slot.as_mut_ptr();
+    // SAFETY: the place is valid for writes, and then all that must be initialised is; a stack
+    // need not be.
+    let slot = unsafe {
+        (&raw mut (*place).in_use).write(in_use);
+        (&raw mut (*place).work).write(work);
+        (&raw mut (*place).on).write(on);
+        NonNull::from(Box::leak(slot.assume_init()))
+    };
     let flags = match memory {
         Memory::Shared => SIGCHLD | CLONE_VM | CLONE_CHILD_CLEARTID,
         Memory::Copied => SIGCHLD,
@@ -228,8 +242,27 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
 }
 
 extern "C" fn enter<T>(slot: &Slot<T>) -> ! {
+    if slot.in_use.load(Ordering::Relaxed) == 0 {
+        MAY_ALLOCATE.store(true, Ordering::Relaxed);
+    }
     (slot.work)(&slot.on)
 }
+
+/// Whether this process may allocate although it runs on the stack of a child: it has memory of its
+/// own.
+static MAY_ALLOCATE: AtomicBool = AtomicBool::new(false);
+
+/// Ends a child that shares init's memory and is about to allocate: a bug, which must not become
+/// one of init's. `heap` is where allocations are, and so the stacks of children.
+pub fn check_may_allocate(heap: &core::ops::Range<usize>) {
+    let here = 0_u8;
+    if heap.contains(&ptr::from_ref(&here).addr()) && !MAY_ALLOCATE.load(Ordering::Relaxed) {
+        exit(NOT_ALLOWED);
+    }
+}
+
+/// What a child exits with that has allocated where it must not (`EX_SOFTWARE`).
+const NOT_ALLOWED: i32 = 70;
 
 /// Puts the caller, and so its future children, into a cgroup namespace of its own.
 pub fn unshare_cgroup_namespace() -> Result<()> {
