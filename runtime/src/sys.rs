@@ -463,6 +463,44 @@ pub(crate) fn set_window_size(fd: impl AsFd, rows: u16, columns: u16) -> nix::Re
     nix::errno::Errno::result(result).map(drop)
 }
 
+/// Calls what may write to a pipe that no one reads any more, without the SIGPIPE that would end a
+/// program which does not ignore it: pipes have no `MSG_NOSIGNAL`, and the calling program's
+/// signal handlers are not ours to change.
+pub(crate) fn without_sigpipe<T>(write: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    let mut sigpipe = unblocked_mask();
+    let mut old_mask = unblocked_mask();
+    // SAFETY: initialised signal sets.
+    let was_pending = unsafe {
+        libc::sigaddset(&raw mut sigpipe, libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const sigpipe, &raw mut old_mask);
+        // Only where the thread had it blocked before can one have been waiting.
+        let mut pending = unblocked_mask();
+        libc::sigismember(&raw const old_mask, libc::SIGPIPE) == 1
+            && libc::sigpending(&raw mut pending) == 0
+            && libc::sigismember(&raw const pending, libc::SIGPIPE) == 1
+    };
+    let result = write();
+    if matches!(result, Err(nix::errno::Errno::EPIPE)) && !was_pending {
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: an initialised set and time; no information is asked for.
+        unsafe { libc::sigtimedwait(&raw const sigpipe, ptr::null_mut(), &raw const at_once) };
+    }
+    // SAFETY: `old_mask` is what it was before.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
+    result
+}
+
+/// The longest that this process may make a file, in bytes (`RLIMIT_FSIZE`): to try more is to get
+/// SIGXFSZ, which ends it.
+pub(crate) fn longest_file() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes a struct rlimit.
+    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
 /// The bytes that wait to be read.
 pub(crate) fn bytes_available(fd: impl AsFd) -> io::Result<usize> {
     let mut count: c_int = 0;

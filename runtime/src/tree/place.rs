@@ -1,0 +1,95 @@
+//! Where a walk through a tree is.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+
+use super::Trail;
+
+/// How a directory is opened: never through a symbolic link.
+pub(super) const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY)
+    .union(OFlag::O_CLOEXEC);
+
+/// What tells a file from all others that exist: its file system and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
+/// A directory and the way to it. Only the directory itself is open, whatever the depth: the way
+/// back is `..`, which has to be what the way there went through.
+#[derive(Debug)]
+pub(super) struct Place {
+    directory: OwnedFd,
+    identity: Identity,
+    above: Vec<Identity>,
+    trail: Trail,
+}
+
+impl Place {
+    /// The top of a tree.
+    pub(super) fn new(directory: OwnedFd) -> io::Result<Self> {
+        let identity = Identity::of(&fstat(&directory)?);
+        Ok(Self { directory, identity, above: Vec::new(), trail: Trail::default() })
+    }
+
+    /// Goes down into a directory that was opened here.
+    pub(super) fn enter(&mut self, name: &CStr, directory: OwnedFd, stat: &FileStat) {
+        self.directory = directory;
+        self.above.push(std::mem::replace(&mut self.identity, Identity::of(stat)));
+        self.trail.push(name);
+    }
+
+    /// The number of directories from the top to here.
+    pub(super) fn depth(&self) -> usize {
+        self.above.len() + 1
+    }
+
+    /// Goes up; returns the directory that was left and its name, or `None` at the top.
+    ///
+    /// # Errors
+    /// ESTALE if the directory has been moved since it was entered.
+    pub(super) fn leave(&mut self) -> io::Result<Option<(OwnedFd, CString)>> {
+        let Some(identity) = self.above.last().copied() else { return Ok(None) };
+        let parent = openat(&self.directory, "..", DIRECTORY, Mode::empty())?;
+        if Identity::of(&fstat(&parent)?) != identity {
+            return Err(Errno::ESTALE.into());
+        }
+        self.above.pop();
+        self.identity = identity;
+        let name = self.trail.pop().unwrap_or_default();
+        Ok(Some((std::mem::replace(&mut self.directory, parent), name)))
+    }
+
+    /// The path of something here, relative to the top.
+    pub(super) fn path(&self, name: &CStr) -> PathBuf {
+        self.trail.path(name)
+    }
+
+    /// The names of the directories from the top to here, each with a NUL at its end.
+    pub(super) fn names(&self) -> &[u8] {
+        &self.trail.bytes
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
