@@ -1,7 +1,6 @@
 //! Commands, in the idiom of `std::process::Command`.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,15 +15,16 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use crate::background::Job;
-use crate::child::{Child, Collection, Output, builtin};
+use crate::child::{Child, Collection, Output};
 use crate::collect::{Bounds, Caps, Collector, Input};
 use crate::error::{Error, Result};
-use crate::exit::{EndReason, ExitStatus};
+use crate::exit::ExitStatus;
 use crate::running::Running;
 use crate::sandbox::Sandbox;
 use crate::stdio::{Kind, Stdio, Stream, Which};
 use crate::sys;
-use crate::user::{User, UserName};
+use crate::user::{RunAs, UserName};
+use crate::wire::Deadline;
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,11 +43,7 @@ pub struct Command<'a> {
     /// Whether the caller has said what HOME is.
     home_is_set: bool,
     directory: PathBuf,
-    user: User,
-    /// Who it is, where that is to be looked up.
-    name: Option<UserName>,
-    /// In place of those that the user has.
-    groups: Option<Vec<u32>>,
+    run_as: RunAs,
     umask: u32,
     rlimits: Vec<Rlimit>,
     nice: i8,
@@ -73,9 +69,7 @@ impl<'a> Command<'a> {
             environment: vec![("PATH".into(), PATH.into()), ("HOME".into(), "/root".into())],
             home_is_set: false,
             directory: PathBuf::from("/"),
-            user: User::root(),
-            name: None,
-            groups: None,
+            run_as: RunAs::ROOT,
             umask: 0o022,
             rlimits: Vec::new(),
             nice: 0,
@@ -147,25 +141,25 @@ impl<'a> Command<'a> {
     /// set otherwise, the home that are written there; one by number has the group of the same
     /// number. A name that is not there is an error, and never root.
     pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.name = Some(UserName::parse(user.as_ref()));
+        self.run_as.name = Some(UserName::parse(user.as_ref()));
         self
     }
 
     /// Sets the user id, as it is inside.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.user.uid = uid;
+        self.run_as.uid = uid;
         self
     }
 
     /// Sets the group id, as it is inside.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.user.gid = gid;
+        self.run_as.gid = gid;
         self
     }
 
     /// Sets the supplementary groups, at most 1,024; by default there are none.
     pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
-        self.groups = Some(groups.into());
+        self.run_as.groups = Some(groups.into());
         self
     }
 
@@ -381,9 +375,9 @@ impl<'a> Command<'a> {
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
-        let user = self.find_user()?;
-        let environment = self.environment_block(user.home.as_deref())?;
-        let identity = self.identity(&user)?;
+        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
+        let (identity, home) = self.run_as.find(self.sandbox, deadline)?;
+        let environment = self.environment_block(home.as_deref())?;
 
         let streams = self.streams(default)?;
         let stdio = match (self.terminal, &streams) {
@@ -447,75 +441,6 @@ impl<'a> Command<'a> {
             return Err(Error::invalid("stdio", "only stderr can be the same as stdout"));
         }
         Ok([stdin, stdout, stderr])
-    }
-
-    fn find_user(&self) -> Result<User> {
-        match &self.name {
-            Some(name) => name.find(self.sandbox),
-            None => Ok(self.user.clone()),
-        }
-    }
-
-    fn identity(&self, user: &User) -> Result<Identity> {
-        let User { uid, gid, groups, .. } = user;
-        let (uid, gid) = (*uid, *gid);
-        let groups = self.groups.clone().unwrap_or_else(|| groups.clone());
-        if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
-            return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
-        }
-        if groups.len() > limits::MAX_GROUPS {
-            return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
-        }
-        if ((uid, gid) != (0, 0) || !groups.is_empty()) && self.sandbox.id_range().is_none() {
-            return Err(Error::Unsupported {
-                what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
-                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
-                fix: "make the sandbox as root".to_owned(),
-            });
-        }
-        Ok(Identity { uid, gid, groups })
-    }
-
-    /// Reads a file of the sandbox as its root, by a job, not from the host.
-    pub(crate) fn read_file(sandbox: &'a Sandbox, path: &str, limit: u64) -> Result<Vec<u8>> {
-        /// What reading a small file may take, unless the guest has seen to it.
-        const READ: Duration = Duration::from_secs(10);
-        let mut block = Vec::new();
-        Strings::append(&mut block, path.as_bytes())
-            .map_err(|error| Error::invalid("path", error.to_string()))?;
-        let stdout = Stream::new(&Kind::Piped, Which::Stdout)?;
-        let (channel, channel_theirs) = sandbox.control().take_channel()?;
-        let mut descriptors = vec![channel_theirs.as_raw_fd()];
-        descriptors.extend(stdout.theirs.raw());
-        let path_string = Strings::new(&block).map_err(too_many)?;
-        let spawn = Spawn {
-            stdio: JobStdio::Streams([StdioSource::Null, stdout.source, StdioSource::Null]),
-            timeout_us: u64::try_from(READ.as_micros()).ok(),
-            ..builtin(Task::ReadFile { path: path_string, limit }, Identity::ROOT)
-        };
-        sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
-        drop(stdout.theirs);
-        let collector = Collector {
-            running: Arc::new(Running::new(path.into(), channel, Some(READ))),
-            input: None,
-            pipes: [stdout.ours, None],
-            bounds: Bounds::default(),
-            is_terminal: false,
-        };
-        let control = Arc::clone(sandbox.control());
-        let caps = Caps { head: usize::try_from(limit).unwrap_or(usize::MAX), tail: 0 };
-        let collection = Collection { collector, control, identity: Identity::ROOT, caps };
-        let output = collection.output()?;
-        match output.status.reason() {
-            EndReason::Exited if output.status.success() => Ok(output.stdout),
-            EndReason::SandboxDied => Err(Error::SandboxDied),
-            EndReason::TimedOut => {
-                Err(Error::TimedOut { what: "a file of the sandbox to be read", after: READ })
-            }
-            _ => Err(Error::at::<io::Error>("read in the sandbox", Path::new(path))(
-                io::Error::other(output.status.to_string()),
-            )),
-        }
     }
 
     fn environment_block(&self, home: Option<&[u8]>) -> Result<Vec<u8>> {

@@ -53,6 +53,38 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Something could not be done with a file of the sandbox.
+    #[error("{operation} {path:?} in the sandbox: {source}")]
+    File {
+        /// What was to be done.
+        operation: &'static str,
+        /// The file, as it was named, or one below it. It may hold bytes that a guest chose.
+        path: PathBuf,
+        /// The kernel's answer, to what the user that was asked for may do inside.
+        source: io::Error,
+    },
+    /// Where a regular file was expected, there is something else that must not be read or written
+    /// as one: a FIFO, a socket, a device, or a file of `/proc`.
+    #[error("{path:?} in the sandbox is no regular file")]
+    NotRegular {
+        /// The path, as it was named.
+        path: PathBuf,
+    },
+    /// There is more than the call may move or tell.
+    #[error("{what} is larger than {limit}, the limit of this call")]
+    TooLarge {
+        /// What there is too much of, with its unit.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// What came out of the sandbox would have harmed the host, as a name with a `/` in it: it was
+    /// refused, and nothing was made of it.
+    #[error("refused from the sandbox: {why}")]
+    Refused {
+        /// What was wrong.
+        why: &'static str,
+    },
     /// The sandbox has ended: its init was killed, or it was deleted. Nothing runs in it any more.
     #[error("the sandbox has died")]
     SandboxDied,

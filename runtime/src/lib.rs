@@ -47,6 +47,7 @@ mod control;
 pub mod doctor;
 mod error;
 mod exit;
+mod files;
 mod ids;
 mod image;
 mod init_binary;
@@ -60,6 +61,8 @@ mod state;
 mod stdio;
 mod sys;
 mod terminal;
+#[allow(dead_code, unused_imports)]
+mod tree;
 mod user;
 mod wire;
 
@@ -70,6 +73,9 @@ pub use command::{Command, Leftovers, Resource};
 pub use config::{Config, Network, Seccomp, Upper};
 pub use error::{Error, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};
+pub use files::{
+    Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
+};
 pub use image::Image;
 pub use remove::finish_removals;
 pub use running::{Handle, Scope};
@@ -77,3 +83,4 @@ pub use sandbox::Sandbox;
 pub use state::collect_garbage;
 pub use stdio::Stdio;
 pub use terminal::Terminal;
+pub use tree::{CopyReport, Skipped};

@@ -165,8 +165,17 @@ impl Running {
         if scope != Scope::Tree && self.lock().end.is_some() {
             return Ok(());
         }
-        let request = JobRequest::Signal { signal, scope };
-        match wire::send(self.as_fd(), &request, &[], Deadline::after(REQUEST)) {
+        self.request(&JobRequest::Signal { signal, scope })
+    }
+
+    /// Has all of it killed, if it goes on for so long from now on. Nobody need wait for that.
+    pub(crate) fn end_after(&self, delay: Duration) -> Result<()> {
+        let delay_us = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.request(&JobRequest::EndAfter { delay_us })
+    }
+
+    fn request(&self, request: &JobRequest) -> Result<()> {
+        match wire::send(self.as_fd(), request, &[], Deadline::after(REQUEST)) {
             // Init closed the channel after the end, or has died itself: then nothing is left.
             Err(Error::SandboxDied) => Ok(()),
             other => other,

@@ -14,6 +14,7 @@ use crate::command::Command;
 use crate::config::{Config, Upper};
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
@@ -125,6 +126,11 @@ impl Sandbox {
         let mut command = Command::new(self, &["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
         command.arg("-c").arg(script);
         command
+    }
+
+    /// Reads, writes and copies its files.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(self)
     }
 
     /// Ends all its processes and gives back all that it had. What it has written to disk is

@@ -2,18 +2,18 @@
 
 use std::io;
 
-use adl_protocol::Stage;
+use adl_protocol::{Identity, Stage, limits};
 
-use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::sandbox::Sandbox;
+use crate::wire::Deadline;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
 const LONGEST: u64 = 1 << 20;
 /// The largest id. The next one means "no change" to the kernel.
 const LARGEST: u32 = u32::MAX - 1;
 
-/// Who runs a command.
+/// A user who was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) uid: u32,
@@ -23,13 +23,50 @@ pub(crate) struct User {
     pub(crate) home: Option<Vec<u8>>,
 }
 
-impl User {
-    pub(crate) fn root() -> Self {
-        Self { uid: 0, gid: 0, groups: Vec::new(), home: None }
+/// Who is to run a job, as far as it was said.
+#[derive(Debug, Clone)]
+pub(crate) struct RunAs {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// In place of these, where they are to be looked up.
+    pub(crate) name: Option<UserName>,
+    /// In place of those that the user has.
+    pub(crate) groups: Option<Vec<u32>>,
+}
+
+impl RunAs {
+    pub(crate) const ROOT: Self = Self { uid: 0, gid: 0, name: None, groups: None };
+
+    /// Finds out who that is, and where it is at home.
+    pub(crate) fn find(
+        &self,
+        sandbox: &Sandbox,
+        deadline: Deadline,
+    ) -> Result<(Identity, Option<Vec<u8>>)> {
+        let user = match &self.name {
+            Some(name) => name.find(sandbox, deadline)?,
+            None => User { uid: self.uid, gid: self.gid, groups: Vec::new(), home: None },
+        };
+        let User { uid, gid, groups, home } = user;
+        let groups = self.groups.clone().unwrap_or(groups);
+        if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
+            return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
+        }
+        if groups.len() > limits::MAX_GROUPS {
+            return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
+        }
+        if ((uid, gid) != (0, 0) || !groups.is_empty()) && sandbox.id_range().is_none() {
+            return Err(Error::Unsupported {
+                what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
+                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
+                fix: "make the sandbox as root".to_owned(),
+            });
+        }
+        Ok((Identity { uid, gid, groups }, home))
     }
 }
 
-/// Who is to run a command, before it is looked up.
+/// A user and a group by name or number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UserName {
     user: String,
@@ -47,15 +84,15 @@ impl UserName {
 
     /// Looks the names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits
     /// is a number, whatever is in them.
-    pub(crate) fn find(&self, sandbox: &Sandbox) -> Result<User> {
+    fn find(&self, sandbox: &Sandbox, deadline: Deadline) -> Result<User> {
         let mut user = match number(&self.user)? {
             Some(uid) => User { uid, gid: uid, groups: Vec::new(), home: None },
             None => {
-                let passwd = read(sandbox, "/etc/passwd")?;
+                let passwd = read(sandbox, "/etc/passwd", deadline)?;
                 let mut user =
                     passwd_entry(&passwd, self.user.as_bytes()).ok_or_else(|| self.unknown())?;
                 if self.group.is_none() {
-                    let group = read(sandbox, "/etc/group")?;
+                    let group = read(sandbox, "/etc/group", deadline)?;
                     user.groups = groups_of(&group, self.user.as_bytes());
                     user.groups.retain(|gid| *gid != user.gid);
                 }
@@ -66,7 +103,7 @@ impl UserName {
             user.gid = match number(group)? {
                 Some(gid) => gid,
                 None => {
-                    let groups = read(sandbox, "/etc/group")?;
+                    let groups = read(sandbox, "/etc/group", deadline)?;
                     group_entry(&groups, group.as_bytes()).ok_or_else(|| self.unknown())?
                 }
             };
@@ -85,10 +122,14 @@ impl UserName {
     }
 }
 
-/// Reads a file as root of the sandbox would, by a job; an absent one is empty.
-fn read(sandbox: &Sandbox, path: &'static str) -> Result<Vec<u8>> {
-    match Command::read_file(sandbox, path, LONGEST) {
-        Err(Error::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+/// Reads a file as root of the sandbox would; an absent one is empty.
+fn read(sandbox: &Sandbox, path: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
+    let mut files = sandbox.files();
+    if let Some(left) = deadline.left() {
+        files.timeout(left);
+    }
+    match files.limit(LONGEST).read_file(path) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(Vec::new())
         }
         read => read,
@@ -136,7 +177,7 @@ fn groups_of(file: &[u8], member: &[u8]) -> Vec<u32> {
             fields.get(3).is_some_and(|all| all.split(|byte| *byte == b',').any(|m| m == member))
         })
         .filter_map(|fields| id(fields.get(2)))
-        .take(adl_protocol::limits::MAX_GROUPS)
+        .take(limits::MAX_GROUPS)
         .collect()
 }
 

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -45,12 +45,23 @@ impl Deadline {
         PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
     }
 
+    /// How long it is until then; `None` if there is no end.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
     pub(crate) fn passed(&self) -> bool {
         self.at.is_some_and(|at| at <= Instant::now())
     }
 
     pub(crate) fn is_never(&self) -> bool {
         self.at.is_none()
+    }
+
+    /// So much later.
+    pub(crate) fn later(self, by: Duration) -> Self {
+        let after = self.after.saturating_add(by);
+        Self { at: self.at.and_then(|at| at.checked_add(by)), after }
     }
 
     /// The earlier of the two.
@@ -61,6 +72,16 @@ impl Deadline {
             _ => self,
         }
     }
+}
+
+/// Decodes an answer that is one frame and nothing else.
+pub(crate) fn decode_frame<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T> {
+    const WHY: &str = "an answer that is not one frame";
+    let (header, body) = frame.split_first_chunk().ok_or(Error::Protocol { why: WHY })?;
+    if codec::body_length(*header) != Ok(body.len()) {
+        return Err(Error::Protocol { why: WHY });
+    }
+    codec::decode(body).map_err(|_| Error::Protocol { why: WHY })
 }
 
 /// Waits until one of `fds` is ready; `false` if the deadline comes first.

@@ -1,6 +1,7 @@
 //! The `adl` command line.
 
 mod bench;
+mod copies;
 mod doctor;
 mod environment;
 mod options;

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::copies::{self, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
 use crate::{session, sys};
@@ -65,13 +66,15 @@ struct Options {
     environment: Vec<Variable>,
     directory: Option<OsString>,
     user: Option<String>,
+    copies_in: Vec<Transfer>,
+    copies_out: Vec<Transfer>,
     /// With `adl shell`, its arguments.
     command: Vec<OsString>,
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(options) = parse(arguments, "run")? else {
-        print!("{RUN_HELP}{COMMAND_HELP}{SANDBOX_HELP}");
+        print!("{RUN_HELP}{COMMAND_HELP}{}{SANDBOX_HELP}", copies::HELP);
         return Ok(ExitCode::SUCCESS);
     };
     let Some((program, arguments)) = options.command.split_first() else {
@@ -83,7 +86,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
 /// `adl shell`.
 pub(crate) fn shell(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(mut options) = parse(arguments, "shell")? else {
-        print!("{SHELL_HELP}{COMMAND_HELP}{SANDBOX_HELP}");
+        print!("{SHELL_HELP}{COMMAND_HELP}{}{SANDBOX_HELP}", copies::HELP);
         return Ok(ExitCode::SUCCESS);
     };
     options.tty |= io::stdin().is_terminal();
@@ -101,21 +104,41 @@ fn run(
     }
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
-    let mut signals: SigSet = FORWARDED.into_iter().collect();
+    let mut mask: SigSet = FORWARDED.into_iter().collect();
     if options.tty {
-        signals.extend(session::SIGNALS);
+        mask.extend(session::SIGNALS);
     }
-    signals.thread_block()?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    mask.thread_block()?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let sandbox = Sandbox::create(options.config.clone())?;
-    let code = match spawn(options, &sandbox, programs, arguments)? {
+    let mut files = sandbox.files();
+    if let Some(user) = &options.user {
+        files.user(user);
+    }
+    // A copy may take long. Whoever interrupts it ends adl, and what is left on disk is removed by
+    // the next one.
+    if !options.copies_in.is_empty() {
+        mask.thread_unblock()?;
+        for transfer in &options.copies_in {
+            transfer.copy_in(&files)?;
+        }
+        mask.thread_block()?;
+    }
+    let mut code = match spawn(options, &sandbox, programs, arguments)? {
         Ok(child) => exit_code(wait(child, &signals, options)?, options)?,
         Err(error) => {
             eprintln!("adl: {error}");
             exit_code_of(&error)
         }
     };
+    if !options.copies_out.is_empty() {
+        mask.thread_unblock()?;
+        if !copies::copy_all_out(&options.copies_out, &files) && code == 0 {
+            code = super::OWN_ERROR;
+        }
+        mask.thread_block()?;
+    }
     sandbox.delete()?;
     Ok(ExitCode::from(code))
 }
@@ -189,6 +212,12 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
             }
             Arg::Short('w') | Arg::Long("workdir") => options.directory = Some(parser.value()?),
             Arg::Short('u') | Arg::Long("user") => options.user = Some(parser.value()?.string()?),
+            Arg::Long("copy-in") => {
+                options.copies_in.push(Transfer::into_sandbox(&parser.value()?)?);
+            }
+            Arg::Long("copy-out") => {
+                options.copies_out.push(Transfer::out_of_sandbox(&parser.value()?)?);
+            }
             Arg::Value(program) => {
                 // What follows is the command's, options and all.
                 options.command.push(program);

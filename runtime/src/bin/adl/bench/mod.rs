@@ -4,6 +4,8 @@
 //! machine does at the time falls on all of them alike. Next to running a program in a sandbox
 //! stands the same program spawned on the host.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -20,10 +22,12 @@ use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 const HELP: &str = "\
 Usage: adl bench [options]
 
-Measures creating and deleting a sandbox, and running commands in it.
+Measures creating and deleting a sandbox, running commands in it, and its file calls.
 
       --rounds N           sandboxes to make (default: 200)
-      --jobs N             commands of each kind to run in each (default: 5)
+      --jobs N             commands and file calls of each kind to run in each (default: 5)
+      --copies N           files of 1 GiB to copy in and out, by way of the temporary directory
+                           (default: 3)
       --ballast SIZE       hold so much touched memory meanwhile, as 4g: what the size of the
                            calling program costs
       --json               print JSON
@@ -66,7 +70,18 @@ struct Row {
     host_spawn_p50_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     host_spawn_p99_us: Option<f64>,
+    /// Of the same file through a pipe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_copy_p50_us: Option<f64>,
 }
+
+impl Row {
+    fn with_host_copy(self, host: &Times) -> Self {
+        Self { host_copy_p50_us: Some(host.quantile(0.5)), ..self }
+    }
+}
+
+type Rows = BTreeMap<&'static str, Row>;
 
 #[derive(Default)]
 struct Times(Vec<Duration>);
@@ -97,13 +112,15 @@ impl Times {
             n: self.0.len(),
             host_spawn_p50_us: host.map(|host| host.quantile(0.5)),
             host_spawn_p99_us: host.map(|host| host.quantile(0.99)),
+            host_copy_p50_us: None,
         }
     }
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut config = Config::default();
-    let (mut rounds, mut jobs, mut ballast, mut json) = (200_usize, 5_usize, 0, false);
+    let (mut rounds, mut jobs, mut copies) = (200_usize, 5_usize, 3_usize);
+    let (mut ballast, mut json) = (0, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -113,6 +130,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             }
             Arg::Long("rounds") => rounds = parser.value()?.parse()?,
             Arg::Long("jobs") => jobs = parser.value()?.parse()?,
+            Arg::Long("copies") => copies = parser.value()?.parse()?,
             Arg::Long("ballast") => {
                 let size = parser.value()?.string()?;
                 ballast = bytes(&size).ok_or("--ballast takes a size, as 4g")?;
@@ -132,7 +150,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     }
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(ballast)?];
-    let rows = measure(&config, rounds, jobs)?;
+    let mut rows = measure(&config, rounds, jobs)?;
+    files::listings(&config, &mut rows)?;
+    files::copies(&config, copies, &mut rows)?;
     drop(std::hint::black_box(ballast));
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -142,12 +162,13 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'static str, Row>> {
+fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
     // Once unmeasured: what the first one in a process makes and keeps.
     Sandbox::create(config.clone())?.delete()?;
 
     let probe_on_host = ProbeOnHost::new()?;
     let (mut create, mut delete) = (Times::default(), Times::default());
+    let mut small = files::Small::default();
     let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
     let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
     for _ in 0..rounds {
@@ -178,12 +199,14 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<BTreeMap<&'
                 }
             }
         }
+        small.measure(&sandbox, jobs)?;
         delete.measure(|| sandbox.delete())?;
     }
 
     adl_runtime::finish_removals();
 
     let mut rows = BTreeMap::from([("create", create.row(None)), ("delete", delete.row(None))]);
+    small.rows(&mut rows);
     for (name, times) in &inside {
         rows.insert(name, times.row(on_host.get(name)));
     }
@@ -229,13 +252,13 @@ fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::pro
 }
 
 fn print_table(rows: &BTreeMap<&str, Row>) {
-    println!("{:<12} {:>9} {:>9} {:>9} {:>6}  host spawn p50", "µs", "p50", "p99", "min", "n");
+    println!("{:<12} {:>9} {:>9} {:>9} {:>6}  host p50", "µs", "p50", "p99", "min", "n");
     for (name, row) in rows {
         print!(
             "{name:<12} {:>9.0} {:>9.0} {:>9.0} {:>6}",
             row.p50_us, row.p99_us, row.min_us, row.n
         );
-        match row.host_spawn_p50_us {
+        match row.host_spawn_p50_us.or(row.host_copy_p50_us) {
             Some(host) => println!("  {host:.0} ({:.2} x)", row.p50_us / host),
             None => println!(),
         }

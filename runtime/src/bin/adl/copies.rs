@@ -1,0 +1,106 @@
+//! Copies into the sandbox before a command runs, and out of it afterwards.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use adl_runtime::{CopyReport, Error, Files, Result};
+
+use crate::options::CliResult;
+
+pub(crate) const HELP: &str = "\
+      --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the
+                           path TO inside; may be given several times, as may be the next one
+      --copy-out FROM:TO   when the command has ended, however it did, copy what is at the path
+                           FROM inside to this machine; it is made by this user, without
+                           set-user-id bits, and no link of the sandbox's is followed
+                           The copy is called TO, or, if that ends with a slash, has its old name
+                           in TO. Directories that are there are added to, those above TO inside
+                           are made. Done with the rights of --user inside. The path inside can't
+                           have a `:`.
+";
+
+/// One copy.
+pub(crate) struct Transfer {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Transfer {
+    /// Reads `FROM:TO`, of which FROM is on this machine.
+    pub(crate) fn into_sandbox(text: &OsStr) -> CliResult<Self> {
+        Self::parse("--copy-in", text, text.as_bytes().iter().rposition(|byte| *byte == b':'))
+    }
+
+    /// Reads `FROM:TO`, of which TO is on this machine.
+    pub(crate) fn out_of_sandbox(text: &OsStr) -> CliResult<Self> {
+        Self::parse("--copy-out", text, text.as_bytes().iter().position(|byte| *byte == b':'))
+    }
+
+    fn parse(option: &str, text: &OsStr, colon: Option<usize>) -> CliResult<Self> {
+        let bytes = text.as_bytes();
+        let parts = colon.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
+        match parts {
+            Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+                let from = PathBuf::from(OsStr::from_bytes(from));
+                let mut to: PathBuf = OsStr::from_bytes(to).into();
+                if bytes.ends_with(b"/") {
+                    let why = || format!("{option} {}: FROM has no name to keep", text.display());
+                    to.push(from.file_name().ok_or_else(why)?);
+                }
+                Ok(Self { from, to })
+            }
+            _ => Err(format!("{option} {}: takes FROM:TO", text.display()).into()),
+        }
+    }
+
+    /// Copies into the sandbox.
+    pub(crate) fn copy_in(&self, files: &Files<'_>) -> Result<()> {
+        if let Some(above) = self.to.parent().filter(|above| !above.as_os_str().is_empty()) {
+            files.create_dir_all(above)?;
+        }
+        let report = files.copy_in(&self.from, &self.to)?;
+        tell(&self.from, &report);
+        Ok(())
+    }
+
+    /// Copies out of the sandbox.
+    pub(crate) fn copy_out(&self, files: &Files<'_>) -> Result<()> {
+        let report = files.copy_out(&self.from, &self.to)?;
+        tell(&self.from, &report);
+        Ok(())
+    }
+}
+
+/// Copies all out that is to be, whatever becomes of each; whether all were copied.
+pub(crate) fn copy_all_out(transfers: &[Transfer], files: &Files<'_>) -> bool {
+    let mut is_all = true;
+    for transfer in transfers {
+        if let Err(error) = transfer.copy_out(files) {
+            eprintln!("adl: {error}");
+            is_all = false;
+            if matches!(error, Error::SandboxDied) {
+                break;
+            }
+        }
+    }
+    is_all
+}
+
+/// Says what of a tree is not in its copy.
+fn tell(top: &Path, report: &CopyReport) {
+    for skipped in &report.skipped {
+        eprintln!("adl: not copied: {:?}, {:?}", path_of(top, &skipped.path), skipped.kind);
+    }
+    for path in &report.cut_off {
+        eprintln!("adl: shorter than it was: {:?}", path_of(top, path));
+    }
+    let more = report.more_skipped + report.more_cut_off;
+    if more != 0 {
+        eprintln!("adl: and {more} more");
+    }
+}
+
+fn path_of(top: &Path, below: &Path) -> OsString {
+    if below.as_os_str().is_empty() { top.into() } else { top.join(below).into() }
+}

@@ -1,0 +1,262 @@
+//! One call: a job that does something with a file, under a deadline.
+//!
+//! The deadline is kept on both sides. Init ends the job when it is over; and whatever a guest does
+//! to the job, as stopping it, or to init, the caller waits no longer than that and a moment.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adl_protocol::{FileTask, Identity, JobStdio, Request, Spawn, Stage, StdioSource, Task};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags};
+use nix::unistd::pipe2;
+
+use crate::child::builtin;
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::exit::EndReason;
+use crate::running::Running;
+use crate::sys;
+use crate::wire::{self, Deadline};
+
+/// How much later than the job is to end its end may be told.
+const TELLING: Duration = Duration::from_millis(30);
+/// How much longer a job has that is to clear up when its input ends.
+const CLEARING_UP: Duration = Duration::from_secs(1);
+/// How much is read at once, in bytes: what a pipe holds.
+const CHUNK: usize = 64 << 10;
+
+/// What is to be done, for the words of an error, and the bounds of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Purpose {
+    pub(crate) operation: &'static str,
+    /// As it was named.
+    pub(crate) path: PathBuf,
+    pub(crate) timeout: Duration,
+    pub(crate) span: Span,
+    /// What is too much to read or to tell, in bytes or names.
+    pub(crate) limit: u64,
+}
+
+/// What the timeout is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// The call, from its beginning to its end.
+    Call,
+    /// Each time that something is waited for: the job itself has no deadline.
+    EachWait,
+}
+
+/// Which streams the job has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    None,
+    /// It is written to: it is to see an end of that, and clear up, before it is killed.
+    Input,
+    Output,
+    Both,
+}
+
+impl Purpose {
+    /// When a call that begins now is over.
+    pub(crate) fn deadline(&self) -> Deadline {
+        match self.span {
+            Span::Call => Deadline::after(self.timeout),
+            Span::EachWait => Deadline::NEVER,
+        }
+    }
+
+    pub(crate) fn timed_out(&self) -> Error {
+        Error::TimedOut { what: self.operation, after: self.timeout }
+    }
+}
+
+/// A job under way.
+#[derive(Debug)]
+pub(crate) struct Call {
+    running: Running,
+    purpose: Purpose,
+    pub(crate) deadline: Deadline,
+}
+
+/// The ends of its streams.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) input: Option<OwnedFd>,
+    pub(crate) output: Option<OwnedFd>,
+}
+
+impl Call {
+    /// Starts it, by its deadline. `prepare` is given the input before the job exists: what it
+    /// writes must fit into the pipe.
+    pub(crate) fn start(
+        control: &Control,
+        deadline: Deadline,
+        identity: Identity,
+        purpose: Purpose,
+        task: FileTask<'_>,
+        streams: Streams,
+        prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
+    ) -> Result<(Self, Ends)> {
+        let (channel, channel_theirs) = control.take_channel()?;
+        let mut stdio = [StdioSource::Null; 3];
+        let [stdin, stdout, _] = &mut stdio;
+        let mut descriptors = vec![channel_theirs.as_raw_fd()];
+        let (mut theirs_in, mut theirs_out) = (None, None);
+        let mut ends = Ends { input: None, output: None };
+        if matches!(streams, Streams::Input | Streams::Both) {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+            ends.input = prepare(write)?;
+            *stdin = StdioSource::Descriptor;
+            descriptors.push(theirs_in.insert(read).as_raw_fd());
+        }
+        if matches!(streams, Streams::Output | Streams::Both) {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+            ends.output = Some(read);
+            *stdout = StdioSource::Descriptor;
+            descriptors.push(theirs_out.insert(write).as_raw_fd());
+        }
+        // For init, a little later than for whoever closes its input then.
+        let clearing_up = if theirs_in.is_some() { CLEARING_UP } else { Duration::ZERO };
+        let timeout = deadline.left().map(|left| left.saturating_add(clearing_up));
+        let spawn = Spawn {
+            stdio: JobStdio::Streams(stdio),
+            timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
+            ..builtin(Task::File(task), identity)
+        };
+        control.request(&Request::Spawn(spawn), &descriptors)?;
+        control.prepare_channel();
+        let running = Running::new(purpose.path.clone(), channel, None);
+        Ok((Self { running, purpose, deadline }, ends))
+    }
+
+    /// Waits until it has ended, and says whether it has done what it was to do.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let until = self.wait().later(TELLING);
+        let status = match self.running.wait_until(until) {
+            Ok(Some(status)) => status,
+            Ok(None) => return Err(self.give_up()),
+            Err(Error::Start { stage, source, .. }) => return Err(self.failed(stage, source)),
+            Err(error) => return Err(error),
+        };
+        match status.reason() {
+            EndReason::Exited if status.success() => Ok(()),
+            EndReason::SandboxDied => Err(Error::SandboxDied),
+            EndReason::TimedOut => Err(self.timed_out()),
+            // Something inside has killed it.
+            _ => Err(self.error(io::Error::other(status.to_string()))),
+        }
+    }
+
+    fn failed(&self, stage: Stage, source: io::Error) -> Error {
+        match (stage, source.raw_os_error()) {
+            (Stage::Kind, _) => Error::NotRegular { path: self.purpose.path.clone() },
+            (Stage::Copy, Some(libc::EFBIG)) => self.too_large(),
+            _ => self.error(source),
+        }
+    }
+
+    /// An error of what it was to do.
+    pub(crate) fn error(&self, source: io::Error) -> Error {
+        self.error_at(Path::new(""), source)
+    }
+
+    /// The same, of something below the path.
+    pub(crate) fn error_at(&self, below: &Path, source: io::Error) -> Error {
+        let path = &self.purpose.path;
+        let path = if below.as_os_str().is_empty() { path.clone() } else { path.join(below) };
+        Error::File { operation: self.purpose.operation, path, source }
+    }
+
+    pub(crate) fn too_large(&self) -> Error {
+        Error::TooLarge {
+            what: "what is to be read, in bytes or names,",
+            limit: self.purpose.limit,
+        }
+    }
+
+    pub(crate) fn timed_out(&self) -> Error {
+        self.purpose.timed_out()
+    }
+
+    /// How long something may be waited for from now on.
+    pub(crate) fn wait(&self) -> Deadline {
+        match self.purpose.span {
+            Span::Call => self.deadline,
+            Span::EachWait => Deadline::after(self.purpose.timeout),
+        }
+    }
+
+    /// Ends it, and does not wait for that.
+    pub(crate) fn give_up(&self) -> Error {
+        // Whether init reads that or not, the caller has waited for long enough.
+        let _ = self.running.end(EndReason::TimedOut);
+        self.timed_out()
+    }
+
+    /// What it tells, at most so many bytes, if it does what it was to do.
+    pub(crate) fn answer(&self, ends: Ends, most: u64) -> Result<Vec<u8>> {
+        let told = self.read(ends, most)?;
+        self.finish()?;
+        Ok(told)
+    }
+
+    /// [`Self::finish`], for a job that tells with what it has failed, below its path.
+    pub(crate) fn finish_telling_where(&self, ends: Ends, most: u64) -> Result<()> {
+        let told = OsString::from_vec(self.read(ends, most)?);
+        match self.finish() {
+            Err(Error::File { source, .. }) => Err(self.error_at(Path::new(&told), source)),
+            other => other,
+        }
+    }
+
+    /// Reads to the end what it tells.
+    fn read(&self, ends: Ends, most: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let Some(output) = ends.output else { return Ok(bytes) };
+        sys::set_blocking(&output, false).map_err(Error::io("fcntl"))?;
+        let mut chunk = [0; CHUNK];
+        loop {
+            match nix::unistd::read(&output, &mut chunk) {
+                Ok(0) => break,
+                Ok(count) => {
+                    bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                    if bytes.len() as u64 > most {
+                        let _ = self.running.end(EndReason::OutputLimit);
+                        return Err(self.too_large());
+                    }
+                    if self.deadline.passed() {
+                        return Err(self.give_up());
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+                    if !wire::wait_ready(&mut fds, self.deadline)? {
+                        return Err(self.give_up());
+                    }
+                }
+                Err(errno) => return Err(Error::io("read from a pipe")(errno)),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Lets it clear up, now that its input has ended, and sees to it that it does. Waits for
+    /// nothing.
+    pub(crate) fn let_clear_up(&self) {
+        // As in `abandon`.
+        let _ = self.running.end_after(CLEARING_UP);
+    }
+
+    /// Ends it, as one of which nothing more is wanted.
+    pub(crate) fn abandon(&self) {
+        // There is no one to tell that the sandbox is beyond being told.
+        let _ = self.running.end(EndReason::Signaled);
+    }
+}
