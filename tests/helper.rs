@@ -79,6 +79,7 @@ fn entry() {
         "collect-much" => crate::output::collect_much(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),
         "few-descriptors" => crate::shares::few_descriptors(&state),
+        "write-for-ever" => crate::files::write_for_ever(&state),
         "hold-one" => crate::shares::hold_one(&state),
         _ => panic!("unknown role {role}"),
     }

@@ -13,10 +13,13 @@
 
 mod census;
 mod cli;
+mod copies;
 mod dependent;
 mod exec;
 mod expect;
 mod figures;
+mod file_attacks;
+mod files;
 mod harness;
 mod helper;
 mod images;
