@@ -62,6 +62,7 @@ fn every_command_runs() {
         let mut sh = Command::new("sh");
         sh.args(["-exc", &commands.join("\n")]).current_dir(repository()).stdin(Stdio::null());
         sh.env("ADL_STATE_DIR", home.state()).env("CARGO_TARGET_DIR", target_directory());
+        sh.env("TMPDIR", home.path(""));
         let output = sh.output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}:\n{block}\n{stderr}", output.status);
