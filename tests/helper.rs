@@ -80,6 +80,8 @@ fn entry() {
         "cancel-many" => crate::jobs::cancel_many(&state),
         "few-descriptors" => crate::shares::few_descriptors(&state),
         "write-for-ever" => crate::files::write_for_ever(&state),
+        "reset-for-ever" => crate::reset::reset_for_ever(&state),
+        "count-resets" => crate::reset::count_resets(&state),
         "hold-one" => crate::shares::hold_one(&state),
         _ => panic!("unknown role {role}"),
     }

@@ -30,6 +30,7 @@ mod jobs;
 mod lifetime;
 mod output;
 mod readme;
+mod reset;
 mod shares;
 mod starts;
 mod terminal;

@@ -18,6 +18,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::builtin;
 use crate::files::{self, open_in_root};
+use crate::receive::send_small;
 use crate::setup::{DEFAULT_UMASK, JobDefaults};
 use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
 
@@ -133,7 +134,7 @@ pub(crate) fn run(start: &Start) -> ! {
     let Err(Failure(stage, errno)) = result else { sys::exit(0) };
     let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
     // A host that does not listen any more has detached from the job.
-    let _ = send(channel, &failed, &[]);
+    let _ = send_small(channel, &failed, &[]);
     sys::exit(NOT_STARTED)
 }
 
@@ -193,24 +194,6 @@ fn prepare(
     enter(spawn.directory).stage(Stage::Directory)
 }
 
-/// Sends a small frame from a child that can't allocate.
-fn send(
-    channel: BorrowedFd<'_>,
-    event: &JobEvent,
-    descriptors: &[BorrowedFd<'_>],
-) -> rustix::io::Result<()> {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let mut frame = [0; 64];
-    let length = codec::encode_into(event, &mut frame).map_err(|_| Errno::MSGSIZE)?;
-    let mut space = [core::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(Errno::MSGSIZE);
-    }
-    let bytes = [rustix::io::IoSlice::new(frame.get(..length).unwrap_or_default())];
-    sendmsg(channel, &bytes, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
-}
-
 /// Makes a terminal in the sandbox's own devpts, as the job's user, and sends its master side to
 /// the host; the other side becomes the job's descriptors and controls its session.
 fn open_terminal(rows: u16, columns: u16, start: &Start) -> rustix::io::Result<()> {
@@ -222,7 +205,7 @@ fn open_terminal(rows: u16, columns: u16, start: &Start) -> rustix::io::Result<(
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     rustix::process::ioctl_tiocsctty(&slave)?;
-    send(start.resources.channel, &JobEvent::Terminal, &[master.as_fd()])?;
+    send_small(start.resources.channel, &JobEvent::Terminal, &[master.as_fd()])?;
     rustix::stdio::dup2_stdin(&slave)?;
     rustix::stdio::dup2_stdout(&slave)?;
     rustix::stdio::dup2_stderr(&slave)

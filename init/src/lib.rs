@@ -35,6 +35,7 @@ use alloc::boxed::Box;
 
 use adl_protocol::limits::CONTROL_DESCRIPTOR;
 use adl_protocol::{Reply, Request, VERSION};
+use rustix::fd::AsFd;
 
 use crate::receive::Receiver;
 
@@ -67,12 +68,14 @@ pub fn run() -> i32 {
         Err(_) => return PROTOCOL,
     };
     match init {
-        Ok(init) => {
+        Ok((init, mount_namespace)) => {
             // To the end of the process: children refer to it.
             let init = Box::leak(Box::new(init));
-            if receiver.send(&Reply::Ready { version: VERSION }).is_err() {
+            let ready = Reply::Ready { version: VERSION };
+            if receive::send_small(&receiver, &ready, &[mount_namespace.as_fd()]).is_err() {
                 return 0;
             }
+            drop(mount_namespace);
             events::run(receiver, init)
         }
         Err(failure) => {

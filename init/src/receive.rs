@@ -8,7 +8,8 @@ use adl_protocol::{codec, limits};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use serde::Serialize;
 
@@ -125,4 +126,21 @@ pub(crate) fn send_frame(socket: impl AsFd, message: &impl Serialize) -> rustix:
     codec::encode(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
     let sent = send(socket, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
     if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
+}
+
+/// The same from a child that can't allocate, and with descriptors: one at most.
+pub(crate) fn send_small(
+    socket: impl AsFd,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let mut frame = [0; 64];
+    let length = codec::encode_into(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::MSGSIZE);
+    }
+    let bytes = [rustix::io::IoSlice::new(frame.get(..length).unwrap_or_default())];
+    sendmsg(socket, &bytes, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
 }

@@ -113,12 +113,13 @@ pub(crate) fn prepare() -> Result<Early> {
     Ok(Early { child_signals, null, loopback })
 }
 
-/// Builds the sandbox. Nothing of a guest runs before this has returned.
+/// Builds the sandbox, and returns its mount namespace with it. Nothing of a guest runs before this
+/// has returned.
 pub(crate) fn run(
     setup: &Setup<'_>,
     descriptors: &mut VecDeque<OwnedFd>,
     early: Early,
-) -> Result<Init> {
+) -> Result<(Init, OwnedFd)> {
     // 1. Above: prepare.
     let Early { child_signals, null, loopback } = early;
     if setup.version != VERSION {
@@ -150,6 +151,9 @@ pub(crate) fn run(
     rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;
     let proc = open_directory(c"/proc").step(Step::Proc)?;
     let terminals = open_directory(c"/dev/pts").step(Step::Dev)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mount_namespace = rustix::fs::openat(&proc, c"self/ns/mnt", flags, Mode::empty());
+    let mount_namespace = mount_namespace.step(Step::Proc)?;
 
     let may_share_memory = setup.identities == Identities::Range
         && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
@@ -175,7 +179,7 @@ pub(crate) fn run(
         proc,
         terminals,
     };
-    Ok(Init { child_signals, owner, jobs })
+    Ok((Init { child_signals, owner, jobs }, mount_namespace))
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace

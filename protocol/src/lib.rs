@@ -69,7 +69,8 @@ pub enum Request<'a> {
 /// What init answers on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply<'a> {
-    /// Every step of set-up succeeded, and the last one closed the door behind init.
+    /// Every step of set-up succeeded, and the last one closed the door behind init. With it comes
+    /// a descriptor of the mount namespace, which the host holds to decide when it goes.
     Ready {
         /// [`VERSION`] as init was built with.
         version: u32,

@@ -85,7 +85,9 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
 }
 
 /// Gives init its ids and its file systems, and waits until it says that all is done.
-pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
+///
+/// Returns its mount namespace.
+pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<OwnedFd> {
     match try_set_up(process, control, plan) {
         // Its end came before it was init: that tells why.
         Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
@@ -93,7 +95,7 @@ pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> R
     }
 }
 
-fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<()> {
+fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
     let user_namespace = match plan.ids {
         Some(range) => {
@@ -159,9 +161,13 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<(
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
 
     let socket = control.try_clone().map_err(Error::io("dup"))?;
-    let body = Messages::new(socket).next("init to set up the sandbox", deadline)?;
+    let messages = Messages::new(socket);
+    messages.expect_descriptor();
+    let body = messages.next("init to set up the sandbox", deadline)?;
     match wire::decode(&body)? {
-        Reply::Ready { version: VERSION } => Ok(()),
+        Reply::Ready { version: VERSION } => messages
+            .take_descriptor()
+            .ok_or(Error::Protocol { why: "a sandbox without its mount namespace" }),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         Reply::Failed(failure) => Err(setup_error(failure)),
     }

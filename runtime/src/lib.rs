@@ -51,6 +51,7 @@ mod files;
 mod ids;
 mod image;
 mod init_binary;
+mod instance;
 mod launch;
 mod owner;
 mod remove;
@@ -77,7 +78,7 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use image::Image;
-pub use remove::finish_removals;
+pub use remove::{finish_removals, pending_removals};
 pub use running::{Handle, Scope};
 pub use sandbox::Sandbox;
 pub use state::collect_garbage;

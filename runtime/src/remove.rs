@@ -6,8 +6,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,8 +28,44 @@ use crate::sys;
 /// more disk than that.
 const BACKLOG: usize = 64;
 
+/// What is left of a sandbox whose processes have ended.
+pub(crate) struct Remains {
+    /// Let go of before the directory is removed: what the kernel still knows of the files is
+    /// forgotten with it.
+    mounts: Option<OwnedFd>,
+    directory: SandboxDirectory,
+}
+
+impl Remains {
+    pub(crate) fn new(mounts: Option<OwnedFd>, directory: SandboxDirectory) -> Self {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        Self { mounts, directory }
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        self.mounts = None;
+        self.directory.remove()
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many [`Remains`] there are.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// The number of sandboxes that this process has deleted or reset and whose files are not all
+/// removed yet: by a thread, which has at most 64 waiting. Where it does not go down, what is left
+/// can't be removed; `adl gc` tells why.
+pub fn pending_removals() -> usize {
+    WAITING.load(Ordering::Relaxed)
+}
+
 enum Job {
-    Remove(SandboxDirectory),
+    Remove(Remains),
     /// Say when all before it is done.
     Tell(SyncSender<()>),
 }
@@ -36,14 +73,16 @@ enum Job {
 /// The way to the thread, and the process that it belongs to: a fork has no threads.
 static REMOVER: Mutex<Option<(Owner, SyncSender<Job>)>> = Mutex::new(None);
 
-/// Removes a sandbox's directory soon, and gives its name free now.
-pub(crate) fn remove_later(mut directory: SandboxDirectory) -> Result<()> {
-    directory.move_aside()?;
-    let Some(sender) = sender() else { return directory.remove() };
-    match sender.try_send(Job::Remove(directory)) {
+/// Removes what a sandbox has left soon, and gives its name free now.
+pub(crate) fn remove_later(mut remains: Remains) -> Result<()> {
+    remains.directory.move_aside()?;
+    let Some(sender) = sender() else { return remains.remove() };
+    match sender.try_send(Job::Remove(remains)) {
         Ok(()) => Ok(()),
-        Err(TrySendError::Full(Job::Remove(directory))) => directory.remove(),
-        Err(TrySendError::Disconnected(Job::Remove(directory))) => directory.remove(),
+        Err(
+            TrySendError::Full(Job::Remove(mut remains))
+            | TrySendError::Disconnected(Job::Remove(mut remains)),
+        ) => remains.remove(),
         Err(_) => Ok(()),
     }
 }
@@ -109,13 +148,13 @@ fn work(jobs: &Receiver<Job>) {
     sys::lower_priority();
     // What could not be removed, as when the process had no descriptors left: tried again with
     // each next one. In the end it stays, without a lock, for `adl gc`, which tells why.
-    let mut failed: Vec<SandboxDirectory> = Vec::new();
+    let mut failed: Vec<Remains> = Vec::new();
     for job in jobs {
-        failed.retain(|directory| directory.remove().is_err());
+        failed.retain_mut(|remains| remains.remove().is_err());
         match job {
-            Job::Remove(directory) => {
-                if directory.remove().is_err() && failed.len() < BACKLOG {
-                    failed.push(directory);
+            Job::Remove(mut remains) => {
+                if remains.remove().is_err() && failed.len() < BACKLOG {
+                    failed.push(remains);
                 }
             }
             Job::Tell(done) => drop(done.send(())),

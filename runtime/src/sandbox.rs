@@ -1,13 +1,10 @@
 //! A sandbox: its creation, its jobs, its end.
 
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
-use std::time::Duration;
 
 use adl_protocol::limits;
-use nix::poll::{PollFd, PollFlags};
 
 use crate::background::Job;
 use crate::command::Command;
@@ -16,15 +13,9 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::ids::{self, IdRange};
-use crate::launch::{self, Plan};
-use crate::owner::Owner;
-use crate::remove::remove_later;
+use crate::image::Tree;
+use crate::instance::Instance;
 use crate::state::{SandboxDirectory, State};
-use crate::sys::{self, Process};
-use crate::wire::{self, Deadline};
-
-/// How long the kernel may take to end all processes of a sandbox.
-const END: Duration = Duration::from_secs(10);
 
 /// The longest name, in bytes: it must be a host name, too.
 const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
@@ -37,12 +28,10 @@ const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
 #[derive(Debug)]
 pub struct Sandbox {
     name: String,
-    init: Process,
-    control: Arc<Control>,
-    directory: Option<SandboxDirectory>,
-    ids: Option<IdRange>,
-    owner: Owner,
-    ended: bool,
+    config: Config,
+    state: State,
+    trees: Vec<Tree>,
+    instance: Instance,
 }
 
 impl Sandbox {
@@ -64,39 +53,56 @@ impl Sandbox {
         let trees = config.image.open(&state, config.network)?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
-        // ready. From here on, dropping `this` undoes everything.
-        let mut this = Self::start(&config)?;
-        let overlays = match config.upper {
-            Upper::Disk => trees.len(),
-            Upper::Memory { .. } => 0,
-        };
-        let directory = make_directory(&state, config.name.as_deref(), overlays)?;
-        directory.name().clone_into(&mut this.name);
-        let plan = Plan {
-            config: &config,
-            hostname: config.hostname.as_deref().unwrap_or(&this.name),
-            trees: &trees,
-            directory: this.directory.insert(directory),
-            ids: this.ids.as_ref(),
-        };
-        launch::set_up(&this.init, &this.control.socket(), &plan)?;
-        this.init.launched();
-        Ok(this)
+        // ready. From here on, dropping `instance` undoes everything.
+        let mut instance = Instance::start(&config, fresh_ids()?)?;
+        let directory = make_directory(&state, config.name.as_deref(), overlays(&config, &trees))?;
+        let name = directory.name().to_owned();
+        let hostname = config.hostname.as_deref().unwrap_or(&name);
+        instance.set_up(&config, hostname, &trees, directory)?;
+        Ok(Self { name, config, state, trees, instance })
     }
 
-    /// Starts init. It does nothing until it is told what to set up.
-    fn start(config: &Config) -> Result<Self> {
-        let ids = if ids::caller_may_map() { Some(IdRange::take()?) } else { None };
-        let (init, control) = launch::start(config, ids.is_some())?;
-        Ok(Self {
-            name: String::new(),
-            init,
-            control: Control::new(control),
-            directory: None,
-            ids,
-            owner: Owner::this_process(),
-            ended: false,
-        })
+    /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
+    /// it: no process, file, shared memory, message queue, socket or host name. It takes as long
+    /// as [`Sandbox::create`], whatever was done inside; what was written to disk is removed soon
+    /// after, as by [`Sandbox::delete`].
+    ///
+    /// Commands that run are killed, and their ends are told as [`Error::SandboxDied`].
+    /// A sandbox that has died is alive again after it.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Sandbox};
+    /// let mut sandbox = Sandbox::create(Config::default())?;
+    /// sandbox.shell("rm -rf /usr; sleep inf &").status()?;
+    /// sandbox.reset()?;
+    /// assert!(sandbox.command("true").status()?.success());
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`] and [`Sandbox::delete`]. The sandbox is dead then, and can be reset
+    /// again or deleted.
+    pub fn reset(&mut self) -> Result<()> {
+        if !self.instance.is_own() {
+            return Err(Error::invalid("reset", "called by a fork of the process that made it"));
+        }
+        // They end while the next ones are made.
+        self.instance.kill()?;
+        let ids = match self.instance.ids() {
+            Some(ids) => Some(Arc::clone(ids)),
+            None => fresh_ids()?,
+        };
+        let mut next = Instance::start(&self.config, ids)?;
+        let directory = self.state.make_aside(overlays(&self.config, &self.trees))?;
+        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
+        next.set_up(&self.config, hostname, &self.trees, directory)?;
+        // No command can come to the next before this has returned, so there is no moment at
+        // which both do something.
+        self.instance.end_processes()?;
+        if let Some(directory) = next.directory() {
+            directory.take_name(&self.name, self.instance.directory())?;
+        }
+        std::mem::replace(&mut self.instance, next).end()
     }
 
     /// Its name.
@@ -106,13 +112,13 @@ impl Sandbox {
 
     /// The process id of its init, as the host sees it.
     pub fn init_pid(&self) -> i32 {
-        self.init.pid
+        self.instance.init_pid()
     }
 
     /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
     /// the first one and their number.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.ids.as_ref().map(|range| (range.base(), ids::LENGTH))
+        self.instance.ids().map(|range| (range.base(), ids::LENGTH))
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
@@ -142,86 +148,24 @@ impl Sandbox {
     /// that does not answer; [`Error::Io`] where a file could not be removed. `adl gc` removes what is
     /// left once the calling process has ended.
     pub fn delete(mut self) -> Result<()> {
-        self.end()
+        self.instance.end()
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
     /// and those that have ended and that no one has waited for yet.
     pub fn jobs(&self) -> Vec<Job> {
-        self.control.jobs().clone()
+        self.control().jobs().clone()
     }
 
     pub(crate) fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
-
-    fn end(&mut self) -> Result<()> {
-        if self.ended || !self.owner.is_this_process() {
-            // Of a fork's copy nothing may be undone, its parent's lock on the ids least of all.
-            std::mem::forget(self.ids.take());
-            return Ok(());
-        }
-        self.ended = true;
-        // They hold on to the control socket, which holds on to them.
-        self.control.jobs().clear();
-        if let Err(error) = self.end_processes() {
-            self.end_late();
-            return Err(error);
-        }
-        match self.directory.take() {
-            Some(directory) => remove_later(directory),
-            None => Ok(()),
-        }
-    }
-
-    /// Leaves to a thread what could not be waited for: the kernel may have millions of a guest's
-    /// files to forget. Until it is done, the ids are no one else's.
-    fn end_late(&mut self) {
-        // Lost, if there can be no thread: better than given to a sandbox beside what still runs.
-        let ids = ManuallyDrop::new(self.ids.take());
-        let directory = self.directory.take();
-        let pidfd = self.init.pidfd.try_clone();
-        let wait = move || {
-            let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
-                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-                wire::wait_ready(&mut fds, Deadline::NEVER)?;
-                sys::reap(pidfd.as_fd()).map_err(Error::io("waitid"))
-            });
-            match (is_over, directory) {
-                // The caller was told already that something went wrong.
-                (Ok(()), directory) => {
-                    drop(ManuallyDrop::into_inner(ids));
-                    drop(directory.map(remove_later));
-                }
-                (Err(_), _) => {}
-            }
-        };
-        drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
-    }
-
-    /// Kills init and waits until it is gone, which it is when every process of its PID namespace
-    /// is.
-    fn end_processes(&self) -> Result<()> {
-        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
-        let mut fds = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
-        if !wire::wait_ready(&mut fds, Deadline::after(END))? {
-            return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
-        }
-        sys::reap(self.init.pidfd.as_fd()).map_err(Error::io("waitid"))
+        self.instance.control()
     }
 }
 
 /// Readable when the sandbox has died, or was ended: for `poll(2)` and event loops.
 impl AsFd for Sandbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.init.pidfd.as_fd()
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        // There is no one to tell; what is left is for the collector.
-        let _ = self.end();
+        self.instance.as_fd()
     }
 }
 
@@ -229,6 +173,19 @@ impl Drop for Sandbox {
 pub(crate) fn unique_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A range of ids, for who can map them.
+fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
+    Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+}
+
+/// How many overlays have their uppers on disk.
+fn overlays(config: &Config, trees: &[Tree]) -> usize {
+    match config.upper {
+        Upper::Disk => trees.len(),
+        Upper::Memory { .. } => 0,
+    }
 }
 
 fn make_directory(state: &State, name: Option<&str>, overlays: usize) -> Result<SandboxDirectory> {

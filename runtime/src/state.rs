@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
 use crate::remove::{entries, remove_contents, remove_empty};
 use crate::sandbox::unique_number;
+use crate::sys;
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
@@ -56,9 +57,15 @@ impl State {
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
         make_private(&path)?;
         let sandboxes = path.join("sandboxes");
-        make_private(&sandboxes)?;
+        let is_new = make_private(&sandboxes)?;
         let fd = nix::fcntl::open(&sandboxes, DIRECTORY, Mode::empty())
             .map_err(Error::at("open", &sandboxes))?;
+        if is_new {
+            // An ext4 without a journal avoids inode numbers that were free for less than a minute,
+            // and looks at each. Where one sandbox had a hundred thousand files, the next would
+            // wait for that with every file it makes.
+            sys::spread_entries(&fd);
+        }
         Ok(Self { path, sandboxes: fd })
     }
 
@@ -120,6 +127,11 @@ impl State {
                 Err(error)
             }
         }
+    }
+
+    /// The same, under a name that is no sandbox's, for one that is to take the place of another.
+    pub(crate) fn make_aside(&self, overlays: usize) -> Result<SandboxDirectory> {
+        self.make_sandbox(&aside_name(), overlays)
     }
 
     /// Removes the directories of sandboxes whose owner has ended, and says which.
@@ -232,14 +244,42 @@ impl SandboxDirectory {
 
     /// Gives its name free. The lock stays, as does what is in it.
     pub(crate) fn move_aside(&mut self) -> Result<()> {
-        // No sandbox has a name with a dot in front.
-        let name = format!(".removing-{}-{}", std::process::id(), unique_number());
+        let name = aside_name();
         renameat(&self.parent, self.name.as_str(), &self.parent, name.as_str())
             .map_err(Error::at("rename", &self.path))?;
         self.path.set_file_name(&name);
         self.name = name;
         Ok(())
     }
+
+    /// Takes a name. `from` has it, and gets this one's in exchange, so that no other sandbox can
+    /// take it in between; where there is none, no one has it.
+    pub(crate) fn take_name(&mut self, name: &str, from: Option<&mut Self>) -> Result<()> {
+        let rename = |flags| renameat2(&self.parent, self.name.as_str(), &self.parent, name, flags);
+        let renamed = match &from {
+            Some(_) => rename(RenameFlags::RENAME_EXCHANGE),
+            None => rename(RenameFlags::RENAME_NOREPLACE),
+        };
+        match renamed {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
+            Err(errno) => return Err(Error::at("rename", &self.path)(errno)),
+        }
+        if let Some(from) = from {
+            std::mem::swap(&mut self.path, &mut from.path);
+            std::mem::swap(&mut self.name, &mut from.name);
+        } else {
+            self.path.set_file_name(name);
+            name.clone_into(&mut self.name);
+        }
+        Ok(())
+    }
+}
+
+/// A name that no sandbox has, since it has a dot in front. What has it is to be removed, at the
+/// latest when its owner has ended.
+fn aside_name() -> String {
+    format!(".removing-{}-{}", std::process::id(), unique_number())
 }
 
 fn default_path() -> PathBuf {
@@ -264,8 +304,8 @@ fn default_path() -> PathBuf {
 }
 
 /// Makes a directory that only its owner can enter, or makes sure that it is one: in /tmp, anyone
-/// could have made it before us.
-fn make_private(path: &Path) -> Result<()> {
+/// could have made it before us. Whether it was made.
+fn make_private(path: &Path) -> Result<bool> {
     let make = || DirBuilder::new().mode(0o700).create(path);
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -278,7 +318,7 @@ fn make_private(path: &Path) -> Result<()> {
                 made => made,
             };
             match made {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::at("mkdir", path)(error)),
             }
@@ -289,7 +329,7 @@ fn make_private(path: &Path) -> Result<()> {
     .map_err(Error::at("stat", path))?;
     let own = metadata.uid() == nix::unistd::geteuid().as_raw();
     if metadata.is_dir() && own && metadata.mode() & 0o077 == 0 {
-        return Ok(());
+        return Ok(false);
     }
     Err(Error::invalid(
         "state directory",

@@ -5,6 +5,7 @@
 //! stands the same program spawned on the host.
 
 mod files;
+mod reset;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,7 +23,7 @@ use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 const HELP: &str = "\
 Usage: adl bench [options]
 
-Measures creating and deleting a sandbox, running commands in it, and its file calls.
+Measures creating, resetting and deleting a sandbox, running commands in it, and its file calls.
 
       --rounds N           sandboxes to make (default: 200)
       --jobs N             commands and file calls of each kind to run in each (default: 5)
@@ -151,6 +152,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(ballast)?];
     let mut rows = measure(&config, rounds, jobs)?;
+    reset::large(&config, &mut rows)?;
     files::listings(&config, &mut rows)?;
     files::copies(&config, copies, &mut rows)?;
     drop(std::hint::black_box(ballast));
@@ -167,12 +169,13 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
     Sandbox::create(config.clone())?.delete()?;
 
     let probe_on_host = ProbeOnHost::new()?;
-    let (mut create, mut delete) = (Times::default(), Times::default());
+    let (mut create, mut reset, mut delete) =
+        (Times::default(), Times::default(), Times::default());
     let mut small = files::Small::default();
     let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
     let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
     for _ in 0..rounds {
-        let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
+        let mut sandbox = create.measure(|| Sandbox::create(config.clone()))?;
         let put = sandbox
             .shell("cat > \"$0\" && chmod +x \"$0\"")
             .arg(PROBE)
@@ -200,12 +203,17 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
             }
         }
         small.measure(&sandbox, jobs)?;
+        reset.measure(|| sandbox.reset())?;
         delete.measure(|| sandbox.delete())?;
     }
 
     adl_runtime::finish_removals();
 
-    let mut rows = BTreeMap::from([("create", create.row(None)), ("delete", delete.row(None))]);
+    let mut rows = BTreeMap::from([
+        ("create", create.row(None)),
+        ("reset_1", reset.row(None)),
+        ("delete", delete.row(None)),
+    ]);
     small.rows(&mut rows);
     for (name, times) in &inside {
         rows.insert(name, times.row(on_host.get(name)));

@@ -1,0 +1,170 @@
+//! One life of a sandbox: from the clone of its init to the end of its last process.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags};
+
+use crate::config::Config;
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::ids::IdRange;
+use crate::image::Tree;
+use crate::launch::{self, Plan};
+use crate::owner::Owner;
+use crate::remove::{Remains, remove_later};
+use crate::state::SandboxDirectory;
+use crate::sys::{self, Process};
+use crate::wire::{self, Deadline};
+
+/// How long the kernel may take to end all processes.
+const END: Duration = Duration::from_secs(10);
+
+/// An init, and what it was given. When it is dropped, all of it ends and is given back.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    init: Process,
+    control: Arc<Control>,
+    /// Its own from [`Instance::set_up`] on.
+    directory: Option<SandboxDirectory>,
+    /// Its mount namespace. While that is held, the end of its processes does not wait for the
+    /// kernel to forget the files that a guest has made, of which there may be millions.
+    mounts: Option<OwnedFd>,
+    /// Shared with what comes after it, and with what ends late.
+    ids: Option<Arc<IdRange>>,
+    owner: Owner,
+    ended: bool,
+}
+
+impl Instance {
+    /// Starts init. It makes what needs no layer, and waits for [`Instance::set_up`].
+    pub(crate) fn start(config: &Config, ids: Option<Arc<IdRange>>) -> Result<Self> {
+        let (init, control) = launch::start(config, ids.is_some())?;
+        let control = Control::new(control);
+        let owner = Owner::this_process();
+        Ok(Self { init, control, directory: None, mounts: None, ids, owner, ended: false })
+    }
+
+    /// Has init build the sandbox, and waits until it has.
+    pub(crate) fn set_up(
+        &mut self,
+        config: &Config,
+        hostname: &str,
+        trees: &[Tree],
+        directory: SandboxDirectory,
+    ) -> Result<()> {
+        let directory = self.directory.insert(directory);
+        let plan = Plan { config, hostname, trees, directory, ids: self.ids.as_deref() };
+        self.mounts = Some(launch::set_up(&self.init, &self.control.socket(), &plan)?);
+        self.init.launched();
+        Ok(())
+    }
+
+    pub(crate) fn init_pid(&self) -> i32 {
+        self.init.pid
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {
+        self.ids.as_ref()
+    }
+
+    pub(crate) fn directory(&mut self) -> Option<&mut SandboxDirectory> {
+        self.directory.as_mut()
+    }
+
+    /// Whether the caller is the process that made it, and no fork of that.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    /// Kills init, and so every process of its PID namespace, and returns at once.
+    pub(crate) fn kill(&self) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))
+    }
+
+    /// Kills all processes and waits until they are gone, which is when init is.
+    pub(crate) fn end_processes(&mut self) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        self.ended = true;
+        // They hold on to the control socket, which holds on to them.
+        self.control.jobs().clear();
+        let ended = self.wait_for_end();
+        if ended.is_err() {
+            self.end_late();
+        }
+        ended
+    }
+
+    fn wait_for_end(&self) -> Result<()> {
+        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        if !wire::wait_ready(&mut fds, Deadline::after(END))? {
+            return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
+        }
+        sys::reap(self.as_fd()).map_err(Error::io("waitid"))
+    }
+
+    /// The same, and has the rest removed.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        if !self.is_own() {
+            // Of a fork's copy nothing may be undone, its parent's lock on the ids least of all.
+            std::mem::forget(self.ids.take());
+            return Ok(());
+        }
+        self.end_processes()?;
+        self.ids = None;
+        let mounts = self.mounts.take();
+        match self.directory.take() {
+            Some(directory) => remove_later(Remains::new(mounts, directory)),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves to a thread what could not be waited for. Until it is done, the ids are no one
+    /// else's.
+    fn end_late(&mut self) {
+        // Lost, if there can be no thread: better than given to a sandbox beside what still runs.
+        let ids = ManuallyDrop::new(self.ids.take());
+        let mounts = self.mounts.take();
+        let directory = self.directory.take();
+        let pidfd = self.init.pidfd.try_clone();
+        let wait = move || {
+            let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
+                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                wire::wait_ready(&mut fds, Deadline::NEVER)?;
+                sys::reap(pidfd.as_fd()).map_err(Error::io("waitid"))
+            });
+            // The caller was told already that something went wrong.
+            if is_over.is_ok() {
+                drop(ManuallyDrop::into_inner(ids));
+                drop(directory.map(|directory| remove_later(Remains::new(mounts, directory))));
+            }
+        };
+        drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
+    }
+}
+
+/// Readable when it has died, or was ended.
+impl AsFd for Instance {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.init.pidfd.as_fd()
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // There is no one to tell; what is left is for the collector.
+        let _ = self.end();
+    }
+}

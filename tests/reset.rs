@@ -1,0 +1,349 @@
+//! A reset sandbox is as a new one, whatever was done in it, and as soon.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Config, EndReason, Error, Sandbox, Stdio, Upper};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::census;
+use crate::figures::percentile;
+use crate::harness::{Home, Need, needs, shell};
+use crate::helper::{Helper, say};
+use crate::lifetime::GONE;
+
+/// Leaves something of every kind that a process can leave without a right to more.
+const PLANT: &str = r#"
+import ctypes, os, signal, socket, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted', '/dev/shm/planted',
+             '/run/planted', '/var/tmp/planted', '/dev/mqueue/planted']:
+    open(path, 'w').close()
+os.unlink('/etc/hosts')
+os.unlink('/usr/bin/env')
+open('/etc/passwd', 'a').write('planted:x:7:7::/:\n')
+os.chmod('/var', 0o700)
+os.makedirs('/opt/a/b'); os.chmod('/opt/a', 0)
+for get, size in ((libc.shmget, 4096), (libc.semget, 1)):
+    assert get(77, size, 0o1666) >= 0
+assert libc.msgget(77, 0o1666) >= 0
+sockets = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)]
+for s, address in zip(sockets, ('\0planted', ('127.0.0.1', 7777))):
+    s.bind(address); s.listen(); s.set_inheritable(True)
+for code in ('import time; time.sleep(1000)',
+             'while True: open("/tmp/written", "a").write("x" * 4096)'):
+    subprocess.Popen([sys.executable, '-c', code], start_new_session=True, close_fds=False)
+print('planted')
+"#;
+
+/// Prints what of that it finds.
+const FIND: &str = r#"
+import ctypes, os, socket
+libc = ctypes.CDLL(None)
+found = [path for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted',
+    '/dev/shm/planted', '/run/planted', '/var/tmp/planted', '/dev/mqueue/planted', '/opt/a',
+    '/tmp/written'] if os.path.lexists(path)]
+found += ['no ' + path for path in ['/etc/hosts', '/usr/bin/env'] if not os.path.lexists(path)]
+if 'planted' in open('/etc/passwd').read(): found.append('user')
+if os.stat('/var').st_mode & 0o777 != 0o755: found.append('mode')
+for name, get, size in (('shm', libc.shmget, 0), ('sem', libc.semget, 0)):
+    if get(77, size, 0) >= 0: found.append(name)
+if libc.msgget(77, 0) >= 0: found.append('msg')
+for family, address in ((socket.AF_UNIX, '\0planted'), (socket.AF_INET, ('127.0.0.1', 7777))):
+    if socket.socket(family).connect_ex(address) == 0: found.append(str(family))
+if len([p for p in os.listdir('/proc') if p.isdigit()]) != 2: found.append('processes')
+print(*found, sep='\n')
+"#;
+
+fn python(sandbox: &Sandbox, script: &str) -> String {
+    let output = sandbox.command("python3").args(["-c", script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Both kinds of uppers.
+fn uppers() -> [Upper; 2] {
+    [Upper::Disk, Upper::Memory { size: 512 << 20 }]
+}
+
+#[test]
+fn nothing_that_was_left_is_found_after_a_reset() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    for upper in uppers() {
+        let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+        assert_eq!(python(&sandbox, FIND), "\n");
+        assert_eq!(python(&sandbox, PLANT), "planted\n");
+        let members = census::tree(sandbox.init_pid());
+        assert_eq!(members.len(), 3, "{members:?}");
+        // What looks for it sees it, all of it.
+        assert_eq!(python(&sandbox, FIND).lines().count(), 20, "{}", python(&sandbox, FIND));
+        sandbox.reset().unwrap();
+        assert!(members.iter().all(|process| !process.exists()), "{members:?}");
+        assert_eq!(python(&sandbox, FIND), "\n");
+    }
+}
+
+/// A sum over all names, modes, owners, contents and links of the root file system.
+const TREE: &str = "cd / && find . -xdev \\( -path ./proc -o -path ./dev \\) -prune -o \
+    -printf '%p %y %m %U %G %l\\n' | LC_ALL=C sort | sha256sum; \
+    find etc root tmp var home opt srv run -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
+
+#[test]
+fn the_tree_is_that_of_the_image_after_any_writes() {
+    if !needs(&[Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    let new = shell(&sandbox, TREE);
+    for round in 0..20 {
+        // Another mess each time, and writers that go on.
+        let mess = format!(
+            "RANDOM={round}; cd /; for i in {{1..20}}; do
+                d=$(shuf -n1 -e tmp etc var root opt usr/local); mkdir -p $d/x$RANDOM/y
+                echo $RANDOM > $d/f$RANDOM; mv $d/f* $d/x*/ 2>/dev/null
+                rm -rf $(shuf -n1 -e etc/ssl var/log srv home); chmod $((RANDOM % 8))00 $d
+            done; (while :; do echo > /tmp/w$RANDOM; done) & exit 0"
+        );
+        sandbox.shell(mess).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert_ne!(shell(&sandbox, TREE), new, "round {round}");
+        sandbox.reset().unwrap();
+        assert_eq!(shell(&sandbox, TREE), new, "round {round}");
+    }
+}
+
+#[test]
+fn who_it_is_stays() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let config =
+        Config { name: Some("kept".into()), hostname: Some("host".into()), ..home.config() };
+    let mut sandbox = Sandbox::create(config).unwrap();
+    let (ids, pid) = (sandbox.id_range(), sandbox.init_pid());
+    for _ in 0..3 {
+        sandbox.reset().unwrap();
+        assert_eq!((sandbox.name(), sandbox.id_range()), ("kept", ids));
+        assert_eq!(shell(&sandbox, "uname -n"), "host\n");
+        assert_ne!(sandbox.init_pid(), pid);
+        // No moment without its name: it is no one else's.
+        let taken = Sandbox::create(Config { name: Some("kept".into()), ..home.config() });
+        assert!(matches!(taken, Err(Error::NameInUse { .. })), "{taken:?}");
+        // And no collector takes it.
+        assert_eq!(adl_runtime::collect_garbage(Some(&home.state())).unwrap(), [""; 0]);
+    }
+    sandbox.delete().unwrap();
+    let again = Sandbox::create(Config { name: Some("kept".into()), ..home.config() }).unwrap();
+    again.delete().unwrap();
+}
+
+#[test]
+fn commands_that_run_are_told_of_a_reset() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    let mut reader = sandbox.shell("echo; exec sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = reader.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    let job = sandbox.command("sleep").arg("1000").background().unwrap();
+    assert_eq!(sandbox.jobs().len(), 1);
+    sandbox.reset().unwrap();
+    assert_eq!(child.wait().unwrap().reason(), EndReason::SandboxDied);
+    assert_eq!(reader.wait().unwrap().reason(), EndReason::SandboxDied);
+    assert_eq!(job.wait().unwrap().status.reason(), EndReason::SandboxDied);
+    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+    assert_eq!(sandbox.jobs().len(), 0);
+    assert!(sandbox.command("true").status().unwrap().success());
+    // What they hold on to is the old one: a signal reaches nothing in the new one.
+    let survivor = sandbox.command("sleep").arg("1000").background().unwrap();
+    child.kill().unwrap();
+    job.kill().unwrap();
+    assert_eq!(survivor.try_wait().unwrap(), None);
+}
+
+#[test]
+fn a_sandbox_that_has_died_is_alive_after_a_reset() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    shell(&sandbox, "echo > /tmp/file");
+    kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
+    while !matches!(sandbox.command("true").status(), Err(Error::SandboxDied)) {}
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, "ls /tmp"), "");
+}
+
+#[test]
+fn a_reset_that_fails_can_be_made_again() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    let (sandboxes, away) = (home.state().join("sandboxes"), home.path("away"));
+    // No directory can be made where there is none to make it in.
+    std::fs::rename(&sandboxes, &away).unwrap();
+    let blocked = home.sandbox();
+    std::fs::remove_dir_all(&sandboxes).unwrap();
+    let mut blocked = blocked;
+    let failed = blocked.reset();
+    assert!(failed.is_err(), "{failed:?}");
+    assert!(matches!(blocked.command("true").status(), Err(Error::SandboxDied)));
+    drop(blocked);
+    std::fs::rename(&away, &sandboxes).unwrap();
+    sandbox.reset().unwrap();
+    assert!(sandbox.command("true").status().unwrap().success());
+}
+
+#[test]
+fn a_full_upper_is_the_guests_trouble_alone() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let upper = Upper::Memory { size: 4 << 20 };
+    let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+    for fill in [
+        "head -c 64m /dev/zero > /tmp/large",
+        "i=0; while : > /tmp/$i; do i=$((i + 1)); done; exit 1",
+        "head -c 256m /dev/zero > /dev/shm/large",
+    ] {
+        let output = sandbox.shell(fill).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains("No space left"), "{fill}: {stderr}");
+        assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+        sandbox.reset().unwrap();
+        assert_eq!(shell(&sandbox, "ls /tmp /dev/shm"), "/dev/shm:\n\n/tmp:\n");
+    }
+}
+
+/// What makes a reset wait, where it does.
+const LARGE: [(&str, &str); 4] = [
+    (
+        "100,000 files in 1,000 directories",
+        "for d in range(1000):\n os.mkdir(f'/tmp/{d}')\n for f in range(100):\n  \
+         open(f'/tmp/{d}/{f}', 'w').write('x')",
+    ),
+    (
+        "a tree that is 20,000 deep",
+        "os.chdir('/tmp')\nfor _ in range(20000):\n os.mkdir('d'); os.chdir('d')",
+    ),
+    (
+        "directories that no one may enter",
+        "for d in range(500):\n os.makedirs(f'/tmp/{d}/x/y'); os.chmod(f'/tmp/{d}/x', 0)",
+    ),
+    (
+        "256 MiB, and a writer that goes on",
+        "f = open('/tmp/large', 'wb')\nfor _ in range(256): f.write(bytes(1 << 20))\n\
+         if os.fork() == 0:\n os.setsid(); os.close(1); os.close(2)\n while True: f.write(bytes(1 << 20)); f.seek(0)",
+    ),
+];
+
+#[test]
+fn a_reset_takes_as_long_whatever_there_was() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    for upper in uppers() {
+        let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+        let reset = |sandbox: &mut Sandbox| {
+            let begin = Instant::now();
+            sandbox.reset().unwrap();
+            begin.elapsed()
+        };
+        let mut small: Vec<_> = (0..20).map(|_| reset(&mut sandbox)).collect();
+        let small = percentile(&mut small, 50);
+        for (what, make) in LARGE {
+            let mut large = Vec::new();
+            for _ in 0..3 {
+                python(&sandbox, &format!("import os\n{make}"));
+                large.push(reset(&mut sandbox));
+                let begin = Instant::now();
+                adl_runtime::finish_removals();
+                assert!(begin.elapsed() < Duration::from_secs(10), "{what}: {:?}", begin.elapsed());
+            }
+            let large = percentile(&mut large, 50);
+            eprintln!("{upper:?}: {what}: {large:?}, a small one {small:?}");
+            // What is left to the background is a hundred times that.
+            let limit = small.max(Duration::from_millis(4)) * 5;
+            assert!(large < limit, "{upper:?}: {what}: {large:?}, a small one {small:?}");
+        }
+    }
+}
+
+#[test]
+fn a_thousand_resets_leave_no_descriptor_and_no_file() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("count-resets", &home.state()).finish();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+/// The helper of the test above.
+pub(crate) fn count_resets(state: &Path) {
+    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let mut sandbox = Sandbox::create(config).unwrap();
+    let own = i32::try_from(std::process::id()).unwrap();
+    let mut resets = |count: u32| {
+        for _ in 0..count {
+            let _job = sandbox.shell("echo > /tmp/file; sleep 1000").spawn().unwrap();
+            sandbox.reset().unwrap();
+        }
+        adl_runtime::finish_removals();
+        assert_eq!(adl_runtime::pending_removals(), 0);
+        assert_eq!(census::tree(own).len(), 2);
+        assert_eq!(std::fs::read_dir(state.join("sandboxes")).unwrap().count(), 1);
+        (census::descriptors(own).len(), census::mounts())
+    };
+    let before = resets(20);
+    assert_eq!(resets(1000), before);
+    sandbox.delete().unwrap();
+}
+
+#[test]
+fn what_a_dead_caller_was_resetting_is_collected() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    for round in 0..20 {
+        let mut helper = Helper::start("reset-for-ever", &home.state());
+        // Somewhere in the middle, another place each time.
+        for _ in 0..=round {
+            helper.next().unwrap();
+        }
+        let members = census::tree(helper.id());
+        helper.kill();
+        let gone = || members.iter().all(|process| !process.exists());
+        assert!(crate::harness::within(GONE, gone), "{members:?}");
+        let removed = adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+        assert!(removed.iter().any(|name| name == "mine"), "{removed:?}");
+        assert_eq!(home.left(), [""; 0]);
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn reset_for_ever(state: &Path) {
+    let name = Some("mine".to_owned());
+    let config = Config { name, state_directory: Some(state.to_owned()), ..Config::default() };
+    let mut sandbox = Sandbox::create(config).unwrap();
+    loop {
+        shell(&sandbox, "mkdir -p /tmp/a/b; echo > /tmp/a/b/c");
+        say("resetting");
+        sandbox.reset().unwrap();
+    }
+}
