@@ -303,9 +303,13 @@ fn bench_measures_each_row_beside_the_hosts_own() {
         return;
     }
     let home = Home::new();
-    let json = succeeds(adl_command(&home.state()).args(["bench", "--json", "--rounds", "20"]));
+    let few = ["bench", "--json", "--rounds", "20", "--resets", "1", "--copies", "1"];
+    let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
-    for row in ["create", "exec_argv", "exec_shell", "delete"] {
+    let of_files = ["write_5b", "read_5b", "list_100k", "copy_in_1g", "copy_out_1g"];
+    let others =
+        ["create", "exec_argv", "exec_shell", "exec_probe", "reset_1", "reset_100k", "delete"];
+    for row in others.into_iter().chain(of_files) {
         let value =
             |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
         assert!(value("min_us") > 0.0 && value("n") >= 1.0);

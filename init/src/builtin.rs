@@ -22,6 +22,7 @@ pub(crate) fn run(task: &Task<'_>) -> Result<(), Failure> {
         }
         Task::File(task) => {
             let _ = rustix::thread::set_name(c"adl-file");
+            sys::ignore_file_size_signal().stage(Stage::Session)?;
             files::run(task, stdin, stdout)
         }
     }

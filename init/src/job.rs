@@ -6,7 +6,7 @@ use core::ffi::CStr;
 
 use adl_protocol::{
     Identities, Identity, JobEvent, JobStdio, Program, Request, Rlimit, Spawn, Stage, StdioSource,
-    Strings, Task, codec, limits,
+    Strings, Task, limits,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};

@@ -108,6 +108,16 @@ pub fn reset_signals() -> Result<()> {
     set_signal_mask(SIGCHLD_MASK)
 }
 
+/// Has a write beyond `RLIMIT_FSIZE` fail instead of ending the process with a signal
+/// (setrlimit(2)).
+pub fn ignore_file_size_signal() -> Result<()> {
+    const SIGXFSZ: usize = 25;
+    const SIG_IGN: u64 = 1;
+    let ignore = [SIG_IGN, 0, 0, 0];
+    // SAFETY: as in `reset_signals`.
+    unsafe { syscall(nr::RT_SIGACTION, SIGXFSZ, ignore.as_ptr() as usize, 0, 8, 0) }.map(drop)
+}
+
 /// Sets the signal mask to none, for a job.
 pub fn unblock_signals() -> Result<()> {
     set_signal_mask(0)

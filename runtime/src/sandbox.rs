@@ -139,8 +139,8 @@ impl Sandbox {
         Files::new(self)
     }
 
-    /// Ends all its processes and gives back all that it had. What it has written to disk is
-    /// removed soon after; see [`crate::finish_removals`]. Dropping does the same, but can't tell what
+    /// Ends all its processes and gives back all that it had. What it has written is removed, and
+    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. Dropping does the same, but can't tell what
     /// went wrong.
     ///
     /// # Errors

@@ -138,6 +138,14 @@ fn a_guest_that_fights_the_jobs_holds_up_nothing_and_leaves_nothing() {
         let left = shell(&sandbox, "find /tmp/f -name '.adl-*' | wc -l");
         let left: u64 = left.trim().parse().unwrap();
         assert!(left <= failed_writes.into_inner(), "{left}");
+        // What has its name is whole, whoever was killed while it was written.
+        let halves = shell(
+            &sandbox,
+            "find /tmp/f -path '*-tree/*' -type f ! -name '.adl-*' ! -size 100000c",
+        );
+        assert_eq!(halves, "");
+        let whole = shell(&sandbox, "find /tmp/f -path '*-tree/*' -type f -size 100000c | wc -l");
+        assert_ne!(whole, "0\n");
         // All of it works as if nothing had been.
         shell(&sandbox, "rm -rf /tmp/f/.adl-* /tmp/f/*");
         files.timeout(Duration::from_secs(10));

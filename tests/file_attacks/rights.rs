@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 
 use adl_runtime::{Files, Result, WriteMode, WriteOptions};
 
-use crate::harness::{Home, needs, shell};
+use crate::harness::{Home, needs, shell, within};
+use crate::jobs::SOON;
 
 /// Things of which some belong to root and some to the user 1000, in a directory.
 const OWNED: &str = r#"
@@ -155,6 +157,47 @@ fn a_call_may_do_what_a_command_of_the_same_user_may() {
 }
 
 #[track_caller]
+#[test]
+fn what_is_written_is_closed_to_others_until_it_has_its_mode() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    if sandbox.id_range().is_none() {
+        // There is no other user.
+        return;
+    }
+    let files = sandbox.files();
+    shell(&sandbox, "mkdir -m 755 /tmp/d; echo old > /tmp/d/kept; chmod 600 /tmp/d/kept");
+    let private = WriteOptions::new().mode(0o600);
+    for (path, options, looked_at) in [
+        ("/tmp/d/new", private, "/tmp/d/.adl-*"),
+        ("/tmp/d/kept", WriteOptions::new(), "/tmp/d/.adl-*"),
+        ("/tmp/d/only", private.how(WriteMode::CreateNew), "/tmp/d/.adl-*"),
+        ("/tmp/d/direct", private.how(WriteMode::Truncate), "/tmp/d/direct"),
+        ("/tmp/d/log", private.how(WriteMode::Append), "/tmp/d/log"),
+    ] {
+        let mut writer = files.open_write(path, options).unwrap();
+        writer.write_all(&[b's'; 8192]).unwrap();
+        writer.flush().unwrap();
+        let look = |uid: u32| {
+            let mut command = sandbox.shell(format!("cat {looked_at}"));
+            let output = command.uid(uid).gid(uid).output().unwrap();
+            output.stdout
+        };
+        // It is there, half written.
+        assert!(within(SOON, || look(0).len() == 8192), "{path}");
+        assert_eq!(look(1000), b"", "{path}");
+        writer.finish().unwrap();
+        assert_eq!(shell(&sandbox, format!("stat -c %a {path}")), "600\n");
+        assert_eq!(files.read_file(path).unwrap().len(), 8192);
+    }
+    // What no one has asked to be closed is as the umask has it.
+    files.write_file("/tmp/d/open", "x").unwrap();
+    assert_eq!(shell(&sandbox, "stat -c %a /tmp/d/open"), "644\n");
+}
+
 fn run(command: &mut adl_runtime::Command) -> String {
     let output = command.output().unwrap();
     assert!(

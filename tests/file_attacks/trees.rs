@@ -405,3 +405,145 @@ fn what_of_the_host_has_no_content_is_left_out_of_a_copy() {
     assert_eq!((report.files, report.skipped.len()), (0, 1));
     assert_eq!(shell(&sandbox, "test -e /tmp/fifo || echo none"), "none\n");
 }
+
+#[test]
+fn holes_without_an_end_are_no_time_without_an_end() {
+    const TIMEOUT: Duration = Duration::from_millis(200);
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(&sandbox, "mkdir /tmp/z; truncate -s 50G /tmp/z/hole");
+    let mut files = sandbox.files();
+    let exported =
+        in_time(TIMEOUT, || files.timeout(TIMEOUT).export_tar("/tmp/z", Disk(Vec::new())));
+    assert!(matches!(exported, Err(Error::TimedOut { .. })), "{exported:?}");
+    // Nothing but a reader's patience ends this, or a limit.
+    shell(&sandbox, "truncate -s 1M /tmp/z/hole");
+    files.timeout(SOON).export_tar("/tmp/z", Disk(Vec::new())).unwrap();
+}
+
+/// As slow as a disk's cache.
+struct Disk(Vec<u8>);
+
+impl std::io::Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.clear();
+        self.0.extend_from_slice(bytes);
+        Ok(std::hint::black_box(&self.0).len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An archive of headers that say something of all that follows, for ever.
+struct Endless {
+    header: [u8; 1024],
+    at: usize,
+    read: u64,
+}
+
+impl std::io::Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        for byte in &mut *buffer {
+            *byte = self.header[self.at % 1024];
+            self.at += 1;
+        }
+        self.read += buffer.len() as u64;
+        Ok(buffer.len())
+    }
+}
+
+#[test]
+fn an_archive_without_an_end_ends() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut header = [0_u8; 1024];
+    header[..8].copy_from_slice(b"comment\0");
+    header[124..136].copy_from_slice(b"00000000014\0");
+    header[156] = b'g';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    header[148..156].fill(b' ');
+    let sum: u32 = header[..512].iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header[512..524].copy_from_slice(b"12 comment=x");
+    let mut endless = Endless { header, at: 0, read: 0 };
+    let mut files = sandbox.files();
+    let late = in_time(TIMEOUT, || files.timeout(TIMEOUT).import_tar(&mut endless, "/tmp/a"));
+    assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+    assert!(endless.read > 0);
+    // Its headers count as content.
+    (endless.at, endless.read) = (0, 0);
+    let large = files.timeout(SOON).limit(1 << 20).import_tar(&mut endless, "/tmp/a");
+    assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
+    assert!(endless.read < 4 << 20, "{}", endless.read);
+}
+
+#[test]
+fn a_copy_that_fails_leaves_directories_that_were_there_as_they_were() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(&sandbox, "mkdir -p /tmp/t/a/b/c; head -c 2M /dev/zero > /tmp/t/a/b/c/large");
+    let target = home.path("out");
+    fs::create_dir_all(target.join("a/b/c")).unwrap();
+    let modes = [("a/b/c", 0o500), ("a/b", 0o711), ("a", 0o500), ("", 0o555)];
+    for (path, mode) in modes {
+        fs::set_permissions(target.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let failed = sandbox.files().limit(1 << 20).copy_out("/tmp/t", &target);
+    assert!(matches!(failed, Err(Error::TooLarge { .. })), "{failed:?}");
+    for (path, mode) in modes {
+        let now = fs::metadata(target.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!(now, mode, "{path}: {now:o}");
+    }
+    let mut open = modes;
+    open.reverse();
+    for (path, _) in open {
+        fs::set_permissions(target.join(path), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+#[test]
+fn the_root_is_no_directory_to_remove_and_no_id_means_no_owner() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let files = sandbox.files();
+    let busy = files.remove_dir_all("/").unwrap_err();
+    assert_eq!(super::errno(&busy), Some(nix::errno::Errno::EBUSY));
+    let options = adl_runtime::WriteOptions::new().owner(u32::MAX, 5);
+    assert!(matches!(files.write_with("/tmp/x", "x", options), Err(Error::Invalid { .. })));
+    assert!(!files.exists("/tmp/x").unwrap());
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_and_no_signal() {
+    if !needs(&[Need::Program("prlimit")]) {
+        return;
+    }
+    let home = Home::new();
+    let source = home.path("large");
+    fs::write(&source, vec![b'x'; 2 << 20]).unwrap();
+    let mut adl = std::process::Command::new("prlimit");
+    adl.arg("--fsize=1000000").arg(crate::harness::adl()).arg("run");
+    adl.arg("--copy-in").arg(format!("{}:/tmp/copy", source.display()));
+    adl.args(["--", "true"]).env("ADL_STATE_DIR", home.state());
+    let output = adl.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("File too large"), "{stderr}");
+}

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::stream::Input;
 use super::{
-    NEW, PERMISSIONS, kind_of, open_in_root, owner, place, rename_with, size_of, stat_entry,
+    NEW, PERMISSIONS, kind_of, open_or_make_in_root, owner, place, rename_with, size_of, stat_entry,
 };
 use crate::job::{Failure, InStage};
 use crate::sys;
@@ -23,9 +23,9 @@ const PROC: i64 = 0x9fa0;
 
 /// Opens a regular file, without waiting for whoever has it locked or leased, or for the other end
 /// of what turns out to be a FIFO.
-fn open_regular(path: &CStr, flags: OFlags) -> Result<(OwnedFd, Stat), Failure> {
+fn open_regular(path: &CStr, flags: OFlags, new: Mode) -> Result<(OwnedFd, Stat), Failure> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match open_in_root(path, flags) {
+    let file = match open_or_make_in_root(path, flags, new) {
         // Of a socket, and of a FIFO or a device with no one at its other end.
         Err(errno @ (Errno::NXIO | Errno::NODEV)) => return Err(Failure(Stage::Kind, errno)),
         opened => opened.stage(Stage::File)?,
@@ -51,7 +51,7 @@ pub(super) fn read(
     to: BorrowedFd<'_>,
 ) -> Result<(), Failure> {
     const TOO_LARGE: Failure = Failure(Stage::Copy, Errno::FBIG);
-    let (file, stat) = open_regular(path, OFlags::RDONLY)?;
+    let (file, stat) = open_regular(path, OFlags::RDONLY, Mode::empty())?;
     if whole && size_of(&stat).saturating_sub(offset) > limit {
         return Err(TOO_LARGE);
     }
@@ -89,7 +89,7 @@ pub(super) fn write(
             // A caller that goes away before it has said anything changes nothing.
             input.hold(Chunk::HEADER).stage(Stage::Copy)?;
             let flags = OFlags::WRONLY | OFlags::CREATE | extra;
-            let (file, _) = open_regular(path, flags)?;
+            let (file, _) = open_regular(path, flags, first_mode(mode))?;
             if how == WriteHow::Truncate {
                 rustix::fs::ftruncate(&file, 0).stage(Stage::File)?;
             }
@@ -115,7 +115,8 @@ pub(super) fn write(
 
     // Of small files, all is here before anything is made.
     input.hold(Chunk::HEADER).stage(Stage::Copy)?;
-    let (file, temporary) = make_temporary(&directory, NEW).stage(Stage::File)?;
+    let mode = mode.or(kept_mode);
+    let (file, temporary) = make_temporary(&directory, first_mode(mode)).stage(Stage::File)?;
     let made = fill(&mut input, file.as_fd()).stage(Stage::Copy).and_then(|()| {
         if let (None, Some(stat)) = (owner, &replaced)
             && is_another_owner(&file, stat)
@@ -123,7 +124,7 @@ pub(super) fn write(
             // As far as this user may: root may, others may give a file to groups of theirs.
             let _ = set_owner_and_mode(&file, Some((stat.st_uid, stat.st_gid)), None);
         }
-        set_owner_and_mode(&file, owner, mode.or(kept_mode)).stage(Stage::File)?;
+        set_owner_and_mode(&file, owner, mode).stage(Stage::File)?;
         match &there {
             Some(stat) => exchange(&directory, temporary.as_c_str(), name, size_of(stat)),
             None => rename_with(&directory, temporary.as_c_str(), &directory, name, as_new),
@@ -134,6 +135,12 @@ pub(super) fn write(
         let _ = rustix::fs::unlinkat(&directory, temporary.as_c_str(), AtFlags::empty());
     }
     made
+}
+
+/// The mode to make a file with that gets `mode` when it has its content and its owner: until then
+/// it is open to no one else.
+fn first_mode(mode: Option<u32>) -> Mode {
+    mode.map_or(NEW, |mode| Mode::from_raw_mode(mode & 0o600))
 }
 
 /// Puts a new file in the place of one of so many bytes, and removes that.
@@ -161,7 +168,7 @@ fn exchange(directory: &OwnedFd, new: &CStr, name: &CStr, old_size: u64) -> rust
 }
 
 /// To make a file that is not there yet.
-pub(super) const NEW_FILE: OFlags = OFlags::WRONLY
+const NEW_FILE: OFlags = OFlags::WRONLY
     .union(OFlags::CREATE)
     .union(OFlags::EXCL)
     .union(OFlags::NOFOLLOW)

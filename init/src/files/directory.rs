@@ -210,9 +210,11 @@ pub(super) fn open_entry(
 pub(super) fn remove_tree(path: &CStr, stdout: BorrowedFd<'_>) -> Result<(), Failure> {
     let (directory, name) = place(path)?;
     let name = without_slashes(name)?;
-    if matches!(name.to_bytes(), b"." | b"..") {
-        // Before it is emptied, and then can't be removed by this name.
-        return Err(Failure(Stage::File, Errno::INVAL));
+    // Before it is emptied, and then can't be removed by this name.
+    match name.to_bytes() {
+        b"" => return Err(Failure(Stage::File, Errno::BUSY)),
+        b"." | b".." => return Err(Failure(Stage::File, Errno::INVAL)),
+        _ => {}
     }
     let mut walk = Walk::new(directory);
     let mut at = Vec::new();

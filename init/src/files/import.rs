@@ -10,7 +10,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::content::{NEW_FILE, TemporaryName, fill, make_temporary};
+use super::content::{fill, make_temporary};
 use super::directory::{LISTED, Walk, below_top, without_slashes};
 use super::stream::Input;
 use super::table::Table;
@@ -170,7 +170,8 @@ impl Import<'_> {
         })
     }
 
-    /// Makes a regular file, or another in place of what is there, all at once.
+    /// Makes a regular file, also in place of what is there, all at once: whoever looks sees no
+    /// half of it, and none is left where this job is killed.
     fn file(
         &self,
         name: &CStr,
@@ -178,21 +179,12 @@ impl Import<'_> {
         input: &mut Input<'_>,
     ) -> rustix::io::Result<()> {
         let directory = &self.walk.directory;
-        let (file, temporary) = match rustix::fs::openat(directory, name, NEW_FILE, MADE) {
-            Err(Errno::EXIST) => {
-                make_temporary(directory, MADE).map(|(file, name)| (file, Some(name)))?
-            }
-            made => (made?, None),
-        };
+        let (file, temporary) = make_temporary(directory, MADE)?;
         let made = fill(input, file.as_fd())
             .and_then(|()| self.finish(&file, attributes))
-            .and_then(|()| match &temporary {
-                Some(temporary) => rename(directory, temporary.as_c_str(), directory, name),
-                None => Ok(()),
-            });
+            .and_then(|()| rename(directory, temporary.as_c_str(), directory, name));
         if made.is_err() {
-            let name = temporary.as_ref().map_or(name, TemporaryName::as_c_str);
-            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(directory, temporary.as_c_str(), AtFlags::empty());
         }
         made
     }

@@ -121,9 +121,14 @@ fn single<'a>(path: &Strings<'a>) -> Result<&'a CStr, Failure> {
 /// Opens a path of the guest's; one that leads out of its root, or through a magic link of
 /// `/proc`, is refused.
 pub(crate) fn open_in_root(path: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    open_or_make_in_root(path, flags, Mode::empty())
+}
+
+/// The same, with the mode of what is made with [`OFlags::CREATE`].
+fn open_or_make_in_root(path: &CStr, flags: OFlags, new: Mode) -> rustix::io::Result<OwnedFd> {
     let root = rustix::fs::open(c"/", DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mode = if flags.contains(OFlags::CREATE) { NEW } else { Mode::empty() };
+    let mode = if flags.contains(OFlags::CREATE) { new } else { Mode::empty() };
     patiently(|| rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, mode, resolve))
 }
 

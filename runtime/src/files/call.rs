@@ -82,6 +82,8 @@ pub(crate) struct Call {
     running: Running,
     purpose: Purpose,
     pub(crate) deadline: Deadline,
+    /// Whether it only tells something: then what is too large is that.
+    only_tells: bool,
 }
 
 /// The ends of its streams.
@@ -132,13 +134,18 @@ impl Call {
         control.request(&Request::Spawn(spawn), &descriptors)?;
         control.prepare_channel();
         let running = Running::new(purpose.path.clone(), channel, None);
-        Ok((Self { running, purpose, deadline }, ends))
+        let only_tells = streams == Streams::Output;
+        Ok((Self { running, purpose, deadline, only_tells }, ends))
     }
 
     /// Waits until it has ended, and says whether it has done what it was to do.
     pub(crate) fn finish(&self) -> Result<()> {
-        let until = self.wait().later(TELLING);
-        let status = match self.running.wait_until(until) {
+        self.finish_by(self.wait())
+    }
+
+    /// The same, by the deadline of a wait that has begun before.
+    pub(crate) fn finish_by(&self, deadline: Deadline) -> Result<()> {
+        let status = match self.running.wait_until(deadline.later(TELLING)) {
             Ok(Some(status)) => status,
             Ok(None) => return Err(self.give_up()),
             Err(Error::Start { stage, source, .. }) => return Err(self.failed(stage, source)),
@@ -156,7 +163,7 @@ impl Call {
     fn failed(&self, stage: Stage, source: io::Error) -> Error {
         match (stage, source.raw_os_error()) {
             (Stage::Kind, _) => Error::NotRegular { path: self.purpose.path.clone() },
-            (Stage::Copy, Some(libc::EFBIG)) => self.too_large(),
+            (Stage::Copy, Some(libc::EFBIG)) if self.only_tells => self.too_large(),
             _ => self.error(source),
         }
     }
@@ -228,7 +235,8 @@ impl Call {
                     bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
                     if bytes.len() as u64 > most {
                         let _ = self.running.end(EndReason::OutputLimit);
-                        return Err(self.too_large());
+                        let what = "an answer of the sandbox, in bytes,";
+                        return Err(Error::TooLarge { what, limit: most });
                     }
                     if self.deadline.passed() {
                         return Err(self.give_up());

@@ -24,7 +24,8 @@ impl Files<'_> {
     /// # Errors
     /// [`Error::Io`] for what can't be read on the host; [`Error::File`] with the path of what
     /// can't be made inside; [`Error::TooLarge`] and [`Error::TimedOut`]. What was copied by then
-    /// stays, but no file of which a part is missing.
+    /// stays, but no file of which a part is missing: until it is whole it has another name, which
+    /// begins with `.adl-`, and stays under it where a guest kills what copies.
     pub fn copy_in(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<CopyReport> {
         self.send(to.as_ref(), |pipe, options, report| {
             tree::send(from.as_ref(), pipe, options, report)
@@ -42,7 +43,9 @@ impl Files<'_> {
     /// # Errors
     /// [`Error::File`] for what can't be read inside; [`Error::Io`] for what can't be made on the
     /// host; [`Error::Refused`] for what no honest sandbox sends; [`Error::TooLarge`] and
-    /// [`Error::TimedOut`]. What was copied by then stays, but no file of which a part is missing.
+    /// [`Error::TimedOut`]. What was copied by then stays, but no file of which a part is missing:
+    /// until it is whole it has another name, which begins with `.adl-`, and stays under it where
+    /// the calling program is killed.
     pub fn copy_out(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<CopyReport> {
         self.receive(from.as_ref(), |pipe, options, report| {
             tree::receive(pipe, to.as_ref(), options, report)
@@ -51,7 +54,8 @@ impl Files<'_> {
 
     /// Unpacks a tar archive (ustar, pax or GNU, not compressed) in the sandbox's directory `to`.
     /// Paths in it are taken from there, a `/` at their beginning notwithstanding; one with `..` in
-    /// it is refused. Reading from `archive` is not part of the time that the call may take.
+    /// it is refused. The time that `archive` takes to be read counts; a read that waits is not cut
+    /// short by it, and the call returns after that.
     ///
     /// # Errors
     /// [`Error::Refused`] and [`Error::Io`] for what is wrong with the archive, else as
@@ -132,7 +136,7 @@ impl Files<'_> {
                 Err(call.error_at(&path, source))
             }
             // It has ended too early, and says why.
-            Err(error @ Error::Protocol { .. }) if matches!(pipe.is_at_end(), Ok(true)) => {
+            Err(error @ Error::Protocol { .. }) if pipe.has_ended() => {
                 Err(call.finish().err().unwrap_or(error))
             }
             Err(error) => {

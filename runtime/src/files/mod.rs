@@ -242,10 +242,11 @@ impl<'a> Files<'a> {
             all.extend_from_slice(bytes);
         }
         all.extend_from_slice(&Chunk::End.encode());
-        let (call, _) = self.start_for(purpose, write_action(options), Streams::Input, |pipe| {
-            nix::unistd::write(&pipe, &all).map_err(Error::io("write to a pipe"))?;
-            Ok(None)
-        })?;
+        let (call, _) =
+            self.start_for(purpose, write_action(options)?, Streams::Input, |pipe| {
+                nix::unistd::write(&pipe, &all).map_err(Error::io("write to a pipe"))?;
+                Ok(None)
+            })?;
         call.finish()
     }
 
@@ -262,7 +263,7 @@ impl<'a> Files<'a> {
     fn writer(&self, purpose: Purpose, options: WriteOptions) -> Result<FileWriter> {
         let limit = purpose.limit;
         let (call, ends) =
-            self.start_for(purpose, write_action(options), Streams::Input, keep_input)?;
+            self.start_for(purpose, write_action(options)?, Streams::Input, keep_input)?;
         FileWriter::new(call, ends, limit)
     }
 
@@ -320,7 +321,10 @@ impl<'a> Files<'a> {
             // All pages together have the time of one call.
             let timeout = self.timeout.unwrap_or(TIMEOUT);
             rest.timeout = Some(timeout.saturating_sub(started.elapsed()));
-            let next = rest.page(path, from, most, &mut entries)?;
+            let next = rest.page(path, from, most, &mut entries).map_err(|error| match error {
+                Error::TimedOut { what, .. } => Error::TimedOut { what, after: timeout },
+                error => error,
+            })?;
             if entries.len() as u64 > self.entry_limit {
                 let limit = self.entry_limit;
                 return Err(Error::TooLarge { what: "the number of entries", limit });
@@ -543,14 +547,17 @@ fn keep_input(pipe: OwnedFd) -> Result<Option<OwnedFd>> {
     Ok(Some(pipe))
 }
 
-fn write_action(options: WriteOptions) -> FileAction<'static> {
+fn write_action(options: WriteOptions) -> Result<FileAction<'static>> {
+    if options.owner.is_some_and(|(uid, gid)| uid == u32::MAX || gid == u32::MAX) {
+        return Err(Error::invalid("owner", "id 4294967295 means no change to the kernel"));
+    }
     let how = match options.how {
         WriteMode::Replace => WriteHow::Replace,
         WriteMode::CreateNew => WriteHow::CreateNew,
         WriteMode::Truncate => WriteHow::Truncate,
         WriteMode::Append => WriteHow::Append,
     };
-    FileAction::Write { how, mode: options.mode, owner: options.owner }
+    Ok(FileAction::Write { how, mode: options.mode, owner: options.owner })
 }
 
 fn terminated(what: &'static str, path: &Path) -> Result<Vec<u8>> {

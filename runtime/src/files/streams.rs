@@ -11,7 +11,7 @@ use super::call::{Call, Ends};
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::tree::Outgoing;
-use crate::wire;
+use crate::wire::{self, Deadline};
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).
 ///
@@ -45,7 +45,7 @@ impl FileReader {
         let deadline = self.call.wait();
         loop {
             match nix::unistd::read(&self.pipe, &mut *buffer) {
-                Ok(0) => return self.call.finish().map(|()| 0),
+                Ok(0) => return self.call.finish_by(deadline).map(|()| 0),
                 // Init has counted, too; it need not be believed.
                 Ok(count) if count as u64 > self.left => return Err(self.call.too_large()),
                 Ok(count) => return Ok(count),
@@ -124,12 +124,13 @@ impl FileWriter {
     /// [`Error::File`] with what went wrong inside, as where the disk is full; nothing was changed
     /// then.
     pub fn finish(mut self) -> Result<()> {
-        self.send(|pipe| {
+        let deadline = self.call.wait();
+        self.send(deadline, |pipe| {
             pipe.chunk(Chunk::End)?;
             pipe.flush()
         })?;
         self.pipe = None;
-        let done = self.call.finish();
+        let done = self.call.finish_by(deadline);
         self.ended = !matches!(done, Err(Error::TimedOut { .. }));
         done
     }
@@ -142,7 +143,7 @@ impl FileWriter {
             return Ok(0);
         }
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| self.call.too_large())?;
-        self.send(|pipe| {
+        self.send(self.call.wait(), |pipe| {
             pipe.chunk(Chunk::Data(count as u64))?;
             pipe.bytes(bytes)
         })?;
@@ -150,8 +151,11 @@ impl FileWriter {
     }
 
     /// Sends something. What the job says of its end is more than what became of its pipe.
-    fn send(&mut self, send: impl FnOnce(&mut Outgoing) -> Result<()>) -> Result<()> {
-        let deadline = self.call.wait();
+    fn send(
+        &mut self,
+        deadline: Deadline,
+        send: impl FnOnce(&mut Outgoing) -> Result<()>,
+    ) -> Result<()> {
         let pipe =
             self.pipe.as_mut().ok_or(Error::Protocol { why: "an earlier write has failed" })?;
         pipe.set_deadline(deadline);
@@ -160,7 +164,7 @@ impl FileWriter {
         match error {
             Error::TimedOut { .. } => Err(self.call.timed_out()),
             error => {
-                let done = self.call.finish();
+                let done = self.call.finish_by(deadline);
                 self.ended = !matches!(done, Err(Error::TimedOut { .. }));
                 Err(done.err().unwrap_or(error))
             }
@@ -175,7 +179,7 @@ impl Write for FileWriter {
 
     /// Sends on what is held here, which does not put the file in its place.
     fn flush(&mut self) -> io::Result<()> {
-        self.send(Outgoing::flush).map_err(io::Error::other)
+        self.send(self.call.wait(), Outgoing::flush).map_err(io::Error::other)
     }
 }
 

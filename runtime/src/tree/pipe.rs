@@ -104,6 +104,11 @@ impl Outgoing {
         self.pipe.since = Instant::now();
     }
 
+    /// An error if the time is over: for what takes long and sends nothing.
+    pub(crate) fn check_time(&self) -> Result<()> {
+        self.pipe.check_time()
+    }
+
     pub(crate) fn entry(&mut self, entry: &Entry<'_>) -> Result<()> {
         let start = self.buffer.len();
         let limit = MAX_ENTRY as u64;
@@ -215,12 +220,18 @@ pub(crate) struct Incoming {
     buffer: Vec<u8>,
     /// How much of the buffer has been used.
     start: usize,
+    has_ended: bool,
 }
 
 impl Incoming {
     /// The read end. Nothing else may read from it.
     pub(crate) fn new(pipe: OwnedFd, deadline: Deadline) -> Result<Self> {
-        Ok(Self { pipe: Pipe::new(pipe, deadline)?, buffer: Vec::new(), start: 0 })
+        Ok(Self {
+            pipe: Pipe::new(pipe, deadline)?,
+            buffer: Vec::new(),
+            start: 0,
+            has_ended: false,
+        })
     }
 
     fn buffered(&self) -> &[u8] {
@@ -239,7 +250,10 @@ impl Incoming {
             let result = nix::unistd::read(&self.pipe.fd, room);
             self.buffer.truncate(old + result.unwrap_or(0));
             match result {
-                Ok(count) => return Ok(count != 0),
+                Ok(count) => {
+                    self.has_ended = count == 0;
+                    return Ok(count != 0);
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.pipe.wait(PollFlags::POLLIN)?,
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
@@ -262,6 +276,16 @@ impl Incoming {
         let header = *self.buffered().first_chunk().ok_or_else(ended)?;
         self.start += LENGTH;
         Ok(header)
+    }
+
+    /// As [`Outgoing::check_time`].
+    pub(crate) fn check_time(&self) -> Result<()> {
+        self.pipe.check_time()
+    }
+
+    /// Whether the job has ended, or at least what comes from it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     pub(crate) fn entry(&mut self) -> Result<Entry<'_>> {
@@ -314,7 +338,10 @@ impl Incoming {
             let want = usize::try_from(length).unwrap_or(usize::MAX);
             let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
             match splice(&self.pipe.fd, None, file, Some(&mut at), want, flags) {
-                Ok(0) => return Err(ended()),
+                Ok(0) => {
+                    self.has_ended = true;
+                    return Err(ended());
+                }
                 Ok(count) => {
                     offset = offset.saturating_add(count as u64);
                     length = length.saturating_sub(count as u64);

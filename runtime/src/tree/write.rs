@@ -68,7 +68,7 @@ pub(crate) fn receive(
         .map_err(|_| Error::invalid("target", "a path with a NUL byte"))?;
     let parent = openat(AT_FDCWD, parent, WAY.difference(OFlag::O_NOFOLLOW), Mode::empty())
         .map_err(Error::at("open", parent))?;
-    let receiver = Receiver {
+    let mut receiver = Receiver {
         from,
         target,
         parent,
@@ -80,7 +80,11 @@ pub(crate) fn receive(
         left: Vec::new(),
         made: HashSet::new(),
     };
-    receiver.run()
+    let received = receiver.run();
+    if received.is_err() {
+        receiver.restore();
+    }
+    received
 }
 
 struct Receiver<'a> {
@@ -113,14 +117,16 @@ const USUAL: Mode = Mode::S_IRWXU
 enum Leaving {
     /// It gets what was sent.
     As(Attributes),
-    /// It gets this mode: that which it had, or the usual one.
-    WithMode(Mode),
+    /// It gets the usual mode.
+    Usual,
+    /// It gets back this mode.
+    Restored(Mode),
     /// It stays as it is.
     Kept,
 }
 
 impl Receiver<'_> {
-    fn run(mut self) -> Result<()> {
+    fn run(&mut self) -> Result<()> {
         loop {
             // Names are copied: they lie in the buffer that what follows is read into.
             let top = self.place.is_none().then_some(&*self.name);
@@ -269,8 +275,8 @@ impl Receiver<'_> {
         let is_made = !existed || self.made.contains(&Identity::of(&stat));
         let leaving = match attributes.filter(|_| is_made) {
             Some(attributes) => Leaving::As(attributes),
-            None if !existed => Leaving::WithMode(USUAL),
-            None if is_closed => Leaving::WithMode(mode),
+            None if !existed => Leaving::Usual,
+            None if is_closed => Leaving::Restored(mode),
             None => Leaving::Kept,
         };
         if !existed {
@@ -300,10 +306,33 @@ impl Receiver<'_> {
     fn finish(&self, directory: BorrowedFd<'_>, name: &CStr, leaving: &Leaving) -> Result<()> {
         match leaving {
             Leaving::As(attributes) => self.set_attributes(directory, name, attributes, true),
-            Leaving::WithMode(mode) => {
+            Leaving::Usual => {
+                fchmod(directory, USUAL).map_err(|errno| self.failed("chmod", name, errno))
+            }
+            Leaving::Restored(mode) => {
                 fchmod(directory, *mode).map_err(|errno| self.failed("chmod", name, errno))
             }
             Leaving::Kept => Ok(()),
+        }
+    }
+
+    /// After a failure: gives directories that were there before their modes back, as far as that
+    /// goes. The error that is told is the first one.
+    fn restore(&mut self) {
+        let Some(place) = &mut self.place else { return };
+        let is_restored = |leaving: &Leaving| matches!(leaving, Leaving::Restored(_));
+        while self.left.iter().any(is_restored) {
+            let Some(leaving) = self.left.pop() else { return };
+            let left = place.leave();
+            if let Leaving::Restored(mode) = leaving {
+                let _ = match &left {
+                    Ok(Some((directory, _))) => fchmod(directory, mode),
+                    _ => fchmod(&*place, mode),
+                };
+            }
+            if !matches!(left, Ok(Some(_))) {
+                return;
+            }
         }
     }
 
@@ -311,13 +340,10 @@ impl Receiver<'_> {
         self.tally.entry()?;
         let (file, temporary) =
             self.open_file(name).map_err(|errno| self.failed("create", name, errno))?;
-        let made = temporary.as_deref().unwrap_or(name);
         let result = self.fill(file.as_fd(), name).and_then(|is_whole| {
             self.set_attributes(file.as_fd(), name, attributes, false)?;
-            if temporary.is_some() {
-                renameat(self.here(), made, self.here(), name)
-                    .map_err(|errno| self.failed("rename", name, errno))?;
-            }
+            renameat(self.here(), &*temporary, self.here(), name)
+                .map_err(|errno| self.failed("rename", name, errno))?;
             let stat = fstat(&file).map_err(|errno| self.failed("fstat", name, errno))?;
             Ok((is_whole, Identity::of(&stat)))
         });
@@ -333,33 +359,28 @@ impl Receiver<'_> {
                 Ok(())
             }
             Err(error) => {
-                let _ = unlinkat(self.here(), made, UnlinkatFlags::NoRemoveDir);
+                let _ = unlinkat(self.here(), &*temporary, UnlinkatFlags::NoRemoveDir);
                 Err(error)
             }
         }
     }
 
-    /// Makes a file, under another name if this one is taken by something that it may replace.
-    fn open_file(&self, name: &CStr) -> nix::Result<(OwnedFd, Option<CString>)> {
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let open = |name: &CStr| openat(self.here(), name, NEW_FILE, mode);
-        match open(name) {
-            Err(Errno::EEXIST) => {}
-            made => return Ok((made?, None)),
-        }
+    /// Makes a file under another name, from where it takes its own when it is whole.
+    fn open_file(&self, name: &CStr) -> nix::Result<(OwnedFd, CString)> {
         match self.stat(name).map(|stat| stat.st_mode & libc::S_IFMT) {
             Ok(libc::S_IFDIR) => return Err(Errno::EISDIR),
             // Whoever named the target may mean what it leads to.
             Ok(libc::S_IFLNK) if self.place.is_none() => return Err(Errno::ELOOP),
             _ => {}
         }
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         for _ in 0..TRIES {
             let number = unique_number();
             let other = format!(".adl-{}-{number}", std::process::id());
             let other = CString::new(other).map_err(|_| Errno::EINVAL)?;
-            match open(&other) {
+            match openat(self.here(), &*other, NEW_FILE, mode) {
                 Err(Errno::EEXIST) => {}
-                made => return Ok((made?, Some(other))),
+                made => return Ok((made?, other)),
             }
         }
         Err(Errno::EEXIST)
@@ -425,6 +446,8 @@ impl Receiver<'_> {
         let (last, way) = names.split_last().ok_or(Error::Protocol { why })?;
         let mut directory: Option<OwnedFd> = None;
         for step in way {
+            // A guest chooses how many there are.
+            self.from.check_time()?;
             let from = directory.as_ref().unwrap_or(top);
             let next = openat(from, *step, WAY, Mode::empty())
                 .map_err(|errno| self.failed("link", name, errno))?;
@@ -434,7 +457,9 @@ impl Receiver<'_> {
         let stat = fstatat(directory, *last, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|errno| self.failed("link", name, errno))?;
         let identity = Identity::of(&stat);
-        if !self.made.contains(&identity) {
+        // The number of a file that was replaced may have become a link's.
+        let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        if !is_file || !self.made.contains(&identity) {
             return Err(Error::Refused { why: "a hard link to what is not of this copy" });
         }
         let is_there = self.stat(name).is_ok_and(|stat| Identity::of(&stat) == identity);

@@ -18,6 +18,8 @@ use crate::wire;
 /// tree as deep as it may be would make the archive of a few files very large.
 const FREE: usize = 4096;
 
+const ZEROS: &[u8] = &[0; 64 << 10];
+
 /// Writes the tree that comes, whose top must be a directory, as an archive: paths are relative
 /// to it, and it is `./`.
 ///
@@ -94,7 +96,8 @@ impl Exporter<'_> {
                 Entry::HardLink { name, target } => {
                     let name = plain_name(name)?;
                     let (key, link) = file_of(&self.way, target)?;
-                    if self.kinds.get(&key) != Some(&Kind::File) {
+                    let is_itself = key == self.way.key(&name);
+                    if is_itself || self.kinds.get(&key) != Some(&Kind::File) {
                         return Err(Error::Refused {
                             why: "a hard link to what is not of this copy",
                         });
@@ -214,6 +217,7 @@ impl Exporter<'_> {
     fn content(&mut self, mut length: u64) -> Result<()> {
         while length > 0 {
             let count = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
+            self.from.check_time()?;
             let bytes = self.buffer.get_mut(..count).unwrap_or_default();
             self.from.read(bytes)?;
             self.out.write_all(bytes).map_err(write_failed)?;
@@ -222,9 +226,15 @@ impl Exporter<'_> {
         Ok(())
     }
 
-    fn zeros(&mut self, length: u64) -> Result<()> {
-        let copied = io::copy(&mut io::Read::take(io::repeat(0), length), self.out);
-        copied.map(drop).map_err(write_failed)
+    /// Writes zeros, of which a guest may have made more than there is time for.
+    fn zeros(&mut self, mut length: u64) -> Result<()> {
+        while length > 0 {
+            let count = usize::try_from(length).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.from.check_time()?;
+            self.out.write_all(ZEROS.get(..count).unwrap_or_default()).map_err(write_failed)?;
+            length -= count as u64;
+        }
+        Ok(())
     }
 }
 

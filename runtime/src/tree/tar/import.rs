@@ -60,6 +60,8 @@ impl Importer<'_> {
     fn run(mut self) -> Result<()> {
         let mut extension = Extension::default();
         loop {
+            // What extends headers, and what is skipped, sends nothing that would notice.
+            self.to.check_time()?;
             let block = block(self.input)?;
             let Some(member) = Member::parse(&block)? else { break };
             match member.kind {
@@ -85,6 +87,7 @@ impl Importer<'_> {
             let what = "an extension of a header of the archive, in bytes,";
             return Err(Error::TooLarge { what, limit: MAX_EXTENSION });
         }
+        self.tally.charge(BLOCK as u64 + size)?;
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
         read(self.input, &mut bytes)?;
         self.skip(padding(size))?;
@@ -290,6 +293,7 @@ impl Importer<'_> {
     }
 
     fn skip_content(&mut self, size: u64) -> Result<()> {
+        self.tally.charge(size)?;
         self.skip(size)?;
         self.skip(padding(size))
     }
@@ -297,6 +301,7 @@ impl Importer<'_> {
     fn skip(&mut self, mut length: u64) -> Result<()> {
         while length > 0 {
             let count = usize::try_from(length).unwrap_or(usize::MAX).min(self.buffer.len());
+            self.to.check_time()?;
             read(self.input, self.buffer.get_mut(..count).unwrap_or_default())?;
             length -= count as u64;
         }

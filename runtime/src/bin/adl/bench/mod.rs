@@ -27,6 +27,7 @@ Measures creating, resetting and deleting a sandbox, running commands in it, and
 
       --rounds N           sandboxes to make (default: 200)
       --jobs N             commands and file calls of each kind to run in each (default: 5)
+      --resets N           resets after 100,000 files were made (default: 10)
       --copies N           files of 1 GiB to copy in and out, by way of the temporary directory
                            (default: 3)
       --ballast SIZE       hold so much touched memory meanwhile, as 4g: what the size of the
@@ -120,7 +121,8 @@ impl Times {
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut config = Config::default();
-    let (mut rounds, mut jobs, mut copies) = (200_usize, 5_usize, 3_usize);
+    let (mut rounds, mut jobs) = (200_usize, 5_usize);
+    let (mut resets, mut copies) = (10_usize, 3_usize);
     let (mut ballast, mut json) = (0, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
@@ -131,6 +133,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             }
             Arg::Long("rounds") => rounds = parser.value()?.parse()?,
             Arg::Long("jobs") => jobs = parser.value()?.parse()?,
+            Arg::Long("resets") => resets = parser.value()?.parse()?,
             Arg::Long("copies") => copies = parser.value()?.parse()?,
             Arg::Long("ballast") => {
                 let size = parser.value()?.string()?;
@@ -152,7 +155,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(ballast)?];
     let mut rows = measure(&config, rounds, jobs)?;
-    reset::large(&config, &mut rows)?;
+    reset::large(&config, resets, &mut rows)?;
     files::listings(&config, &mut rows)?;
     files::copies(&config, copies, &mut rows)?;
     drop(std::hint::black_box(ballast));

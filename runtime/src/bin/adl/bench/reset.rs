@@ -5,18 +5,18 @@ use adl_runtime::{Config, Sandbox};
 use super::{Rows, Times};
 use crate::options::CliResult;
 
-/// How often it is reset.
-const RESETS: usize = 10;
+/// Makes 100,000 files in 1,000 directories.
+const MAKE: &str =
+    "cd /tmp && mkdir d{1..1000} && printf '%s\\n' d{1..1000}/{1..100} | xargs touch";
 
-/// Makes 100,000 files in 1,000 directories. As many as that at once is what `touch` is for.
-const MAKE: &str = "cd /tmp && seq -f d%g 1000 | xargs mkdir && \
-    for d in d*; do (cd $d && seq 100 | xargs touch) || exit; done";
-
-pub(super) fn large(config: &Config, rows: &mut Rows) -> CliResult<()> {
+pub(super) fn large(config: &Config, resets: usize, rows: &mut Rows) -> CliResult<()> {
+    if resets == 0 {
+        return Ok(());
+    }
     let mut sandbox = Sandbox::create(config.clone())?;
     let mut reset = Times::default();
-    for _ in 0..RESETS {
-        let made = sandbox.shell(MAKE).status()?;
+    for _ in 0..resets {
+        let made = sandbox.command("/bin/bash").args(["-c", MAKE]).status()?;
         if !made.success() {
             return Err(format!("100,000 files in the sandbox: {made}").into());
         }
