@@ -516,3 +516,66 @@ fn the_command_line_copies_in_before_and_out_after() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(wrong[0]), "{output:?}");
     }
 }
+
+#[test]
+fn a_copy_removes_nothing_for_a_directory_and_no_file_for_its_own_name() {
+    if !needs(&[Need::Program("tar")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let files = sandbox.files();
+    shell(&sandbox, "mkdir /r /usr-lib; echo plain > /plain; ln -s usr-lib /r/lib; ln -s r /link");
+    let source = home.path("source");
+    fs::create_dir_all(source.join("lib")).unwrap();
+    fs::write(source.join("lib/file"), "x").unwrap();
+    for (to, at) in [("/r", "/r/lib"), ("/plain", "/plain")] {
+        match files.copy_in(&source, to) {
+            Err(Error::File { path, source, .. }) => {
+                assert_eq!(path, Path::new(at));
+                assert_eq!(source.raw_os_error(), Some(nix::errno::Errno::ENOTDIR as i32));
+            }
+            other => panic!("{to}: {other:?}"),
+        }
+    }
+    assert_eq!(shell(&sandbox, "cat /plain; readlink /r/lib; ls /usr-lib"), "plain\nusr-lib\n");
+    // The top may be a link to one, as any path.
+    fs::remove_dir_all(source.join("lib")).unwrap();
+    fs::write(source.join("file"), "x").unwrap();
+    files.copy_in(&source, "/link").unwrap();
+    assert_eq!(shell(&sandbox, "readlink /link; ls /r"), "r\nfile\nlib\n");
+
+    // As GNU tar packs a file that it is told of twice.
+    let packed = std::process::Command::new("tar")
+        .args(["-cf", "-", "file", "file"])
+        .current_dir(&source)
+        .output()
+        .unwrap();
+    assert!(packed.status.success());
+    files.import_tar(packed.stdout.as_slice(), "/twice").unwrap();
+    assert_eq!(shell(&sandbox, "cat /twice/file"), "x");
+
+    // A file of /proc has no content to copy.
+    let copied = files.copy_out("/proc/meminfo", home.path("meminfo"));
+    assert!(matches!(copied, Err(Error::NotRegular { .. })), "{copied:?}");
+    assert!(!home.path("meminfo").exists());
+    let copied = files.copy_in("/proc/meminfo", "/meminfo");
+    assert!(matches!(copied, Err(Error::Invalid { .. })), "{copied:?}");
+    assert!(!files.exists("/meminfo").unwrap());
+}
+
+#[test]
+fn paths_of_the_command_line_are_relative_to_its_directory() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    fs::write(home.path("in"), "content").unwrap();
+    let mut adl = crate::harness::adl_command(&home.state());
+    adl.args(["run", "-w", "/tmp", "--copy-in"]);
+    adl.arg(format!("{}:in", home.path("in").display())).arg("--copy-out");
+    adl.arg(format!("out:{}", home.path("out").display()));
+    let output = adl.args(["--", "cp", "in", "out"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_to_string(home.path("out")).unwrap(), "content");
+}

@@ -734,3 +734,24 @@ fn many_streams_at_once_leave_room_for_commands() {
     }
     assert_eq!(shell(&sandbox, "cat /tmp/* | wc -c"), "200\n");
 }
+
+#[test]
+fn a_part_is_bounded_and_what_is_too_large_is_not_finished() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut files = sandbox.files();
+    files.write_file("/tmp/file", vec![b'x'; 100]).unwrap();
+    files.limit(10);
+    assert_eq!(files.read_range("/tmp/file", 0, 10).unwrap().len(), 10);
+    assert_eq!(files.read_range("/tmp/file", 95, u64::MAX).unwrap().len(), 5);
+    let large = files.read_range("/tmp/file", 0, 11);
+    assert!(matches!(large, Err(Error::TooLarge { limit: 10, .. })), "{large:?}");
+    let mut writer = files.open_write("/tmp/file", WriteOptions::new()).unwrap();
+    writer.write_all(&[b'y'; 8]).unwrap();
+    assert!(writer.write_all(&[b'y'; 8]).is_err());
+    assert!(writer.finish().is_err());
+    assert_eq!(files.limit(1000).read_file("/tmp/file").unwrap(), [b'x'; 100]);
+}

@@ -17,7 +17,9 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// The way to a sandbox's init, shared by the sandbox and its commands.
 #[derive(Debug)]
 pub(crate) struct Control {
-    socket: Mutex<OwnedFd>,
+    socket: OwnedFd,
+    /// Held from the beginning of a request to its end.
+    sending: Mutex<()>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
     /// The jobs in the background, until someone has waited for their end.
@@ -26,25 +28,48 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
-        let socket = Mutex::new(socket);
-        Arc::new(Self { socket, next_channel: Mutex::default(), jobs: Mutex::default() })
+        let (sending, next_channel) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { socket, sending, next_channel, jobs: Mutex::default() })
     }
 
     /// The socket itself, for set-up.
-    pub(crate) fn socket(&self) -> MutexGuard<'_, OwnedFd> {
-        lock(&self.socket)
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.socket
     }
 
     /// Sends a request to init.
     pub(crate) fn request(&self, request: &Request<'_>, descriptors: &[RawFd]) -> Result<()> {
-        let socket = lock(&self.socket);
-        let sent = wire::send(socket.as_fd(), request, descriptors, Deadline::after(REQUEST));
-        if let Err(Error::TimedOut { .. }) = sent {
-            // A part of the request may have gone: whatever followed would be read as its rest.
-            // To init, this is the end of the host, and its own.
-            shutdown(socket.as_raw_fd(), Shutdown::Both).map_err(Error::io("shutdown"))?;
+        self.request_by(Deadline::NEVER, request, descriptors)
+    }
+
+    /// The same, if it can begin by the deadline. Where it can't, nothing was sent, and others may
+    /// have more patience.
+    pub(crate) fn request_by(
+        &self,
+        deadline: Deadline,
+        request: &Request<'_>,
+        descriptors: &[RawFd],
+    ) -> Result<()> {
+        let frame = wire::frame_of(request)?;
+        let begin = deadline.min(Deadline::after(REQUEST));
+        loop {
+            let sending = lock(&self.sending);
+            let sent = wire::send_now(self.socket.as_fd(), &frame, descriptors)?;
+            if sent != 0 {
+                let rest = frame.get(sent..).unwrap_or_default();
+                let done = wire::send_rest(self.socket.as_fd(), rest, Deadline::after(REQUEST));
+                if let Err(Error::TimedOut { .. }) = done {
+                    // Whatever followed would be read as the rest of this. To init, this is the end
+                    // of the host, and its own.
+                    shutdown(self.socket.as_raw_fd(), Shutdown::Both)
+                        .map_err(Error::io("shutdown"))?;
+                }
+                return done;
+            }
+            // The others wait beside this one, and not for it.
+            drop(sending);
+            wire::wait_for_room(self.socket.as_fd(), begin)?;
         }
-        sent
     }
 
     /// A channel for a job: our end, and init's.

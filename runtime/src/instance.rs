@@ -57,7 +57,7 @@ impl Instance {
     ) -> Result<()> {
         let directory = self.directory.insert(directory);
         let plan = Plan { config, hostname, trees, directory, ids: self.ids.as_deref() };
-        self.mounts = Some(launch::set_up(&self.init, &self.control.socket(), &plan)?);
+        self.mounts = Some(launch::set_up(&self.init, self.control.socket(), &plan)?);
         self.init.launched();
         Ok(())
     }

@@ -114,6 +114,14 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
     fd.try_clone().map_err(Error::io("dup"))
 }
 
+/// One frame of a message.
+pub(crate) fn frame_of(message: &impl Serialize) -> Result<Vec<u8>> {
+    let mut frame = Vec::with_capacity(512);
+    codec::encode(message, &mut frame)
+        .map_err(|error| Error::invalid("request", error.to_string()))?;
+    Ok(frame)
+}
+
 /// Sends one frame, with descriptors.
 ///
 /// # Errors
@@ -125,31 +133,56 @@ pub(crate) fn send(
     descriptors: &[RawFd],
     deadline: Deadline,
 ) -> Result<()> {
-    let mut frame = Vec::with_capacity(512);
-    codec::encode(message, &mut frame)
-        .map_err(|error| Error::invalid("request", error.to_string()))?;
-    let mut rest = frame.as_slice();
-    let rights = [ControlMessage::ScmRights(descriptors)];
-    let mut control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+    let frame = frame_of(message)?;
+    let mut sent = 0;
+    while sent == 0 {
+        sent = send_now(socket, &frame, descriptors)?;
+        if sent == 0 {
+            wait_for_room(socket, deadline)?;
+        }
+    }
+    send_rest(socket, frame.get(sent..).unwrap_or_default(), deadline)
+}
+
+/// Sends what follows the beginning of a frame.
+pub(crate) fn send_rest(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<()> {
     while !rest.is_empty() {
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(rest)], control, flags, None) {
-            Ok(sent) => {
-                rest = rest.get(sent..).unwrap_or_default();
-                control = &[];
-            }
+        match send_now(socket, rest, &[])? {
+            0 => wait_for_room(socket, deadline)?,
+            sent => rest = rest.get(sent..).unwrap_or_default(),
+        }
+    }
+    Ok(())
+}
+
+/// Sends as much as there is room for: with some of it go all descriptors, with none of it, 0,
+/// none of them.
+pub(crate) fn send_now(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[RawFd],
+) -> Result<usize> {
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None) {
+            Ok(sent) => return Ok(sent),
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-                if !wait_ready(&mut fds, deadline)? {
-                    return Err(Error::TimedOut { what: "init to read", after: deadline.after });
-                }
-            }
+            Err(Errno::EAGAIN) => return Ok(0),
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(Error::SandboxDied),
             Err(errno) => return Err(Error::io("sendmsg")(errno)),
         }
     }
-    Ok(())
+}
+
+/// Waits until there is room for more.
+pub(crate) fn wait_for_room(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
+    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+    if wait_ready(&mut fds, deadline)? {
+        return Ok(());
+    }
+    Err(Error::TimedOut { what: "init to read", after: deadline.after })
 }
 
 /// The reading side of a socket on which small messages come, for any number of threads.

@@ -293,3 +293,39 @@ fn the_longest_timeout_is_one() {
     writer.write_all(b"more").unwrap();
     writer.finish().unwrap();
 }
+
+#[test]
+fn an_init_that_hangs_holds_up_no_call_beyond_its_time() {
+    const TIMEOUT: Duration = Duration::from_millis(10);
+    if !needs(&[]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let init = nix::unistd::Pid::from_raw(sandbox.init_pid());
+    let signal = |signal| nix::sys::signal::kill(init, signal).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let refused = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut files = sandbox.files();
+                files.timeout(TIMEOUT);
+                // More requests than the socket holds.
+                for _ in 0..80 {
+                    let called = in_time(TIMEOUT, || files.exists("/"));
+                    let Err(Error::TimedOut { what, .. }) = called else {
+                        panic!("{called:?}");
+                    };
+                    refused.fetch_add(u64::from(what == "init to read"), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert!(refused.into_inner() > 8);
+    signal(nix::sys::signal::Signal::SIGCONT);
+    // What could not be sent took nothing with it.
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+    assert!(within(SOON, || file_jobs(&sandbox) == 0), "{}", file_jobs(&sandbox));
+}

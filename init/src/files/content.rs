@@ -4,7 +4,7 @@ use core::ffi::CStr;
 
 use adl_protocol::{Chunk, FileKind, Stage, WriteHow};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, SeekFrom, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::stream::Input;
@@ -36,10 +36,25 @@ fn open_regular(path: &CStr, flags: OFlags, new: Mode) -> Result<(OwnedFd, Stat)
         FileKind::Directory => return Err(Failure(Stage::File, Errno::ISDIR)),
         _ => return Err(Failure(Stage::Kind, Errno::INVAL)),
     }
-    if rustix::fs::fstatfs(&file).stage(Stage::File)?.f_type == PROC {
+    if is_of_proc(&file).stage(Stage::File)? || is_mask(&file, &stat).stage(Stage::File)? {
         return Err(Failure(Stage::Kind, Errno::INVAL));
     }
     Ok((file, stat))
+}
+
+/// Whether it is on procfs.
+pub(super) fn is_of_proc(file: impl AsFd) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == PROC)
+}
+
+/// Whether it is what lies over a file of `/proc` that is hidden: an empty one that no one may
+/// open, mounted by itself.
+fn is_mask(file: &OwnedFd, stat: &Stat) -> rustix::io::Result<bool> {
+    if stat.st_size != 0 || stat.st_mode & PERMISSIONS != 0 {
+        return Ok(false);
+    }
+    let known = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(known.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Copies a regular file, or a part of it.

@@ -10,6 +10,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::content::is_of_proc;
 use super::directory::{LISTED, Walk, each_entry, open_entry};
 use super::stream::{LONGEST_ENTRY, Output};
 use super::table::Table;
@@ -34,6 +35,9 @@ pub(super) fn run(path: &CStr, stdout: BorrowedFd<'_>) -> Result<(), Failure> {
         }
         FileKind::File => {
             let file = open_in_root(path, READ).stage(Stage::File)?;
+            if is_of_proc(&file).stage(Stage::File)? {
+                return Err(Failure(Stage::Kind, Errno::INVAL));
+            }
             export.file(TOP, file, &[]).stage(Stage::Copy)
         }
         kind => export.skipped(TOP, kind).stage(Stage::Copy),

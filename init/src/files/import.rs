@@ -14,7 +14,7 @@ use super::content::{fill, make_temporary};
 use super::directory::{LISTED, Walk, below_top, without_slashes};
 use super::stream::Input;
 use super::table::Table;
-use super::{DIRECTORY, open_in_root, owner, place, rename, tell_where, timestamps};
+use super::{DIRECTORY, open_in_root, owner, place, rename, stat_entry, tell_where, timestamps};
 use crate::job::Failure;
 
 /// Until it has its own mode.
@@ -156,18 +156,18 @@ impl Import<'_> {
         {
             return Ok((directory, false));
         }
-        self.make(name, |above| {
-            let is_new = match rustix::fs::mkdirat(above, name, MADE) {
-                Ok(()) => true,
-                Err(Errno::EXIST) => false,
-                Err(errno) => return Err(errno),
-            };
-            let flags = LISTED | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(above, name, flags, Mode::empty()) {
-                Err(Errno::NOTDIR | Errno::LOOP) => Err(Errno::EXIST),
-                opened => Ok((opened?, is_new)),
-            }
-        })
+        let above = &self.walk.directory;
+        let is_new = match rustix::fs::mkdirat(above, name, MADE) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(errno),
+        };
+        let flags = LISTED | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(above, name, flags, Mode::empty()) {
+            // A link, which may lead to one, is not removed for it either.
+            Err(Errno::LOOP) => Err(Errno::NOTDIR),
+            opened => Ok((opened?, is_new)),
+        }
     }
 
     /// Makes a regular file, also in place of what is there, all at once: whoever looks sees no
@@ -216,6 +216,12 @@ impl Import<'_> {
                 return Err(Errno::PROTO);
             }
             if names.peek().is_none() {
+                let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+                let there = stat_entry(&self.walk.directory, name).map(of);
+                if there.is_ok() && there == stat_entry(&directory, step).map(of) {
+                    // It has this name already, if only because it is its own.
+                    return Ok(());
+                }
                 return self.make(name, |above| {
                     rustix::fs::linkat(&directory, step, above, name, AtFlags::empty())
                 });

@@ -131,7 +131,7 @@ impl Call {
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
             ..builtin(Task::File(task), identity)
         };
-        control.request(&Request::Spawn(spawn), &descriptors)?;
+        control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
         control.prepare_channel();
         let running = Running::new(purpose.path.clone(), channel, None);
         let only_tells = streams == Streams::Output;

@@ -169,9 +169,15 @@ impl<'a> Files<'a> {
     /// Reads at most `length` bytes of a regular file, from `offset` on; fewer only at its end.
     ///
     /// # Errors
-    /// As [`Files::read_file`], but for [`Error::TooLarge`].
+    /// As [`Files::read_file`]: [`Error::TooLarge`] if there are more than [`Files::limit`].
     pub fn read_range(&self, path: impl AsRef<Path>, offset: u64, length: u64) -> Result<Vec<u8>> {
-        self.read(path.as_ref(), offset, length, false)
+        let limit = self.limit.unwrap_or(READ_LIMIT);
+        // One byte more than there may be, to learn of it.
+        let bytes = self.read(path.as_ref(), offset, length.min(limit.saturating_add(1)), false)?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::TooLarge { what: "what is to be read, in bytes,", limit });
+        }
+        Ok(bytes)
     }
 
     fn read(&self, path: &Path, offset: u64, limit: u64, whole: bool) -> Result<Vec<u8>> {
@@ -196,7 +202,8 @@ impl<'a> Files<'a> {
     /// Writes a file, replacing what is there all at once; see [`WriteMode::Replace`].
     ///
     /// # Errors
-    /// As [`Files::read_file`]; on any of them, what was there is as before.
+    /// As [`Files::read_file`]; what was there is as before, or where the job was killed or its time
+    /// was up, all of the new file may be in its place, never a part.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
         self.write_with(path, bytes, WriteOptions::new())
     }
@@ -307,6 +314,9 @@ impl<'a> Files<'a> {
     }
 
     /// The entries of a directory, in no order.
+    ///
+    /// The names come in pages, and `path` is looked up for each: someone inside who lets it lead to
+    /// another directory meanwhile gets the names of both into the list.
     ///
     /// # Errors
     /// See [`Files::read_file`]; [`Error::TooLarge`] beyond [`Files::entry_limit`].

@@ -106,6 +106,7 @@ pub struct FileWriter {
     call: Call,
     /// Until it is finished, or has failed.
     pipe: Option<Outgoing>,
+    limit: u64,
     left: u64,
     /// Whether the job has told its end.
     ended: bool,
@@ -115,7 +116,7 @@ impl FileWriter {
     pub(super) fn new(call: Call, ends: Ends, limit: u64) -> Result<Self> {
         let pipe = ends.input.ok_or(Error::Protocol { why: "a stream without a pipe" })?;
         let pipe = Some(Outgoing::new(pipe, call.wait())?);
-        Ok(Self { call, pipe, left: limit, ended: false })
+        Ok(Self { call, pipe, limit, left: limit, ended: false })
     }
 
     /// Puts the file in its place.
@@ -142,7 +143,15 @@ impl FileWriter {
         if bytes.is_empty() {
             return Ok(0);
         }
-        self.left = self.left.checked_sub(count as u64).ok_or_else(|| self.call.too_large())?;
+        let Some(left) = self.left.checked_sub(count as u64) else {
+            // Nor can it be finished: a part is not what was to be written.
+            self.pipe = None;
+            return Err(Error::TooLarge {
+                what: "what is to be written, in bytes,",
+                limit: self.limit,
+            });
+        };
+        self.left = left;
         self.send(self.call.wait(), |pipe| {
             pipe.chunk(Chunk::Data(count as u64))?;
             pipe.bytes(bytes)

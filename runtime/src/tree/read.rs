@@ -11,6 +11,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, stat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC};
 use nix::unistd::{Whence, lseek};
 
 use super::pipe::MAX_ENTRY;
@@ -58,6 +59,13 @@ struct Sender<'a> {
 impl Sender<'_> {
     fn run(&mut self) -> Result<()> {
         let stat = stat(self.source).map_err(Error::at("stat", self.source))?;
+        let file_system = nix::sys::statfs::statfs(self.source)
+            .map_err(Error::at("statfs", self.source))?
+            .filesystem_type();
+        if matches!(file_system, PROC_SUPER_MAGIC | SYSFS_MAGIC) {
+            // Their files say that they are empty, or of one page, whatever is in them.
+            return Err(Error::invalid("source", "on procfs or sysfs, whose files tell no size"));
+        }
         let Some((directory, _)) = self.one(c"", &stat)? else { return Ok(()) };
         let place = Place::new(directory).map_err(Error::at("fstat", self.source))?;
         let mut levels = vec![self.list(place.as_fd())?];

@@ -39,6 +39,9 @@ const NEW_FILE: OFlag = OFlag::O_WRONLY
 const WAY: OFlag =
     OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
+/// What the least content between two holes takes on disk, in bytes, on most file systems.
+const BLOCK: u64 = 4096;
+
 /// How often something makes way that comes again, as in a directory that a guest shares.
 const TRIES: usize = 16;
 
@@ -403,8 +406,13 @@ impl Receiver<'_> {
                 .checked_add(more)
                 .filter(|end| *end <= self.longest)
                 .ok_or_else(|| self.failed("write", name, Errno::EFBIG))?;
-            ends_in_hole = matches!(chunk, Chunk::Hole(_));
+            let is_after_hole =
+                std::mem::replace(&mut ends_in_hole, matches!(chunk, Chunk::Hole(_)));
             if !ends_in_hole {
+                if is_after_hole {
+                    // A block of the disk, at least.
+                    self.tally.charge(BLOCK.saturating_sub(more))?;
+                }
                 self.tally.bytes(more)?;
                 self.from
                     .move_to(file, length, more)

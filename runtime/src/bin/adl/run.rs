@@ -116,6 +116,9 @@ fn run(
     if let Some(user) = &options.user {
         files.user(user);
     }
+    if let Some(directory) = &options.directory {
+        files.current_dir(directory);
+    }
     // A copy may take long. Whoever interrupts it ends adl, and what is left on disk is removed by
     // the next one.
     if !options.copies_in.is_empty() {

@@ -121,20 +121,19 @@ impl Importer<'_> {
                 let map = Map::of_gnu(header, || block(self.input))?.check(member.size)?;
                 self.file(&member.path, &member, &map, member.size)
             }
+            // Its size is that of the file it is a name of.
             b'1' => self.hard_link(&member),
-            b'2' => self.symbolic_link(&member),
-            b'3' => self.skipped(&member.path, FileKind::CharacterDevice),
-            b'4' => self.skipped(&member.path, FileKind::BlockDevice),
-            b'5' => self.directory(&member),
-            b'6' => self.skipped(&member.path, FileKind::Fifo),
-            b'D' => {
-                // GNU tar's list of what was there when it was made.
-                self.directory(&member)?;
-                self.skip_content(member.size)
-            }
             b'M' => Err(malformed("it goes on from another one")),
-            _ => {
-                self.skipped(&member.path, FileKind::Unknown)?;
+            kind => {
+                match kind {
+                    b'2' => self.symbolic_link(&member)?,
+                    b'3' => self.skipped(&member.path, FileKind::CharacterDevice)?,
+                    b'4' => self.skipped(&member.path, FileKind::BlockDevice)?,
+                    // D: GNU tar's, with a list of what was in it.
+                    b'5' | b'D' => self.directory(&member)?,
+                    b'6' => self.skipped(&member.path, FileKind::Fifo)?,
+                    _ => self.skipped(&member.path, FileKind::Unknown)?,
+                }
                 self.skip_content(member.size)
             }
         }
