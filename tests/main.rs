@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod archives;
 mod census;
 mod cli;
 mod copies;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
+use crate::archive;
 use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::state::State;
@@ -24,6 +25,7 @@ enum Kind {
     #[default]
     Host,
     Directory(PathBuf),
+    Archive(PathBuf),
 }
 
 impl Image {
@@ -39,10 +41,20 @@ impl Image {
         Self(Kind::Directory(path.into()))
     }
 
+    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It is
+    /// unpacked by the first sandbox that is made of it, and again when the file has changed;
+    /// devices in it are left out, as are extended attributes.
+    pub fn archive(path: impl Into<PathBuf>) -> Self {
+        Self(Kind::Archive(path.into()))
+    }
+
     /// Opens the layers.
     pub(crate) fn open(&self, state: &State, network: Network) -> Result<Vec<Tree>> {
         match &self.0 {
             Kind::Directory(path) => Ok(vec![Tree::root(Source::open(path)?)]),
+            Kind::Archive(path) => {
+                Ok(vec![Tree::root(Source::open(&archive::unpacked(state, path)?)?)])
+            }
             Kind::Host => host_trees(state, network),
         }
     }

@@ -37,6 +37,7 @@
     )
 )]
 
+mod archive;
 mod background;
 mod capabilities;
 mod child;

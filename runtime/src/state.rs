@@ -57,15 +57,13 @@ impl State {
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
         make_private(&path)?;
         let sandboxes = path.join("sandboxes");
-        let is_new = make_private(&sandboxes)?;
+        make_private(&sandboxes)?;
         let fd = nix::fcntl::open(&sandboxes, DIRECTORY, Mode::empty())
             .map_err(Error::at("open", &sandboxes))?;
-        if is_new {
-            // An ext4 without a journal avoids inode numbers that were free for less than a minute,
-            // and looks at each. Where one sandbox had a hundred thousand files, the next would
-            // wait for that with every file it makes.
-            sys::spread_entries(&fd);
-        }
+        // An ext4 without a journal avoids inode numbers that were free for less than a minute, and
+        // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
+        // that with every file it makes.
+        sys::spread_entries(&fd);
         Ok(Self { path, sandboxes: fd })
     }
 
@@ -304,8 +302,8 @@ fn default_path() -> PathBuf {
 }
 
 /// Makes a directory that only its owner can enter, or makes sure that it is one: in /tmp, anyone
-/// could have made it before us. Whether it was made.
-fn make_private(path: &Path) -> Result<bool> {
+/// could have made it before us.
+fn make_private(path: &Path) -> Result<()> {
     let make = || DirBuilder::new().mode(0o700).create(path);
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -318,7 +316,7 @@ fn make_private(path: &Path) -> Result<bool> {
                 made => made,
             };
             match made {
-                Ok(()) => return Ok(true),
+                Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::at("mkdir", path)(error)),
             }
@@ -329,7 +327,7 @@ fn make_private(path: &Path) -> Result<bool> {
     .map_err(Error::at("stat", path))?;
     let own = metadata.uid() == nix::unistd::geteuid().as_raw();
     if metadata.is_dir() && own && metadata.mode() & 0o077 == 0 {
-        return Ok(false);
+        return Ok(());
     }
     Err(Error::invalid(
         "state directory",

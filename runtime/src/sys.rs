@@ -410,7 +410,8 @@ pub(crate) fn spread_entries(directory: impl AsFd) {
     let mut flags: c_int = 0;
     // SAFETY: both read or write an int. Where they fail, things stay as they are.
     unsafe {
-        if libc::ioctl(fd, libc::FS_IOC_GETFLAGS, &raw mut flags) == 0 {
+        if libc::ioctl(fd, libc::FS_IOC_GETFLAGS, &raw mut flags) == 0 && flags & FS_TOPDIR_FL == 0
+        {
             flags |= FS_TOPDIR_FL;
             libc::ioctl(fd, libc::FS_IOC_SETFLAGS, &raw const flags);
         }

@@ -14,7 +14,8 @@ use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 impl Files<'_> {
     /// Copies a file or a directory of the host into the sandbox, where it is called `to`, as
     /// `cp -r --no-target-directory` would: a directory there is added to, and keeps what it has
-    /// itself; files that are there are replaced, each all at once. The directory that `to` is in
+    /// itself; files and links that are there are replaced by files, each all at once, and by a
+    /// directory not at all (`ENOTDIR`). The directory that `to` is in
     /// must exist.
     ///
     /// Modes, times of modification, symbolic links as such, hard links and holes are kept; what

@@ -11,8 +11,8 @@ pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The help of the options that [`sandbox_option`] knows.
 pub(crate) const SANDBOX_HELP: &str = "\
-      --image IMAGE        a directory with a root file system, or `host` for the programs of
-                           this machine (default)
+      --image IMAGE        a directory with a root file system, a tar archive of one, or `host`
+                           for the programs of this machine (default)
       --name NAME          name of the sandbox
       --hostname NAME      host name inside (default: the name)
       --network MODE       `none`, a loopback device only (default), or `host`
@@ -32,7 +32,13 @@ pub(crate) fn sandbox_option(
     match name {
         "image" => {
             let image = parser.value()?;
-            config.image = if image == "host" { Image::host() } else { Image::directory(image) };
+            config.image = if image == "host" {
+                Image::host()
+            } else if std::path::Path::new(&image).is_file() {
+                Image::archive(image)
+            } else {
+                Image::directory(image)
+            };
         }
         "name" => config.name = Some(parser.value()?.string()?),
         "hostname" => config.hostname = Some(parser.value()?.string()?),
