@@ -22,7 +22,7 @@ for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted', '/
              '/run/planted', '/var/tmp/planted', '/dev/mqueue/planted']:
     open(path, 'w').close()
 os.unlink('/etc/hosts')
-os.unlink('/usr/bin/env')
+if os.access('/usr/bin', os.W_OK): os.unlink('/usr/bin/env')
 open('/etc/passwd', 'a').write('planted:x:7:7::/:\n')
 os.chmod('/var', 0o700)
 os.makedirs('/opt/a/b'); os.chmod('/opt/a', 0)
@@ -80,8 +80,9 @@ fn nothing_that_was_left_is_found_after_a_reset() {
         assert_eq!(python(&sandbox, PLANT), "planted\n");
         let members = census::tree(sandbox.init_pid());
         assert_eq!(members.len(), 3, "{members:?}");
-        // What looks for it sees it, all of it.
-        assert_eq!(python(&sandbox, FIND).lines().count(), 20, "{}", python(&sandbox, FIND));
+        // What looks for it sees it, all of it. With one id, /usr/bin belongs to no one inside.
+        let planted = if sandbox.id_range().is_some() { 20 } else { 19 };
+        assert_eq!(python(&sandbox, FIND).lines().count(), planted, "{}", python(&sandbox, FIND));
         sandbox.reset().unwrap();
         assert!(members.iter().all(|process| !process.exists()), "{members:?}");
         assert_eq!(python(&sandbox, FIND), "\n");
@@ -186,7 +187,7 @@ fn a_sandbox_that_has_died_is_alive_after_a_reset() {
 
 #[test]
 fn a_reset_that_fails_can_be_made_again() {
-    if !needs(&[]) {
+    if !needs(&[Need::Root]) {
         return;
     }
     let home = Home::new();
