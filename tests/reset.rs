@@ -79,7 +79,8 @@ fn nothing_that_was_left_is_found_after_a_reset() {
         assert_eq!(python(&sandbox, FIND), "\n");
         assert_eq!(python(&sandbox, PLANT), "planted\n");
         let members = census::tree(sandbox.init_pid());
-        assert_eq!(members.len(), 3, "{members:?}");
+        // Init and those two; and what reads the pipes that they hold, as long as it comes to that.
+        assert!(members.len() >= 3, "{members:?}");
         // What looks for it sees it, all of it. With one id, /usr/bin belongs to no one inside.
         let planted = if sandbox.id_range().is_some() { 20 } else { 19 };
         assert_eq!(python(&sandbox, FIND).lines().count(), planted, "{}", python(&sandbox, FIND));
