@@ -12,6 +12,7 @@ use adl_runtime::{
 
 use nix::errno::Errno;
 
+use crate::census;
 use crate::harness::{Home, Need, needs, shell};
 use crate::helper::{Helper, say};
 use crate::jobs::{SOON, alone};
@@ -550,17 +551,24 @@ fn a_caller_that_ends_in_the_middle_leaves_the_old_file_or_the_new() {
     let no_rest = || shell(&sandbox, "ls -A /tmp") == "f\n";
     assert!(crate::harness::within(SOON, no_rest), "{}", shell(&sandbox, "ls -A /tmp"));
 
-    // And a real end. With its process the sandbox ends, too, and nothing is left of either.
+    // And a real end. With its process the sandbox ends, too; what it has left on disk, until it is
+    // collected, is the old file.
     let mut helper = Helper::start("write-for-ever", &home.state());
     assert_eq!(helper.next().as_deref(), Some("writing"));
+    let members = census::tree(helper.id());
     helper.kill();
-    adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+    assert!(crate::harness::within(SOON, || members.iter().all(|process| !process.exists())));
+    let left = home.state().join("sandboxes/writing/0.upper/tmp/f");
+    assert_eq!(std::fs::read(left).unwrap(), b"old");
+    assert_eq!(adl_runtime::collect_garbage(Some(&home.state())).unwrap(), ["writing"]);
 }
 
 /// The helper of the test above.
 pub(crate) fn write_for_ever(state: &Path) {
-    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let name = Some("writing".to_owned());
+    let config = Config { name, state_directory: Some(state.to_owned()), ..Config::default() };
     let sandbox = Sandbox::create(config).unwrap();
+    sandbox.files().write_file("/tmp/f", b"old").unwrap();
     let mut writer = sandbox.files().open_write("/tmp/f", WriteOptions::new()).unwrap();
     writer.write_all(&[1; 1 << 20]).unwrap();
     say("writing");

@@ -42,11 +42,10 @@ pub(crate) fn unpacked(state: &State, archive: &Path) -> Result<PathBuf> {
     lock.lock().map_err(Error::at("flock", &images))?;
     if !place.is_dir() {
         let aside = images.join(ASIDE);
-        let removed = |()| remove(&images).map_err(Error::at("remove", &aside));
-        removed(())?;
+        remove(&images).map_err(Error::at("remove", &aside))?;
         if let Err(error) = unpack(file, &aside) {
             // The error that is told is the first one.
-            let _ = removed(());
+            let _ = remove(&images);
             return Err(error);
         }
         fs::rename(&aside, &place).map_err(Error::at("rename", &aside))?;

@@ -63,7 +63,6 @@ mod state;
 mod stdio;
 mod sys;
 mod terminal;
-#[allow(dead_code, unused_imports)]
 mod tree;
 mod user;
 mod wire;

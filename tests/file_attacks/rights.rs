@@ -6,7 +6,7 @@ use std::io::Write;
 
 use adl_runtime::{Files, Result, WriteMode, WriteOptions};
 
-use crate::harness::{Home, needs, shell, within};
+use crate::harness::{Home, Need, needs, shell, within};
 use crate::jobs::SOON;
 
 /// Things of which some belong to root and some to the user 1000, in a directory.
@@ -159,15 +159,11 @@ fn a_call_may_do_what_a_command_of_the_same_user_may() {
 #[track_caller]
 #[test]
 fn what_is_written_is_closed_to_others_until_it_has_its_mode() {
-    if !needs(&[]) {
+    if !needs(&[Need::Root]) {
         return;
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    if sandbox.id_range().is_none() {
-        // There is no other user.
-        return;
-    }
     let files = sandbox.files();
     shell(&sandbox, "mkdir -m 755 /tmp/d; echo old > /tmp/d/kept; chmod 600 /tmp/d/kept");
     let private = WriteOptions::new().mode(0o600);

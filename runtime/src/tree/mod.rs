@@ -15,7 +15,7 @@ mod tests;
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use adl_protocol::{FileKind, Strings, is_plain_name};
 

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::io::{self, Read};
 
 use adl_protocol::limits::MAX_PATH;
-use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_CHUNK, Strings, Time};
+use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_CHUNK, Strings};
 use adl_protocol::{MAX_NAME, is_plain_name};
 
 use super::super::{CopyOptions, CopyReport, MAX_DEPTH, Outgoing, Tally, Trail};
