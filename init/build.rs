@@ -2,6 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=link.ld");
     for argument in [
         "-nostartfiles",
         "-nostdlib",
@@ -9,6 +10,8 @@ fn main() {
         "-no-pie",
         "-Wl,--build-id=none",
         "-Wl,-z,noseparate-code",
+        "-Wl,--no-eh-frame-hdr",
+        concat!("-Wl,-T,", env!("CARGO_MANIFEST_DIR"), "/link.ld"),
         // The prebuilt alloc mentions these, and a program that aborts on panic never calls them.
         "-Wl,--defsym=rust_eh_personality=0",
         "-Wl,--defsym=_Unwind_Resume=0",

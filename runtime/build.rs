@@ -40,7 +40,9 @@ fn init() -> Result<PathBuf, String> {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let target_dir = PathBuf::from(variable("OUT_DIR")?).join("init");
     let manifest = here.join("../init/Cargo.toml");
-    for source in ["../init/src", "../init/build.rs", "../init/Cargo.toml", "../protocol"] {
+    for source in
+        ["../init/src", "../init/build.rs", "../init/link.ld", "../init/Cargo.toml", "../protocol"]
+    {
         println!("cargo::rerun-if-changed={}", here.join(source).display());
     }
 

@@ -143,7 +143,7 @@ fn what_a_sandbox_writes_is_its_own() {
     fs::create_dir(image.join("directory")).unwrap();
     fs::write(image.join("directory/file"), "").unwrap();
     let before = images::fingerprint(&image);
-    for upper in [Upper::Disk, Upper::Memory { size: 16 << 20 }] {
+    for upper in [Upper::default(), Upper::Memory { size: 16 << 20 }] {
         let config = || Config { image: Image::directory(&image), upper, ..home.config() };
         let sandbox = adl_runtime::Sandbox::create(config()).unwrap();
         let other = adl_runtime::Sandbox::create(config()).unwrap();

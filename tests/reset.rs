@@ -65,7 +65,7 @@ fn python(sandbox: &Sandbox, script: &str) -> String {
 
 /// Both kinds of uppers.
 fn uppers() -> [Upper; 2] {
-    [Upper::Disk, Upper::Memory { size: 512 << 20 }]
+    [Upper::default(), Upper::Memory { size: 512 << 20 }]
 }
 
 #[test]

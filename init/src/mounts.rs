@@ -1,53 +1,176 @@
-//! Assembles the root file system out of layers, and makes it the root.
+//! Assembles the root file system out of layers, volumes and the rest, and makes it the root.
 //!
 //! All of it happens in init's own mount namespace. The layers are gathered on a small tmpfs, the
 //! scratch, under short names, so that no path of the host shows in what the guest can read of
 //! its mounts, and no character in a path can break the options of overlayfs. The scratch is the
-//! working directory meanwhile, and paths are relative to it. Where such a path leads into a root
-//! file system made from an image, the components that come from the image are checked first to
-//! be no symbolic links ([`directory_in_root`]): the host's root is still there to be reached.
+//! working directory meanwhile, and paths are relative to it. What lies in a root file system made
+//! from an image is reached by descriptor, with no symbolic link followed ([`directory_in_root`])
+//! or none that leads out ([`target`]): the host's root is still there to be reached.
 
 use alloc::collections::VecDeque;
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Identities, Layer, Overlay, Setup, Step, Strings, Upper, limits};
+use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
 use crate::setup::{Failure, InStep, Result};
+use crate::sys::{self, Restriction};
 
 /// Where the root file system is on the scratch.
 pub(crate) const ROOT: &CStr = c"m0";
 
-/// Assembles all overlays. The working directory is the scratch from here to [`pivot`].
-pub(crate) fn assemble(setup: &Setup<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<()> {
-    enter_scratch().step(Step::Scratch)?;
-    attach_upper(&setup.upper, setup.overlays.len(), descriptors)?;
-    for (number, overlay) in setup.overlays.iter().enumerate() {
-        mount_overlay(number, overlay, setup.identities, descriptors)?;
+/// The mounts of a sandbox, while they are made.
+pub(crate) struct Assembly<'a> {
+    setup: &'a Setup<'a>,
+    descriptors: &'a mut VecDeque<OwnedFd>,
+    /// How many overlays there are so far.
+    overlays: usize,
+    /// Mounts that can be written to until all are made, since others may lie in them.
+    read_only: Vec<OwnedFd>,
+}
+
+impl<'a> Assembly<'a> {
+    /// Makes the root. The working directory is the scratch from here to [`pivot`].
+    pub(crate) fn begin(
+        setup: &'a Setup<'a>,
+        descriptors: &'a mut VecDeque<OwnedFd>,
+    ) -> Result<Self> {
+        enter_scratch().step(Step::Scratch)?;
+        let is_overlay = |mount: &&Mount<'_>| matches!(mount.what, What::Overlay(_));
+        let overlays = setup.mounts.iter().filter(is_overlay).count();
+        attach_upper(&setup.upper, overlays, descriptors)?;
+        let mut this = Self { setup, descriptors, overlays: 0, read_only: Vec::new() };
+        let root = setup.mounts.first().ok_or(Failure::new(Step::Overlay, Errno::INVAL))?;
+        this.make(root, "m0")?;
+        Ok(this)
     }
-    Ok(())
+
+    /// Makes the others, on what is there then.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let root = open_directory(CWD, ROOT).step(Step::Mount)?;
+        for (number, mount) in self.setup.mounts.iter().enumerate().skip(1) {
+            let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
+            let name = format!("m{number}");
+            let made = self.make(mount, &name)?;
+            let is_directory = is_directory(&rustix::fs::fstat(&made).map_err(fail)?);
+            let target = target(&root, mount.at, is_directory).map_err(fail)?;
+            let flags =
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            rustix::mount::move_mount(&made, c"", &target, c"", flags).map_err(fail)?;
+        }
+        for mount in &self.read_only {
+            sys::restrict_mount(mount, Restriction::ReadOnly).step(Step::Mount)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a mount, under a name on the scratch if it has to be somewhere.
+    fn make(&mut self, mount: &Mount<'_>, name: &str) -> Result<OwnedFd> {
+        let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
+        let made = match &mount.what {
+            What::Overlay(lowers) => {
+                let number = self.overlays;
+                self.overlays += 1;
+                mount_overlay(number, lowers, name, self.setup.identities, self.descriptors)?
+            }
+            What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
+            What::Volume(layer) | What::Device(layer) => {
+                let made =
+                    open_layer(layer, OpenTreeFlags::AT_RECURSIVE, self.descriptors, Step::Mount)?;
+                let restriction = match (&mount.what, mount.access) {
+                    (What::Device(_), _) => Restriction::Device,
+                    (_, Access::ReadWrite) => Restriction::Data,
+                    (_, Access::ReadOnly) => Restriction::ReadOnlyData,
+                };
+                sys::restrict_mount(&made, restriction).map_err(fail)?;
+                if mount.at.is_empty() {
+                    attach_as(&made, name).map_err(fail)?;
+                }
+                return Ok(made);
+            }
+        };
+        if mount.access == Access::ReadOnly {
+            self.read_only.push(made.try_clone().map_err(|_| fail(Errno::MFILE))?);
+        }
+        Ok(made)
+    }
+}
+
+/// Opens the place of a mount in the root file system, and makes what is missing of it. Symbolic
+/// links lead where they would lead a program inside.
+fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
+    let open = |path: &[u8]| {
+        let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+    };
+    // As much of it as there is.
+    let mut end = at.len();
+    let mut place = loop {
+        let there = at.get(..end).unwrap_or_default();
+        match open(if there.is_empty() { b"." } else { there }) {
+            Err(Errno::NOENT) if end != 0 => {
+                end = there.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+            }
+            opened => break opened?,
+        }
+    };
+    let rest = at.get(end..).unwrap_or_default();
+    let mut missing = rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+    while let Some(name) = missing.next() {
+        let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+        if is_directory || missing.peek().is_some() {
+            rustix::fs::mkdirat(&place, &name, Mode::from_raw_mode(0o755))?;
+        } else {
+            let mode = Mode::from_raw_mode(0o644);
+            rustix::fs::mknodat(&place, &name, FileType::RegularFile, mode, 0)?;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        place = rustix::fs::openat(&place, &name, flags, Mode::empty())?;
+    }
+    // What a sandbox can't do without is not covered, whatever links lead there.
+    let stat = rustix::fs::fstat(&place)?;
+    for kept in [ROOT, c"m0/dev"] {
+        if identity(&stat) == identity(&rustix::fs::stat(kept)?) {
+            return Err(Errno::BUSY);
+        }
+    }
+    if rustix::fs::fstatfs(&place)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(Errno::BUSY);
+    }
+    // A mount of a directory on a file, or the other way round, is ENOTDIR to the kernel, too.
+    Ok(place)
+}
+
+fn identity(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// Makes the root file system the root of the process and its mount namespace; the host's is gone
 /// after this.
 pub(crate) fn pivot() -> IoResult<()> {
     rustix::process::chdir(ROOT)?;
-    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    let own = identity(rustix::fs::stat(c".")?);
+    let own = identity(&rustix::fs::stat(c".")?);
     // The old root comes to lie on top of the new one, from where it can be detached without a
     // directory to put it in (pivot_root(2)), and with it all that is mounted below it.
     rustix::process::pivot_root(c".", c".")?;
     rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")?;
     // Were anything of the host left above, this is how a guest would get to it.
-    if identity(rustix::fs::stat(c"/")?) != own || identity(rustix::fs::stat(c"/..")?) != own {
+    if identity(&rustix::fs::stat(c"/")?) != own || identity(&rustix::fs::stat(c"/..")?) != own {
         return Err(Errno::XDEV);
     }
     Ok(())
@@ -133,18 +256,11 @@ fn attach_upper(
 ) -> Result<()> {
     match upper {
         Upper::Disk(layer) => {
-            let mount = open_layer(layer, descriptors, Step::Upper)?;
+            let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Upper)?;
             attach_as(mount, "s").step(Step::Upper)
         }
         Upper::Memory { size } => {
-            // Inodes take memory that the size does not count, about a KiB each.
-            let inodes = (size / 4096).saturating_add(1024);
-            let options = CString::new(format!("mode=0700,size={size},nr_inodes={inodes}"));
-            let options = options.map_err(|_| Errno::INVAL).step(Step::Upper)?;
-            rustix::fs::mkdirat(CWD, c"s", Mode::from_raw_mode(0o700)).step(Step::Upper)?;
-            let flags = MountFlags::empty();
-            rustix::mount::mount(c"tmpfs", c"s", c"tmpfs", flags, Some(options.as_c_str()))
-                .step(Step::Upper)?;
+            mount_tmpfs(*size, c"mode=0700", "s").step(Step::Upper)?;
             for number in 0..overlays {
                 for name in [format!("s/{number}.upper"), format!("s/{number}.work")] {
                     rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755)).step(Step::Upper)?;
@@ -155,8 +271,28 @@ fn attach_upper(
     }
 }
 
+/// Mounts a tmpfs on a new directory of the scratch.
+fn mount_tmpfs(size: u64, mode: &CStr, name: &str) -> IoResult<OwnedFd> {
+    // Inodes take memory that the size does not count, about a KiB each.
+    let inodes = (size / 4096).saturating_add(1024);
+    let mode = mode.to_str().unwrap_or_default();
+    let options = format!("{mode},size={size},nr_inodes={inodes}");
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    mount_as(c"tmpfs", flags, &options, name)
+}
+
+/// Mounts a file system on a new directory of the scratch.
+fn mount_as(kind: &CStr, flags: MountFlags, options: &CStr, name: &str) -> IoResult<OwnedFd> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    rustix::fs::mkdirat(CWD, name.as_c_str(), Mode::from_raw_mode(0o755))?;
+    rustix::mount::mount(kind, name.as_c_str(), kind, flags, Some(options))?;
+    open_directory(CWD, &name)
+}
+
 fn open_layer(
     layer: &Layer<'_>,
+    more: OpenTreeFlags,
     descriptors: &mut VecDeque<OwnedFd>,
     step: Step,
 ) -> Result<OwnedFd> {
@@ -168,7 +304,7 @@ fn open_layer(
             let mount = rustix::mount::open_tree(
                 CWD,
                 name.as_c_str(),
-                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | more,
             )
             .map_err(fail)?;
             let stat = rustix::fs::fstat(&mount).map_err(fail)?;
@@ -194,19 +330,20 @@ fn copy_attributes(layer: &OwnedFd, upper: &str, identities: Identities) -> IoRe
     }
 }
 
-/// Mounts one overlay: the first as the root, the others in it.
+/// Mounts one overlay on a new directory of the scratch.
 fn mount_overlay(
     number: usize,
-    overlay: &Overlay<'_>,
+    layers: &[Layer<'_>],
+    name: &str,
     identities: Identities,
     descriptors: &mut VecDeque<OwnedFd>,
-) -> Result<()> {
-    if overlay.lowers.is_empty() || overlay.lowers.len() > limits::MAX_LAYERS {
+) -> Result<OwnedFd> {
+    if layers.is_empty() || layers.len() > limits::MAX_LAYERS {
         return Err(Failure::new(Step::Layer, Errno::INVAL));
     }
     let mut lowers = String::new();
-    for (layer_number, layer) in overlay.lowers.iter().enumerate() {
-        let mount = open_layer(layer, descriptors, Step::Layer)?;
+    for (layer_number, layer) in layers.iter().enumerate() {
+        let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Layer)?;
         let name = format!("{number}.{layer_number}");
         if layer_number == 0 {
             let upper = format!("s/{number}.upper");
@@ -228,19 +365,5 @@ fn mount_overlay(
     .map_err(|_| Errno::INVAL)
     .step(Step::Overlay)?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
-    let mount = |target: &CStr| {
-        rustix::mount::mount(c"overlay", target, c"overlay", flags, Some(options.as_c_str()))
-    };
-    if number == 0 {
-        rustix::fs::mkdirat(CWD, ROOT, Mode::from_raw_mode(0o755)).step(Step::Overlay)?;
-        return mount(ROOT).step(Step::Overlay);
-    }
-    directory_in_root(overlay.at, Step::Overlay)?;
-    let mut target = ROOT.to_bytes().to_vec();
-    for component in overlay.at.iter() {
-        target.push(b'/');
-        target.extend(component.strip_suffix(b"\0").unwrap_or(component));
-    }
-    let target = CString::new(target).map_err(|_| Errno::INVAL).step(Step::Overlay)?;
-    mount(&target).step(Step::Overlay)
+    mount_as(c"overlay", flags, &options, name).step(Step::Overlay)
 }

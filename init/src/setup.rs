@@ -12,7 +12,8 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::{mounts, proc_and_dev, sys};
+use crate::mounts::{self, Assembly};
+use crate::{proc_and_dev, sys};
 
 /// What the event loop needs to know of the sandbox.
 pub(crate) struct Init {
@@ -137,10 +138,14 @@ pub(crate) fn run(
         loopback.step(Step::Loopback)?;
     }
 
-    // 4. The file system: layers, /proc, /dev; then the host's root is let go.
-    mounts::assemble(setup, descriptors)?;
+    // 4. The file system: the root, /proc, /dev, and what the caller wants on top of that; then the
+    // host's root is let go.
+    let assembly = Assembly::begin(setup, descriptors)?;
     proc_and_dev::mount_proc(setup.masked, setup.read_only)?;
     proc_and_dev::make_dev(setup.identities)?;
+    let proc = open_directory(c"m0/proc").step(Step::Proc)?;
+    let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
+    assembly.finish()?;
     mounts::pivot().step(Step::Pivot)?;
 
     // 5. What jobs inherit, and init's own limit of descriptors: one for each job.
@@ -149,8 +154,6 @@ pub(crate) fn run(
     let files = rustix::process::getrlimit(Resource::Nofile);
     let files = Rlimit { current: files.maximum, maximum: files.maximum };
     rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;
-    let proc = open_directory(c"/proc").step(Step::Proc)?;
-    let terminals = open_directory(c"/dev/pts").step(Step::Dev)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let mount_namespace = rustix::fs::openat(&proc, c"self/ns/mnt", flags, Mode::empty());
     let mount_namespace = mount_namespace.step(Step::Proc)?;

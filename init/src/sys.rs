@@ -12,7 +12,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
 use rustix::process::Signal;
 
@@ -33,6 +33,7 @@ mod nr {
     pub(super) const DUP3: usize = 292;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLOSE_RANGE: usize = 436;
+    pub(super) const MOUNT_SETATTR: usize = 442;
 }
 
 const SIGCHLD: usize = 17;
@@ -527,6 +528,41 @@ pub fn install_filter(program: &[u8]) -> Result<()> {
         syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program) as usize, 0, 0)
     }
     .map(drop)
+}
+
+/// What a mount may not be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restriction {
+    /// Writing; what is mounted below it stays as it is.
+    ReadOnly,
+    /// Programs that give rights, and devices; nor may all that is mounted below it.
+    Data,
+    /// The same, and writing.
+    ReadOnlyData,
+    /// Programs: it is a device.
+    Device,
+}
+
+/// Restricts a mount (`mount_setattr(2)`).
+pub fn restrict_mount(mount: impl AsFd, restriction: Restriction) -> Result<()> {
+    const AT_EMPTY_PATH: usize = 0x1000;
+    const AT_RECURSIVE: usize = 0x8000;
+    const READ_ONLY: u64 = 1;
+    const NO_SUID: u64 = 2;
+    const NO_DEV: u64 = 4;
+    const NO_EXEC: u64 = 8;
+    let (set, flags) = match restriction {
+        Restriction::ReadOnly => (READ_ONLY, AT_EMPTY_PATH),
+        Restriction::Data => (NO_SUID | NO_DEV, AT_EMPTY_PATH | AT_RECURSIVE),
+        Restriction::ReadOnlyData => (READ_ONLY | NO_SUID | NO_DEV, AT_EMPTY_PATH | AT_RECURSIVE),
+        Restriction::Device => (NO_SUID | NO_EXEC, AT_EMPTY_PATH),
+    };
+    // struct mount_attr: what is set, what is cleared, propagation, user namespace.
+    let attributes = [set, 0, 0, 0];
+    let (fd, empty) = (mount.as_fd().as_raw_fd() as usize, c"".as_ptr() as usize);
+    let (pointer, size) = (attributes.as_ptr() as usize, size_of_val(&attributes));
+    // SAFETY: an empty string, and a struct mount_attr of that size.
+    unsafe { syscall(nr::MOUNT_SETATTR, fd, empty, flags, pointer, size) }.map(drop)
 }
 
 /// Brings the loopback device of the network namespace up.

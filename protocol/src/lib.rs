@@ -41,7 +41,7 @@ pub use job::{
     Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Program, Rlimit, Scope, Spawn,
     Stage, Status, StdioSource, Task, Usage,
 };
-pub use setup::{Identities, Layer, Overlay, Setup, SetupFailure, Step, Upper};
+pub use setup::{Access, Identities, Layer, Mount, Setup, SetupFailure, Step, Upper, What};
 pub use strings::{Strings, StringsError};
 pub use tree::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
 
@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use crate::Strings;
 ///
 /// Descriptors that come with it, in order: a pidfd of the host's process, whose end is that of the
 /// sandbox even where a fork of it holds the control socket; the state directory if [`Upper::Disk`] names
-/// [`Layer::Descriptor`], then each lower layer that is one, overlay by overlay.
+/// [`Layer::Descriptor`], then each layer that is one, mount by mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup<'a> {
     /// [`crate::VERSION`] as the host was built with.
@@ -25,9 +25,10 @@ pub struct Setup<'a> {
     /// Where writes go.
     #[serde(borrow)]
     pub upper: Upper<'a>,
-    /// The file systems to assemble; the first is the root, the others lie on top of it.
+    /// What the root file system is put together from, in this order. The first is the root itself;
+    /// the others come when `/proc` and `/dev` are there.
     #[serde(borrow)]
-    pub overlays: Vec<Overlay<'a>>,
+    pub mounts: Vec<Mount<'a>>,
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
@@ -62,18 +63,47 @@ pub enum Upper<'a> {
     },
 }
 
-/// One overlay file system.
+/// One mount of the root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlay<'a> {
-    /// Where it is mounted: the components of a path below the root; empty for the root itself.
+pub struct Mount<'a> {
+    /// Where: a path below the root, without a slash in front; empty for the root itself. Links on
+    /// the way lead where they would lead inside, and what is missing is made.
     #[serde(borrow)]
-    pub at: Strings<'a>,
-    /// The read-only layers, the topmost first.
+    pub at: &'a [u8],
+    /// Whether it can be written to, once all mounts are made.
+    pub access: Access,
+    /// What is mounted.
     #[serde(borrow)]
-    pub lowers: Vec<Layer<'a>>,
+    pub what: What<'a>,
 }
 
-/// A directory of the host.
+/// Whether something can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// As far as its modes allow.
+    ReadWrite,
+    /// By no one.
+    ReadOnly,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What<'a> {
+    /// An overlay on read-only layers, the topmost first. The first overlay has the upper number
+    /// 0, and so on.
+    Overlay(#[serde(borrow)] Vec<Layer<'a>>),
+    /// A directory or file of the host, with all that is mounted below it.
+    Volume(#[serde(borrow)] Layer<'a>),
+    /// A device node of the host.
+    Device(#[serde(borrow)] Layer<'a>),
+    /// A tmpfs.
+    Tmpfs {
+        /// Its size limit, in bytes.
+        size: u64,
+    },
+}
+
+/// A directory of the host; of a volume and a device, a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layer<'a> {
     /// A detached mount that comes as a descriptor (made with the host's authority).
@@ -84,9 +114,9 @@ pub enum Layer<'a> {
         /// The absolute path, without its NUL.
         #[serde(borrow)]
         path: &'a [u8],
-        /// `st_dev` of the directory that the host checked.
+        /// `st_dev` of what the host checked.
         device: u64,
-        /// `st_ino` of the directory that the host checked.
+        /// `st_ino` of what the host checked.
         inode: u64,
     },
 }
@@ -131,6 +161,8 @@ pub enum Step {
     Mask,
     /// Make `/dev`.
     Dev,
+    /// Put a volume, a tmpfs or a device in its place.
+    Mount,
     /// Make the assembled tree the root, and let go of the host's.
     Pivot,
     /// Raise or set init's own limits.

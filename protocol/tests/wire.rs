@@ -15,10 +15,10 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity, JobEvent,
-    JobRequest, JobStdio, Layer, Leftovers, Listing, MAX_CHUNK, Metadata, Overlay, Program, Reply,
-    Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings,
-    StringsError, Task, Time, Upper, Usage, VERSION, WriteHow, is_plain_name,
+    Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity,
+    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, MAX_CHUNK, Metadata, Mount, Program,
+    Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step,
+    Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -58,12 +58,18 @@ fn setup() -> Request<'static> {
         identities: Identities::Range,
         own_network: true,
         upper: Upper::Disk(Layer::Descriptor),
-        overlays: vec![
-            Overlay { at: Strings::default(), lowers: vec![Layer::Descriptor] },
-            Overlay {
-                at: Strings::new(b"usr\0").unwrap(),
-                lowers: vec![Layer::Path { path: b"/usr", device: 300, inode: 7 }],
+        mounts: vec![
+            Mount {
+                at: b"",
+                access: Access::ReadOnly,
+                what: What::Overlay(vec![Layer::Descriptor]),
             },
+            Mount {
+                at: b"srv/data",
+                access: Access::ReadWrite,
+                what: What::Volume(Layer::Path { path: b"/data", device: 300, inode: 7 }),
+            },
+            Mount { at: b"tmp", access: Access::ReadWrite, what: What::Tmpfs { size: 4096 } },
         ],
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
@@ -121,7 +127,7 @@ where
 #[test]
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Shutdown, b"\x01\0\0\0\x02");
-    golden(&Reply::Ready { version: 1 }, b"\x02\0\0\0\0\x01");
+    golden(&Reply::Ready { version: 2 }, b"\x02\0\0\0\0\x02");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
@@ -139,8 +145,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x3a\0\0\0\0\x01\x03box\0\x01\0\0\x02\0\x01\0\x04usr\0\x01\x01\x04/usr\xfb\x2c\x01\x07\
-          \x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08",
+        b"\x4b\0\0\0\0\x02\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\
+          \x04\x05\x06\x07\x08",
     );
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
@@ -340,11 +347,11 @@ fn lengths_beyond_the_body_are_refused_without_an_allocation() {
     for length in [1_u64 << 40, u64::MAX, MAX_FRAME as u64 + 1, 1 << 20] {
         let mut huge = vec![0xfd];
         huge.extend(length.to_le_bytes());
-        // As the host name; as the number of overlays; of layers; of filters; as a path.
+        // As the host name; as the number of mounts; of layers; of filters; as a path.
         for start in [
             &b"\0\x01"[..],
             &b"\0\x01\x03box\0\x01\0\0"[..],
-            &b"\0\x01\x03box\0\x01\0\0\x01\0"[..],
+            &b"\0\x01\x03box\0\x01\0\0\x01\0\0\0"[..],
             &b"\x01"[..],
             &b"\x01\x08/bin/sh\0\0\0\x01/\x01\x01"[..],
         ] {

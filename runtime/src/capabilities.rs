@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use caps::Capability;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -18,7 +19,8 @@ use crate::error::{Error, Result};
 /// assert!(!Capabilities::default().contains(Capability::CAP_SYS_ADMIN));
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Capabilities(u64);
 
 impl Capabilities {
@@ -96,6 +98,20 @@ impl FromStr for Capabilities {
                 .map_err(|_| Error::invalid("capability", format!("{name:?} is not known")))?;
             Ok(set.with(capability))
         })
+    }
+}
+
+impl TryFrom<String> for Capabilities {
+    type Error = Error;
+
+    fn try_from(names: String) -> Result<Self> {
+        names.parse()
+    }
+}
+
+impl From<Capabilities> for String {
+    fn from(capabilities: Capabilities) -> Self {
+        capabilities.to_string()
     }
 }
 

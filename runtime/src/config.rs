@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::capabilities::Capabilities;
 use crate::image::Image;
+use crate::mount::Mount;
 
 /// How a sandbox is built. Every field has a default; the default of all of them is the host's
 /// programs, nothing of its data, no network, and every protection on.
@@ -18,7 +21,8 @@ use crate::image::Image;
 /// })?;
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Config {
     /// What the root file system looks like at first.
     pub image: Image,
@@ -31,18 +35,23 @@ pub struct Config {
     pub network: Network,
     /// Where its writes go.
     pub upper: Upper,
+    /// Whether its root file system can be written to.
+    pub root: RootAccess,
+    /// Volumes, tmpfs and devices.
+    pub mounts: Vec<Mount>,
     /// The capabilities of jobs that run as root.
     pub capabilities: Capabilities,
     /// Which system calls there are.
     pub seccomp: Seccomp,
     /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
     /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
-    /// without a home, `/tmp/adl-UID`.
+    /// without a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.
+    #[serde(skip)]
     pub state_directory: Option<PathBuf>,
 }
 
 /// Which network a sandbox sees.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Network {
     /// One of its own, with a loopback device and nothing else.
@@ -53,21 +62,51 @@ pub enum Network {
 }
 
 /// Where the writes of a sandbox go. They are gone when it is deleted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+///
+/// A size is that of content and what the file system keeps beside it. Where it is reached, writing
+/// fails inside with `ENOSPC` or `EDQUOT`, and nothing else is hurt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Upper {
     /// A directory on disk, below the state directory.
-    #[default]
-    Disk,
+    Disk {
+        /// The most it may take, in bytes, by a project quota (ext4 and xfs, mounted with
+        /// `prjquota`). By default all that there is.
+        size: Option<u64>,
+    },
     /// Memory.
     Memory {
         /// The most it may take, in bytes.
         size: u64,
     },
+    /// A btrfs subvolume below the state directory, which has to be on btrfs: a snapshot of one that
+    /// is made once of the image, so that the sandbox works on btrfs itself. What of a host image is
+    /// in `/usr` lies in an overlay all the same.
+    Btrfs {
+        /// The most it may take beside what it shares with the image, in bytes, by a quota group
+        /// (`btrfs quota enable`). By default all that there is.
+        size: Option<u64>,
+    },
+}
+
+impl Default for Upper {
+    fn default() -> Self {
+        Self::Disk { size: None }
+    }
+}
+
+/// Whether the root file system of a sandbox can be written to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootAccess {
+    /// As far as its modes allow.
+    #[default]
+    ReadWrite,
+    /// By no one: only what is mounted there can.
+    ReadOnly,
 }
 
 /// Which system calls the programs in a sandbox may make.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Seccomp {
     /// Those that ordinary programs use; see `SECURITY.md`.

@@ -88,11 +88,25 @@ pub enum Error {
     /// The sandbox has ended: its init was killed, or it was deleted. Nothing runs in it any more.
     #[error("the sandbox has died")]
     SandboxDied,
-    /// A sandbox of this name exists.
-    #[error("a sandbox named {name:?} exists already")]
+    /// A sandbox, or a snapshot, of this name exists.
+    #[error("the name {name:?} is in use already")]
     NameInUse {
         /// The name.
         name: String,
+    },
+    /// There is no snapshot of this name.
+    #[error("there is no snapshot named {name:?}")]
+    NoSnapshot {
+        /// The name.
+        name: String,
+    },
+    /// It is used by something else; nothing was done.
+    #[error("{what} is in use by {by}")]
+    Busy {
+        /// What can't be had, or removed.
+        what: String,
+        /// Who has it.
+        by: String,
     },
     /// The other side did not answer in time.
     #[error("no answer within {after:?} while waiting for {what}")]

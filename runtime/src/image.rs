@@ -1,31 +1,34 @@
 //! What a root file system looks like at first: an ordered stack of read-only layers.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
 
-use crate::archive;
-use crate::config::Network;
+use crate::config::{Config, Network, Upper};
 use crate::error::{Error, Result};
+use crate::root::{Layer, Source, Tree, TreeKind};
+use crate::snapshot::{self, Held};
 use crate::state::State;
+use crate::unpack;
 
 /// What a sandbox sees as its root file system at first. It can change all of it; the image stays
 /// as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image(Kind);
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Kind {
     #[default]
     Host,
-    Directory(PathBuf),
-    Archive(PathBuf),
+    Directory(#[serde(with = "crate::bytes")] PathBuf),
+    Archive(#[serde(with = "crate::bytes")] PathBuf),
+    Snapshot(String),
 }
 
 impl Image {
@@ -48,47 +51,44 @@ impl Image {
         Self(Kind::Archive(path.into()))
     }
 
+    /// A snapshot of a sandbox, by its name in the state directory; see [`crate::Snapshot`]. Any
+    /// number of sandboxes can be made of it at once.
+    pub fn snapshot(name: impl Into<String>) -> Self {
+        Self(Kind::Snapshot(name.into()))
+    }
+
     /// Opens the layers.
-    pub(crate) fn open(&self, state: &State, network: Network) -> Result<Vec<Tree>> {
-        match &self.0 {
-            Kind::Directory(path) => Ok(vec![Tree::root(Source::open(path)?)]),
-            Kind::Archive(path) => {
-                Ok(vec![Tree::root(Source::open(&archive::unpacked(state, path)?)?)])
+    pub(crate) fn open(&self, state: &State, config: &Config) -> Result<OpenedImage> {
+        let mut opened = match &self.0 {
+            Kind::Snapshot(name) => return snapshot::open_image(state, name, config.upper),
+            Kind::Directory(path) => OpenedImage::of_directory(path)?,
+            Kind::Archive(path) => OpenedImage::of_directory(&unpack::archive(state, path)?)?,
+            Kind::Host => host_trees(state, config.network)?,
+        };
+        if let (Upper::Btrfs { .. }, Some(root)) = (config.upper, opened.trees.first_mut()) {
+            for layer in &mut root.layers {
+                *layer = Layer::Image(unpack::subvolume(state, &layer.open()?)?);
             }
-            Kind::Host => host_trees(state, network),
+            root.kind = TreeKind::Subvolume;
         }
+        Ok(opened)
     }
 }
 
-/// One stack of layers, and where in the root it lies.
-#[derive(Debug)]
-pub(crate) struct Tree {
-    /// A name in the root; `None` for the root itself.
-    pub(crate) at: Option<String>,
-    /// The topmost first.
-    pub(crate) layers: Vec<Source>,
+/// An image, opened.
+#[derive(Debug, Default)]
+pub(crate) struct OpenedImage {
+    /// The first is the root.
+    pub(crate) trees: Vec<Tree>,
+    /// What a snapshot has kept of volumes that are copied on write, without the volumes.
+    pub(crate) volumes: Vec<Tree>,
+    pub(crate) held: Vec<Arc<Held>>,
 }
 
-impl Tree {
-    fn root(layer: Source) -> Self {
-        Self { at: None, layers: vec![layer] }
-    }
-}
-
-/// A directory of the host, opened once: what is mounted later is what was opened here.
-#[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) path: PathBuf,
-    pub(crate) fd: OwnedFd,
-}
-
-impl Source {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let path = std::path::absolute(path).map_err(Error::at("open image", path))?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(&path, flags, Mode::empty())
-            .map_err(Error::at("open image", &path))?;
-        Ok(Self { path, fd })
+impl OpenedImage {
+    fn of_directory(path: &Path) -> Result<Self> {
+        let root = Tree::of_image("", Source::directory("open image", path)?);
+        Ok(Self { trees: vec![root], ..Self::default() })
     }
 }
 
@@ -140,20 +140,19 @@ const FILES: [(&str, &str); 4] = [
     ),
 ];
 
-fn host_trees(state: &State, network: Network) -> Result<Vec<Tree>> {
+fn host_trees(state: &State, network: Network) -> Result<OpenedImage> {
     let skeleton = state.images()?.join(format!("host-{:016x}", fingerprint(network)));
     if !skeleton.is_dir() {
         build_skeleton(&skeleton, network).map_err(Error::at("make the host image", &skeleton))?;
     }
-    let mut trees = vec![Tree::root(Source::open(&skeleton)?)];
+    let mut opened = OpenedImage::of_directory(&skeleton)?;
     for name in PROGRAMS {
         let path = Path::new("/").join(name);
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-            let layers = vec![Source::open(&path)?];
-            trees.push(Tree { at: Some(name.to_owned()), layers });
+            opened.trees.push(Tree::of_image(name, Source::directory("open image", &path)?));
         }
     }
-    Ok(trees)
+    Ok(opened)
 }
 
 /// Changes when what the skeleton is made from does.
@@ -178,11 +177,11 @@ fn resolver(network: Network) -> Option<&'static &'static str> {
 fn build_skeleton(place: &Path, network: Network) -> io::Result<()> {
     let unique = format!("{}.{}", std::process::id(), crate::sandbox::unique_number());
     let aside = place.with_extension(unique);
-    DirBuilder::new().mode(0o755).create(&aside)?;
+    unpack::make_directory(&aside)?;
     let built = fill_skeleton(&aside, network).and_then(|()| fs::rename(&aside, place));
     if built.is_err() {
         // Ours alone; if it can't be removed, the error above says why.
-        let _ = fs::remove_dir_all(&aside);
+        let _ = unpack::remove_directory(&aside);
         if place.is_dir() {
             return Ok(());
         }

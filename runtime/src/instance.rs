@@ -11,10 +11,10 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::ids::IdRange;
-use crate::image::Tree;
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
 use crate::remove::{Remains, remove_later};
+use crate::root::Root;
 use crate::state::SandboxDirectory;
 use crate::sys::{self, Process};
 use crate::wire::{self, Deadline};
@@ -32,6 +32,8 @@ pub(crate) struct Instance {
     /// Its mount namespace. While that is held, the end of its processes does not wait for the
     /// kernel to forget the files that a guest has made, of which there may be millions.
     mounts: Option<OwnedFd>,
+    /// What its file systems lie on.
+    root: Option<Arc<Root>>,
     /// Shared with what comes after it, and with what ends late.
     ids: Option<Arc<IdRange>>,
     owner: Owner,
@@ -44,7 +46,8 @@ impl Instance {
         let (init, control) = launch::start(config, ids.is_some())?;
         let control = Control::new(control);
         let owner = Owner::this_process();
-        Ok(Self { init, control, directory: None, mounts: None, ids, owner, ended: false })
+        let (directory, mounts, root) = (None, None, None);
+        Ok(Self { init, control, directory, mounts, root, ids, owner, ended: false })
     }
 
     /// Has init build the sandbox, and waits until it has.
@@ -52,11 +55,11 @@ impl Instance {
         &mut self,
         config: &Config,
         hostname: &str,
-        trees: &[Tree],
+        root: Arc<Root>,
         directory: SandboxDirectory,
     ) -> Result<()> {
-        let directory = self.directory.insert(directory);
-        let plan = Plan { config, hostname, trees, directory, ids: self.ids.as_deref() };
+        let (directory, root) = (self.directory.insert(directory), self.root.insert(root));
+        let plan = Plan { config, hostname, root, directory, ids: self.ids.as_deref() };
         self.mounts = Some(launch::set_up(&self.init, self.control.socket(), &plan)?);
         self.init.launched();
         Ok(())
@@ -74,8 +77,42 @@ impl Instance {
         self.ids.as_ref()
     }
 
-    pub(crate) fn directory(&mut self) -> Option<&mut SandboxDirectory> {
+    pub(crate) fn directory(&self) -> Option<&SandboxDirectory> {
+        self.directory.as_ref()
+    }
+
+    pub(crate) fn directory_mut(&mut self) -> Option<&mut SandboxDirectory> {
         self.directory.as_mut()
+    }
+
+    /// Its directory, to be kept by the caller.
+    pub(crate) fn take_directory(&mut self) -> Option<SandboxDirectory> {
+        self.directory.take()
+    }
+
+    /// What its file systems lie on.
+    pub(crate) fn root(&self) -> Option<&Arc<Root>> {
+        self.root.as_ref()
+    }
+
+    /// Whether any process but init runs in it.
+    pub(crate) fn is_busy(&self) -> Result<bool> {
+        if self.ended || self.has_died()? {
+            return Ok(false);
+        }
+        // Whatever runs descends from init, which is given what others have left.
+        let pid = self.init.pid;
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        match std::fs::read(&path) {
+            Ok(children) => Ok(!children.is_empty()),
+            Err(_) if self.has_died()? => Ok(false),
+            Err(error) => Err(Error::at("read", path.as_ref())(error)),
+        }
+    }
+
+    fn has_died(&self) -> Result<bool> {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))
     }
 
     /// Whether the caller is the process that made it, and no fork of that.
@@ -125,10 +162,14 @@ impl Instance {
         self.end_processes()?;
         self.ids = None;
         let mounts = self.mounts.take();
-        match self.directory.take() {
-            Some(directory) => remove_later(Remains::new(mounts, directory)),
-            None => Ok(()),
-        }
+        let directory = self.directory.take();
+        let removed = match (&mounts, &directory) {
+            (None, None) => Ok(()),
+            _ => remove_later(Remains::new(mounts, directory)),
+        };
+        // Held until here: it is what the directory's overlays lie on.
+        self.root = None;
+        removed
     }
 
     /// Leaves to a thread what could not be waited for. Until it is done, the ids are no one
@@ -138,6 +179,7 @@ impl Instance {
         let ids = ManuallyDrop::new(self.ids.take());
         let mounts = self.mounts.take();
         let directory = self.directory.take();
+        let root = self.root.take();
         let pidfd = self.init.pidfd.try_clone();
         let wait = move || {
             let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
@@ -148,7 +190,8 @@ impl Instance {
             // The caller was told already that something went wrong.
             if is_over.is_ok() {
                 drop(ManuallyDrop::into_inner(ids));
-                drop(directory.map(|directory| remove_later(Remains::new(mounts, directory))));
+                drop(remove_later(Remains::new(mounts, directory)));
+                drop(root);
             }
         };
         drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));

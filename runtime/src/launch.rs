@@ -8,17 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_protocol::{
-    Identities, Layer, Overlay, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION,
-    limits,
+    Identities, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION, limits,
 };
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
 
 use crate::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
 use crate::error::{Error, Result};
 use crate::ids::{self, IdRange};
-use crate::image::{Source, Tree};
+use crate::layers::{Layers, OpenedPart};
+use crate::root::Root;
 use crate::state::SandboxDirectory;
 use crate::sys::{self, Namespaces, OwnIdMaps, Process};
 use crate::wire::{self, Deadline, Messages};
@@ -58,7 +57,7 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
 pub(crate) struct Plan<'a> {
     pub(crate) config: &'a Config,
     pub(crate) hostname: &'a str,
-    pub(crate) trees: &'a [Tree],
+    pub(crate) root: &'a Root,
     pub(crate) directory: &'a SandboxDirectory,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
@@ -105,32 +104,17 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
         None => None,
     };
 
-    let mut layers = LayerBuilder { user_namespace, descriptors: Vec::new() };
-    let upper_source;
+    let parts = OpenedPart::all(plan.root, plan.directory)?;
+    let mut layers = Layers::new(user_namespace, plan.ids.map(IdRange::base));
     let upper = match plan.config.upper {
         config::Upper::Memory { size } => Upper::Memory { size },
-        config::Upper::Disk => {
-            upper_source = LayerSource::new(plan.directory.as_fd(), plan.directory.path());
-            Upper::Disk(layers.add(&upper_source)?)
+        config::Upper::Disk { .. } | config::Upper::Btrfs { .. } => {
+            Upper::Disk(layers.add(plan.directory.as_fd(), plan.directory.path())?)
         }
     };
-    let sources: Vec<Vec<LayerSource<'_>>> =
-        plan.trees.iter().map(|tree| tree.layers.iter().map(LayerSource::of).collect()).collect();
-    let mut places = Vec::new();
-    for tree in plan.trees {
-        let mut at = Vec::new();
-        if let Some(name) = &tree.at {
-            Strings::append(&mut at, name.as_bytes()).map_err(strings_error)?;
-        }
-        places.push(at);
-    }
-    let mut overlays = Vec::new();
-    for (at, sources) in places.iter().zip(&sources) {
-        let lowers = sources.iter().map(|source| layers.add(source)).collect::<Result<_>>()?;
-        overlays.push(Overlay { at: Strings::new(at).map_err(strings_error)?, lowers });
-    }
+    let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
     if layers.descriptors.len() >= limits::MAX_DESCRIPTORS {
-        return Err(Error::invalid("image", "too many layers"));
+        return Err(Error::invalid("image", "too many layers and mounts"));
     }
 
     let filters: &[Vec<u8>] = match plan.config.seccomp {
@@ -149,7 +133,7 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
         identities: if plan.ids.is_some() { Identities::Range } else { Identities::Single },
         own_network: plan.config.network == Network::None,
         upper,
-        overlays,
+        mounts,
         masked: Strings::new(&masked).map_err(strings_error)?,
         read_only: Strings::new(&read_only).map_err(strings_error)?,
         capabilities: plan.config.capabilities.bits(),
@@ -170,45 +154,6 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
             .ok_or(Error::Protocol { why: "a sandbox without its mount namespace" }),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         Reply::Failed(failure) => Err(setup_error(failure)),
-    }
-}
-
-/// A directory to become a layer.
-struct LayerSource<'a> {
-    fd: std::os::fd::BorrowedFd<'a>,
-    path: &'a Path,
-}
-
-impl<'a> LayerSource<'a> {
-    fn new(fd: std::os::fd::BorrowedFd<'a>, path: &'a Path) -> Self {
-        Self { fd, path }
-    }
-
-    fn of(source: &'a Source) -> Self {
-        Self::new(source.fd.as_fd(), &source.path)
-    }
-}
-
-/// Turns directories into what init can mount.
-struct LayerBuilder {
-    user_namespace: Option<OwnedFd>,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl LayerBuilder {
-    /// As root: a detached mount in which the ids of files are those of the sandbox, whatever
-    /// they are on disk. Otherwise the path, to be opened by init in a mount namespace of its own.
-    fn add<'a>(&mut self, source: &LayerSource<'a>) -> Result<Layer<'a>> {
-        let Some(user_namespace) = &self.user_namespace else {
-            let stat = fstat(source.fd).map_err(Error::at("stat", source.path))?;
-            let path = source.path.as_os_str().as_bytes();
-            return Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino });
-        };
-        let mount = sys::detached_mount(source.fd).map_err(Error::at("open_tree", source.path))?;
-        sys::map_ids(mount.as_fd(), user_namespace.as_fd())
-            .map_err(|error| no_id_mapping(source.path, error))?;
-        self.descriptors.push(mount);
-        Ok(Layer::Descriptor)
     }
 }
 
@@ -248,21 +193,6 @@ fn setup_error(failure: SetupFailure<'_>) -> Error {
         step: failure.step,
         path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
         source: wire::error_of(failure.errno),
-    }
-}
-
-fn no_id_mapping(path: &Path, source: io::Error) -> Error {
-    match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-            Error::Unsupported {
-                what: format!("an id-mapped mount of {path:?}"),
-                why: format!("mount_setattr: {source}"),
-                fix: "put it on a file system that can map ids: ext4, xfs, btrfs or tmpfs, on \
-                      Linux 5.19 or later"
-                    .to_owned(),
-            }
-        }
-        _ => Error::at("mount_setattr", path)(source),
     }
 }
 

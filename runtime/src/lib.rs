@@ -37,8 +37,9 @@
     )
 )]
 
-mod archive;
 mod background;
+mod btrfs;
+mod bytes;
 mod capabilities;
 mod child;
 mod collect;
@@ -54,16 +55,22 @@ mod image;
 mod init_binary;
 mod instance;
 mod launch;
+mod layers;
+mod mount;
 mod owner;
+mod quota;
 mod remove;
+mod root;
 mod running;
 mod sandbox;
 mod seccomp;
+mod snapshot;
 mod state;
 mod stdio;
 mod sys;
 mod terminal;
 mod tree;
+mod unpack;
 mod user;
 mod wire;
 
@@ -71,16 +78,18 @@ pub use background::{Job, JobId, SoFar};
 pub use capabilities::{Capabilities, Capability};
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
 pub use command::{Command, Leftovers, Resource};
-pub use config::{Config, Network, Seccomp, Upper};
+pub use config::{Config, Network, RootAccess, Seccomp, Upper};
 pub use error::{Error, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use image::Image;
+pub use mount::{Access, Mount};
 pub use remove::{finish_removals, pending_removals};
 pub use running::{Handle, Scope};
 pub use sandbox::Sandbox;
+pub use snapshot::{Running, Snapshot, SnapshotOptions};
 pub use state::collect_garbage;
 pub use stdio::Stdio;
 pub use terminal::Terminal;

@@ -33,18 +33,19 @@ pub(crate) struct Remains {
     /// Let go of before the directory is removed: what the kernel still knows of the files is
     /// forgotten with it.
     mounts: Option<OwnedFd>,
-    directory: SandboxDirectory,
+    /// `None` where that has become a snapshot.
+    directory: Option<SandboxDirectory>,
 }
 
 impl Remains {
-    pub(crate) fn new(mounts: Option<OwnedFd>, directory: SandboxDirectory) -> Self {
+    pub(crate) fn new(mounts: Option<OwnedFd>, directory: Option<SandboxDirectory>) -> Self {
         WAITING.fetch_add(1, Ordering::Relaxed);
         Self { mounts, directory }
     }
 
     fn remove(&mut self) -> Result<()> {
         self.mounts = None;
-        self.directory.remove()
+        self.directory.as_ref().map_or(Ok(()), SandboxDirectory::remove)
     }
 }
 
@@ -75,7 +76,9 @@ static REMOVER: Mutex<Option<(Owner, SyncSender<Job>)>> = Mutex::new(None);
 
 /// Removes what a sandbox has left soon, and gives its name free now.
 pub(crate) fn remove_later(mut remains: Remains) -> Result<()> {
-    remains.directory.move_aside()?;
+    if let Some(directory) = &mut remains.directory {
+        directory.move_aside()?;
+    }
     let Some(sender) = sender() else { return remains.remove() };
     match sender.try_send(Job::Remove(remains)) {
         Ok(()) => Ok(()),

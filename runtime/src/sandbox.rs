@@ -13,9 +13,10 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::ids::{self, IdRange};
-use crate::image::Tree;
 use crate::instance::Instance;
-use crate::state::{SandboxDirectory, State};
+use crate::root::Root;
+use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
+use crate::state::{Layout, SandboxDirectory, State};
 
 /// The longest name, in bytes: it must be a host name, too.
 const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
@@ -30,7 +31,8 @@ pub struct Sandbox {
     name: String,
     config: Config,
     state: State,
-    trees: Vec<Tree>,
+    /// What it is on as new: after a snapshot, the instance is on that.
+    image: Arc<Root>,
     instance: Instance,
 }
 
@@ -50,16 +52,17 @@ impl Sandbox {
         }
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);
-        let trees = config.image.open(&state, config.network)?;
+        let image = Arc::new(Root::open(&config, &state)?);
+        let layout = image.layout(&config)?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `instance` undoes everything.
         let mut instance = Instance::start(&config, fresh_ids()?)?;
-        let directory = make_directory(&state, config.name.as_deref(), overlays(&config, &trees))?;
+        let directory = make_directory(&state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
-        instance.set_up(&config, hostname, &trees, directory)?;
-        Ok(Self { name, config, state, trees, instance })
+        instance.set_up(&config, hostname, Arc::clone(&image), directory)?;
+        Ok(Self { name, config, state, image, instance })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -83,26 +86,101 @@ impl Sandbox {
     /// As [`Sandbox::create`] and [`Sandbox::delete`]. The sandbox is dead then, and can be reset
     /// again or deleted.
     pub fn reset(&mut self) -> Result<()> {
-        if !self.instance.is_own() {
-            return Err(Error::invalid("reset", "called by a fork of the process that made it"));
-        }
+        self.check_own("reset")?;
         // They end while the next ones are made.
         self.instance.kill()?;
+        let mut next = self.start_next()?;
+        let directory = self.state.make_aside(&self.image.layout(&self.config)?)?;
+        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
+        next.set_up(&self.config, hostname, Arc::clone(&self.image), directory)?;
+        // No command can come to the next before this has returned, so there is no moment at
+        // which both do something.
+        self.instance.end_processes()?;
+        if let Some(directory) = next.directory_mut() {
+            directory.take_name(&self.name, self.instance.directory_mut())?;
+        }
+        std::mem::replace(&mut self.instance, next).end()
+    }
+
+    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of; see
+    /// [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and copies
+    /// nothing.
+    ///
+    /// The sandbox goes on with the same files, and otherwise as after a reset; the next reset
+    /// takes it back to its image. Only its files are kept, so no process may run in it; see
+    /// [`Sandbox::snapshot_with`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
+    /// [`Upper::Memory`], of which a snapshot could not be kept on disk. Otherwise as
+    /// [`Sandbox::reset`]; a snapshot with a name is there all the same where only the way back
+    /// failed.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        self.snapshot_with(&SnapshotOptions::default())
+    }
+
+    /// The same, with a name, or of a sandbox in which something runs.
+    ///
+    /// # Errors
+    /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
+    pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
+        self.check_own("snapshot")?;
+        if let Some(name) = &options.name {
+            check_name("snapshot", name)?;
+        }
+        let unsupported = |why: &str, fix: &str| Error::Unsupported {
+            what: "a snapshot of the sandbox".to_owned(),
+            why: why.to_owned(),
+            fix: fix.to_owned(),
+        };
+        if let Upper::Memory { .. } = self.config.upper {
+            let fix = "make the sandbox with the upper `disk` or `btrfs`";
+            return Err(unsupported("what it has written is in memory", fix));
+        }
+        if options.running == Running::Refuse && self.instance.is_busy()? {
+            let what = format!("the sandbox {:?}", self.name);
+            return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
+        }
+        let (Some(directory), Some(root)) = (self.instance.directory(), self.instance.root())
+        else {
+            return Err(unsupported("its files are gone", "reset it first"));
+        };
+        let name = options.name.as_deref();
+        let making = snapshot::Making::begin(&self.state, directory, &self.config, root, name)?;
+        let root = Arc::clone(root);
+
+        let mut next = self.start_next()?;
+        let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
+        let mut aside = self.state.make_aside(&layout)?;
+        self.instance.end_processes()?;
+        // From here on the files are the snapshot's.
+        aside.take_name(&self.name, self.instance.directory_mut())?;
+        let Some(directory) = self.instance.take_directory() else {
+            return Err(Error::SandboxDied);
+        };
+        let snapshot = making.publish(directory, &root)?;
+        let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
+        aside.add_subvolume(&root.layout(&self.config)?)?;
+        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
+        next.set_up(&self.config, hostname, root, aside)?;
+        std::mem::replace(&mut self.instance, next).end()?;
+        Ok(snapshot)
+    }
+
+    fn check_own(&self, what: &'static str) -> Result<()> {
+        if self.instance.is_own() {
+            return Ok(());
+        }
+        Err(Error::invalid(what, "called by a fork of the process that made it"))
+    }
+
+    /// Starts the instance that is to take the place of this one.
+    fn start_next(&self) -> Result<Instance> {
         let ids = match self.instance.ids() {
             Some(ids) => Some(Arc::clone(ids)),
             None => fresh_ids()?,
         };
-        let mut next = Instance::start(&self.config, ids)?;
-        let directory = self.state.make_aside(overlays(&self.config, &self.trees))?;
-        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
-        next.set_up(&self.config, hostname, &self.trees, directory)?;
-        // No command can come to the next before this has returned, so there is no moment at
-        // which both do something.
-        self.instance.end_processes()?;
-        if let Some(directory) = next.directory() {
-            directory.take_name(&self.name, self.instance.directory())?;
-        }
-        std::mem::replace(&mut self.instance, next).end()
+        Instance::start(&self.config, ids)
     }
 
     /// Its name.
@@ -180,22 +258,14 @@ fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
     Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
 }
 
-/// How many overlays have their uppers on disk.
-fn overlays(config: &Config, trees: &[Tree]) -> usize {
-    match config.upper {
-        Upper::Disk => trees.len(),
-        Upper::Memory { .. } => 0,
-    }
-}
-
-fn make_directory(state: &State, name: Option<&str>, overlays: usize) -> Result<SandboxDirectory> {
+fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {
     if let Some(name) = name {
-        return state.make_sandbox(name, overlays);
+        return state.make_sandbox(name, layout);
     }
     loop {
         // In use only where an earlier process of the same pid has left it.
         let name = format!("sb-{}-{}", std::process::id(), unique_number());
-        match state.make_sandbox(&name, overlays) {
+        match state.make_sandbox(&name, layout) {
             Err(Error::NameInUse { .. }) => {}
             made => return made,
         }
@@ -217,7 +287,7 @@ fn collect_once(state: &State) {
     });
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<()> {
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let why = if name.is_empty() {
         "empty".to_owned()

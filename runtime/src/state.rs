@@ -1,4 +1,5 @@
-//! What a sandbox keeps on disk: one directory each, locked for as long as its owner lives.
+//! What sandboxes keep on disk: one directory each, locked for as long as its owner lives; and what
+//! becomes of it when it is kept, as a snapshot.
 //!
 //! The lock is a `flock(2)` on the directory itself, which the kernel lets go of when the owner
 //! ends, however it ends. So a directory whose lock can be had has no owner, and its removal
@@ -19,8 +20,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
 use crate::remove::{entries, remove_contents, remove_empty};
+use crate::root::Source;
 use crate::sandbox::unique_number;
-use crate::sys;
+use crate::{btrfs, quota, snapshot, sys};
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
@@ -28,7 +30,16 @@ pub(crate) const DIRECTORY: OFlag =
 /// How long a collector may take to remove an empty directory.
 const COLLECTION: Duration = Duration::from_secs(1);
 
-/// Removes what sandboxes left on disk whose owner has ended, and returns their names.
+/// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
+pub(crate) const SUBVOLUME: &str = "root";
+
+/// Where in a sandbox's directory overlay `number` has its upper.
+pub(crate) fn upper_name(number: usize) -> String {
+    format!("{number}.upper")
+}
+
+/// Removes what sandboxes left on disk whose owner has ended, and returns their names; snapshots
+/// without a name that no one uses any more among them.
 ///
 /// Safe beside anything else that uses the same state directory, and when interrupted anywhere:
 /// a sandbox is taken only when its lock can be had, and that its owner holds for as long as it
@@ -44,7 +55,7 @@ pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
 #[derive(Debug)]
 pub(crate) struct State {
     path: PathBuf,
-    sandboxes: OwnedFd,
+    sandboxes: Shelf,
 }
 
 impl State {
@@ -56,25 +67,29 @@ impl State {
         };
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
         make_private(&path)?;
-        let sandboxes = path.join("sandboxes");
-        make_private(&sandboxes)?;
-        let fd = nix::fcntl::open(&sandboxes, DIRECTORY, Mode::empty())
-            .map_err(Error::at("open", &sandboxes))?;
+        let sandboxes = Shelf::open(path.join("sandboxes"))?;
         // An ext4 without a journal avoids inode numbers that were free for less than a minute, and
         // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
         // that with every file it makes.
-        sys::spread_entries(&fd);
-        Ok(Self { path, sandboxes: fd })
+        sys::spread_entries(&sandboxes.fd);
+        Ok(Self { path, sandboxes })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { path: self.path.clone(), sandboxes: self.sandboxes.try_clone()? })
+        let Shelf { path, fd } = &self.sandboxes;
+        let sandboxes = Shelf { path: path.clone(), fd: fd.try_clone()? };
+        Ok(Self { path: self.path.clone(), sandboxes })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether there is no sandbox, where one can tell at a glance: in most file systems, a
     /// directory without another in it has two links.
     pub(crate) fn is_surely_empty(&self) -> bool {
-        fstat(&self.sandboxes).is_ok_and(|stat| stat.st_nlink == 2)
+        fstat(&self.sandboxes.fd).is_ok_and(|stat| stat.st_nlink == 2)
+            && !self.path.join(SNAPSHOTS).exists()
     }
 
     /// Where images are kept.
@@ -84,21 +99,106 @@ impl State {
         Ok(path)
     }
 
-    /// Makes and locks the directory of a new sandbox, with an upper and a work directory for
-    /// each of its overlays.
-    pub(crate) fn make_sandbox(&self, name: &str, overlays: usize) -> Result<SandboxDirectory> {
-        let path = self.path.join("sandboxes").join(name);
+    /// Where snapshots are kept.
+    pub(crate) fn snapshots(&self) -> Result<Shelf> {
+        Shelf::open(self.path.join(SNAPSHOTS))
+    }
+
+    /// Makes and locks the directory of a new sandbox.
+    pub(crate) fn make_sandbox(&self, name: &str, layout: &Layout) -> Result<SandboxDirectory> {
+        self.sandboxes.make(name, layout)
+    }
+
+    /// The same, under a name that is no sandbox's, for one that is to take the place of another.
+    pub(crate) fn make_aside(&self, layout: &Layout) -> Result<SandboxDirectory> {
+        self.make_sandbox(&aside_name(), layout)
+    }
+
+    /// Removes the directories of sandboxes whose owner has ended, and snapshots that are no one's,
+    /// and says which.
+    pub(crate) fn collect(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        let mut first_error = None;
+        let mut collect = |shelf: &Shelf, one: &dyn Fn(&str) -> Result<bool>| -> Result<()> {
+            for entry in entries(shelf.fd.as_fd()).map_err(Error::at("read", &shelf.path))? {
+                let Some(name) = entry.to_str() else { continue };
+                match one(name) {
+                    Ok(true) => removed.push(name.to_owned()),
+                    Ok(false) => {}
+                    // The others are not to wait for whoever mends this.
+                    Err(error) => drop(first_error.get_or_insert(error)),
+                }
+            }
+            Ok(())
+        };
+        collect(&self.sandboxes, &|name| self.sandboxes.collect_one(name))?;
+        if self.path.join(SNAPSHOTS).exists() {
+            let snapshots = self.snapshots()?;
+            collect(&snapshots, &|name| {
+                if is_aside(name) {
+                    snapshots.collect_one(name)
+                } else {
+                    snapshot::collect_one(self, name)
+                }
+            })?;
+        }
+        first_error.map_or(Ok(removed), Err)
+    }
+}
+
+/// Where snapshots are, in the state directory.
+const SNAPSHOTS: &str = "snapshots";
+
+/// What a sandbox has on disk.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// How many overlays have an upper and a work directory there.
+    pub(crate) overlays: usize,
+    /// The subvolume that its root begins as a snapshot of.
+    pub(crate) subvolume: Option<Source>,
+    /// The most that it may take, in bytes.
+    pub(crate) size: Option<u64>,
+    /// Whether that is the subvolume's.
+    pub(crate) is_btrfs: bool,
+}
+
+/// A directory of directories, each of which is locked by who uses it.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Shelf {
+    fn open(path: PathBuf) -> Result<Self> {
+        make_private(&path)?;
+        let fd =
+            nix::fcntl::open(&path, DIRECTORY, Mode::empty()).map_err(Error::at("open", &path))?;
+        Ok(Self { path, fd })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The path of what has a name there.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn make(&self, name: &str, layout: &Layout) -> Result<SandboxDirectory> {
+        let path = self.path(name);
         // A collector may take the directory for one without an owner, between its making and its
         // locking. Then again, once that has removed it, which it does at once: it is empty.
         let mut taken = None;
         let fd = loop {
-            match mkdirat(&self.sandboxes, name, Mode::S_IRWXU) {
+            match mkdirat(&self.fd, name, Mode::S_IRWXU) {
                 Ok(()) => match self.lock(name) {
                     Ok(Some(fd)) => break fd,
                     Ok(None) => taken = Some(Instant::now()),
                     Err(error) => {
                         // As when there are no descriptors left; this takes none.
-                        let _ = remove_empty(self.sandboxes.as_fd(), OsStr::new(name));
+                        let _ = remove_empty(self.as_fd(), OsStr::new(name));
                         return Err(error);
                     }
                 },
@@ -109,15 +209,16 @@ impl State {
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
         };
-        let parent = match self.sandboxes.try_clone() {
+        let parent = match self.fd.try_clone() {
             Ok(parent) => parent,
             Err(error) => {
-                let _ = remove_empty(self.sandboxes.as_fd(), OsStr::new(name));
+                let _ = remove_empty(self.as_fd(), OsStr::new(name));
                 return Err(Error::at("dup of the directory of", &path)(error));
             }
         };
+        let overlays = layout.overlays;
         let directory = SandboxDirectory { path, name: name.to_owned(), overlays, fd, parent };
-        match directory.make_parts(overlays) {
+        match directory.make_parts(layout) {
             Ok(()) => Ok(directory),
             Err(error) => {
                 // The error that is told is the first one.
@@ -127,42 +228,25 @@ impl State {
         }
     }
 
-    /// The same, under a name that is no sandbox's, for one that is to take the place of another.
-    pub(crate) fn make_aside(&self, overlays: usize) -> Result<SandboxDirectory> {
-        self.make_sandbox(&aside_name(), overlays)
-    }
-
-    /// Removes the directories of sandboxes whose owner has ended, and says which.
-    pub(crate) fn collect(&self) -> Result<Vec<String>> {
-        let path = self.path.join("sandboxes");
-        let mut removed = Vec::new();
-        let mut first_error = None;
-        for entry in entries(self.sandboxes.as_fd()).map_err(Error::at("read", &path))? {
-            let Some(name) = entry.to_str() else { continue };
-            match self.collect_one(name) {
-                Ok(true) => removed.push(name.to_owned()),
-                Ok(false) => {}
-                // The others are not to wait for whoever mends this.
-                Err(error) => drop(first_error.get_or_insert(error)),
-            }
-        }
-        first_error.map_or(Ok(removed), Err)
+    /// Takes the directory of a name, if it is no one's.
+    pub(crate) fn take(&self, name: &str) -> Result<Option<SandboxDirectory>> {
+        let Some(fd) = self.lock(name)? else { return Ok(None) };
+        let path = self.path(name);
+        let parent = self.fd.try_clone().map_err(Error::at("dup of the directory of", &path))?;
+        Ok(Some(SandboxDirectory { path, name: name.to_owned(), overlays: 0, fd, parent }))
     }
 
     /// Removes a directory, unless it has an owner.
     fn collect_one(&self, name: &str) -> Result<bool> {
-        let Some(fd) = self.lock(name)? else { return Ok(false) };
-        let path = self.path.join("sandboxes").join(name);
-        remove_contents(fd.as_fd()).map_err(Error::at("remove", &path))?;
-        remove_empty(self.sandboxes.as_fd(), OsStr::new(name))
-            .map_err(Error::at("remove", &path))?;
+        let Some(directory) = self.take(name)? else { return Ok(false) };
+        directory.remove()?;
         Ok(true)
     }
 
     /// Opens and locks a directory; `None` if it is locked by another, or is gone.
     fn lock(&self, name: &str) -> Result<Option<OwnedFd>> {
         let at = |operation| Error::at::<Errno>(operation, Path::new(name));
-        let fd = match openat(&self.sandboxes, name, DIRECTORY, Mode::empty()) {
+        let fd = match openat(&self.fd, name, DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(at("open")(errno)),
@@ -206,13 +290,35 @@ impl SandboxDirectory {
         &self.path
     }
 
-    fn make_parts(&self, overlays: usize) -> Result<()> {
-        for number in 0..overlays {
-            for part in ["upper", "work"] {
-                let part = format!("{number}.{part}");
+    fn make_parts(&self, layout: &Layout) -> Result<()> {
+        match layout {
+            Layout { subvolume: Some(_), .. } => self.add_subvolume(layout)?,
+            Layout { is_btrfs: false, size: Some(size), .. } => {
+                quota::limit(self.as_fd(), *size)?;
+            }
+            _ => {}
+        }
+        for number in 0..layout.overlays {
+            for part in [upper_name(number), format!("{number}.work")] {
                 mkdirat(&self.fd, part.as_str(), Mode::from_bits_truncate(0o755))
                     .map_err(Error::at("mkdir", &self.path.join(part)))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the root, where that is a subvolume.
+    pub(crate) fn add_subvolume(&self, layout: &Layout) -> Result<()> {
+        let Some(base) = &layout.subvolume else { return Ok(()) };
+        let root = self.path.join(SUBVOLUME);
+        let base = openat(base.as_fd(), ".", DIRECTORY, Mode::empty())
+            .map_err(Error::at("open the image of", &root))?;
+        btrfs::snapshot(base.as_fd(), self.as_fd(), OsStr::new(SUBVOLUME))
+            .map_err(Error::at("make a btrfs snapshot", &root))?;
+        if let Some(size) = layout.size {
+            let fd = openat(&self.fd, SUBVOLUME, DIRECTORY, Mode::empty())
+                .map_err(Error::at("open", &root))?;
+            btrfs::limit(&fd, size).map_err(|error| no_limit(&root, error))?;
         }
         Ok(())
     }
@@ -221,6 +327,8 @@ impl SandboxDirectory {
     pub(crate) fn remove(&self) -> Result<()> {
         self.remove_what_overlays_make();
         remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path))?;
+        // A limit that stays is in no one's way.
+        let _ = quota::release(self.as_fd());
         remove_empty(self.parent.as_fd(), OsStr::new(&self.name))
             .map_err(Error::at("remove", &self.path))
     }
@@ -250,6 +358,21 @@ impl SandboxDirectory {
         Ok(())
     }
 
+    /// Moves it to another shelf; its name there must be no one's.
+    pub(crate) fn move_to(&mut self, shelf: &Shelf, name: &str) -> Result<()> {
+        let parent = shelf.fd.try_clone().map_err(Error::at("dup", &shelf.path))?;
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        match renameat2(&self.parent, self.name.as_str(), &parent, name, flags) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
+            Err(errno) => return Err(Error::at("rename", &self.path)(errno)),
+        }
+        self.parent = parent;
+        self.path = shelf.path(name);
+        name.clone_into(&mut self.name);
+        Ok(())
+    }
+
     /// Takes a name. `from` has it, and gets this one's in exchange, so that no other sandbox can
     /// take it in between; where there is none, no one has it.
     pub(crate) fn take_name(&mut self, name: &str, from: Option<&mut Self>) -> Result<()> {
@@ -274,11 +397,29 @@ impl SandboxDirectory {
     }
 }
 
+fn no_limit(path: &Path, error: io::Error) -> Error {
+    if btrfs::are_quotas_off(&error) {
+        return Error::Unsupported {
+            what: "a size of a btrfs upper".to_owned(),
+            why: format!("no quotas on the file system of {path:?}"),
+            fix: "enable them: btrfs quota enable".to_owned(),
+        };
+    }
+    Error::at("limit the size of", path)(error)
+}
+
 /// A name that no sandbox has, since it has a dot in front. What has it is to be removed, at the
 /// latest when its owner has ended.
 fn aside_name() -> String {
-    format!(".removing-{}-{}", std::process::id(), unique_number())
+    format!("{ASIDE}{}-{}", std::process::id(), unique_number())
 }
+
+fn is_aside(name: &str) -> bool {
+    name.starts_with(ASIDE)
+}
+
+/// What names of what is to be removed begin with.
+const ASIDE: &str = ".removing-";
 
 fn default_path() -> PathBuf {
     let variable =

@@ -1,6 +1,6 @@
 //! The system calls that nix lacks, behind safe functions.
 //!
-//! The only file of the library with unsafe code.
+//! The library has no unsafe code but here and in the modules below.
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -8,6 +8,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
+
+pub(crate) mod ioctl;
+pub(crate) mod quotactl;
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -331,21 +334,41 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// A detached mount of a directory: it is in no mount namespace, and gone with its descriptor.
-pub(crate) fn detached_mount(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags =
-        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.unsigned_abs();
+/// What is mounted below a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Comes along.
+    Included,
+    /// Does not.
+    LeftOut,
+}
+
+impl Below {
+    fn flag(self) -> c_int {
+        match self {
+            Self::Included => libc::AT_RECURSIVE,
+            Self::LeftOut => 0,
+        }
+    }
+}
+
+/// A detached mount of a directory or a file: it is in no mount namespace, and gone with its
+/// descriptor.
+pub(crate) fn detached_mount(what: BorrowedFd<'_>, below: Below) -> io::Result<OwnedFd> {
+    let flags = (libc::AT_EMPTY_PATH | below.flag()).unsigned_abs()
+        | libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: a valid descriptor and an empty, NUL-ended path.
-    let fd = check(unsafe {
-        libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags)
-    })?;
-    // SAFETY: the kernel made it, for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(io::Error::other)?) })
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, what.as_raw_fd(), c"".as_ptr(), flags) })
 }
 
 /// Maps the ids of a detached mount by a user namespace (Linux 5.12): a file of id 0 appears as
 /// owned by the id that 0 is mapped to.
-pub(crate) fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn map_ids(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    below: Below,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
@@ -358,12 +381,40 @@ pub(crate) fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> 
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | below.flag(),
             &raw const attributes,
             size_of_val(&attributes),
         )
     })
     .map(drop)
+}
+
+/// A new tmpfs for a few inodes, mounted nowhere, on which device nodes work (`fsopen(2)`, Linux
+/// 5.2).
+pub(crate) fn detached_tmpfs() -> io::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+    const FSCONFIG_SET_STRING: libc::c_uint = 1;
+    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+    let null = ptr::null::<c_void>();
+    // SAFETY: NUL-ended strings, which the kernel copies, and descriptors that are open.
+    unsafe {
+        let context = owned(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC))?;
+        let fd = context.as_raw_fd();
+        for (key, value) in [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0700")] {
+            let (key, value) = (key.as_ptr(), value.as_ptr());
+            check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key, value, 0))?;
+        }
+        check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0))?;
+        owned(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0))
+    }
+}
+
+/// What a system call has made.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(check(result)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel made it, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// An anonymous file that can be executed (`MFD_EXEC`, Linux 6.3) and sealed.
@@ -406,15 +457,11 @@ pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
 /// spreads it over the disk (`FS_TOPDIR_FL`, ioctl_iflags(2)). No other file system knows it.
 pub(crate) fn spread_entries(directory: impl AsFd) {
     const FS_TOPDIR_FL: c_int = 0x2_0000;
-    let fd = directory.as_fd().as_raw_fd();
-    let mut flags: c_int = 0;
-    // SAFETY: both read or write an int. Where they fail, things stay as they are.
-    unsafe {
-        if libc::ioctl(fd, libc::FS_IOC_GETFLAGS, &raw mut flags) == 0 && flags & FS_TOPDIR_FL == 0
-        {
-            flags |= FS_TOPDIR_FL;
-            libc::ioctl(fd, libc::FS_IOC_SETFLAGS, &raw const flags);
-        }
+    // Where it fails, things stay as they are.
+    if let Ok(flags) = ioctl::inode_flags(&directory)
+        && flags & FS_TOPDIR_FL == 0
+    {
+        let _ = ioctl::set_inode_flags(&directory, flags | FS_TOPDIR_FL);
     }
 }
 

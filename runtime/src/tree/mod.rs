@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 pub(crate) use pipe::{Incoming, Outgoing};
 pub(crate) use read::send;
 pub(crate) use tar::{from_tar, to_tar};
-pub(crate) use write::receive;
+pub(crate) use write::{receive, receive_as_top};
 
 /// How deep a tree may be. Less in tests, since to remove so deep a one takes a minute.
 const MAX_DEPTH: usize = if cfg!(test) { 5000 } else { adl_protocol::MAX_DEPTH };

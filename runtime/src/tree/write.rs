@@ -61,6 +61,27 @@ pub(crate) fn receive(
     options: &CopyOptions,
     report: &mut CopyReport,
 ) -> Result<()> {
+    receive_as(from, target, options, report, None)
+}
+
+/// The same, into a directory that the caller has just made, so that it becomes the one that comes.
+pub(crate) fn receive_as_top(
+    from: &mut Incoming,
+    target: &Path,
+    options: &CopyOptions,
+    report: &mut CopyReport,
+) -> Result<()> {
+    let stat = nix::sys::stat::lstat(target).map_err(Error::at("stat", target))?;
+    receive_as(from, target, options, report, Some(Identity::of(&stat)))
+}
+
+fn receive_as(
+    from: &mut Incoming,
+    target: &Path,
+    options: &CopyOptions,
+    report: &mut CopyReport,
+    made: Option<Identity>,
+) -> Result<()> {
     let (parent, name) = match (target.parent(), target.file_name()) {
         (Some(parent), Some(name)) if parent.as_os_str().is_empty() => (Path::new("."), name),
         (Some(parent), Some(name)) => (parent, name),
@@ -81,7 +102,7 @@ pub(crate) fn receive(
         top: None,
         place: None,
         left: Vec::new(),
-        made: HashSet::new(),
+        made: made.into_iter().collect(),
     };
     let received = receiver.run();
     if received.is_err() {

@@ -4,9 +4,11 @@ mod bench;
 mod copies;
 mod doctor;
 mod environment;
+mod mounts;
 mod options;
 mod run;
 mod session;
+//mod snapshot;
 mod sys;
 
 use std::ffi::OsString;
@@ -23,6 +25,7 @@ adl runs commands in sandboxes.
 
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]   run a command in a new sandbox
        adl shell [options] [-- ARGUMENT…]           a shell in a new sandbox
+       adl snapshot ls|changes|export|rm            what was kept of sandboxes
        adl bench [options]                          measure this machine
        adl doctor                                   say what this machine can do
        adl gc                                       remove what dead programs left behind
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let result = match command.to_str() {
         Some("run") => run::main(rest),
         Some("shell") => run::shell(rest),
+        //SNAP
         Some("bench") => bench::main(rest),
         Some("doctor") => doctor::main(rest),
         Some("gc") => collect_garbage(),

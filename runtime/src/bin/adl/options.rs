@@ -3,20 +3,23 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use adl_runtime::{Config, Error, Image, Network, Seccomp, Upper};
+use adl_runtime::{Config, Error, Image, Network, RootAccess, Seccomp, Upper};
 use lexopt::ValueExt as _;
+
+use crate::mounts;
 
 /// What a command of the command line returns.
 pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The help of the options that [`sandbox_option`] knows.
 pub(crate) const SANDBOX_HELP: &str = "\
-      --image IMAGE        a directory with a root file system, a tar archive of one, or `host`
-                           for the programs of this machine (default)
+      --image IMAGE        a directory with a root file system, a tar archive of one,
+                           `snapshot:NAME`, or `host` for the programs of this machine (default)
       --name NAME          name of the sandbox
       --hostname NAME      host name inside (default: the name)
       --network MODE       `none`, a loopback device only (default), or `host`
-      --upper WHERE        where writes go: `disk` (default), or `memory:SIZE`, as memory:512m
+      --upper WHERE        where writes go: `disk` (default), `btrfs`, either of them with a limit, as
+                           disk:2g, or `memory:SIZE`, as memory:512m
       --cap-add NAMES      capabilities for root inside, beyond the default, comma-separated
       --cap-drop NAMES     capabilities to take from the default; `all` for all
       --security-opt seccomp=unconfined
@@ -32,8 +35,11 @@ pub(crate) fn sandbox_option(
     match name {
         "image" => {
             let image = parser.value()?;
+            let text = image.to_str().unwrap_or_default();
             config.image = if image == "host" {
                 Image::host()
+            } else if let Some(name) = text.strip_prefix("snapshot:") {
+                Image::snapshot(name)
             } else if std::path::Path::new(&image).is_file() {
                 Image::archive(image)
             } else {
@@ -50,6 +56,10 @@ pub(crate) fn sandbox_option(
             };
         }
         "upper" => config.upper = upper(&parser.value()?)?,
+        "volume" => config.mounts.push(mounts::volume(&parser.value()?)?),
+        "tmpfs" => config.mounts.push(mounts::tmpfs(&parser.value()?)?),
+        "device" => config.mounts.push(mounts::device(&parser.value()?)?),
+        "read-only" => config.root = RootAccess::ReadOnly,
         "cap-add" => {
             let added: adl_runtime::Capabilities = parser.value()?.string()?.parse()?;
             config.capabilities = config.capabilities.union(added);
@@ -72,12 +82,21 @@ pub(crate) fn sandbox_option(
 
 fn upper(value: &OsString) -> CliResult<Upper> {
     let text = value.to_str().unwrap_or_default();
-    if text == "disk" {
-        return Ok(Upper::Disk);
-    }
-    match text.strip_prefix("memory:").and_then(bytes) {
-        Some(size) if size != 0 => Ok(Upper::Memory { size }),
-        _ => Err("--upper takes `disk` or `memory:SIZE`, with a size as 64m or 1g".into()),
+    let (kind, size) = match text.split_once(':') {
+        Some((kind, size)) => (kind, Some(bytes(size).filter(|size| *size != 0))),
+        None => (text, None),
+    };
+    match (kind, size) {
+        ("disk", None) => Ok(Upper::Disk { size: None }),
+        ("btrfs", None) => Ok(Upper::Btrfs { size: None }),
+        ("disk", Some(Some(size))) => Ok(Upper::Disk { size: Some(size) }),
+        ("btrfs", Some(Some(size))) => Ok(Upper::Btrfs { size: Some(size) }),
+        ("memory", Some(Some(size))) => Ok(Upper::Memory { size }),
+        _ => {
+            Err("--upper takes `disk`, `btrfs`, `disk:SIZE`, `btrfs:SIZE` or `memory:SIZE`, with \
+                  a size as 64m or 1g"
+                .into())
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Sandbox, Scope, Stage, Stdio,
+    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Scope, SnapshotOptions,
+    Stage, Stdio,
 };
 use lexopt::{Arg, ValueExt as _};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::copies::{self, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
-use crate::{session, sys};
+use crate::{mounts, session, sys};
 
 const RUN_HELP: &str = "\
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]
@@ -51,6 +52,8 @@ const COMMAND_HELP: &str = "\
   -w, --workdir DIR        working directory (default: /)
   -u, --user USER[:GROUP]  who runs it: names in the image's /etc/passwd and /etc/group, or numbers
                            (default: 0:0)
+      --snapshot NAME      when it has ended, and what it has left running was killed, keep the files
+                           as NAME, for --image snapshot:NAME
 ";
 
 /// The shells that there may be, the best first.
@@ -68,13 +71,14 @@ struct Options {
     user: Option<String>,
     copies_in: Vec<Transfer>,
     copies_out: Vec<Transfer>,
+    snapshot: Option<String>,
     /// With `adl shell`, its arguments.
     command: Vec<OsString>,
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(options) = parse(arguments, "run")? else {
-        print!("{RUN_HELP}{COMMAND_HELP}{}{SANDBOX_HELP}", copies::HELP);
+        print!("{RUN_HELP}{COMMAND_HELP}{}{}{SANDBOX_HELP}", copies::HELP, mounts::HELP);
         return Ok(ExitCode::SUCCESS);
     };
     let Some((program, arguments)) = options.command.split_first() else {
@@ -86,7 +90,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
 /// `adl shell`.
 pub(crate) fn shell(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(mut options) = parse(arguments, "shell")? else {
-        print!("{SHELL_HELP}{COMMAND_HELP}{}{SANDBOX_HELP}", copies::HELP);
+        print!("{SHELL_HELP}{COMMAND_HELP}{}{}{SANDBOX_HELP}", copies::HELP, mounts::HELP);
         return Ok(ExitCode::SUCCESS);
     };
     options.tty |= io::stdin().is_terminal();
@@ -111,7 +115,7 @@ fn run(
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    let sandbox = Sandbox::create(options.config.clone())?;
+    let mut sandbox = Sandbox::create(options.config.clone())?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
         files.user(user);
@@ -141,6 +145,10 @@ fn run(
             code = super::OWN_ERROR;
         }
         mask.thread_block()?;
+    }
+    if let Some(name) = &options.snapshot {
+        let how = SnapshotOptions { name: Some(name.clone()), running: Running::End };
+        sandbox.snapshot_with(&how)?;
     }
     sandbox.delete()?;
     Ok(ExitCode::from(code))
@@ -220,6 +228,10 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
             }
             Arg::Long("copy-out") => {
                 options.copies_out.push(Transfer::out_of_sandbox(&parser.value()?)?);
+            }
+            Arg::Long("snapshot") => options.snapshot = Some(parser.value()?.string()?),
+            Arg::Short('v') => {
+                sandbox_option(&mut options.config, "volume", &mut parser)?;
             }
             Arg::Value(program) => {
                 // What follows is the command's, options and all.

@@ -1,0 +1,163 @@
+//! What is opened on the host, made into what init can mount.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use adl_protocol::{Access, Layer, Mount};
+use nix::errno::Errno;
+use nix::fcntl::openat;
+use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
+use nix::unistd::{Gid, Uid, fchownat};
+
+use crate::error::{Error, Result};
+use crate::root::{Mounted, Part, Root, Source, TreeKind};
+use crate::state::{DIRECTORY, SUBVOLUME, SandboxDirectory};
+use crate::sys;
+
+/// A part of a root file system with all that it lies on.
+pub(crate) struct OpenedPart {
+    at: PathBuf,
+    access: Access,
+    what: What,
+}
+
+enum What {
+    Overlay(Vec<Source>),
+    Volume(Source),
+    Device(Source),
+    Tmpfs { size: u64 },
+}
+
+impl OpenedPart {
+    /// Opens the parts of a sandbox that has a directory.
+    pub(crate) fn all(root: &Root, directory: &SandboxDirectory) -> Result<Vec<Self>> {
+        root.parts.iter().map(|part| Self::open(part, directory)).collect()
+    }
+
+    fn open(part: &Part, directory: &SandboxDirectory) -> Result<Self> {
+        let (at, access, what) = match part {
+            Part::Tree { tree, access, .. } => {
+                let what = match tree.kind {
+                    TreeKind::Overlay => {
+                        let layers = tree.layers.iter().map(crate::root::Layer::open);
+                        What::Overlay(layers.collect::<Result<_>>()?)
+                    }
+                    TreeKind::Subvolume => {
+                        let path = directory.path().join(SUBVOLUME);
+                        let fd = openat(directory.as_fd(), SUBVOLUME, DIRECTORY, Mode::empty())
+                            .map_err(Error::at("open", &path))?;
+                        What::Volume(Source { path, fd: fd.into() })
+                    }
+                };
+                (&tree.at, *access, what)
+            }
+            Part::Mount { at, what } => match what {
+                Mounted::Volume { source, access } => (at, *access, What::Volume(source.clone())),
+                Mounted::Device(source) => (at, Access::ReadWrite, What::Device(source.clone())),
+                Mounted::Tmpfs { size } => (at, Access::ReadWrite, What::Tmpfs { size: *size }),
+            },
+        };
+        Ok(Self { at: at.clone(), access, what })
+    }
+}
+
+/// The descriptors of what init is to mount, in the order in which they are named.
+pub(crate) struct Layers {
+    user_namespace: Option<OwnedFd>,
+    /// The id outside that is 0 inside, where there is a range of them.
+    base: Option<u32>,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+impl Layers {
+    pub(crate) fn new(user_namespace: Option<OwnedFd>, base: Option<u32>) -> Self {
+        Self { user_namespace, base, descriptors: Vec::new() }
+    }
+
+    /// Names a part to init.
+    pub(crate) fn mount<'a>(&mut self, part: &'a OpenedPart) -> Result<Mount<'a>> {
+        let what = match &part.what {
+            What::Overlay(layers) => adl_protocol::What::Overlay(
+                layers
+                    .iter()
+                    .map(|layer| self.add(layer.as_fd(), &layer.path))
+                    .collect::<Result<_>>()?,
+            ),
+            What::Volume(source) => adl_protocol::What::Volume(self.add_with(
+                source.as_fd(),
+                &source.path,
+                sys::Below::Included,
+            )?),
+            What::Device(source) => adl_protocol::What::Device(self.device(source)?),
+            What::Tmpfs { size } => adl_protocol::What::Tmpfs { size: *size },
+        };
+        Ok(Mount { at: part.at.as_os_str().as_bytes(), access: part.access, what })
+    }
+
+    /// As root: a detached mount in which the ids of files are those of the sandbox, whatever
+    /// they are on disk. Otherwise the path, to be opened by init in a mount namespace of its own.
+    pub(crate) fn add<'a>(&mut self, fd: BorrowedFd<'_>, path: &'a Path) -> Result<Layer<'a>> {
+        self.add_with(fd, path, sys::Below::LeftOut)
+    }
+
+    fn add_with<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        path: &'a Path,
+        below: sys::Below,
+    ) -> Result<Layer<'a>> {
+        let Some(user_namespace) = &self.user_namespace else { return by_path(fd, path) };
+        let mount = sys::detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
+        sys::map_ids(mount.as_fd(), user_namespace.as_fd(), below)
+            .map_err(|error| no_id_mapping(path, error))?;
+        self.descriptors.push(mount);
+        Ok(Layer::Descriptor)
+    }
+
+    /// As root: a node of the same device that belongs to root inside, since the host's file system
+    /// of devices can't map ids. Otherwise the path.
+    fn device<'a>(&mut self, source: &'a Source) -> Result<Layer<'a>> {
+        let Some(base) = self.base else { return by_path(source.as_fd(), &source.path) };
+        let stat = fstat(&source.fd).map_err(Error::at("stat", &source.path))?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        let mode = Mode::from_bits_truncate(stat.st_mode);
+        let make = || {
+            let place = sys::detached_tmpfs()?;
+            mknodat(&place, "device", kind, mode, stat.st_rdev)?;
+            let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
+            let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(&place, "device", Some(uid), Some(gid), flags)?;
+            // Whatever the caller's umask.
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            nix::sys::stat::fchmodat(&place, "device", mode, follow)?;
+            let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+            let node = openat(&place, "device", flags, Mode::empty())?;
+            sys::detached_mount(node.as_fd(), sys::Below::LeftOut)
+        };
+        self.descriptors.push(make().map_err(Error::at("make a node of", &source.path))?);
+        Ok(Layer::Descriptor)
+    }
+}
+
+fn by_path<'a>(fd: BorrowedFd<'_>, path: &'a Path) -> Result<Layer<'a>> {
+    let stat = fstat(fd).map_err(Error::at("stat", path))?;
+    let path = path.as_os_str().as_bytes();
+    Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino })
+}
+
+fn no_id_mapping(path: &Path, source: io::Error) -> Error {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+            Error::Unsupported {
+                what: format!("an id-mapped mount of {path:?}"),
+                why: format!("mount_setattr: {source}"),
+                fix: "put it on a file system that can map ids: ext4, xfs, btrfs or tmpfs, on \
+                      Linux 5.19 or later"
+                    .to_owned(),
+            }
+        }
+        _ => Error::at("mount_setattr", path)(source),
+    }
+}

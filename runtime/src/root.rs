@@ -1,0 +1,226 @@
+//! What the root file system of a sandbox is put together from, opened.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use crate::config::{Config, RootAccess, Upper};
+use crate::error::{Error, Result};
+use crate::mount::{self, Access, OpenedWhat};
+use crate::snapshot::Held;
+use crate::state::{Layout, State};
+
+/// A file or directory of the host, opened once: what is mounted later is what was opened here.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) fd: Arc<OwnedFd>,
+}
+
+impl Source {
+    pub(crate) fn open(operation: &'static str, path: &Path, more: OFlag) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(Error::at(operation, path))?;
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | more;
+        let fd =
+            nix::fcntl::open(&path, flags, Mode::empty()).map_err(Error::at(operation, &path))?;
+        Ok(Self { path, fd: Arc::new(fd) })
+    }
+
+    pub(crate) fn directory(operation: &'static str, path: &Path) -> Result<Self> {
+        Self::open(operation, path, OFlag::O_DIRECTORY)
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A directory that files of a sandbox lie in, which it does not change.
+#[derive(Debug, Clone)]
+pub(crate) enum Layer {
+    Image(Source),
+    /// A part of a snapshot that is held. It takes no descriptor, since there may be many; no one
+    /// but adl can change what has this path.
+    Snapshot {
+        snapshot: String,
+        part: String,
+        path: PathBuf,
+    },
+}
+
+impl Layer {
+    pub(crate) fn open(&self) -> Result<Source> {
+        match self {
+            Self::Image(source) => Ok(source.clone()),
+            Self::Snapshot { path, .. } => Source::directory("open snapshot", path),
+        }
+    }
+}
+
+/// Files of a sandbox that it can change.
+#[derive(Debug, Clone)]
+pub(crate) struct Tree {
+    /// Where it lies below the root; empty for the root itself.
+    pub(crate) at: PathBuf,
+    /// The topmost first.
+    pub(crate) layers: Vec<Layer>,
+    /// How many of the layers, from the top, hold changes since the image.
+    pub(crate) changed: usize,
+    pub(crate) kind: TreeKind,
+}
+
+/// How changes are kept apart from the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TreeKind {
+    /// By an overlay, which has an upper for them.
+    Overlay,
+    /// By btrfs: what can be written to is a snapshot of the topmost layer.
+    Subvolume,
+}
+
+impl Tree {
+    pub(crate) fn of_image(at: impl Into<PathBuf>, directory: Source) -> Self {
+        let layers = vec![Layer::Image(directory)];
+        Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay }
+    }
+}
+
+/// One mount of a root file system.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    Tree { tree: Tree, access: adl_protocol::Access, is_volume: bool },
+    Mount { at: PathBuf, what: Mounted },
+}
+
+/// What is mounted as it is.
+#[derive(Debug, Clone)]
+pub(crate) enum Mounted {
+    Volume { source: Source, access: adl_protocol::Access },
+    Tmpfs { size: u64 },
+    Device(Source),
+}
+
+/// A root file system: all that it is put together from, and what keeps that from going away.
+#[derive(Debug, Clone)]
+pub(crate) struct Root {
+    /// In the order of mounting; the first is the root itself.
+    pub(crate) parts: Vec<Part>,
+    /// The snapshots among the layers.
+    pub(crate) held: Vec<Arc<Held>>,
+}
+
+impl Root {
+    /// Checks and opens all that a configuration names.
+    pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
+        let opened = config.image.open(state, config)?;
+        let access = match config.root {
+            RootAccess::ReadWrite => adl_protocol::Access::ReadWrite,
+            RootAccess::ReadOnly => adl_protocol::Access::ReadOnly,
+        };
+        let of_image = opened.trees.into_iter();
+        let mut parts: Vec<Part> =
+            of_image.map(|tree| Part::Tree { tree, access, is_volume: false }).collect();
+        for mount in mount::open(&config.mounts)? {
+            let at = mount.at;
+            parts.push(match mount.what {
+                OpenedWhat::Volume { source, access: Access::CopyOnWrite } => {
+                    let mut tree = Tree::of_image(&at, source);
+                    if let Some(saved) = opened.volumes.iter().find(|saved| saved.at == at) {
+                        tree.layers.splice(0..0, saved.layers.iter().cloned());
+                    }
+                    let access = adl_protocol::Access::ReadWrite;
+                    Part::Tree { tree, access, is_volume: true }
+                }
+                OpenedWhat::Volume { source, access } => {
+                    let access = match access {
+                        Access::ReadOnly => adl_protocol::Access::ReadOnly,
+                        Access::ReadWrite | Access::CopyOnWrite => adl_protocol::Access::ReadWrite,
+                    };
+                    Part::Mount { at, what: Mounted::Volume { source, access } }
+                }
+                OpenedWhat::Tmpfs { size } => Part::Mount { at, what: Mounted::Tmpfs { size } },
+                OpenedWhat::Device(source) => Part::Mount { at, what: Mounted::Device(source) },
+            });
+        }
+        let this = Self { parts, held: opened.held };
+        this.check_size(config)?;
+        Ok(this)
+    }
+
+    /// All trees.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Tree { tree, .. } => Some(tree),
+            Part::Mount { .. } => None,
+        })
+    }
+
+    /// The names, in a sandbox's directory, of what holds the changes of each tree.
+    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, String)> {
+        let mut overlays = 0..;
+        self.trees().map(move |tree| {
+            let name = match tree.kind {
+                TreeKind::Subvolume => crate::state::SUBVOLUME.to_owned(),
+                TreeKind::Overlay => crate::state::upper_name(overlays.next().unwrap_or_default()),
+            };
+            (tree, name)
+        })
+    }
+
+    /// What a sandbox needs on disk.
+    pub(crate) fn layout(&self, config: &Config) -> Result<Layout> {
+        let overlays = self.trees().filter(|tree| tree.kind == TreeKind::Overlay).count();
+        let (overlays, size) = match config.upper {
+            Upper::Memory { .. } => (0, None),
+            Upper::Disk { size } | Upper::Btrfs { size } => (overlays, size),
+        };
+        let root = self.trees().find(|tree| tree.kind == TreeKind::Subvolume);
+        let subvolume = root.and_then(|tree| tree.layers.first()).map(Layer::open).transpose()?;
+        let is_btrfs = matches!(config.upper, Upper::Btrfs { .. });
+        Ok(Layout { overlays, subvolume, size, is_btrfs })
+    }
+
+    /// The same, on top of what a snapshot has kept of it.
+    pub(crate) fn on_top(&self, snapshot: Arc<Held>) -> Self {
+        let mut next = self.clone();
+        let names: Vec<String> = self.uppers().map(|(_, name)| name).collect();
+        let trees = next.parts.iter_mut().filter_map(|part| match part {
+            Part::Tree { tree, .. } => Some(tree),
+            Part::Mount { .. } => None,
+        });
+        for (tree, name) in trees.zip(names) {
+            tree.layers.insert(0, snapshot.layer(name));
+            tree.changed += 1;
+        }
+        next.held.push(snapshot);
+        next
+    }
+
+    /// A size that would not hold for all that can be written.
+    fn check_size(&self, config: &Config) -> Result<()> {
+        match config.upper {
+            Upper::Disk { size: Some(0) }
+            | Upper::Memory { size: 0 }
+            | Upper::Btrfs { size: Some(0) } => {
+                return Err(Error::invalid("upper", "a size of 0 bytes"));
+            }
+            Upper::Btrfs { size: Some(_) } => {}
+            _ => return Ok(()),
+        }
+        if self.trees().all(|tree| tree.kind == TreeKind::Subvolume) {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "a size of a btrfs upper".to_owned(),
+            why: "the host image and volumes that are copied on write have overlays of their own, \
+                  which a quota group does not count"
+                .to_owned(),
+            fix: "use an image of one directory or archive and other volumes, or the upper `disk` \
+                  on a file system with project quotas"
+                .to_owned(),
+        })
+    }
+}

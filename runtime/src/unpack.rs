@@ -1,0 +1,163 @@
+//! Images that are made once, in the state directory: archives unpacked, trees copied to btrfs.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::pipe2;
+
+use crate::btrfs;
+use crate::error::{Error, Result};
+use crate::remove::{remove_contents, remove_empty};
+use crate::root::Source;
+use crate::state::{DIRECTORY, State};
+use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
+use crate::wire::Deadline;
+
+/// Where an image is made until it is whole. Whoever holds the lock on the directory that it is in
+/// may do so; what is there then is of one who did not come to the end.
+const ASIDE: &str = ".unpacking";
+
+/// The directory that a tar archive has been unpacked to, now or before.
+///
+/// # Errors
+/// [`Error::Invalid`] for what is no archive, [`Error::Refused`] for one that leads out of itself,
+/// [`Error::Io`] for what could not be read or made. Nothing of it is left then.
+pub(crate) fn archive(state: &State, archive: &Path) -> Result<PathBuf> {
+    let file = File::open(archive).map_err(Error::at("open image", archive))?;
+    let metadata = file.metadata().map_err(Error::at("stat", archive))?;
+    if !metadata.is_file() {
+        return Err(Error::invalid("image", format!("{archive:?} is no regular file")));
+    }
+    let name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
+    make_once(state, &name, |aside| {
+        let mut archive = BufReader::with_capacity(1 << 20, file);
+        copy(aside, |to, options, report| tree::from_tar(&mut archive, to, options, report))
+    })
+}
+
+/// A subvolume with what is in a directory: itself if it is one on the state directory's file
+/// system, else a copy that is made now or was made before.
+///
+/// # Errors
+/// [`Error::Unsupported`] where the state directory is not on btrfs, and as [`archive`].
+pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
+    let images = state.images()?;
+    let at = File::open(&images).map_err(Error::at("open", &images))?;
+    if !btrfs::is_btrfs(at.as_fd()) {
+        return Err(Error::Unsupported {
+            what: "a btrfs upper".to_owned(),
+            why: format!("{images:?} is not on btrfs"),
+            fix: "put the state directory on a btrfs, or use the upper `disk`".to_owned(),
+        });
+    }
+    // Opened for more than its path: the ioctls take no O_PATH.
+    let directory = Source::directory("open image", &source.path)?;
+    let opened = nix::fcntl::openat(&directory.fd, ".", DIRECTORY, Mode::empty())
+        .map_err(Error::at("open image", &source.path))?;
+    if btrfs::is_subvolume(&opened) && btrfs::is_same_file_system(&opened, &at) {
+        return Ok(source.clone());
+    }
+    let metadata = fs::metadata(&source.path).map_err(Error::at("stat", &source.path))?;
+    let name = format!("copy-{:016x}", fingerprint(&metadata, &source.path));
+    let place = make_once(state, &name, |aside| {
+        copy(aside, |to, options, report| tree::send(&source.path, to, options, report))
+    })?;
+    Source::directory("open image", &place)
+}
+
+/// Makes an image of a name, unless it is there.
+fn make_once(state: &State, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let images = state.images()?;
+    let place = images.join(name);
+    if place.is_dir() {
+        return Ok(place);
+    }
+    let lock = File::open(&images).map_err(Error::at("open", &images))?;
+    lock.lock().map_err(Error::at("flock", &images))?;
+    if !place.is_dir() {
+        let aside = images.join(ASIDE);
+        remove_directory(&aside).map_err(Error::at("remove", &aside))?;
+        let made = make_directory(&aside).map_err(Error::at("mkdir", &aside));
+        if let Err(error) = made.and_then(|()| fill(&aside)) {
+            // The error that is told is the first one.
+            let _ = remove_directory(&aside);
+            return Err(error);
+        }
+        fs::rename(&aside, &place).map_err(Error::at("rename", &aside))?;
+    }
+    Ok(place)
+}
+
+/// Changes when what an image is made of does, as far as one can see at a glance.
+fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), of.dev(), of.ino(), of.size(), path).hash(&mut hasher);
+    (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Makes a directory for an image: on btrfs a subvolume, of which snapshots can be made.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    let (parent, name) = parent_and_name(path)?;
+    if btrfs::is_btrfs(parent.as_fd()) {
+        return btrfs::create(parent.as_fd(), name);
+    }
+    DirBuilder::new().mode(0o755).create(path)
+}
+
+/// Removes a directory with all that is in it; one that is not there is no error.
+pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
+    let (parent, name) = parent_and_name(path)?;
+    match nix::fcntl::openat(&parent, name, DIRECTORY, Mode::empty()) {
+        Ok(directory) => remove_contents(directory.as_fd())?,
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    }
+    remove_empty(parent.as_fd(), name)
+}
+
+fn parent_and_name(path: &Path) -> io::Result<(File, &OsStr)> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    Ok((File::open(parent)?, path.file_name().unwrap_or(OsStr::from_bytes(b""))))
+}
+
+/// Copies what is sent into a directory, as out of a sandbox, since images are trusted as little.
+fn copy(
+    target: &Path,
+    send: impl FnOnce(&mut Outgoing, &CopyOptions, &mut CopyReport) -> Result<()>,
+) -> Result<()> {
+    let options = CopyOptions {
+        owners: nix::unistd::geteuid().is_root(),
+        set_ids: true,
+        limit: u64::MAX,
+        entries: u64::MAX,
+    };
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+    let mut from = Incoming::new(read, Deadline::NEVER)?;
+    let mut to = Outgoing::new(write, Deadline::NEVER)?;
+    std::thread::scope(|scope| {
+        let made = std::thread::Builder::new()
+            .name("adl-unpack".to_owned())
+            .spawn_scoped(scope, move || {
+                tree::receive_as_top(&mut from, target, &options, &mut CopyReport::default())
+            })
+            .map_err(Error::io("start of a thread"))?;
+        let sent = send(&mut to, &options, &mut CopyReport::default());
+        drop(to);
+        let made = made.join().unwrap_or(Err(Error::Protocol { why: "a copy that panicked" }));
+        match sent {
+            // Who made it has stopped, and says why.
+            Err(Error::Protocol { .. }) => made,
+            sent => sent.and(made),
+        }
+    })
+}
