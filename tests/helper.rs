@@ -82,6 +82,7 @@ fn entry() {
         "write-for-ever" => crate::files::write_for_ever(&state),
         "reset-for-ever" => crate::reset::reset_for_ever(&state),
         "count-resets" => crate::reset::count_resets(&state),
+        "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),
         "hold-one" => crate::shares::hold_one(&state),
         _ => panic!("unknown role {role}"),
     }

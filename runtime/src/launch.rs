@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use adl_protocol::{
@@ -121,6 +121,10 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
         config::Seccomp::Unconfined => &[],
         config::Seccomp::Default => seccomp::default_filters()?,
     };
+    let of_upper = match plan.config.upper {
+        config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()?),
+        _ => None,
+    };
     let (masked, read_only) = match plan.ids {
         Some(_) => (MASKED.to_vec(), READ_ONLY.to_vec()),
         None => {
@@ -137,7 +141,7 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
         masked: Strings::new(&masked).map_err(strings_error)?,
         read_only: Strings::new(&read_only).map_err(strings_error)?,
         capabilities: plan.config.capabilities.bits(),
-        filters: filters.iter().map(Vec::as_slice).collect(),
+        filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
     };
     let owner = sys::own_pidfd().map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];

@@ -43,18 +43,20 @@ const SOCK_PACKET: u64 = 10;
 /// Input into the terminal of someone else, and into the console.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
 
+/// What makes subvolumes and snapshots of btrfs: `BTRFS_IOC_SUBVOL_CREATE`, `BTRFS_IOC_SNAP_CREATE`,
+/// and the second version of each.
+const SUBVOLUMES: [u64; 4] = [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417];
+
 /// Linux, with or without an old version's number, fixed addresses or both; and the question
 /// which it is. Others switch protections of memory off.
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Compiles all rules; what they match fails with EPERM.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Compiles all rules of the default policy; what they match fails with EPERM.
 pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    let mut refuse = |call, conditions: Vec<SeccompCondition>| {
-        let rule = SeccompRule::new(conditions)?;
-        rules.entry(call).or_default().push(rule);
-        Ok::<(), BackendError>(())
-    };
+    let mut rules = Rules::new();
+    let mut refuse = |call, conditions| refuse(&mut rules, call, conditions);
     for flag in NAMESPACES.map(value) {
         refuse(libc::SYS_clone, vec![masked(0, flag, flag)?])?;
     }
@@ -79,6 +81,28 @@ pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
     refuse(libc::SYS_prlimit64, vec![is_not(0, 0)?])?;
     refuse(libc::SYS_personality, none_of(0, PERSONALITIES)?)?;
 
+    program(rules)
+}
+
+/// Compiles the one rule that no one makes subvolumes.
+pub(super) fn no_subvolumes() -> Result<Vec<u8>, BackendError> {
+    let mut rules = Rules::new();
+    for request in SUBVOLUMES {
+        refuse(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
+    }
+    program(rules)
+}
+
+fn refuse(
+    rules: &mut Rules,
+    call: i64,
+    conditions: Vec<SeccompCondition>,
+) -> Result<(), BackendError> {
+    rules.entry(call).or_default().push(SeccompRule::new(conditions)?);
+    Ok(())
+}
+
+fn program(rules: Rules) -> Result<Vec<u8>, BackendError> {
     let errno = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
     let program = BpfProgram::try_from(filter)?;

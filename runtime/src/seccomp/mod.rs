@@ -40,6 +40,13 @@ pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
     Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
 }
 
+/// A program that no one can make a subvolume of btrfs under: what is in one is not counted in the
+/// limit of the one around it.
+pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
+    arguments::no_subvolumes()
+        .map_err(|error| Error::invalid("system call policy", error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Verdict::{Allow, Check, Deny, Missing};

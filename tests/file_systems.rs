@@ -1,0 +1,333 @@
+//! What is promised of uppers that need a file system of their kind: btrfs, project quotas.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use adl_runtime::{Config, Error, Image, Sandbox, Snapshot, SnapshotOptions, Upper};
+
+use crate::harness::{Home, Need, needs, shell, succeeds};
+use crate::images;
+
+const BTRFS: Upper = Upper::Btrfs { size: None };
+
+/// A file system in a file, mounted until it is dropped.
+struct Mounted {
+    place: PathBuf,
+}
+
+impl Mounted {
+    fn btrfs(home: &Home) -> Self {
+        Self::new(home, &["mkfs.btrfs", "-q"], "loop")
+    }
+
+    fn ext4(home: &Home, options: &str) -> Self {
+        let make = ["mkfs.ext4", "-q", "-O", "project,quota", "-E", "quotatype=prjquota"];
+        Self::new(home, &make, &format!("loop{options}"))
+    }
+
+    fn new(home: &Home, make: &[&str], options: &str) -> Self {
+        let (file, place) = (home.path("disk"), home.path("mounted"));
+        File::create(&file).unwrap().set_len(2 << 30).unwrap();
+        fs::create_dir(&place).unwrap();
+        succeeds(Command::new(make[0]).args(&make[1..]).arg(&file));
+        succeeds(Command::new("mount").args(["-o", options]).arg(&file).arg(&place));
+        Self { place }
+    }
+
+    /// The configuration of sandboxes on it.
+    fn config(&self) -> Config {
+        Config { state_directory: Some(self.place.join("state")), ..Config::default() }
+    }
+
+    fn subvolumes(&self) -> Vec<String> {
+        let list = succeeds(Command::new("btrfs").args(["subvolume", "list"]).arg(&self.place));
+        let mut paths: Vec<_> =
+            list.lines().map(|line| line.split(' ').next_back().unwrap().to_owned()).collect();
+        paths.sort();
+        paths
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        adl_runtime::finish_removals();
+        // A sandbox that has just ended may hold it for a moment.
+        let unmounted = crate::harness::within(std::time::Duration::from_secs(5), || {
+            Command::new("umount").arg(&self.place).status().is_ok_and(|status| status.success())
+        });
+        assert!(unmounted || std::thread::panicking());
+    }
+}
+
+/// A root file system with a shell, and some files to lose.
+fn small_image(home: &Home) -> PathBuf {
+    let image = home.path("image");
+    images::small(&image);
+    fs::create_dir_all(image.join("data/sub")).unwrap();
+    fs::create_dir_all(image.join("tmp")).unwrap();
+    fs::write(image.join("data/file"), "image\n").unwrap();
+    fs::write(image.join("data/sub/other"), "other\n").unwrap();
+    image
+}
+
+fn left(config: &Config) -> usize {
+    adl_runtime::finish_removals();
+    fs::read_dir(config.state_directory.as_ref().unwrap().join("sandboxes")).unwrap().count()
+}
+
+#[test]
+fn a_sandbox_on_btrfs_lives_as_any_other() {
+    if !needs(&[Need::Root, Need::Program("mkfs.btrfs")]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::btrfs(&home);
+    let image = Image::directory(small_image(&home));
+    let config = Config { upper: BTRFS, image, ..disk.config() };
+    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let look = "cat /data/* /data/sub/* 2>/dev/null; ls /data";
+    let new = shell(&sandbox, look);
+    assert_eq!(new, "image\nother\nfile\nsub\n");
+    let mounts = shell(&sandbox, "cat /proc/self/mounts");
+    assert!(mounts.lines().any(|line| line.contains(" / btrfs ")), "{mounts}");
+    let change = "echo changed > /data/file; echo > /data/new; rm /data/sub/other";
+    shell(&sandbox, change);
+    assert_eq!(shell(&sandbox, look), "changed\n\nfile\nnew\nsub\n");
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, look), new);
+
+    shell(&sandbox, change);
+    let snapshot = sandbox.snapshot().unwrap();
+    let forks = [0, 1].map(|number| {
+        let one = Sandbox::create(snapshot.config()).unwrap();
+        assert_eq!(shell(&one, look), "changed\n\nfile\nnew\nsub\n");
+        shell(&one, format!("echo {number} > /data/file; echo > /data/{number}"));
+        one
+    });
+    for (number, one) in forks.iter().enumerate() {
+        assert_eq!(
+            shell(one, "cat /data/file; ls /data"),
+            format!("{number}\n{number}\nfile\nnew\nsub\n")
+        );
+    }
+    assert_eq!(shell(&sandbox, look), "changed\n\nfile\nnew\nsub\n");
+    // A fork of a fork, and its parents gone.
+    let [mut one, other] = forks;
+    other.delete().unwrap();
+    let how = SnapshotOptions { name: Some("second".into()), ..SnapshotOptions::default() };
+    let second = one.snapshot_with(&how).unwrap();
+    one.delete().unwrap();
+    sandbox.delete().unwrap();
+    let again = Sandbox::create(second.config()).unwrap();
+    assert_eq!(shell(&again, "cat /data/file; ls /data"), "0\n0\nfile\nnew\nsub\n");
+    assert!(matches!(second.delete(), Err(Error::Busy { .. })));
+    again.delete().unwrap();
+    drop(snapshot);
+    Snapshot::open(config.state_directory.as_deref(), "second").unwrap().delete().unwrap();
+    assert_eq!(left(&config), 0);
+    // What is left is what the next sandbox begins with, and no one has changed.
+    assert!(
+        matches!(&*disk.subvolumes(), [base] if base.starts_with("state/images/")),
+        "{:?}",
+        disk.subvolumes()
+    );
+    let next = Sandbox::create(config.clone()).unwrap();
+    assert_eq!(shell(&next, look), new);
+    assert_eq!(disk.subvolumes().len(), 2);
+}
+
+#[test]
+fn the_host_image_and_archives_are_images_on_btrfs_too() {
+    if !needs(&[Need::Root, Need::Program("mkfs.btrfs"), Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::btrfs(&home);
+    let mut sandbox = Sandbox::create(Config { upper: BTRFS, ..disk.config() }).unwrap();
+    shell(&sandbox, "python3 -c 'print(1)' > /root/file; echo > /usr/share/new");
+    let snapshot = sandbox.snapshot().unwrap();
+    let one = Sandbox::create(snapshot.config()).unwrap();
+    assert_eq!(shell(&one, "cat /root/file; ls /usr/share/new"), "1\n/usr/share/new\n");
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, "ls /root; ls /usr/share/new || echo none"), "none\n");
+    let archive = home.path("image.tar");
+    let mut tar = Command::new("tar");
+    succeeds(tar.arg("-C").arg(small_image(&home)).arg("-cf").arg(&archive).arg("."));
+    let image = Image::archive(&archive);
+    let of_archive = Sandbox::create(Config { upper: BTRFS, image, ..disk.config() }).unwrap();
+    assert_eq!(shell(&of_archive, "cat /data/file"), "image\n");
+    // Of a snapshot on btrfs, there is no overlay, nor the other way round.
+    let other = Config { upper: Upper::default(), ..snapshot.config() };
+    assert!(matches!(Sandbox::create(other), Err(Error::Invalid { what: "snapshot", .. })));
+}
+
+/// Makes subvolumes in subvolumes, one of them read-only, and a snapshot of the root.
+const NESTED: &str = r#"
+import fcntl, os, struct
+CREATE, SNAPSHOT, SET_FLAGS = 0x5000940e, 0x50009401, 0x4008941a
+def call(request, directory, name, fd=0):
+    at = os.open(directory, os.O_RDONLY)
+    fcntl.ioctl(at, request, struct.pack('q4088s', fd, name.encode()))
+    os.close(at)
+    return directory + '/' + name
+path = '/srv'
+for level in range(3):
+    path = call(CREATE, path, 'sub%d' % level)
+    open(path + '/file', 'w').write('x')
+    os.makedirs(path + '/a/b/c')
+    call(CREATE, path + '/a/b', 'leaf')
+    path += '/a'
+call(SNAPSHOT, '/srv', 'snapshot', os.open('/', os.O_RDONLY))
+for name in ['/srv/sub0/a/b/leaf', '/srv/sub0/a/sub1', '/srv/snapshot']:
+    fcntl.ioctl(os.open(name, os.O_RDONLY), SET_FLAGS, struct.pack('Q', 2))
+try:
+    open('/srv/snapshot/new', 'w'); print('not read-only')
+except OSError: pass
+print('made')
+"#;
+
+#[test]
+fn subvolumes_that_a_guest_has_made_go_with_it() {
+    if !needs(&[Need::Root, Need::Program("mkfs.btrfs"), Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::btrfs(&home);
+    let config = Config { upper: BTRFS, ..disk.config() };
+    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let before = disk.subvolumes();
+    let make = |sandbox: &Sandbox| {
+        let output = sandbox.command("python3").args(["-c", NESTED]).output().unwrap();
+        assert_eq!(output.stdout, b"made\n", "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(disk.subvolumes().len() >= before.len() + 7, "{:?}", disk.subvolumes());
+    };
+    make(&sandbox);
+    sandbox.reset().unwrap();
+    adl_runtime::finish_removals();
+    assert_eq!(disk.subvolumes(), before);
+    make(&sandbox);
+    let snapshot = sandbox.snapshot().unwrap();
+    sandbox.delete().unwrap();
+    drop(snapshot);
+    assert_eq!(left(&config), 0);
+    assert_eq!(disk.subvolumes().len(), before.len() - 1, "{:?}", disk.subvolumes());
+}
+
+#[test]
+fn a_size_on_btrfs_holds_and_can_not_be_gone_around() {
+    if !needs(&[Need::Root, Need::Program("mkfs.btrfs")]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::btrfs(&home);
+    let image = Image::directory(small_image(&home));
+    let upper = Upper::Btrfs { size: Some(16 << 20) };
+    let config = Config { upper, image, ..disk.config() };
+    match Sandbox::create(config.clone()) {
+        Err(Error::Unsupported { fix, .. }) => assert!(fix.contains("quota enable"), "{fix}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(left(&config), 0);
+    succeeds(Command::new("btrfs").args(["quota", "enable"]).arg(&disk.place));
+    let host = Config { image: Image::host(), ..config.clone() };
+    assert!(matches!(Sandbox::create(host), Err(Error::Unsupported { .. })));
+    full_and_reset(&config);
+}
+
+/// Fills a sandbox that may take 16 MiB, and resets it.
+fn full_and_reset(config: &Config) {
+    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    for _ in 0..3 {
+        let fill = "cat /dev/zero > /data/large; cat /bin/sh > /data/more && sync";
+        let output = sandbox.shell(fill).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("quota exceeded") || text.contains("No space left"), "{text}");
+        let size = shell(&sandbox, "ls -l /data/large");
+        let size: u64 = size.split_whitespace().nth(4).unwrap().parse().unwrap();
+        assert!((4 << 20..=17 << 20).contains(&size), "{size}");
+        assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+        sandbox.reset().unwrap();
+        // All of it is there again, though what was before may not be removed yet.
+        shell(
+            &sandbox,
+            "i=0; while test $i != 40; do cat /bin/sh > /data/$i || exit; i=$((i + 1)); done",
+        );
+        sandbox.reset().unwrap();
+    }
+    sandbox.delete().unwrap();
+    assert_eq!(left(config), 0);
+}
+
+#[test]
+fn a_size_on_disk_holds_where_there_are_project_quotas() {
+    if !needs(&[Need::Root, Need::Program("mkfs.ext4")]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::ext4(&home, ",prjquota");
+    let upper = Upper::Disk { size: Some(16 << 20) };
+    let config = Config { upper, image: Image::directory(small_image(&home)), ..disk.config() };
+    full_and_reset(&config);
+    // The uppers of all overlays count together, and inodes have a limit, too.
+    let host = Config { image: Image::host(), ..config.clone() };
+    let sandbox = Sandbox::create(host).unwrap();
+    let fill = "head -c 10m /dev/zero > /root/a && head -c 10m /dev/zero > /usr/share/b";
+    assert!(!sandbox.shell(fill).status().unwrap().success());
+    shell(&sandbox, "rm /root/a /usr/share/b");
+    let many = sandbox.shell("cd /root; seq 20000 | xargs touch").output().unwrap();
+    let text = String::from_utf8_lossy(&many.stderr);
+    assert!(text.contains("quota exceeded") || text.contains("No space left"), "{text}");
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+    sandbox.delete().unwrap();
+
+    // What a snapshot keeps is not what the next one may take.
+    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    shell(
+        &sandbox,
+        "i=0; while test $i != 80; do cat /bin/sh > /data/$i || exit; i=$((i + 1)); done",
+    );
+    let snapshot = sandbox.snapshot().unwrap();
+    shell(
+        &sandbox,
+        "i=0; while test $i != 80; do cat /bin/sh > /data/x$i || exit; i=$((i + 1)); done",
+    );
+    drop((sandbox, snapshot));
+    assert_eq!(left(&config), 0);
+    assert_eq!(limits(&disk.place), "");
+}
+
+/// The projects that have a limit.
+fn limits(place: &Path) -> String {
+    let report = Command::new("repquota").args(["-P", "-n", "--raw-grace"]).arg(place).output();
+    let Ok(report) = report else { return String::new() };
+    let text = String::from_utf8(report.stdout).unwrap();
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .filter(|line| line.split_whitespace().nth(4).is_some_and(|hard| hard != "0"))
+        .collect()
+}
+
+#[test]
+fn a_size_on_disk_is_refused_where_it_would_not_hold() {
+    if !needs(&[Need::Root, Need::Program("mkfs.ext4")]) {
+        return;
+    }
+    let home = Home::new();
+    let upper = Upper::Disk { size: Some(16 << 20) };
+    // Counted, but not enforced.
+    let disk = Mounted::ext4(&home, "");
+    for config in [disk.config(), home.config()] {
+        match Sandbox::create(Config { upper, ..config.clone() }) {
+            Err(Error::Unsupported { what, fix, .. }) => {
+                assert!(what.contains("size") && fix.contains("prjquota"), "{what}: {fix}");
+            }
+            // The machine's own file system may have them.
+            Ok(sandbox) if config == home.config() => sandbox.delete().unwrap(),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(left(&config), 0);
+    }
+    let btrfs = Sandbox::create(Config { upper: BTRFS, ..disk.config() });
+    assert!(matches!(btrfs, Err(Error::Unsupported { .. })), "{btrfs:?}");
+}

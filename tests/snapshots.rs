@@ -1,0 +1,468 @@
+//! A snapshot keeps what a sandbox wrote, and any number of others begin with it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use adl_runtime::{
+    Access, Config, Error, Image, Mount, Running, Sandbox, Snapshot, SnapshotOptions, Upper,
+};
+
+use crate::figures::percentile;
+use crate::harness::{Home, Need, adl_command, needs, shell, stderr, succeeds};
+use crate::helper::{Helper, say};
+use crate::{census, images};
+
+fn named(name: &str) -> SnapshotOptions {
+    SnapshotOptions { name: Some(name.to_owned()), ..SnapshotOptions::default() }
+}
+
+fn fork(snapshot: &Snapshot) -> Sandbox {
+    Sandbox::create(snapshot.config()).unwrap()
+}
+
+/// What of snapshots is on disk.
+fn on_disk(home: &Home) -> Vec<String> {
+    adl_runtime::finish_removals();
+    let entries = std::fs::read_dir(home.state().join("snapshots")).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_fork_has_what_was_written_and_nothing_of_what_is_written_later() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    shell(
+        &sandbox,
+        "echo one > /root/file; rm /etc/hosts; mkdir -p /tmp/a/b; chmod 700 /tmp/a
+         ln /root/file /root/link; ln -s /absent /root/symlink; touch -d @7 /root/old
+         rm -r /etc/ssl; mkdir /etc/ssl; echo > /etc/ssl/new; mkfifo /tmp/fifo; echo > /dev/shm/gone",
+    );
+    let snapshot = sandbox.snapshot().unwrap();
+    let look = "cat /root/file /root/link; ls /etc/ssl /dev/shm; stat -c '%a %F %Y' /tmp/a /root/symlink \
+                /root/old /tmp/fifo | sed '2s/[0-9]*$//'; ls /etc/hosts 2>&1; true";
+    let expected = shell(&sandbox, look);
+    assert!(
+        expected.starts_with("one\none\n/dev/shm:\n\n/etc/ssl:\nnew\n700 directory"),
+        "{expected}"
+    );
+    assert!(expected.contains("regular empty file 7\n"), "{expected}");
+    let forks = [fork(&snapshot), fork(&snapshot)];
+    for one in &forks {
+        assert_eq!(shell(one, look), expected);
+    }
+    // What each writes is its own, and the snapshot stays.
+    for (number, one) in forks.iter().chain([&sandbox]).enumerate() {
+        shell(one, format!("echo {number} > /root/file; rm /tmp/a/b -r; echo > /tmp/{number}"));
+    }
+    for (number, one) in forks.iter().chain([&sandbox]).enumerate() {
+        assert_eq!(shell(one, "cat /root/file; ls /tmp"), format!("{number}\n{number}\na\nfifo\n"));
+    }
+    assert_eq!(shell(&fork(&snapshot), look), expected);
+    // A reset of a fork leads back to the snapshot, one of the sandbox to the image.
+    let [mut one, _other] = forks;
+    one.reset().unwrap();
+    assert_eq!(shell(&one, look), expected);
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, "ls /root /tmp /etc/hosts"), "/etc/hosts\n\n/root:\n\n/tmp:\n");
+}
+
+#[test]
+fn a_snapshot_keeps_the_configuration() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let volume = home.path("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("of-the-host"), "host\n").unwrap();
+    let mut sandbox = Sandbox::create(Config {
+        name: Some("first".into()),
+        hostname: Some("box".into()),
+        mounts: vec![
+            Mount::volume(&volume, "/data", Access::CopyOnWrite),
+            Mount::tmpfs("/scratch", 1 << 20),
+        ],
+        ..home.config()
+    })
+    .unwrap();
+    shell(&sandbox, "echo more > /data/of-the-host; echo > /data/new; echo > /scratch/gone");
+    let first = sandbox.snapshot().unwrap();
+    let config = first.config();
+    assert_eq!((config.name.as_deref(), config.hostname.as_deref()), (None, Some("box")));
+    assert_eq!(config.mounts.len(), 2);
+    let look = "uname -n; cat /data/of-the-host; ls /data /scratch";
+    let expected = "box\nmore\n/data:\nnew\nof-the-host\n\n/scratch:\n";
+    assert_eq!(shell(&sandbox, look), expected);
+    let mut one = fork(&first);
+    assert_eq!(shell(&one, look), expected);
+    // On a second snapshot, too; and a fork may have other mounts.
+    shell(&one, "rm /data/of-the-host");
+    let second = one.snapshot().unwrap();
+    assert_eq!(shell(&fork(&second), "ls /data"), "new\n");
+    let other = Sandbox::create(Config { mounts: Vec::new(), ..second.config() }).unwrap();
+    assert_eq!(shell(&other, "ls /data"), "");
+    assert_eq!(std::fs::read_to_string(volume.join("of-the-host")).unwrap(), "host\n");
+}
+
+#[test]
+fn one_with_a_name_is_there_until_it_is_deleted() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    shell(&sandbox, "echo kept > /root/file");
+    drop(sandbox.snapshot_with(&named("kept")).unwrap());
+    assert_eq!(Snapshot::list(Some(&home.state())).unwrap(), ["kept"]);
+    // Of another of its name there is none, and the sandbox has not changed.
+    shell(&sandbox, "echo > /root/more");
+    match sandbox.snapshot_with(&named("kept")) {
+        Err(Error::NameInUse { name }) => assert_eq!(name, "kept"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(shell(&sandbox, "ls /root"), "file\nmore\n");
+    drop(sandbox);
+    assert_eq!(adl_runtime::collect_garbage(Some(&home.state())).unwrap(), [""; 0]);
+    let one = home.sandbox_of(Image::snapshot("kept"));
+    assert_eq!(shell(&one, "cat /root/file"), "kept\n");
+    let snapshot = Snapshot::open(Some(&home.state()), "kept").unwrap();
+    assert!(matches!(snapshot.delete(), Err(Error::Busy { .. })));
+    assert_eq!(
+        shell(&fork(&Snapshot::open(Some(&home.state()), "kept").unwrap()), "cat /root/file"),
+        "kept\n"
+    );
+    one.delete().unwrap();
+    Snapshot::open(Some(&home.state()), "kept").unwrap().delete().unwrap();
+    assert_eq!(on_disk(&home), [""; 0]);
+    for absent in [
+        Snapshot::open(Some(&home.state()), "kept").map(drop),
+        Sandbox::create(Config { image: Image::snapshot("kept"), ..home.config() }).map(drop),
+    ] {
+        assert!(matches!(absent, Err(Error::NoSnapshot { .. })), "{absent:?}");
+    }
+}
+
+#[test]
+fn one_without_a_name_goes_with_its_last_user() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    shell(&sandbox, "echo > /root/file");
+    let snapshot = sandbox.snapshot().unwrap();
+    assert!(snapshot.name().starts_with('.'), "{}", snapshot.name());
+    assert_eq!(Snapshot::list(Some(&home.state())).unwrap(), [""; 0]);
+    let mut one = fork(&snapshot);
+    let second = one.snapshot_with(&named("second")).unwrap();
+    drop(snapshot);
+    sandbox.reset().unwrap();
+    one.delete().unwrap();
+    // The second one lies on it.
+    assert_eq!(on_disk(&home).len(), 2);
+    assert_eq!(adl_runtime::collect_garbage(Some(&home.state())).unwrap(), [""; 0]);
+    assert_eq!(shell(&fork(&second), "ls /root"), "file\n");
+    second.delete().unwrap();
+    assert_eq!(on_disk(&home), [""; 0]);
+}
+
+#[test]
+fn processes_are_refused_or_ended_as_asked() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    let child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    // What a command has left behind counts, too.
+    shell(&sandbox, "setsid sleep 1001 > /dev/null 2>&1 & echo > /root/file");
+    let before = census::tree(sandbox.init_pid());
+    for _ in 0..2 {
+        assert!(matches!(sandbox.snapshot(), Err(Error::Busy { .. })));
+    }
+    assert!(before.iter().all(|process| process.exists()), "{before:?}");
+    assert_eq!(on_disk_or_none(&home), [""; 0]);
+    let how = SnapshotOptions { running: Running::End, ..SnapshotOptions::default() };
+    let snapshot = sandbox.snapshot_with(&how).unwrap();
+    assert!(before.iter().all(|process| !process.exists()), "{before:?}");
+    drop(child);
+    assert_eq!(shell(&sandbox, "ls /root; echo > /root/more"), "file\n");
+    assert_eq!(shell(&fork(&snapshot), "ls /root"), "file\n");
+    // Nothing runs any more, at once.
+    for _ in 0..20 {
+        shell(&sandbox, "true");
+        sandbox.snapshot().unwrap();
+    }
+}
+
+fn on_disk_or_none(home: &Home) -> Vec<String> {
+    if home.state().join("snapshots").exists() { on_disk(home) } else { Vec::new() }
+}
+
+#[test]
+fn what_is_in_memory_can_not_be_kept() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let upper = Upper::Memory { size: 1 << 20 };
+    let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+    shell(&sandbox, "echo > /root/file");
+    assert!(matches!(sandbox.snapshot(), Err(Error::Unsupported { .. })));
+    assert_eq!(shell(&sandbox, "ls /root"), "file\n");
+    // A sandbox on one can be.
+    let mut disk = home.sandbox();
+    shell(&disk, "echo > /root/file");
+    let snapshot = disk.snapshot().unwrap();
+    let one = Sandbox::create(Config { upper, ..snapshot.config() }).unwrap();
+    assert_eq!(shell(&one, "echo > /root/more; ls /root"), "file\nmore\n");
+}
+
+#[test]
+fn a_hundred_forks_at_once_see_nothing_of_one_another() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    shell(&sandbox, "echo first > /root/file; mkdir /root/d; seq 1000 > /root/d/seq");
+    let snapshot = sandbox.snapshot().unwrap();
+    let make = |number: usize| {
+        let one = fork(&snapshot);
+        shell(
+            &one,
+            format!(
+                "cat /root/file > /root/old; echo {number} > /root/file; rm -r /root/d; mkdir /root/{number}"
+            ),
+        );
+        one
+    };
+    let make = &make;
+    let forks: Vec<Sandbox> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..10)
+            .map(|thread| scope.spawn(move || (0..10).map(|n| make(thread * 10 + n)).collect()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|_| Vec::new()))
+            .collect()
+    });
+    assert_eq!(forks.len(), 100);
+    for (number, one) in forks.iter().enumerate() {
+        let seen = shell(one, "cat /root/old /root/file; ls /root");
+        let mut names = [number.to_string(), "file".to_owned(), "old".to_owned()];
+        names.sort();
+        assert_eq!(seen, format!("first\n{number}\n{}\n", names.join("\n")));
+    }
+    assert_eq!(shell(&fork(&snapshot), "cat /root/file; tail -1 /root/d/seq"), "first\n1000\n");
+}
+
+#[test]
+fn chains_of_fifty_work_and_none_of_them_breaks() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut current = home.sandbox();
+    let mut chain = Vec::new();
+    for number in 0..50 {
+        // Each adds, changes and removes.
+        shell(
+            &current,
+            format!(
+                "echo {number} > /root/last; echo > /root/f{number}; rm -f /root/f$(({number} - 2)); mkdir -p /tmp/d{number}/x"
+            ),
+        );
+        let snapshot = current.snapshot_with(&named(&format!("s{number}"))).unwrap();
+        // Half of the way by forks, half by going on.
+        if number % 2 == 0 {
+            current = fork(&snapshot);
+        }
+        chain.push(snapshot);
+    }
+    for (number, snapshot) in chain.iter().enumerate() {
+        let seen = shell(&fork(snapshot), "cat /root/last; ls /root; ls /tmp | wc -l");
+        let files = if number == 0 {
+            "f0\n".to_owned()
+        } else {
+            let mut names = [format!("f{}", number - 1), format!("f{number}")];
+            names.sort();
+            format!("{}\n{}\n", names[0], names[1])
+        };
+        assert_eq!(seen, format!("{number}\n{files}last\n{}\n", number + 1));
+    }
+    drop(current);
+    // From below, none can go; from above, all.
+    for snapshot in chain.iter().take(49) {
+        let other = Snapshot::open(Some(&home.state()), snapshot.name()).unwrap();
+        assert!(matches!(other.delete(), Err(Error::Busy { .. })), "{}", snapshot.name());
+    }
+    assert_eq!(on_disk(&home).len(), 50);
+    let mut names: Vec<String> = chain.iter().map(|one| one.name().to_owned()).collect();
+    drop(chain);
+    while let Some(name) = names.pop() {
+        Snapshot::open(Some(&home.state()), &name).unwrap().delete().unwrap();
+    }
+    assert_eq!(on_disk(&home), [""; 0]);
+}
+
+#[test]
+fn more_layers_than_there_can_be_are_an_error() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let image = home.path("image");
+    images::small(&image);
+    let mut sandbox = home.sandbox_of(Image::directory(&image));
+    let mut last = None;
+    for _ in 0..200 {
+        shell(&sandbox, "echo >> /count");
+        match sandbox.snapshot() {
+            Ok(snapshot) => last = Some(snapshot),
+            Err(Error::Setup { .. } | Error::Invalid { .. }) => break,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let last = last.unwrap();
+    let lines = shell(&fork(&last), "cat /count").lines().count();
+    assert!(lines > 100, "{lines}");
+    sandbox.reset().unwrap();
+    shell(&sandbox, "test ! -e /count");
+}
+
+#[test]
+fn it_takes_as_long_whatever_was_written() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let mut medians = Vec::new();
+    for size in ["1m", "2g"] {
+        let mut both = Vec::new();
+        let mut sandbox = home.sandbox();
+        shell(&sandbox, format!("head -c {size} /dev/zero > /root/large"));
+        for _ in 0..9 {
+            shell(&sandbox, "echo >> /root/large");
+            let begin = Instant::now();
+            let snapshot = sandbox.snapshot().unwrap();
+            let one = fork(&snapshot);
+            both.push(begin.elapsed());
+            drop(one);
+        }
+        medians.push(percentile(&mut both, 50));
+    }
+    eprintln!("snapshot and fork of 1 MiB and of 2 GiB: {medians:?}");
+    // Copying them takes a second.
+    assert!(medians[1] < medians[0].max(Duration::from_millis(10)) * 5, "{medians:?}");
+}
+
+#[test]
+fn what_a_dead_caller_left_of_snapshots_is_collected() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    for round in 0..12 {
+        let mut helper = Helper::start("snapshot-for-ever", &home.state());
+        for _ in 0..=round {
+            helper.next().unwrap();
+        }
+        helper.kill();
+        let collect = || adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+        // The last processes may hold locks for a moment.
+        let gone = || {
+            collect();
+            home.left().is_empty() && on_disk(&home).iter().all(|name| !name.starts_with('.'))
+        };
+        assert!(crate::harness::within(crate::lifetime::GONE, gone), "{:?}", on_disk(&home));
+        // Those with names are whole.
+        for name in Snapshot::list(Some(&home.state())).unwrap() {
+            let one = home.sandbox_of(Image::snapshot(&name));
+            assert_eq!(shell(&one, "cat /root/number"), format!("{}\n", &name[1..]));
+            one.delete().unwrap();
+        }
+        let mut names = Snapshot::list(Some(&home.state())).unwrap();
+        names.sort_by_key(|name| name[1..].parse::<u32>().unwrap());
+        for name in names.iter().rev() {
+            Snapshot::open(Some(&home.state()), name).unwrap().delete().unwrap();
+        }
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn snapshot_for_ever(state: &Path) {
+    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let mut sandbox = Sandbox::create(config).unwrap();
+    for number in 0.. {
+        if number % 8 == 0 {
+            sandbox.reset().unwrap();
+        }
+        shell(&sandbox, format!("echo {number} > /root/number"));
+        say("snapshot");
+        if number % 3 == 0 {
+            drop(sandbox.snapshot_with(&named(&format!("n{number}"))).unwrap());
+        } else {
+            let snapshot = sandbox.snapshot().unwrap();
+            drop(fork(&snapshot));
+        }
+    }
+}
+
+#[test]
+fn the_command_line_keeps_and_lists_and_removes() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let adl = |arguments: &[&str]| succeeds(adl_command(&home.state()).args(arguments));
+    let make = "echo kept > /root/file; rm /etc/hosts; echo 10.0.0.1 > /etc/networks; sleep 1000 &";
+    adl(&["run", "--snapshot", "one", "--", "sh", "-c", make]);
+    assert_eq!(adl(&["snapshot", "ls"]), "one\n");
+    assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
+    let changes = adl(&["snapshot", "changes", "one"]);
+    assert_eq!(changes, "D /etc/hosts\nA /etc/networks\nA /root/file\n");
+    let again =
+        adl_command(&home.state()).args(["run", "--snapshot", "one", "true"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(125));
+    assert!(stderr(&again).contains("in use"), "{}", stderr(&again));
+    adl(&["snapshot", "rm", "one"]);
+    assert_eq!(adl(&["snapshot", "ls"]), "");
+    let absent = adl_command(&home.state())
+        .args(["run", "--image", "snapshot:one", "true"])
+        .output()
+        .unwrap();
+    assert!(stderr(&absent).contains("no snapshot named \"one\""), "{}", stderr(&absent));
+}
+
+#[test]
+fn names_of_snapshots_are_checked() {
+    if !needs(&[Need::Userns]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = home.sandbox();
+    for name in ["", "a/b", "..", ".unnamed-1-1", "a\0b", "-x"] {
+        assert!(
+            matches!(sandbox.snapshot_with(&named(name)), Err(Error::Invalid { .. })),
+            "{name:?}"
+        );
+        let opened = Snapshot::open(Some(&home.state()), name).map(drop);
+        assert!(matches!(opened, Err(Error::Invalid { .. })), "{name:?}: {opened:?}");
+        let image = Image::snapshot(name);
+        let made = Sandbox::create(Config { image, ..home.config() }).map(drop);
+        let is_own = name.starts_with(".unnamed");
+        assert!(
+            matches!(made, Err(Error::NoSnapshot { .. })) && is_own
+                || matches!(made, Err(Error::Invalid { .. })),
+            "{name:?}: {made:?}"
+        );
+    }
+    shell(&sandbox, "true");
+}
