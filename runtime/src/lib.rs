@@ -38,8 +38,8 @@
 )]
 
 mod background;
+#[cfg_attr(not(test), expect(dead_code, reason = "for images that are subvolumes"))]
 mod btrfs;
-mod bytes;
 mod capabilities;
 mod child;
 mod collect;
@@ -55,8 +55,8 @@ mod image;
 mod init_binary;
 mod instance;
 mod launch;
-mod layers;
-mod mount;
+#[cfg(test)]
+mod loop_disk;
 mod owner;
 mod quota;
 mod remove;
