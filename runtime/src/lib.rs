@@ -58,6 +58,7 @@ mod launch;
 #[cfg(test)]
 mod loop_disk;
 mod owner;
+#[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes with a limit of disk space"))]
 mod quota;
 mod remove;
 mod root;

@@ -4,7 +4,7 @@
 //! one in a user namespace change it, and moves nothing from one project into another.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
@@ -183,3 +183,6 @@ fn is_without_quotas(error: &io::Error) -> bool {
         Some(libc::ENOSYS | libc::EINVAL | libc::ESRCH | libc::ENOTTY | libc::EOPNOTSUPP)
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "system calls")]
 
 pub(crate) mod ioctl;
+pub(crate) mod quotactl;
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
