@@ -4,25 +4,20 @@
 //! the time of a delete. The thread starts with the first removal of a process and is bounded: a
 //! caller that is too far ahead of it removes for itself.
 
-use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+mod contents;
+
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::dir::Dir;
-use nix::errno::Errno;
-use nix::fcntl::openat;
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
-
 use crate::error::Result;
 use crate::owner::Owner;
-use crate::state::{DIRECTORY, SandboxDirectory};
+use crate::state::SandboxDirectory;
 use crate::sys;
+
+pub(crate) use contents::{entries, remove_contents, remove_empty, remove_entry};
 
 /// How many removals may wait before callers do their own: what a burst of deletes leaves, and no
 /// more disk than that.
@@ -99,9 +94,6 @@ pub fn finish_removals() {
     finish(None);
 }
 
-/// How many names of a directory are held at once.
-const AT_ONCE: usize = 512;
-
 /// How long the end of the process may be held up.
 const AT_EXIT: Duration = Duration::from_secs(10);
 
@@ -163,113 +155,4 @@ fn work(jobs: &Receiver<Job>) {
             Job::Tell(done) => drop(done.send(())),
         }
     }
-}
-
-/// Removes all below `root`, which no one else changes any more.
-///
-/// Neither recursive nor with a descriptor for each level, since a guest chooses the depth: a
-/// directory that is not empty is moved up to `root` first, under a number, and its turn comes.
-pub(crate) fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
-    // What an earlier removal had moved when it was interrupted.
-    let mut waiting: Vec<u64> = entries(root)?.iter().filter_map(|name| number_of(name)).collect();
-    let mut next = waiting.iter().max().map_or(0, |last| last + 1);
-    remove_entries(root, root, &mut waiting, &mut next)?;
-    while let Some(number) = waiting.pop() {
-        let name = moved_name(number);
-        let directory = openat(root, name.as_str(), DIRECTORY, Mode::empty())?;
-        remove_entries(directory.as_fd(), root, &mut waiting, &mut next)?;
-        remove_empty(root, OsStr::new(&name))?;
-    }
-    Ok(())
-}
-
-fn remove_entries(
-    directory: BorrowedFd<'_>,
-    root: BorrowedFd<'_>,
-    waiting: &mut Vec<u64>,
-    next: &mut u64,
-) -> io::Result<()> {
-    let in_root = directory.as_raw_fd() == root.as_raw_fd();
-    // Again until a pass finds nothing to do, since removal may change the order of what follows.
-    loop {
-        let mut names = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?.into_iter();
-        let mut has_removed = false;
-        loop {
-            // Some at a time: a guest may have made millions.
-            let mut some = Vec::new();
-            for entry in names.by_ref().take(AT_ONCE) {
-                some.push(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned());
-            }
-            if some.is_empty() {
-                break;
-            }
-            for name in some {
-                let is_waiting = in_root && number_of(&name).is_some();
-                if name != "." && name != ".." && !is_waiting {
-                    remove_or_move(directory, &name, root, waiting, next)?;
-                    has_removed = true;
-                }
-            }
-        }
-        if !has_removed {
-            return Ok(());
-        }
-    }
-}
-
-/// Removes one entry, or, if it is a directory with something in it, moves it up to `root`.
-fn remove_or_move(
-    directory: BorrowedFd<'_>,
-    name: &OsStr,
-    root: BorrowedFd<'_>,
-    waiting: &mut Vec<u64>,
-    next: &mut u64,
-) -> io::Result<()> {
-    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-        // POSIX says EPERM for a directory, Linux EISDIR.
-        Err(Errno::EISDIR | Errno::EPERM) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-        Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    // To move a directory is to write its "..", and to empty it is to read it; a guest, or
-    // overlayfs, may have left it without those rights.
-    fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
-    nix::fcntl::renameat(directory, name, root, moved_name(*next).as_str())?;
-    waiting.push(*next);
-    *next += 1;
-    Ok(())
-}
-
-/// Not the name of anything that adl makes in a sandbox's directory.
-fn moved_name(number: u64) -> String {
-    format!("removing-{number}")
-}
-
-fn number_of(name: &OsStr) -> Option<u64> {
-    name.to_str()?.strip_prefix("removing-")?.parse().ok()
-}
-
-pub(crate) fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// The names in a directory, read to the end before any is used, since removal changes the order.
-pub(crate) fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in directory.iter() {
-        let name = entry?.file_name().to_bytes().to_owned();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(&name).to_owned());
-        }
-    }
-    Ok(names)
 }
