@@ -27,6 +27,14 @@ pub(crate) fn is_subvolume(fd: impl AsFd) -> bool {
     fstat(fd.as_fd()).is_ok_and(|stat| stat.st_ino == TOP_INODE) && is_btrfs(fd)
 }
 
+/// Whether two files are on the same btrfs, though in different subvolumes.
+pub(crate) fn is_same_file_system(one: impl AsFd, other: impl AsFd) -> bool {
+    match (ioctl::file_system_id(one), ioctl::file_system_id(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
+}
+
 /// Makes an empty subvolume, by the rights of the umask, as mkdir(2) of mode 0777 would.
 ///
 /// # Errors

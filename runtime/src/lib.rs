@@ -38,8 +38,8 @@
 )]
 
 mod background;
-#[cfg_attr(not(test), expect(dead_code, reason = "for images that are subvolumes"))]
 mod btrfs;
+mod bytes;
 mod capabilities;
 mod child;
 mod collect;
@@ -55,10 +55,11 @@ mod image;
 mod init_binary;
 mod instance;
 mod launch;
+mod layers;
 #[cfg(test)]
 mod loop_disk;
+mod mount;
 mod owner;
-#[cfg_attr(not(test), expect(dead_code, reason = "for sandboxes with a limit of disk space"))]
 mod quota;
 mod remove;
 mod root;

@@ -3,9 +3,6 @@
 //! The library has no unsafe code but here and in the modules below.
 #![expect(unsafe_code, reason = "system calls")]
 
-pub(crate) mod ioctl;
-pub(crate) mod quotactl;
-
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -9,14 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use crate::btrfs;
 use crate::error::{Error, Result};
-use crate::remove::{remove_contents, remove_empty};
+use crate::remove::remove_entry;
 use crate::root::Source;
 use crate::state::{DIRECTORY, State};
 use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
@@ -117,12 +116,7 @@ pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
 /// Removes a directory with all that is in it; one that is not there is no error.
 pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
     let (parent, name) = parent_and_name(path)?;
-    match nix::fcntl::openat(&parent, name, DIRECTORY, Mode::empty()) {
-        Ok(directory) => remove_contents(directory.as_fd())?,
-        Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => return Err(errno.into()),
-    }
-    remove_empty(parent.as_fd(), name)
+    remove_entry(parent.as_fd(), name)
 }
 
 fn parent_and_name(path: &Path) -> io::Result<(File, &OsStr)> {

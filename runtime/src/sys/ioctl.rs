@@ -26,6 +26,15 @@ struct VolumeArgumentsV2 {
     name: [u8; 4040],
 }
 
+/// `struct btrfs_ioctl_fs_info_args`.
+#[repr(C)]
+struct FileSystem {
+    largest_device: u64,
+    devices: u64,
+    id: [u8; 16],
+    rest: [u8; 992],
+}
+
 /// `struct btrfs_ioctl_qgroup_limit_args`.
 #[repr(C)]
 struct QgroupLimit {
@@ -53,10 +62,12 @@ pub(crate) struct Attributes {
 const _: () = assert!(size_of::<VolumeArguments>() == 4096);
 const _: () = assert!(size_of::<VolumeArgumentsV2>() == 4096);
 const _: () = assert!(std::mem::offset_of!(VolumeArgumentsV2, name) == 56);
+const _: () = assert!(size_of::<FileSystem>() == 1024);
 const _: () = assert!(size_of::<QgroupLimit>() == 48);
 const _: () = assert!(size_of::<Attributes>() == 28);
 
 const BTRFS: u32 = 0x94;
+const FS_INFO: libc::Ioctl = libc::_IOR::<FileSystem>(BTRFS, 31);
 const SUBVOL_CREATE: libc::Ioctl = libc::_IOW::<VolumeArguments>(BTRFS, 14);
 const SNAP_DESTROY: libc::Ioctl = libc::_IOW::<VolumeArguments>(BTRFS, 15);
 const SNAP_CREATE_V2: libc::Ioctl = libc::_IOW::<VolumeArgumentsV2>(BTRFS, 23);
@@ -147,6 +158,14 @@ pub(crate) fn create_snapshot(
     let result =
         unsafe { libc::ioctl(parent.as_fd().as_raw_fd(), SNAP_CREATE_V2, &raw const arguments) };
     check(result.into()).map(drop)
+}
+
+/// What tells a btrfs from all others.
+pub(crate) fn file_system_id(file: impl AsFd) -> io::Result<[u8; 16]> {
+    let mut info = FileSystem { largest_device: 0, devices: 0, id: [0; 16], rest: [0; 992] };
+    // SAFETY: writes the struct.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), FS_INFO, &raw mut info) };
+    check(result.into()).map(|_| info.id)
 }
 
 /// The flags of a subvolume, given its top.
