@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::images;
+use crate::{file_systems, images};
 
 /// Something that not every machine, or not every user of it, has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub(crate) enum Need {
     Overlay,
     /// A program in the host's `/usr`: its name.
     Program(&'static str),
+    /// A btrfs in a file: `btrfs`.
+    Btrfs,
+    /// An ext4 with project quotas in a file: `prjquota`.
+    ProjectQuota,
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
@@ -35,6 +39,8 @@ impl Need {
             Self::Userns => "userns",
             Self::Overlay => "overlay",
             Self::Program(name) => name,
+            Self::Btrfs => "btrfs",
+            Self::ProjectQuota => "prjquota",
             Self::Debian => "debian",
             Self::Workspace => "workspace",
         }
@@ -44,6 +50,8 @@ impl Need {
     fn missing(self) -> Option<String> {
         static USERNS: OnceLock<Option<String>> = OnceLock::new();
         static OVERLAY: OnceLock<Option<String>> = OnceLock::new();
+        static BTRFS: OnceLock<Option<String>> = OnceLock::new();
+        static PROJECT_QUOTA: OnceLock<Option<String>> = OnceLock::new();
         match self {
             Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
             Self::Userns => USERNS.get_or_init(|| fails_in_user_namespace("true")).clone(),
@@ -56,6 +64,8 @@ impl Need {
                 })
                 .clone(),
             Self::Program(name) => (!in_usr(name)).then(|| format!("no {name} in /usr")),
+            Self::Btrfs => BTRFS.get_or_init(file_systems::no_btrfs).clone(),
+            Self::ProjectQuota => PROJECT_QUOTA.get_or_init(file_systems::no_project_quota).clone(),
             Self::Debian => images::debian().err(),
             Self::Workspace => {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use adl_runtime::{Config, Error, Image, Sandbox, Snapshot, SnapshotOptions, Upper};
 
-use crate::harness::{Home, Need, needs, shell, succeeds};
+use crate::harness::{Home, Need, needs, shell, stderr, succeeds};
 use crate::images;
 
 const BTRFS: Upper = Upper::Btrfs { size: None };
@@ -22,17 +22,25 @@ impl Mounted {
     }
 
     fn ext4(home: &Home, options: &str) -> Self {
-        let make = ["mkfs.ext4", "-q", "-O", "project,quota", "-E", "quotatype=prjquota"];
-        Self::new(home, &make, &format!("loop{options}"))
+        Self::new(home, &PROJECTS, &format!("loop{options}"))
     }
 
     fn new(home: &Home, make: &[&str], options: &str) -> Self {
-        let (file, place) = (home.path("disk"), home.path("mounted"));
+        Self::try_new(&home.path(""), make, options).unwrap()
+    }
+
+    fn try_new(at: &Path, make: &[&str], options: &str) -> Result<Self, String> {
+        let (file, place) = (at.join("disk"), at.join("mounted"));
         File::create(&file).unwrap().set_len(2 << 30).unwrap();
         fs::create_dir(&place).unwrap();
-        succeeds(Command::new(make[0]).args(&make[1..]).arg(&file));
-        succeeds(Command::new("mount").args(["-o", options]).arg(&file).arg(&place));
-        Self { place }
+        let run = |command: &mut Command| match command.output() {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!("{command:?}: {}", stderr(&output))),
+            Err(error) => Err(format!("{command:?}: {error}")),
+        };
+        run(Command::new(make[0]).args(&make[1..]).arg(&file))?;
+        run(Command::new("mount").args(["-o", options]).arg(&file).arg(&place))?;
+        Ok(Self { place })
     }
 
     /// The configuration of sandboxes on it.
@@ -60,6 +68,21 @@ impl Drop for Mounted {
     }
 }
 
+/// Makes an ext4 that can count what is in directories.
+const PROJECTS: [&str; 4] = ["mkfs.ext4", "-q", "-O", "project,quota"];
+
+/// Why there can be no btrfs here, if so.
+pub(crate) fn no_btrfs() -> Option<String> {
+    let directory = crate::harness::temporary_directory();
+    Mounted::try_new(directory.path(), &["mkfs.btrfs", "-q"], "loop").err()
+}
+
+/// Why there can be no project quotas here, if so.
+pub(crate) fn no_project_quota() -> Option<String> {
+    let directory = crate::harness::temporary_directory();
+    Mounted::try_new(directory.path(), &PROJECTS, "loop,prjquota").err()
+}
+
 /// A root file system with a shell, and some files to lose.
 fn small_image(home: &Home) -> PathBuf {
     let image = home.path("image");
@@ -78,7 +101,7 @@ fn left(config: &Config) -> usize {
 
 #[test]
 fn a_sandbox_on_btrfs_lives_as_any_other() {
-    if !needs(&[Need::Root, Need::Program("mkfs.btrfs")]) {
+    if !needs(&[Need::Root, Need::Btrfs]) {
         return;
     }
     let home = Home::new();
@@ -139,7 +162,7 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
 
 #[test]
 fn the_host_image_and_archives_are_images_on_btrfs_too() {
-    if !needs(&[Need::Root, Need::Program("mkfs.btrfs"), Need::Program("python3")]) {
+    if !needs(&[Need::Root, Need::Btrfs, Need::Program("python3")]) {
         return;
     }
     let home = Home::new();
@@ -168,7 +191,7 @@ import fcntl, os, struct
 CREATE, SNAPSHOT, SET_FLAGS = 0x5000940e, 0x50009401, 0x4008941a
 def call(request, directory, name, fd=0):
     at = os.open(directory, os.O_RDONLY)
-    fcntl.ioctl(at, request, struct.pack('q4088s', fd, name.encode()))
+    fcntl.ioctl(at, request, bytearray(struct.pack('q4088s', fd, name.encode())), True)
     os.close(at)
     return directory + '/' + name
 path = '/srv'
@@ -189,7 +212,7 @@ print('made')
 
 #[test]
 fn subvolumes_that_a_guest_has_made_go_with_it() {
-    if !needs(&[Need::Root, Need::Program("mkfs.btrfs"), Need::Program("python3")]) {
+    if !needs(&[Need::Root, Need::Btrfs, Need::Program("python3")]) {
         return;
     }
     let home = Home::new();
@@ -216,7 +239,7 @@ fn subvolumes_that_a_guest_has_made_go_with_it() {
 
 #[test]
 fn a_size_on_btrfs_holds_and_can_not_be_gone_around() {
-    if !needs(&[Need::Root, Need::Program("mkfs.btrfs")]) {
+    if !needs(&[Need::Root, Need::Btrfs]) {
         return;
     }
     let home = Home::new();
@@ -261,7 +284,7 @@ fn full_and_reset(config: &Config) {
 
 #[test]
 fn a_size_on_disk_holds_where_there_are_project_quotas() {
-    if !needs(&[Need::Root, Need::Program("mkfs.ext4")]) {
+    if !needs(&[Need::Root, Need::ProjectQuota]) {
         return;
     }
     let home = Home::new();
@@ -310,7 +333,7 @@ fn limits(place: &Path) -> String {
 
 #[test]
 fn a_size_on_disk_is_refused_where_it_would_not_hold() {
-    if !needs(&[Need::Root, Need::Program("mkfs.ext4")]) {
+    if !needs(&[Need::Root, Need::ProjectQuota]) {
         return;
     }
     let home = Home::new();

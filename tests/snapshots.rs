@@ -23,7 +23,11 @@ fn fork(snapshot: &Snapshot) -> Sandbox {
 /// What of snapshots is on disk.
 fn on_disk(home: &Home) -> Vec<String> {
     adl_runtime::finish_removals();
-    let entries = std::fs::read_dir(home.state().join("snapshots")).unwrap();
+    let entries = match std::fs::read_dir(home.state().join("snapshots")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => panic!("{error}"),
+    };
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -187,7 +191,7 @@ fn processes_are_refused_or_ended_as_asked() {
         assert!(matches!(sandbox.snapshot(), Err(Error::Busy { .. })));
     }
     assert!(before.iter().all(|process| process.exists()), "{before:?}");
-    assert_eq!(on_disk_or_none(&home), [""; 0]);
+    assert_eq!(on_disk(&home), [""; 0]);
     let how = SnapshotOptions { running: Running::End, ..SnapshotOptions::default() };
     let snapshot = sandbox.snapshot_with(&how).unwrap();
     assert!(before.iter().all(|process| !process.exists()), "{before:?}");
@@ -199,10 +203,6 @@ fn processes_are_refused_or_ended_as_asked() {
         shell(&sandbox, "true");
         sandbox.snapshot().unwrap();
     }
-}
-
-fn on_disk_or_none(home: &Home) -> Vec<String> {
-    if home.state().join("snapshots").exists() { on_disk(home) } else { Vec::new() }
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn it_takes_as_long_whatever_was_written() {
     }
     let home = Home::new();
     let mut medians = Vec::new();
-    for size in ["1m", "2g"] {
+    for size in ["1m", "2048m"] {
         let mut both = Vec::new();
         let mut sandbox = home.sandbox();
         shell(&sandbox, format!("head -c {size} /dev/zero > /root/large"));
