@@ -7,6 +7,7 @@
 mod pipe;
 mod place;
 mod read;
+mod sender;
 mod tar;
 mod write;
 
