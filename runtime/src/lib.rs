@@ -95,4 +95,4 @@ pub use snapshot::{Running, Snapshot, SnapshotOptions};
 pub use state::collect_garbage;
 pub use stdio::Stdio;
 pub use terminal::Terminal;
-pub use tree::{CopyReport, Skipped};
+pub use tree::{Change, ChangeKind, CopyReport, Export, Skipped};

@@ -575,3 +575,39 @@ pub(crate) fn bytes_available(fd: impl AsFd) -> io::Result<usize> {
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// The value of an extended attribute of an open file (`fgetxattr(2)`), unless it has none.
+///
+/// # Errors
+/// ERANGE for one that is longer than the buffer.
+pub(crate) fn extended_attribute<'a>(
+    file: BorrowedFd<'_>,
+    name: &CStr,
+    buffer: &'a mut [u8],
+) -> nix::Result<Option<&'a [u8]>> {
+    // SAFETY: a valid descriptor, a NUL-ended name, and a buffer with its length.
+    let length = unsafe {
+        let buffer = (buffer.as_mut_ptr().cast(), buffer.len());
+        libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buffer.0, buffer.1)
+    };
+    match nix::errno::Errno::result(length) {
+        Ok(length) => Ok(buffer.get(..usize::try_from(length).unwrap_or(0))),
+        Err(nix::errno::Errno::ENODATA | nix::errno::Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets an extended attribute of an open file: for tests, where overlayfs would.
+#[cfg(test)]
+pub(crate) fn set_extended_attribute(
+    file: BorrowedFd<'_>,
+    name: &CStr,
+    value: &[u8],
+) -> nix::Result<()> {
+    // SAFETY: a valid descriptor, a NUL-ended name, and a value with its length.
+    let result = unsafe {
+        let value = (value.as_ptr().cast(), value.len());
+        libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.0, value.1, 0)
+    };
+    nix::errno::Errno::result(result).map(drop)
+}

@@ -4,6 +4,9 @@
 //! On the host a tree is a directory or a tar archive. However it comes, nothing in it is taken as
 //! a path: names are single ones, used in the directory that is open, and never followed.
 
+// Used by what is built on it next.
+#[cfg_attr(not(test), expect(dead_code))]
+mod layers;
 mod pipe;
 mod place;
 mod read;
@@ -22,6 +25,9 @@ use adl_protocol::{FileKind, Strings, is_plain_name};
 
 use crate::error::{Error, Result};
 
+pub use layers::{Change, ChangeKind, Export};
+#[expect(unused_imports)]
+pub(crate) use layers::{Stack, StackKind, changes, export};
 pub(crate) use pipe::{Incoming, Outgoing};
 pub(crate) use read::send;
 pub(crate) use tar::{from_tar, to_tar};

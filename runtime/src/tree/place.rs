@@ -119,11 +119,6 @@ impl Place {
     pub(super) fn path(&self, name: &CStr) -> PathBuf {
         self.trail.path(name)
     }
-
-    /// The names of the directories from the top to here, each with a NUL at its end.
-    pub(super) fn names(&self) -> &[u8] {
-        &self.trail.bytes
-    }
 }
 
 impl AsFd for Place {

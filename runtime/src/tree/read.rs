@@ -1,7 +1,7 @@
 //! A tree of the host, on its way to a job.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use adl_protocol::FileKind;
