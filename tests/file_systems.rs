@@ -120,8 +120,18 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
     sandbox.reset().unwrap();
     assert_eq!(shell(&sandbox, look), new);
 
+    assert_eq!(sandbox.changes().unwrap(), []);
     shell(&sandbox, change);
+    let changes = |changes: Vec<adl_runtime::Change>| {
+        changes
+            .iter()
+            .map(|one| format!("{:?} {} ", one.kind, one.path.display()))
+            .collect::<String>()
+    };
+    let expected = "Modified /data/file Added /data/new Deleted /data/sub/other ";
+    assert_eq!(changes(sandbox.changes().unwrap()), expected);
     let snapshot = sandbox.snapshot().unwrap();
+    assert_eq!(changes(snapshot.changes().unwrap()), expected);
     let forks = [0, 1].map(|number| {
         let one = Sandbox::create(snapshot.config()).unwrap();
         assert_eq!(shell(&one, look), "changed\n\nfile\nnew\nsub\n");

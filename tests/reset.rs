@@ -231,15 +231,19 @@ fn a_full_upper_is_the_guests_trouble_alone() {
 }
 
 /// What makes a reset wait, where it does.
-const LARGE: [(&str, &str); 4] = [
+const LARGE: [(&str, &str); 5] = [
     (
         "100,000 files in 1,000 directories",
         "for d in range(1000):\n os.mkdir(f'/tmp/{d}')\n for f in range(100):\n  \
          open(f'/tmp/{d}/{f}', 'w').write('x')",
     ),
     (
-        "a tree that is 20,000 deep",
-        "os.chdir('/tmp')\nfor _ in range(20000):\n os.mkdir('d'); os.chdir('d')",
+        "a tree that is 50,000 deep",
+        "os.chdir('/tmp')\nfor _ in range(50000):\n os.mkdir('d'); os.chdir('d')",
+    ),
+    (
+        "5 GiB in a file, most of it holes, and 5,000 links to one",
+        "open('/tmp/a', 'w').truncate(5 << 30)\nfor n in range(5000): os.link('/tmp/a', f'/tmp/{n}')",
     ),
     (
         "directories that no one may enter",

@@ -41,6 +41,7 @@ mod background;
 mod btrfs;
 mod bytes;
 mod capabilities;
+mod changes;
 mod child;
 mod collect;
 mod command;

@@ -235,6 +235,14 @@ impl Sandbox {
         self.control().jobs().clone()
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
     pub(crate) fn control(&self) -> &Arc<Control> {
         self.instance.control()
     }

@@ -349,6 +349,15 @@ impl Held {
         })
     }
 
+    /// The state directory.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Holds all that it lies on.
     fn hold_below(&self, state: &State) -> Result<Vec<Arc<Self>>> {
         self.record.below(&self.name).map(|name| Self::open(state, name)).collect()
@@ -431,6 +440,7 @@ fn remove(state: &State, name: &str) -> Result<()> {
             return Err(Error::at("flock", &shelf.path(name))(error));
         }
     }
+    let own = read(&record).map_err(Error::at("read", &shelf.path(name).join(RECORD)))?;
     for other in names(state)?.iter().filter(|other| *other != name) {
         // One that can't be read is one that may lie on it.
         let lies_on_it = match open_record(&shelf, other) {
@@ -439,14 +449,20 @@ fn remove(state: &State, name: &str) -> Result<()> {
             }
             Err(errno) => errno != Errno::ENOENT,
         };
-        if lies_on_it {
+        // What a process that has died left without a name is no reason.
+        if lies_on_it && !collect_one(state, other)? {
             return Err(busy(format!("the snapshot {other:?}")));
         }
     }
     match shelf.take(name)? {
-        Some(directory) => remove_later(Remains::new(None, Some(directory))),
-        None => Err(busy("another process, which removes it".to_owned())),
+        Some(directory) => remove_later(Remains::new(None, Some(directory)))?,
+        None => return Err(busy("another process, which removes it".to_owned())),
     }
+    // What it lay on may have been there for it alone.
+    for below in own.below(name) {
+        collect_one(state, below)?;
+    }
+    Ok(())
 }
 
 /// Removes a snapshot without a name, unless something lies on it.

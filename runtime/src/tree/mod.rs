@@ -4,8 +4,6 @@
 //! On the host a tree is a directory or a tar archive. However it comes, nothing in it is taken as
 //! a path: names are single ones, used in the directory that is open, and never followed.
 
-// Used by what is built on it next.
-#[cfg_attr(not(test), expect(dead_code))]
 mod layers;
 mod pipe;
 mod place;
@@ -26,7 +24,6 @@ use adl_protocol::{FileKind, Strings, is_plain_name};
 use crate::error::{Error, Result};
 
 pub use layers::{Change, ChangeKind, Export};
-#[expect(unused_imports)]
 pub(crate) use layers::{Stack, StackKind, changes, export};
 pub(crate) use pipe::{Incoming, Outgoing};
 pub(crate) use read::send;

@@ -8,7 +8,7 @@ mod mounts;
 mod options;
 mod run;
 mod session;
-//mod snapshot;
+mod snapshot;
 mod sys;
 
 use std::ffi::OsString;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let result = match command.to_str() {
         Some("run") => run::main(rest),
         Some("shell") => run::shell(rest),
-        //SNAP
+        Some("snapshot") => snapshot::main(rest),
         Some("bench") => bench::main(rest),
         Some("doctor") => doctor::main(rest),
         Some("gc") => collect_garbage(),

@@ -23,11 +23,13 @@ use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 const HELP: &str = "\
 Usage: adl bench [options]
 
-Measures creating, resetting and deleting a sandbox, running commands in it, and its file calls.
+Measures creating, resetting, keeping and deleting a sandbox, running commands in it, and its file calls.
 
       --rounds N           sandboxes to make (default: 200)
       --jobs N             commands and file calls of each kind to run in each (default: 5)
       --resets N           resets after 100,000 files were made (default: 10)
+      --snapshots N        snapshots of 1 MiB, and as many of what --large says (default: 5)
+      --large SIZE         what to write before those (default: 1g)
       --copies N           files of 1 GiB to copy in and out, by way of the temporary directory
                            (default: 3)
       --ballast SIZE       hold so much touched memory meanwhile, as 4g: what the size of the
@@ -123,6 +125,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut config = Config::default();
     let (mut rounds, mut jobs) = (200_usize, 5_usize);
     let (mut resets, mut copies) = (10_usize, 3_usize);
+    let (mut snapshots, mut large) = (5_usize, 1_u64 << 30);
     let (mut ballast, mut json) = (0, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
@@ -134,6 +137,11 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             Arg::Long("rounds") => rounds = parser.value()?.parse()?,
             Arg::Long("jobs") => jobs = parser.value()?.parse()?,
             Arg::Long("resets") => resets = parser.value()?.parse()?,
+            Arg::Long("snapshots") => snapshots = parser.value()?.parse()?,
+            Arg::Long("large") => {
+                let size = parser.value()?.string()?;
+                large = bytes(&size).ok_or("--large takes a size, as 10g")?;
+            }
             Arg::Long("copies") => copies = parser.value()?.parse()?,
             Arg::Long("ballast") => {
                 let size = parser.value()?.string()?;
@@ -156,6 +164,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let ballast = vec![1_u8; usize::try_from(ballast)?];
     let mut rows = measure(&config, rounds, jobs)?;
     reset::large(&config, resets, &mut rows)?;
+    reset::snapshots(&config, snapshots, large, &mut rows)?;
     files::listings(&config, &mut rows)?;
     files::copies(&config, copies, &mut rows)?;
     drop(std::hint::black_box(ballast));

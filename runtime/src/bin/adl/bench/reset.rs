@@ -1,6 +1,6 @@
-//! The row of a reset after which much is to be removed.
+//! The rows of a reset after which much is to be removed, and of snapshots of much.
 
-use adl_runtime::{Config, Sandbox};
+use adl_runtime::{Config, Sandbox, Upper};
 
 use super::{Rows, Times};
 use crate::options::CliResult;
@@ -8,6 +8,50 @@ use crate::options::CliResult;
 /// Makes 100,000 files in 1,000 directories.
 const MAKE: &str =
     "cd /tmp && mkdir d{1..1000} && printf '%s\\n' d{1..1000}/{1..100} | xargs touch";
+
+/// Measures snapshots of sandboxes that have written 1 MiB and `large` bytes, in turns, and forks of
+/// them.
+pub(super) fn snapshots(
+    config: &Config,
+    count: usize,
+    large: u64,
+    rows: &mut Rows,
+) -> CliResult<()> {
+    if count == 0 || matches!(config.upper, Upper::Memory { .. }) {
+        return Ok(());
+    }
+    let sizes = [1 << 20, large];
+    let mut times = sizes.map(|_| (Times::default(), Times::default()));
+    for _ in 0..count {
+        for (size, (snapshot, fork)) in sizes.into_iter().zip(&mut times) {
+            let mut sandbox = Sandbox::create(config.clone())?;
+            let write = format!("head -c {size} /dev/zero > /root/file && sync /root/file");
+            if !sandbox.command("/bin/bash").args(["-c", &write]).status()?.success() {
+                return Err(format!("{size} bytes were not written in the sandbox").into());
+            }
+            let made = snapshot.measure(|| sandbox.snapshot())?;
+            for _ in 0..FORKS {
+                let other = fork.measure(|| Sandbox::create(made.config()))?;
+                if other.files().metadata("/root/file")?.size != size {
+                    return Err("a file is not whole in a fork".into());
+                }
+                other.delete()?;
+            }
+            sandbox.delete()?;
+            drop(made);
+            adl_runtime::finish_removals();
+        }
+    }
+    let names = [("snapshot_1m", "fork_1m"), ("snapshot_large", "fork_large")];
+    for ((snapshot, fork), (of_snapshot, of_fork)) in times.iter().zip(names) {
+        rows.insert(of_snapshot, snapshot.row(None));
+        rows.insert(of_fork, fork.row(None));
+    }
+    Ok(())
+}
+
+/// How many of each snapshot.
+const FORKS: usize = 5;
 
 pub(super) fn large(config: &Config, resets: usize, rows: &mut Rows) -> CliResult<()> {
     if resets == 0 {
