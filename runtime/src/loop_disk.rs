@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::state::DIRECTORY;
 
+/// What mkfs.xfs asks for at least, in bytes. They are sparse.
+const SIZE: u64 = 320 << 20;
+
 /// A mounted file system, which is gone in the end, with its file and its loop device.
 pub(crate) struct LoopDisk {
     place: PathBuf,
@@ -25,6 +28,11 @@ impl LoopDisk {
         Self::make(&["mkfs.ext4", "-q", "-F", "-O", features], options)
     }
 
+    /// Of xfs.
+    pub(crate) fn xfs(options: &str) -> Option<Self> {
+        Self::make(&["mkfs.xfs", "-q"], options)
+    }
+
     fn make(mkfs: &[&str], options: &str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !nix::unistd::geteuid().is_root() {
@@ -37,7 +45,7 @@ impl LoopDisk {
         let disk = Self { top: place.join("top"), place };
         fs::create_dir(&disk.top).unwrap();
         let image = disk.place.join("image");
-        File::create_new(&image).unwrap().set_len(256 << 20).unwrap();
+        File::create_new(&image).unwrap().set_len(SIZE).unwrap();
         match Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).output() {
             Err(error) => {
                 println!("skipped: {}: {error}", mkfs[0]);
