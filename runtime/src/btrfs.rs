@@ -54,7 +54,7 @@ pub(crate) fn snapshot(
     parent: impl AsFd,
     name: impl AsRef<OsStr>,
 ) -> io::Result<()> {
-    // Kernels before 6.8 take any file, and the subvolume that it is in.
+    // Older kernels take any file, and make a snapshot of the subvolume that it is in.
     if !is_subvolume(source.as_fd()) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

@@ -202,6 +202,7 @@ fn names_that_the_removal_uses_are_no_trap() {
         for n in 18446744073709551615 18446744073709551616 4611686018427387904 4611686018427387903; do
             mkdir -p removing-$n/x/y
         done
+        for n in 00 03 04 +5 010 011 012 013 014; do mkdir -p removing-$n/x/y; done
         echo x > removing-0; ln -s ../canary removing-3; ln -s .. removing-4; mkfifo removing-5
         mkdir -p removing-6/removing-7/removing-8/removing-6";
     // As an interrupted removal leaves it, and as a guest makes it in a subvolume of its own.
