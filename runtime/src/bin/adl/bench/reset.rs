@@ -36,6 +36,7 @@ pub(super) fn snapshots(
                     return Err("a file is not whole in a fork".into());
                 }
                 other.delete()?;
+                adl_runtime::finish_removals();
             }
             sandbox.delete()?;
             drop(made);
