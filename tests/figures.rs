@@ -9,7 +9,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{EndReason, Sandbox, Stdio};
+use adl_runtime::{Config, EndReason, Sandbox, Stdio};
 
 use crate::harness::{Home, Need, needs};
 
@@ -58,6 +58,57 @@ fn a_timeout_is_kept_to_25_ms_under_load() {
     let [p50, p99, max] = [50, 99, 100].map(|percent| percentile(&mut overshoot, percent));
     println!("overshoot of 200 timeouts: p50 {p50:?}, p99 {p99:?}, max {max:?}");
     assert!(p99 <= Duration::from_millis(25), "p99 {p99:?}");
+}
+
+/// What a reset has to get rid of beside what [`crate::reset::LARGE`] has.
+const LARGER: [(&str, &str); 2] = [
+    ("nothing", ""),
+    (
+        "5 GiB, all of it written",
+        "f = open('/tmp/large', 'wb', buffering=0)\nfor _ in range(5 << 10): f.write(bytes(1 << 20))",
+    ),
+];
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn a_reset_costs_the_same_after_anything() {
+    if !needs(&[Need::Root, Need::Program("python3"), Need::Program("chattr")]) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(1800));
+    let name = Some("measured".to_owned());
+    let mut sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
+    let upper = home.state().join("sandboxes/measured/0.upper");
+    let cases: Vec<_> = LARGER.into_iter().chain(crate::reset::LARGE).collect();
+    let mut times = vec![(Vec::new(), Duration::ZERO); cases.len() + 1];
+    for _ in 0..9 {
+        for number in 0..times.len() {
+            let (_, make) = cases.get(number).copied().unwrap_or(("", "open('/tmp/f', 'w')"));
+            let script = format!("import os\n{make}");
+            assert!(sandbox.command("python3").args(["-c", &script]).status().unwrap().success());
+            if number == cases.len() {
+                let mut chattr = process::Command::new("chattr");
+                crate::harness::succeeds(chattr.arg("+i").arg(upper.join("tmp/f")));
+            }
+            // What a disk still writes of it is nothing that a reset does.
+            nix::unistd::sync();
+            let begin = Instant::now();
+            sandbox.reset().unwrap();
+            times[number].0.push(begin.elapsed());
+            let begin = Instant::now();
+            adl_runtime::finish_removals();
+            times[number].1 = times[number].1.max(begin.elapsed());
+        }
+    }
+    let mut medians = Vec::new();
+    for (number, (mut resets, removal)) in times.into_iter().enumerate() {
+        let what = cases.get(number).map_or("a file with the immutable flag", |case| case.0);
+        let median = percentile(&mut resets, 50);
+        println!("reset after {what}: {median:?}, removed within {removal:?}");
+        medians.push(median);
+    }
+    let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
+    println!("the longest is {:.2} times the shortest", most.as_secs_f64() / least.as_secs_f64());
 }
 
 /// How much is streamed, in bytes.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use adl_runtime::{Config, Error, Image, Sandbox, Snapshot, SnapshotOptions, Upper};
+use adl_runtime::{Access, Config, Error, Image, Mount, Sandbox, Snapshot, SnapshotOptions, Upper};
 
 use crate::harness::{Home, Need, needs, shell, stderr, succeeds};
 use crate::images;
@@ -84,8 +84,8 @@ pub(crate) fn no_project_quota() -> Option<String> {
 }
 
 /// A root file system with a shell, and some files to lose.
-fn small_image(home: &Home) -> PathBuf {
-    let image = home.path("image");
+fn small_image(at: &Path) -> PathBuf {
+    let image = at.join("image");
     images::small(&image);
     fs::create_dir_all(image.join("data/sub")).unwrap();
     fs::create_dir_all(image.join("tmp")).unwrap();
@@ -106,7 +106,7 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
     }
     let home = Home::new();
     let disk = Mounted::btrfs(&home);
-    let image = Image::directory(small_image(&home));
+    let image = Image::directory(small_image(&home.path("")));
     let config = Config { upper: BTRFS, image, ..disk.config() };
     let mut sandbox = Sandbox::create(config.clone()).unwrap();
     let look = "cat /data/* /data/sub/* 2>/dev/null; ls /data";
@@ -186,7 +186,7 @@ fn the_host_image_and_archives_are_images_on_btrfs_too() {
     assert_eq!(shell(&sandbox, "ls /root; ls /usr/share/new || echo none"), "none\n");
     let archive = home.path("image.tar");
     let mut tar = Command::new("tar");
-    succeeds(tar.arg("-C").arg(small_image(&home)).arg("-cf").arg(&archive).arg("."));
+    succeeds(tar.arg("-C").arg(small_image(&home.path(""))).arg("-cf").arg(&archive).arg("."));
     let image = Image::archive(&archive);
     let of_archive = Sandbox::create(Config { upper: BTRFS, image, ..disk.config() }).unwrap();
     assert_eq!(shell(&of_archive, "cat /data/file"), "image\n");
@@ -254,7 +254,7 @@ fn a_size_on_btrfs_holds_and_can_not_be_gone_around() {
     }
     let home = Home::new();
     let disk = Mounted::btrfs(&home);
-    let image = Image::directory(small_image(&home));
+    let image = Image::directory(small_image(&home.path("")));
     let upper = Upper::Btrfs { size: Some(16 << 20) };
     let config = Config { upper, image, ..disk.config() };
     match Sandbox::create(config.clone()) {
@@ -300,15 +300,24 @@ fn a_size_on_disk_holds_where_there_are_project_quotas() {
     let home = Home::new();
     let disk = Mounted::ext4(&home, ",prjquota");
     let upper = Upper::Disk { size: Some(16 << 20) };
-    let config = Config { upper, image: Image::directory(small_image(&home)), ..disk.config() };
+    let image = Image::directory(small_image(&disk.place));
+    let config = Config { upper, image, ..disk.config() };
     full_and_reset(&config);
     // The uppers of all overlays count together, and inodes have a limit, too.
-    let host = Config { image: Image::host(), ..config.clone() };
-    let sandbox = Sandbox::create(host).unwrap();
-    let fill = "head -c 10m /dev/zero > /root/a && head -c 10m /dev/zero > /usr/share/b";
-    assert!(!sandbox.shell(fill).status().unwrap().success());
-    shell(&sandbox, "rm /root/a /usr/share/b");
-    let many = sandbox.shell("cd /root; seq 20000 | xargs touch").output().unwrap();
+    let volume = disk.place.join("volume");
+    fs::create_dir(&volume).unwrap();
+    let mounts = vec![Mount::volume(&volume, "/copy", Access::CopyOnWrite)];
+    let sandbox = Sandbox::create(Config { mounts, ..config.clone() }).unwrap();
+    let fill = |to: &str, megabytes: u32| {
+        let zeros = vec![0; (megabytes as usize) << 20];
+        sandbox.command("/bin/sh").args(["-c", &format!("cat > {to}")]).input(zeros).status()
+    };
+    assert!(fill("/tmp/a", 10).unwrap().success());
+    assert!(!fill("/copy/b", 10).unwrap().success());
+    shell(&sandbox, "rm /tmp/a /copy/b");
+    assert!(fill("/copy/b", 10).unwrap().success());
+    let make = "cd /tmp; i=0; while test $i != 20000; do : > $i || exit; i=$((i + 1)); done";
+    let many = sandbox.shell(make).output().unwrap();
     let text = String::from_utf8_lossy(&many.stderr);
     assert!(text.contains("quota exceeded") || text.contains("No space left"), "{text}");
     assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
@@ -353,7 +362,7 @@ fn a_size_on_disk_is_refused_where_it_would_not_hold() {
     for config in [disk.config(), home.config()] {
         match Sandbox::create(Config { upper, ..config.clone() }) {
             Err(Error::Unsupported { what, fix, .. }) => {
-                assert!(what.contains("size") && fix.contains("prjquota"), "{what}: {fix}");
+                assert!(what.contains("limit") && fix.contains("quota"), "{what}: {fix}");
             }
             // The machine's own file system may have them.
             Ok(sandbox) if config == home.config() => sandbox.delete().unwrap(),

@@ -16,7 +16,7 @@ use crate::lifetime::GONE;
 
 /// Leaves something of every kind that a process can leave without a right to more.
 const PLANT: &str = r#"
-import ctypes, os, signal, socket, subprocess, sys
+import ctypes, fcntl, os, signal, socket, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
 for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted', '/dev/shm/planted',
              '/run/planted', '/var/tmp/planted', '/dev/mqueue/planted']:
@@ -29,6 +29,11 @@ os.makedirs('/opt/a/b'); os.chmod('/opt/a', 0)
 for get, size in ((libc.shmget, 4096), (libc.semget, 1)):
     assert get(77, size, 0o1666) >= 0
 assert libc.msgget(77, 0o1666) >= 0
+lease = os.open('/root/leased', os.O_CREAT | os.O_RDONLY)
+fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK); os.set_inheritable(lease, True)
+open('/dev/shm/sem.planted', 'w').close()
+# add_key(2), where it is allowed at all.
+libc.syscall(248, b'user', b'planted', b'x', 1, -4)
 sockets = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)]
 for s, address in zip(sockets, ('\0planted', ('127.0.0.1', 7777))):
     s.bind(address); s.listen(); s.set_inheritable(True)
@@ -44,13 +49,15 @@ import ctypes, os, socket
 libc = ctypes.CDLL(None)
 found = [path for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted',
     '/dev/shm/planted', '/run/planted', '/var/tmp/planted', '/dev/mqueue/planted', '/opt/a',
-    '/tmp/written'] if os.path.lexists(path)]
+    '/tmp/written', '/dev/shm/sem.planted', '/root/leased'] if os.path.lexists(path)]
 found += ['no ' + path for path in ['/etc/hosts', '/usr/bin/env'] if not os.path.lexists(path)]
 if 'planted' in open('/etc/passwd').read(): found.append('user')
 if os.stat('/var').st_mode & 0o777 != 0o755: found.append('mode')
 for name, get, size in (('shm', libc.shmget, 0), ('sem', libc.semget, 0)):
     if get(77, size, 0) >= 0: found.append(name)
 if libc.msgget(77, 0) >= 0: found.append('msg')
+if len(open('/proc/locks').read().splitlines()) != 0: found.append('lease')
+if libc.syscall(249, b'user', b'planted', None, -4) >= 0: found.append('key')
 for family, address in ((socket.AF_UNIX, '\0planted'), (socket.AF_INET, ('127.0.0.1', 7777))):
     if socket.socket(family).connect_ex(address) == 0: found.append(str(family))
 if len([p for p in os.listdir('/proc') if p.isdigit()]) != 2: found.append('processes')
@@ -82,7 +89,7 @@ fn nothing_that_was_left_is_found_after_a_reset() {
         // Init and those two; and what reads the pipes that they hold, as long as it comes to that.
         assert!(members.len() >= 3, "{members:?}");
         // What looks for it sees it, all of it. With one id, /usr/bin belongs to no one inside.
-        let planted = if sandbox.id_range().is_some() { 20 } else { 19 };
+        let planted = if sandbox.id_range().is_some() { 23 } else { 22 };
         assert_eq!(python(&sandbox, FIND).lines().count(), planted, "{}", python(&sandbox, FIND));
         sandbox.reset().unwrap();
         assert!(members.iter().all(|process| !process.exists()), "{members:?}");
@@ -117,6 +124,89 @@ fn the_tree_is_that_of_the_image_after_any_writes() {
         sandbox.reset().unwrap();
         assert_eq!(shell(&sandbox, TREE), new, "round {round}");
     }
+}
+
+#[test]
+fn the_tree_is_that_of_the_image_a_thousand_times_beside_writers() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(600));
+    let mut sandbox = home.sandbox();
+    let mut watch = sandbox.command("python3");
+    let new = watch.args(["-c", WRITE_AND_SUM, "-1"]).output().unwrap().stdout;
+    assert!(new.len() > 60, "{new:?}");
+    for round in 0..1000 {
+        // The sum is that of before its own writes, and of what the last round's left.
+        let mut command = sandbox.command("python3");
+        let output = command.args(["-c", WRITE_AND_SUM, &round.to_string()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout, new, "round {round}");
+        sandbox.reset().unwrap();
+    }
+}
+
+/// Prints a sum over all of the root file system but /usr, then changes it at random, another way
+/// for each number, and leaves processes that go on to; none of it for a negative number.
+const WRITE_AND_SUM: &str = r#"
+import hashlib, os, random, shutil, stat, sys
+sum = hashlib.sha256()
+for path, names, files in os.walk('/'):
+    names[:] = sorted(set(names) - {'proc', 'dev', 'usr'} if path == '/' else names)
+    for name in sorted(names + files):
+        full = os.path.join(path, name)
+        s = os.lstat(full)
+        sum.update(repr((full, s.st_mode, s.st_uid, s.st_gid, s.st_nlink, s.st_size)).encode())
+        if stat.S_ISREG(s.st_mode): sum.update(open(full, 'rb').read())
+        if stat.S_ISLNK(s.st_mode): sum.update(os.readlink(full).encode())
+print(sum.hexdigest(), flush=True)
+seed = int(sys.argv[1])
+if seed < 0: sys.exit()
+random.seed(seed)
+def change():
+    places = [p for p, _, _ in os.walk('/') if p.split('/')[1] in ('etc', 'var', 'tmp', 'opt', 'srv', 'root')]
+    place = random.choice(places)
+    new = os.path.join(place, str(random.randrange(1 << 30)))
+    try:
+        what = random.randrange(7)
+        if what == 0: open(new, 'wb').write(random.randbytes(random.randrange(9000)))
+        if what == 1: os.makedirs(new + '/a/b')
+        if what == 2: os.chmod(place, random.choice([0, 0o700, 0o1777]))
+        if what == 3: os.symlink('/etc/passwd', new)
+        old = os.path.join(place, random.choice(os.listdir(place)))
+        if what == 4: os.rename(old, new)
+        if what == 5: os.link(old, new)
+        if what == 6: shutil.rmtree(old) if os.path.isdir(old) else os.unlink(old)
+    except (OSError, IndexError): pass
+for _ in range(12): change()
+for _ in range(2):
+    if os.fork() == 0:
+        os.setsid(); os.closerange(0, 3)
+        while True: change()
+os._exit(0)
+"#;
+
+#[test]
+fn flags_that_forbid_removal_forbid_none() {
+    if !needs(&[Need::Root, Need::Program("chattr")]) {
+        return;
+    }
+    let home = Home::new();
+    let name = Some("flags".to_owned());
+    let mut sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
+    shell(&sandbox, "mkdir -p /root/a/b; echo > /root/a/b/file; echo > /root/log; chmod 0 /root/a");
+    let upper = home.state().join("sandboxes/flags/0.upper/root");
+    for (flag, path) in [("+i", "a/b/file"), ("+i", "a/b"), ("+i", "a"), ("+a", "log"), ("+i", "")]
+    {
+        let mut chattr = std::process::Command::new("chattr");
+        crate::harness::succeeds(chattr.arg(flag).arg(upper.join(path)));
+    }
+    // Control: so it can't be removed.
+    assert!(std::fs::remove_dir_all(upper.join("a")).is_err());
+    sandbox.reset().unwrap();
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), ["flags"]);
+    assert_eq!(shell(&sandbox, "ls /root"), "");
 }
 
 #[test]
@@ -230,8 +320,8 @@ fn a_full_upper_is_the_guests_trouble_alone() {
     }
 }
 
-/// What makes a reset wait, where it does.
-const LARGE: [(&str, &str); 5] = [
+/// What makes a reset wait, where it does: programs in Python.
+pub(crate) const LARGE: [(&str, &str); 5] = [
     (
         "100,000 files in 1,000 directories",
         "for d in range(1000):\n os.mkdir(f'/tmp/{d}')\n for f in range(100):\n  \

@@ -153,9 +153,10 @@ fn no_id_mapping(path: &Path, source: io::Error) -> Error {
             Error::Unsupported {
                 what: format!("an id-mapped mount of {path:?}"),
                 why: format!("mount_setattr: {source}"),
-                fix: "put it on a file system that can map ids: ext4, xfs, btrfs or tmpfs, on \
-                      Linux 5.19 or later"
-                    .to_owned(),
+                fix:
+                    "put it on a file system that can map ids: ext4, xfs or btrfs on Linux 5.19 or \
+                      later, tmpfs from 6.3 on"
+                        .to_owned(),
             }
         }
         _ => Error::at("mount_setattr", path)(source),
