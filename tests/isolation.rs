@@ -268,7 +268,7 @@ fn dangerous_parts_of_proc_are_covered() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    for name in ["kcore", "keys", "timer_list", "interrupts"] {
+    for name in ["kcore", "keys", "locks", "timer_list", "interrupts"] {
         if Path::new("/proc").join(name).exists() {
             let empty = format!("test ! -s /proc/{name} && ! (head -c1 /proc/{name} | grep -q .)");
             assert!(succeeds_inside(&sandbox, &empty), "{name}");

@@ -28,7 +28,8 @@ use crate::{init_binary, seccomp};
 const SETUP: Duration = Duration::from_secs(20);
 
 /// Parts of `/proc` that tell of the host or act on it, below `/proc`.
-const MASKED: &[u8] = b"acpi/\0asound/\0cmdline\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0\
+const MASKED: &[u8] =
+    b"acpi/\0asound/\0cmdline\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0locks\0\
     sched_debug\0scsi/\0sys/kernel/random/boot_id\0timer_list\0timer_stats\0";
 /// Parts of `/proc` that can be read but not written.
 const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
