@@ -304,12 +304,14 @@ fn bench_measures_each_row_beside_the_hosts_own() {
     }
     let home = Home::new();
     let few = ["bench", "--json", "--rounds", "20", "--resets", "1", "--copies", "1"];
+    let few = [&few[..], &["--snapshots", "1", "--large", "4m"]].concat();
     let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     let of_files = ["write_5b", "read_5b", "list_100k", "copy_in_1g", "copy_out_1g"];
     let others =
         ["create", "exec_argv", "exec_shell", "exec_probe", "reset_1", "reset_100k", "delete"];
-    for row in others.into_iter().chain(of_files) {
+    let of_snapshots = ["snapshot_1m", "snapshot_large", "fork_1m", "fork_large"];
+    for row in others.into_iter().chain(of_files).chain(of_snapshots) {
         let value =
             |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
         assert!(value("min_us") > 0.0 && value("n") >= 1.0);

@@ -27,6 +27,9 @@ impl Capabilities {
     /// No capability.
     pub const NONE: Self = Self(0);
 
+    /// All that there are, up to `CAP_CHECKPOINT_RESTORE` (Linux 5.9).
+    pub const ALL: Self = Self((1 << 41) - 1);
+
     /// The set with `capability` in it.
     #[must_use]
     pub const fn with(self, capability: Capability) -> Self {

@@ -70,6 +70,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
         namespaces(either),
         overlay("overlay, on disk", on_disk.as_ref()),
         overlay("overlay, in memory", in_memory.as_ref()),
+        disk_limit(&config),
         host_network(&config),
         seccomp(&config, either),
         cgroups(),
@@ -106,6 +107,16 @@ fn privileges() -> Check {
         "one, the calling user's",
         "run as root, for sandboxes with users other than root in them",
     )
+}
+
+fn disk_limit(config: &Config) -> Check {
+    const WHAT: &str = "a size of uppers on disk";
+    let upper = Upper::Disk { size: Some(16 << 20) };
+    match Sandbox::create(Config { upper, ..config.clone() }).and_then(Sandbox::delete) {
+        Ok(()) => Check::good(WHAT, "by project quotas"),
+        Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
+        Err(error) => Check::limited(WHAT, error.to_string(), "see above"),
+    }
 }
 
 fn namespaces(sandbox: Result<&Sandbox, &Error>) -> Check {

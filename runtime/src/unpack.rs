@@ -38,9 +38,21 @@ pub(crate) fn archive(state: &State, archive: &Path) -> Result<PathBuf> {
     }
     let name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
     make_once(state, &name, |aside| {
-        let mut archive = BufReader::with_capacity(1 << 20, file);
-        copy(aside, |to, options, report| tree::from_tar(&mut archive, to, options, report))
+        let mut bytes = BufReader::with_capacity(1 << 20, file);
+        copy(aside, |to, options, report| tree::from_tar(&mut bytes, to, options, report))
+            .map_err(|error| no_archive(archive, error))
     })
+}
+
+/// Says of which file it is, and what may be the matter.
+fn no_archive(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Invalid { why, .. } => Error::invalid(
+            "image",
+            format!("{path:?} is no tar archive that is not compressed: {why}"),
+        ),
+        other => other,
+    }
 }
 
 /// A subvolume with what is in a directory: itself if it is one on the state directory's file

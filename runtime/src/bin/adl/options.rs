@@ -20,7 +20,8 @@ pub(crate) const SANDBOX_HELP: &str = "\
       --network MODE       `none`, a loopback device only (default), or `host`
       --upper WHERE        where writes go: `disk` (default), `btrfs`, either of them with a limit, as
                            disk:2g, or `memory:SIZE`, as memory:512m
-      --cap-add NAMES      capabilities for root inside, beyond the default, comma-separated
+      --cap-add NAMES      capabilities for root inside, beyond the default, comma-separated; `all`
+                           for all
       --cap-drop NAMES     capabilities to take from the default; `all` for all
       --security-opt seccomp=unconfined
                            allow all system calls; hostile code then reaches all of the kernel
@@ -61,7 +62,11 @@ pub(crate) fn sandbox_option(
         "device" => config.mounts.push(mounts::device(&parser.value()?)?),
         "read-only" => config.root = RootAccess::ReadOnly,
         "cap-add" => {
-            let added: adl_runtime::Capabilities = parser.value()?.string()?.parse()?;
+            let names = parser.value()?.string()?;
+            let added = match &*names {
+                "all" | "ALL" => adl_runtime::Capabilities::ALL,
+                names => names.parse()?,
+            };
             config.capabilities = config.capabilities.union(added);
         }
         "cap-drop" => {
