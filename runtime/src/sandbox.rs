@@ -1,8 +1,9 @@
 //! A sandbox: its creation, its jobs, its end.
 
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 
 use adl_protocol::limits;
 
@@ -259,6 +260,15 @@ impl AsFd for Sandbox {
 pub(crate) fn unique_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A name that nothing has, or ever had: process ids come again.
+pub(crate) fn unique_name(prefix: &str) -> String {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    let random = || RandomState::new().hash_one(std::process::id());
+    // A fork has the same memory, but another id.
+    let process = PROCESS.get_or_init(random) ^ u64::from(std::process::id());
+    format!("{prefix}{process:016x}-{}", unique_number())
 }
 
 /// A range of ids, for who can map them.

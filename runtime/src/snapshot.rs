@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -22,8 +23,8 @@ use crate::image::{Image, OpenedImage};
 use crate::owner::Owner;
 use crate::remove::{Remains, entries, remove_later};
 use crate::root::{Layer, Part, Root, Source, Tree, TreeKind};
-use crate::sandbox::{check_name, unique_number};
-use crate::state::{SandboxDirectory, State};
+use crate::sandbox::{check_name, unique_name};
+use crate::state::{SandboxDirectory, Shelf, State};
 
 /// How [`crate::Sandbox::snapshot_with`] makes a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -398,20 +399,16 @@ fn parse(text: &[u8]) -> io::Result<Record> {
     Ok(record)
 }
 
-fn open_record(shelf: &crate::state::Shelf, name: &str) -> nix::Result<File> {
+fn open_record(shelf: &Shelf, name: &str) -> nix::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(shelf.as_fd(), &Path::new(name).join(RECORD), flags, Mode::empty()).map(File::from)
-}
-
-/// A name that a snapshot has of its own, and that a caller can't give.
-fn own_name() -> String {
-    format!("{OWN}{}-{}", std::process::id(), unique_number())
 }
 
 fn is_own_name(name: &str) -> bool {
     name.starts_with(OWN)
 }
 
+/// What names begin with that a snapshot has of its own, and that a caller can't give.
 const OWN: &str = ".unnamed-";
 
 /// The names of all snapshots.
@@ -419,7 +416,9 @@ fn names(state: &State) -> Result<Vec<String>> {
     let shelf = state.snapshots()?;
     let entries = entries(shelf.as_fd()).map_err(Error::at("read", &shelf.path("")))?;
     let names = entries.into_iter().filter_map(|name| name.into_string().ok());
-    Ok(names.filter(|name| !name.starts_with('.') || is_own_name(name)).collect())
+    // What has no record is not one yet, or is being removed.
+    let is_one = |name: &String| shelf.path(name).join(RECORD).exists();
+    Ok(names.filter(|name| !name.starts_with('.') || is_own_name(name)).filter(is_one).collect())
 }
 
 /// Removes a snapshot that nothing lies on.
@@ -440,7 +439,6 @@ fn remove(state: &State, name: &str) -> Result<()> {
             return Err(Error::at("flock", &shelf.path(name))(error));
         }
     }
-    let own = read(&record).map_err(Error::at("read", &shelf.path(name).join(RECORD)))?;
     for other in names(state)?.iter().filter(|other| *other != name) {
         // One that can't be read is one that may lie on it.
         let lies_on_it = match open_record(&shelf, other) {
@@ -458,17 +456,25 @@ fn remove(state: &State, name: &str) -> Result<()> {
         Some(directory) => remove_later(Remains::new(None, Some(directory)))?,
         None => return Err(busy("another process, which removes it".to_owned())),
     }
-    // What it lay on may have been there for it alone.
-    for below in own.below(name) {
-        collect_one(state, below)?;
+    // What it lay on may have been there for it alone. One that can't be read says nothing of that.
+    if let Ok(own) = read(&record) {
+        for below in own.below(name) {
+            collect_one(state, below)?;
+        }
     }
     Ok(())
 }
 
-/// Removes a snapshot without a name, unless something lies on it.
+/// Removes a snapshot without a name, unless something lies on it, and a name that someone has
+/// reserved who has died since.
 pub(crate) fn collect_one(state: &State, name: &str) -> Result<bool> {
     if !is_own_name(name) {
-        return Ok(false);
+        let shelf = state.snapshots()?;
+        if shelf.path(name).join(RECORD).exists() || shelf.reserve(name)?.is_none() {
+            return Ok(false);
+        }
+        shelf.give_up(name);
+        return Ok(true);
     }
     match remove(state, name) {
         Ok(()) => Ok(true),
@@ -480,7 +486,10 @@ pub(crate) fn collect_one(state: &State, name: &str) -> Result<bool> {
 /// A snapshot that is being made.
 pub(crate) struct Making {
     state: State,
+    shelf: Shelf,
     name: String,
+    /// Keeps the name; `None` where that is one of its own, and once it is a snapshot's.
+    reserved: Option<OwnedFd>,
     record: Record,
     file: File,
 }
@@ -494,36 +503,72 @@ impl Making {
         root: &Root,
         name: Option<&str>,
     ) -> Result<Self> {
-        let name = name.map_or_else(own_name, str::to_owned);
         let shelf = state.snapshots()?;
-        if shelf.path(&name).exists() {
-            return Err(Error::NameInUse { name });
+        let (name, reserved) = match name {
+            None => (unique_name(OWN), None),
+            Some(name) => match shelf.reserve(name)? {
+                None => return Err(Error::NameInUse { name: name.to_owned() }),
+                reserved => (name.to_owned(), reserved),
+            },
+        };
+        match write_record(state, directory, config, root, &name) {
+            Ok((record, file)) => {
+                let state = state.try_clone().map_err(Error::at("dup", state.path()))?;
+                Ok(Self { state, shelf, name, reserved, record, file })
+            }
+            Err(error) => {
+                if reserved.is_some() {
+                    shelf.give_up(&name);
+                }
+                Err(error)
+            }
         }
-        let record = Record::new(state, config, root, &name);
-        let path = directory.path().join(RECORD);
-        let text = serde_json::to_vec_pretty(&record)
-            .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;
-        // One that failed may have left one.
-        let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let mut file = openat(directory.as_fd(), RECORD, flags, mode)
-            .map(File::from)
-            .map_err(Error::at("open", &path))?;
-        file.write_all(&text).map_err(Error::at("write", &path))?;
-        file.lock_shared().map_err(Error::at("flock", &path))?;
-        let state = state.try_clone().map_err(Error::at("dup", state.path()))?;
-        Ok(Self { state, name, record, file })
     }
 
     /// Makes a snapshot of the directory, of which nothing is used any more.
-    pub(crate) fn publish(self, mut directory: SandboxDirectory, root: &Root) -> Result<Snapshot> {
-        let Self { state, name, record, file } = self;
-        directory.move_to(&state.snapshots()?, &name)?;
-        let this = Held::new(&state, &name, directory.path(), record, file);
+    pub(crate) fn publish(
+        mut self,
+        mut directory: SandboxDirectory,
+        root: &Root,
+    ) -> Result<Snapshot> {
+        directory.move_to(&self.shelf, &self.name)?;
+        self.reserved = None;
+        let file = self.file.try_clone().map_err(Error::at("dup", directory.path()))?;
+        let this = Held::new(&self.state, &self.name, directory.path(), self.record.clone(), file);
         let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, held| held.strong_count() != 0);
         all.insert(directory.path().to_owned(), Arc::downgrade(&this));
         Ok(Snapshot { this, below: root.held.clone() })
     }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if self.reserved.is_some() {
+            self.shelf.give_up(&self.name);
+        }
+    }
+}
+
+fn write_record(
+    state: &State,
+    directory: &SandboxDirectory,
+    config: &Config,
+    root: &Root,
+    name: &str,
+) -> Result<(Record, File)> {
+    let record = Record::new(state, config, root, name);
+    let path = directory.path().join(RECORD);
+    let text = serde_json::to_vec_pretty(&record)
+        .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;
+    // One that failed may have left one.
+    let flags =
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let mut file = openat(directory.as_fd(), RECORD, flags, mode)
+        .map(File::from)
+        .map_err(Error::at("open", &path))?;
+    file.write_all(&text).map_err(Error::at("write", &path))?;
+    file.lock_shared().map_err(Error::at("flock", &path))?;
+    Ok((record, file))
 }

@@ -21,7 +21,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::error::{Error, Result};
 use crate::remove::{entries, remove_contents, remove_empty};
 use crate::root::Source;
-use crate::sandbox::unique_number;
+use crate::sandbox::unique_name;
 use crate::{btrfs, quota, snapshot, sys};
 
 pub(crate) const DIRECTORY: OFlag =
@@ -228,6 +228,25 @@ impl Shelf {
         }
     }
 
+    /// Makes an empty directory of a name, for another to take the place of; `None` if there is one
+    /// that is someone's, or has something in it.
+    pub(crate) fn reserve(&self, name: &str) -> Result<Option<OwnedFd>> {
+        match mkdirat(&self.fd, name, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(Error::at("mkdir", &self.path(name))(errno)),
+        }
+        // Someone may have died that had reserved it.
+        let Some(fd) = self.lock(name)? else { return Ok(None) };
+        let entries = entries(fd.as_fd()).map_err(Error::at("read", &self.path(name)))?;
+        Ok(entries.is_empty().then_some(fd))
+    }
+
+    /// Gives a name up that was reserved.
+    pub(crate) fn give_up(&self, name: &str) {
+        // If it can't be removed, the collector will.
+        let _ = remove_empty(self.as_fd(), OsStr::new(name));
+    }
+
     /// Takes the directory of a name, if it is no one's.
     pub(crate) fn take(&self, name: &str) -> Result<Option<SandboxDirectory>> {
         let Some(fd) = self.lock(name)? else { return Ok(None) };
@@ -358,13 +377,15 @@ impl SandboxDirectory {
         Ok(())
     }
 
-    /// Moves it to another shelf; its name there must be no one's.
+    /// Moves it to another shelf, where its name is no one's or was reserved.
     pub(crate) fn move_to(&mut self, shelf: &Shelf, name: &str) -> Result<()> {
         let parent = shelf.fd.try_clone().map_err(Error::at("dup", &shelf.path))?;
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(&self.parent, self.name.as_str(), &parent, name, flags) {
+        // In the place of an empty directory at most.
+        match renameat(&self.parent, self.name.as_str(), &parent, name) {
             Ok(()) => {}
-            Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
+            Err(Errno::EEXIST | Errno::ENOTEMPTY) => {
+                return Err(Error::NameInUse { name: name.to_owned() });
+            }
             Err(errno) => return Err(Error::at("rename", &self.path)(errno)),
         }
         self.parent = parent;
@@ -411,7 +432,7 @@ fn no_limit(path: &Path, error: io::Error) -> Error {
 /// A name that no sandbox has, since it has a dot in front. What has it is to be removed, at the
 /// latest when its owner has ended.
 fn aside_name() -> String {
-    format!("{ASIDE}{}-{}", std::process::id(), unique_number())
+    unique_name(ASIDE)
 }
 
 fn is_aside(name: &str) -> bool {
