@@ -82,7 +82,7 @@ fn a_reset_costs_the_same_after_anything() {
     let cases: Vec<_> = LARGER.into_iter().chain(crate::reset::LARGE).collect();
     let mut times = vec![(Vec::new(), Duration::ZERO); cases.len() + 1];
     for _ in 0..9 {
-        for number in 0..times.len() {
+        for (number, (resets, removal)) in times.iter_mut().enumerate() {
             let (_, make) = cases.get(number).copied().unwrap_or(("", "open('/tmp/f', 'w')"));
             let script = format!("import os\n{make}");
             assert!(sandbox.command("python3").args(["-c", &script]).status().unwrap().success());
@@ -94,10 +94,10 @@ fn a_reset_costs_the_same_after_anything() {
             nix::unistd::sync();
             let begin = Instant::now();
             sandbox.reset().unwrap();
-            times[number].0.push(begin.elapsed());
+            resets.push(begin.elapsed());
             let begin = Instant::now();
             adl_runtime::finish_removals();
-            times[number].1 = times[number].1.max(begin.elapsed());
+            *removal = begin.elapsed().max(*removal);
         }
     }
     let mut medians = Vec::new();
