@@ -47,8 +47,9 @@ pub enum Running {
 /// What a sandbox had written at a moment, on disk, as the image of others.
 ///
 /// It holds all that was changed of the root file system and of volumes that are copied on write,
-/// and nothing that was in memory: no process, `/dev/shm` or tmpfs. It lies on the image, and on
-/// earlier snapshots, which must stay as they are; snapshots it lies on can't be deleted.
+/// and nothing that was in memory: no process, `/dev/shm` or tmpfs. It lies on the image, which must
+/// stay as it is, and on earlier snapshots, which can't be deleted. As any file, it outlives a crash
+/// of the machine when the kernel has written it back, after half a minute or sync(1).
 ///
 /// ```no_run
 /// use adl_runtime::{Config, Sandbox};
