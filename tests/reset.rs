@@ -135,7 +135,7 @@ fn the_tree_is_that_of_the_image_beside_writers() {
 }
 
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes minutes"]
 fn the_tree_is_that_of_the_image_a_thousand_times_beside_writers() {
     sums_are_the_same(1000);
 }
@@ -177,8 +177,9 @@ print(sum.hexdigest(), flush=True)
 seed = int(sys.argv[1])
 if seed < 0: sys.exit()
 random.seed(seed)
+tops = ['/etc', '/var', '/tmp', '/opt', '/srv', '/root']
+places = [place for top in tops for place, _, _ in os.walk(top)]
 def change():
-    places = [p for p, _, _ in os.walk('/') if p.split('/')[1] in ('etc', 'var', 'tmp', 'opt', 'srv', 'root')]
     place = random.choice(places)
     new = os.path.join(place, str(random.randrange(1 << 30)))
     try:
