@@ -11,7 +11,9 @@ fn main() {
         "-Wl,--build-id=none",
         "-Wl,-z,noseparate-code",
         "-Wl,--no-eh-frame-hdr",
-        concat!("-Wl,-T,", env!("CARGO_MANIFEST_DIR"), "/link.ld"),
+        // The driver's own options: in those above, a comma in the path would end it.
+        "-T",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld"),
         // The prebuilt alloc mentions these, and a program that aborts on panic never calls them.
         "-Wl,--defsym=rust_eh_personality=0",
         "-Wl,--defsym=_Unwind_Resume=0",

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use adl_runtime::{Access, Config, Error, Image, Mount, Sandbox, Snapshot, SnapshotOptions, Upper};
+use adl_runtime::{
+    Access, Config, Error, Image, Mount, RootAccess, Sandbox, Snapshot, SnapshotOptions, Upper,
+};
 
 use crate::harness::{Home, Need, needs, shell, stderr, succeeds};
 use crate::images;
@@ -168,6 +170,26 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
     let next = Sandbox::create(config.clone()).unwrap();
     assert_eq!(shell(&next, look), new);
     assert_eq!(disk.subvolumes().len(), 2);
+}
+
+#[test]
+fn a_root_on_btrfs_can_be_read_only() {
+    if !needs(&[Need::Root, Need::Btrfs]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::btrfs(&home);
+    let sandbox = Sandbox::create(Config {
+        upper: BTRFS,
+        image: Image::directory(small_image(&home.path(""))),
+        root: RootAccess::ReadOnly,
+        mounts: vec![Mount::tmpfs("/new", 1 << 20)],
+        ..disk.config()
+    })
+    .unwrap();
+    let output = sandbox.shell("echo > /new/file; echo > /data/new").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/data/new: Read-only"), "{output:?}");
+    assert_eq!(shell(&sandbox, "ls /new /data"), "/data:\nfile\nsub\n\n/new:\nfile\n");
 }
 
 #[test]

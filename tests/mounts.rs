@@ -95,6 +95,17 @@ print(*done)
         (String::from_utf8(output.stdout).unwrap(), shell(&sandbox, "cat /data/file; true"))
     };
     assert_eq!(attack(Access::ReadOnly), ("\n".to_owned(), "host\n".to_owned()));
+    // Of the mount in it, its content is there, and the kernel says the same of it.
+    let sandbox = with(&home, vec![Mount::volume(&path, "/data", Access::ReadOnly)]);
+    let mounts = shell(&sandbox, "grep ' /data' /proc/self/mounts");
+    assert_eq!(mounts.lines().count(), if below.is_some() { 2 } else { 1 }, "{mounts}");
+    for line in mounts.lines() {
+        assert!(line.contains(" ro,nosuid,nodev"), "{line}");
+    }
+    if below.is_some() {
+        assert_eq!(shell(&sandbox, "cat /data/sub/below"), "below\n");
+    }
+    drop(sandbox);
     assert_eq!(images::fingerprint(&path), before);
     // Control: to a copy, nearly all of it can be done, and the host sees nothing of it.
     let (done, _) = attack(Access::CopyOnWrite);
@@ -157,6 +168,9 @@ fn set_user_id_programs_and_devices_of_a_volume_are_neither() {
     );
     for access in [Access::ReadWrite, Access::ReadOnly, Access::CopyOnWrite] {
         let sandbox = with(&home, vec![Mount::volume(&path, "/data", access)]);
+        // Commands get no new rights anyhow; so the mount is asked itself.
+        let mount = shell(&sandbox, "grep ' /data ' /proc/self/mounts");
+        assert!(mount.contains(",nosuid,nodev"), "{access:?}: {mount}");
         let output = sandbox.command("/data/id").arg("-u").uid(1000).gid(1000).output().unwrap();
         assert_eq!(output.stdout, b"1000\n", "{access:?}");
         let read = sandbox.shell("head -c 1 /data/zero").output().unwrap();
@@ -225,6 +239,9 @@ fn links_in_an_image_lead_no_target_out_of_it() {
         ("devices", "dev".into()),
         ("root", "/".into()),
         ("magic", "/proc/self/root/real".into()),
+        ("keys", "/proc/keys".into()),
+        ("acpi", "/proc/acpi".into()),
+        ("terminals", "/dev/pts".into()),
         ("self", "self".into()),
     ] {
         symlink(to, image.join(name)).unwrap();
@@ -246,9 +263,17 @@ fn links_in_an_image_lead_no_target_out_of_it() {
                 other => panic!("{target}: {other:?}"),
             }
         }
-        for target in
-            ["/process", "/process/sys", "/devices", "/root", "/magic", "/self", "/self/a"]
-        {
+        for target in [
+            "/process",
+            "/process/sys",
+            "/devices",
+            "/root",
+            "/magic",
+            "/self",
+            "/self/a",
+            "/acpi",
+            "/terminals",
+        ] {
             let made = create(target, access);
             assert!(matches!(made, Err(Error::Setup { .. })), "{target}: {made:?}");
         }
@@ -352,6 +377,7 @@ fn what_is_no_source_and_no_target_is_refused() {
         ("mount", Mount::tmpfs("/proc/x", 4096)),
         ("mount", Mount::tmpfs("/dev", 4096)),
         ("mount", Mount::tmpfs("/x", 0)),
+        ("mount", Mount::tmpfs("/x", u64::MAX)),
     ] {
         let error = refused(mount.clone());
         match &error {
@@ -423,7 +449,7 @@ fn a_read_only_root_can_be_written_to_by_no_one_but_where_mounts_are() {
         root: RootAccess::ReadOnly,
         mounts: vec![
             Mount::tmpfs("/tmp", 1 << 20),
-            Mount::volume(&path, "/usr/share/volume", Access::ReadWrite),
+            Mount::volume(&path, "/srv/volume", Access::ReadWrite),
             Mount::volume(&path, "/copy", Access::CopyOnWrite),
         ],
         ..home.config()
@@ -438,7 +464,7 @@ fn a_read_only_root_can_be_written_to_by_no_one_but_where_mounts_are() {
         // With one id, /usr is another's, and that is told first.
         assert!(text.contains("Read-only") || text.contains("denied"), "{place}: {text}");
     }
-    shell(&sandbox, "for d in /tmp /dev/shm /usr/share/volume /copy; do echo > $d/new; done");
+    shell(&sandbox, "for d in /tmp /dev/shm /srv/volume /copy; do echo > $d/new; done");
     assert!(matches!(
         sandbox.files().write_file("/root/new", b"x"),
         Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem
@@ -463,11 +489,86 @@ fn a_device_is_there_where_it_was_asked_for() {
         assert!(seen.starts_with("character special file 1,5 600 0:0\n"), "{seen}");
         let as_user = sandbox.command("cat").arg("/dev/sub/zeros").uid(1000).output().unwrap();
         assert!(!as_user.status.success());
+        let mounts = shell(&sandbox, "grep zeros /proc/self/mounts");
+        assert!(mounts.lines().all(|line| line.contains(" rw,nosuid,noexec")), "{mounts}");
         sandbox.reset().unwrap();
     }
     assert_eq!(fs::metadata(&node).unwrap().uid(), 0);
     // Control.
     assert!(!home.sandbox().shell("test -e /dev/sub").status().unwrap().success());
+}
+
+#[test]
+fn a_target_is_found_though_files_of_the_host_are_renamed_all_the_time() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let path = volume(&home, "volume");
+    let image = home.path("image");
+    images::small(&image);
+    fs::create_dir_all(image.join("x/y")).unwrap();
+    // To go up is what a rename anywhere interrupts.
+    symlink("/x/y/../../x/y/../y", image.join("dots")).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let [one, other] = ["one", "other"].map(|name| home.path(name));
+            fs::write(&one, "").unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::rename(&one, &other).unwrap();
+                fs::rename(&other, &one).unwrap();
+            }
+        });
+        let made: Vec<_> = (0..60)
+            .map(|_| {
+                let mounts = vec![Mount::volume(&path, "/dots/a", Access::ReadOnly)];
+                let image = Image::directory(&image);
+                Sandbox::create(Config { image, mounts, ..home.config() }).map(drop)
+            })
+            .collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+    });
+}
+
+#[test]
+fn a_volume_of_the_whole_host_shows_nothing_of_how_a_sandbox_is_made() {
+    if !needs(&[]) {
+        return;
+    }
+    // Without privilege, init opens it; with, some of what is mounted in / may know no ids.
+    let user = crate::harness::OrdinaryUser::new();
+    let mut adl = user.command(user.adl());
+    adl.args(["run", "-v", "/:/host:ro", "--", "sh", "-c"]);
+    adl.arg("ls /host/proc | grep -E '^(m0|s|blank|[0-9]+[.][0-9]+)$'; test -d /host/usr");
+    assert_eq!(succeeds(&mut adl), "");
+}
+
+#[test]
+fn a_source_stays_what_it_was_for_forks_from_elsewhere() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let (one, other) = (volume(&home, "one"), volume(&home, "other"));
+    fs::write(other.join("file"), "other\n").unwrap();
+    let cow = |source: &Path| vec![Mount::volume(source, "/data", Access::CopyOnWrite)];
+    let mut sandbox = with(&home, cow(&one));
+    shell(&sandbox, "echo > /data/new");
+    let snapshot = sandbox.snapshot().unwrap();
+    // What was written lies on the one volume, and on no other.
+    let made = Sandbox::create(Config { mounts: cow(&other), ..snapshot.config() }).map(drop);
+    assert!(matches!(made, Err(Error::Invalid { what: "mount", .. })), "{made:?}");
+    // The command line is where a relative path comes from.
+    let mut adl = adl_command(&home.state());
+    adl.args(["run", "-v", "one:/data", "--snapshot", "relative", "true"]);
+    succeeds(adl.current_dir(home.path("")));
+    let relative = adl_runtime::Snapshot::open(Some(&home.state()), "relative").unwrap();
+    let config = relative.config();
+    let [Mount::Volume { source, .. }] = &*config.mounts else { panic!("{config:?}") };
+    assert_eq!(*source, one);
+    relative.delete().unwrap();
 }
 
 #[test]

@@ -104,6 +104,8 @@ fn a_snapshot_keeps_the_configuration() {
     let look = "uname -n; cat /data/of-the-host; ls /data /scratch";
     let expected = "box\nmore\n/data:\nnew\nof-the-host\n\n/scratch:\n";
     assert_eq!(shell(&sandbox, look), expected);
+    // A volume is no part of the image.
+    assert_eq!(lines(&first.changes().unwrap()), "");
     let mut one = fork(&first);
     assert_eq!(shell(&one, look), expected);
     // On a second snapshot, too; and a fork may have other mounts.
@@ -187,7 +189,11 @@ fn processes_are_refused_or_ended_as_asked() {
     let child = sandbox.command("sleep").arg("1000").spawn().unwrap();
     // What a command has left behind counts, too.
     shell(&sandbox, "setsid sleep 1001 > /dev/null 2>&1 & echo > /root/file");
-    let before = census::tree(sandbox.init_pid());
+    // Init and the two sleepers; what has just ended may be seen for a moment.
+    let running = || census::tree(sandbox.init_pid());
+    let settled = || running().len() == 3;
+    assert!(crate::harness::within(crate::lifetime::GONE, settled), "{:?}", running());
+    let before = running();
     for _ in 0..2 {
         assert!(matches!(sandbox.snapshot(), Err(Error::Busy { .. })));
     }

@@ -11,7 +11,7 @@ use alloc::collections::VecDeque;
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
+use alloc::vec::{self, Vec};
 use core::ffi::CStr;
 
 use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
@@ -30,7 +30,8 @@ pub(crate) const ROOT: &CStr = c"m0";
 /// The mounts of a sandbox, while they are made.
 pub(crate) struct Assembly<'a> {
     setup: &'a Setup<'a>,
-    descriptors: &'a mut VecDeque<OwnedFd>,
+    /// What the mounts lie on, in the order in which they are named.
+    layers: vec::IntoIter<OwnedFd>,
     /// How many overlays there are so far.
     overlays: usize,
     /// Mounts that can be written to until all are made, since others may lie in them.
@@ -39,15 +40,37 @@ pub(crate) struct Assembly<'a> {
 
 impl<'a> Assembly<'a> {
     /// Makes the root. The working directory is the scratch from here to [`pivot`].
-    pub(crate) fn begin(
-        setup: &'a Setup<'a>,
-        descriptors: &'a mut VecDeque<OwnedFd>,
-    ) -> Result<Self> {
+    pub(crate) fn begin(setup: &'a Setup<'a>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Self> {
+        // All that has a path outside is opened before the scratch covers any of it, and so that
+        // nothing that is opened holds the scratch.
+        let upper = match &setup.upper {
+            Upper::Disk(layer) => {
+                Some(open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Upper)?)
+            }
+            Upper::Memory { .. } => None,
+        };
+        let mut layers = Vec::new();
+        let mut overlays = 0;
+        for mount in &setup.mounts {
+            match &mount.what {
+                What::Overlay(lowers) => {
+                    overlays += 1;
+                    for layer in lowers {
+                        let flags = OpenTreeFlags::empty();
+                        layers.push(open_layer(layer, flags, descriptors, Step::Layer)?);
+                    }
+                }
+                What::Volume(layer) | What::Device(layer) => {
+                    let flags = OpenTreeFlags::AT_RECURSIVE;
+                    layers.push(open_layer(layer, flags, descriptors, Step::Mount)?);
+                }
+                What::Tmpfs { .. } => {}
+            }
+        }
         enter_scratch().step(Step::Scratch)?;
-        let is_overlay = |mount: &&Mount<'_>| matches!(mount.what, What::Overlay(_));
-        let overlays = setup.mounts.iter().filter(is_overlay).count();
-        attach_upper(&setup.upper, overlays, descriptors)?;
-        let mut this = Self { setup, descriptors, overlays: 0, read_only: Vec::new() };
+        make_upper(&setup.upper, upper, overlays).step(Step::Upper)?;
+        let layers = layers.into_iter();
+        let mut this = Self { setup, layers, overlays: 0, read_only: Vec::new() };
         let root = setup.mounts.first().ok_or(Failure::new(Step::Overlay, Errno::INVAL))?;
         this.make(root, "m0")?;
         Ok(this)
@@ -75,25 +98,36 @@ impl<'a> Assembly<'a> {
     /// Makes a mount, under a name on the scratch if it has to be somewhere.
     fn make(&mut self, mount: &Mount<'_>, name: &str) -> Result<OwnedFd> {
         let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
+        let is_root = mount.at.is_empty();
         let made = match &mount.what {
             What::Overlay(lowers) => {
                 let number = self.overlays;
                 self.overlays += 1;
-                mount_overlay(number, lowers, name, self.setup.identities, self.descriptors)?
+                let layers = self.layers.by_ref().take(lowers.len());
+                mount_overlay(number, layers, name, self.setup.identities)?
             }
             What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
-            What::Volume(layer) | What::Device(layer) => {
-                let made =
-                    open_layer(layer, OpenTreeFlags::AT_RECURSIVE, self.descriptors, Step::Mount)?;
-                let restriction = match (&mount.what, mount.access) {
-                    (What::Device(_), _) => Restriction::Device,
-                    (_, Access::ReadWrite) => Restriction::Data,
-                    (_, Access::ReadOnly) => Restriction::ReadOnlyData,
+            What::Volume(_) => {
+                let made = self.layers.next().ok_or(fail(Errno::BADF))?;
+                let restriction = match mount.access {
+                    // Nothing could be mounted in a root that is read-only already.
+                    Access::ReadOnly if !is_root => Restriction::ReadOnlyData,
+                    _ => Restriction::Data,
                 };
                 sys::restrict_mount(&made, restriction).map_err(fail)?;
-                if mount.at.is_empty() {
-                    attach_as(&made, name).map_err(fail)?;
+                if !is_root {
+                    return Ok(made);
                 }
+                attach_as(&made, name).map_err(fail)?;
+                made
+            }
+            What::Device(layer) => {
+                let made = self.layers.next().ok_or(fail(Errno::BADF))?;
+                let made = match layer {
+                    Layer::Path { .. } => made,
+                    Layer::Descriptor => device_on(made, name).map_err(fail)?,
+                };
+                sys::restrict_mount(&made, Restriction::Device).map_err(fail)?;
                 return Ok(made);
             }
         };
@@ -104,6 +138,15 @@ impl<'a> Assembly<'a> {
     }
 }
 
+/// The node on a file system that the host has made for it alone. That is attached first: of what
+/// is mounted nowhere, older kernels clone no part.
+fn device_on(file_system: OwnedFd, name: &str) -> IoResult<OwnedFd> {
+    attach_as(file_system, name)?;
+    let node = format!("{name}/{}", adl_protocol::DEVICE);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, node, flags)
+}
+
 /// Opens the place of a mount in the root file system, and makes what is missing of it. Symbolic
 /// links lead where they would lead a program inside.
 fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
@@ -111,7 +154,10 @@ fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
         let path = CString::new(path).map_err(|_| Errno::INVAL)?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+        // The host renames files, too.
+        crate::files::patiently(|| {
+            rustix::fs::openat2(root, path.as_c_str(), flags, Mode::empty(), resolve)
+        })
     };
     // As much of it as there is.
     let mut end = at.len();
@@ -137,15 +183,18 @@ fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         place = rustix::fs::openat(&place, &name, flags, Mode::empty())?;
     }
-    // What a sandbox can't do without is not covered, whatever links lead there.
+    // What a sandbox can't do without is not covered, whatever links lead there: the root, /dev, and
+    // all of /proc, of which parts lie on the scratch themselves.
     let stat = rustix::fs::fstat(&place)?;
     for kept in [ROOT, c"m0/dev"] {
         if identity(&stat) == identity(&rustix::fs::stat(kept)?) {
             return Err(Errno::BUSY);
         }
     }
-    if rustix::fs::fstatfs(&place)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
-        return Err(Errno::BUSY);
+    for kept in [c".", c"m0/proc", c"m0/dev/pts"] {
+        if stat.st_dev == rustix::fs::stat(kept)?.st_dev {
+            return Err(Errno::BUSY);
+        }
     }
     // A mount of a directory on a file, or the other way round, is ENOTDIR to the kernel, too.
     Ok(place)
@@ -249,26 +298,18 @@ fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
     )
 }
 
-fn attach_upper(
-    upper: &Upper<'_>,
-    overlays: usize,
-    descriptors: &mut VecDeque<OwnedFd>,
-) -> Result<()> {
-    match upper {
-        Upper::Disk(layer) => {
-            let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Upper)?;
-            attach_as(mount, "s").step(Step::Upper)
-        }
-        Upper::Memory { size } => {
-            mount_tmpfs(*size, c"mode=0700", "s").step(Step::Upper)?;
-            for number in 0..overlays {
-                for name in [format!("s/{number}.upper"), format!("s/{number}.work")] {
-                    rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755)).step(Step::Upper)?;
-                }
-            }
-            Ok(())
+fn make_upper(upper: &Upper<'_>, mount: Option<OwnedFd>, overlays: usize) -> IoResult<()> {
+    if let Some(mount) = mount {
+        return attach_as(mount, "s");
+    }
+    let Upper::Memory { size } = upper else { return Err(Errno::BADF) };
+    mount_tmpfs(*size, c"mode=0700", "s")?;
+    for number in 0..overlays {
+        for name in [format!("s/{number}.upper"), format!("s/{number}.work")] {
+            rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755))?;
         }
     }
+    Ok(())
 }
 
 /// Mounts a tmpfs on a new directory of the scratch.
@@ -333,17 +374,15 @@ fn copy_attributes(layer: &OwnedFd, upper: &str, identities: Identities) -> IoRe
 /// Mounts one overlay on a new directory of the scratch.
 fn mount_overlay(
     number: usize,
-    layers: &[Layer<'_>],
+    layers: impl Iterator<Item = OwnedFd>,
     name: &str,
     identities: Identities,
-    descriptors: &mut VecDeque<OwnedFd>,
 ) -> Result<OwnedFd> {
-    if layers.is_empty() || layers.len() > limits::MAX_LAYERS {
-        return Err(Failure::new(Step::Layer, Errno::INVAL));
-    }
     let mut lowers = String::new();
-    for (layer_number, layer) in layers.iter().enumerate() {
-        let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Layer)?;
+    for (layer_number, mount) in layers.enumerate() {
+        if layer_number == limits::MAX_LAYERS {
+            return Err(Failure::new(Step::Layer, Errno::INVAL));
+        }
         let name = format!("{number}.{layer_number}");
         if layer_number == 0 {
             let upper = format!("s/{number}.upper");

@@ -94,7 +94,7 @@ pub enum What<'a> {
     Overlay(#[serde(borrow)] Vec<Layer<'a>>),
     /// A directory or file of the host, with all that is mounted below it.
     Volume(#[serde(borrow)] Layer<'a>),
-    /// A device node of the host.
+    /// A device node of the host; as a descriptor, a file system with one, called [`DEVICE`].
     Device(#[serde(borrow)] Layer<'a>),
     /// A tmpfs.
     Tmpfs {
@@ -102,6 +102,9 @@ pub enum What<'a> {
         size: u64,
     },
 }
+
+/// The name of the node in the file system of a [`What::Device`].
+pub const DEVICE: &str = "device";
 
 /// A directory of the host; of a volume and a device, a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

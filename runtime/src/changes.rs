@@ -9,6 +9,7 @@ use nix::sys::stat::Mode;
 
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
+use crate::ids;
 use crate::root::{Layer, Tree, TreeKind};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
@@ -19,7 +20,7 @@ use crate::wire::Deadline;
 impl Sandbox {
     /// Lists what it has written so far that differs from its image: all that was added, modified or
     /// deleted, sorted. A file that was opened for writing counts as modified, whatever was written;
-    /// a directory that a mount lies on is none.
+    /// a directory that a mount lies on is none, and what is in volumes is no matter of the image.
     ///
     /// What runs in it goes on, so the list may show things as they were one after the other.
     ///
@@ -40,7 +41,7 @@ impl Sandbox {
             return Err(Error::SandboxDied);
         };
         let mut layers = Vec::new();
-        for (tree, name) in root.uppers() {
+        for (tree, name) in root.uppers().filter(|(tree, _)| !tree.is_volume) {
             let mut opened = Layers::open(tree)?;
             let path = directory.path().join(&name);
             opened.changed.insert(0, open(directory.as_fd(), Path::new(&name), &path)?);
@@ -61,8 +62,8 @@ impl Snapshot {
     }
 
     /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of what
-    /// differs from the image, as a layer of an OCI image. Extended attributes are not in it, nor
-    /// devices, FIFOs and sockets, which the report names.
+    /// differs from the image, as a layer of an OCI image. Volumes are not in it, nor are extended
+    /// attributes, and devices, FIFOs and sockets, which the report names.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Export, Sandbox};
@@ -77,8 +78,12 @@ impl Snapshot {
     /// it: a file inside has the name of a mark of OCI's, `.wh.…`.
     pub fn export(&self, what: Export, mut to: impl Write + Send) -> Result<CopyReport> {
         let layers = self.layers()?;
-        let options =
-            CopyOptions { owners: true, set_ids: true, limit: u64::MAX, entries: u64::MAX };
+        let options = CopyOptions {
+            owners: ids::caller_may_map(),
+            set_ids: true,
+            limit: u64::MAX,
+            entries: u64::MAX,
+        };
         let report = tree::export(&stacks(&layers), what, &mut to, &options, Deadline::NEVER)?;
         to.flush().map_err(Error::io("write the archive"))?;
         Ok(report)
@@ -86,8 +91,8 @@ impl Snapshot {
 
     fn layers(&self) -> Result<Vec<Layers>> {
         let state = State::open(Some(self.held().state()))?;
-        let trees = self.held().record().open(&state, true)?;
-        trees.iter().map(|(tree, _)| Layers::open(tree)).collect()
+        let trees = self.held().record().open(&state)?;
+        trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
     }
 }
 

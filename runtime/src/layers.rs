@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use adl_protocol::{Access, Layer, Mount};
+use adl_protocol::{Access, DEVICE, Layer, Mount};
 use nix::errno::Errno;
-use nix::fcntl::openat;
-use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
+use nix::fcntl::{AtFlags, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
@@ -125,16 +125,13 @@ impl Layers {
         let mode = Mode::from_bits_truncate(stat.st_mode);
         let make = || {
             let place = sys::detached_tmpfs()?;
-            mknodat(&place, "device", kind, mode, stat.st_rdev)?;
+            mknodat(&place, DEVICE, kind, mode, stat.st_rdev)?;
             let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
-            let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-            fchownat(&place, "device", Some(uid), Some(gid), flags)?;
+            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(&place, DEVICE, Some(uid), Some(gid), flags)?;
             // Whatever the caller's umask.
-            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-            nix::sys::stat::fchmodat(&place, "device", mode, follow)?;
-            let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-            let node = openat(&place, "device", flags, Mode::empty())?;
-            sys::detached_mount(node.as_fd(), sys::Below::LeftOut)
+            fchmodat(&place, DEVICE, mode, FchmodatFlags::FollowSymlink)?;
+            Ok::<_, io::Error>(place)
         };
         self.descriptors.push(make().map_err(Error::at("make a node of", &source.path))?);
         Ok(Layer::Descriptor)

@@ -14,8 +14,9 @@ use crate::root::Source;
 /// Something that is mounted in a sandbox, on top of what its image has there.
 ///
 /// A target is an absolute path inside without `..`. Symbolic links on the way lead where they
-/// would lead a program inside, and what is missing of it is made. Nothing is mounted on `/`,
-/// `/proc` or `/dev`, whatever links lead there. Mounts on other mounts come after those.
+/// would lead a program inside, and what is missing of it is made, by the rights of root inside.
+/// Nothing is mounted on `/`, in `/proc` or on `/dev`, whatever links lead there. Mounts on other
+/// mounts, by the names as they are written, come after those.
 ///
 /// ```no_run
 /// use adl_runtime::{Access, Config, Mount, Sandbox};
@@ -37,8 +38,8 @@ pub enum Mount {
     /// its name afterwards is not in it.
     ///
     /// Owners are the same numbers inside and outside, as with images: a file that root inside makes
-    /// in a volume that is read-write belongs to root outside. An ordinary user's volumes belong to
-    /// root inside.
+    /// in a volume that is read-write belongs to root outside. Of an ordinary user's volumes, what is
+    /// the user's belongs to root inside.
     Volume {
         /// The path outside; where it is relative, to the working directory of the caller.
         #[serde(with = "crate::bytes")]
@@ -77,7 +78,8 @@ pub enum Access {
     /// Reading and writing, by the rights that the files give.
     ReadWrite,
     /// Reading, and writing to a copy of the sandbox's own, which is gone with it and with a reset. For
-    /// directories; what is mounted in them is not seen.
+    /// directories; what is mounted in them is not seen, and an ordinary user can't have one in which
+    /// something is.
     CopyOnWrite,
 }
 
@@ -96,6 +98,13 @@ impl Mount {
     pub fn device(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self::Device { source: path.clone(), target: path }
+    }
+
+    pub(crate) fn make_absolute(&mut self) -> Result<()> {
+        if let Self::Volume { source, .. } | Self::Device { source, .. } = self {
+            *source = std::path::absolute(&*source).map_err(Error::at("getcwd for", source))?;
+        }
+        Ok(())
     }
 
     /// The path inside.
@@ -135,15 +144,25 @@ pub(crate) fn open(mounts: &[Mount]) -> Result<Vec<Opened>> {
             Mount::Volume { source, access, .. } => {
                 OpenedWhat::Volume { source: open_volume(source, *access)?, access: *access }
             }
-            // To the kernel, no limit.
-            Mount::Tmpfs { target, size: 0 } => return Err(invalid(target, "a tmpfs of size 0")),
-            Mount::Tmpfs { size, .. } => OpenedWhat::Tmpfs { size: *size },
+            Mount::Tmpfs { size, .. } => {
+                check_size("mount", *size)?;
+                OpenedWhat::Tmpfs { size: *size }
+            }
             Mount::Device { source, .. } => OpenedWhat::Device(open_device(source)?),
         };
         opened.push(Opened { at, what });
     }
     opened.sort_by_key(|mount| mount.at.components().count());
     Ok(opened)
+}
+
+/// Refuses a limit that would be none: to the kernel, 0 is, and so is what rounds up to 2^64.
+pub(crate) fn check_size(what: &'static str, size: u64) -> Result<()> {
+    const MOST: u64 = 1 << 62;
+    if size == 0 || size > MOST {
+        return Err(Error::invalid(what, format!("a size of {size} bytes: takes 1 to {MOST}")));
+    }
+    Ok(())
 }
 
 fn invalid(target: &Path, why: &str) -> Error {

@@ -49,6 +49,8 @@ pub(crate) enum Layer {
         part: String,
         path: PathBuf,
     },
+    /// The source of a volume whose changes a snapshot has kept, not opened.
+    Volume(PathBuf),
 }
 
 impl Layer {
@@ -56,6 +58,7 @@ impl Layer {
         match self {
             Self::Image(source) => Ok(source.clone()),
             Self::Snapshot { path, .. } => Source::directory("open snapshot", path),
+            Self::Volume(path) => Source::directory("open volume", path),
         }
     }
 }
@@ -70,6 +73,8 @@ pub(crate) struct Tree {
     /// How many of the layers, from the top, hold changes since the image.
     pub(crate) changed: usize,
     pub(crate) kind: TreeKind,
+    /// Whether it is a volume that is copied on write, and not of the image.
+    pub(crate) is_volume: bool,
 }
 
 /// How changes are kept apart from the layers.
@@ -84,14 +89,35 @@ pub(crate) enum TreeKind {
 impl Tree {
     pub(crate) fn of_image(at: impl Into<PathBuf>, directory: Source) -> Self {
         let layers = vec![Layer::Image(directory)];
-        Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay }
+        Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay, is_volume: false }
+    }
+
+    /// The same of a volume, with what a snapshot has kept of it.
+    fn of_volume(at: PathBuf, source: Source, saved: &[Tree]) -> Result<Self> {
+        let Some(saved) = saved.iter().find(|saved| saved.at == at) else {
+            return Ok(Self { is_volume: true, ..Self::of_image(at, source) });
+        };
+        let mut tree = saved.clone();
+        match tree.layers.last_mut() {
+            Some(Layer::Volume(path)) if *path == source.path => {
+                if let Some(last) = tree.layers.last_mut() {
+                    *last = Layer::Image(source);
+                }
+                Ok(tree)
+            }
+            // What was written would come to lie on files that it has nothing to do with.
+            _ => Err(Error::invalid(
+                "mount",
+                format!("{at:?}: the snapshot has kept changes to another source there"),
+            )),
+        }
     }
 }
 
 /// One mount of a root file system.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
-    Tree { tree: Tree, access: adl_protocol::Access, is_volume: bool },
+    Tree { tree: Tree, access: adl_protocol::Access },
     Mount { at: PathBuf, what: Mounted },
 }
 
@@ -121,18 +147,13 @@ impl Root {
             RootAccess::ReadOnly => adl_protocol::Access::ReadOnly,
         };
         let of_image = opened.trees.into_iter();
-        let mut parts: Vec<Part> =
-            of_image.map(|tree| Part::Tree { tree, access, is_volume: false }).collect();
+        let mut parts: Vec<Part> = of_image.map(|tree| Part::Tree { tree, access }).collect();
         for mount in mount::open(&config.mounts)? {
             let at = mount.at;
             parts.push(match mount.what {
                 OpenedWhat::Volume { source, access: Access::CopyOnWrite } => {
-                    let mut tree = Tree::of_image(&at, source);
-                    if let Some(saved) = opened.volumes.iter().find(|saved| saved.at == at) {
-                        tree.layers.splice(0..0, saved.layers.iter().cloned());
-                    }
-                    let access = adl_protocol::Access::ReadWrite;
-                    Part::Tree { tree, access, is_volume: true }
+                    let tree = Tree::of_volume(at, source, &opened.volumes)?;
+                    Part::Tree { tree, access: adl_protocol::Access::ReadWrite }
                 }
                 OpenedWhat::Volume { source, access } => {
                     let access = match access {
@@ -202,13 +223,11 @@ impl Root {
     /// A size that would not hold for all that can be written.
     fn check_size(&self, config: &Config) -> Result<()> {
         match config.upper {
-            Upper::Disk { size: Some(0) }
-            | Upper::Memory { size: 0 }
-            | Upper::Btrfs { size: Some(0) } => {
-                return Err(Error::invalid("upper", "a size of 0 bytes"));
+            Upper::Disk { size: None } | Upper::Btrfs { size: None } => return Ok(()),
+            Upper::Disk { size: Some(size) } | Upper::Memory { size } => {
+                return mount::check_size("upper", size);
             }
-            Upper::Btrfs { size: Some(_) } => {}
-            _ => return Ok(()),
+            Upper::Btrfs { size: Some(size) } => mount::check_size("upper", size)?,
         }
         if self.trees().all(|tree| tree.kind == TreeKind::Subvolume) {
             return Ok(());

@@ -44,12 +44,16 @@ impl Sandbox {
     /// [`Error::Invalid`] and [`Error::Io`] for what is wrong with `config` and its paths;
     /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
     /// failed. Whatever the error, nothing is left behind.
-    pub fn create(config: Config) -> Result<Self> {
+    pub fn create(mut config: Config) -> Result<Self> {
         if let Some(name) = &config.name {
             check_name("name", name)?;
         }
         if let Some(hostname) = &config.hostname {
             check_name("hostname", hostname)?;
+        }
+        // A snapshot keeps them, for callers who may be elsewhere.
+        for mount in &mut config.mounts {
+            mount.make_absolute()?;
         }
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);

@@ -151,10 +151,10 @@ pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<Open
         return Err(Error::invalid("snapshot", format!("{name:?}: {why}")));
     }
     let mut opened = OpenedImage { held: this.hold_below(state)?, ..OpenedImage::default() };
-    for (mut tree, is_volume) in this.record().open(state, false)? {
+    for mut tree in this.record().open(state)? {
         // What changes from now on are changes to this snapshot.
         tree.changed = 0;
-        if is_volume { opened.volumes.push(tree) } else { opened.trees.push(tree) }
+        if tree.is_volume { opened.volumes.push(tree) } else { opened.trees.push(tree) }
     }
     opened.held.push(this);
     Ok(opened)

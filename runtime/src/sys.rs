@@ -401,7 +401,7 @@ pub(crate) fn detached_tmpfs() -> io::Result<OwnedFd> {
     unsafe {
         let context = owned(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC))?;
         let fd = context.as_raw_fd();
-        for (key, value) in [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0700")] {
+        for (key, value) in [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0711")] {
             let (key, value) = (key.as_ptr(), value.as_ptr());
             check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key, value, 0))?;
         }

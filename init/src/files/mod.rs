@@ -134,7 +134,9 @@ fn open_or_make_in_root(path: &CStr, flags: OFlags, new: Mode) -> rustix::io::Re
 
 /// Tries again what a guest holds up: by renaming what lies on the path (openat2(2)), which is
 /// seldom in the way twice, or by a lease, for which it may have a moment to give it up.
-fn patiently<T>(mut open: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+pub(crate) fn patiently<T>(
+    mut open: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
     const AT_ONCE: u32 = 64;
     const SLOWLY: u32 = 20;
     let pause = Timespec { tv_sec: 0, tv_nsec: 500_000 };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::root::{Layer, Part, Root, Source, Tree, TreeKind};
+use crate::root::{Layer, Root, Source, Tree, TreeKind};
 use crate::state::{SandboxDirectory, Shelf, State};
 
 /// The file that a snapshot's record is in, in its directory.
@@ -54,17 +54,13 @@ enum LayerRecord {
 impl Record {
     /// Of what a sandbox has written on top of `root`, under the name of the snapshot.
     fn new(state: &State, config: &Config, root: &Root, name: &str) -> Self {
-        let is_volume = root.parts.iter().filter_map(|part| match part {
-            Part::Tree { is_volume, .. } => Some(*is_volume),
-            Part::Mount { .. } => None,
-        });
-        let trees = root.uppers().zip(is_volume).map(|((tree, part), is_volume)| {
+        let trees = root.uppers().map(|(tree, part)| {
             let own = LayerRecord::Snapshot { name: name.to_owned(), part };
             let below = tree.layers.iter().map(|layer| match layer {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
                 }
-                Layer::Image(Source { path, .. }) => {
+                Layer::Image(Source { path, .. }) | Layer::Volume(path) => {
                     let path = path.strip_prefix(state.path()).unwrap_or(path).to_owned();
                     LayerRecord::Directory { path }
                 }
@@ -73,7 +69,7 @@ impl Record {
                 at: tree.at.clone(),
                 layers: [own].into_iter().chain(below).collect(),
                 changed: tree.changed + 1,
-                is_volume,
+                is_volume: tree.is_volume,
                 is_subvolume: tree.kind == TreeKind::Subvolume,
             }
         });
@@ -102,23 +98,24 @@ impl Record {
         names.into_iter()
     }
 
-    /// Opens its trees; those of volumes without what is the volume itself.
-    pub(crate) fn open(&self, state: &State, with_volumes: bool) -> Result<Vec<(Tree, bool)>> {
-        let mut trees = Vec::new();
-        for tree in &self.trees {
-            let without = usize::from(tree.is_volume && !with_volumes);
-            let count = tree.layers.len().saturating_sub(without);
-            let layers = tree.layers.iter().take(count).map(|layer| layer.open(state));
-            let kind = if tree.is_subvolume { TreeKind::Subvolume } else { TreeKind::Overlay };
-            let opened = Tree {
+    /// Opens its trees, but the sources of volumes.
+    pub(crate) fn open(&self, state: &State) -> Result<Vec<Tree>> {
+        let open = |tree: &TreeRecord| {
+            let layers = tree.layers.iter().map(|layer| match layer {
+                LayerRecord::Directory { path } if tree.is_volume => {
+                    Ok(Layer::Volume(state.path().join(path)))
+                }
+                other => other.open(state),
+            });
+            Ok(Tree {
                 at: tree.at.clone(),
                 layers: layers.collect::<Result<_>>()?,
                 changed: tree.changed,
-                kind,
-            };
-            trees.push((opened, tree.is_volume));
-        }
-        Ok(trees)
+                kind: if tree.is_subvolume { TreeKind::Subvolume } else { TreeKind::Overlay },
+                is_volume: tree.is_volume,
+            })
+        };
+        self.trees.iter().map(open).collect()
     }
 }
 

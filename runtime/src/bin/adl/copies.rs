@@ -9,7 +9,7 @@ use adl_runtime::{CopyReport, Error, Files, Result};
 use crate::options::CliResult;
 
 pub(crate) const HELP: &str = "\
-      --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the
+\x20     --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the
                            path TO inside; may be given several times, as may be the next one
       --copy-out FROM:TO   when the command has ended, however it did, copy what is at the path
                            FROM inside to this machine; it is made by this user, without

@@ -9,7 +9,7 @@ use adl_runtime::{Access, Mount};
 use crate::options::{CliResult, bytes};
 
 pub(crate) const HELP: &str = "\
-  -v, --volume SOURCE:TARGET[:MODE]
+\x20 -v, --volume SOURCE:TARGET[:MODE]
                            mount a directory or file of this machine at TARGET inside; MODE is `rw`
                            (default), `ro`, or `cow`: writes go to a copy that is gone afterwards
       --tmpfs TARGET[:size=SIZE]

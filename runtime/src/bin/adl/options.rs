@@ -13,7 +13,7 @@ pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The help of the options that [`sandbox_option`] knows.
 pub(crate) const SANDBOX_HELP: &str = "\
-      --image IMAGE        a directory with a root file system, a tar archive of one,
+\x20     --image IMAGE        a directory with a root file system, a tar archive of one,
                            `snapshot:NAME`, or `host` for the programs of this machine (default)
       --name NAME          name of the sandbox
       --hostname NAME      host name inside (default: the name)

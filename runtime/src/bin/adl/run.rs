@@ -44,7 +44,7 @@ like `adl run -it`; else the shell reads its commands from there. The exit statu
 ";
 
 const COMMAND_HELP: &str = "\
-      --timeout DURATION   kill it, and all that it has started, after so long: seconds, or with a
+\x20     --timeout DURATION   kill it, and all that it has started, after so long: seconds, or with a
                            unit, as 500ms, 1.5s, 10m, 2h
   -e, --env NAME=VALUE     set an environment variable; NAME alone takes this one's value
       --env-file FILE      set those of a file, one on each line, as for --env, which comes first;
