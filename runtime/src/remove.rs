@@ -71,8 +71,11 @@ static REMOVER: Mutex<Option<(Owner, SyncSender<Job>)>> = Mutex::new(None);
 
 /// Removes what a sandbox has left soon, and gives its name free now.
 pub(crate) fn remove_later(mut remains: Remains) -> Result<()> {
-    if let Some(directory) = &mut remains.directory {
-        directory.move_aside()?;
+    if let Some(directory) = &mut remains.directory
+        && directory.move_aside().is_err()
+    {
+        // As on a full disk of btrfs, where only what is removed makes room. So that comes first.
+        return remains.remove();
     }
     let Some(sender) = sender() else { return remains.remove() };
     match sender.try_send(Job::Remove(remains)) {

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 pub use layers::{Change, ChangeKind, Export};
 pub(crate) use layers::{Stack, StackKind, changes, export};
 pub(crate) use pipe::{Incoming, Outgoing};
+pub(crate) use place::Place;
 pub(crate) use read::send;
 pub(crate) use tar::{from_tar, to_tar};
 pub(crate) use write::{receive, receive_as_top};

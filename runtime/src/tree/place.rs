@@ -44,7 +44,7 @@ pub(super) struct Spot {
 
 impl Spot {
     /// The top of a tree.
-    pub(super) fn new(directory: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(directory: OwnedFd) -> io::Result<Self> {
         let identity = Identity::of(&fstat(&directory)?);
         Ok(Self { directory, identity, above: Vec::new() })
     }
@@ -84,19 +84,19 @@ impl AsFd for Spot {
 
 /// A [`Spot`] and the names that lead to it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     spot: Spot,
     trail: Trail,
 }
 
 impl Place {
     /// The top of a tree.
-    pub(super) fn new(directory: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(directory: OwnedFd) -> io::Result<Self> {
         Ok(Self { spot: Spot::new(directory)?, trail: Trail::default() })
     }
 
     /// Goes down into a directory that was opened here.
-    pub(super) fn enter(&mut self, name: &CStr, directory: OwnedFd, stat: &FileStat) {
+    pub(crate) fn enter(&mut self, name: &CStr, directory: OwnedFd, stat: &FileStat) {
         self.spot.enter(directory, stat);
         self.trail.push(name);
     }
@@ -110,7 +110,7 @@ impl Place {
     ///
     /// # Errors
     /// ESTALE if the directory has been moved since it was entered.
-    pub(super) fn leave(&mut self) -> io::Result<Option<(OwnedFd, CString)>> {
+    pub(crate) fn leave(&mut self) -> io::Result<Option<(OwnedFd, CString)>> {
         let Some(directory) = self.spot.leave()? else { return Ok(None) };
         Ok(Some((directory, self.trail.pop().unwrap_or_default())))
     }
