@@ -55,7 +55,7 @@ fn find_debian() -> Result<PathBuf, String> {
 /// Fills a directory with a root file system of a few programs of the host and their libraries,
 /// and nothing else: no /proc, no /dev, no /tmp.
 pub(crate) fn small(root: &Path) {
-    for program in ["sh", "cat", "ls", "rm", "sleep", "id"] {
+    for program in ["sh", "cat", "ls", "mkdir", "rm", "sleep", "id"] {
         let path = ["/usr/bin", "/bin"].map(|bin| Path::new(bin).join(program));
         let path = path.iter().find(|path| path.exists()).unwrap();
         copy(path, &root.join("bin").join(program));

@@ -61,6 +61,11 @@ pub(crate) fn snapshot(
     ioctl::create_snapshot(source, parent, name.as_ref())
 }
 
+/// Whether others are nested in a subvolume.
+pub(crate) fn has_nested(subvolume: impl AsFd) -> io::Result<bool> {
+    ioctl::has_nested(subvolume)
+}
+
 /// Destroys a subvolume with all that is in it, read-only or not.
 ///
 /// # Errors

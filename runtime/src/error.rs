@@ -139,6 +139,12 @@ impl Error {
         Self::Invalid { what, why: why.into() }
     }
 
+    /// Whether a disk, or a limit on it, is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        let (Self::Io { source, .. } | Self::Setup { source, .. }) = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+
     /// For `map_err`, on what has no path.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         Self::at(operation, Path::new(""))

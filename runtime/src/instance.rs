@@ -50,15 +50,20 @@ impl Instance {
         Ok(Self { init, control, directory, mounts, root, ids, owner, ended: false })
     }
 
-    /// Has init build the sandbox, and waits until it has.
+    /// Gives it a directory: from here on it is removed with it.
+    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
+        self.directory.insert(directory)
+    }
+
+    /// Has init build the sandbox in its directory, and waits until it has.
     pub(crate) fn set_up(
         &mut self,
         config: &Config,
         hostname: &str,
         root: Arc<Root>,
-        directory: SandboxDirectory,
     ) -> Result<()> {
-        let (directory, root) = (self.directory.insert(directory), self.root.insert(root));
+        let root = self.root.insert(root);
+        let Some(directory) = &self.directory else { return Err(Error::SandboxDied) };
         let plan = Plan { config, hostname, root, directory, ids: self.ids.as_deref() };
         self.mounts = Some(launch::set_up(&self.init, self.control.socket(), &plan)?);
         self.init.launched();
@@ -85,9 +90,9 @@ impl Instance {
         self.directory.as_mut()
     }
 
-    /// Its directory, to be kept by the caller.
-    pub(crate) fn take_directory(&mut self) -> Option<SandboxDirectory> {
-        self.directory.take()
+    /// Has its directory not be removed: it has become something else.
+    pub(crate) fn let_go_of_directory(&mut self) {
+        self.directory = None;
     }
 
     /// What its file systems lie on.

@@ -7,9 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use adl_protocol::{
-    Identities, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION, limits,
-};
+use adl_protocol::{Identities, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION};
 use nix::errno::Errno;
 
 use crate::capabilities::{Capabilities, Capability};
@@ -114,10 +112,6 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
         }
     };
     let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
-    if layers.descriptors.len() >= limits::MAX_DESCRIPTORS {
-        return Err(Error::invalid("image", "too many layers and mounts"));
-    }
-
     let filters: &[Vec<u8>] = match plan.config.seccomp {
         config::Seccomp::Unconfined => &[],
         config::Seccomp::Default => seccomp::default_filters()?,

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use adl_protocol::limits;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
@@ -168,6 +169,7 @@ impl Root {
         }
         let this = Self { parts, held: opened.held };
         this.check_size(config)?;
+        this.check_layers(0)?;
         Ok(this)
     }
 
@@ -218,6 +220,30 @@ impl Root {
         }
         next.held.push(snapshot);
         next
+    }
+
+    /// More layers than the kernel takes, or than go to init at once, with so many more in each
+    /// tree.
+    pub(crate) fn check_layers(&self, more: usize) -> Result<()> {
+        let mut descriptors = 2;
+        for part in &self.parts {
+            let count = match part {
+                Part::Tree { tree, .. } if tree.kind == TreeKind::Overlay => {
+                    tree.layers.len() + more
+                }
+                _ => 1,
+            };
+            if count > limits::MAX_LAYERS {
+                let why = format!("more than {} layers", limits::MAX_LAYERS);
+                return Err(Error::invalid("image", why));
+            }
+            descriptors += count;
+        }
+        if descriptors > limits::MAX_DESCRIPTORS {
+            let why = format!("more than {} layers and mounts", limits::MAX_DESCRIPTORS);
+            return Err(Error::invalid("image", why));
+        }
+        Ok(())
     }
 
     /// A size that would not hold for all that can be written.

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
+use std::time::{Duration, Instant};
 
 use adl_protocol::limits;
 
@@ -15,12 +16,18 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::instance::Instance;
+use crate::remove;
 use crate::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
 use crate::state::{Layout, SandboxDirectory, State};
 
 /// The longest name, in bytes: it must be a host name, too.
 const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
+
+/// How long a file system may take to give back the room of what was removed.
+const ROOM: Duration = Duration::from_secs(20);
+/// How often it is asked.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 
 /// A running sandbox.
 ///
@@ -64,9 +71,9 @@ impl Sandbox {
         // ready. From here on, dropping `instance` undoes everything.
         let mut instance = Instance::start(&config, fresh_ids()?)?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = directory.name().to_owned();
+        let name = instance.give(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
-        instance.set_up(&config, hostname, Arc::clone(&image), directory)?;
+        instance.set_up(&config, hostname, Arc::clone(&image))?;
         Ok(Self { name, config, state, image, instance })
     }
 
@@ -94,10 +101,15 @@ impl Sandbox {
         self.check_own("reset")?;
         // They end while the next ones are made.
         self.instance.kill()?;
-        let mut next = self.start_next()?;
-        let directory = self.state.make_aside(&self.image.layout(&self.config)?)?;
-        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
-        next.set_up(&self.config, hostname, Arc::clone(&self.image), directory)?;
+        let mut next = match self.make_next() {
+            // What it has written is in the way of what it will, and goes first.
+            Err(error) if error.is_no_space() => {
+                self.instance.end()?;
+                remove::finish_removals();
+                self.make_next_when_there_is_room()?
+            }
+            next => next?,
+        };
         // No command can come to the next before this has returned, so there is no moment at
         // which both do something.
         self.instance.end_processes()?;
@@ -105,6 +117,33 @@ impl Sandbox {
             directory.take_name(&self.name, self.instance.directory_mut())?;
         }
         std::mem::replace(&mut self.instance, next).end()
+    }
+
+    /// The same where what was in the way has just been removed. A btrfs gives the room back when it
+    /// has written that down, and a subvolume's in the background after that.
+    fn make_next_when_there_is_room(&self) -> Result<Instance> {
+        let end = Instant::now() + ROOM;
+        loop {
+            self.state.sync()?;
+            match self.make_next() {
+                Err(error) if error.is_no_space() && Instant::now() < end => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
+                }
+                made => return made,
+            }
+        }
+    }
+
+    /// Makes the instance on the image that is to take the place of this one.
+    fn make_next(&self) -> Result<Instance> {
+        let mut next = self.start_next()?;
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        next.set_up(&self.config, self.hostname(), Arc::clone(&self.image))?;
+        Ok(next)
+    }
+
+    fn hostname(&self) -> &str {
+        self.config.hostname.as_deref().unwrap_or(&self.name)
     }
 
     /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of; see
@@ -117,9 +156,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
-    /// [`Upper::Memory`], of which a snapshot could not be kept on disk. Otherwise as
-    /// [`Sandbox::reset`]; a snapshot with a name is there all the same where only the way back
-    /// failed.
+    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there are
+    /// subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel takes
+    /// (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no snapshot
+    /// comes about, the call can be made again; where only the sandbox can't go on, the snapshot is
+    /// returned, and the sandbox is dead until it is reset.
     pub fn snapshot(&mut self) -> Result<Snapshot> {
         self.snapshot_with(&SnapshotOptions::default())
     }
@@ -150,26 +191,44 @@ impl Sandbox {
         else {
             return Err(unsupported("its files are gone", "reset it first"));
         };
-        let name = options.name.as_deref();
-        let making = snapshot::Making::begin(&self.state, directory, &self.config, root, name)?;
+        // All that can be wrong shows before anything is ended or moved.
+        root.check_layers(1)?;
+        if directory.has_nested_subvolumes()? {
+            let why = "subvolumes were made in it, which a btrfs snapshot does not take along";
+            return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
+        }
         let root = Arc::clone(root);
-
+        let name = options.name.as_deref();
+        let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        let mut aside = self.state.make_aside(&layout)?;
+        next.give(self.state.make_aside(&layout)?);
         self.instance.end_processes()?;
-        // From here on the files are the snapshot's.
-        aside.take_name(&self.name, self.instance.directory_mut())?;
-        let Some(directory) = self.instance.take_directory() else {
+        if let Some(directory) = next.directory_mut() {
+            directory.take_name(&self.name, self.instance.directory_mut())?;
+        }
+        // If this fails, the files are the sandbox's still, and the next attempt's.
+        let Some(directory) = self.instance.directory_mut() else {
             return Err(Error::SandboxDied);
         };
         let snapshot = making.publish(directory, &root)?;
+        // From here on they are the snapshot's, and whatever happens, the caller has that.
+        self.instance.let_go_of_directory();
         let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
-        aside.add_subvolume(&root.layout(&self.config)?)?;
-        let hostname = self.config.hostname.as_deref().unwrap_or(&self.name);
-        next.set_up(&self.config, hostname, root, aside)?;
-        std::mem::replace(&mut self.instance, next).end()?;
+        if self.go_on(next, root).is_err() {
+            // It is dead, as any command will tell.
+            self.instance.end()?;
+        }
         Ok(snapshot)
+    }
+
+    /// Has an instance that was started for it take the place of one that has ended.
+    fn go_on(&mut self, mut next: Instance, root: Arc<Root>) -> Result<()> {
+        if let Some(directory) = next.directory() {
+            directory.add_subvolume(&root.layout(&self.config)?)?;
+        }
+        next.set_up(&self.config, self.hostname(), root)?;
+        std::mem::replace(&mut self.instance, next).end()
     }
 
     fn check_own(&self, what: &'static str) -> Result<()> {

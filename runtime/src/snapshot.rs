@@ -9,7 +9,7 @@ mod record;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use self::held::{Held, collect_one};
@@ -133,6 +133,15 @@ impl Snapshot {
         removed
     }
 
+    /// Removes the snapshot of a name, also one whose record can't be read any more.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`] and [`Snapshot::delete`].
+    pub fn remove(state_directory: Option<&Path>, name: &str) -> Result<()> {
+        check_name("snapshot", name)?;
+        remove(&State::open(state_directory)?, name)
+    }
+
     pub(crate) fn held(&self) -> &Arc<Held> {
         &self.this
     }
@@ -162,13 +171,14 @@ pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<Open
 
 /// A snapshot that is being made.
 pub(crate) struct Making {
-    state: State,
+    /// The state directory.
+    state: PathBuf,
     shelf: Shelf,
     name: String,
     /// Keeps the name; `None` where that is one of its own, and once it is a snapshot's.
     reserved: Option<OwnedFd>,
-    record: Record,
-    file: File,
+    /// The record, and its file, until they are the snapshot's.
+    written: Option<(Record, File)>,
 }
 
 impl Making {
@@ -189,9 +199,9 @@ impl Making {
             },
         };
         match write_record(state, directory, config, root, &name) {
-            Ok((record, file)) => {
-                let state = state.try_clone().map_err(Error::at("dup", state.path()))?;
-                Ok(Self { state, shelf, name, reserved, record, file })
+            Ok(written) => {
+                let state = state.path().to_owned();
+                Ok(Self { state, shelf, name, reserved, written: Some(written) })
             }
             Err(error) => {
                 if reserved.is_some() {
@@ -202,16 +212,16 @@ impl Making {
         }
     }
 
-    /// Makes a snapshot of the directory, of which nothing is used any more.
+    /// Makes a snapshot of the directory, of which nothing is used any more. Nothing here needs a
+    /// descriptor that there might not be.
     pub(crate) fn publish(
         mut self,
-        mut directory: SandboxDirectory,
+        directory: &mut SandboxDirectory,
         root: &Root,
     ) -> Result<Snapshot> {
+        let Some((record, file)) = self.written.take() else { return Err(Error::SandboxDied) };
         directory.move_to(&self.shelf, &self.name)?;
         self.reserved = None;
-        let file = self.file.try_clone().map_err(Error::at("dup", directory.path()))?;
-        let record = self.record.clone();
         let this = Held::publish(&self.state, &self.name, directory.path(), record, file);
         Ok(Snapshot { this, below: root.held.clone() })
     }

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
-use crate::remove::{entries, remove_contents, remove_empty};
+use crate::remove::{Remains, entries, remove_contents, remove_empty, remove_later};
 use crate::root::Source;
 use crate::sandbox::unique_name;
 use crate::{btrfs, quota, snapshot, sys};
@@ -27,8 +27,8 @@ use crate::{btrfs, quota, snapshot, sys};
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
-/// How long a collector may take to remove an empty directory.
-const COLLECTION: Duration = Duration::from_secs(1);
+/// How long a collector may take to give the name of what it has taken free.
+const COLLECTION: Duration = Duration::from_millis(20);
 
 /// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
 pub(crate) const SUBVOLUME: &str = "root";
@@ -90,6 +90,11 @@ impl State {
     pub(crate) fn is_surely_empty(&self) -> bool {
         fstat(&self.sandboxes.fd).is_ok_and(|stat| stat.st_nlink == 2)
             && !self.path.join(SNAPSHOTS).exists()
+    }
+
+    /// Has what was done to its file system written down.
+    pub(crate) fn sync(&self) -> Result<()> {
+        nix::unistd::syncfs(&self.sandboxes.fd).map_err(Error::at("syncfs", &self.path))
     }
 
     /// Where images are kept.
@@ -202,10 +207,17 @@ impl Shelf {
                         return Err(error);
                     }
                 },
-                Err(Errno::EEXIST) if taken.is_some_and(|at| at.elapsed() < COLLECTION) => {
-                    std::thread::yield_now();
-                }
-                Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_owned() }),
+                // Of an owner who has ended, it is no one's. Someone may just be taking it.
+                Err(Errno::EEXIST) => match self.take(name)? {
+                    Some(left) => remove_later(Remains::new(None, Some(left)))?,
+                    None => {
+                        let since = *taken.get_or_insert_with(Instant::now);
+                        if since.elapsed() > COLLECTION {
+                            return Err(Error::NameInUse { name: name.to_owned() });
+                        }
+                        std::thread::yield_now();
+                    }
+                },
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
         };
@@ -257,7 +269,11 @@ impl Shelf {
 
     /// Removes a directory, unless it has an owner.
     fn collect_one(&self, name: &str) -> Result<bool> {
-        let Some(directory) = self.take(name)? else { return Ok(false) };
+        let Some(mut directory) = self.take(name)? else { return Ok(false) };
+        if !is_aside(name) {
+            // Its name is free at once; where there is no room for that, at the end.
+            let _ = directory.move_aside();
+        }
         directory.remove()?;
         Ok(true)
     }
@@ -342,6 +358,16 @@ impl SandboxDirectory {
         Ok(())
     }
 
+    /// Whether there are subvolumes in its root, where that is one.
+    pub(crate) fn has_nested_subvolumes(&self) -> Result<bool> {
+        let path = self.path.join(SUBVOLUME);
+        match openat(&self.fd, SUBVOLUME, DIRECTORY, Mode::empty()) {
+            Ok(root) => btrfs::has_nested(root).map_err(Error::at("look for subvolumes in", &path)),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(Error::at("open", &path)(errno)),
+        }
+    }
+
     /// Removes it.
     pub(crate) fn remove(&self) -> Result<()> {
         self.remove_what_overlays_make();
@@ -377,18 +403,19 @@ impl SandboxDirectory {
         Ok(())
     }
 
-    /// Moves it to another shelf, where its name is no one's or was reserved.
+    /// Moves it to another shelf, where its name is no one's or was reserved, and lets go of its
+    /// lock. This takes no descriptor.
     pub(crate) fn move_to(&mut self, shelf: &Shelf, name: &str) -> Result<()> {
-        let parent = shelf.fd.try_clone().map_err(Error::at("dup", &shelf.path))?;
         // In the place of an empty directory at most.
-        match renameat(&self.parent, self.name.as_str(), &parent, name) {
+        match renameat(&self.parent, self.name.as_str(), &shelf.fd, name) {
             Ok(()) => {}
             Err(Errno::EEXIST | Errno::ENOTEMPTY) => {
                 return Err(Error::NameInUse { name: name.to_owned() });
             }
             Err(errno) => return Err(Error::at("rename", &self.path)(errno)),
         }
-        self.parent = parent;
+        // A child that is on its way to its program may have a copy of the descriptor.
+        sys::unlock(&self.fd);
         self.path = shelf.path(name);
         name.clone_into(&mut self.name);
         Ok(())
@@ -398,8 +425,16 @@ impl SandboxDirectory {
     /// take it in between; where there is none, no one has it.
     pub(crate) fn take_name(&mut self, name: &str, from: Option<&mut Self>) -> Result<()> {
         let rename = |flags| renameat2(&self.parent, self.name.as_str(), &self.parent, name, flags);
+        let mut from = from;
         let renamed = match &from {
-            Some(_) => rename(RenameFlags::RENAME_EXCHANGE),
+            Some(_) => match rename(RenameFlags::RENAME_EXCHANGE) {
+                // An attempt that failed has left it without.
+                Err(Errno::ENOENT) => {
+                    from = None;
+                    rename(RenameFlags::RENAME_NOREPLACE)
+                }
+                renamed => renamed,
+            },
             None => rename(RenameFlags::RENAME_NOREPLACE),
         };
         match renamed {

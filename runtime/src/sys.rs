@@ -453,6 +453,12 @@ pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Lets go of a lock of flock(2), whoever else has a copy of the descriptor.
+pub(crate) fn unlock(file: impl AsFd) {
+    // SAFETY: takes no pointer. One that has none is as it should be.
+    unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };
+}
+
 /// Tells ext4 that what is made in a directory has nothing to do with one another, so that it
 /// spreads it over the disk (`FS_TOPDIR_FL`, ioctl_iflags(2)). No other file system knows it.
 pub(crate) fn spread_entries(directory: impl AsFd) {

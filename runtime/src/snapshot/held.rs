@@ -5,16 +5,18 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::record::{RECORD, Record, open_record, read};
+use super::record::{RECORD, Record, lies_on, open_record, read};
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 use crate::remove::{Remains, entries, remove_later};
 use crate::root::Layer;
-use crate::state::State;
+use crate::state::{Shelf, State};
+use crate::sys;
 
 /// A snapshot that can't be removed for as long as this is there. A process has one of each at most.
 #[derive(Debug)]
@@ -32,15 +34,33 @@ pub(crate) struct Held {
 }
 
 /// Those that there are in this process, by the paths of their directories.
-static HELD: Mutex<BTreeMap<PathBuf, Weak<Held>>> = Mutex::new(BTreeMap::new());
+static HELD: Mutex<All> = Mutex::new(BTreeMap::new());
+
+type All = BTreeMap<PathBuf, Weak<Held>>;
+
+/// Held for a moment only: a fork of the process may find it as another thread has left it.
+fn all() -> MutexGuard<'static, All> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn known(path: &Path) -> Option<Arc<Held>> {
+    known_of(&all(), path)
+}
+
+/// What a fork has a copy of is another process's.
+fn known_of(all: &All, path: &Path) -> Option<Arc<Held>> {
+    let known = all.get(path).and_then(Weak::upgrade)?;
+    known.owner.is_some_and(Owner::is_this_process).then_some(known)
+}
+
+/// How long someone may take who looks whether a snapshot can be removed.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Held {
     pub(super) fn open(state: &State, name: &str) -> Result<Arc<Self>> {
         let shelf = state.snapshots()?;
         let path = shelf.path(name);
-        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.get(&path).and_then(Weak::upgrade);
-        if let Some(known) = known.filter(|known| known.owner.is_some_and(Owner::is_this_process)) {
+        if let Some(known) = known(&path) {
             return Ok(known);
         }
         let none = || Error::NoSnapshot { name: name.to_owned() };
@@ -49,44 +69,57 @@ impl Held {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(none()),
             Err(errno) => return Err(Error::at("open", &path.join(RECORD))(errno)),
         };
-        match file.try_lock_shared() {
-            Ok(()) => {}
-            // It is being removed.
-            Err(TryLockError::WouldBlock) => return Err(none()),
-            Err(TryLockError::Error(error)) => return Err(Error::at("flock", &path)(error)),
-        }
         // Since it was opened it may have been removed, or moved aside to be.
         let is_there = || {
             let own = file.metadata()?;
             let there = open_record(&shelf, name)?.metadata()?;
             Ok::<_, io::Error>((own.dev(), own.ino()) == (there.dev(), there.ino()))
         };
-        if !is_there().unwrap_or(false) {
-            return Err(none());
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let locked = file.try_lock_shared();
+            if !is_there().unwrap_or(false) {
+                return Err(none());
+            }
+            match locked {
+                Ok(()) => break,
+                // Someone looks whether it can be removed.
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::yield_now(),
+                Err(TryLockError::WouldBlock) => return Err(none()),
+                Err(TryLockError::Error(error)) => return Err(Error::at("flock", &path)(error)),
+            }
         }
         let record = read(&file).map_err(Error::at("read", &path.join(RECORD)))?;
-        let this = Self::new(state, name, &path, record, file);
+        let this = Self::new(state.path(), name, &path, record, file);
+        let mut all = all();
+        if let Some(known) = known_of(&all, &path) {
+            // Another thread came first. No lock is held where what this has locked is let go of.
+            drop(all);
+            sys::unlock(&this.file);
+            return Ok(known);
+        }
         all.insert(path, Arc::downgrade(&this));
         Ok(this)
     }
 
     /// Of a snapshot that was just made.
     pub(super) fn publish(
-        state: &State,
+        state: &Path,
         name: &str,
         path: &Path,
         record: Record,
         file: File,
     ) -> Arc<Self> {
         let this = Self::new(state, name, path, record, file);
-        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = all();
         all.retain(|_, held| held.strong_count() != 0);
         all.insert(path.to_owned(), Arc::downgrade(&this));
         this
     }
 
-    /// Has it be removed, which the caller sees to, without a thought of who else uses it.
+    /// Lets go of it, for the caller to remove it.
     pub(super) fn into_name(mut self) -> String {
+        sys::unlock(&self.file);
         self.owner = None;
         std::mem::take(&mut self.name)
     }
@@ -95,10 +128,10 @@ impl Held {
         &self.name
     }
 
-    fn new(state: &State, name: &str, path: &Path, record: Record, file: File) -> Arc<Self> {
+    fn new(state: &Path, name: &str, path: &Path, record: Record, file: File) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
-            state: state.path().to_owned(),
+            state: state.to_owned(),
             path: path.to_owned(),
             record,
             file,
@@ -128,11 +161,13 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // A lock belongs to the open file, which a fork's copy shares.
-        if !is_own_name(&self.name) || !self.owner.is_some_and(Owner::is_this_process) {
+        if !self.owner.is_some_and(Owner::is_this_process) {
             return;
         }
-        if self.file.unlock().is_ok()
+        // By itself it would go when the last copy of the descriptor does: of a fork, or of a child
+        // that is on its way to its program.
+        sys::unlock(&self.file);
+        if is_own_name(&self.name)
             && let Ok(state) = State::open(Some(&self.state))
         {
             // Where it can't be removed, someone uses it, or the collector will say why.
@@ -160,8 +195,14 @@ pub(super) fn names(state: &State) -> Result<Vec<String>> {
 
 /// Removes a snapshot that nothing lies on.
 pub(super) fn remove(state: &State, name: &str) -> Result<()> {
+    // Threads that look at one another's would find each in use.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    remove_one(state, name)
+}
+
+fn remove_one(state: &State, name: &str) -> Result<()> {
     let shelf = state.snapshots()?;
-    let busy = |by: String| Error::Busy { what: format!("the snapshot {name:?}"), by };
     let record = match open_record(&shelf, name) {
         Ok(record) => record,
         Err(Errno::ENOENT | Errno::ENOTDIR) => {
@@ -169,37 +210,73 @@ pub(super) fn remove(state: &State, name: &str) -> Result<()> {
         }
         Err(errno) => return Err(Error::at("open", &shelf.path(name).join(RECORD))(errno)),
     };
-    match record.try_lock() {
+    let busy = |by: String| Error::Busy { what: format!("the snapshot {name:?}"), by };
+    // First without the lock, which whoever opens it would have to wait for.
+    if let Some(other) = what_lies_on(state, &shelf, name)? {
+        return Err(busy(format!("the snapshot {other:?}")));
+    }
+    let record = Alone(record);
+    match record.0.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(busy("a sandbox".to_owned())),
         Err(TryLockError::Error(error)) => {
             return Err(Error::at("flock", &shelf.path(name))(error));
         }
     }
-    for other in names(state)?.iter().filter(|other| *other != name) {
-        // One that can't be read is one that may lie on it.
-        let lies_on_it = match open_record(&shelf, other) {
-            Ok(file) => {
-                read(&file).map_or(true, |record| record.below(other).any(|below| below == name))
-            }
-            Err(errno) => errno != Errno::ENOENT,
-        };
-        // What a process that has died left without a name is no reason.
-        if lies_on_it && !collect_one(state, other)? {
-            return Err(busy(format!("the snapshot {other:?}")));
-        }
+    // Now nothing more can come to lie on it.
+    if let Some(other) = what_lies_on(state, &shelf, name)? {
+        return Err(busy(format!("the snapshot {other:?}")));
     }
     match shelf.take(name)? {
         Some(directory) => remove_later(Remains::new(None, Some(directory)))?,
         None => return Err(busy("another process, which removes it".to_owned())),
     }
     // What it lay on may have been there for it alone. One that can't be read says nothing of that.
-    if let Ok(own) = read(&record) {
+    if let Ok(own) = read(&record.0) {
         for below in own.below(name) {
-            collect_one(state, below)?;
+            collect_unnamed(state, below)?;
         }
     }
     Ok(())
+}
+
+/// A record that is locked alone, until this is dropped, whoever else has a copy.
+struct Alone(File);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        sys::unlock(&self.0);
+    }
+}
+
+/// The name of a snapshot that lies on another. What a process that has died left without a name
+/// is removed, and is none.
+fn what_lies_on(state: &State, shelf: &Shelf, name: &str) -> Result<Option<String>> {
+    for other in names(state)? {
+        let lies_on_it =
+            |other: &str| open_record(shelf, other).is_ok_and(|file| lies_on(&file, other, name));
+        if other != name
+            && lies_on_it(&other)
+            && !collect_unnamed(state, &other)?
+            // It may have been removed by someone else meanwhile.
+            && lies_on_it(&other)
+        {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes a snapshot if it has no name and nothing lies on it.
+fn collect_unnamed(state: &State, name: &str) -> Result<bool> {
+    if !is_own_name(name) {
+        return Ok(false);
+    }
+    match remove_one(state, name) {
+        Ok(()) => Ok(true),
+        Err(Error::Busy { .. } | Error::NoSnapshot { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a snapshot without a name, unless something lies on it, and a name that someone has

@@ -140,6 +140,28 @@ pub(super) fn read(mut file: &File) -> io::Result<Record> {
     parse(&text)
 }
 
+/// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known, it
+/// does if it names that anywhere; of what is no record at all, as a crash may leave one, nothing
+/// is known to lie on anything.
+pub(super) fn lies_on(mut file: &File, own: &str, other: &str) -> bool {
+    fn names(value: &serde_json::Value, name: &str) -> bool {
+        match value {
+            serde_json::Value::String(text) => text == name,
+            serde_json::Value::Array(values) => values.iter().any(|value| names(value, name)),
+            serde_json::Value::Object(map) => map.values().any(|value| names(value, name)),
+            _ => false,
+        }
+    }
+    let mut text = Vec::new();
+    if file.read_to_end(&mut text).is_err() {
+        return true;
+    }
+    match parse(&text) {
+        Ok(record) => record.below(own).any(|below| below == other),
+        Err(_) => serde_json::from_slice(&text).is_ok_and(|value| names(&value, other)),
+    }
+}
+
 fn parse(text: &[u8]) -> io::Result<Record> {
     let record: Record = serde_json::from_slice(text)?;
     if record.form != FORM {

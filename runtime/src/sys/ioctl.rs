@@ -35,6 +35,15 @@ struct FileSystem {
     rest: [u8; 992],
 }
 
+/// `struct btrfs_ioctl_get_subvol_rootref_args`.
+#[repr(C)]
+struct Nested {
+    least: u64,
+    references: [[u64; 2]; 255],
+    count: u8,
+    padding: [u8; 7],
+}
+
 /// `struct btrfs_ioctl_qgroup_limit_args`.
 #[repr(C)]
 struct QgroupLimit {
@@ -63,10 +72,12 @@ const _: () = assert!(size_of::<VolumeArguments>() == 4096);
 const _: () = assert!(size_of::<VolumeArgumentsV2>() == 4096);
 const _: () = assert!(std::mem::offset_of!(VolumeArgumentsV2, name) == 56);
 const _: () = assert!(size_of::<FileSystem>() == 1024);
+const _: () = assert!(size_of::<Nested>() == 4096);
 const _: () = assert!(size_of::<QgroupLimit>() == 48);
 const _: () = assert!(size_of::<Attributes>() == 28);
 
 const BTRFS: u32 = 0x94;
+const GET_SUBVOL_ROOTREF: libc::Ioctl = libc::_IOWR::<Nested>(BTRFS, 61);
 const FS_INFO: libc::Ioctl = libc::_IOR::<FileSystem>(BTRFS, 31);
 const SUBVOL_CREATE: libc::Ioctl = libc::_IOW::<VolumeArguments>(BTRFS, 14);
 const SNAP_DESTROY: libc::Ioctl = libc::_IOW::<VolumeArguments>(BTRFS, 15);
@@ -158,6 +169,19 @@ pub(crate) fn create_snapshot(
     let result =
         unsafe { libc::ioctl(parent.as_fd().as_raw_fd(), SNAP_CREATE_V2, &raw const arguments) };
     check(result.into()).map(drop)
+}
+
+/// Whether there are subvolumes in a subvolume, given its top.
+pub(crate) fn has_nested(subvolume: impl AsFd) -> io::Result<bool> {
+    let mut nested = Nested { least: 0, references: [[0; 2]; 255], count: 0, padding: [0; 7] };
+    // SAFETY: reads and writes the struct.
+    let result =
+        unsafe { libc::ioctl(subvolume.as_fd().as_raw_fd(), GET_SUBVOL_ROOTREF, &raw mut nested) };
+    match check(result.into()) {
+        // More than 255.
+        Err(error) if error.raw_os_error() == Some(libc::EOVERFLOW) => Ok(true),
+        result => result.map(|_| nested.count != 0),
+    }
 }
 
 /// What tells a btrfs from all others.

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Scope, SnapshotOptions,
-    Stage, Stdio,
+    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Scope, Snapshot,
+    SnapshotOptions, Stage, Stdio, Upper,
 };
 use lexopt::{Arg, ValueExt as _};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -97,6 +97,18 @@ pub(crate) fn shell(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     run(&options, &SHELLS.map(OsStr::new), &options.command)
 }
 
+/// Makes sure that a snapshot can be made when the command has done its work.
+fn check_snapshot(name: &str, config: &Config) -> CliResult<()> {
+    if let Upper::Memory { .. } = config.upper {
+        return Err("--snapshot needs an --upper that is on disk".into());
+    }
+    match Snapshot::open(config.state_directory.as_deref(), name) {
+        Err(Error::NoSnapshot { .. }) => Ok(()),
+        Ok(_) => Err(Error::NameInUse { name: name.to_owned() }.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Runs the first of some programs that there is.
 fn run(
     options: &Options,
@@ -105,6 +117,9 @@ fn run(
 ) -> CliResult<ExitCode> {
     if options.tty && !io::stdin().is_terminal() {
         return Err("the input device is not a terminal, so there can be no --tty".into());
+    }
+    if let Some(name) = &options.snapshot {
+        check_snapshot(name, &options.config)?;
     }
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
@@ -148,7 +163,10 @@ fn run(
     }
     if let Some(name) = &options.snapshot {
         let how = SnapshotOptions { name: Some(name.clone()), running: Running::End };
-        sandbox.snapshot_with(&how)?;
+        if let Err(error) = sandbox.snapshot_with(&how) {
+            eprintln!("adl: --snapshot {name}: {error}");
+            code = if code == 0 { super::OWN_ERROR } else { code };
+        }
     }
     sandbox.delete()?;
     Ok(ExitCode::from(code))

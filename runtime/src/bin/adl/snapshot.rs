@@ -68,7 +68,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
         }
         ["rm", names @ ..] if !names.is_empty() => {
             for name in names {
-                Snapshot::open(None, name)?.delete()?;
+                Snapshot::remove(None, name)?;
             }
         }
         _ => return Err("takes ls, changes, export or rm; try `adl snapshot --help`".into()),
