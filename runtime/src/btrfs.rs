@@ -66,6 +66,11 @@ pub(crate) fn has_nested(subvolume: impl AsFd) -> io::Result<bool> {
     ioctl::has_nested(subvolume)
 }
 
+/// Has a btrfs give back the room of what was removed, and of destroyed subvolumes soon.
+pub(crate) fn sync(file: impl AsFd) -> io::Result<()> {
+    ioctl::sync(file)
+}
+
 /// Destroys a subvolume with all that is in it, read-only or not.
 ///
 /// # Errors

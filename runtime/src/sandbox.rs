@@ -124,7 +124,7 @@ impl Sandbox {
     fn make_next_when_there_is_room(&self) -> Result<Instance> {
         let end = Instant::now() + ROOM;
         loop {
-            self.state.sync()?;
+            self.state.make_room()?;
             match self.make_next() {
                 Err(error) if error.is_no_space() && Instant::now() < end => {
                     std::thread::sleep(BETWEEN_ATTEMPTS);

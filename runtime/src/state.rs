@@ -92,9 +92,12 @@ impl State {
             && !self.path.join(SNAPSHOTS).exists()
     }
 
-    /// Has what was done to its file system written down.
-    pub(crate) fn sync(&self) -> Result<()> {
-        nix::unistd::syncfs(&self.sandboxes.fd).map_err(Error::at("syncfs", &self.path))
+    /// Has its file system give back the room of what was removed.
+    pub(crate) fn make_room(&self) -> Result<()> {
+        if btrfs::is_btrfs(&self.sandboxes.fd) {
+            return btrfs::sync(&self.sandboxes.fd).map_err(Error::at("sync", &self.path));
+        }
+        Ok(())
     }
 
     /// Where images are kept.

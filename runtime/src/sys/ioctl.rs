@@ -77,6 +77,7 @@ const _: () = assert!(size_of::<QgroupLimit>() == 48);
 const _: () = assert!(size_of::<Attributes>() == 28);
 
 const BTRFS: u32 = 0x94;
+const SYNC: libc::Ioctl = libc::_IO(BTRFS, 8);
 const GET_SUBVOL_ROOTREF: libc::Ioctl = libc::_IOWR::<Nested>(BTRFS, 61);
 const FS_INFO: libc::Ioctl = libc::_IOR::<FileSystem>(BTRFS, 31);
 const SUBVOL_CREATE: libc::Ioctl = libc::_IOW::<VolumeArguments>(BTRFS, 14);
@@ -182,6 +183,14 @@ pub(crate) fn has_nested(subvolume: impl AsFd) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::EOVERFLOW) => Ok(true),
         result => result.map(|_| nested.count != 0),
     }
+}
+
+/// Has a btrfs write all down, and begin to free what was in destroyed subvolumes, for which it takes
+/// half a minute else.
+pub(crate) fn sync(file: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes no argument.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), SYNC) };
+    check(result.into()).map(drop)
 }
 
 /// What tells a btrfs from all others.
