@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use self::held::{Held, collect_one};
+pub(crate) use self::held::{Held, collect};
 use self::held::{OWN, is_own_name, names, remove};
 use self::record::{Record, write_record};
 use crate::config::{Config, Upper};

@@ -142,13 +142,11 @@ impl State {
         collect(&self.sandboxes, &|name| self.sandboxes.collect_one(name))?;
         if self.path.join(SNAPSHOTS).exists() {
             let snapshots = self.snapshots()?;
-            collect(&snapshots, &|name| {
-                if is_aside(name) {
-                    snapshots.collect_one(name)
-                } else {
-                    snapshot::collect_one(self, name)
-                }
-            })?;
+            collect(&snapshots, &|name| Ok(is_aside(name) && snapshots.collect_one(name)?))?;
+            match snapshot::collect(self) {
+                Ok(collected) => removed.extend(collected),
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
         }
         first_error.map_or(Ok(removed), Err)
     }

@@ -150,7 +150,7 @@ impl Held {
 
     /// Holds all that it lies on.
     pub(super) fn hold_below(&self, state: &State) -> Result<Vec<Arc<Self>>> {
-        self.record.below(&self.name).map(|name| Self::open(state, name)).collect()
+        self.record.below(&self.name).iter().map(|name| Self::open(state, name)).collect()
     }
 
     /// A part of it, as a layer.
@@ -195,13 +195,67 @@ pub(super) fn names(state: &State) -> Result<Vec<String>> {
 
 /// Removes a snapshot that nothing lies on.
 pub(super) fn remove(state: &State, name: &str) -> Result<()> {
-    // Threads that look at one another's would find each in use.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    remove_one(state, name)
+    let _one_at_a_time = one_at_a_time();
+    let below = match remove_one(state, name) {
+        // What a process that has died left without a name is no reason.
+        Err(Error::Busy { .. }) if !collect_unnamed(state)?.is_empty() => remove_one(state, name)?,
+        removed => removed?,
+    };
+    // What it lay on may have been there for it alone; the topmost first.
+    for below in below.iter().filter(|below| is_own_name(below)) {
+        match remove_one(state, below) {
+            Ok(_) | Err(Error::Busy { .. } | Error::NoSnapshot { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
-fn remove_one(state: &State, name: &str) -> Result<()> {
+/// Removes snapshots without a name that nothing lies on, and names that someone has reserved who
+/// has died since; returns both.
+pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
+    let _one_at_a_time = one_at_a_time();
+    let mut removed = collect_unnamed(state)?;
+    let shelf = state.snapshots()?;
+    for name in entries(shelf.as_fd()).map_err(Error::at("read", &shelf.path("")))? {
+        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+        if !shelf.path(name).join(RECORD).exists() && shelf.reserve(name)?.is_some() {
+            shelf.give_up(name);
+            removed.push(name.to_owned());
+        }
+    }
+    Ok(removed)
+}
+
+/// Threads that look at one another's snapshots would find each in use.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn collect_unnamed(state: &State) -> Result<Vec<String>> {
+    let shelf = state.snapshots()?;
+    let depth = |name: &String| {
+        let record = open_record(&shelf, name).ok().and_then(|file| read(&file).ok());
+        record.map_or(0, |record| record.below(name).len())
+    };
+    let unnamed = names(state)?.into_iter().filter(|name| is_own_name(name));
+    let mut unnamed: Vec<_> = unnamed.map(|name| (depth(&name), name)).collect();
+    // What lies on others goes before them.
+    unnamed.sort_by(|one, other| other.cmp(one));
+    let mut removed = Vec::new();
+    for (_, name) in unnamed {
+        match remove_one(state, &name) {
+            Ok(_) => removed.push(name),
+            Err(Error::Busy { .. } | Error::NoSnapshot { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes one snapshot, and returns what it lay on, the topmost first.
+fn remove_one(state: &State, name: &str) -> Result<Vec<String>> {
     let shelf = state.snapshots()?;
     let record = match open_record(&shelf, name) {
         Ok(record) => record,
@@ -227,17 +281,13 @@ fn remove_one(state: &State, name: &str) -> Result<()> {
     if let Some(other) = what_lies_on(state, &shelf, name)? {
         return Err(busy(format!("the snapshot {other:?}")));
     }
+    // What can't be read tells of none.
+    let below = read(&record.0).map(|record| record.below(name)).unwrap_or_default();
     match shelf.take(name)? {
         Some(directory) => remove_later(Remains::new(None, Some(directory)))?,
         None => return Err(busy("another process, which removes it".to_owned())),
     }
-    // What it lay on may have been there for it alone. One that can't be read says nothing of that.
-    if let Ok(own) = read(&record.0) {
-        for below in own.below(name) {
-            collect_unnamed(state, below)?;
-        }
-    }
-    Ok(())
+    Ok(below)
 }
 
 /// A record that is locked alone, until this is dropped, whoever else has a copy.
@@ -249,50 +299,11 @@ impl Drop for Alone {
     }
 }
 
-/// The name of a snapshot that lies on another. What a process that has died left without a name
-/// is removed, and is none.
+/// The name of a snapshot that lies on another.
 fn what_lies_on(state: &State, shelf: &Shelf, name: &str) -> Result<Option<String>> {
-    for other in names(state)? {
-        let lies_on_it =
-            |other: &str| open_record(shelf, other).is_ok_and(|file| lies_on(&file, other, name));
-        if other != name
-            && lies_on_it(&other)
-            && !collect_unnamed(state, &other)?
-            // It may have been removed by someone else meanwhile.
-            && lies_on_it(&other)
-        {
-            return Ok(Some(other));
-        }
-    }
-    Ok(None)
-}
-
-/// Removes a snapshot if it has no name and nothing lies on it.
-fn collect_unnamed(state: &State, name: &str) -> Result<bool> {
-    if !is_own_name(name) {
-        return Ok(false);
-    }
-    match remove_one(state, name) {
-        Ok(()) => Ok(true),
-        Err(Error::Busy { .. } | Error::NoSnapshot { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Removes a snapshot without a name, unless something lies on it, and a name that someone has
-/// reserved who has died since.
-pub(crate) fn collect_one(state: &State, name: &str) -> Result<bool> {
-    if !is_own_name(name) {
-        let shelf = state.snapshots()?;
-        if shelf.path(name).join(RECORD).exists() || shelf.reserve(name)?.is_none() {
-            return Ok(false);
-        }
-        shelf.give_up(name);
-        return Ok(true);
-    }
-    match remove(state, name) {
-        Ok(()) => Ok(true),
-        Err(Error::Busy { .. } | Error::NoSnapshot { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let mut others = names(state)?.into_iter().filter(|other| other != name);
+    Ok(others.find(|other| {
+        // One that is gone lies on nothing.
+        open_record(shelf, other).is_ok_and(|file| lies_on(&file, other, name))
+    }))
 }

@@ -82,20 +82,18 @@ impl Record {
         self.trees.iter().any(|tree| tree.is_subvolume)
     }
 
-    /// The snapshots that it lies on.
-    pub(super) fn below(&self, own: &str) -> impl Iterator<Item = &str> {
-        let mut names: Vec<&str> = self
-            .trees
-            .iter()
-            .flat_map(|tree| &tree.layers)
-            .filter_map(|layer| match layer {
-                LayerRecord::Snapshot { name, .. } if name != own => Some(name.as_str()),
-                _ => None,
-            })
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        names.into_iter()
+    /// The snapshots that it lies on, the topmost first.
+    pub(super) fn below(&self, own: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        for layer in self.trees.iter().flat_map(|tree| &tree.layers) {
+            if let LayerRecord::Snapshot { name, .. } = layer
+                && name != own
+                && !names.contains(name)
+            {
+                names.push(name.clone());
+            }
+        }
+        names
     }
 
     /// Opens its trees, but the sources of volumes.
@@ -157,7 +155,7 @@ pub(super) fn lies_on(mut file: &File, own: &str, other: &str) -> bool {
         return true;
     }
     match parse(&text) {
-        Ok(record) => record.below(own).any(|below| below == other),
+        Ok(record) => record.below(own).iter().any(|below| below == other),
         Err(_) => serde_json::from_slice(&text).is_ok_and(|value| names(&value, other)),
     }
 }
