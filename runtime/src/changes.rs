@@ -52,7 +52,8 @@ impl Sandbox {
 }
 
 impl Snapshot {
-    /// Lists what differs from the image that the sandbox was made of; see [`Sandbox::changes`].
+    /// Lists what differs from the image that the sandbox was made of, which for a fork is the
+    /// snapshot that it is a fork of; see [`Sandbox::changes`].
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a million

@@ -82,7 +82,8 @@ pub enum Upper {
     /// A btrfs subvolume below the state directory, which has to be on btrfs: a snapshot of one that
     /// is made once of the image, so that the sandbox works on btrfs itself. A directory that is a
     /// subvolume there is taken as it is; of another one a copy is made, which does not follow changes
-    /// below it. What of a host image is in `/usr` lies in an overlay all the same.
+    /// below it. What of a host image is in `/usr` lies in an overlay all the same. Programs inside can
+    /// make subvolumes, unless there is a size, but no snapshot of the sandbox takes them along.
     Btrfs {
         /// The most it may take beside what it shares with the image, in bytes, by a quota group
         /// (`btrfs quota enable`). By default all that there is.
