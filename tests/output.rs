@@ -273,8 +273,8 @@ fn keys_of_a_terminal_do_what_they_do() {
     let mut child = script.terminal(24, 80).spawn().unwrap();
     let terminal = child.terminal.as_mut().unwrap();
     shown(terminal, "ready\r\n");
+    // No look at "^C": the kernel signals before it echoes, and a dead leader's terminal is hung up.
     terminal.write_all(b"\x03").unwrap();
-    shown(terminal, "^C");
     let status = child.wait_timeout(Duration::from_secs(10)).unwrap().expect("Ctrl-C ends it");
     assert_eq!((status.signal(), status.reason()), (Some(2), EndReason::Signaled));
 
