@@ -24,6 +24,8 @@ pub(crate) enum Need {
     Btrfs,
     /// An ext4 with project quotas in a file: `prjquota`.
     ProjectQuota,
+    /// The right to make cgroups with limits of cpu, memory, pids and cpuset: `cgroups`.
+    Cgroups,
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
@@ -41,6 +43,7 @@ impl Need {
             Self::Program(name) => name,
             Self::Btrfs => "btrfs",
             Self::ProjectQuota => "prjquota",
+            Self::Cgroups => "cgroups",
             Self::Debian => "debian",
             Self::Workspace => "workspace",
         }
@@ -66,6 +69,7 @@ impl Need {
             Self::Program(name) => (!in_usr(name)).then(|| format!("no {name} in /usr")),
             Self::Btrfs => BTRFS.get_or_init(file_systems::no_btrfs).clone(),
             Self::ProjectQuota => PROJECT_QUOTA.get_or_init(file_systems::no_project_quota).clone(),
+            Self::Cgroups => no_cgroups(),
             Self::Debian => images::debian().err(),
             Self::Workspace => {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -123,6 +127,38 @@ fn verdict<'a>(expected: &str, missing: impl Iterator<Item = (&'a str, String)>)
         }
     }
     verdict
+}
+
+/// Why no cgroup with limits can be made, if so, by the one of each controller that this process is in.
+fn no_cgroups() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        ["cpu", "memory", "pids", "cpuset"].into_iter().find_map(|controller| {
+            let v1 = own.lines().find_map(|line| {
+                let (names, path) = line.split_once(':')?.1.split_once(':')?;
+                names.split(',').any(|name| name == controller).then_some(path)
+            });
+            let name = format!("adl-need-{}", std::process::id());
+            match v1 {
+                Some(path) => {
+                    let probe = format!("/sys/fs/cgroup/{controller}{path}/{name}");
+                    let made = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
+                    made.err().map(|error| format!("{probe}: {error}"))
+                }
+                None => {
+                    let path = "/sys/fs/cgroup/cgroup.controllers";
+                    let all = fs::read_to_string(path).unwrap_or_default();
+                    let has = all.split_whitespace().any(|name| name == controller);
+                    let writable = nix::unistd::access(path, nix::unistd::AccessFlags::W_OK);
+                    let root = nix::unistd::geteuid().is_root();
+                    (!has || (writable.is_err() && !root))
+                        .then(|| format!("{controller}: not in {path}"))
+                }
+            }
+        })
+    })
+    .clone()
 }
 
 fn fails_in_user_namespace(script: &str) -> Option<String> {

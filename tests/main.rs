@@ -30,6 +30,7 @@ mod input;
 mod isolation;
 mod jobs;
 mod lifetime;
+mod limits;
 mod mounts;
 mod output;
 mod readme;

@@ -38,12 +38,14 @@ pub(crate) struct Resources {
     pub(crate) start_notice: Option<OwnedFd>,
     /// One for each [`StdioSource::Descriptor`].
     stdio: [Option<OwnedFd>; 3],
+    cgroups: Vec<OwnedFd>,
 }
 
 /// The same, for its child, which has a table of its own in which they are open.
 pub(crate) struct Lent {
     channel: BorrowedFd<'static>,
     stdio: [Option<BorrowedFd<'static>>; 3],
+    cgroups: Vec<BorrowedFd<'static>>,
 }
 
 impl Resources {
@@ -59,12 +61,17 @@ impl Resources {
                 }
             }
         }
-        Some(Self { channel, start_notice, stdio })
+        let mut cgroups = Vec::new();
+        for _ in 0..spawn.cgroups {
+            cgroups.push(from.pop_front()?);
+        }
+        Some(Self { channel, start_notice, stdio, cgroups })
     }
 
     pub(crate) fn lend(&self) -> Lent {
         let stdio = self.stdio.each_ref().map(|fd| fd.as_ref().map(sys::lend_to_child));
-        Lent { channel: sys::lend_to_child(&self.channel), stdio }
+        let cgroups = self.cgroups.iter().map(sys::lend_to_child).collect();
+        Lent { channel: sys::lend_to_child(&self.channel), stdio, cgroups }
     }
 }
 
@@ -144,6 +151,11 @@ fn prepare(
     start: &Start,
     channel: &mut BorrowedFd<'static>,
 ) -> Result<(), Failure> {
+    // 0. Its cgroups, before it does anything that they are to count.
+    for cgroup in &start.resources.cgroups {
+        rustix::io::write(cgroup, b"0").stage(Stage::Cgroup)?;
+    }
+
     // 1. A session of its own: no terminal of another job, and a group to be signalled. A file's
     // has neither, and to share the processor by sessions takes a while to set up.
     if !matches!(spawn.task, Task::File(_)) {

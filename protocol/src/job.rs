@@ -9,7 +9,7 @@ use crate::{FileTask, Strings};
 /// Starts one job.
 ///
 /// Descriptors that come with it, in order: the job channel; the start notice if there is one;
-/// one for each [`StdioSource::Descriptor`].
+/// one for each [`StdioSource::Descriptor`]; one for each of [`Spawn::cgroups`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn<'a> {
     /// What it does.
@@ -31,6 +31,8 @@ pub struct Spawn<'a> {
     pub oom_score_adj: i16,
     /// Where stdin, stdout and stderr lead.
     pub stdio: JobStdio,
+    /// How many cgroups it joins: a descriptor of the `cgroup.procs` of each came with it.
+    pub cgroups: u8,
     /// Whether a descriptor came with it that must be closed by a successful `execve(2)`, and
     /// [`JobEvent::Started`] is wanted.
     pub start_notice: bool,
@@ -192,6 +194,8 @@ pub enum Stage {
     Request,
     /// Make the process.
     Fork,
+    /// Join its cgroups.
+    Cgroup,
     /// Make its session.
     Session,
     /// Set its resource limits.

@@ -96,6 +96,7 @@ fn spawn() -> Request<'static> {
             StdioSource::Descriptor,
             StdioSource::Previous,
         ]),
+        cgroups: 6,
         start_notice: true,
         timeout_us: Some(1000),
         leftovers: Leftovers::End,

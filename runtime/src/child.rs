@@ -86,8 +86,9 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
     sys::set_blocking(pipe, true).map_err(Error::io("fcntl"))?;
     let (_ours, theirs) = control.take_channel()?;
     let stdio = JobStdio::Streams([StdioSource::Descriptor, StdioSource::Null, StdioSource::Null]);
-    let spawn = Spawn { stdio, ..builtin(Task::Drain, identity.clone()) };
-    let descriptors = [theirs.as_raw_fd(), pipe.as_raw_fd()];
+    let mut descriptors = vec![theirs.as_raw_fd(), pipe.as_raw_fd()];
+    let cgroups = control.add_cgroups(&mut descriptors)?;
+    let spawn = Spawn { stdio, cgroups, ..builtin(Task::Drain, identity.clone()) };
     match control.request(&Request::Spawn(spawn), &descriptors) {
         // Then there is no one who could write.
         Err(Error::SandboxDied) => Ok(()),
@@ -106,6 +107,7 @@ pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
         nice: 0,
         oom_score_adj: 0,
         stdio: JobStdio::Streams([StdioSource::Null; 3]),
+        cgroups: 0,
         start_notice: false,
         timeout_us: None,
         leftovers: Leftovers::Keep,

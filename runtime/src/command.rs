@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use crate::background::Job;
+use crate::cgroup::{Group, Leaf, Seat};
 use crate::child::{Child, Collection, Output};
 use crate::collect::{Bounds, Caps, Collector, Input};
 use crate::error::{Error, Result};
@@ -389,6 +390,13 @@ impl<'a> Command<'a> {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
+        let seat = self.sandbox.control().group().map(Group::seat).transpose()?;
+        let mut cgroups = 0;
+        for descriptor in seat.iter().filter_map(Seat::leaf).flat_map(Leaf::descriptors) {
+            descriptors.push(descriptor.as_raw_fd());
+            cgroups += 1;
+        }
+
         let program_to_run = Program {
             names: Strings::new(&names).map_err(too_many)?,
             arguments: Strings::new(&arguments).map_err(too_many)?,
@@ -403,11 +411,12 @@ impl<'a> Command<'a> {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             stdio,
+            cgroups,
             start_notice: notice.is_some(),
             timeout_us: self.timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,
         };
-        let running = Running::new(program, channel, self.timeout);
+        let running = Running::new(program, channel, self.timeout).with_seat(seat);
         if self.terminal.is_some() {
             running.messages().expect_descriptor();
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capabilities::Capabilities;
 use crate::image::Image;
+use crate::limits::Limits;
 use crate::mount::Mount;
 
 /// How a sandbox is built. Every field has a default; the default of all of them is the host's
@@ -43,6 +44,12 @@ pub struct Config {
     pub capabilities: Capabilities,
     /// Which system calls there are.
     pub seccomp: Seccomp,
+    /// What its jobs may use.
+    pub limits: Limits,
+    /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
+    /// there, in each hierarchy that is used. By default the caller's own or, with version 2, the
+    /// nearest above it that hands the controllers on.
+    pub cgroup_parent: Option<PathBuf>,
     /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
     /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
     /// without a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.

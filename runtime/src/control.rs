@@ -1,13 +1,14 @@
 //! The control socket of a sandbox: what is asked of its init.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use adl_protocol::Request;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::background::Job;
+use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::wire::{self, Deadline};
 
@@ -22,6 +23,8 @@ pub(crate) struct Control {
     sending: Mutex<()>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    /// Its cgroups, if it has any.
+    group: OnceLock<Arc<Group>>,
     /// The jobs in the background, until someone has waited for their end.
     jobs: Mutex<Vec<Job>>,
 }
@@ -29,7 +32,25 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
         let (sending, next_channel) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { socket, sending, next_channel, jobs: Mutex::default() })
+        let group = OnceLock::new();
+        Arc::new(Self { socket, sending, next_channel, group, jobs: Mutex::default() })
+    }
+
+    /// Gives it cgroups, for all jobs from here on.
+    pub(crate) fn give_group(&self, group: Group) {
+        self.group.get_or_init(|| Arc::new(group));
+    }
+
+    /// Adds what a job that is no program joins, and returns how many that are.
+    pub(crate) fn add_cgroups(&self, descriptors: &mut Vec<RawFd>) -> Result<u8> {
+        let Some(group) = self.group.get() else { return Ok(0) };
+        let before = descriptors.len();
+        descriptors.extend(group.leaf_of_tasks()?.descriptors().map(|fd| fd.as_raw_fd()));
+        Ok(u8::try_from(descriptors.len() - before).unwrap_or(u8::MAX))
+    }
+
+    pub(crate) fn group(&self) -> Option<&Arc<Group>> {
+        self.group.get()
     }
 
     /// The socket itself, for set-up.

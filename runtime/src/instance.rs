@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 
+use crate::cgroup::Group;
 use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -50,9 +51,24 @@ impl Instance {
         Ok(Self { init, control, directory, mounts, root, ids, owner, ended: false })
     }
 
-    /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
-        self.directory.insert(directory)
+    /// Gives it a directory, which from here on is removed with it, and its cgroups.
+    pub(crate) fn give(
+        &mut self,
+        directory: SandboxDirectory,
+        config: &Config,
+    ) -> Result<&mut SandboxDirectory> {
+        let directory = self.directory.insert(directory);
+        if !config.limits.is_none() {
+            let record = |paths: &[_]| directory.record_cgroups(paths);
+            let parent = config.cgroup_parent.as_deref();
+            self.control.give_group(Group::create(&config.limits, parent, record)?);
+        }
+        Ok(directory)
+    }
+
+    /// Removes its cgroups. Its processes have ended.
+    pub(crate) fn remove_cgroups(&self) -> Result<()> {
+        self.directory.as_ref().map_or(Ok(()), SandboxDirectory::remove_cgroups)
     }
 
     /// Has init build the sandbox in its directory, and waits until it has.
@@ -130,6 +146,10 @@ impl Instance {
         if self.ended {
             return Ok(());
         }
+        // Of version 1, what is frozen can't be killed.
+        if let Some(group) = self.control.group() {
+            group.thaw_for_end();
+        }
         sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))
     }
 
@@ -138,10 +158,11 @@ impl Instance {
         if self.ended {
             return Ok(());
         }
+        let killed = self.kill();
         self.ended = true;
         // They hold on to the control socket, which holds on to them.
         self.control.jobs().clear();
-        let ended = self.wait_for_end();
+        let ended = killed.and_then(|()| self.wait_for_end());
         if ended.is_err() {
             self.end_late();
         }
@@ -149,7 +170,6 @@ impl Instance {
     }
 
     fn wait_for_end(&self) -> Result<()> {
-        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))?;
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if !wire::wait_ready(&mut fds, Deadline::after(END))? {
             return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });

@@ -41,6 +41,7 @@ mod background;
 mod btrfs;
 mod bytes;
 mod capabilities;
+mod cgroup;
 mod changes;
 mod child;
 mod collect;
@@ -57,6 +58,7 @@ mod init_binary;
 mod instance;
 mod launch;
 mod layers;
+mod limits;
 #[cfg(test)]
 mod loop_disk;
 mod mount;
@@ -69,6 +71,7 @@ mod sandbox;
 mod seccomp;
 mod snapshot;
 mod state;
+mod stats;
 mod stdio;
 mod sys;
 mod terminal;
@@ -88,12 +91,14 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use image::Image;
+pub use limits::{IoLimit, Limits};
 pub use mount::{Access, Mount};
 pub use remove::{finish_removals, pending_removals};
 pub use running::{Handle, Scope};
 pub use sandbox::Sandbox;
 pub use snapshot::{Running, Snapshot, SnapshotOptions};
 pub use state::collect_garbage;
+pub use stats::Stats;
 pub use stdio::Stdio;
 pub use terminal::Terminal;
 pub use tree::{Change, ChangeKind, CopyReport, Export, Skipped};

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use adl_protocol::Scope;
-use adl_protocol::{JobEvent, JobRequest, Stage};
+use adl_protocol::{JobEvent, JobRequest, Stage, Status};
 use nix::poll::{PollFd, PollFlags};
 
+use crate::cgroup::{self, Seat};
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
+use crate::stats::Stats;
 use crate::wire::{self, Deadline, Messages};
 
 /// How long init may take to read a request on a job's channel.
@@ -28,6 +30,8 @@ pub(crate) struct Running {
     started: Instant,
     /// When the caller is told that it does not end.
     overdue: Deadline,
+    /// Its cgroups, if it has any.
+    seat: Option<Seat>,
     state: Mutex<State>,
 }
 
@@ -54,8 +58,19 @@ impl Running {
             messages: Messages::new(channel),
             started: Instant::now(),
             overdue,
+            seat: None,
             state: Mutex::default(),
         }
+    }
+
+    /// The same, of one that has cgroups of its own.
+    pub(crate) fn with_seat(self, seat: Option<Seat>) -> Self {
+        Self { seat, ..self }
+    }
+
+    /// What it has used.
+    fn stats(&self) -> Result<Stats> {
+        self.seat.as_ref().map_or_else(|| Err(cgroup::none()), Seat::stats)
     }
 
     pub(crate) fn program(&self) -> &PathBuf {
@@ -130,7 +145,12 @@ impl Running {
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
         state.end = Some(match wire::decode(body)? {
-            JobEvent::Exited(exit) => End::Exit(ExitStatus::new(&exit, state.asked)),
+            JobEvent::Exited(exit) => {
+                let is_killed = matches!(exit.status, Status::Signal { signal: 9, .. });
+                let oom = is_killed && self.seat.as_ref().is_some_and(Seat::ran_out_of_memory);
+                let asked = state.asked.or(oom.then_some(EndReason::OutOfMemory));
+                End::Exit(ExitStatus::new(&exit, asked))
+            }
             JobEvent::Failed { stage, errno } => End::NotStarted { stage, errno },
             JobEvent::Started { .. } | JobEvent::Terminal => {
                 return Err(Error::Protocol { why: "a program that starts twice" });
@@ -224,6 +244,14 @@ impl Handle {
     /// As [`Handle::wait`].
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
         self.0.wait_until(Deadline::after(timeout))
+    }
+
+    /// What it has used by now, with all that it has started: of its end, once it has ended.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where its sandbox has no cgroups; see [`crate::Limits`].
+    pub fn stats(&self) -> Result<Stats> {
+        self.0.stats()
     }
 
     /// Looks whether it has ended.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use adl_protocol::limits;
 
 use crate::background::Job;
+use crate::cgroup::{self, Group};
 use crate::command::Command;
 use crate::config::{Config, Upper};
 use crate::control::Control;
@@ -16,10 +17,12 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::instance::Instance;
+use crate::limits::Limits;
 use crate::remove;
 use crate::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
 use crate::state::{Layout, SandboxDirectory, State};
+use crate::stats::Stats;
 
 /// The longest name, in bytes: it must be a host name, too.
 const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
@@ -62,6 +65,7 @@ impl Sandbox {
         for mount in &mut config.mounts {
             mount.make_absolute()?;
         }
+        config.limits.check()?;
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);
         let image = Arc::new(Root::open(&config, &state)?);
@@ -71,7 +75,7 @@ impl Sandbox {
         // ready. From here on, dropping `instance` undoes everything.
         let mut instance = Instance::start(&config, fresh_ids()?)?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory).name().to_owned();
+        let name = instance.give(directory, &config)?.name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         instance.set_up(&config, hostname, Arc::clone(&image))?;
         Ok(Self { name, config, state, image, instance })
@@ -137,7 +141,7 @@ impl Sandbox {
     /// Makes the instance on the image that is to take the place of this one.
     fn make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?, &self.config)?;
         next.set_up(&self.config, self.hostname(), Arc::clone(&self.image))?;
         Ok(next)
     }
@@ -202,8 +206,9 @@ impl Sandbox {
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?);
+        next.give(self.state.make_aside(&layout)?, &self.config)?;
         self.instance.end_processes()?;
+        self.instance.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
             directory.take_name(&self.name, self.instance.directory_mut())?;
         }
@@ -279,6 +284,54 @@ impl Sandbox {
     /// Reads, writes and copies its files.
     pub fn files(&self) -> Files<'_> {
         Files::new(self)
+    }
+
+    /// Sets other limits, also for what runs; those that are not set are none from here on.
+    ///
+    /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of version 2
+    /// kills, and one of version 1 refuses.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
+    /// created without any limit or [`Limits::accounting`], and so has no cgroup, or where its
+    /// controller is nowhere; [`Error::Busy`] where version 1 can't reclaim what is above the limit.
+    /// After an error, some of the limits may be the new ones.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
+        limits.check()?;
+        self.group()?.limit(&limits, true)?;
+        self.config.limits = limits;
+        Ok(())
+    }
+
+    /// What all its jobs have used since it was created or reset.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it has no cgroup, as for [`Sandbox::set_limits`].
+    pub fn stats(&self) -> Result<Stats> {
+        self.group()?.stats()
+    }
+
+    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. What is
+    /// started meanwhile stands, too, and so do calls of [`Sandbox::files`] wait. It can be reset and
+    /// deleted.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
+    /// as when it waits for a device: it stops when that answers.
+    pub fn freeze(&self) -> Result<()> {
+        self.group()?.freeze(true)
+    }
+
+    /// Lets its jobs go on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.group()?.freeze(false)
+    }
+
+    fn group(&self) -> Result<&Arc<Group>> {
+        self.control().group().ok_or_else(cgroup::none)
     }
 
     /// Ends all its processes and gives back all that it had. What it has written is removed, and

@@ -7,8 +7,9 @@
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::remove::{Remains, entries, remove_contents, remove_empty, remove_later};
 use crate::root::Source;
 use crate::sandbox::unique_name;
-use crate::{btrfs, quota, snapshot, sys};
+use crate::{btrfs, cgroup, quota, snapshot, sys};
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
@@ -32,6 +33,9 @@ const COLLECTION: Duration = Duration::from_millis(20);
 
 /// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
 pub(crate) const SUBVOLUME: &str = "root";
+
+/// Where in a sandbox's directory the paths of its cgroups are, each ended by a NUL.
+const CGROUPS: &str = "cgroups";
 
 /// Where in a sandbox's directory overlay `number` has its upper.
 pub(crate) fn upper_name(number: usize) -> String {
@@ -369,8 +373,35 @@ impl SandboxDirectory {
         }
     }
 
+    /// Writes down where its cgroups are, for who removes it.
+    pub(crate) fn record_cgroups(&self, paths: &[PathBuf]) -> Result<()> {
+        let path = self.path.join(CGROUPS);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = openat(&self.fd, CGROUPS, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(Error::at("create", &path))?;
+        let lines: Vec<_> = paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
+        std::fs::File::from(file).write_all(&lines.join(&0)).map_err(Error::at("write", &path))
+    }
+
+    /// Removes its cgroups, if it has any.
+    pub(crate) fn remove_cgroups(&self) -> Result<()> {
+        let path = self.path.join(CGROUPS);
+        let file =
+            match openat(&self.fd, CGROUPS, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Ok(file) => file,
+                Err(Errno::ENOENT) => return Ok(()),
+                Err(errno) => return Err(Error::at("open", &path)(errno)),
+            };
+        let mut text = Vec::new();
+        std::fs::File::from(file).read_to_end(&mut text).map_err(Error::at("read", &path))?;
+        let paths = text.split(|byte| *byte == 0).map(|path| OsStr::from_bytes(path).into());
+        cgroup::remove_recorded(&paths.collect::<Vec<PathBuf>>())?;
+        unlinkat(&self.fd, CGROUPS, UnlinkatFlags::NoRemoveDir).map_err(Error::at("unlink", &path))
+    }
+
     /// Removes it.
     pub(crate) fn remove(&self) -> Result<()> {
+        self.remove_cgroups()?;
         self.remove_what_overlays_make();
         remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path))?;
         // A limit that stays is in no one's way.

@@ -4,6 +4,7 @@ mod bench;
 mod copies;
 mod doctor;
 mod environment;
+mod limits;
 mod mounts;
 mod options;
 mod run;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use adl_runtime::{Config, Error, Image, Network, RootAccess, Seccomp, Upper};
 use lexopt::ValueExt as _;
 
-use crate::mounts;
+use crate::{limits, mounts};
 
 /// What a command of the command line returns.
 pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
@@ -80,7 +80,8 @@ pub(crate) fn sandbox_option(
             Some("seccomp=unconfined") => config.seccomp = Seccomp::Unconfined,
             _ => return Err("--security-opt takes `seccomp=unconfined`".into()),
         },
-        _ => return Ok(false),
+        "cgroup-parent" => config.cgroup_parent = Some(parser.value()?.into()),
+        _ => return limits::option(&mut config.limits, name, parser),
     }
     Ok(true)
 }

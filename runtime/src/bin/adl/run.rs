@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::copies::{self, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
-use crate::{mounts, session, sys};
+use crate::{limits, mounts, session, sys};
 
 const RUN_HELP: &str = "\
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]
@@ -52,6 +52,7 @@ const COMMAND_HELP: &str = "\
   -w, --workdir DIR        working directory (default: /)
   -u, --user USER[:GROUP]  who runs it: names in the image's /etc/passwd and /etc/group, or numbers
                            (default: 0:0)
+      --stats              when it has ended, print to stderr what it has used
       --snapshot NAME      when it has ended, and what it has left running was killed, keep the files
                            as NAME, for --image snapshot:NAME
 ";
@@ -72,13 +73,19 @@ struct Options {
     copies_in: Vec<Transfer>,
     copies_out: Vec<Transfer>,
     snapshot: Option<String>,
+    stats: bool,
     /// With `adl shell`, its arguments.
     command: Vec<OsString>,
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(options) = parse(arguments, "run")? else {
-        print!("{RUN_HELP}{COMMAND_HELP}{}{}{SANDBOX_HELP}", copies::HELP, mounts::HELP);
+        print!(
+            "{RUN_HELP}{COMMAND_HELP}{}{}{}{SANDBOX_HELP}",
+            copies::HELP,
+            mounts::HELP,
+            limits::HELP
+        );
         return Ok(ExitCode::SUCCESS);
     };
     let Some((program, arguments)) = options.command.split_first() else {
@@ -90,7 +97,12 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
 /// `adl shell`.
 pub(crate) fn shell(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let Some(mut options) = parse(arguments, "shell")? else {
-        print!("{SHELL_HELP}{COMMAND_HELP}{}{}{SANDBOX_HELP}", copies::HELP, mounts::HELP);
+        print!(
+            "{SHELL_HELP}{COMMAND_HELP}{}{}{}{SANDBOX_HELP}",
+            copies::HELP,
+            mounts::HELP,
+            limits::HELP
+        );
         return Ok(ExitCode::SUCCESS);
     };
     options.tty |= io::stdin().is_terminal();
@@ -154,6 +166,12 @@ fn run(
             exit_code_of(&error)
         }
     };
+    if options.stats {
+        match sandbox.stats() {
+            Ok(stats) => limits::print(&stats),
+            Err(error) => eprintln!("adl: --stats: {error}"),
+        }
+    }
     if !options.copies_out.is_empty() {
         mask.thread_unblock()?;
         if !copies::copy_all_out(&options.copies_out, &files) && code == 0 {
@@ -248,6 +266,10 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
                 options.copies_out.push(Transfer::out_of_sandbox(&parser.value()?)?);
             }
             Arg::Long("snapshot") => options.snapshot = Some(parser.value()?.string()?),
+            Arg::Long("stats") => {
+                options.stats = true;
+                options.config.limits.accounting = true;
+            }
             Arg::Short('v') => {
                 sandbox_option(&mut options.config, "volume", &mut parser)?;
             }

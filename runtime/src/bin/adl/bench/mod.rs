@@ -131,7 +131,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => {
-                print!("{HELP}{}{SANDBOX_HELP}", crate::mounts::HELP);
+                print!("{HELP}{}{}{SANDBOX_HELP}", crate::mounts::HELP, crate::limits::HELP);
                 return Ok(ExitCode::SUCCESS);
             }
             Arg::Long("rounds") => rounds = parser.value()?.parse()?,

@@ -1,0 +1,303 @@
+//! Where on this machine cgroups of each controller can be made.
+//!
+//! Nothing above or beside the caller's own cgroup is written to. With version 1, that is where a
+//! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on, so
+//! they go into the nearest one above that does already and that the caller may write to, as what
+//! systemd has delegated; or into the caller's own, if that is the root.
+
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::unistd::{AccessFlags, access};
+
+use crate::error::{Error, Result};
+
+/// What a cgroup can limit or count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Controller {
+    Cpu,
+    Cpuset,
+    Io,
+    Memory,
+    Pids,
+    /// CPU time. A cgroup of version 2 counts it without a controller.
+    CpuTime,
+    /// Freezing, which those of version 2 can, too.
+    Freezer,
+}
+
+impl Controller {
+    pub(super) const WITH_LIMITS: [Self; 5] =
+        [Self::Cpu, Self::Cpuset, Self::Io, Self::Memory, Self::Pids];
+
+    pub(super) fn name(self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::Cpu, _) => "cpu",
+            (Self::Cpuset, _) => "cpuset",
+            (Self::Io, Version::V1) => "blkio",
+            (Self::Io, Version::V2) => "io",
+            (Self::Memory, _) => "memory",
+            (Self::Pids, _) => "pids",
+            (Self::CpuTime, _) => "cpuacct",
+            (Self::Freezer, _) => "freezer",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    V1,
+    V2,
+}
+
+/// Where a sandbox's cgroup goes in one hierarchy, and what for.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) version: Version,
+    pub(super) parent: PathBuf,
+    pub(super) controllers: Vec<Controller>,
+}
+
+/// A mounted hierarchy.
+#[derive(Debug)]
+struct Hierarchy {
+    version: Version,
+    mount: PathBuf,
+    /// What of the hierarchy is mounted there.
+    root: PathBuf,
+    /// With version 1, the names of its controllers.
+    options: Vec<String>,
+}
+
+/// Finds a place for all that there is, so that `needed` are among them, or says which is not.
+///
+/// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup.
+pub(super) fn places(needed: &[Controller], parent: Option<&Path>) -> Result<Vec<Place>> {
+    static HIERARCHIES: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    let hierarchies = match HIERARCHIES.get() {
+        Some(hierarchies) => hierarchies,
+        None => HIERARCHIES.get_or_init({
+            let found = mounted()?;
+            || found
+        }),
+    };
+    let own =
+        fs::read("/proc/self/cgroup").map_err(Error::at("read", "/proc/self/cgroup".as_ref()))?;
+    let mut places = Vec::new();
+    for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1) {
+        places.extend(hierarchy.place(&own, parent)?);
+    }
+    let has = |places: &[Place], controller| {
+        places.iter().any(|place| place.controllers.contains(&controller))
+    };
+    if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2) {
+        let wanted = |all: &[Controller]| -> Vec<Controller> {
+            all.iter().copied().filter(|controller| !has(&places, *controller)).collect()
+        };
+        let needed = wanted(needed);
+        let all = wanted(&Controller::WITH_LIMITS);
+        if let Some(place) = unified.unified_place(&own, parent, &needed, &all)? {
+            // What it counts by itself, it counts for all.
+            for other in &mut places {
+                other
+                    .controllers
+                    .retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
+            }
+            places.push(place);
+        }
+    }
+    places.retain(|place| !place.controllers.is_empty());
+    match needed.iter().find(|controller| !has(&places, **controller)) {
+        Some(controller) => Err(nowhere(*controller)),
+        None => Ok(places),
+    }
+}
+
+fn nowhere(controller: Controller) -> Error {
+    let (v1, v2) = (controller.name(Version::V1), controller.name(Version::V2));
+    let names = if v1 == v2 { v1.to_owned() } else { format!("{v2} (or, of version 1, {v1})") };
+    let fix = if nix::unistd::geteuid().is_root() {
+        "mount a cgroup hierarchy with it where this user may write, or name a cgroup without \
+         processes that has it, with `cgroup_parent`"
+    } else {
+        "have systemd delegate a cgroup: systemd-run --user --scope -p Delegate=yes COMMAND; `systemctl \
+         cat user@.service` shows what is delegated"
+    };
+    Error::Unsupported {
+        what: format!("a limit by the cgroup controller {names}"),
+        why: "this process has no cgroup with it that it could make others in".to_owned(),
+        fix: fix.to_owned(),
+    }
+}
+
+impl Hierarchy {
+    /// The caller's own cgroup in it, by what `/proc/self/cgroup` says.
+    fn own(&self, cgroups: &[u8]) -> Option<PathBuf> {
+        let line = cgroups.split(|byte| *byte == b'\n').find_map(|line| {
+            let mut fields = line.splitn(3, |byte| *byte == b':');
+            let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let is_this = match self.version {
+                Version::V2 => names.is_empty(),
+                Version::V1 => names
+                    .split(|byte| *byte == b',')
+                    .any(|name| self.options.iter().any(|option| option.as_bytes() == name)),
+            };
+            is_this.then_some(path)
+        })?;
+        let path = Path::new(std::ffi::OsStr::from_bytes(line));
+        Some(self.mount.join(path.strip_prefix(&self.root).ok()?))
+    }
+
+    fn parent(&self, cgroups: &[u8], configured: Option<&Path>) -> Option<PathBuf> {
+        match configured {
+            Some(path) => Some(self.mount.join(path.strip_prefix("/").unwrap_or(path))),
+            None => self.own(cgroups),
+        }
+        .filter(|path| is_writable(path))
+    }
+
+    fn place(&self, cgroups: &[u8], configured: Option<&Path>) -> Result<Option<Place>> {
+        let mut all = Controller::WITH_LIMITS.to_vec();
+        all.extend([Controller::CpuTime, Controller::Freezer]);
+        all.retain(|c| self.options.iter().any(|option| option == c.name(Version::V1)));
+        Ok(self.parent(cgroups, configured).map(|parent| Place {
+            version: Version::V1,
+            parent,
+            controllers: all,
+        }))
+    }
+
+    fn unified_place(
+        &self,
+        cgroups: &[u8],
+        configured: Option<&Path>,
+        needed: &[Controller],
+        all: &[Controller],
+    ) -> Result<Option<Place>> {
+        let Some(mut parent) = self.parent(cgroups, configured) else { return Ok(None) };
+        let lowest = parent.clone();
+        let place = |parent: PathBuf, handed_on: &[String]| {
+            let mut controllers: Vec<_> = all
+                .iter()
+                .copied()
+                .filter(|c| handed_on.iter().any(|name| name == c.name(Version::V2)))
+                .collect();
+            controllers.extend([Controller::CpuTime, Controller::Freezer]);
+            Some(Place { version: Version::V2, parent, controllers })
+        };
+        let has = |names: &[String]| {
+            needed.iter().all(|c| names.iter().any(|name| name == c.name(Version::V2)))
+        };
+        if configured.is_none() {
+            // The nearest that hands on what is needed.
+            loop {
+                let handed_on = words(&parent.join("cgroup.subtree_control"))?;
+                if has(&handed_on) {
+                    return Ok(place(parent, &handed_on));
+                }
+                if parent == self.mount || !parent.pop() || !is_writable(&parent) {
+                    break;
+                }
+            }
+        }
+        // The caller's own, or the one it was told: it may not have been asked to yet.
+        let available = words(&lowest.join("cgroup.controllers"))?;
+        let asked: Vec<_> = all
+            .iter()
+            .map(|c| c.name(Version::V2))
+            .filter(|name| available.iter().any(|other| other == name))
+            .map(|name| format!("+{name}"))
+            .collect();
+        let control = lowest.join("cgroup.subtree_control");
+        // Refused where it has processes: then what it hands on already is all that there is.
+        let _ = fs::write(&control, asked.join(" "));
+        let handed_on = words(&control)?;
+        Ok(if has(&handed_on) { place(lowest, &handed_on) } else { None })
+    }
+}
+
+fn is_writable(directory: &Path) -> bool {
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
+        && access(&directory.join("cgroup.procs"), AccessFlags::W_OK).is_ok()
+}
+
+fn words(path: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(path).map_err(Error::at("read", path))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The hierarchies that are mounted.
+fn mounted() -> Result<Vec<Hierarchy>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = fs::read(path).map_err(Error::at("read", path))?;
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let Some(hierarchy) = hierarchy_of(line) else { continue };
+        // The same may be mounted at several places.
+        let is_new = found.iter().all(|other| {
+            other.version != hierarchy.version
+                || (other.version == Version::V1 && other.options != hierarchy.options)
+        });
+        if is_new {
+            found.push(hierarchy);
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
+fn hierarchy_of(line: &[u8]) -> Option<Hierarchy> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let (root, mount) = (unescape(fields.nth(3)?), unescape(fields.next()?));
+    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+    let version = match after.next()? {
+        b"cgroup" => Version::V1,
+        b"cgroup2" => Version::V2,
+        _ => return None,
+    };
+    let options = String::from_utf8(after.nth(1)?.to_vec()).ok()?;
+    let options = options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(str::to_owned);
+    Some(Hierarchy { version, mount, root, options: options.collect() })
+}
+
+/// Undoes what the kernel does to blanks and backslashes: three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::new();
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) if byte == b'\\' => {
+                bytes.push(value);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo_are_read() {
+        let v1 = b"30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:11 - cgroup cgroup rw,cpu,cpuacct";
+        let v1 = hierarchy_of(v1).unwrap();
+        assert_eq!((v1.version, v1.mount), (Version::V1, "/sys/fs/cgroup/cpu,cpuacct".into()));
+        assert_eq!(v1.options, ["cpu", "cpuacct"]);
+        let v2 = b"29 23 0:25 /a\\040b /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        let v2 = hierarchy_of(v2).unwrap();
+        assert_eq!((v2.version, &*v2.root), (Version::V2, Path::new("/a b")));
+        assert_eq!(v2.own(b"1:cpu:/x\n0::/a b/c\n"), Some("/sys/fs/cgroup/c".into()));
+        assert_eq!(v2.own(b"0::/elsewhere\n"), None);
+        assert!(hierarchy_of(b"28 23 0:24 / /proc rw - proc proc rw").is_none());
+        assert!(hierarchy_of(b"").is_none());
+    }
+}

@@ -1,0 +1,113 @@
+//! What a sandbox may use, as plain data.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The least that [`Limits::cpu`] may be: of 100 ms, a cgroup can have no less than 1 ms.
+const LEAST_CPU: u32 = 10;
+
+/// What all jobs of a sandbox together may use. By default there is no limit, and no cgroup.
+///
+/// Limits hold by cgroups (`cgroups(7)`), of version 2 or, where the controller is bound to that, of
+/// version 1; a limit whose controller is nowhere is [`Error::Unsupported`]. The sandbox's init is
+/// no job: it stays in the caller's cgroup, so that what its jobs use up is not in its way.
+///
+/// ```no_run
+/// use adl_runtime::{Config, Limits, Sandbox};
+///
+/// let sandbox = Sandbox::create(Config {
+///     limits: Limits {
+///         memory: Some(512 << 20),
+///         cpu: Some(1500),
+///         pids: Some(256),
+///         ..Limits::default()
+///     },
+///     ..Config::default()
+/// })?;
+/// sandbox.command("true").status()?;
+/// println!("{:?}", sandbox.stats()?.cpu_time);
+/// # Ok::<(), adl_runtime::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// CPU time, in thousandths of a CPU: 1500 is one and a half. At least 10.
+    pub cpu: Option<u32>,
+    /// The share of CPU time where there is not enough for all, from 1 to 10,000; others have 100.
+    pub cpu_weight: Option<u32>,
+    /// Memory, in bytes: that of processes, of the page cache and of file systems in memory that
+    /// they have filled. Where it is reached and nothing can be reclaimed, the kernel kills a job,
+    /// whose end is [`EndReason::OutOfMemory`](crate::EndReason::OutOfMemory).
+    pub memory: Option<u64>,
+    /// Memory above which processes are slowed down and reclaimed from, in bytes. Version 2 only.
+    pub memory_high: Option<u64>,
+    /// Swap beside the memory, in bytes. By default none where `memory` is limited, as far as the
+    /// kernel counts swap.
+    pub swap: Option<u64>,
+    /// Processes and threads. A job is started also where it is reached; what that starts counts.
+    pub pids: Option<u32>,
+    /// What may be read from and written to disks.
+    pub io: Vec<IoLimit>,
+    /// The CPUs to run on, as `0-3,6`.
+    pub cpuset: Option<String>,
+    /// Have cgroups without any limit, too: for [`Sandbox::stats`](crate::Sandbox::stats),
+    /// [`Sandbox::freeze`](crate::Sandbox::freeze), and limits that are set later.
+    pub accounting: bool,
+}
+
+/// What may be read from and written to a disk in a second. Version 1 sees only what goes past the
+/// page cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoLimit {
+    /// The block device.
+    pub device: PathBuf,
+    /// Bytes read.
+    pub read_bytes: Option<u64>,
+    /// Bytes written.
+    pub write_bytes: Option<u64>,
+    /// Reads.
+    pub read_operations: Option<u64>,
+    /// Writes.
+    pub write_operations: Option<u64>,
+}
+
+impl Limits {
+    /// Whether there is nothing to limit or to count.
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Refuses what no cgroup would take.
+    pub(crate) fn check(&self) -> Result<()> {
+        let invalid = |what, why: &str| Err(Error::invalid(what, why));
+        if self.cpu.is_some_and(|cpu| cpu < LEAST_CPU) {
+            return invalid("cpu limit", "less than a hundredth of a CPU");
+        }
+        if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
+            return invalid("cpu weight", "not from 1 to 10,000");
+        }
+        if self.memory == Some(0) || self.memory_high == Some(0) {
+            return invalid("memory limit", "nothing runs without memory");
+        }
+        if self.pids == Some(0) {
+            return invalid("pids limit", "nothing runs without a process");
+        }
+        let is_list = |cpus: &String| {
+            !cpus.is_empty() && cpus.bytes().all(|b| b.is_ascii_digit() || b",-".contains(&b))
+        };
+        if self.cpuset.as_ref().is_some_and(|cpus| !is_list(cpus)) {
+            return invalid("cpuset", "not a list of CPUs, as 0-3,6");
+        }
+        for io in &self.io {
+            let rates = [io.read_bytes, io.write_bytes, io.read_operations, io.write_operations];
+            if rates.contains(&Some(0)) {
+                return invalid("io limit", "a rate of nothing");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! What a sandbox or a job has used.
+
+use std::time::Duration;
+
+/// What the jobs of a sandbox, or one of them, have used, as the kernel's cgroups count it; `None`
+/// where this machine does not count it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// CPU time.
+    pub cpu_time: Option<Duration>,
+    /// How long it had to wait because of [`Limits::cpu`](crate::Limits::cpu), added up over CPUs.
+    /// Of a sandbox only.
+    pub throttled: Option<Duration>,
+    /// Memory in use, in bytes, the page cache's with it.
+    pub memory: Option<u64>,
+    /// The most memory that was in use at once, in bytes. Of a job that was not the first in its
+    /// cgroup only from Linux 6.12 on, or with version 1.
+    pub memory_peak: Option<u64>,
+    /// How many processes the kernel has killed because memory ran out.
+    pub oom_kills: Option<u64>,
+    /// Processes and threads that there are.
+    pub pids: Option<u64>,
+    /// Bytes read from disks.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to disks.
+    pub write_bytes: Option<u64>,
+    /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`).
+    pub cpu_pressure: Option<Duration>,
+    /// How long something waited for memory.
+    pub memory_pressure: Option<Duration>,
+    /// How long something waited for a disk.
+    pub io_pressure: Option<Duration>,
+}
+
+impl Stats {
+    /// What was used since `start`, of what adds up. `peak` is whether that is since then, too.
+    pub(crate) fn since(&self, start: &Self, has_peak: bool) -> Self {
+        fn time(now: Option<Duration>, start: Option<Duration>) -> Option<Duration> {
+            Some(now?.saturating_sub(start.unwrap_or_default()))
+        }
+        fn number(now: Option<u64>, start: Option<u64>) -> Option<u64> {
+            Some(now?.saturating_sub(start.unwrap_or_default()))
+        }
+        Self {
+            cpu_time: time(self.cpu_time, start.cpu_time),
+            throttled: time(self.throttled, start.throttled),
+            memory: self.memory,
+            memory_peak: self.memory_peak.filter(|_| has_peak),
+            oom_kills: number(self.oom_kills, start.oom_kills),
+            pids: self.pids,
+            read_bytes: number(self.read_bytes, start.read_bytes),
+            write_bytes: number(self.write_bytes, start.write_bytes),
+            cpu_pressure: time(self.cpu_pressure, start.cpu_pressure),
+            memory_pressure: time(self.memory_pressure, start.memory_pressure),
+            io_pressure: time(self.io_pressure, start.io_pressure),
+        }
+    }
+}

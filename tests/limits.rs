@@ -1,0 +1,446 @@
+//! Limits hold, what is used is told, and nothing of it is left.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use adl_runtime::{Config, EndReason, Error, Limits, Sandbox, SnapshotOptions, Stdio};
+
+use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, within};
+use crate::jobs::alone;
+
+/// A sandbox with limits, and no network, of which there would be nothing to test.
+fn sandbox(home: &Home, limits: Limits) -> Sandbox {
+    Sandbox::create(Config { limits, ..home.config() }).unwrap()
+}
+
+fn memory(size: u64) -> Limits {
+    Limits { memory: Some(size), ..Limits::default() }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Takes 300 MiB of memory, which is written to.
+const HOG: &str = "x = b'1' * (300 << 20)";
+
+/// All cgroups of sandboxes of this process, in every hierarchy.
+fn cgroups() -> Vec<PathBuf> {
+    fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+        // What goes meanwhile is another test's.
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with("adl-") {
+                    found.push(entry.path());
+                }
+                collect(&entry.path(), found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(Path::new("/sys/fs/cgroup"), &mut found);
+    found
+}
+
+/// Those of the process `pid` inside, as the host sees them.
+fn cgroups_of(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let output = sandbox.command("/bin/cat").arg("/proc/self/cgroup").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let name = text.split('/').find(|part| part.starts_with("adl-"));
+    let name = name.unwrap_or_else(|| panic!("no cgroup of its own: {text}")).trim().to_owned();
+    let found = cgroups().into_iter().filter(|path| path.ends_with(&name)).collect::<Vec<_>>();
+    assert!(!found.is_empty(), "{name}");
+    found
+}
+
+#[test]
+fn a_hog_of_memory_is_killed_and_told_so_and_nothing_else_is() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    // The control: without the limit it has all it wants.
+    let free = home.sandbox();
+    assert!(free.command("python3").args(["-c", HOG]).status().unwrap().success());
+    let sandbox = sandbox(&home, memory(64 * MIB));
+    let mut neighbour = sandbox.command("cat");
+    let mut neighbour = neighbour.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    for round in 0..100 {
+        let begin = Instant::now();
+        let status = sandbox.command("python3").args(["-c", HOG]).status().unwrap();
+        assert_eq!(status.reason(), EndReason::OutOfMemory, "{round}: {status}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{round}: {:?}", begin.elapsed());
+        assert!(sandbox.command("true").status().unwrap().success(), "{round}");
+    }
+    neighbour.stdin.take().unwrap().write_all(b"alive").unwrap();
+    let mut said = String::new();
+    neighbour.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(neighbour.wait().unwrap().success());
+    assert_eq!(said, "alive");
+    let stats = sandbox.stats().unwrap();
+    assert_eq!(stats.oom_kills, Some(100), "{stats:?}");
+    assert!(stats.memory_peak.unwrap() <= 64 * MIB, "{stats:?}");
+    // A SIGKILL of another's is not taken for it.
+    let status = sandbox.shell("kill -9 $$").status().unwrap();
+    assert_eq!(status.reason(), EndReason::Signaled);
+}
+
+#[test]
+fn files_in_memory_and_the_page_cache_count() {
+    if !needs(&[Need::Cgroups, Need::Program("head")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = sandbox(&home, memory(64 * MIB));
+    // In memory: it can't be reclaimed.
+    let status = sandbox.shell("exec head -c 100000000 /dev/zero > /dev/shm/f").status().unwrap();
+    assert_eq!(status.reason(), EndReason::OutOfMemory, "{status}");
+    assert!(sandbox.command("rm").arg("/dev/shm/f").status().unwrap().success());
+    // Of the page cache of a file on disk, which can: as much as there may be, and no more.
+    let status = sandbox.shell("exec head -c 200000000 /dev/zero > /tmp/f").status().unwrap();
+    assert!(status.success(), "{status}");
+    let stats = sandbox.stats().unwrap();
+    assert!((20 * MIB..=64 * MIB).contains(&stats.memory.unwrap()), "{stats:?}");
+}
+
+#[test]
+fn limits_are_changed_while_it_runs() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut sandbox = sandbox(&home, memory(64 * MIB));
+    let hog =
+        |sandbox: &Sandbox| sandbox.command("python3").args(["-c", HOG]).status().unwrap().reason();
+    assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
+    sandbox.set_limits(Limits { accounting: true, ..Limits::default() }).unwrap();
+    assert_eq!(hog(&sandbox), EndReason::Exited);
+    // What can be reclaimed is: pages of a file.
+    let filled = sandbox.shell("head -c 100000000 /dev/zero > /tmp/f").status().unwrap();
+    assert!(filled.success());
+    assert!(sandbox.stats().unwrap().memory.unwrap() > 64 * MIB);
+    sandbox.set_limits(memory(32 * MIB)).unwrap();
+    assert!(sandbox.stats().unwrap().memory.unwrap() <= 32 * MIB);
+    assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
+    // A reset keeps them.
+    sandbox.reset().unwrap();
+    assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
+    // Without a cgroup there is nothing to change.
+    let mut without = home.sandbox();
+    let refused = without.set_limits(memory(32 * MIB));
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    assert!(matches!(without.stats(), Err(Error::Unsupported { .. })));
+    assert!(matches!(without.freeze(), Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn cpu_time_is_what_was_given() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    let _alone = alone();
+    let home = Home::new();
+    let sandbox = sandbox(&home, Limits { cpu: Some(500), accounting: true, ..Limits::default() });
+    const ONE: &str = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass";
+    const FOUR: &str = "import os, time\nend = time.monotonic() + 5\n\
+        pids = [os.fork() for _ in range(2)]\nwhile time.monotonic() < end: pass\n\
+        0 in pids and os._exit(0)";
+    for script in [ONE, FOUR] {
+        let before = sandbox.stats().unwrap();
+        let begin = Instant::now();
+        assert!(sandbox.command("python3").args(["-c", script]).status().unwrap().success());
+        let time = begin.elapsed().as_secs_f64();
+        let after = sandbox.stats().unwrap();
+        let used = (after.cpu_time.unwrap() - before.cpu_time.unwrap()).as_secs_f64();
+        let share = used / time;
+        assert!((0.45..=0.55).contains(&share), "{share:.3} CPUs");
+        assert!(after.throttled > before.throttled, "{after:?}");
+    }
+}
+
+#[test]
+fn bombs_stop_at_the_limit_and_jobs_still_start() {
+    if !needs(&[Need::Cgroups, Need::Program("bash"), Need::Program("python3")]) {
+        return;
+    }
+    const THREADS: &str = "import threading, time\ntry:\n\
+        \x20while True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
+        except RuntimeError: print('full', flush=True)\ntime.sleep(1000)";
+    let home = Home::new();
+    let limits = Limits { pids: Some(64), ..Limits::default() };
+    let mut sandbox = sandbox(&home, limits);
+    let shell = ":(){ :|:& };:; sleep 1000";
+    for bomb in [vec!["bash", "-c", shell], vec!["python3", "-c", THREADS]] {
+        let (program, arguments) = bomb.split_first().unwrap();
+        let mut command = sandbox.command(program);
+        command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().unwrap();
+        let is_full = || sandbox.stats().unwrap().pids.unwrap() >= 60;
+        assert!(within(Duration::from_secs(10), is_full), "{:?}", sandbox.stats());
+        for _ in 0..20 {
+            assert!(sandbox.command("/bin/true").status().unwrap().success());
+            // Those who were let in beside it are few.
+            assert!(sandbox.stats().unwrap().pids.unwrap() <= 66, "{:?}", sandbox.stats());
+        }
+        let begin = Instant::now();
+        child.handle().kill().unwrap();
+        assert_eq!(child.handle().wait().unwrap().signal(), Some(9));
+        assert!(begin.elapsed() < Duration::from_secs(1), "killed in {:?}", begin.elapsed());
+    }
+    let mut bomb = sandbox.command("bash");
+    drop(bomb.args(["-c", shell]).stderr(Stdio::null()).spawn().unwrap());
+    assert!(within(Duration::from_secs(10), || sandbox.stats().unwrap().pids.unwrap() >= 60));
+    let begin = Instant::now();
+    sandbox.reset().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1), "reset in {:?}", begin.elapsed());
+    assert!(sandbox.command("/bin/true").status().unwrap().success());
+}
+
+#[test]
+fn the_cpus_are_those_of_the_set() {
+    if !needs(&[Need::Cgroups, Need::Program("nproc")]) {
+        return;
+    }
+    let home = Home::new();
+    let nproc = |sandbox: &Sandbox| {
+        let output = sandbox.command("nproc").output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse::<usize>().unwrap()
+    };
+    let limits = |cpuset: &str| Limits { cpuset: Some(cpuset.to_owned()), ..Limits::default() };
+    let one = sandbox(&home, limits("0"));
+    assert_eq!(nproc(&one), 1);
+    let all = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(nproc(&home.sandbox()), all);
+    for wrong in ["", "0;1", "x", "0\n"] {
+        let refused = Sandbox::create(Config { limits: limits(wrong), ..home.config() });
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{wrong:?}: {refused:?}");
+    }
+    // No machine has it.
+    let refused = Sandbox::create(Config { limits: limits("4000"), ..home.config() });
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+#[test]
+fn what_is_frozen_stands_and_goes_on() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let limits = || Limits { accounting: true, ..Limits::default() };
+    let mut frozen = sandbox(&home, limits());
+    let mut command = frozen.shell("while :; do :; done");
+    let child = command.spawn().unwrap();
+    let time = |sandbox: &Sandbox| sandbox.stats().unwrap().cpu_time.unwrap();
+    let moves = |sandbox: &Sandbox, since: Duration| {
+        within(Duration::from_secs(10), || time(sandbox) > since)
+    };
+    assert!(moves(&frozen, Duration::ZERO));
+    frozen.freeze().unwrap();
+    let stood = time(&frozen);
+    // As long as it takes another, which shows that the clock goes on.
+    let other = sandbox(&home, limits());
+    assert!(
+        other
+            .shell("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(time(&frozen), stood);
+    frozen.thaw().unwrap();
+    assert!(moves(&frozen, stood));
+    // It can be killed, reset and deleted as it stands.
+    frozen.freeze().unwrap();
+    let begin = Instant::now();
+    frozen.reset().unwrap();
+    assert_eq!(child.handle().wait().unwrap().reason(), EndReason::SandboxDied);
+    assert!(frozen.command("true").status().unwrap().success());
+    frozen.freeze().unwrap();
+    frozen.delete().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn what_a_job_has_used_is_its_own() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = sandbox(&home, Limits { accounting: true, ..Limits::default() });
+    let run = |script: &str| {
+        let mut command = sandbox.command("python3");
+        let child = command.args(["-c", script]).spawn().unwrap();
+        let handle = child.handle();
+        assert!(handle.wait().unwrap().success());
+        handle.stats().unwrap()
+    };
+    let large = run("import time\nx = b'1' * (200 << 20)\nend = time.process_time() + 0.5\n\
+                     while time.process_time() < end: pass");
+    assert!(large.cpu_time.unwrap() >= Duration::from_millis(500), "{large:?}");
+    assert!(large.memory_peak.unwrap() > 200 * MIB, "{large:?}");
+    // The next in the same cgroup begins anew.
+    let small = run("pass");
+    assert!(small.cpu_time.unwrap() < Duration::from_millis(400), "{small:?}");
+    assert!(small.memory_peak.is_none_or(|peak| peak < 100 * MIB), "{small:?}");
+    // A child that it has left is its own still, and no one's who comes after.
+    let left = run("import os, time\nif os.fork() == 0:\n os.close(1)\n time.sleep(1000)");
+    assert_eq!(left.pids, Some(1), "{left:?}");
+    assert_eq!(run("pass").pids, Some(0));
+    assert_eq!(sandbox.stats().unwrap().pids, Some(1));
+}
+
+#[test]
+fn nothing_is_left_of_cgroups() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let limits = || Limits {
+        cpu: Some(1000),
+        cpu_weight: Some(50),
+        memory: Some(256 * MIB),
+        pids: Some(100),
+        cpuset: Some("0".to_owned()),
+        ..Limits::default()
+    };
+    let gone = |paths: &[PathBuf]| {
+        adl_runtime::finish_removals();
+        let left: Vec<_> = paths.iter().filter(|path| path.exists()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    };
+    for round in 0..50 {
+        let mut sandbox = sandbox(&home, limits());
+        let before = cgroups_of(&sandbox);
+        assert!(sandbox.shell("sleep 1000 & sleep 1000 & true").status().unwrap().success());
+        match round % 3 {
+            0 => {}
+            1 => sandbox.reset().unwrap(),
+            _ => {
+                let running = adl_runtime::Running::End;
+                let options = SnapshotOptions { running, ..SnapshotOptions::default() };
+                drop(sandbox.snapshot_with(&options).unwrap());
+            }
+        }
+        if round % 3 != 0 {
+            gone(&before);
+        }
+        let after = cgroups_of(&sandbox);
+        sandbox.delete().unwrap();
+        gone(&before);
+        gone(&after);
+    }
+    // Where it could not be made, too.
+    let refused = Sandbox::create(Config {
+        limits: Limits { cpuset: Some("4000".to_owned()), ..limits() },
+        ..home.config()
+    });
+    assert!(refused.is_err());
+}
+
+#[test]
+fn what_a_dead_caller_left_of_cgroups_is_collected() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let mut caller = adl_command(&home.state());
+    caller.args(["run", "--memory", "64m", "--pids-limit", "20", "--"]);
+    caller.args(["sh", "-c", "cat /proc/self/cgroup; echo; sleep 1000"]);
+    let mut caller = caller.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut text = String::new();
+    let mut stdout = std::io::BufReader::new(caller.stdout.take().unwrap());
+    while !text.ends_with("\n\n") {
+        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut text).unwrap(), 0, "{text}");
+    }
+    let name = text.split('/').find(|part| part.starts_with("adl-")).unwrap().trim();
+    let left: Vec<_> = cgroups().into_iter().filter(|path| path.ends_with(name)).collect();
+    assert!(!left.is_empty(), "{text}");
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    let collected = adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+    assert_eq!(collected.len(), 1, "{collected:?}");
+    let left: Vec<_> = left.into_iter().filter(|path| path.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_no_limit_can_be_is_refused() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let none = Limits::default;
+    for wrong in [
+        Limits { cpu: Some(9), ..none() },
+        Limits { cpu_weight: Some(0), ..none() },
+        Limits { cpu_weight: Some(10_001), ..none() },
+        Limits { memory: Some(0), ..none() },
+        Limits { pids: Some(0), ..none() },
+    ] {
+        let refused = Sandbox::create(Config { limits: wrong.clone(), ..home.config() });
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{wrong:?}: {refused:?}");
+    }
+    // Version 1 has no such limit, and that is said rather than left out.
+    let high = Limits { memory_high: Some(64 * MIB), ..none() };
+    let created = Sandbox::create(Config { limits: high, ..home.config() });
+    if fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok() {
+        created.unwrap();
+    } else {
+        let Err(Error::Unsupported { what, why, fix }) = created else { panic!("{created:?}") };
+        assert!(what.contains("memory_high") && why.contains("version 1"), "{what}: {why}");
+        assert!(!fix.is_empty());
+    }
+    // A parent that is not there.
+    let elsewhere = Config {
+        limits: memory(64 * MIB),
+        cgroup_parent: Some("/no-such-parent".into()),
+        ..home.config()
+    };
+    let refused = Sandbox::create(elsewhere);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_user_without_a_cgroup_is_told_what_to_do() {
+    if !needs(&[Need::Cgroups, Need::Root]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    let output =
+        user.command(user.adl()).args(["run", "--memory", "64m", "--", "true"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.contains("memory") && said.contains("systemd-run"), "{said}");
+}
+
+#[test]
+fn the_command_line_has_limits() {
+    if !needs(&[Need::Cgroups, Need::Program("python3"), Need::Program("nproc")]) {
+        return;
+    }
+    let home = Home::new();
+    let output = adl_command(&home.state())
+        .args(["run", "--memory", "64m", "--cpus", "1.5", "--cpu-weight", "10", "--cpuset", "0"])
+        .args(["--pids-limit", "20", "--stats", "--", "nproc"])
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"1\n");
+    let stats = String::from_utf8(output.stderr).unwrap();
+    for name in ["cpu time", "memory peak", "pids", "oom kills"] {
+        assert!(stats.lines().any(|line| line.starts_with(name)), "{name}: {stats}");
+    }
+    let output = adl_command(&home.state())
+        .args(["run", "--memory", "64m", "--", "python3", "-c", HOG])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(137));
+    for wrong in [["--memory", "0"], ["--cpus", "x"], ["--pids-limit", "-1"], ["--io", "x"]] {
+        let output = adl_command(&home.state())
+            .args(["run"])
+            .args(wrong)
+            .args(["--", "true"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(125), "{wrong:?}");
+    }
+}
