@@ -91,11 +91,12 @@ fn files_in_memory_and_the_page_cache_count() {
         return;
     }
     let home = Home::new();
-    let sandbox = sandbox(&home, memory(64 * MIB));
+    let mut sandbox = sandbox(&home, memory(64 * MIB));
     // In memory: it can't be reclaimed.
     let status = sandbox.shell("exec head -c 100000000 /dev/zero > /dev/shm/f").status().unwrap();
     assert_eq!(status.reason(), EndReason::OutOfMemory, "{status}");
-    assert!(sandbox.command("rm").arg("/dev/shm/f").status().unwrap().success());
+    // It is full now, and stays so: not even what would remove the file is sure to start.
+    sandbox.reset().unwrap();
     // Of the page cache of a file on disk, which can: as much as there may be, and no more.
     let status = sandbox.shell("exec head -c 200000000 /dev/zero > /tmp/f").status().unwrap();
     assert!(status.success(), "{status}");
@@ -109,7 +110,7 @@ fn limits_are_changed_while_it_runs() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = sandbox(&home, memory(64 * MIB));
+    let mut sandbox = sandbox(&home, Limits { accounting: true, ..memory(64 * MIB) });
     let hog =
         |sandbox: &Sandbox| sandbox.command("python3").args(["-c", HOG]).status().unwrap().reason();
     assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
@@ -125,6 +126,12 @@ fn limits_are_changed_while_it_runs() {
     // A reset keeps them.
     sandbox.reset().unwrap();
     assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
+    // What it has no cgroup of can't be set later.
+    let mut of_memory = self::sandbox(&home, memory(64 * MIB));
+    let refused = of_memory.set_limits(Limits { pids: Some(10), ..memory(64 * MIB) });
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    }
     // Without a cgroup there is nothing to change.
     let mut without = home.sandbox();
     let refused = without.set_limits(memory(32 * MIB));
@@ -140,7 +147,7 @@ fn cpu_time_is_what_was_given() {
     }
     let _alone = alone();
     let home = Home::new();
-    let sandbox = sandbox(&home, Limits { cpu: Some(500), accounting: true, ..Limits::default() });
+    let sandbox = sandbox(&home, Limits { cpu: Some(500), ..Limits::default() });
     const ONE: &str = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass";
     const FOUR: &str = "import os, time\nend = time.monotonic() + 5\n\
         pids = [os.fork() for _ in range(2)]\nwhile time.monotonic() < end: pass\n\

@@ -128,11 +128,11 @@ where
 #[test]
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Shutdown, b"\x01\0\0\0\x02");
-    golden(&Reply::Ready { version: 2 }, b"\x02\0\0\0\0\x02");
+    golden(&Reply::Ready { version: 3 }, b"\x02\0\0\0\0\x03");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
-    golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0b\x04");
+    golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0c\x04");
     golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
     golden(
         &exited(Status::Code(3)),
@@ -146,16 +146,16 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4b\0\0\0\0\x02\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+        b"\x4b\0\0\0\0\x03\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08",
     );
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
         &spawn(),
-        b"\x44\0\0\0\x01\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+        b"\x45\0\0\0\x01\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
-          \x01\x02\x01\x01\xfb\xe8\x03\x01",
+          \x01\x02\x06\x01\x01\xfb\xe8\x03\x01",
     );
 }
 

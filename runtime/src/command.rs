@@ -421,7 +421,7 @@ impl<'a> Command<'a> {
             running.messages().expect_descriptor();
         }
         self.sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
-        self.sandbox.control().prepare_channel();
+        self.sandbox.control().prepare_next();
         let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
         Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
     }

@@ -51,19 +51,9 @@ impl Instance {
         Ok(Self { init, control, directory, mounts, root, ids, owner, ended: false })
     }
 
-    /// Gives it a directory, which from here on is removed with it, and its cgroups.
-    pub(crate) fn give(
-        &mut self,
-        directory: SandboxDirectory,
-        config: &Config,
-    ) -> Result<&mut SandboxDirectory> {
-        let directory = self.directory.insert(directory);
-        if !config.limits.is_none() {
-            let record = |paths: &[_]| directory.record_cgroups(paths);
-            let parent = config.cgroup_parent.as_deref();
-            self.control.give_group(Group::create(&config.limits, parent, record)?);
-        }
-        Ok(directory)
+    /// Gives it a directory: from here on it is removed with it.
+    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
+        self.directory.insert(directory)
     }
 
     /// Removes its cgroups. Its processes have ended.
@@ -81,7 +71,17 @@ impl Instance {
         let root = self.root.insert(root);
         let Some(directory) = &self.directory else { return Err(Error::SandboxDied) };
         let plan = Plan { config, hostname, root, directory, ids: self.ids.as_deref() };
-        self.mounts = Some(launch::set_up(&self.init, self.control.socket(), &plan)?);
+        let make_cgroups = || {
+            if config.limits.is_none() {
+                return Ok(());
+            }
+            let record = |paths: &[_]| directory.record_cgroups(paths);
+            let parent = config.cgroup_parent.as_deref();
+            self.control.give_group(Group::create(&config.limits, parent, record)?);
+            Ok(())
+        };
+        let socket = self.control.socket();
+        self.mounts = Some(launch::set_up(&self.init, socket, &plan, make_cgroups)?);
         self.init.launched();
         Ok(())
     }

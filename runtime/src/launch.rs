@@ -82,18 +82,29 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     Ok((process, ours))
 }
 
-/// Gives init its ids and its file systems, and waits until it says that all is done.
+/// Gives init its ids and its file systems, and waits until it says that all is done; does
+/// `meanwhile` what it needs not wait for.
 ///
 /// Returns its mount namespace.
-pub(crate) fn set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<OwnedFd> {
-    match try_set_up(process, control, plan) {
+pub(crate) fn set_up(
+    process: &Process,
+    control: &OwnedFd,
+    plan: &Plan<'_>,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<OwnedFd> {
+    match try_set_up(process, control, plan, meanwhile) {
         // Its end came before it was init: that tells why.
         Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
         done => done,
     }
 }
 
-fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<OwnedFd> {
+fn try_set_up(
+    process: &Process,
+    control: &OwnedFd,
+    plan: &Plan<'_>,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
     let user_namespace = match plan.ids {
         Some(range) => {
@@ -142,6 +153,7 @@ fn try_set_up(process: &Process, control: &OwnedFd, plan: &Plan<'_>) -> Result<O
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
+    meanwhile()?;
 
     let socket = control.try_clone().map_err(Error::io("dup"))?;
     let messages = Messages::new(socket);

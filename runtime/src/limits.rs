@@ -53,8 +53,9 @@ pub struct Limits {
     pub io: Vec<IoLimit>,
     /// The CPUs to run on, as `0-3,6`.
     pub cpuset: Option<String>,
-    /// Have cgroups without any limit, too: for [`Sandbox::stats`](crate::Sandbox::stats),
-    /// [`Sandbox::freeze`](crate::Sandbox::freeze), and limits that are set later.
+    /// Have cgroups of all controllers that there are, for [`Sandbox::stats`](crate::Sandbox::stats) and
+    /// limits that are set later. Without it there are those that limits take, and what each of
+    /// version 2 has: CPU time, pressure, and [`Sandbox::freeze`](crate::Sandbox::freeze).
     pub accounting: bool,
 }
 

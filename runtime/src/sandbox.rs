@@ -75,7 +75,7 @@ impl Sandbox {
         // ready. From here on, dropping `instance` undoes everything.
         let mut instance = Instance::start(&config, fresh_ids()?)?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory, &config)?.name().to_owned();
+        let name = instance.give(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         instance.set_up(&config, hostname, Arc::clone(&image))?;
         Ok(Self { name, config, state, image, instance })
@@ -141,7 +141,7 @@ impl Sandbox {
     /// Makes the instance on the image that is to take the place of this one.
     fn make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?, &self.config)?;
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
         next.set_up(&self.config, self.hostname(), Arc::clone(&self.image))?;
         Ok(next)
     }
@@ -206,7 +206,7 @@ impl Sandbox {
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?, &self.config)?;
+        next.give(self.state.make_aside(&layout)?);
         self.instance.end_processes()?;
         self.instance.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
@@ -293,8 +293,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
-    /// created without any limit or [`Limits::accounting`], and so has no cgroup, or where its
-    /// controller is nowhere; [`Error::Busy`] where version 1 can't reclaim what is above the limit.
+    /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`] where version 1 can't reclaim what is above the limit.
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
         limits.check()?;

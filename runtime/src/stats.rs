@@ -14,8 +14,8 @@ pub struct Stats {
     pub throttled: Option<Duration>,
     /// Memory in use, in bytes, the page cache's with it.
     pub memory: Option<u64>,
-    /// The most memory that was in use at once, in bytes. Of a job that was not the first in its
-    /// cgroup only from Linux 6.12 on, or with version 1.
+    /// The most memory that was in use at once, in bytes. With version 2, of a job only if it was the
+    /// first in its cgroup, which jobs one after another share.
     pub memory_peak: Option<u64>,
     /// How many processes the kernel has killed because memory ran out.
     pub oom_kills: Option<u64>,
@@ -25,7 +25,8 @@ pub struct Stats {
     pub read_bytes: Option<u64>,
     /// Bytes written to disks.
     pub write_bytes: Option<u64>,
-    /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`).
+    /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`). Of a sandbox
+    /// only, as the next two.
     pub cpu_pressure: Option<Duration>,
     /// How long something waited for memory.
     pub memory_pressure: Option<Duration>,
@@ -44,16 +45,13 @@ impl Stats {
         }
         Self {
             cpu_time: time(self.cpu_time, start.cpu_time),
-            throttled: time(self.throttled, start.throttled),
             memory: self.memory,
             memory_peak: self.memory_peak.filter(|_| has_peak),
             oom_kills: number(self.oom_kills, start.oom_kills),
             pids: self.pids,
             read_bytes: number(self.read_bytes, start.read_bytes),
             write_bytes: number(self.write_bytes, start.write_bytes),
-            cpu_pressure: time(self.cpu_pressure, start.cpu_pressure),
-            memory_pressure: time(self.memory_pressure, start.memory_pressure),
-            io_pressure: time(self.io_pressure, start.io_pressure),
+            ..Self::default()
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::state::DIRECTORY;
 use crate::stats::Stats;
 use crate::wire::{self, Deadline};
 
-/// The period of a CPU limit, in microseconds.
+/// The period of a CPU limit, in microseconds: the default of both versions.
 const PERIOD: u64 = 100_000;
 /// The weight of version 2, and the shares of version 1, of what was given none.
 const WEIGHT: u32 = 100;
@@ -149,7 +149,6 @@ pub(super) fn limit(
             if limits.cpu.is_some() || all {
                 let quota = limits.cpu.map(|cpu| u64::from(cpu) * PERIOD / 1000);
                 if is_v1 {
-                    directory.write("cpu.cfs_period_us", &PERIOD.to_string())?;
                     let quota = quota.map_or_else(|| "-1".to_owned(), |quota| quota.to_string());
                     directory.write("cpu.cfs_quota_us", &quota)?;
                 } else {
@@ -296,14 +295,27 @@ fn limit_io(directory: &Directory, limit: &IoLimit) -> Result<()> {
     }
 }
 
+/// How much of what a cgroup has counted is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Count {
+    /// What adds up, of a job: what the next in its leaf starts with.
+    Sums,
+    /// All, of a job.
+    OfJob,
+    /// All, and what had to wait.
+    OfSandbox,
+}
+
 /// Adds what a cgroup has counted of one controller.
 pub(super) fn count(
     directory: &Directory,
     controller: Controller,
+    what: Count,
     stats: &mut Stats,
 ) -> Result<()> {
     let is_v1 = directory.version == Version::V1;
     match controller {
+        Controller::Cpu if what != Count::OfSandbox => {}
         Controller::Cpu if is_v1 => {
             stats.throttled = directory
                 .read("cpu.stat")?
@@ -324,6 +336,9 @@ pub(super) fn count(
                 .read("cpu.stat")?
                 .and_then(|text| value(&text, "usage_usec"))
                 .map(Duration::from_micros);
+            if what != Count::OfSandbox {
+                return Ok(());
+            }
             for (what, file) in [
                 (&mut stats.cpu_pressure, "cpu.pressure"),
                 (&mut stats.memory_pressure, "memory.pressure"),
@@ -338,10 +353,13 @@ pub(super) fn count(
             } else {
                 ["memory.current", "memory.peak"]
             };
-            stats.memory = number(directory, now)?;
-            stats.memory_peak = number(directory, peak)?;
+            if what != Count::Sums {
+                stats.memory = number(directory, now)?;
+                stats.memory_peak = number(directory, peak)?;
+            }
             stats.oom_kills = oom_kills(directory)?;
         }
+        Controller::Pids if what == Count::Sums => {}
         Controller::Pids => stats.pids = number(directory, "pids.current")?,
         Controller::Io if is_v1 => {
             let text = directory.read("blkio.throttle.io_service_bytes_recursive")?;

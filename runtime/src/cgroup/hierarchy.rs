@@ -67,14 +67,20 @@ struct Hierarchy {
     mount: PathBuf,
     /// What of the hierarchy is mounted there.
     root: PathBuf,
-    /// With version 1, the names of its controllers.
+    /// With version 1, its controllers, and what it is known by in `/proc/self/cgroup`.
+    controllers: Vec<Controller>,
     options: Vec<String>,
 }
 
-/// Finds a place for all that there is, so that `needed` are among them, or says which is not.
+/// Finds a place for what is `needed`, or says for what there is none, and for what can be had of
+/// what is `wanted`.
 ///
 /// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup.
-pub(super) fn places(needed: &[Controller], parent: Option<&Path>) -> Result<Vec<Place>> {
+pub(super) fn places(
+    needed: &[Controller],
+    wanted: &[Controller],
+    parent: Option<&Path>,
+) -> Result<Vec<Place>> {
     static HIERARCHIES: OnceLock<Vec<Hierarchy>> = OnceLock::new();
     let hierarchies = match HIERARCHIES.get() {
         Some(hierarchies) => hierarchies,
@@ -87,17 +93,17 @@ pub(super) fn places(needed: &[Controller], parent: Option<&Path>) -> Result<Vec
         fs::read("/proc/self/cgroup").map_err(Error::at("read", "/proc/self/cgroup".as_ref()))?;
     let mut places = Vec::new();
     for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1) {
-        places.extend(hierarchy.place(&own, parent)?);
+        places.extend(hierarchy.place(&own, parent));
     }
     let has = |places: &[Place], controller| {
         places.iter().any(|place| place.controllers.contains(&controller))
     };
     if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2) {
-        let wanted = |all: &[Controller]| -> Vec<Controller> {
+        let elsewhere = |all: &[Controller]| -> Vec<Controller> {
             all.iter().copied().filter(|controller| !has(&places, *controller)).collect()
         };
-        let needed = wanted(needed);
-        let all = wanted(&Controller::WITH_LIMITS);
+        let needed = elsewhere(needed);
+        let all = elsewhere(&Controller::WITH_LIMITS);
         if let Some(place) = unified.unified_place(&own, parent, &needed, &all)? {
             // What it counts by itself, it counts for all.
             for other in &mut places {
@@ -108,7 +114,12 @@ pub(super) fn places(needed: &[Controller], parent: Option<&Path>) -> Result<Vec
             places.push(place);
         }
     }
-    places.retain(|place| !place.controllers.is_empty());
+    places.retain(|place| {
+        let is_wanted = |c: &Controller| {
+            matches!(c, Controller::CpuTime | Controller::Freezer) || wanted.contains(c)
+        };
+        place.controllers.iter().any(is_wanted)
+    });
     match needed.iter().find(|controller| !has(&places, **controller)) {
         Some(controller) => Err(nowhere(*controller)),
         None => Ok(places),
@@ -155,18 +166,15 @@ impl Hierarchy {
             Some(path) => Some(self.mount.join(path.strip_prefix("/").unwrap_or(path))),
             None => self.own(cgroups),
         }
-        .filter(|path| is_writable(path))
+        .filter(|path| is_writable(path, self.version))
     }
 
-    fn place(&self, cgroups: &[u8], configured: Option<&Path>) -> Result<Option<Place>> {
-        let mut all = Controller::WITH_LIMITS.to_vec();
-        all.extend([Controller::CpuTime, Controller::Freezer]);
-        all.retain(|c| self.options.iter().any(|option| option == c.name(Version::V1)));
-        Ok(self.parent(cgroups, configured).map(|parent| Place {
+    fn place(&self, cgroups: &[u8], configured: Option<&Path>) -> Option<Place> {
+        self.parent(cgroups, configured).map(|parent| Place {
             version: Version::V1,
             parent,
-            controllers: all,
-        }))
+            controllers: self.controllers.clone(),
+        })
     }
 
     fn unified_place(
@@ -197,7 +205,7 @@ impl Hierarchy {
                 if has(&handed_on) {
                     return Ok(place(parent, &handed_on));
                 }
-                if parent == self.mount || !parent.pop() || !is_writable(&parent) {
+                if parent == self.mount || !parent.pop() || !is_writable(&parent, self.version) {
                     break;
                 }
             }
@@ -218,9 +226,12 @@ impl Hierarchy {
     }
 }
 
-fn is_writable(directory: &Path) -> bool {
+/// Whether cgroups can be made in one, and processes moved into those.
+fn is_writable(directory: &Path, version: Version) -> bool {
+    // To move one takes the right to write to all that it leaves, with version 2 alone.
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
-        && access(&directory.join("cgroup.procs"), AccessFlags::W_OK).is_ok()
+        && (version == Version::V1
+            || access(&directory.join("cgroup.procs"), AccessFlags::W_OK).is_ok())
 }
 
 fn words(path: &Path) -> Result<Vec<String>> {
@@ -259,7 +270,12 @@ fn hierarchy_of(line: &[u8]) -> Option<Hierarchy> {
     };
     let options = String::from_utf8(after.nth(1)?.to_vec()).ok()?;
     let options = options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(str::to_owned);
-    Some(Hierarchy { version, mount, root, options: options.collect() })
+    let options: Vec<_> = options.collect();
+    let mut controllers = Controller::WITH_LIMITS.to_vec();
+    controllers.extend([Controller::CpuTime, Controller::Freezer]);
+    controllers.retain(|c| options.iter().any(|option| option == c.name(Version::V1)));
+    let is_useful = version == Version::V2 || !controllers.is_empty();
+    is_useful.then_some(Hierarchy { version, mount, root, controllers, options })
 }
 
 /// Undoes what the kernel does to blanks and backslashes: three octal digits.

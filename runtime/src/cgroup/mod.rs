@@ -25,7 +25,7 @@ use crate::sandbox::unique_name;
 use crate::state::DIRECTORY;
 use crate::stats::Stats;
 
-use files::Directory;
+use files::{Count, Directory};
 use hierarchy::{Controller, Version, places};
 
 /// What the names of a sandbox's cgroups begin with.
@@ -50,6 +50,8 @@ struct Leaves {
     made: usize,
     /// Those of no job. Something that a job has left may be in them.
     free: Vec<Leaf>,
+    /// One of them that is ready.
+    next: Option<Leaf>,
 }
 
 /// The sandbox's cgroup in one hierarchy.
@@ -116,7 +118,7 @@ impl Seat {
     /// What the job has used.
     pub(crate) fn stats(&self) -> Result<Stats> {
         let Some(leaf) = &self.leaf else { return Ok(Stats::default()) };
-        Ok(self.group.count(leaf)?.since(&leaf.start, !leaf.is_reused))
+        Ok(self.group.count(leaf, Count::OfJob)?.since(&leaf.start, !leaf.is_reused))
     }
 
     /// Whether the kernel has killed any of it because memory ran out.
@@ -143,7 +145,9 @@ impl Group {
         parent: Option<&Path>,
         record: impl FnOnce(&[PathBuf]) -> Result<()>,
     ) -> Result<Self> {
-        let places = places(&needed(limits), parent)?;
+        let needed = needed(limits);
+        let wanted = if limits.accounting { &Controller::WITH_LIMITS[..] } else { &needed };
+        let places = places(&needed, wanted, parent)?;
         if places.is_empty() {
             return Err(Error::Unsupported {
                 what: "a cgroup of the sandbox's own".to_owned(),
@@ -161,7 +165,7 @@ impl Group {
             this.parts.push(Part { directory, controllers: place.controllers });
             Ok(())
         });
-        match made.and_then(|()| this.prepare()).and_then(|()| this.limit(limits, false)) {
+        match made.and_then(|()| this.prepare(limits)).and_then(|()| this.limit(limits, false)) {
             Ok(()) => Ok(this),
             Err(error) => {
                 // The error that is told is the first one.
@@ -172,7 +176,7 @@ impl Group {
     }
 
     /// Has each part be ready for leaves.
-    fn prepare(&self) -> Result<()> {
+    fn prepare(&self, limits: &Limits) -> Result<()> {
         for Part { directory, controllers } in &self.parts {
             match directory.version {
                 Version::V2 => {
@@ -186,8 +190,10 @@ impl Group {
                 }
                 // It takes no process before it is told where those may run.
                 Version::V1 if controllers.contains(&Controller::Cpuset) => {
-                    for name in ["cpuset.cpus", "cpuset.mems"] {
-                        directory.write(name, &directory.read_of_parent(name)?)?;
+                    for name in ["cpuset.mems", "cpuset.cpus"] {
+                        if name == "cpuset.mems" || limits.cpuset.is_none() {
+                            directory.write(name, &directory.read_of_parent(name)?)?;
+                        }
                     }
                 }
                 Version::V1 => {}
@@ -202,7 +208,7 @@ impl Group {
             return Err(Error::Unsupported {
                 what: format!("a limit by the cgroup controller {}", missing.name(Version::V2)),
                 why: "the sandbox has no cgroup of that".to_owned(),
-                fix: "set it when the sandbox is created".to_owned(),
+                fix: "create it with such a limit, or with `Limits::accounting`".to_owned(),
             });
         }
         for part in &self.parts {
@@ -224,21 +230,33 @@ impl Group {
     /// A leaf for a job.
     pub(crate) fn seat(self: &Arc<Self>) -> Result<Seat> {
         let mut leaves = self.leaves();
-        let empty = leaves.free.iter().rposition(Leaf::is_empty);
-        let mut leaf = match empty {
-            Some(place) => Leaf { is_reused: true, ..leaves.free.swap_remove(place) },
-            None => self.make_leaf(&mut leaves)?,
+        let leaf = match leaves.next.take() {
+            Some(leaf) => leaf,
+            None => match self.take_free(&mut leaves)? {
+                Some(leaf) => leaf,
+                None => self.make_leaf(&mut leaves)?,
+            },
         };
-        drop(leaves);
-        if leaf.is_reused {
-            if let Some(memory) = self.leaf_of(&leaf, Controller::Memory)
-                && files::forget_peak(memory)
-            {
-                leaf.is_reused = false;
-            }
-            leaf.start = self.count(&leaf)?;
-        }
         Ok(Seat { group: Arc::clone(self), leaf: Some(leaf) })
+    }
+
+    /// Makes a used leaf ready for the next job: to be called when init has something to do.
+    pub(crate) fn prepare_seat(&self) {
+        let mut leaves = self.leaves();
+        if leaves.next.is_none() {
+            // If there is none now, the next job says why.
+            leaves.next = self.take_free(&mut leaves).ok().flatten();
+        }
+    }
+
+    /// Takes a leaf that was used, and in which nothing is any more.
+    fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Leaf>> {
+        let Some(place) = leaves.free.iter().rposition(Leaf::is_empty) else { return Ok(None) };
+        let leaf = leaves.free.swap_remove(place);
+        let start = self.count(&leaf, Count::Sums)?;
+        let memory = self.leaf_of(&leaf, Controller::Memory);
+        let is_reused = memory.is_none_or(|memory| !files::forget_peak(memory));
+        Ok(Some(Leaf { start, is_reused, ..leaf }))
     }
 
     /// The leaf for what is done for the caller and is no program.
@@ -286,17 +304,16 @@ impl Group {
         Ok(memory.map(files::oom_kills).transpose()?.flatten().unwrap_or_default())
     }
 
-    /// What a leaf has counted.
-    fn count(&self, leaf: &Leaf) -> Result<Stats> {
+    /// What a leaf has counted; `what` is whether all of that, or what adds up alone.
+    fn count(&self, leaf: &Leaf, what: Count) -> Result<Stats> {
         let mut stats = Stats::default();
         for (part, leaf) in self.parts.iter().zip(&leaf.parts) {
             if let Some(directory) = &leaf.directory {
                 for controller in &part.controllers {
-                    files::count(directory, *controller, &mut stats)?;
+                    files::count(directory, *controller, what, &mut stats)?;
                 }
             }
         }
-        stats.throttled = None;
         Ok(stats)
     }
 
@@ -305,7 +322,7 @@ impl Group {
         let mut stats = Stats::default();
         for part in &self.parts {
             for controller in &part.controllers {
-                files::count(&part.directory, *controller, &mut stats)?;
+                files::count(&part.directory, *controller, Count::OfSandbox, &mut stats)?;
             }
         }
         // A cgroup of version 1 does not count what was killed below it.
