@@ -58,7 +58,7 @@ fn a_hog_of_memory_is_killed_and_told_so_and_nothing_else_is() {
     if !needs(&[Need::Cgroups, Need::Program("python3")]) {
         return;
     }
-    let home = Home::new();
+    let home = Home::of_a_test_that_takes(Duration::from_secs(300));
     // The control: without the limit it has all it wants.
     let free = home.sandbox();
     assert!(free.command("python3").args(["-c", HOG]).status().unwrap().success());
@@ -78,7 +78,8 @@ fn a_hog_of_memory_is_killed_and_told_so_and_nothing_else_is() {
     assert!(neighbour.wait().unwrap().success());
     assert_eq!(said, "alive");
     let stats = sandbox.stats().unwrap();
-    assert_eq!(stats.oom_kills, Some(100), "{stats:?}");
+    // Where the kernel kills a job as a whole, it counts whom it had chosen twice.
+    assert!(matches!(stats.oom_kills, Some(100 | 200)), "{stats:?}");
     assert!(stats.memory_peak.unwrap() <= 64 * MIB, "{stats:?}");
     // A SIGKILL of another's is not taken for it.
     let status = sandbox.shell("kill -9 $$").status().unwrap();

@@ -17,7 +17,8 @@ pub struct Stats {
     /// The most memory that was in use at once, in bytes. With version 2, of a job only if it was the
     /// first in its cgroup, which jobs one after another share.
     pub memory_peak: Option<u64>,
-    /// How many processes the kernel has killed because memory ran out.
+    /// How many processes the kernel has killed because memory ran out. Version 2, which ends a job as
+    /// a whole, counts the process that it chose twice.
     pub oom_kills: Option<u64>,
     /// Processes and threads that there are.
     pub pids: Option<u64>,
