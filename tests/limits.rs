@@ -87,6 +87,33 @@ fn a_hog_of_memory_is_killed_and_told_so_and_nothing_else_is() {
 }
 
 #[test]
+fn a_job_that_ran_out_of_memory_ends_as_a_whole() {
+    if !needs(&[Need::Cgroups, Need::Program("python3"), Need::Program("setsid")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = sandbox(&home, memory(64 * MIB));
+    let other = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    for round in 0..20 {
+        // The hog is a child, and not the only one.
+        let script = format!("setsid sleep 1000 & python3 -c \"{HOG}\"; exec sleep 1000");
+        let begin = Instant::now();
+        let status = sandbox.shell(script).status().unwrap();
+        assert_eq!(status.reason(), EndReason::OutOfMemory, "{round}: {status}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{round}: {:?}", begin.elapsed());
+        let alone = || sandbox.stats().unwrap().oom_kills > Some(round) && processes(&sandbox) == 1;
+        assert!(within(Duration::from_secs(2), alone), "{round}: {}", processes(&sandbox));
+    }
+    assert!(other.handle().try_wait().unwrap().is_none());
+}
+
+/// How many processes there are but init.
+fn processes(sandbox: &Sandbox) -> usize {
+    let tree = crate::census::tree(sandbox.init_pid());
+    tree.iter().filter(|process| !process.is_zombie()).count() - 1
+}
+
+#[test]
 fn files_in_memory_and_the_page_cache_count() {
     if !needs(&[Need::Cgroups, Need::Program("head")]) {
         return;

@@ -392,7 +392,7 @@ impl<'a> Command<'a> {
 
         let seat = self.sandbox.control().group().map(Group::seat).transpose()?;
         let mut cgroups = 0;
-        for descriptor in seat.iter().filter_map(Seat::leaf).flat_map(Leaf::descriptors) {
+        for descriptor in seat.iter().map(Seat::leaf).flat_map(Leaf::descriptors) {
             descriptors.push(descriptor.as_raw_fd());
             cgroups += 1;
         }

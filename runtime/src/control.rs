@@ -37,8 +37,8 @@ impl Control {
     }
 
     /// Gives it cgroups, for all jobs from here on.
-    pub(crate) fn give_group(&self, group: Group) {
-        self.group.get_or_init(|| Arc::new(group));
+    pub(crate) fn give_group(&self, group: Arc<Group>) {
+        self.group.get_or_init(|| group);
     }
 
     /// Adds what a job that is no program joins, and returns how many that are.

@@ -79,7 +79,7 @@ impl Directory {
         self.open("cgroup.procs", OFlag::O_WRONLY)
     }
 
-    fn open(&self, name: &str, flags: OFlag) -> Result<OwnedFd> {
+    pub(super) fn open(&self, name: &str, flags: OFlag) -> Result<OwnedFd> {
         openat(&self.fd, name, flags | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(Error::at("open", &self.path.join(name)))
     }

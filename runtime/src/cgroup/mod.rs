@@ -7,10 +7,12 @@
 
 mod files;
 mod hierarchy;
+mod oom;
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,7 @@ use crate::stats::Stats;
 
 use files::{Count, Directory};
 use hierarchy::{Controller, Version, places};
+use oom::Notice;
 
 /// What the names of a sandbox's cgroups begin with.
 const PREFIX: &str = "adl-";
@@ -43,15 +46,18 @@ pub(crate) struct Group {
     leaves: Mutex<Leaves>,
     /// For what is no program.
     of_tasks: OnceLock<Leaf>,
+    /// Where version 1 has to be helped to end a job that ran out of memory.
+    notice: Option<Notice>,
 }
 
 #[derive(Debug, Default)]
 struct Leaves {
-    made: usize,
+    /// All of jobs.
+    made: Vec<Arc<Leaf>>,
     /// Those of no job. Something that a job has left may be in them.
-    free: Vec<Leaf>,
-    /// One of them that is ready.
-    next: Option<Leaf>,
+    free: Vec<Arc<Leaf>>,
+    /// One that was free, and is ready.
+    next: Option<Start>,
 }
 
 /// The sandbox's cgroup in one hierarchy.
@@ -64,9 +70,10 @@ struct Part {
 impl Part {
     /// Whether it counts anything that is told of a job.
     fn has_leaves(&self) -> bool {
-        let counts = |c: &Controller| !matches!(c, Controller::Cpu | Controller::Cpuset);
-        self.directory.version == Version::V2
-            || self.controllers.iter().any(|c| counts(c) && *c != Controller::Freezer)
+        let counts = |c: &Controller| {
+            !matches!(c, Controller::Cpu | Controller::Cpuset | Controller::Freezer)
+        };
+        self.directory.version == Version::V2 || self.controllers.iter().any(counts)
     }
 
     fn has(&self, controller: Controller) -> bool {
@@ -74,13 +81,13 @@ impl Part {
     }
 }
 
-/// A job's cgroups, and what they had counted before it.
+/// A job's cgroups.
 #[derive(Debug)]
 pub(crate) struct Leaf {
-    /// In the order of the group's parts; the group's own where there are none of a job.
+    /// In the order of the group's parts.
     parts: Vec<LeafPart>,
-    start: Stats,
-    is_reused: bool,
+    /// How many kills it had counted when the job began, or when those were dealt with.
+    kills: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -103,38 +110,44 @@ impl Leaf {
     }
 }
 
-/// The leaf of a job, which is another's when this is dropped.
+/// A leaf, and what it had counted before the job.
+#[derive(Debug)]
+struct Start {
+    leaf: Arc<Leaf>,
+    counted: Stats,
+    /// Whether its peak is that of the job.
+    has_peak: bool,
+}
+
+/// The leaf of a job, which is another's when this is dropped and nothing is in it any more.
 #[derive(Debug)]
 pub(crate) struct Seat {
     group: Arc<Group>,
-    leaf: Option<Leaf>,
+    start: Start,
 }
 
 impl Seat {
-    pub(crate) fn leaf(&self) -> Option<&Leaf> {
-        self.leaf.as_ref()
+    pub(crate) fn leaf(&self) -> &Leaf {
+        &self.start.leaf
     }
 
     /// What the job has used.
     pub(crate) fn stats(&self) -> Result<Stats> {
-        let Some(leaf) = &self.leaf else { return Ok(Stats::default()) };
-        Ok(self.group.count(leaf, Count::OfJob)?.since(&leaf.start, !leaf.is_reused))
+        let now = self.group.count(&self.start.leaf, Count::OfJob)?;
+        Ok(now.since(&self.start.counted, self.start.has_peak))
     }
 
     /// Whether the kernel has killed any of it because memory ran out.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        let Some(leaf) = &self.leaf else { return false };
         // What can't be read is not told.
-        let kills = self.group.oom_kills(leaf).unwrap_or_default();
-        kills > leaf.start.oom_kills.unwrap_or_default()
+        let kills = self.group.oom_kills(&self.start.leaf).unwrap_or_default();
+        kills > self.start.counted.oom_kills.unwrap_or_default()
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Some(leaf) = self.leaf.take() {
-            self.group.leaves().free.push(leaf);
-        }
+        self.group.leaves().free.push(Arc::clone(&self.start.leaf));
     }
 }
 
@@ -144,7 +157,7 @@ impl Group {
         limits: &Limits,
         parent: Option<&Path>,
         record: impl FnOnce(&[PathBuf]) -> Result<()>,
-    ) -> Result<Self> {
+    ) -> Result<Arc<Self>> {
         let needed = needed(limits);
         let wanted = if limits.accounting { &Controller::WITH_LIMITS[..] } else { &needed };
         let places = places(&needed, wanted, parent)?;
@@ -158,21 +171,44 @@ impl Group {
         let name = unique_name(PREFIX);
         let paths: Vec<_> = places.iter().map(|place| place.parent.join(&name)).collect();
         record(&paths)?;
-        let mut this =
-            Self { parts: Vec::new(), leaves: Mutex::default(), of_tasks: OnceLock::new() };
+        let mut this = Self {
+            parts: Vec::new(),
+            leaves: Mutex::default(),
+            of_tasks: OnceLock::new(),
+            notice: None,
+        };
         let made = places.into_iter().zip(paths).try_for_each(|(place, path)| {
             let directory = Directory::make(&place.parent, path, place.version)?;
             this.parts.push(Part { directory, controllers: place.controllers });
             Ok(())
         });
-        match made.and_then(|()| this.prepare(limits)).and_then(|()| this.limit(limits, false)) {
-            Ok(()) => Ok(this),
+        let made = made
+            .and_then(|()| this.prepare(limits))
+            .and_then(|()| this.limit(limits, false))
+            .and_then(|()| this.ask_for_notice());
+        match made {
+            Ok(()) => {
+                let this = Arc::new(this);
+                if let Some(notice) = &this.notice {
+                    notice.is_for(&this);
+                }
+                Ok(this)
+            }
             Err(error) => {
                 // The error that is told is the first one.
                 let _ = this.remove();
                 Err(error)
             }
         }
+    }
+
+    fn ask_for_notice(&mut self) -> Result<()> {
+        if let Some(Part { directory, .. }) = self.part(Controller::Memory)
+            && directory.version == Version::V1
+        {
+            self.notice = Some(Notice::of(directory)?);
+        }
+        Ok(())
     }
 
     /// Has each part be ready for leaves.
@@ -230,14 +266,19 @@ impl Group {
     /// A leaf for a job.
     pub(crate) fn seat(self: &Arc<Self>) -> Result<Seat> {
         let mut leaves = self.leaves();
-        let leaf = match leaves.next.take() {
-            Some(leaf) => leaf,
-            None => match self.take_free(&mut leaves)? {
-                Some(leaf) => leaf,
-                None => self.make_leaf(&mut leaves)?,
-            },
+        let free = match leaves.next.take() {
+            Some(start) => Some(start),
+            None => self.take_free(&mut leaves)?,
         };
-        Ok(Seat { group: Arc::clone(self), leaf: Some(leaf) })
+        let start = match free {
+            Some(start) => start,
+            None => {
+                let leaf = Arc::new(self.make_leaf(&format!("job-{}", leaves.made.len()))?);
+                leaves.made.push(Arc::clone(&leaf));
+                Start { leaf, counted: Stats::default(), has_peak: true }
+            }
+        };
+        Ok(Seat { group: Arc::clone(self), start })
     }
 
     /// Makes a used leaf ready for the next job: to be called when init has something to do.
@@ -250,13 +291,38 @@ impl Group {
     }
 
     /// Takes a leaf that was used, and in which nothing is any more.
-    fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Leaf>> {
-        let Some(place) = leaves.free.iter().rposition(Leaf::is_empty) else { return Ok(None) };
+    fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Start>> {
+        let Some(place) = leaves.free.iter().rposition(|leaf| leaf.is_empty()) else {
+            return Ok(None);
+        };
         let leaf = leaves.free.swap_remove(place);
-        let start = self.count(&leaf, Count::Sums)?;
-        let memory = self.leaf_of(&leaf, Controller::Memory);
-        let is_reused = memory.is_none_or(|memory| !files::forget_peak(memory));
-        Ok(Some(Leaf { start, is_reused, ..leaf }))
+        let counted = self.count(&leaf, Count::Sums)?;
+        leaf.kills.store(counted.oom_kills.unwrap_or_default(), Ordering::Relaxed);
+        let has_peak = self.leaf_of(&leaf, Controller::Memory).is_some_and(files::forget_peak);
+        Ok(Some(Start { leaf, counted, has_peak }))
+    }
+
+    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
+    /// by itself; whether there was any.
+    fn end_where_memory_ran_out(&self) -> bool {
+        // Held, so that what is in a leaf is the job's that has counted the kill.
+        let leaves = self.leaves();
+        let mut found = false;
+        for leaf in &leaves.made {
+            let kills = self.oom_kills(leaf).unwrap_or_default();
+            if kills <= leaf.kills.load(Ordering::Relaxed) {
+                continue;
+            }
+            found = true;
+            let unified = self.leaf_of(leaf, Controller::Freezer);
+            if let Some(unified) = unified.filter(|directory| directory.version == Version::V2)
+                // On a kernel before 5.14, it is the one process that is killed.
+                && unified.write("cgroup.kill", "1").is_ok()
+            {
+                leaf.kills.store(kills, Ordering::Relaxed);
+            }
+        }
+        found
     }
 
     /// The leaf for what is done for the caller and is no program.
@@ -264,23 +330,21 @@ impl Group {
         if let Some(leaf) = self.of_tasks.get() {
             return Ok(leaf);
         }
-        let mut leaves = self.leaves();
+        let _leaves = self.leaves();
         // Another thread may have been quicker.
         if let Some(leaf) = self.of_tasks.get() {
             return Ok(leaf);
         }
-        let leaf = self.make_leaf(&mut leaves)?;
+        let leaf = self.make_leaf("tasks")?;
         Ok(self.of_tasks.get_or_init(|| leaf))
     }
 
-    fn make_leaf(&self, leaves: &mut Leaves) -> Result<Leaf> {
-        let name = leaves.made.to_string();
-        leaves.made += 1;
+    fn make_leaf(&self, name: &str) -> Result<Leaf> {
         let parts = self.parts.iter().map(|part| {
             if !part.has_leaves() {
                 return Ok(LeafPart { directory: None, procs: part.directory.procs()? });
             }
-            let directory = part.directory.make_below(&name)?;
+            let directory = part.directory.make_below(name)?;
             if part.has(Controller::Cpuset) && directory.version == Version::V1 {
                 for name in ["cpuset.cpus", "cpuset.mems"] {
                     directory.write(name, &directory.read_of_parent(name)?)?;
@@ -291,7 +355,7 @@ impl Group {
             }
             Ok(LeafPart { procs: directory.procs()?, directory: Some(directory) })
         });
-        Ok(Leaf { parts: parts.collect::<Result<_>>()?, start: Stats::default(), is_reused: false })
+        Ok(Leaf { parts: parts.collect::<Result<_>>()?, kills: AtomicU64::new(0) })
     }
 
     fn leaf_of<'a>(&self, leaf: &'a Leaf, controller: Controller) -> Option<&'a Directory> {

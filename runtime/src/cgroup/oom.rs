@@ -1,0 +1,119 @@
+//! The end of a whole job where memory ran out, which version 1 does not bring about by itself.
+//!
+//! Version 1 kills one process, and the rest of the job goes on without it. But it tells by an eventfd
+//! that it is about to. A thread waits for that of all sandboxes, looks which leaf has counted a kill,
+//! and ends all that is in it by `cgroup.kill` of version 2, as that would have done.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::Group;
+use super::files::Directory;
+use crate::error::{Error, Result};
+use crate::owner::Owner;
+
+/// How long after it is told a kill may come.
+const KILL: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// The thread, and the process that it belongs to: a fork has no threads.
+static WATCHER: Mutex<Option<(Owner, Arc<Watcher>)>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Watcher {
+    epoll: Epoll,
+    groups: Mutex<HashMap<u64, Weak<Group>>>,
+}
+
+/// What is told when memory has run out, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Notice {
+    number: u64,
+    watcher: Arc<Watcher>,
+    /// Closing it takes it out of the epoll.
+    event: EventFd,
+}
+
+impl Notice {
+    /// Asks for notices of a cgroup of version 1. They lead nowhere before [`Notice::is_for`].
+    pub(super) fn of(directory: &Directory) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let watcher = watcher()?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let event = EventFd::from_flags(flags).map_err(Error::io("eventfd"))?;
+        let control = directory.open("memory.oom_control", OFlag::O_RDONLY)?;
+        let request = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
+        directory.write("cgroup.event_control", &request)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let interest = EpollEvent::new(EpollFlags::EPOLLIN, number);
+        watcher.epoll.add(&event, interest).map_err(Error::io("epoll_ctl"))?;
+        Ok(Self { number, watcher, event })
+    }
+
+    pub(super) fn is_for(&self, group: &Arc<Group>) {
+        self.watcher.groups().insert(self.number, Arc::downgrade(group));
+    }
+}
+
+impl Drop for Notice {
+    fn drop(&mut self) {
+        self.watcher.groups().remove(&self.number);
+        // A child on its way to its program may have a copy of the descriptor.
+        let _ = self.watcher.epoll.delete(&self.event);
+    }
+}
+
+impl Watcher {
+    fn groups(&self) -> MutexGuard<'_, HashMap<u64, Weak<Group>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(&self) {
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            let told = events.iter().take(count).map(EpollEvent::data);
+            let mut groups: Vec<_> =
+                told.filter_map(|number| self.groups().get(&number)?.upgrade()).collect();
+            let begin = Instant::now();
+            // The notice comes before the kill.
+            loop {
+                groups.retain(|group| !group.end_where_memory_ran_out());
+                if groups.is_empty() || begin.elapsed() > KILL {
+                    break;
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+        }
+    }
+}
+
+fn watcher() -> Result<Arc<Watcher>> {
+    let mut watcher = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((owner, watcher)) = &*watcher
+        && owner.is_this_process()
+    {
+        return Ok(Arc::clone(watcher));
+    }
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Error::io("epoll_create"))?;
+    let made = Arc::new(Watcher { epoll, groups: Mutex::default() });
+    let thread = Arc::clone(&made);
+    std::thread::Builder::new()
+        .name("adl-oom".to_owned())
+        .spawn(move || thread.watch())
+        .map_err(Error::io("start a thread"))?;
+    *watcher = Some((Owner::this_process(), Arc::clone(&made)));
+    Ok(made)
+}
