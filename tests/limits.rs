@@ -1,11 +1,12 @@
 //! Limits hold, what is used is told, and nothing of it is left.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, EndReason, Error, Limits, Sandbox, SnapshotOptions, Stdio};
+use adl_runtime::{Config, EndReason, Error, IoLimit, Limits, Sandbox, SnapshotOptions, Stdio};
 
 use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, within};
 use crate::jobs::alone;
@@ -253,6 +254,143 @@ fn the_cpus_are_those_of_the_set() {
     // No machine has it.
     let refused = Sandbox::create(Config { limits: limits("4000"), ..home.config() });
     assert!(refused.is_err(), "{refused:?}");
+}
+
+/// The whole disk that a directory is on.
+fn disk_of(directory: &Path) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let number = fs::metadata(directory).unwrap().dev();
+    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let block = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).unwrap();
+    let is_part = block.join("partition").exists();
+    let whole = if is_part { block.parent().unwrap() } else { &block };
+    Path::new("/dev").join(whole.file_name().unwrap())
+}
+
+#[test]
+fn a_disk_is_written_to_and_read_no_faster_than_that() {
+    if !needs(&[Need::Cgroups, Need::Root, Need::Program("dd")]) {
+        return;
+    }
+    let home = Home::new();
+    let io = IoLimit {
+        device: disk_of(&home.path("")),
+        write_bytes: Some(2 * MIB),
+        read_bytes: Some(4 * MIB),
+        ..IoLimit::default()
+    };
+    let limited = sandbox(&home, Limits { io: vec![io.clone()], ..Limits::default() });
+    let free = home.sandbox();
+    let time = |sandbox: &Sandbox, script: &str| {
+        let begin = Instant::now();
+        let output = sandbox.shell(script).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        begin.elapsed()
+    };
+    // Past the page cache, which version 1 does not see behind.
+    let write = "dd if=/dev/zero of=/tmp/f bs=1M count=4 oflag=direct";
+    let read = "dd if=/tmp/f of=/dev/null bs=1M iflag=direct";
+    for (script, least) in [(write, 1500), (read, 700)] {
+        let (slow, fast) = (time(&limited, script), time(&free, script));
+        assert!(slow > Duration::from_millis(least), "{script}: {slow:?}");
+        assert!(fast < slow / 2, "{script}: {fast:?} without, {slow:?} with a limit");
+    }
+    let stats = limited.stats().unwrap();
+    assert!(stats.write_bytes >= Some(4 * MIB) && stats.read_bytes >= Some(4 * MIB), "{stats:?}");
+    for device in ["/dev/null", "/etc", "/no/such"] {
+        let io = vec![IoLimit { device: device.into(), ..io.clone() }];
+        let limits = Limits { io, ..Limits::default() };
+        let refused = Sandbox::create(Config { limits, ..home.config() });
+        assert!(refused.is_err(), "{device}");
+    }
+}
+
+/// What is set in each cgroup that is no sandbox's: its files that can be written to, but those that
+/// count, and those that say who is in it.
+fn settings() -> BTreeMap<PathBuf, String> {
+    use std::os::unix::fs::PermissionsExt;
+    const COUNTERS: [&str; 8] =
+        ["usage", "failcnt", "procs", "tasks", "threads", "peak", "pressure", "stat"];
+    fn collect(directory: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                if !name.starts_with("adl-") {
+                    collect(&path, found);
+                }
+            } else if metadata.permissions().mode() & 0o200 != 0
+                && COUNTERS.iter().all(|counter| !name.contains(counter))
+                && let Ok(text) = fs::read_to_string(&path)
+            {
+                found.insert(path, text);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    collect(Path::new("/sys/fs/cgroup"), &mut found);
+    found
+}
+
+/// What differs, of what is there before and after.
+fn differences(
+    before: &BTreeMap<PathBuf, String>,
+    after: &BTreeMap<PathBuf, String>,
+) -> Vec<String> {
+    let pairs = before.iter().filter_map(|(path, old)| Some((path, old, after.get(path)?)));
+    let differ = pairs.filter(|(_, old, new)| old != new);
+    differ.map(|(path, old, new)| format!("{}: {old:?} -> {new:?}", path.display())).collect()
+}
+
+#[test]
+fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
+    if !needs(&[Need::Cgroups, Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let limits = || Limits {
+        cpu: Some(1000),
+        cpu_weight: Some(50),
+        memory: Some(256 * MIB),
+        swap: Some(MIB),
+        pids: Some(100),
+        cpuset: Some("0".to_owned()),
+        accounting: true,
+        ..Limits::default()
+    };
+    let live = |limits: Limits| {
+        let mut sandbox = sandbox(&home, limits);
+        assert!(sandbox.shell("sleep 1000 & true").status().unwrap().success());
+        sandbox.freeze().unwrap();
+        sandbox.thaw().unwrap();
+        sandbox.set_limits(Limits { accounting: true, ..Limits::default() }).unwrap();
+        sandbox.reset().unwrap();
+        assert!(sandbox.command("true").status().unwrap().success());
+        sandbox.delete().unwrap();
+        adl_runtime::finish_removals();
+    };
+    // With version 2, the root hands its controllers on from the first time on.
+    live(limits());
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let before = settings();
+    assert!(before.len() > 10, "{before:?}");
+    live(limits());
+    let after = settings();
+    assert_eq!(differences(&before, &after), [""; 0]);
+    assert_eq!(fs::read_to_string("/proc/self/cgroup").unwrap(), own);
+    // The control: what is set is seen, in a cgroup that no sandbox has.
+    let parent = cgroups_of(&sandbox(&home, limits())).remove(0);
+    let control = parent.with_file_name(format!("control-{}", std::process::id()));
+    fs::create_dir(&control).unwrap();
+    let before = settings();
+    let clone = control.join("cgroup.clone_children");
+    let (file, value) =
+        if clone.exists() { (clone, "1") } else { (control.join("cgroup.max.depth"), "7") };
+    fs::write(file, value).unwrap();
+    let seen = differences(&before, &settings());
+    fs::remove_dir(&control).unwrap();
+    assert_eq!(seen.len(), 1, "{seen:?}");
 }
 
 #[test]

@@ -22,9 +22,9 @@ pub struct Stats {
     pub oom_kills: Option<u64>,
     /// Processes and threads that there are.
     pub pids: Option<u64>,
-    /// Bytes read from disks.
+    /// Bytes read from disks. With version 1, of a sandbox only.
     pub read_bytes: Option<u64>,
-    /// Bytes written to disks.
+    /// Bytes written to disks. With version 1, of a sandbox only.
     pub write_bytes: Option<u64>,
     /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`). Of a sandbox
     /// only, as the next two.

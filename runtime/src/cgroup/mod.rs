@@ -68,10 +68,11 @@ struct Part {
 }
 
 impl Part {
-    /// Whether it counts anything that is told of a job.
+    /// Whether it counts anything that is told of a job. With version 1, limits of a disk do not hold
+    /// for what is below a cgroup.
     fn has_leaves(&self) -> bool {
         let counts = |c: &Controller| {
-            !matches!(c, Controller::Cpu | Controller::Cpuset | Controller::Freezer)
+            matches!(c, Controller::CpuTime | Controller::Memory | Controller::Pids)
         };
         self.directory.version == Version::V2 || self.controllers.iter().any(counts)
     }
