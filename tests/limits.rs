@@ -279,7 +279,7 @@ fn a_disk_is_written_to_and_read_no_faster_than_that() {
         read_bytes: Some(4 * MIB),
         ..IoLimit::default()
     };
-    let limited = sandbox(&home, Limits { io: vec![io.clone()], ..Limits::default() });
+    let mut limited = sandbox(&home, Limits { io: vec![io.clone()], ..Limits::default() });
     let free = home.sandbox();
     let time = |sandbox: &Sandbox, script: &str| {
         let begin = Instant::now();
@@ -297,6 +297,9 @@ fn a_disk_is_written_to_and_read_no_faster_than_that() {
     }
     let stats = limited.stats().unwrap();
     assert!(stats.write_bytes >= Some(4 * MIB) && stats.read_bytes >= Some(4 * MIB), "{stats:?}");
+    // And as fast as without, when it is taken back.
+    limited.set_limits(Limits { accounting: true, ..Limits::default() }).unwrap();
+    assert!(time(&limited, write) < Duration::from_millis(1000));
     for device in ["/dev/null", "/etc", "/no/such"] {
         let io = vec![IoLimit { device: device.into(), ..io.clone() }];
         let limits = Limits { io, ..Limits::default() };
@@ -374,7 +377,7 @@ fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
     live(limits());
     let own = fs::read_to_string("/proc/self/cgroup").unwrap();
     let before = settings();
-    assert!(before.len() > 10, "{before:?}");
+    assert!(before.len() >= 3, "{before:?}");
     live(limits());
     let after = settings();
     assert_eq!(differences(&before, &after), [""; 0]);

@@ -297,7 +297,7 @@ impl Sandbox {
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
         limits.check()?;
-        self.group()?.limit(&limits, true)?;
+        self.group()?.limit(&limits, Some(&self.config.limits))?;
         self.config.limits = limits;
         Ok(())
     }

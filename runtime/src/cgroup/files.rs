@@ -135,14 +135,15 @@ fn refused(parent: &Path, error: Error) -> Error {
     }
 }
 
-/// Sets what limits say of one controller; `all` is whether what they leave open may have been set
-/// before.
+/// Sets what limits say of one controller, instead of those of `before`.
 pub(super) fn limit(
     directory: &Directory,
     controller: Controller,
     limits: &Limits,
-    all: bool,
+    before: Option<&Limits>,
 ) -> Result<()> {
+    // What they leave open may have been set.
+    let all = before.is_some();
     let is_v1 = directory.version == Version::V1;
     match controller {
         Controller::Cpu => {
@@ -185,17 +186,23 @@ pub(super) fn limit(
             directory.write("pids.max", &or_max(limits.pids.map(u64::from)))?;
         }
         Controller::Cpuset => match &limits.cpuset {
-            Some(cpus) => directory.write("cpuset.cpus", cpus).map_err(|error| match error {
-                Error::Io { .. } if !is_v1 => error,
-                other => other,
-            })?,
+            Some(cpus) => directory.write("cpuset.cpus", cpus)?,
             None if all && is_v1 => {
                 directory.write("cpuset.cpus", &directory.read_of_parent("cpuset.cpus")?)?;
             }
-            None if all => directory.write("cpuset.cpus", "\n")?,
+            // Older kernels take no empty set where there are processes.
+            None if all && directory.write("cpuset.cpus", "\n").is_err() => {
+                let cpus = directory.read_of_parent("cpuset.cpus.effective")?;
+                directory.write("cpuset.cpus", &cpus)?;
+            }
             None => {}
         },
         Controller::Io => {
+            let is_gone = |io: &&IoLimit| limits.io.iter().all(|new| new.device != io.device);
+            for io in before.iter().flat_map(|before| &before.io).filter(is_gone) {
+                let none = IoLimit { device: io.device.clone(), ..IoLimit::default() };
+                limit_io(directory, &none)?;
+            }
             for io in &limits.io {
                 limit_io(directory, io)?;
             }

@@ -185,7 +185,7 @@ impl Group {
         });
         let made = made
             .and_then(|()| this.prepare(limits))
-            .and_then(|()| this.limit(limits, false))
+            .and_then(|()| this.limit(limits, None))
             .and_then(|()| this.ask_for_notice());
         match made {
             Ok(()) => {
@@ -239,8 +239,8 @@ impl Group {
         Ok(())
     }
 
-    /// Sets the limits; `all` is whether those that are none may have been something before.
-    pub(crate) fn limit(&self, limits: &Limits, all: bool) -> Result<()> {
+    /// Sets the limits, instead of those of `before`.
+    pub(crate) fn limit(&self, limits: &Limits, before: Option<&Limits>) -> Result<()> {
         if let Some(missing) = needed(limits).into_iter().find(|c| self.part(*c).is_none()) {
             return Err(Error::Unsupported {
                 what: format!("a limit by the cgroup controller {}", missing.name(Version::V2)),
@@ -250,7 +250,7 @@ impl Group {
         }
         for part in &self.parts {
             for controller in &part.controllers {
-                files::limit(&part.directory, *controller, limits, all)?;
+                files::limit(&part.directory, *controller, limits, before)?;
             }
         }
         Ok(())
