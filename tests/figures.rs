@@ -2,16 +2,16 @@
 //!
 //! `cargo test --release --package adl-tests --test adl -- --ignored --test-threads 1 figures::`
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, EndReason, Sandbox, Stdio};
+use adl_runtime::{Config, EndReason, Limits, Sandbox, Stdio};
 
-use crate::harness::{Home, Need, needs};
+use crate::harness::{Home, Need, needs, within};
 
 /// The value that so many in a hundred do not exceed.
 pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
@@ -111,6 +111,56 @@ fn a_reset_costs_the_same_after_anything() {
     }
     let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
     println!("the longest is {:.2} times the shortest", most.as_secs_f64() / least.as_secs_f64());
+}
+
+/// How many cgroups the kernel still has that were removed.
+fn dying() -> u64 {
+    let paths = ["/sys/fs/cgroup/cgroup.stat", "/sys/fs/cgroup/unified/cgroup.stat"];
+    let text = paths.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("nr_dying_descendants "));
+    line.unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn ten_thousand_creates_with_limits_cost_the_last_no_more_than_the_first() {
+    if !needs(&[Need::Cgroups, Need::Root]) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(1800));
+    let limits = Limits {
+        cpu: Some(1500),
+        cpu_weight: Some(50),
+        memory: Some(256 << 20),
+        swap: Some(0),
+        pids: Some(100),
+        cpuset: Some("0".to_owned()),
+        accounting: true,
+        ..Limits::default()
+    };
+    let limited = || Config { limits: limits.clone(), ..home.config() };
+    let dying_before = dying();
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..10_000 {
+        for (config, times) in [(limited(), &mut with), (home.config(), &mut without)] {
+            let begin = Instant::now();
+            let sandbox = Sandbox::create(config).unwrap();
+            times.push(begin.elapsed());
+            assert!(sandbox.command("/bin/true").status().unwrap().success());
+            sandbox.delete().unwrap();
+            adl_runtime::finish_removals();
+        }
+    }
+    let median = |times: &[Duration]| percentile(&mut times.to_vec(), 50);
+    let (first, last) = (median(&with[..100]), median(&with[9_900..]));
+    println!("create with limits: {:?}, without: {:?}", median(&with), median(&without));
+    println!("the first hundred: {first:?}, the last: {last:?}");
+    println!("without: {:?}, {:?}", median(&without[..100]), median(&without[9_900..]));
+    // What the page cache still holds of them goes with it.
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let is_back = || dying() <= dying_before;
+    assert!(within(Duration::from_secs(30), is_back), "{} dying, {dying_before} before", dying());
+    println!("{} cgroups are dying, {dying_before} were before", dying());
 }
 
 /// How much is streamed, in bytes.

@@ -3,7 +3,8 @@
 //! Nothing above or beside the caller's own cgroup is written to. With version 1, that is where a
 //! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on, so
 //! they go into the nearest one above that does already and that the caller may write to, as what
-//! systemd has delegated; or into the caller's own, if that is the root.
+//! systemd has delegated; or into the caller's own, if that is the root, which is then made to hand
+//! them on.
 
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -104,7 +105,12 @@ pub(super) fn places(
         };
         let needed = elsewhere(needed);
         let all = elsewhere(&Controller::WITH_LIMITS);
-        if let Some(place) = unified.unified_place(&own, parent, &needed, &all)? {
+        let wanted = elsewhere(wanted);
+        let place = match unified.unified_place(&own, parent, &wanted, &all)? {
+            Some(place) => Some(place),
+            None => unified.unified_place(&own, parent, &needed, &all)?,
+        };
+        if let Some(place) = place {
             // What it counts by itself, it counts for all.
             for other in &mut places {
                 other

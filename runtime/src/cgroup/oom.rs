@@ -38,8 +38,8 @@ struct Watcher {
 pub(super) struct Notice {
     number: u64,
     watcher: Arc<Watcher>,
-    /// Closing it takes it out of the epoll.
     event: EventFd,
+    owner: Owner,
 }
 
 impl Notice {
@@ -53,9 +53,10 @@ impl Notice {
         let request = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
         directory.write("cgroup.event_control", &request)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let interest = EpollEvent::new(EpollFlags::EPOLLIN, number);
+        // Once for each notice: it is not read.
+        let interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number);
         watcher.epoll.add(&event, interest).map_err(Error::io("epoll_ctl"))?;
-        Ok(Self { number, watcher, event })
+        Ok(Self { number, watcher, event, owner: Owner::this_process() })
     }
 
     pub(super) fn is_for(&self, group: &Arc<Group>) {
@@ -65,9 +66,13 @@ impl Notice {
 
 impl Drop for Notice {
     fn drop(&mut self) {
-        self.watcher.groups().remove(&self.number);
-        // A child on its way to its program may have a copy of the descriptor.
-        let _ = self.watcher.epoll.delete(&self.event);
+        // What a fork takes out of its copy of the epoll is taken out of its parent's.
+        if self.owner.is_this_process() {
+            self.watcher.groups().remove(&self.number);
+            // A child on its way to its program may have a copy of the descriptor, so that closing
+            // it is not enough.
+            let _ = self.watcher.epoll.delete(&self.event);
+        }
     }
 }
 
