@@ -26,6 +26,8 @@ pub(crate) enum Need {
     ProjectQuota,
     /// The right to make cgroups with limits of cpu, memory, pids and cpuset: `cgroups`.
     Cgroups,
+    /// All controllers on cgroup version 2: `cgroup2`.
+    Cgroup2,
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
@@ -44,6 +46,7 @@ impl Need {
             Self::Btrfs => "btrfs",
             Self::ProjectQuota => "prjquota",
             Self::Cgroups => "cgroups",
+            Self::Cgroup2 => "cgroup2",
             Self::Debian => "debian",
             Self::Workspace => "workspace",
         }
@@ -70,6 +73,11 @@ impl Need {
             Self::Btrfs => BTRFS.get_or_init(file_systems::no_btrfs).clone(),
             Self::ProjectQuota => PROJECT_QUOTA.get_or_init(file_systems::no_project_quota).clone(),
             Self::Cgroups => no_cgroups(),
+            Self::Cgroup2 => {
+                let path = "/sys/fs/cgroup/cgroup.controllers";
+                let all = fs::read_to_string(path).unwrap_or_default();
+                (!all.contains("memory")).then(|| format!("no memory in {path}"))
+            }
             Self::Debian => images::debian().err(),
             Self::Workspace => {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, EndReason, Error, IoLimit, Limits, Sandbox, SnapshotOptions, Stdio};
 
-use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, within};
+use crate::harness::{Home, NOBODY, Need, OrdinaryUser, adl_command, needs, within};
 use crate::jobs::alone;
 
 /// A sandbox with limits, and no network, of which there would be nothing to test.
@@ -587,6 +587,48 @@ fn a_user_without_a_cgroup_is_told_what_to_do() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(125), "{said}");
     assert!(said.contains("memory") && said.contains("systemd-run"), "{said}");
+}
+
+#[test]
+fn a_user_has_limits_where_a_cgroup_was_delegated() {
+    if !needs(&[Need::Cgroup2, Need::Root, Need::Program("python3")]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    // As systemd does it: the user's is the cgroup, which hands controllers on, and one in it where the
+    // user's processes are.
+    let root = Path::new("/sys/fs/cgroup");
+    let delegated = root.join(format!("delegated-{}", std::process::id()));
+    let caller = delegated.join("caller");
+    let controllers = "+cpu +memory +pids";
+    fs::write(root.join("cgroup.subtree_control"), controllers).unwrap();
+    fs::create_dir_all(&caller).unwrap();
+    fs::write(delegated.join("cgroup.subtree_control"), controllers).unwrap();
+    for path in [&delegated, &caller] {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+            std::os::unix::fs::chown(path.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    let procs = caller.join("cgroup.procs");
+    let run = |script: &str| {
+        // It joins as root, and becomes the user then.
+        let join = format!(
+            "echo $$ > {}; exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups \"$@\"",
+            procs.display()
+        );
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &join, "sh"]).arg(user.adl());
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("ADL_STATE_DIR", user.state());
+        command.args(["run", "--memory", "64m", "--pids-limit", "20", "--cpus", "1", "--"]);
+        command.args(["python3", "-c", script]).current_dir("/").output().unwrap()
+    };
+    let output = run("print('ran')");
+    assert_eq!(output.stdout, b"ran\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(HOG);
+    assert_eq!(output.status.code(), Some(137), "{}", String::from_utf8_lossy(&output.stderr));
+    // Nothing is left, so that it can be removed.
+    fs::remove_dir(&caller).unwrap();
+    fs::remove_dir(&delegated).unwrap();
 }
 
 #[test]
