@@ -163,6 +163,61 @@ fn ten_thousand_creates_with_limits_cost_the_last_no_more_than_the_first() {
     println!("{} cgroups are dying, {dying_before} were before", dying());
 }
 
+/// All at once, for ever.
+const ATTACKS: [&str; 4] = [
+    "while :; do :; done & while :; do :; done & while :; do :; done & while :; do :; done",
+    "while :; do python3 -c \"x = b'1' * (300 << 20)\"; done",
+    "while :; do :(){ :|:& }; :; sleep 0.01; done",
+    "while :; do head -c 100000000 /dev/zero > /tmp/f; rm /tmp/f; done",
+];
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn neighbours_of_an_attacker_are_not_held_up() {
+    if !needs(&[Need::Cgroups, Need::Root, Need::Program("python3"), Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(300));
+    let limits = Limits {
+        cpu: Some(500),
+        cpu_weight: Some(10),
+        memory: Some(64 << 20),
+        pids: Some(64),
+        ..Limits::default()
+    };
+    let attacker = Sandbox::create(Config { limits, ..home.config() }).unwrap();
+    let neighbours: Vec<_> = (0..8)
+        .map(|_| {
+            let limits = Limits { memory: Some(256 << 20), ..Limits::default() };
+            Sandbox::create(Config { limits, ..home.config() }).unwrap()
+        })
+        .collect();
+    let measure = || {
+        let mut times: Vec<_> = (0..100)
+            .flat_map(|_| &neighbours)
+            .map(|neighbour| {
+                let begin = Instant::now();
+                assert!(neighbour.command("/bin/true").status().unwrap().success());
+                begin.elapsed()
+            })
+            .collect();
+        (percentile(&mut times, 50), percentile(&mut times, 99))
+    };
+    measure();
+    let idle = measure();
+    for attack in ATTACKS {
+        let mut command = attacker.command("bash");
+        drop(command.args(["-c", attack]).stderr(Stdio::null()).spawn().unwrap());
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let before = attacker.stats().unwrap();
+    let attacked = measure();
+    let after = attacker.stats().unwrap();
+    println!("exec of neighbours, p50 and p99: idle {idle:?}, beside an attacker {attacked:?}");
+    println!("the attacker: {before:?} to {after:?}");
+    println!("{:.2} x", attacked.1.as_secs_f64() / idle.1.as_secs_f64());
+}
+
 /// How much is streamed, in bytes.
 const STREAMED: usize = 1 << 30;
 
