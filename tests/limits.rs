@@ -233,6 +233,43 @@ fn bombs_stop_at_the_limit_and_jobs_still_start() {
 }
 
 #[test]
+fn a_pid_namespace_is_the_bound_where_there_is_no_controller() {
+    if !needs(&[Need::Cgroups, Need::Root, Need::Program("python3")]) {
+        return;
+    }
+    // A parent that is in no hierarchy.
+    let parent = Some(PathBuf::from("/no-such-parent"));
+    let home = Home::new();
+    let create = |pids| {
+        let limits = Limits { pids: Some(pids), ..Limits::default() };
+        let cgroup_parent = parent.clone();
+        Sandbox::create(Config { limits, cgroup_parent, ..home.config() })
+    };
+    let refused = create(300);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let version: Vec<u32> = release.split(['.', '-']).map_while(|n| n.parse().ok()).collect();
+    if version < vec![6, 14] {
+        let Err(Error::Unsupported { fix, .. }) = create(400) else { panic!("{:?}", create(400)) };
+        assert!(fix.contains("6.14"), "{fix}");
+        return;
+    }
+    const FORKS: &str = "import os, time\nn = 0\ntry:\n while True:\n  if os.fork() == 0:\n   \
+                         time.sleep(1000)\n  n += 1\nexcept OSError:\n print(n, flush=True)";
+    let sandbox = create(400).unwrap();
+    let output = sandbox.command("python3").args(["-c", FORKS]).output().unwrap();
+    let forks: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!((380..400).contains(&forks), "{forks}");
+    let begin = Instant::now();
+    sandbox.delete().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    // The control: the machine's own is another.
+    let free = home.sandbox();
+    let output = free.command("cat").arg("/proc/sys/kernel/pid_max").output().unwrap();
+    assert_ne!(output.stdout, b"400\n");
+}
+
+#[test]
 fn the_cpus_are_those_of_the_set() {
     if !needs(&[Need::Cgroups, Need::Program("nproc")]) {
         return;

@@ -4,20 +4,29 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use adl_protocol::{Identities, Step, Strings};
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::MountFlags;
 
 use crate::mounts::{BLANK_DIRECTORY, BLANK_FILE, directory_in_root, make_blanks};
 use crate::setup::{Failure, InStep, Result};
+use crate::sys;
 
 /// Mounts a procfs of this PID namespace on `/proc`, covers `masked` and protects `read_only`.
-pub(crate) fn mount_proc(masked: Strings<'_>, read_only: Strings<'_>) -> Result<()> {
+pub(crate) fn mount_proc(
+    masked: Strings<'_>,
+    read_only: Strings<'_>,
+    pid_max: Option<u32>,
+) -> Result<()> {
     const PROC: &CStr = c"m0/proc";
     directory_in_root(one(b"proc\0", Step::Proc)?, Step::Proc)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(c"proc", PROC, c"proc", flags, None).step(Step::Proc)?;
 
+    // Before it can't be written to any more.
+    if let Some(pid_max) = pid_max {
+        set_pid_max(pid_max).map_err(Failure::at(Step::Limits, PID_MAX.to_bytes()))?;
+    }
     make_blanks().step(Step::Mask)?;
     // In this order: what is covered may lie in what is read-only.
     for name in read_only.iter() {
@@ -32,6 +41,17 @@ pub(crate) fn mount_proc(masked: Strings<'_>, read_only: Strings<'_>) -> Result<
         on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
     }
     Ok(())
+}
+
+/// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
+const PID_MAX: &CStr = c"m0/proc/sys/kernel/pid_max";
+
+fn set_pid_max(pid_max: u32) -> IoResult<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(PID_MAX, flags, Mode::empty())?;
+    let mut digits = [0; 12];
+    let number = i32::try_from(pid_max).map_err(|_| Errno::INVAL)?;
+    rustix::io::write(&file, sys::decimal(number, &mut digits)).map(drop)
 }
 
 /// Does something to a part of `/proc`, if this kernel has it.

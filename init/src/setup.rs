@@ -141,7 +141,7 @@ pub(crate) fn run(
     // 4. The file system: the root, /proc, /dev, and what the caller wants on top of that; then the
     // host's root is let go.
     let assembly = Assembly::begin(setup, descriptors)?;
-    proc_and_dev::mount_proc(setup.masked, setup.read_only)?;
+    proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
     proc_and_dev::make_dev(setup.identities)?;
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;

@@ -35,6 +35,8 @@ pub struct Setup<'a> {
     /// Paths below `/proc` that are made read-only.
     #[serde(borrow)]
     pub read_only: Strings<'a>,
+    /// The largest process id, which bounds how many processes there can be; `None` for the host's.
+    pub pid_max: Option<u32>,
     /// The capabilities that a job may have: bit `n` is capability number `n`.
     pub capabilities: u64,
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
@@ -168,7 +170,7 @@ pub enum Step {
     Mount,
     /// Make the assembled tree the root, and let go of the host's.
     Pivot,
-    /// Raise or set init's own limits.
+    /// Set limits: init's own, and the largest process id.
     Limits,
     /// Give up all capabilities that are not needed.
     Capabilities,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 
-use crate::cgroup::Group;
+use crate::cgroup::{self, Group};
 use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -70,14 +70,18 @@ impl Instance {
     ) -> Result<()> {
         let root = self.root.insert(root);
         let Some(directory) = &self.directory else { return Err(Error::SandboxDied) };
-        let plan = Plan { config, hostname, root, directory, ids: self.ids.as_deref() };
+        let limits = &config.limits;
+        let parent = config.cgroup_parent.as_deref();
+        let cgroups =
+            if limits.is_none() { None } else { Some(cgroup::Plan::new(limits, parent)?) };
+        let pid_max = cgroups.as_ref().and_then(cgroup::Plan::pid_max);
+        let ids = self.ids.as_deref();
+        let plan = Plan { config, hostname, root, directory, ids, pid_max };
         let make_cgroups = || {
-            if config.limits.is_none() {
-                return Ok(());
+            if let Some(cgroups) = cgroups.filter(|cgroups| !cgroups.is_empty()) {
+                let record = |paths: &[_]| directory.record_cgroups(paths);
+                self.control.give_group(Group::create(cgroups, record)?);
             }
-            let record = |paths: &[_]| directory.record_cgroups(paths);
-            let parent = config.cgroup_parent.as_deref();
-            self.control.give_group(Group::create(&config.limits, parent, record)?);
             Ok(())
         };
         let socket = self.control.socket();

@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use adl_protocol::{Identities, Reply, Request, Setup, SetupFailure, Strings, Upper, VERSION};
+use adl_protocol::{
+    Identities, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+};
 use nix::errno::Errno;
 
 use crate::capabilities::{Capabilities, Capability};
@@ -60,6 +62,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) directory: &'a SandboxDirectory,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
+    /// The largest process id inside, where that is to bound how many there are.
+    pub(crate) pid_max: Option<u32>,
 }
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
@@ -146,6 +150,7 @@ fn try_set_up(
         mounts,
         masked: Strings::new(&masked).map_err(strings_error)?,
         read_only: Strings::new(&read_only).map_err(strings_error)?,
+        pid_max: plan.pid_max,
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
     };
@@ -164,6 +169,17 @@ fn try_set_up(
             .take_descriptor()
             .ok_or(Error::Protocol { why: "a sandbox without its mount namespace" }),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
+        Reply::Failed(SetupFailure { step: Step::Limits, path, errno }) if !path.is_empty() => {
+            Err(Error::Unsupported {
+                what: "a limit of processes".to_owned(),
+                why: format!(
+                    "there is no cgroup controller pids to make one in, and a PID namespace has no bound of \
+                     its own: {}",
+                    wire::error_of(errno)
+                ),
+                fix: "mount a cgroup hierarchy with pids, or use Linux 6.14 or later".to_owned(),
+            })
+        }
         Reply::Failed(failure) => Err(setup_error(failure)),
     }
 }

@@ -47,7 +47,9 @@ pub struct Limits {
     /// Swap beside the memory, in bytes. By default none where `memory` is limited, as far as the
     /// kernel counts swap.
     pub swap: Option<u64>,
-    /// Processes and threads. A job is started also where it is reached; what that starts counts.
+    /// Processes and threads. A job is started also where it is reached; what that starts counts. Where
+    /// the controller is nowhere, the PID namespace is the bound (Linux 6.14): of 301 at least, and with
+    /// no room for a job where it is reached.
     pub pids: Option<u32>,
     /// What may be read from and written to disks.
     pub io: Vec<IoLimit>,

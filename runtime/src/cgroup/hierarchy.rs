@@ -73,15 +73,15 @@ struct Hierarchy {
     options: Vec<String>,
 }
 
-/// Finds a place for what is `needed`, or says for what there is none, and for what can be had of
-/// what is `wanted`.
+/// Finds a place for what can be had of what is `wanted`, what is `needed` before all; and tells for
+/// what of that there is none.
 ///
 /// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup.
 pub(super) fn places(
     needed: &[Controller],
     wanted: &[Controller],
     parent: Option<&Path>,
-) -> Result<Vec<Place>> {
+) -> Result<(Vec<Place>, Vec<Controller>)> {
     static HIERARCHIES: OnceLock<Vec<Hierarchy>> = OnceLock::new();
     let hierarchies = match HIERARCHIES.get() {
         Some(hierarchies) => hierarchies,
@@ -103,12 +103,16 @@ pub(super) fn places(
         let elsewhere = |all: &[Controller]| -> Vec<Controller> {
             all.iter().copied().filter(|controller| !has(&places, *controller)).collect()
         };
-        let needed = elsewhere(needed);
+        let needed_here = elsewhere(needed);
         let all = elsewhere(&Controller::WITH_LIMITS);
         let wanted = elsewhere(wanted);
         let place = match unified.unified_place(&own, parent, &wanted, &all)? {
             Some(place) => Some(place),
-            None => unified.unified_place(&own, parent, &needed, &all)?,
+            None => match unified.unified_place(&own, parent, &needed_here, &all)? {
+                Some(place) => Some(place),
+                // Then what it counts by itself.
+                None => unified.unified_place(&own, parent, &[], &all)?,
+            },
         };
         if let Some(place) = place {
             // What it counts by itself, it counts for all.
@@ -126,13 +130,12 @@ pub(super) fn places(
         };
         place.controllers.iter().any(is_wanted)
     });
-    match needed.iter().find(|controller| !has(&places, **controller)) {
-        Some(controller) => Err(nowhere(*controller)),
-        None => Ok(places),
-    }
+    let missing = needed.iter().copied().filter(|controller| !has(&places, *controller)).collect();
+    Ok((places, missing))
 }
 
-fn nowhere(controller: Controller) -> Error {
+/// Why a limit can't be had.
+pub(super) fn nowhere(controller: Controller) -> Error {
     let (v1, v2) = (controller.name(Version::V1), controller.name(Version::V2));
     let names = if v1 == v2 { v1.to_owned() } else { format!("{v2} (or, of version 1, {v1})") };
     let fix = if nix::unistd::geteuid().is_root() {

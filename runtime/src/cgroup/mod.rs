@@ -28,7 +28,7 @@ use crate::state::DIRECTORY;
 use crate::stats::Stats;
 
 use files::{Count, Directory};
-use hierarchy::{Controller, Version, places};
+use hierarchy::{Controller, Place, Version, nowhere, places};
 use oom::Notice;
 
 /// What the names of a sandbox's cgroups begin with.
@@ -38,6 +38,56 @@ const PREFIX: &str = "adl-";
 const EMPTYING: Duration = Duration::from_secs(5);
 /// How often that is looked at: there is no message of it in version 1.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// What there will be of cgroups, and what holds without any.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    places: Vec<Place>,
+    /// Those that hold by cgroups.
+    limits: Limits,
+    /// The bound of processes where no controller has one.
+    pid_max: Option<u32>,
+}
+
+/// The least that the largest process id can be.
+const LEAST_PID_MAX: u32 = 301;
+
+impl Plan {
+    /// Finds out how limits can hold; `parent` is what the cgroups are to be below.
+    pub(crate) fn new(limits: &Limits, parent: Option<&Path>) -> Result<Self> {
+        let needed = needed(limits);
+        let wanted = if limits.accounting { &Controller::WITH_LIMITS[..] } else { &needed };
+        let (places, missing) = places(&needed, wanted, parent)?;
+        let mut limits = limits.clone();
+        let mut pid_max = None;
+        for controller in missing {
+            match (controller, limits.pids) {
+                (Controller::Pids, Some(pids)) if pids >= LEAST_PID_MAX => {
+                    pid_max = limits.pids.take();
+                }
+                _ => return Err(nowhere(controller)),
+            }
+        }
+        if places.is_empty() && !limits.is_none() {
+            return Err(Error::Unsupported {
+                what: "a cgroup of the sandbox's own".to_owned(),
+                why: "there is no hierarchy in which this process may make any".to_owned(),
+                fix: "`man 7 cgroups` tells how they are mounted and delegated".to_owned(),
+            });
+        }
+        Ok(Self { places, limits, pid_max })
+    }
+
+    /// The largest process id that there is to be.
+    pub(crate) fn pid_max(&self) -> Option<u32> {
+        self.pid_max
+    }
+
+    /// Whether there is no cgroup to make.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+}
 
 /// The cgroups of one sandbox.
 #[derive(Debug)]
@@ -155,20 +205,11 @@ impl Drop for Seat {
 impl Group {
     /// Makes the cgroups of a sandbox; `record` is told of them before they are there.
     pub(crate) fn create(
-        limits: &Limits,
-        parent: Option<&Path>,
+        plan: Plan,
         record: impl FnOnce(&[PathBuf]) -> Result<()>,
     ) -> Result<Arc<Self>> {
-        let needed = needed(limits);
-        let wanted = if limits.accounting { &Controller::WITH_LIMITS[..] } else { &needed };
-        let places = places(&needed, wanted, parent)?;
-        if places.is_empty() {
-            return Err(Error::Unsupported {
-                what: "a cgroup of the sandbox's own".to_owned(),
-                why: "there is no hierarchy in which this process may make any".to_owned(),
-                fix: "`man 7 cgroups` tells how they are mounted and delegated".to_owned(),
-            });
-        }
+        let Plan { places, limits, .. } = plan;
+        let limits = &limits;
         let name = unique_name(PREFIX);
         let paths: Vec<_> = places.iter().map(|place| place.parent.join(&name)).collect();
         record(&paths)?;
