@@ -209,9 +209,7 @@ impl OrdinaryUser {
         let adl = if nix::unistd::geteuid().is_root() {
             // The build may lie in a place that no one else can enter.
             let copy = directory.path().join("adl");
-            // By another process: a child that another test forks while this one has it open for writing
-            // would have it, too, and it could not be run (ETXTBSY).
-            succeeds(Command::new("cp").arg(adl()).arg(&copy));
+            copy_program(adl(), &copy);
             fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
             std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
             copy
@@ -257,6 +255,12 @@ impl Drop for OrdinaryUser {
             assert_eq!(left, [""; 0], "left on disk");
         }
     }
+}
+
+/// Copies a program, by another process: a child that another test forks while this one has the copy
+/// open for writing would have it, too, and it could not be run (ETXTBSY).
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    succeeds(Command::new("cp").arg("-L").arg(from).arg(to));
 }
 
 /// Runs a program that must succeed; what it wrote to stdout.

@@ -161,7 +161,7 @@ fn set_user_id_programs_and_devices_of_a_volume_are_neither() {
     }
     let home = Home::new();
     let path = volume(&home, "volume");
-    fs::copy("/usr/bin/id", path.join("id")).unwrap();
+    crate::harness::copy_program("/usr/bin/id".as_ref(), &path.join("id"));
     fs::set_permissions(path.join("id"), fs::Permissions::from_mode(0o4755)).unwrap();
     succeeds(
         Command::new("mknod").args(["-m", "666"]).arg(path.join("zero")).args(["c", "1", "5"]),
