@@ -20,6 +20,20 @@ fn memory(size: u64) -> Limits {
     Limits { memory: Some(size), ..Limits::default() }
 }
 
+/// All that there are but those of a disk.
+fn all_limits() -> Limits {
+    Limits {
+        cpu: Some(1000),
+        cpu_weight: Some(50),
+        memory: Some(256 * MIB),
+        swap: Some(MIB),
+        pids: Some(100),
+        cpuset: Some("0".to_owned()),
+        accounting: true,
+        ..Limits::default()
+    }
+}
+
 const MIB: u64 = 1 << 20;
 
 /// Takes 300 MiB of memory, which is written to.
@@ -389,16 +403,6 @@ fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
         return;
     }
     let home = Home::new();
-    let limits = || Limits {
-        cpu: Some(1000),
-        cpu_weight: Some(50),
-        memory: Some(256 * MIB),
-        swap: Some(MIB),
-        pids: Some(100),
-        cpuset: Some("0".to_owned()),
-        accounting: true,
-        ..Limits::default()
-    };
     let live = |limits: Limits| {
         let mut sandbox = sandbox(&home, limits);
         assert!(sandbox.shell("sleep 1000 & true").status().unwrap().success());
@@ -411,16 +415,16 @@ fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
         adl_runtime::finish_removals();
     };
     // With version 2, the root hands its controllers on from the first time on.
-    live(limits());
+    live(all_limits());
     let own = fs::read_to_string("/proc/self/cgroup").unwrap();
     let before = settings();
     assert!(before.len() >= 3, "{before:?}");
-    live(limits());
+    live(all_limits());
     let after = settings();
     assert_eq!(differences(&before, &after), [""; 0]);
     assert_eq!(fs::read_to_string("/proc/self/cgroup").unwrap(), own);
     // The control: what is set is seen, in a cgroup that no sandbox has.
-    let parent = cgroups_of(&sandbox(&home, limits())).remove(0);
+    let parent = cgroups_of(&sandbox(&home, all_limits())).remove(0);
     let control = parent.with_file_name(format!("control-{}", std::process::id()));
     fs::create_dir(&control).unwrap();
     let before = settings();
@@ -508,21 +512,13 @@ fn nothing_is_left_of_cgroups() {
         return;
     }
     let home = Home::new();
-    let limits = || Limits {
-        cpu: Some(1000),
-        cpu_weight: Some(50),
-        memory: Some(256 * MIB),
-        pids: Some(100),
-        cpuset: Some("0".to_owned()),
-        ..Limits::default()
-    };
     let gone = |paths: &[PathBuf]| {
         adl_runtime::finish_removals();
         let left: Vec<_> = paths.iter().filter(|path| path.exists()).collect();
         assert!(left.is_empty(), "{left:?}");
     };
     for round in 0..50 {
-        let mut sandbox = sandbox(&home, limits());
+        let mut sandbox = sandbox(&home, all_limits());
         let before = cgroups_of(&sandbox);
         assert!(sandbox.shell("sleep 1000 & sleep 1000 & true").status().unwrap().success());
         match round % 3 {
@@ -544,7 +540,7 @@ fn nothing_is_left_of_cgroups() {
     }
     // Where it could not be made, too.
     let refused = Sandbox::create(Config {
-        limits: Limits { cpuset: Some("4000".to_owned()), ..limits() },
+        limits: Limits { cpuset: Some("4000".to_owned()), ..all_limits() },
         ..home.config()
     });
     assert!(refused.is_err());
