@@ -138,8 +138,26 @@ fn files_in_memory_and_the_page_cache_count() {
     // In memory: it can't be reclaimed.
     let status = sandbox.shell("exec head -c 100000000 /dev/zero > /dev/shm/f").status().unwrap();
     assert_eq!(status.reason(), EndReason::OutOfMemory, "{status}");
-    // It is full now, and stays so: not even what would remove the file is sure to start.
+    // It is full now, and stays so: not even what would remove the file is sure to start. But what
+    // tries ends alone, init and all.
+    let init = sandbox.init_pid();
+    for _ in 0..200 {
+        let status = sandbox.command("/bin/true").arg("a".repeat(30_000)).status();
+        let ended = status.as_ref().map(|status| status.reason());
+        let is_told = matches!(
+            ended,
+            Ok(EndReason::Exited | EndReason::OutOfMemory) | Err(Error::Start { .. })
+        );
+        assert!(is_told, "{status:?}");
+    }
+    assert_eq!(sandbox.init_pid(), init);
+    sandbox.freeze().unwrap();
+    sandbox.thaw().unwrap();
     sandbox.reset().unwrap();
+    // By a file call, too.
+    sandbox.files().write_file("/dev/shm/f", vec![1; 20 << 20]).unwrap();
+    assert!(sandbox.stats().unwrap().memory.unwrap() > 20 * MIB, "{:?}", sandbox.stats());
+    sandbox.files().remove_file("/dev/shm/f").unwrap();
     // Of the page cache of a file on disk, which can: as much as there may be, and no more.
     let status = sandbox.shell("exec head -c 200000000 /dev/zero > /tmp/f").status().unwrap();
     assert!(status.success(), "{status}");

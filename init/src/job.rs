@@ -96,8 +96,10 @@ impl Start {
     ) -> rustix::io::Result<(Memory, Self)> {
         let Request::Spawn(spawn) = request.get() else { return Err(Errno::INVAL) };
         // The kernel gives all who share memory the same score. Where there is one id, a guest may
-        // write that of the child before its execve.
+        // write that of the child before its execve. In a cgroup without memory left, the kernel kills
+        // a child with all who share its memory, and what those touch is charged to init's.
         let may_share = spawn.oom_score_adj == 0
+            && spawn.cgroups == 0
             && defaults.may_share_memory
             && request.length() <= LARGEST_SHARED;
         let (shares, strings) = match &spawn.task {

@@ -256,8 +256,10 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
         return directory.write(MEMORY, &memory).map_err(in_use);
     }
     // Upwards the one comes first, downwards the other.
-    if directory.write(MEMORY, &memory).is_ok() {
-        return directory.write(WITH_SWAP, &together).map_err(in_use);
+    match directory.write(MEMORY, &memory) {
+        Ok(()) => return directory.write(WITH_SWAP, &together).map_err(in_use),
+        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::EINVAL as i32) => {}
+        Err(error) => return Err(in_use(error)),
     }
     directory.write(WITH_SWAP, &together).map_err(in_use)?;
     directory.write(MEMORY, &memory).map_err(in_use)

@@ -10,6 +10,7 @@ mod hierarchy;
 mod oom;
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -377,7 +378,8 @@ impl Group {
         if let Some(leaf) = self.of_tasks.get() {
             return Ok(leaf);
         }
-        let leaf = self.make_leaf("tasks")?;
+        // No name of a file that cgroups have.
+        let leaf = self.make_leaf("builtins")?;
         Ok(self.of_tasks.get_or_init(|| leaf))
     }
 
@@ -468,7 +470,7 @@ impl Group {
 
     /// Removes them. All that was in them has ended, or is about to.
     pub(crate) fn remove(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|part| remove(part.directory.path()))
+        remove_all(self.parts.iter().map(|part| part.directory.path()))
     }
 }
 
@@ -501,7 +503,20 @@ pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
     let is_ours = |path: &&PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|n| n.starts_with(PREFIX))
     };
-    paths.iter().filter(is_ours).try_for_each(|path| remove(path))
+    remove_all(paths.iter().filter(is_ours).map(PathBuf::as_path))
+}
+
+/// Removes each that can be, and tells what went wrong first.
+fn remove_all<'a>(paths: impl Iterator<Item = &'a Path> + Clone) -> Result<()> {
+    // What version 1 froze before its owner died can't end. In others there is no such file.
+    for path in paths.clone() {
+        let _ = fs::OpenOptions::new()
+            .write(true)
+            .open(path.join("freezer.state"))
+            .and_then(|mut file| file.write_all(b"THAWED"));
+    }
+    let errors: Vec<_> = paths.filter_map(|path| remove(path).err()).collect();
+    errors.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Removes a cgroup and those below it.
@@ -527,11 +542,7 @@ fn remove_empty(remove: impl Fn() -> nix::Result<()>, path: &Path) -> Result<()>
     loop {
         match remove() {
             Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY) if begin.elapsed() < EMPTYING => {
-                // Frozen by version 1 when its owner died. In others there is no such file.
-                let _ = fs::write(path.join("freezer.state"), "THAWED");
-                std::thread::sleep(BETWEEN_LOOKS);
-            }
+            Err(Errno::EBUSY) if begin.elapsed() < EMPTYING => std::thread::sleep(BETWEEN_LOOKS),
             Err(errno) => return Err(Error::at("rmdir", path)(errno)),
         }
     }
