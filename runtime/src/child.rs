@@ -87,8 +87,10 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
     let (_ours, theirs) = control.take_channel()?;
     let stdio = JobStdio::Streams([StdioSource::Descriptor, StdioSource::Null, StdioSource::Null]);
     let mut descriptors = vec![theirs.as_raw_fd(), pipe.as_raw_fd()];
-    let cgroups = control.add_cgroups(&mut descriptors)?;
-    let spawn = Spawn { stdio, cgroups, ..builtin(Task::Drain, identity.clone()) };
+    let entrance = control.entrance_of_builtins()?;
+    descriptors.extend(entrance.descriptors());
+    let spawn =
+        Spawn { stdio, cgroups: entrance.count(), ..builtin(Task::Drain, identity.clone()) };
     match control.request(&Request::Spawn(spawn), &descriptors) {
         // Then there is no one who could write.
         Err(Error::SandboxDied) => Ok(()),
@@ -179,6 +181,7 @@ impl Child {
                 return Err(error);
             }
         };
+        running.runs();
         let [stdout, stderr] = std::mem::take(&mut collection.collector.pipes);
         Ok(Self {
             stdin: stdin.map(ChildStdin),

@@ -15,7 +15,6 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use crate::background::Job;
-use crate::cgroup::{Group, Leaf, Seat};
 use crate::child::{Child, Collection, Output};
 use crate::collect::{Bounds, Caps, Collector, Input};
 use crate::error::{Error, Result};
@@ -390,12 +389,8 @@ impl<'a> Command<'a> {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let seat = self.sandbox.control().group().map(Group::seat).transpose()?;
-        let mut cgroups = 0;
-        for descriptor in seat.iter().map(Seat::leaf).flat_map(Leaf::descriptors) {
-            descriptors.push(descriptor.as_raw_fd());
-            cgroups += 1;
-        }
+        let (seat, entrance) = self.sandbox.control().seat()?;
+        descriptors.extend(entrance.descriptors());
 
         let program_to_run = Program {
             names: Strings::new(&names).map_err(too_many)?,
@@ -411,7 +406,7 @@ impl<'a> Command<'a> {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             stdio,
-            cgroups,
+            cgroups: entrance.count(),
             start_notice: notice.is_some(),
             timeout_us: self.timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,

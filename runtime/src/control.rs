@@ -8,7 +8,7 @@ use adl_protocol::Request;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::background::Job;
-use crate::cgroup::Group;
+use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::{Error, Result};
 use crate::wire::{self, Deadline};
 
@@ -41,12 +41,17 @@ impl Control {
         self.group.get_or_init(|| group);
     }
 
-    /// Adds what a job that is no program joins, and returns how many that are.
-    pub(crate) fn add_cgroups(&self, descriptors: &mut Vec<RawFd>) -> Result<u8> {
-        let Some(group) = self.group.get() else { return Ok(0) };
-        let before = descriptors.len();
-        descriptors.extend(group.leaf_of_tasks()?.descriptors().map(|fd| fd.as_raw_fd()));
-        Ok(u8::try_from(descriptors.len() - before).unwrap_or(u8::MAX))
+    /// The way into the cgroups of what is no program, if there are any.
+    pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+        self.group
+            .get()
+            .map_or_else(|| Ok(Entrance::default()), |group| group.entrance_of_builtins())
+    }
+
+    /// Cgroups for a job, if there are any, and the way into them.
+    pub(crate) fn seat(&self) -> Result<(Option<Arc<Seat>>, Entrance)> {
+        let Some(group) = self.group.get() else { return Ok((None, Entrance::default())) };
+        group.seat().map(|(seat, entrance)| (Some(seat), entrance))
     }
 
     pub(crate) fn group(&self) -> Option<&Arc<Group>> {

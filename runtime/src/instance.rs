@@ -17,7 +17,7 @@ use crate::owner::Owner;
 use crate::remove::{Remains, remove_later};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
-use crate::sys::{self, Process};
+use crate::sys::{Process, pidfd};
 use crate::wire::{self, Deadline};
 
 /// How long the kernel may take to end all processes.
@@ -67,14 +67,11 @@ impl Instance {
         config: &Config,
         hostname: &str,
         root: Arc<Root>,
+        cgroups: Option<&cgroup::Plan>,
     ) -> Result<()> {
         let root = self.root.insert(root);
         let Some(directory) = &self.directory else { return Err(Error::SandboxDied) };
-        let limits = &config.limits;
-        let parent = config.cgroup_parent.as_deref();
-        let cgroups =
-            if limits.is_none() { None } else { Some(cgroup::Plan::new(limits, parent)?) };
-        let pid_max = cgroups.as_ref().and_then(cgroup::Plan::pid_max);
+        let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
         let ids = self.ids.as_deref();
         let plan = Plan { config, hostname, root, directory, ids, pid_max };
         let make_cgroups = || {
@@ -154,7 +151,7 @@ impl Instance {
         if let Some(group) = self.control.group() {
             group.thaw_for_end();
         }
-        sys::kill(&self.init).map_err(Error::io("pidfd_send_signal"))
+        pidfd::kill(&self.init.pidfd).map_err(Error::io("pidfd_send_signal"))
     }
 
     /// Kills all processes and waits until they are gone, which is when init is.
@@ -167,6 +164,9 @@ impl Instance {
         // They hold on to the control socket, which holds on to them.
         self.control.jobs().clear();
         let ended = killed.and_then(|()| self.wait_for_end());
+        if let Some(group) = self.control.group() {
+            group.settle();
+        }
         if ended.is_err() {
             self.end_late();
         }
@@ -178,7 +178,7 @@ impl Instance {
         if !wire::wait_ready(&mut fds, Deadline::after(END))? {
             return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
         }
-        sys::reap(self.as_fd()).map_err(Error::io("waitid"))
+        pidfd::reap(self).map_err(Error::io("waitid"))
     }
 
     /// The same, and has the rest removed.
@@ -214,7 +214,7 @@ impl Instance {
             let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
                 let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
                 wire::wait_ready(&mut fds, Deadline::NEVER)?;
-                sys::reap(pidfd.as_fd()).map_err(Error::io("waitid"))
+                pidfd::reap(pidfd).map_err(Error::io("waitid"))
             });
             // The caller was told already that something went wrong.
             if is_over.is_ok() {

@@ -19,7 +19,7 @@ use crate::ids::{self, IdRange};
 use crate::layers::{Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
-use crate::sys::{self, Namespaces, OwnIdMaps, Process};
+use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
 use crate::{init_binary, seccomp};
 
@@ -154,7 +154,7 @@ fn try_set_up(
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
     };
-    let owner = sys::own_pidfd().map_err(Error::io("pidfd_open"))?;
+    let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;

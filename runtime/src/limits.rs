@@ -1,5 +1,6 @@
 //! What a sandbox may use, as plain data.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,8 @@ use crate::error::{Error, Result};
 
 /// The least that [`Limits::cpu`] may be: of 100 ms, a cgroup can have no less than 1 ms.
 const LEAST_CPU: u32 = 10;
+/// More CPUs than the kernel can be built for.
+const CPUS: u32 = 8192;
 
 /// What all jobs of a sandbox together may use. By default there is no limit, and no cgroup.
 ///
@@ -90,19 +93,22 @@ impl Limits {
         if self.cpu.is_some_and(|cpu| cpu < LEAST_CPU) {
             return invalid("cpu limit", "less than a hundredth of a CPU");
         }
+        if self.cpu.is_some_and(|cpu| cpu > CPUS * 1000) {
+            return invalid("cpu limit", "more CPUs than any machine has");
+        }
         if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
             return invalid("cpu weight", "not from 1 to 10,000");
         }
         if self.memory == Some(0) || self.memory_high == Some(0) {
             return invalid("memory limit", "nothing runs without memory");
         }
+        if self.swap.is_some() && self.memory.is_none() {
+            return invalid("swap limit", "without a limit of memory");
+        }
         if self.pids == Some(0) {
             return invalid("pids limit", "nothing runs without a process");
         }
-        let is_list = |cpus: &String| {
-            !cpus.is_empty() && cpus.bytes().all(|b| b.is_ascii_digit() || b",-".contains(&b))
-        };
-        if self.cpuset.as_ref().is_some_and(|cpus| !is_list(cpus)) {
+        if self.cpuset.as_ref().is_some_and(|list| cpus(list).is_none()) {
             return invalid("cpuset", "not a list of CPUs, as 0-3,6");
         }
         for io in &self.io {
@@ -112,5 +118,38 @@ impl Limits {
             }
         }
         Ok(())
+    }
+}
+
+/// The CPUs of a list, as `0-3,6`; `None` for what is none.
+pub(crate) fn cpus(list: &str) -> Option<BTreeSet<u32>> {
+    let number = |text: &str| {
+        // Without a sign, which the kernel does not take.
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u32>().ok().filter(|cpu| is_number && *cpu < CPUS)
+    };
+    let mut found = BTreeSet::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        found.extend(first..=last);
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_what_they_name() {
+        assert_eq!(cpus("0-2,5,1"), Some([0, 1, 2, 5].into()));
+        assert_eq!(cpus("7"), Some([7].into()));
+        for wrong in ["", ",", "1,", "a", "-1", "3-1", "1-", "+1", "0-8192", "0\n", "1-2-3"] {
+            assert_eq!(cpus(wrong), None, "{wrong:?}");
+        }
     }
 }

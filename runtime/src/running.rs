@@ -31,7 +31,7 @@ pub(crate) struct Running {
     /// When the caller is told that it does not end.
     overdue: Deadline,
     /// Its cgroups, if it has any.
-    seat: Option<Seat>,
+    seat: Option<Arc<Seat>>,
     state: Mutex<State>,
 }
 
@@ -64,13 +64,31 @@ impl Running {
     }
 
     /// The same, of one that has cgroups of its own.
-    pub(crate) fn with_seat(self, seat: Option<Seat>) -> Self {
+    pub(crate) fn with_seat(self, seat: Option<Arc<Seat>>) -> Self {
         Self { seat, ..self }
     }
 
     /// What it has used.
     fn stats(&self) -> Result<Stats> {
-        self.seat.as_ref().map_or_else(|| Err(cgroup::none()), Seat::stats)
+        self.seat.as_ref().map_or_else(|| Err(cgroup::none()), |seat| seat.stats())
+    }
+
+    /// To be told when it runs its program.
+    pub(crate) fn runs(&self) {
+        if let Some(seat) = &self.seat {
+            seat.joined();
+        }
+    }
+
+    fn ran_out_of_memory(&self) -> bool {
+        self.seat.as_ref().is_some_and(|seat| seat.ran_out_of_memory())
+    }
+
+    /// What is said of its end is known: nothing that comes later is part of that.
+    fn settle(&self) {
+        if let Some(seat) = &self.seat {
+            seat.settle();
+        }
     }
 
     pub(crate) fn program(&self) -> &PathBuf {
@@ -144,10 +162,12 @@ impl Running {
     }
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
-        state.end = Some(match wire::decode(body)? {
+        let event = wire::decode(body)?;
+        self.settle();
+        state.end = Some(match event {
             JobEvent::Exited(exit) => {
                 let is_killed = matches!(exit.status, Status::Signal { signal: 9, .. });
-                let oom = is_killed && self.seat.as_ref().is_some_and(Seat::ran_out_of_memory);
+                let oom = is_killed && self.ran_out_of_memory();
                 let asked = state.asked.or(oom.then_some(EndReason::OutOfMemory));
                 End::Exit(ExitStatus::new(&exit, asked))
             }
@@ -161,6 +181,7 @@ impl Running {
 
     /// The channel has ended without the job's end.
     fn note_death(&self, state: &mut State) {
+        self.settle();
         state.end = Some(End::Exit(ExitStatus::sandbox_died(self.started.elapsed())));
     }
 
@@ -182,9 +203,15 @@ impl Running {
             return Err(Error::invalid("signal", format!("{signal} is not from 1 to 64")));
         }
         // The rest of its tree may have outlived it.
-        if scope != Scope::Tree && self.lock().end.is_some() {
+        let mut state = self.lock();
+        if scope != Scope::Tree && state.end.is_some() {
             return Ok(());
         }
+        // Where memory has run out, it is killed anyway.
+        if signal == 9 && state.asked.is_none() && !self.ran_out_of_memory() {
+            state.asked = Some(EndReason::Signaled);
+        }
+        drop(state);
         self.request(&JobRequest::Signal { signal, scope })
     }
 

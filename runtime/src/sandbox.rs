@@ -44,6 +44,7 @@ pub struct Sandbox {
     state: State,
     /// What it is on as new: after a snapshot, the instance is on that.
     image: Arc<Root>,
+    cgroups: Option<cgroup::Plan>,
     instance: Instance,
 }
 
@@ -77,8 +78,12 @@ impl Sandbox {
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
         let name = instance.give(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
-        instance.set_up(&config, hostname, Arc::clone(&image))?;
-        Ok(Self { name, config, state, image, instance })
+        let cgroups = match &config.limits {
+            limits if limits.is_none() => None,
+            limits => Some(cgroup::Plan::new(limits, config.cgroup_parent.as_deref())?),
+        };
+        instance.set_up(&config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        Ok(Self { name, config, state, image, cgroups, instance })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -142,7 +147,8 @@ impl Sandbox {
     fn make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
         next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
-        next.set_up(&self.config, self.hostname(), Arc::clone(&self.image))?;
+        let image = Arc::clone(&self.image);
+        next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
         Ok(next)
     }
 
@@ -232,7 +238,7 @@ impl Sandbox {
         if let Some(directory) = next.directory() {
             directory.add_subvolume(&root.layout(&self.config)?)?;
         }
-        next.set_up(&self.config, self.hostname(), root)?;
+        next.set_up(&self.config, self.hostname(), root, self.cgroups.as_ref())?;
         std::mem::replace(&mut self.instance, next).end()
     }
 
@@ -297,8 +303,14 @@ impl Sandbox {
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
         limits.check()?;
-        self.group()?.limit(&limits, Some(&self.config.limits))?;
-        self.config.limits = limits;
+        let group = self.instance.control().group();
+        let (Some(plan), Some(group)) = (&mut self.cgroups, group) else {
+            return Err(cgroup::none());
+        };
+        plan.change(&limits, group)?;
+        // What is counted was settled when it was created.
+        let accounting = self.config.limits.accounting;
+        self.config.limits = Limits { accounting, ..limits };
         Ok(())
     }
 

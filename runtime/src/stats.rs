@@ -12,10 +12,11 @@ pub struct Stats {
     /// How long it had to wait because of [`Limits::cpu`](crate::Limits::cpu), added up over CPUs.
     /// Of a sandbox only.
     pub throttled: Option<Duration>,
-    /// Memory in use, in bytes, the page cache's with it.
+    /// Memory in use, in bytes, the page cache's with it. Of a job, what it has added to that of its
+    /// cgroup, in which pages may be of files that another has read before it.
     pub memory: Option<u64>,
-    /// The most memory that was in use at once, in bytes. With version 2, of a job only if it was the
-    /// first in its cgroup, which jobs one after another share.
+    /// The most memory that was in use at once, in bytes. With version 2 before Linux 6.12, of a job only
+    /// if it was the first in its cgroup, which jobs one after another share.
     pub memory_peak: Option<u64>,
     /// How many processes the kernel has killed because memory ran out. Version 2, which ends a job as
     /// a whole, counts the process that it chose twice.
@@ -36,18 +37,16 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// What was used since `start`, of what adds up. `peak` is whether that is since then, too.
-    pub(crate) fn since(&self, start: &Self, has_peak: bool) -> Self {
-        fn time(now: Option<Duration>, start: Option<Duration>) -> Option<Duration> {
-            Some(now?.saturating_sub(start.unwrap_or_default()))
-        }
+    /// What was used since `start`, when what was in memory then was another's.
+    pub(crate) fn since(&self, start: &Self) -> Self {
         fn number(now: Option<u64>, start: Option<u64>) -> Option<u64> {
             Some(now?.saturating_sub(start.unwrap_or_default()))
         }
+        let begun = start.cpu_time.unwrap_or_default();
         Self {
-            cpu_time: time(self.cpu_time, start.cpu_time),
-            memory: self.memory,
-            memory_peak: self.memory_peak.filter(|_| has_peak),
+            cpu_time: self.cpu_time.map(|now| now.saturating_sub(begun)),
+            memory: number(self.memory, start.memory),
+            memory_peak: number(self.memory_peak, start.memory),
             oom_kills: number(self.oom_kills, start.oom_kills),
             pids: self.pids,
             read_bytes: number(self.read_bytes, start.read_bytes),

@@ -10,6 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 pub(crate) mod ioctl;
+pub(crate) mod pidfd;
 pub(crate) mod quotactl;
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
@@ -293,47 +294,6 @@ fn filled_mask() -> libc::sigset_t {
     set
 }
 
-/// Sends SIGKILL; a process that has ended already is no error.
-pub(crate) fn kill(process: &Process) -> io::Result<()> {
-    // SAFETY: a valid descriptor, and no siginfo.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            ptr::null::<c_void>(),
-            0,
-        )
-    };
-    match check(result) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        other => other.map(drop),
-    }
-}
-
-/// Waits for the end of a child and reaps it. One that the calling program has reaped, because it
-/// waits for all children or ignores SIGCHLD, is no error.
-pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    loop {
-        // SAFETY: waitid fills `info`, which is large enough; P_PIDFD takes the descriptor's number.
-        let result = unsafe {
-            let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
-            libc::waitid(
-                libc::P_PIDFD,
-                pidfd.as_raw_fd().unsigned_abs(),
-                info.as_mut_ptr(),
-                libc::WEXITED | libc::__WALL,
-            )
-        };
-        match check(result.into()) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 /// What is mounted below a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Below {
@@ -442,15 +402,6 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
 pub(crate) fn lower_priority() {
     // SAFETY: takes no pointer; 0 is the calling thread. If it can't be lowered, it stays.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-}
-
-/// A descriptor of the calling process, readable when it has ended.
-pub(crate) fn own_pidfd() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel made it, for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Lets go of a lock of flock(2), whoever else has a copy of the descriptor.

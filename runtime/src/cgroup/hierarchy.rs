@@ -1,19 +1,20 @@
 //! Where on this machine cgroups of each controller can be made.
 //!
 //! Nothing above or beside the caller's own cgroup is written to. With version 1, that is where a
-//! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on, so
-//! they go into the nearest one above that does already and that the caller may write to, as what
-//! systemd has delegated; or into the caller's own, if that is the root, which is then made to hand
-//! them on.
+//! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on. So they
+//! go into the nearest one above that does, as far as that was delegated to the caller, as systemd
+//! does it; or into the caller's own, if that is the root, which is then made to hand them on.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::unistd::{AccessFlags, access};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// What a cgroup can limit or count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,7 +55,7 @@ pub(crate) enum Version {
 }
 
 /// Where a sandbox's cgroup goes in one hierarchy, and what for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) version: Version,
     pub(super) parent: PathBuf,
@@ -92,36 +93,38 @@ pub(super) fn places(
     };
     let own =
         fs::read("/proc/self/cgroup").map_err(Error::at("read", "/proc/self/cgroup".as_ref()))?;
-    let mut places = Vec::new();
+    let mut places: Vec<Place> = Vec::new();
     for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1) {
-        places.extend(hierarchy.place(&own, parent));
+        // It may be mounted several times.
+        if places.iter().all(|place| place.controllers != hierarchy.controllers) {
+            places.extend(hierarchy.place(&own, parent));
+        }
     }
     let has = |places: &[Place], controller| {
         places.iter().any(|place| place.controllers.contains(&controller))
     };
-    if let Some(unified) = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2) {
-        let elsewhere = |all: &[Controller]| -> Vec<Controller> {
-            all.iter().copied().filter(|controller| !has(&places, *controller)).collect()
-        };
-        let needed_here = elsewhere(needed);
-        let all = elsewhere(&Controller::WITH_LIMITS);
-        let wanted = elsewhere(wanted);
-        let place = match unified.unified_place(&own, parent, &wanted, &all)? {
-            Some(place) => Some(place),
-            None => match unified.unified_place(&own, parent, &needed_here, &all)? {
-                Some(place) => Some(place),
-                // Then what it counts by itself.
-                None => unified.unified_place(&own, parent, &[], &all)?,
-            },
-        };
-        if let Some(place) = place {
-            // What it counts by itself, it counts for all.
-            for other in &mut places {
-                other
-                    .controllers
-                    .retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
+    let elsewhere = |all: &[Controller]| -> Vec<Controller> {
+        all.iter().copied().filter(|controller| !has(&places, *controller)).collect()
+    };
+    let (needed_here, wanted_here) = (elsewhere(needed), elsewhere(wanted));
+    let unified = hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V2);
+    if let Some((unified, lowest)) =
+        unified.filter_map(|hierarchy| Some((hierarchy, hierarchy.parent(&own, parent)?))).next()
+    {
+        // All that is wanted, or what is needed, or what it counts by itself.
+        for controllers in [&*wanted_here, &*needed_here, &[]] {
+            if let Some(place) =
+                unified.unified_place(&lowest, parent.is_some(), controllers, &wanted_here)?
+            {
+                // What it counts by itself, it counts for all.
+                for other in &mut places {
+                    other
+                        .controllers
+                        .retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
+                }
+                places.push(place);
+                break;
             }
-            places.push(place);
         }
     }
     places.retain(|place| {
@@ -139,8 +142,8 @@ pub(super) fn nowhere(controller: Controller) -> Error {
     let (v1, v2) = (controller.name(Version::V1), controller.name(Version::V2));
     let names = if v1 == v2 { v1.to_owned() } else { format!("{v2} (or, of version 1, {v1})") };
     let fix = if nix::unistd::geteuid().is_root() {
-        "mount a cgroup hierarchy with it where this user may write, or name a cgroup without \
-         processes that has it, with `cgroup_parent`"
+        "name a cgroup that no process is in and that may have it, with `cgroup_parent`, as one made by \
+         mkdir in /sys/fs/cgroup; or run in a systemd service with Delegate=yes and DelegateSubgroup="
     } else {
         "have systemd delegate a cgroup: systemd-run --user --scope -p Delegate=yes COMMAND; `systemctl \
          cat user@.service` shows what is delegated"
@@ -166,13 +169,20 @@ impl Hierarchy {
             };
             is_this.then_some(path)
         })?;
-        let path = Path::new(std::ffi::OsStr::from_bytes(line));
-        Some(self.mount.join(path.strip_prefix(&self.root).ok()?))
+        self.path_of(Path::new(std::ffi::OsStr::from_bytes(line)))
+    }
+
+    /// Where a cgroup is that `/proc/self/cgroup` knows by `path`; `None` if it is not mounted, as one
+    /// outside the cgroup namespace, whose path begins with `/..`.
+    fn path_of(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.root).ok()?;
+        let is_plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+        is_plain.then(|| self.mount.join(below))
     }
 
     fn parent(&self, cgroups: &[u8], configured: Option<&Path>) -> Option<PathBuf> {
         match configured {
-            Some(path) => Some(self.mount.join(path.strip_prefix("/").unwrap_or(path))),
+            Some(path) => self.path_of(path),
             None => self.own(cgroups),
         }
         .filter(|path| is_writable(path, self.version))
@@ -186,52 +196,64 @@ impl Hierarchy {
         })
     }
 
+    /// The place in the hierarchy of version 2, if it has what is `needed` and not elsewhere; what of
+    /// `all` it has, is taken. `lowest` is the caller's cgroup, or the one that was `configured`.
     fn unified_place(
         &self,
-        cgroups: &[u8],
-        configured: Option<&Path>,
+        lowest: &Path,
+        configured: bool,
         needed: &[Controller],
         all: &[Controller],
     ) -> Result<Option<Place>> {
-        let Some(mut parent) = self.parent(cgroups, configured) else { return Ok(None) };
-        let lowest = parent.clone();
-        let place = |parent: PathBuf, handed_on: &[String]| {
-            let mut controllers: Vec<_> = all
-                .iter()
-                .copied()
-                .filter(|c| handed_on.iter().any(|name| name == c.name(Version::V2)))
-                .collect();
+        let place = |parent: &Path, handed_on: &[String]| {
+            let has = |c: &Controller| handed_on.iter().any(|name| name == c.name(Version::V2));
+            if !needed.iter().all(has) {
+                return None;
+            }
+            let mut controllers: Vec<_> = all.iter().copied().filter(has).collect();
             controllers.extend([Controller::CpuTime, Controller::Freezer]);
-            Some(Place { version: Version::V2, parent, controllers })
+            Some(Place { version: Version::V2, parent: parent.to_owned(), controllers })
         };
-        let has = |names: &[String]| {
-            needed.iter().all(|c| names.iter().any(|name| name == c.name(Version::V2)))
-        };
-        if configured.is_none() {
-            // The nearest that hands on what is needed.
-            loop {
-                let handed_on = words(&parent.join("cgroup.subtree_control"))?;
-                if has(&handed_on) {
-                    return Ok(place(parent, &handed_on));
-                }
-                if parent == self.mount || !parent.pop() || !is_writable(&parent, self.version) {
-                    break;
-                }
+        let above = lowest.ancestors().skip(1).take_while(|path| path.starts_with(&self.mount));
+        let above = above.take_while(|path| !configured && self.is_delegated(path));
+        for parent in std::iter::once(lowest).chain(above) {
+            let found = place(parent, &words(&parent.join("cgroup.subtree_control"))?);
+            if found.is_some() {
+                return Ok(found);
             }
         }
-        // The caller's own, or the one it was told: it may not have been asked to yet.
-        let available = words(&lowest.join("cgroup.controllers"))?;
-        let asked: Vec<_> = all
-            .iter()
-            .map(|c| c.name(Version::V2))
-            .filter(|name| available.iter().any(|other| other == name))
-            .map(|name| format!("+{name}"))
-            .collect();
+        // The lowest may not have been asked to yet.
         let control = lowest.join("cgroup.subtree_control");
-        // Refused where it has processes: then what it hands on already is all that there is.
-        let _ = fs::write(&control, asked.join(" "));
-        let handed_on = words(&control)?;
-        Ok(if has(&handed_on) { place(lowest, &handed_on) } else { None })
+        let available = words(&lowest.join("cgroup.controllers"))?;
+        for name in needed.iter().map(|controller| controller.name(Version::V2)) {
+            if available.iter().any(|other| other == name) {
+                // Refused where it has processes, or others above have a use for what is exclusive: then
+                // what it hands on already is all that there is.
+                let _ = fs::write(&control, format!("+{name}"));
+            }
+        }
+        Ok(place(lowest, &words(&control)?))
+    }
+
+    /// Whether what is in a cgroup above the caller's is the caller's to arrange.
+    fn is_delegated(&self, path: &Path) -> bool {
+        if !is_writable(path, self.version) {
+            return false;
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return true;
+        }
+        // To root, all is writable. A container's own hierarchy was made for it; the root of all is what
+        // has no type. Of others, systemd tells.
+        if path == self.mount {
+            return path.join("cgroup.type").exists();
+        }
+        let Ok(directory) = fs::File::open(path) else { return false };
+        [c"trusted.delegate", c"user.delegate"].into_iter().any(|name| {
+            let mut buffer = [0; 8];
+            let value = sys::extended_attribute(directory.as_fd(), name, &mut buffer);
+            value.is_ok_and(|value| value == Some(b"1"))
+        })
     }
 }
 
@@ -252,17 +274,10 @@ fn words(path: &Path) -> Result<Vec<String>> {
 fn mounted() -> Result<Vec<Hierarchy>> {
     let path = Path::new("/proc/self/mountinfo");
     let text = fs::read(path).map_err(Error::at("read", path))?;
-    let mut found: Vec<Hierarchy> = Vec::new();
+    let mut found = Vec::new();
     for line in text.split(|byte| *byte == b'\n') {
         let Some(hierarchy) = hierarchy_of(line) else { continue };
-        // The same may be mounted at several places.
-        let is_new = found.iter().all(|other| {
-            other.version != hierarchy.version
-                || (other.version == Version::V1 && other.options != hierarchy.options)
-        });
-        if is_new {
-            found.push(hierarchy);
-        }
+        found.push(hierarchy);
     }
     Ok(found)
 }
@@ -322,6 +337,7 @@ mod tests {
         assert_eq!((v2.version, &*v2.root), (Version::V2, Path::new("/a b")));
         assert_eq!(v2.own(b"1:cpu:/x\n0::/a b/c\n"), Some("/sys/fs/cgroup/c".into()));
         assert_eq!(v2.own(b"0::/elsewhere\n"), None);
+        assert_eq!(v2.own(b"0::/a b/../c\n"), None);
         assert!(hierarchy_of(b"28 23 0:24 / /proc rw - proc proc rw").is_none());
         assert!(hierarchy_of(b"").is_none());
     }

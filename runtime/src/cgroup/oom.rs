@@ -5,24 +5,25 @@
 //! and ends all that is in it by `cgroup.kill` of version 2, as that would have done.
 
 use std::collections::HashMap;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::Group;
-use super::files::Directory;
+use super::directory::Directory;
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 
 /// How long after it is told a kill may come.
-const KILL: Duration = Duration::from_millis(100);
-const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+const KILL: Duration = Duration::from_millis(200);
+/// How long after it is told the first look comes; the time doubles from one to the next.
+const FIRST_LOOK: Duration = Duration::from_micros(500);
 
 /// The thread, and the process that it belongs to: a fork has no threads.
 static WATCHER: Mutex<Option<(Owner, Arc<Watcher>)>> = Mutex::new(None);
@@ -49,7 +50,7 @@ impl Notice {
         let watcher = watcher()?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_flags(flags).map_err(Error::io("eventfd"))?;
-        let control = directory.open("memory.oom_control", OFlag::O_RDONLY)?;
+        let control = directory.open("memory.oom_control", fs::OpenOptions::new().read(true))?;
         let request = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
         directory.write("cgroup.event_control", &request)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -92,14 +93,15 @@ impl Watcher {
             let told = events.iter().take(count).map(EpollEvent::data);
             let mut groups: Vec<_> =
                 told.filter_map(|number| self.groups().get(&number)?.upgrade()).collect();
-            let begin = Instant::now();
             // The notice comes before the kill.
+            let mut pause = FIRST_LOOK;
             loop {
                 groups.retain(|group| !group.end_where_memory_ran_out());
-                if groups.is_empty() || begin.elapsed() > KILL {
+                if groups.is_empty() || pause > KILL {
                     break;
                 }
-                std::thread::sleep(BETWEEN_LOOKS);
+                std::thread::sleep(pause);
+                pause *= 2;
             }
         }
     }

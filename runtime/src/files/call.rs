@@ -126,10 +126,11 @@ impl Call {
         // For init, a little later than for whoever closes its input then.
         let clearing_up = if theirs_in.is_some() { CLEARING_UP } else { Duration::ZERO };
         let timeout = deadline.left().map(|left| left.saturating_add(clearing_up));
-        let cgroups = control.add_cgroups(&mut descriptors)?;
+        let entrance = control.entrance_of_builtins()?;
+        descriptors.extend(entrance.descriptors());
         let spawn = Spawn {
             stdio: JobStdio::Streams(stdio),
-            cgroups,
+            cgroups: entrance.count(),
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
             ..builtin(Task::File(task), identity)
         };

@@ -1,0 +1,287 @@
+//! The cgroups of jobs, below those of their sandbox.
+//!
+//! A job joins its leaf itself, before it does anything else, by files that the host has opened. The
+//! next in it comes when nothing is in it any more: a job's leftovers keep it. Leaves are known by
+//! their numbers, and held open by nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
+
+use super::count::{self, Peak};
+use super::directory::Directory;
+use super::hierarchy::{Controller, Version};
+use super::{Group, Part, processes};
+use crate::error::Result;
+use crate::stats::Stats;
+
+/// The name of the one for what is done for the caller and is no program. No name of a file that
+/// cgroups have.
+const BUILTINS: &str = "builtins";
+
+/// At how many that are of no job is looked before one more is made.
+const LOOKS: usize = 4;
+
+fn name_of(number: usize) -> String {
+    format!("job-{number}")
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Leaves {
+    /// For each how many kills it had counted when its job began, or when those were dealt with.
+    kills: Vec<u64>,
+    /// Those of no job, in which leftovers may be; what has become free last comes first.
+    free: VecDeque<usize>,
+    /// One that was free, and is ready.
+    next: Option<Start>,
+    seats: HashMap<usize, Weak<Seat>>,
+    has_builtins: bool,
+}
+
+/// A leaf that is ready for a job.
+#[derive(Debug)]
+struct Start {
+    number: usize,
+    files: Vec<fs::File>,
+    /// What it had counted before.
+    counted: Stats,
+    peak: Peak,
+}
+
+/// The leaf of a job, and what it has counted of it.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    group: Arc<Group>,
+    number: usize,
+    counted: Stats,
+    peak: Peak,
+    has_joined: AtomicBool,
+    /// What is told after the end of the job.
+    last: OnceLock<Stats>,
+}
+
+/// What a job writes itself into, to be in its cgroups.
+#[derive(Debug, Default)]
+pub(crate) struct Entrance(Vec<fs::File>);
+
+impl Entrance {
+    /// Its descriptors, for init.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.0.iter().map(AsRawFd::as_raw_fd)
+    }
+
+    /// How many they are.
+    pub(crate) fn count(&self) -> u8 {
+        u8::try_from(self.0.len()).unwrap_or(u8::MAX)
+    }
+}
+
+impl Seat {
+    /// To be told once the job is in its cgroups, so that no other is let in before it.
+    pub(crate) fn joined(&self) {
+        self.has_joined.store(true, Ordering::Relaxed);
+    }
+
+    /// What the job has used: until its end, once that is known.
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        match self.last.get() {
+            Some(last) => Ok(last.clone()),
+            None => self.count(),
+        }
+    }
+
+    fn count(&self) -> Result<Stats> {
+        let mut now = self.group.count_of(self.number)?;
+        now.memory_peak = self.peak.read(now.memory_peak)?;
+        Ok(now.since(&self.counted))
+    }
+
+    /// Whether the kernel has killed any of it because memory ran out.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        // What can't be read is not told.
+        self.stats().is_ok_and(|stats| stats.oom_kills > Some(0))
+    }
+
+    /// Ends the count: the job has ended. Its leaf is another's when nothing is in it any more.
+    pub(crate) fn settle(&self) {
+        self.last.get_or_init(|| {
+            let last = self.count().unwrap_or_default();
+            self.give_back();
+            last
+        });
+    }
+
+    fn give_back(&self) {
+        let mut leaves = self.group.leaves();
+        leaves.seats.remove(&self.number);
+        leaves.free.push_front(self.number);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // A job that no one asks about any more goes on. Of one that may still have to join, the leaf is
+        // no one else's.
+        if self.last.get().is_none() && *self.has_joined.get_mut() {
+            self.give_back();
+        }
+    }
+}
+
+impl Group {
+    fn leaves(&self) -> MutexGuard<'_, Leaves> {
+        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A leaf for a job, and how to come into it.
+    pub(crate) fn seat(self: &Arc<Self>) -> Result<(Arc<Seat>, Entrance)> {
+        let mut leaves = self.leaves();
+        let ready = match leaves.next.take() {
+            Some(start) => Some(start),
+            None => self.take_free(&mut leaves)?,
+        };
+        let Start { number, files, counted, peak } = match ready {
+            Some(start) => start,
+            None => {
+                let number = leaves.kills.len();
+                self.make_leaf(&name_of(number))?;
+                leaves.kills.push(0);
+                let files = self.open_to_join(&name_of(number))?;
+                Start { number, files, counted: Stats::default(), peak: Peak::OfCgroup }
+            }
+        };
+        let (has_joined, last) = (AtomicBool::new(false), OnceLock::new());
+        let group = Arc::clone(self);
+        let seat = Arc::new(Seat { group, number, counted, peak, has_joined, last });
+        leaves.seats.insert(number, Arc::downgrade(&seat));
+        Ok((seat, Entrance(files)))
+    }
+
+    /// Makes a used leaf ready for the next job: to be called when init has something to do.
+    pub(crate) fn prepare_seat(&self) {
+        let mut leaves = self.leaves();
+        if leaves.next.is_none() {
+            // If there is none now, the next job says why.
+            leaves.next = self.take_free(&mut leaves).ok().flatten();
+        }
+    }
+
+    /// Takes a leaf that was used, and in which nothing is any more.
+    fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Start>> {
+        for _ in 0..LOOKS.min(leaves.free.len()) {
+            let Some(number) = leaves.free.pop_front() else { break };
+            if !self.parts_of(number).all(|(_, leaf)| leaf.is_empty()) {
+                leaves.free.push_back(number);
+                continue;
+            }
+            let counted = self.count_of(number)?;
+            if let Some(kills) = leaves.kills.get_mut(number) {
+                *kills = counted.oom_kills.unwrap_or_default();
+            }
+            let memory = self.leaf_with(number, Controller::Memory);
+            let peak = memory.map_or(Peak::Unknown, |memory| Peak::since_now(&memory));
+            let files = self.open_to_join(&name_of(number))?;
+            return Ok(Some(Start { number, files, counted, peak }));
+        }
+        Ok(None)
+    }
+
+    /// The way into the leaf for what is done for the caller and is no program.
+    pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+        let mut leaves = self.leaves();
+        if !leaves.has_builtins {
+            self.make_leaf(BUILTINS)?;
+            leaves.has_builtins = true;
+        }
+        Ok(Entrance(self.open_to_join(BUILTINS)?))
+    }
+
+    /// Makes one in each part that has any.
+    fn make_leaf(&self, name: &str) -> Result<()> {
+        let made = self.parts.iter().filter(|part| part.has_leaves()).try_for_each(|part| {
+            let leaf = Directory::make(part.directory.path().join(name), part.directory.version)?;
+            if part.has(Controller::Memory) && leaf.version == Version::V2 {
+                leaf.write("memory.oom.group", "1")?;
+            }
+            Ok(())
+        });
+        if made.is_err() {
+            for part in &self.parts {
+                // It is there in some of them.
+                let _ = fs::remove_dir(part.directory.path().join(name));
+            }
+        }
+        made
+    }
+
+    fn open_to_join(&self, name: &str) -> Result<Vec<fs::File>> {
+        let open = |part: &Part| match part.has_leaves() {
+            true => part.directory.below(name).open_to_join(),
+            false => part.directory.open_to_join(),
+        };
+        self.parts.iter().map(open).collect()
+    }
+
+    /// A leaf in each part that has any.
+    fn parts_of(&self, number: usize) -> impl Iterator<Item = (&Part, Directory)> {
+        let parts = self.parts.iter().filter(|part| part.has_leaves());
+        parts.map(move |part| (part, part.directory.below(&name_of(number))))
+    }
+
+    fn leaf_with(&self, number: usize, controller: Controller) -> Option<Directory> {
+        self.parts_of(number).find(|(part, _)| part.has(controller)).map(|(_, leaf)| leaf)
+    }
+
+    /// All that a leaf has counted.
+    fn count_of(&self, number: usize) -> Result<Stats> {
+        let mut stats = Stats::default();
+        for (part, leaf) in self.parts_of(number) {
+            for controller in &part.controllers {
+                count::count(&leaf, *controller, &mut stats)?;
+            }
+        }
+        Ok(stats)
+    }
+
+    /// How many processes were killed because memory ran out, in all leaves.
+    pub(super) fn oom_kills(&self) -> u64 {
+        let count = self.leaves().kills.len();
+        let of_job = (0..count).filter_map(|number| self.leaf_with(number, Controller::Memory));
+        let memory = self.parts.iter().find(|part| part.has(Controller::Memory));
+        let of_builtins = memory.map(|part| part.directory.below(BUILTINS));
+        let kills = |leaf| count::oom_kills(&leaf).ok().flatten().unwrap_or_default();
+        of_job.chain(of_builtins).map(kills).sum()
+    }
+
+    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
+    /// by itself; whether there was any.
+    pub(super) fn end_where_memory_ran_out(&self) -> bool {
+        // Held, so that what is in a leaf is the job's that has counted the kill.
+        let mut leaves = self.leaves();
+        let mut found = false;
+        for (number, dealt_with) in leaves.kills.iter_mut().enumerate() {
+            let Some(memory) = self.leaf_with(number, Controller::Memory) else { continue };
+            let kills = count::oom_kills(&memory).ok().flatten().unwrap_or_default();
+            if kills <= *dealt_with {
+                continue;
+            }
+            found = true;
+            let unified = self.leaf_with(number, Controller::Freezer);
+            let unified = unified.filter(|leaf| leaf.version == Version::V2);
+            if processes::kill(&unified.unwrap_or(memory)).is_ok() {
+                *dealt_with = kills;
+            }
+        }
+        found
+    }
+
+    /// Ends the count of all jobs: the sandbox has ended.
+    pub(crate) fn settle(&self) {
+        let seats: Vec<_> = self.leaves().seats.values().filter_map(Weak::upgrade).collect();
+        for seat in seats {
+            seat.settle();
+        }
+    }
+}
