@@ -118,6 +118,13 @@ pub(crate) fn temporary_directory() -> TempDir {
     tempfile::Builder::new().prefix("adl-test-").tempdir_in(place).unwrap()
 }
 
+/// The version of the kernel that runs.
+pub(crate) fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// Looks until something holds, for at most `limit`; whether it came to hold.
 pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;

@@ -19,7 +19,15 @@ pub(crate) struct Helper {
 
 impl Helper {
     pub(crate) fn start(role: &str, state: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::start_by(&["env"], role, state)
+    }
+
+    /// The same, by a program and its arguments that executes the command that follows.
+    pub(crate) fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
+        let (program, arguments) = by.split_first().unwrap();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg(std::env::current_exe().unwrap())
             .args(["--exact", "helper::entry", "--ignored", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env(STATE, state)
@@ -75,6 +83,7 @@ fn entry() {
     match role.as_str() {
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
+        "without-version-2" => crate::cgroups::without_version_2(&state),
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),

@@ -13,6 +13,7 @@
 
 mod archives;
 mod census;
+mod cgroups;
 mod cli;
 mod copies;
 mod dependent;

@@ -47,8 +47,9 @@ pub struct Config {
     /// What its jobs may use.
     pub limits: Limits,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
-    /// there, in each hierarchy that is used. By default the caller's own or, with version 2, the
-    /// nearest above it that hands the controllers on.
+    /// there, in each hierarchy that is used, and with version 2 no process may be in it. By default the
+    /// caller's own or, with version 2, the nearest above it that was delegated to the caller and hands
+    /// the controllers on.
     pub cgroup_parent: Option<PathBuf>,
     /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
     /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user

@@ -67,6 +67,9 @@ impl Sandbox {
             mount.make_absolute()?;
         }
         config.limits.check()?;
+        if let Some(parent) = &config.cgroup_parent {
+            cgroup::check_parent(parent)?;
+        }
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);
         let image = Arc::new(Root::open(&config, &state)?);

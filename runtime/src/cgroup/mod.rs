@@ -14,7 +14,7 @@ mod processes;
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -280,6 +280,15 @@ impl Group {
     pub(crate) fn remove(&self) -> Result<()> {
         remove_all(self.parts.iter().map(|part| part.directory.path()))
     }
+}
+
+/// Refuses what `/proc/self/cgroup` would not say of a cgroup.
+pub(crate) fn check_parent(path: &Path) -> Result<()> {
+    let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if path.is_absolute() && path.components().all(is_plain) {
+        return Ok(());
+    }
+    Err(Error::invalid("cgroup parent", format!("{path:?} is not absolute, or contains `..`")))
 }
 
 /// Why nothing is limited or counted.
