@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Home, adl_command, needs, stderr, succeeds, within};
+use crate::harness::{Home, Need, adl_command, needs, stderr, succeeds, within};
 use crate::terminal::init_of;
 use crate::{census, images};
 
@@ -294,6 +294,9 @@ fn doctor_tells_what_the_machine_can_do() {
     let report = succeeds(adl_command(&home.state()).arg("doctor")).to_lowercase();
     for subject in ["kernel", "user namespace", "overlay", "cgroup", "seccomp"] {
         assert!(report.contains(subject), "{subject}: {report}");
+    }
+    if needs(&[Need::Cgroups]) {
+        assert!(report.contains("memory (1)") || report.contains("memory (2)"), "{report}");
     }
 }
 

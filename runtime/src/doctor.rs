@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::{Config, Network, Seccomp, Upper};
 use crate::error::{Error, Step};
 use crate::image::Image;
+use crate::limits::Limits;
 use crate::sandbox::Sandbox;
 
 /// One thing that a sandbox is made of.
@@ -73,7 +74,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
         disk_limit(&config),
         host_network(&config),
         seccomp(&config, either),
-        cgroups(),
+        limits(&config),
     ];
     // What can't be removed is told where it matters: by `adl gc`.
     for sandbox in [on_disk, in_memory].into_iter().flatten() {
@@ -194,44 +195,20 @@ fn seccomp(config: &Config, sandbox: Result<&Sandbox, &Error>) -> Check {
     }
 }
 
-/// Makes a directory below the calling process's own cgroup, and removes it.
-fn cgroups() -> Check {
-    const WHAT: &str = "cgroups";
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let v1 = own
-        .lines()
-        .filter_map(|line| line.split(':').nth(1))
-        .filter(|controllers| !controllers.is_empty() && !controllers.contains('='))
-        .collect::<Vec<_>>();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"));
-    let mount = mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .and_then(|line| line.split(' ').nth(4));
-    let (Some(path), Some(mount)) = (path, mount) else {
-        return Check::limited(WHAT, format!("no cgroup v2; v1: {v1:?}"), "mount cgroup2");
+fn limits(config: &Config) -> Check {
+    const WHAT: &str = "limits";
+    let limits = Limits { accounting: true, ..Limits::default() };
+    let sandbox = match Sandbox::create(Config { limits, ..config.clone() }) {
+        Ok(sandbox) => sandbox,
+        Err(Error::Unsupported { why, fix, .. }) => return Check::limited(WHAT, why, fix),
+        Err(error) => return Check::limited(WHAT, error.to_string(), "see above"),
     };
-    let own = Path::new(mount).join(path.trim_start_matches('/'));
-    let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
-    let controllers = controllers.trim();
-    let probe = own.join(format!("adl-doctor-{}", std::process::id()));
-    match fs::create_dir(&probe) {
-        Ok(()) => {
-            // Empty, and ours: nothing keeps it.
-            let _ = fs::remove_dir(&probe);
+    let Some(group) = sandbox.control().group() else { return Check::limited(WHAT, "none", "") };
+    let found = group.found();
+    match group.missing() {
+        Some(Error::Unsupported { what, fix, .. }) => {
+            Check::limited(WHAT, format!("by cgroups: {found}; not {what}"), fix)
         }
-        Err(error) => {
-            return Check::limited(
-                WHAT,
-                format!("{own:?}: {error}"),
-                "have systemd delegate a subtree: systemd-run --user --scope -p Delegate=yes",
-            );
-        }
+        _ => Check::good(WHAT, format!("by cgroups: {found}")),
     }
-    if controllers.is_empty() {
-        let detail = format!("v2 without controllers, those of v1: {v1:?}");
-        return Check::limited(WHAT, detail, "boot with cgroup_no_v1=all, for limits by v2");
-    }
-    Check::good(WHAT, format!("v2, with {controllers}"))
 }

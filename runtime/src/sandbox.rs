@@ -295,14 +295,16 @@ impl Sandbox {
         Files::new(self)
     }
 
-    /// Sets other limits, also for what runs; those that are not set are none from here on.
+    /// Sets other limits, also for what runs; those that are not set are none from here on. What is
+    /// counted stays as it was when the sandbox was created, whatever [`Limits::accounting`] says.
     ///
     /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of version 2
     /// kills, and one of version 1 refuses.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
-    /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`] where version 1 can't reclaim what is above the limit.
+    /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`]
+    /// where version 1 can't reclaim what is above the limit.
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
         limits.check()?;
@@ -327,11 +329,12 @@ impl Sandbox {
 
     /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. What is
     /// started meanwhile stands, too, and so do calls of [`Sandbox::files`] wait. It can be reset and
-    /// deleted.
+    /// deleted. Where cgroups of version 1 alone are mounted, a job that stands is not killed, also not by
+    /// its timeout, before it goes on.
     ///
     /// # Errors
     /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
-    /// as when it waits for a device: it stops when that answers.
+    /// as when it waits for a device: then all go on.
     pub fn freeze(&self) -> Result<()> {
         self.group()?.freeze(true)
     }

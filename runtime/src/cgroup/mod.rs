@@ -238,6 +238,25 @@ impl Group {
         self.parts.iter().find(|part| part.has(controller))
     }
 
+    /// Its controllers with the version that each is of, for people.
+    pub(crate) fn found(&self) -> String {
+        let mut found = Vec::new();
+        for Part { directory, controllers } in &self.parts {
+            found.extend(controllers.iter().map(|c| match (c, directory.version) {
+                (Controller::CpuTime, Version::V2) => "pressure (2)".to_owned(),
+                (Controller::Freezer, Version::V2) => "freezing (2)".to_owned(),
+                (_, Version::V2) => format!("{} (2)", c.name(Version::V2)),
+                (_, Version::V1) => format!("{} (1)", c.name(Version::V1)),
+            }));
+        }
+        found.join(", ")
+    }
+
+    /// Why a limit can't be had, if there is one that can't.
+    pub(crate) fn missing(&self) -> Option<Error> {
+        Controller::WITH_LIMITS.into_iter().find(|c| self.part(*c).is_none()).map(nowhere)
+    }
+
     /// What all jobs have used.
     pub(crate) fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
