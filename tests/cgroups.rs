@@ -387,6 +387,18 @@ fn a_parent_is_where_the_cgroups_are() {
     let status = sandbox.shell("exec head -c 50000000 /dev/zero > /dev/shm/f").status().unwrap();
     assert_eq!(status.signal(), Some(9), "{status}");
     sandbox.delete().unwrap();
+    // CPUs that it does not have can't be had: the kernel would give others.
+    if is_pure_v2() {
+        fs::write(parent.join("cpuset.cpus"), "0").unwrap();
+        for (cpus, is_there) in [("0", true), ("1", false), ("0-1", false)] {
+            let created =
+                create(&at, Limits { cpuset: Some(cpus.to_owned()), ..Limits::default() });
+            assert_eq!(created.is_ok(), is_there, "{cpus}: {created:?}");
+            if let Err(error) = created {
+                assert!(matches!(error, Error::Invalid { .. }), "{cpus}: {error:?}");
+            }
+        }
+    }
     for wrong in ["relative", "/../x", "/x/../../y"] {
         let refused = create(Path::new(wrong), memory(64 * MIB));
         assert!(matches!(refused, Err(Error::Invalid { .. })), "{wrong}: {refused:?}");
@@ -507,35 +519,96 @@ fn a_user_without_a_cgroup_is_told_what_to_do() {
     assert!(said.contains("memory") && said.contains("systemd-run"), "{said}");
 }
 
+/// A cgroup that hands controllers on, as systemd makes it for a service with `DelegateSubgroup=`: it, and
+/// the one below where the service's own processes are.
+struct Service {
+    path: PathBuf,
+    processes: PathBuf,
+}
+
+impl Service {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let root = Path::new("/sys/fs/cgroup");
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = root.join(format!("service-{}-{number}", std::process::id()));
+        let processes = path.join("main");
+        let controllers = "+cpu +memory +pids";
+        fs::write(root.join("cgroup.subtree_control"), controllers).unwrap();
+        fs::create_dir_all(&processes).unwrap();
+        fs::write(path.join("cgroup.subtree_control"), controllers).unwrap();
+        Self { path, processes }
+    }
+
+    /// A shell in it that executes the command that follows.
+    fn enter(&self) -> std::process::Command {
+        let join = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", self.processes.display());
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &join, "sh"]);
+        command
+    }
+
+    /// Removes it, which shows that nothing else is left in it.
+    fn remove(self) {
+        fs::remove_dir(&self.processes).unwrap();
+        fs::remove_dir(&self.path).unwrap();
+    }
+}
+
+#[test]
+fn root_goes_no_further_up_than_was_delegated() {
+    if !needs(&[Need::Cgroup2, Need::Root, Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let service = Service::new();
+    let run = || {
+        let adl = adl_command(&home.state());
+        let mut command = service.enter();
+        command.arg(adl.get_program());
+        for (name, value) in adl.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command.args(["run", "--memory", "64m", "--", "cat", "/proc/self/cgroup"]).output().unwrap()
+    };
+    // Above it is what limits it: its sandboxes would not be in that.
+    let output = run();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.contains("memory") && said.contains("DelegateSubgroup="), "{said}");
+    for mark in ["trusted.delegate", "user.delegate"] {
+        let path = service.path.to_str().unwrap();
+        let set = format!("import os; os.setxattr('{path}', '{mark}', b'1')");
+        let set = std::process::Command::new("python3").args(["-c", &set]).status().unwrap();
+        assert!(set.success());
+        let output = run();
+        let said = String::from_utf8(output.stdout).unwrap();
+        // From its cgroup namespace, which begins where the caller is.
+        assert!(said.starts_with("0::/../adl-"), "{said}{:?}", String::from_utf8(output.stderr));
+        let unset = format!("import os; os.removexattr('{path}', '{mark}')");
+        let unset = std::process::Command::new("python3").args(["-c", &unset]).status().unwrap();
+        assert!(unset.success());
+    }
+    service.remove();
+}
+
 #[test]
 fn a_user_has_limits_where_a_cgroup_was_delegated() {
     if !needs(&[Need::Cgroup2, Need::Root, Need::Program("python3")]) {
         return;
     }
     let user = OrdinaryUser::new();
-    // As systemd does it: the user's is the cgroup, which hands controllers on, and one in it where the
-    // user's processes are.
-    let root = Path::new("/sys/fs/cgroup");
-    let delegated = root.join(format!("delegated-{}", std::process::id()));
-    let caller = delegated.join("caller");
-    let controllers = "+cpu +memory +pids";
-    fs::write(root.join("cgroup.subtree_control"), controllers).unwrap();
-    fs::create_dir_all(&caller).unwrap();
-    fs::write(delegated.join("cgroup.subtree_control"), controllers).unwrap();
-    for path in [&delegated, &caller] {
+    let service = Service::new();
+    for path in [&service.path, &service.processes] {
         for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
             std::os::unix::fs::chown(path.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
         }
     }
-    let procs = caller.join("cgroup.procs");
     let run = |script: &str| {
         // It joins as root, and becomes the user then.
-        let join = format!(
-            "echo $$ > {}; exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups \"$@\"",
-            procs.display()
-        );
-        let mut command = std::process::Command::new("sh");
-        command.args(["-c", &join, "sh"]).arg(user.adl());
+        let (uid, gid) = (format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"));
+        let mut command = service.enter();
+        command.args(["setpriv", &uid, &gid, "--clear-groups"]).arg(user.adl());
         command.env_clear().env("PATH", "/usr/bin:/bin").env("ADL_STATE_DIR", user.state());
         command.args(["run", "--memory", "64m", "--pids-limit", "20", "--cpus", "1", "--"]);
         command.args(["python3", "-c", script]).current_dir("/").output().unwrap()
@@ -544,7 +617,5 @@ fn a_user_has_limits_where_a_cgroup_was_delegated() {
     assert_eq!(output.stdout, b"ran\n", "{}", String::from_utf8_lossy(&output.stderr));
     let output = run(HOG);
     assert_eq!(output.status.code(), Some(137), "{}", String::from_utf8_lossy(&output.stderr));
-    // Nothing is left, so that it can be removed.
-    fs::remove_dir(&caller).unwrap();
-    fs::remove_dir(&delegated).unwrap();
+    service.remove();
 }

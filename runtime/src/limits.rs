@@ -43,7 +43,9 @@ pub struct Limits {
     pub cpu_weight: Option<u32>,
     /// Memory, in bytes: that of processes, of the page cache and of file systems in memory that
     /// they have filled. Where it is reached and nothing can be reclaimed, the kernel kills a job,
-    /// whose end is [`EndReason::OutOfMemory`](crate::EndReason::OutOfMemory).
+    /// whose end is [`EndReason::OutOfMemory`](crate::EndReason::OutOfMemory). With the
+    /// multi-generational LRU, kernels before 6.13 do so also where a disk is slower than what writes to
+    /// it.
     pub memory: Option<u64>,
     /// Memory above which processes are slowed down and reclaimed from, in bytes. Version 2 only.
     pub memory_high: Option<u64>,
