@@ -389,7 +389,7 @@ impl<'a> Command<'a> {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (seat, entrance) = self.sandbox.control().seat()?;
+        let (seat, entrance) = self.sandbox.control().seat(notice.is_some())?;
         descriptors.extend(entrance.descriptors());
 
         let program_to_run = Program {

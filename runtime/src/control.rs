@@ -48,10 +48,10 @@ impl Control {
             .map_or_else(|| Ok(Entrance::default()), |group| group.entrance_of_builtins())
     }
 
-    /// Cgroups for a job, if there are any, and the way into them.
-    pub(crate) fn seat(&self) -> Result<(Option<Arc<Seat>>, Entrance)> {
+    /// Cgroups for a job, if there are any, and the way into them; see [`Group::seat`].
+    pub(crate) fn seat(&self, counted: bool) -> Result<(Option<Arc<Seat>>, Entrance)> {
         let Some(group) = self.group.get() else { return Ok((None, Entrance::default())) };
-        group.seat().map(|(seat, entrance)| (Some(seat), entrance))
+        group.seat(counted).map(|(seat, entrance)| (Some(seat), entrance))
     }
 
     pub(crate) fn group(&self) -> Option<&Arc<Group>> {

@@ -85,9 +85,9 @@ impl Running {
     }
 
     /// What is said of its end is known: nothing that comes later is part of that.
-    fn settle(&self) {
+    fn settle(&self, killed: bool) {
         if let Some(seat) = &self.seat {
-            seat.settle();
+            seat.settle(killed);
         }
     }
 
@@ -163,10 +163,11 @@ impl Running {
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
         let event = wire::decode(body)?;
-        self.settle();
+        let is_killed = matches!(&event, JobEvent::Exited(exit)
+            if matches!(exit.status, Status::Signal { signal: 9, .. }));
+        self.settle(is_killed);
         state.end = Some(match event {
             JobEvent::Exited(exit) => {
-                let is_killed = matches!(exit.status, Status::Signal { signal: 9, .. });
                 let oom = is_killed && self.ran_out_of_memory();
                 let asked = state.asked.or(oom.then_some(EndReason::OutOfMemory));
                 End::Exit(ExitStatus::new(&exit, asked))
@@ -181,7 +182,7 @@ impl Running {
 
     /// The channel has ended without the job's end.
     fn note_death(&self, state: &mut State) {
-        self.settle();
+        self.settle(true);
         state.end = Some(End::Exit(ExitStatus::sandbox_died(self.started.elapsed())));
     }
 

@@ -45,9 +45,9 @@ pub(super) struct Leaves {
 struct Start {
     number: usize,
     files: Vec<fs::File>,
-    /// What it had counted before.
-    counted: Stats,
-    peak: Peak,
+    /// How many kills it had counted before.
+    kills: u64,
+    is_new: bool,
 }
 
 /// The leaf of a job, and what it has counted of it.
@@ -55,11 +55,18 @@ struct Start {
 pub(crate) struct Seat {
     group: Arc<Group>,
     number: usize,
-    counted: Stats,
-    peak: Peak,
+    kills: u64,
+    /// What it had counted before, where anyone may ask what the job has used.
+    begin: Option<(Stats, Peak)>,
     has_joined: AtomicBool,
     /// What is told after the end of the job.
-    last: OnceLock<Stats>,
+    last: OnceLock<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    stats: Stats,
+    ran_out_of_memory: bool,
 }
 
 /// What a job writes itself into, to be in its cgroups.
@@ -87,27 +94,33 @@ impl Seat {
     /// What the job has used: until its end, once that is known.
     pub(crate) fn stats(&self) -> Result<Stats> {
         match self.last.get() {
-            Some(last) => Ok(last.clone()),
+            Some(last) => Ok(last.stats.clone()),
             None => self.count(),
         }
     }
 
     fn count(&self) -> Result<Stats> {
+        let Some((before, peak)) = &self.begin else { return Ok(Stats::default()) };
         let mut now = self.group.count_of(self.number)?;
-        now.memory_peak = self.peak.read(now.memory_peak)?;
-        Ok(now.since(&self.counted))
+        now.memory_peak = peak.read(now.memory_peak)?;
+        Ok(now.since(before))
     }
 
     /// Whether the kernel has killed any of it because memory ran out.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        // What can't be read is not told.
-        self.stats().is_ok_and(|stats| stats.oom_kills > Some(0))
+        match self.last.get() {
+            Some(last) => last.ran_out_of_memory,
+            None => self.group.oom_kills_of(self.number) > self.kills,
+        }
     }
 
-    /// Ends the count: the job has ended. Its leaf is another's when nothing is in it any more.
-    pub(crate) fn settle(&self) {
+    /// Ends the count: the job has ended, and perhaps `killed`. Its leaf is another's when nothing is in it
+    /// any more.
+    pub(crate) fn settle(&self, killed: bool) {
         self.last.get_or_init(|| {
-            let last = self.count().unwrap_or_default();
+            let ran_out_of_memory = killed && self.ran_out_of_memory();
+            // What can't be read is not told.
+            let last = Last { stats: self.count().unwrap_or_default(), ran_out_of_memory };
             self.give_back();
             last
         });
@@ -135,26 +148,40 @@ impl Group {
         self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A leaf for a job, and how to come into it.
-    pub(crate) fn seat(self: &Arc<Self>) -> Result<(Arc<Seat>, Entrance)> {
+    /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has used,
+    /// which takes a while to find out.
+    pub(crate) fn seat(self: &Arc<Self>, counted: bool) -> Result<(Arc<Seat>, Entrance)> {
         let mut leaves = self.leaves();
         let ready = match leaves.next.take() {
             Some(start) => Some(start),
             None => self.take_free(&mut leaves)?,
         };
-        let Start { number, files, counted, peak } = match ready {
+        let Start { number, files, kills, is_new } = match ready {
             Some(start) => start,
             None => {
                 let number = leaves.kills.len();
                 self.make_leaf(&name_of(number))?;
                 leaves.kills.push(0);
-                let files = self.open_to_join(&name_of(number))?;
-                Start { number, files, counted: Stats::default(), peak: Peak::OfCgroup }
+                Start {
+                    number,
+                    files: self.open_to_join(&name_of(number))?,
+                    kills: 0,
+                    is_new: true,
+                }
+            }
+        };
+        let begin = match (counted, is_new) {
+            (false, _) => None,
+            (true, true) => Some((Stats::default(), Peak::OfCgroup)),
+            (true, false) => {
+                let memory = self.leaf_with(number, Controller::Memory);
+                let peak = memory.map_or(Peak::Unknown, |memory| Peak::since_now(&memory));
+                Some((self.count_of(number)?, peak))
             }
         };
         let (has_joined, last) = (AtomicBool::new(false), OnceLock::new());
         let group = Arc::clone(self);
-        let seat = Arc::new(Seat { group, number, counted, peak, has_joined, last });
+        let seat = Arc::new(Seat { group, number, kills, begin, has_joined, last });
         leaves.seats.insert(number, Arc::downgrade(&seat));
         Ok((seat, Entrance(files)))
     }
@@ -172,18 +199,16 @@ impl Group {
     fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Start>> {
         for _ in 0..LOOKS.min(leaves.free.len()) {
             let Some(number) = leaves.free.pop_front() else { break };
-            if !self.parts_of(number).all(|(_, leaf)| leaf.is_empty()) {
+            if !self.is_empty(number) {
                 leaves.free.push_back(number);
                 continue;
             }
-            let counted = self.count_of(number)?;
-            if let Some(kills) = leaves.kills.get_mut(number) {
-                *kills = counted.oom_kills.unwrap_or_default();
+            let kills = self.oom_kills_of(number);
+            if let Some(dealt_with) = leaves.kills.get_mut(number) {
+                *dealt_with = kills;
             }
-            let memory = self.leaf_with(number, Controller::Memory);
-            let peak = memory.map_or(Peak::Unknown, |memory| Peak::since_now(&memory));
             let files = self.open_to_join(&name_of(number))?;
-            return Ok(Some(Start { number, files, counted, peak }));
+            return Ok(Some(Start { number, files, kills, is_new: false }));
         }
         Ok(None)
     }
@@ -234,6 +259,18 @@ impl Group {
         self.parts_of(number).find(|(part, _)| part.has(controller)).map(|(_, leaf)| leaf)
     }
 
+    /// Whether nothing is in a leaf. What is in it in one hierarchy is in it in all.
+    fn is_empty(&self, number: usize) -> bool {
+        // Version 2 is asked, which takes less time.
+        self.parts_of(number).last().is_none_or(|(_, leaf)| leaf.is_empty())
+    }
+
+    fn oom_kills_of(&self, number: usize) -> u64 {
+        let memory = self.leaf_with(number, Controller::Memory);
+        let kills = memory.and_then(|memory| count::oom_kills(&memory).ok().flatten());
+        kills.unwrap_or_default()
+    }
+
     /// All that a leaf has counted.
     fn count_of(&self, number: usize) -> Result<Stats> {
         let mut stats = Stats::default();
@@ -248,11 +285,10 @@ impl Group {
     /// How many processes were killed because memory ran out, in all leaves.
     pub(super) fn oom_kills(&self) -> u64 {
         let count = self.leaves().kills.len();
-        let of_job = (0..count).filter_map(|number| self.leaf_with(number, Controller::Memory));
         let memory = self.parts.iter().find(|part| part.has(Controller::Memory));
-        let of_builtins = memory.map(|part| part.directory.below(BUILTINS));
-        let kills = |leaf| count::oom_kills(&leaf).ok().flatten().unwrap_or_default();
-        of_job.chain(of_builtins).map(kills).sum()
+        let of_builtins = memory.map(|part| count::oom_kills(&part.directory.below(BUILTINS)));
+        let of_builtins = of_builtins.and_then(|kills| kills.ok().flatten()).unwrap_or_default();
+        (0..count).map(|number| self.oom_kills_of(number)).sum::<u64>() + of_builtins
     }
 
     /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
@@ -262,15 +298,14 @@ impl Group {
         let mut leaves = self.leaves();
         let mut found = false;
         for (number, dealt_with) in leaves.kills.iter_mut().enumerate() {
-            let Some(memory) = self.leaf_with(number, Controller::Memory) else { continue };
-            let kills = count::oom_kills(&memory).ok().flatten().unwrap_or_default();
+            let kills = self.oom_kills_of(number);
             if kills <= *dealt_with {
                 continue;
             }
             found = true;
-            let unified = self.leaf_with(number, Controller::Freezer);
-            let unified = unified.filter(|leaf| leaf.version == Version::V2);
-            if processes::kill(&unified.unwrap_or(memory)).is_ok() {
+            // The last is that of version 2, if there is one.
+            let leaf = self.parts_of(number).last();
+            if leaf.is_some_and(|(_, leaf)| processes::kill(&leaf).is_ok()) {
                 *dealt_with = kills;
             }
         }
@@ -281,7 +316,7 @@ impl Group {
     pub(crate) fn settle(&self) {
         let seats: Vec<_> = self.leaves().seats.values().filter_map(Weak::upgrade).collect();
         for seat in seats {
-            seat.settle();
+            seat.settle(true);
         }
     }
 }
