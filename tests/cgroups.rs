@@ -604,18 +604,31 @@ fn a_user_has_limits_where_a_cgroup_was_delegated() {
             std::os::unix::fs::chown(path.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
         }
     }
-    let run = |script: &str| {
+    let run = |options: &[&str], script: &str| {
         // It joins as root, and becomes the user then.
         let (uid, gid) = (format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"));
         let mut command = service.enter();
         command.args(["setpriv", &uid, &gid, "--clear-groups"]).arg(user.adl());
         command.env_clear().env("PATH", "/usr/bin:/bin").env("ADL_STATE_DIR", user.state());
-        command.args(["run", "--memory", "64m", "--pids-limit", "20", "--cpus", "1", "--"]);
-        command.args(["python3", "-c", script]).current_dir("/").output().unwrap()
+        command.arg("run").args(options).args(["--", "python3", "-c", script]);
+        let output = command.current_dir("/").output().unwrap();
+        let [out, err] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), out, err)
     };
-    let output = run("print('ran')");
-    assert_eq!(output.stdout, b"ran\n", "{}", String::from_utf8_lossy(&output.stderr));
-    let output = run(HOG);
-    assert_eq!(output.status.code(), Some(137), "{}", String::from_utf8_lossy(&output.stderr));
+    let limits = ["--memory", "64m", "--pids-limit", "20", "--cpus", "1"];
+    let (_, said, why) = run(&limits, "print('ran')");
+    assert_eq!(said, "ran\n", "{why}");
+    let (code, _, why) = run(&limits, HOG);
+    assert_eq!(code, Some(137), "{why}");
+    // What is not delegated is no reason not to count the rest.
+    let (_, _, counted) = run(&["--stats"], "pass");
+    for name in ["cpu time", "throttled", "memory peak", "pids"] {
+        assert!(counted.lines().any(|line| line.starts_with(name)), "{name}: {counted}");
+    }
+    assert!(!counted.contains("bytes read"), "{counted}");
+    let (code, _, why) = run(&["--cpuset", "0"], "pass");
+    assert_eq!(code, Some(125), "{why}");
+    assert!(why.contains("cpuset") && why.contains("systemd-run"), "{why}");
     service.remove();
 }

@@ -108,24 +108,14 @@ pub(super) fn places(
     };
     let (needed_here, wanted_here) = (elsewhere(needed), elsewhere(wanted));
     let unified = hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V2);
-    if let Some((unified, lowest)) =
-        unified.filter_map(|hierarchy| Some((hierarchy, hierarchy.parent(&own, parent)?))).next()
-    {
-        // All that is wanted, or what is needed, or what it counts by itself.
-        for controllers in [&*wanted_here, &*needed_here, &[]] {
-            if let Some(place) =
-                unified.unified_place(&lowest, parent.is_some(), controllers, &wanted_here)?
-            {
-                // What it counts by itself, it counts for all.
-                for other in &mut places {
-                    other
-                        .controllers
-                        .retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
-                }
-                places.push(place);
-                break;
-            }
+    let mut with_parent = unified.filter_map(|h| Some((h, h.parent(&own, parent)?)));
+    if let Some((unified, lowest)) = with_parent.next() {
+        let place = unified.unified_place(&lowest, parent.is_some(), &needed_here, &wanted_here)?;
+        // What it counts by itself, it counts for all.
+        for other in &mut places {
+            other.controllers.retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
         }
+        places.push(place);
     }
     places.retain(|place| {
         let is_wanted = |c: &Controller| {
@@ -196,43 +186,31 @@ impl Hierarchy {
         })
     }
 
-    /// The place in the hierarchy of version 2, if it has what is `needed` and not elsewhere; what of
-    /// `all` it has, is taken. `lowest` is the caller's cgroup, or the one that was `configured`.
+    /// The place in the hierarchy of version 2: where the most is of what is `needed`, and then of what is
+    /// `wanted`, and nearest to `lowest`, the caller's cgroup or the one that was `configured`.
     fn unified_place(
         &self,
         lowest: &Path,
         configured: bool,
         needed: &[Controller],
-        all: &[Controller],
-    ) -> Result<Option<Place>> {
-        let place = |parent: &Path, handed_on: &[String]| {
-            let has = |c: &Controller| handed_on.iter().any(|name| name == c.name(Version::V2));
-            if !needed.iter().all(has) {
-                return None;
-            }
-            let mut controllers: Vec<_> = all.iter().copied().filter(has).collect();
-            controllers.extend([Controller::CpuTime, Controller::Freezer]);
-            Some(Place { version: Version::V2, parent: parent.to_owned(), controllers })
-        };
+        wanted: &[Controller],
+    ) -> Result<Place> {
+        ask_for(lowest, wanted)?;
         let above = lowest.ancestors().skip(1).take_while(|path| path.starts_with(&self.mount));
         let above = above.take_while(|path| !configured && self.is_delegated(path));
+        let mut best = (None, Vec::new(), lowest);
         for parent in std::iter::once(lowest).chain(above) {
-            let found = place(parent, &words(&parent.join("cgroup.subtree_control"))?);
-            if found.is_some() {
-                return Ok(found);
+            let handed_on = words(&parent.join("cgroup.subtree_control"))?;
+            let has = |c: &Controller| handed_on.iter().any(|name| name == c.name(Version::V2));
+            let controllers: Vec<_> = wanted.iter().copied().filter(has).collect();
+            let count = Some((needed.iter().filter(|c| has(c)).count(), controllers.len()));
+            if count > best.0 {
+                best = (count, controllers, parent);
             }
         }
-        // The lowest may not have been asked to yet.
-        let control = lowest.join("cgroup.subtree_control");
-        let available = words(&lowest.join("cgroup.controllers"))?;
-        for name in needed.iter().map(|controller| controller.name(Version::V2)) {
-            if available.iter().any(|other| other == name) {
-                // Refused where it has processes, or others above have a use for what is exclusive: then
-                // what it hands on already is all that there is.
-                let _ = fs::write(&control, format!("+{name}"));
-            }
-        }
-        Ok(place(lowest, &words(&control)?))
+        let (_, mut controllers, parent) = best;
+        controllers.extend([Controller::CpuTime, Controller::Freezer]);
+        Ok(Place { version: Version::V2, parent: parent.to_owned(), controllers })
     }
 
     /// Whether what is in a cgroup above the caller's is the caller's to arrange.
@@ -255,6 +233,20 @@ impl Hierarchy {
             value.is_ok_and(|value| value == Some(b"1"))
         })
     }
+}
+
+/// Has a cgroup of version 2 hand on what it may and does not yet.
+fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
+    let control = cgroup.join("cgroup.subtree_control");
+    let (available, handed_on) = (words(&cgroup.join("cgroup.controllers"))?, words(&control)?);
+    for name in wanted.iter().map(|controller| controller.name(Version::V2)) {
+        if available.iter().any(|other| other == name) && handed_on.iter().all(|o| o != name) {
+            // Refused where it has processes, or others have a use for what is exclusive: then what it hands
+            // on already is all that there is.
+            let _ = fs::write(&control, format!("+{name}"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether cgroups can be made in one, and processes moved into those.
