@@ -235,7 +235,7 @@ fn neighbours_of_an_attacker_are_not_held_up() {
     let of_one_cpu = Limits { cpuset: Some("0".to_owned()), ..of_half_a_cpu.clone() };
     for (what, limits) in [("half a CPU", of_half_a_cpu), ("half of CPU 0", of_one_cpu)] {
         let (mut ratios, mut floors) = (Vec::new(), Vec::new());
-        for _ in 0..5 {
+        for _ in 0..3 {
             let idle = (exec(), floor());
             let attacker =
                 Sandbox::create(Config { limits: limits.clone(), ..home.config() }).unwrap();
