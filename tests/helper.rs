@@ -83,6 +83,7 @@ fn entry() {
     match role.as_str() {
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
+        "without-cgroups" => crate::limits::without_cgroups(&state),
         "without-version-2" => crate::cgroups::without_version_2(&state),
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),

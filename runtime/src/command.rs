@@ -416,6 +416,7 @@ impl<'a> Command<'a> {
             running.messages().expect_descriptor();
         }
         self.sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
+        running.is_under_way();
         self.sandbox.control().prepare_next();
         let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
         Ok(Started { running, stdin, pipes: [stdout, stderr], identity })

@@ -105,14 +105,6 @@ impl Control {
 
     /// Makes ready what the next job takes: to be called when init has something to do.
     pub(crate) fn prepare_next(&self) {
-        self.prepare_channel();
-        if let Some(group) = self.group.get() {
-            group.prepare_seat();
-        }
-    }
-
-    /// The same, for one that is no program.
-    pub(crate) fn prepare_channel(&self) {
         let mut next = lock(&self.next_channel);
         if next.is_none() {
             // If there is none now, the next job says why.

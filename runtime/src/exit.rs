@@ -40,9 +40,12 @@ pub enum EndReason {
 }
 
 impl ExitStatus {
-    /// What init said; `asked` is why the host asked for the end, if it did.
-    pub(crate) fn new(exit: &Exit, asked: Option<EndReason>) -> Self {
+    /// What init said; `asked` is why the host asked for the end, if it did, and `out_of_memory` whether the
+    /// kernel has killed any of it.
+    pub(crate) fn new(exit: &Exit, asked: Option<EndReason>, out_of_memory: bool) -> Self {
         let reason = match (exit.timed_out, asked, exit.status) {
+            // Also where what it had started was killed, and it ended before it was itself.
+            (false, None, _) if out_of_memory => EndReason::OutOfMemory,
             // It was quicker than what was to end it.
             (_, _, Status::Code(_)) => EndReason::Exited,
             (true, _, Status::Signal { .. }) => EndReason::TimedOut,

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 
 /// The least that [`Limits::cpu`] may be: of 100 ms, a cgroup can have no less than 1 ms.
 const LEAST_CPU: u32 = 10;
+/// No kernel has more process ids.
+const MOST_PIDS: u32 = 1 << 22;
 /// More CPUs than the kernel can be built for.
 const CPUS: u32 = 8192;
 
@@ -89,6 +91,14 @@ impl Limits {
         *self == Self::default()
     }
 
+    /// Has paths mean the same wherever the caller is later.
+    pub(crate) fn make_absolute(&mut self) -> Result<()> {
+        for IoLimit { device, .. } in &mut self.io {
+            *device = std::path::absolute(&*device).map_err(Error::at("getcwd for", device))?;
+        }
+        Ok(())
+    }
+
     /// Refuses what no cgroup would take.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what, why: &str| Err(Error::invalid(what, why));
@@ -109,6 +119,9 @@ impl Limits {
         }
         if self.pids == Some(0) {
             return invalid("pids limit", "nothing runs without a process");
+        }
+        if self.pids.is_some_and(|pids| pids > MOST_PIDS) {
+            return invalid("pids limit", "more than the 4,194,304 processes that there can be");
         }
         if self.cpuset.as_ref().is_some_and(|list| cpus(list).is_none()) {
             return invalid("cpuset", "not a list of CPUs, as 0-3,6");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use adl_protocol::Scope;
-use adl_protocol::{JobEvent, JobRequest, Stage, Status};
+use adl_protocol::{JobEvent, JobRequest, Stage};
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Seat};
@@ -73,10 +73,17 @@ impl Running {
         self.seat.as_ref().map_or_else(|| Err(cgroup::none()), |seat| seat.stats())
     }
 
+    /// To be told when init has been asked to start it.
+    pub(crate) fn is_under_way(&self) {
+        if let Some(seat) = &self.seat {
+            seat.expect(true);
+        }
+    }
+
     /// To be told when it runs its program.
     pub(crate) fn runs(&self) {
         if let Some(seat) = &self.seat {
-            seat.joined();
+            seat.expect(false);
         }
     }
 
@@ -85,9 +92,9 @@ impl Running {
     }
 
     /// What is said of its end is known: nothing that comes later is part of that.
-    fn settle(&self, killed: bool) {
+    fn settle(&self) {
         if let Some(seat) = &self.seat {
-            seat.settle(killed);
+            seat.settle();
         }
     }
 
@@ -163,14 +170,10 @@ impl Running {
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
         let event = wire::decode(body)?;
-        let is_killed = matches!(&event, JobEvent::Exited(exit)
-            if matches!(exit.status, Status::Signal { signal: 9, .. }));
-        self.settle(is_killed);
+        self.settle();
         state.end = Some(match event {
             JobEvent::Exited(exit) => {
-                let oom = is_killed && self.ran_out_of_memory();
-                let asked = state.asked.or(oom.then_some(EndReason::OutOfMemory));
-                End::Exit(ExitStatus::new(&exit, asked))
+                End::Exit(ExitStatus::new(&exit, state.asked, self.ran_out_of_memory()))
             }
             JobEvent::Failed { stage, errno } => End::NotStarted { stage, errno },
             JobEvent::Started { .. } | JobEvent::Terminal => {
@@ -182,7 +185,7 @@ impl Running {
 
     /// The channel has ended without the job's end.
     fn note_death(&self, state: &mut State) {
-        self.settle(true);
+        self.settle();
         state.end = Some(End::Exit(ExitStatus::sandbox_died(self.started.elapsed())));
     }
 

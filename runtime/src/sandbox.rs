@@ -67,6 +67,7 @@ impl Sandbox {
             mount.make_absolute()?;
         }
         config.limits.check()?;
+        config.limits.make_absolute()?;
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }
@@ -81,9 +82,9 @@ impl Sandbox {
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
         let name = instance.give(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
-        let cgroups = match &config.limits {
-            limits if limits.is_none() => None,
-            limits => Some(cgroup::Plan::new(limits, config.cgroup_parent.as_deref())?),
+        let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
+            (limits, None) if limits.is_none() => None,
+            (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
         };
         instance.set_up(&config, hostname, Arc::clone(&image), cgroups.as_ref())?;
         Ok(Self { name, config, state, image, cgroups, instance })
@@ -306,8 +307,9 @@ impl Sandbox {
     /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`]
     /// where version 1 can't reclaim what is above the limit.
     /// After an error, some of the limits may be the new ones.
-    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
+    pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
         limits.check()?;
+        limits.make_absolute()?;
         let group = self.instance.control().group();
         let (Some(plan), Some(group)) = (&mut self.cgroups, group) else {
             return Err(cgroup::none());
@@ -327,9 +329,9 @@ impl Sandbox {
         self.group()?.stats()
     }
 
-    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. What is
-    /// started meanwhile stands, too, and so do calls of [`Sandbox::files`] wait. It can be reset and
-    /// deleted. Where cgroups of version 1 alone are mounted, a job that stands is not killed, also not by
+    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. Commands and
+    /// calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can be reset and deleted.
+    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed, also not by
     /// its timeout, before it goes on.
     ///
     /// # Errors

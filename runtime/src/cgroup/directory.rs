@@ -107,13 +107,18 @@ pub(super) fn errno(error: &std::io::Error) -> Option<Errno> {
 
 /// Says what to do where a cgroup may not be made.
 fn refused(path: &Path, error: std::io::Error) -> Error {
-    if errno(&error) != Some(Errno::EAGAIN) {
-        return Error::at("mkdir", path)(error);
-    }
-    Error::Unsupported {
-        what: "one more cgroup".to_owned(),
-        why: format!("there are as many around {path:?} as there may be: {error}"),
-        fix: "raise cgroup.max.descendants above it, or delete sandboxes".to_owned(),
+    match errno(&error) {
+        Some(Errno::EAGAIN) => Error::Unsupported {
+            what: "one more cgroup".to_owned(),
+            why: format!("there are as many around {path:?} as there may be: {error}"),
+            fix: "raise cgroup.max.descendants above it, or delete sandboxes".to_owned(),
+        },
+        // What the kernel needs for it is charged to the one above.
+        Some(Errno::ENOMEM) => Error::Busy {
+            what: "all the memory that there may be".to_owned(),
+            by: "what was started or written in the sandbox".to_owned(),
+        },
+        _ => Error::at("mkdir", path)(error),
     }
 }
 

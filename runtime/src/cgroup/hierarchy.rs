@@ -11,7 +11,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use nix::unistd::{AccessFlags, access};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -111,11 +112,15 @@ pub(super) fn places(
     let mut with_parent = unified.filter_map(|h| Some((h, h.parent(&own, parent)?)));
     if let Some((unified, lowest)) = with_parent.next() {
         let place = unified.unified_place(&lowest, parent.is_some(), &needed_here, &wanted_here)?;
-        // What it counts by itself, it counts for all.
-        for other in &mut places {
-            other.controllers.retain(|c| !matches!(c, Controller::CpuTime | Controller::Freezer));
+        if place.is_some() {
+            // What it counts by itself, it counts for all.
+            for other in &mut places {
+                let is_its =
+                    |c: &Controller| matches!(c, Controller::CpuTime | Controller::Freezer);
+                other.controllers.retain(|controller| !is_its(controller));
+            }
         }
-        places.push(place);
+        places.extend(place);
     }
     places.retain(|place| {
         let is_wanted = |c: &Controller| {
@@ -128,9 +133,13 @@ pub(super) fn places(
 }
 
 /// Why a limit can't be had.
-pub(super) fn nowhere(controller: Controller) -> Error {
+pub(super) fn nowhere(controller: Controller, parent: Option<&Path>) -> Error {
     let (v1, v2) = (controller.name(Version::V1), controller.name(Version::V2));
     let names = if v1 == v2 { v1.to_owned() } else { format!("{v2} (or, of version 1, {v1})") };
+    let why = match parent {
+        Some(parent) => format!("the parent {parent:?} is not there with it, or has processes"),
+        None => "this process has no cgroup with it that it could make others in".to_owned(),
+    };
     let fix = if nix::unistd::geteuid().is_root() {
         "name a cgroup that no process is in and that may have it, with `cgroup_parent`, as one made by \
          mkdir in /sys/fs/cgroup; or run in a systemd service with Delegate=yes and DelegateSubgroup="
@@ -140,7 +149,7 @@ pub(super) fn nowhere(controller: Controller) -> Error {
     };
     Error::Unsupported {
         what: format!("a limit by the cgroup controller {names}"),
-        why: "this process has no cgroup with it that it could make others in".to_owned(),
+        why,
         fix: fix.to_owned(),
     }
 }
@@ -194,12 +203,12 @@ impl Hierarchy {
         configured: bool,
         needed: &[Controller],
         wanted: &[Controller],
-    ) -> Result<Place> {
+    ) -> Result<Option<Place>> {
         ask_for(lowest, wanted)?;
         let above = lowest.ancestors().skip(1).take_while(|path| path.starts_with(&self.mount));
         let above = above.take_while(|path| !configured && self.is_delegated(path));
         let mut best = (None, Vec::new(), lowest);
-        for parent in std::iter::once(lowest).chain(above) {
+        for parent in std::iter::once(lowest).chain(above).filter(|path| may_have_others(path)) {
             let handed_on = words(&parent.join("cgroup.subtree_control"))?;
             let has = |c: &Controller| handed_on.iter().any(|name| name == c.name(Version::V2));
             let controllers: Vec<_> = wanted.iter().copied().filter(has).collect();
@@ -208,9 +217,9 @@ impl Hierarchy {
                 best = (count, controllers, parent);
             }
         }
-        let (_, mut controllers, parent) = best;
+        let (Some(_), mut controllers, parent) = best else { return Ok(None) };
         controllers.extend([Controller::CpuTime, Controller::Freezer]);
-        Ok(Place { version: Version::V2, parent: parent.to_owned(), controllers })
+        Ok(Some(Place { version: Version::V2, parent: parent.to_owned(), controllers }))
     }
 
     /// Whether what is in a cgroup above the caller's is the caller's to arrange.
@@ -235,14 +244,28 @@ impl Hierarchy {
     }
 }
 
-/// Has a cgroup of version 2 hand on what it may and does not yet.
+/// Whether what is made in a cgroup of version 2 can have processes: not in one that is threaded. The root
+/// of all has no type.
+fn may_have_others(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.type")).map_or_else(
+        |error| error.kind() == std::io::ErrorKind::NotFound,
+        |kind| kind.trim() == "domain",
+    )
+}
+
+/// Has a cgroup of version 2 hand on what it may and does not yet. One that has processes is left as it is:
+/// some controllers it would hand on, but to threads alone.
 fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
+    let is_root = !cgroup.join("cgroup.type").exists();
+    let processes = fs::read(cgroup.join("cgroup.procs"));
+    if !is_root && !processes.is_ok_and(|processes| processes.is_empty()) {
+        return Ok(());
+    }
     let control = cgroup.join("cgroup.subtree_control");
     let (available, handed_on) = (words(&cgroup.join("cgroup.controllers"))?, words(&control)?);
     for name in wanted.iter().map(|controller| controller.name(Version::V2)) {
         if available.iter().any(|other| other == name) && handed_on.iter().all(|o| o != name) {
-            // Refused where it has processes, or others have a use for what is exclusive: then what it hands
-            // on already is all that there is.
+            // Refused where one is for the root alone: then what it hands on already is all that there is.
             let _ = fs::write(&control, format!("+{name}"));
         }
     }
@@ -252,9 +275,9 @@ fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
 /// Whether cgroups can be made in one, and processes moved into those.
 fn is_writable(directory: &Path, version: Version) -> bool {
     // To move one takes the right to write to all that it leaves, with version 2 alone.
-    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
-        && (version == Version::V1
-            || access(&directory.join("cgroup.procs"), AccessFlags::W_OK).is_ok())
+    let may = |path: &Path, how| faccessat(AT_FDCWD, path, how, AtFlags::AT_EACCESS).is_ok();
+    may(directory, AccessFlags::W_OK | AccessFlags::X_OK)
+        && (version == Version::V1 || may(&directory.join("cgroup.procs"), AccessFlags::W_OK))
 }
 
 fn words(path: &Path) -> Result<Vec<String>> {

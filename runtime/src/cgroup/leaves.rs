@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::count::{self, Peak};
 use super::directory::Directory;
@@ -34,20 +34,8 @@ pub(super) struct Leaves {
     kills: Vec<u64>,
     /// Those of no job, in which leftovers may be; what has become free last comes first.
     free: VecDeque<usize>,
-    /// One that was free, and is ready.
-    next: Option<Start>,
     seats: HashMap<usize, Weak<Seat>>,
     has_builtins: bool,
-}
-
-/// A leaf that is ready for a job.
-#[derive(Debug)]
-struct Start {
-    number: usize,
-    files: Vec<fs::File>,
-    /// How many kills it had counted before.
-    kills: u64,
-    is_new: bool,
 }
 
 /// The leaf of a job, and what it has counted of it.
@@ -55,10 +43,12 @@ struct Start {
 pub(crate) struct Seat {
     group: Arc<Group>,
     number: usize,
+    /// How many kills it had counted before.
     kills: u64,
-    /// What it had counted before, where anyone may ask what the job has used.
-    begin: Option<(Stats, Peak)>,
-    has_joined: AtomicBool,
+    /// What it had counted before, where anyone may ask what the job has used. Until the end of that.
+    begin: Mutex<Option<(Stats, Peak)>>,
+    /// Whether the job may still have to join it.
+    is_expected: AtomicBool,
     /// What is told after the end of the job.
     last: OnceLock<Last>,
 }
@@ -86,21 +76,21 @@ impl Entrance {
 }
 
 impl Seat {
-    /// To be told once the job is in its cgroups, so that no other is let in before it.
-    pub(crate) fn joined(&self) {
-        self.has_joined.store(true, Ordering::Relaxed);
+    /// Says whether a job is under way that has not joined yet, so that no other is let in before it.
+    pub(crate) fn expect(&self, is_expected: bool) {
+        self.is_expected.store(is_expected, Ordering::Relaxed);
     }
 
     /// What the job has used: until its end, once that is known.
     pub(crate) fn stats(&self) -> Result<Stats> {
-        match self.last.get() {
-            Some(last) => Ok(last.stats.clone()),
-            None => self.count(),
-        }
+        let told = || self.last.get().map(|last| last.stats.clone());
+        // Its cgroups may go while they are read, after its end is known.
+        told().map_or_else(|| self.count().or_else(|error| told().ok_or(error)), Ok)
     }
 
     fn count(&self) -> Result<Stats> {
-        let Some((before, peak)) = &self.begin else { return Ok(Stats::default()) };
+        let begin = lock(&self.begin);
+        let Some((before, peak)) = &*begin else { return Ok(Stats::default()) };
         let mut now = self.group.count_of(self.number)?;
         now.memory_peak = peak.read(now.memory_peak)?;
         Ok(now.since(before))
@@ -114,22 +104,25 @@ impl Seat {
         }
     }
 
-    /// Ends the count: the job has ended, and perhaps `killed`. Its leaf is another's when nothing is in it
-    /// any more.
-    pub(crate) fn settle(&self, killed: bool) {
+    /// Ends the count: the job has ended. Its leaf is another's when nothing is in it any more.
+    pub(crate) fn settle(&self) {
         self.last.get_or_init(|| {
-            let ran_out_of_memory = killed && self.ran_out_of_memory();
+            let ran_out_of_memory = self.ran_out_of_memory();
             // What can't be read is not told.
             let last = Last { stats: self.count().unwrap_or_default(), ran_out_of_memory };
+            *lock(&self.begin) = None;
             self.give_back();
             last
         });
     }
 
     fn give_back(&self) {
-        let mut leaves = self.group.leaves();
-        leaves.seats.remove(&self.number);
-        leaves.free.push_front(self.number);
+        // In a fork, another thread of its parent may have held the lock.
+        if self.group.owner.is_this_process() {
+            let mut leaves = self.group.leaves();
+            leaves.seats.remove(&self.number);
+            leaves.free.push_front(self.number);
+        }
     }
 }
 
@@ -137,84 +130,87 @@ impl Drop for Seat {
     fn drop(&mut self) {
         // A job that no one asks about any more goes on. Of one that may still have to join, the leaf is
         // no one else's.
-        if self.last.get().is_none() && *self.has_joined.get_mut() {
+        if self.last.get().is_none() && !*self.is_expected.get_mut() {
             self.give_back();
         }
     }
 }
 
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Group {
     fn leaves(&self) -> MutexGuard<'_, Leaves> {
-        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leaves)
     }
 
     /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has used,
     /// which takes a while to find out.
     pub(crate) fn seat(self: &Arc<Self>, counted: bool) -> Result<(Arc<Seat>, Entrance)> {
+        self.check_not_frozen()?;
         let mut leaves = self.leaves();
-        let ready = match leaves.next.take() {
-            Some(start) => Some(start),
-            None => self.take_free(&mut leaves)?,
+        let (number, is_new) = match self.find_free(&mut leaves) {
+            Some(number) => (number, false),
+            None => (leaves.kills.len(), true),
         };
-        let Start { number, files, kills, is_new } = match ready {
-            Some(start) => start,
-            None => {
-                let number = leaves.kills.len();
-                self.make_leaf(&name_of(number))?;
-                leaves.kills.push(0);
-                Start {
-                    number,
-                    files: self.open_to_join(&name_of(number))?,
-                    kills: 0,
-                    is_new: true,
-                }
+        let ready = self.ready(number, is_new, counted);
+        let (files, kills, begin) = ready.inspect_err(|_| {
+            if is_new {
+                self.remove_leaf(&name_of(number));
+            } else {
+                leaves.free.push_front(number);
             }
-        };
-        let begin = match (counted, is_new) {
-            (false, _) => None,
-            (true, true) => Some((Stats::default(), Peak::OfCgroup)),
-            (true, false) => {
-                let memory = self.leaf_with(number, Controller::Memory);
-                let peak = memory.map_or(Peak::Unknown, |memory| Peak::since_now(&memory));
-                Some((self.count_of(number)?, peak))
-            }
-        };
-        let (has_joined, last) = (AtomicBool::new(false), OnceLock::new());
-        let group = Arc::clone(self);
-        let seat = Arc::new(Seat { group, number, kills, begin, has_joined, last });
+        })?;
+        match leaves.kills.get_mut(number) {
+            Some(dealt_with) => *dealt_with = kills,
+            None => leaves.kills.push(kills),
+        }
+        let (is_expected, last) = (AtomicBool::new(false), OnceLock::new());
+        let (group, begin) = (Arc::clone(self), Mutex::new(begin));
+        let seat = Arc::new(Seat { group, number, kills, begin, is_expected, last });
         leaves.seats.insert(number, Arc::downgrade(&seat));
         Ok((seat, Entrance(files)))
     }
 
-    /// Makes a used leaf ready for the next job: to be called when init has something to do.
-    pub(crate) fn prepare_seat(&self) {
-        let mut leaves = self.leaves();
-        if leaves.next.is_none() {
-            // If there is none now, the next job says why.
-            leaves.next = self.take_free(&mut leaves).ok().flatten();
+    /// Finds a leaf that was used, and in which nothing is any more.
+    fn find_free(&self, leaves: &mut Leaves) -> Option<usize> {
+        for _ in 0..LOOKS.min(leaves.free.len()) {
+            let number = leaves.free.pop_front()?;
+            if self.is_empty(number) {
+                return Some(number);
+            }
+            leaves.free.push_back(number);
         }
+        None
     }
 
-    /// Takes a leaf that was used, and in which nothing is any more.
-    fn take_free(&self, leaves: &mut Leaves) -> Result<Option<Start>> {
-        for _ in 0..LOOKS.min(leaves.free.len()) {
-            let Some(number) = leaves.free.pop_front() else { break };
-            if !self.is_empty(number) {
-                leaves.free.push_back(number);
-                continue;
-            }
-            let kills = self.oom_kills_of(number);
-            if let Some(dealt_with) = leaves.kills.get_mut(number) {
-                *dealt_with = kills;
-            }
-            let files = self.open_to_join(&name_of(number))?;
-            return Ok(Some(Start { number, files, kills, is_new: false }));
+    /// Makes a leaf ready for a job: how to come into it, and what it has counted.
+    #[expect(clippy::type_complexity, reason = "what a seat has of it")]
+    fn ready(
+        &self,
+        number: usize,
+        is_new: bool,
+        counted: bool,
+    ) -> Result<(Vec<fs::File>, u64, Option<(Stats, Peak)>)> {
+        if is_new {
+            self.make_leaf(&name_of(number))?;
+            let begin = counted.then(|| (Stats::default(), Peak::OfCgroup));
+            return Ok((self.open_to_join(&name_of(number))?, 0, begin));
         }
-        Ok(None)
+        let begin = if counted {
+            let memory = self.leaf_with(number, Controller::Memory);
+            let peak = memory.map_or(Peak::Unknown, |memory| Peak::since_now(&memory));
+            Some((self.count_of(number)?, peak))
+        } else {
+            None
+        };
+        Ok((self.open_to_join(&name_of(number))?, self.oom_kills_of(number), begin))
     }
 
     /// The way into the leaf for what is done for the caller and is no program.
     pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+        self.check_not_frozen()?;
         let mut leaves = self.leaves();
         if !leaves.has_builtins {
             self.make_leaf(BUILTINS)?;
@@ -227,18 +223,22 @@ impl Group {
     fn make_leaf(&self, name: &str) -> Result<()> {
         let made = self.parts.iter().filter(|part| part.has_leaves()).try_for_each(|part| {
             let leaf = Directory::make(part.directory.path().join(name), part.directory.version)?;
-            if part.has(Controller::Memory) && leaf.version == Version::V2 {
+            // What is done for the caller are many things, of which each ends for itself.
+            let is_job = name != BUILTINS;
+            if is_job && part.has(Controller::Memory) && leaf.version == Version::V2 {
                 leaf.write("memory.oom.group", "1")?;
             }
             Ok(())
         });
-        if made.is_err() {
-            for part in &self.parts {
-                // It is there in some of them.
-                let _ = fs::remove_dir(part.directory.path().join(name));
-            }
+        made.inspect_err(|_| self.remove_leaf(name))
+    }
+
+    /// Removes one that no one has come into.
+    fn remove_leaf(&self, name: &str) {
+        for part in self.parts.iter().filter(|part| part.has_leaves()) {
+            // It may be there in some of them only.
+            let _ = fs::remove_dir(part.directory.path().join(name));
         }
-        made
     }
 
     fn open_to_join(&self, name: &str) -> Result<Vec<fs::File>> {
@@ -292,31 +292,30 @@ impl Group {
     }
 
     /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
-    /// by itself; whether there was any.
-    pub(super) fn end_where_memory_ran_out(&self) -> bool {
+    /// by itself.
+    pub(super) fn end_where_memory_ran_out(&self) {
         // Held, so that what is in a leaf is the job's that has counted the kill.
         let mut leaves = self.leaves();
-        let mut found = false;
         for (number, dealt_with) in leaves.kills.iter_mut().enumerate() {
             let kills = self.oom_kills_of(number);
             if kills <= *dealt_with {
                 continue;
             }
-            found = true;
             // The last is that of version 2, if there is one.
             let leaf = self.parts_of(number).last();
             if leaf.is_some_and(|(_, leaf)| processes::kill(&leaf).is_ok()) {
                 *dealt_with = kills;
             }
         }
-        found
     }
 
     /// Ends the count of all jobs: the sandbox has ended.
     pub(crate) fn settle(&self) {
         let seats: Vec<_> = self.leaves().seats.values().filter_map(Weak::upgrade).collect();
         for seat in seats {
-            seat.settle(true);
+            seat.settle();
         }
+        // Whoever still asks holds none of what was the sandbox's.
+        drop(lock(&self.notice).take());
     }
 }

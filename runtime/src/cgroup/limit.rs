@@ -1,5 +1,7 @@
 //! What is written to a cgroup to limit it, in both versions.
 
+use std::collections::BTreeMap;
+
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor, stat};
 
@@ -78,17 +80,7 @@ pub(super) fn limit(
             }
             None => {}
         },
-        Controller::Io => {
-            let is_gone = |io: &&IoLimit| limits.io.iter().all(|new| new.device != io.device);
-            for io in before.iter().flat_map(|before| &before.io).filter(is_gone) {
-                let none = IoLimit { device: io.device.clone(), ..IoLimit::default() };
-                limit_io(directory, &none)?;
-            }
-            for io in &limits.io {
-                limit_io(directory, io)?;
-            }
-        }
-        Controller::Pids | Controller::CpuTime | Controller::Freezer => {}
+        Controller::Pids | Controller::Io | Controller::CpuTime | Controller::Freezer => {}
     }
     Ok(())
 }
@@ -116,7 +108,15 @@ fn no_swap(error: Error) -> Error {
 /// Sets the CPUs to run on. What the cgroups above don't have is no error for the kernel, where
 /// version 2 is in force, and then some others are taken.
 fn set_cpus(directory: &Directory, cpus: &str) -> Result<()> {
-    directory.write("cpuset.cpus", cpus)?;
+    let why = |there: &str| format!("{cpus} are not all there: {there}");
+    directory.write("cpuset.cpus", cpus).map_err(|error| match &error {
+        Error::Io { source, .. }
+            if matches!(errno(source), Some(Errno::EINVAL | Errno::ERANGE | Errno::EACCES)) =>
+        {
+            Error::invalid("cpuset", why(&source.to_string()))
+        }
+        _ => error,
+    })?;
     if directory.version == Version::V1 {
         return Ok(());
     }
@@ -124,8 +124,7 @@ fn set_cpus(directory: &Directory, cpus: &str) -> Result<()> {
     if limits::cpus(got.trim()) == limits::cpus(cpus) {
         return Ok(());
     }
-    let why = format!("there are {} of {cpus}", got.trim());
-    Err(Error::invalid("cpuset", why))
+    Err(Error::invalid("cpuset", why(got.trim())))
 }
 
 /// Version 1 limits memory, and memory and swap together, which is never less.
@@ -169,20 +168,41 @@ fn in_use(error: Error) -> Error {
     })
 }
 
-fn limit_io(directory: &Directory, limit: &IoLimit) -> Result<()> {
-    let path = &limit.device;
-    let number = stat(path).map_err(Error::at("stat", path))?;
-    if number.st_mode & nix::libc::S_IFMT != nix::libc::S_IFBLK {
-        return Err(Error::invalid("io limit", format!("{path:?} is no block device")));
+/// A disk, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Disk {
+    major: u64,
+    minor: u64,
+}
+
+/// Finds out which disks are to have limits.
+pub(super) fn disks(limits: &[IoLimit]) -> Result<BTreeMap<Disk, &IoLimit>> {
+    let mut found = BTreeMap::new();
+    for limit in limits {
+        let path = &limit.device;
+        let invalid = |why: &str| Error::invalid("io limit", format!("{path:?} {why}"));
+        let number = stat(path).map_err(Error::at("stat", path))?;
+        if number.st_mode & nix::libc::S_IFMT != nix::libc::S_IFBLK {
+            return Err(invalid("is no block device"));
+        }
+        let disk = Disk { major: major(number.st_rdev), minor: minor(number.st_rdev) };
+        if found.insert(disk, limit).is_some() {
+            return Err(invalid("has two"));
+        }
     }
-    let (major, minor) = (major(number.st_rdev), minor(number.st_rdev));
+    Ok(found)
+}
+
+/// Sets the limits of a disk; those that are not set are none.
+pub(super) fn limit_disk(directory: &Directory, disk: Disk, limit: &IoLimit) -> Result<()> {
+    let Disk { major, minor } = disk;
     let rates = [
         ("rbps", "read_bps", limit.read_bytes),
         ("wbps", "write_bps", limit.write_bytes),
         ("riops", "read_iops", limit.read_operations),
         ("wiops", "write_iops", limit.write_operations),
     ];
-    match directory.version {
+    let done = match directory.version {
         Version::V2 => {
             let rates = rates.map(|(name, _, rate)| format!(" {name}={}", or_max(rate)));
             directory.write("io.max", &format!("{major}:{minor}{}", rates.concat()))
@@ -191,5 +211,9 @@ fn limit_io(directory: &Directory, limit: &IoLimit) -> Result<()> {
             let file = format!("blkio.throttle.{name}_device");
             directory.write(&file, &format!("{major}:{minor} {}", rate.unwrap_or_default()))
         }),
-    }
+    };
+    done.map_err(|error| {
+        let why = format!("{:?} is no whole disk", limit.device);
+        instead_of(Errno::ENODEV, error, || Error::invalid("io limit", why))
+    })
 }

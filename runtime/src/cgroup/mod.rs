@@ -12,9 +12,11 @@ mod limit;
 mod oom;
 mod processes;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,15 +26,17 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{IoLimit, Limits};
+use crate::owner::Owner;
 use crate::sandbox::unique_name;
 use crate::state::DIRECTORY;
 use crate::stats::Stats;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
-use leaves::Leaves;
 pub(crate) use leaves::{Entrance, Seat};
+use leaves::{Leaves, lock};
+use limit::Disk;
 use oom::Notice;
 
 /// What the names of a sandbox's cgroups begin with.
@@ -60,7 +64,9 @@ impl Plan {
     /// Finds out how limits can hold; `parent` is what the cgroups are to be below.
     pub(crate) fn new(limits: &Limits, parent: Option<&Path>) -> Result<Self> {
         let needed = needed(limits);
-        let wanted = if limits.accounting { &Controller::WITH_LIMITS[..] } else { &needed };
+        // What limits a parent is to hold for the sandbox, too.
+        let all = limits.accounting || parent.is_some();
+        let wanted = if all { &Controller::WITH_LIMITS[..] } else { &needed };
         let (places, missing) = places(&needed, wanted, parent)?;
         let mut limits = limits.clone();
         let mut pid_max = None;
@@ -69,12 +75,15 @@ impl Plan {
                 (Controller::Pids, Some(pids)) if pids >= LEAST_PID_MAX => {
                     pid_max = limits.pids.take();
                 }
-                _ => return Err(nowhere(controller)),
+                _ => return Err(nowhere(controller, parent)),
             }
         }
-        if places.is_empty() && !limits.is_none() {
+        if places.is_empty() && (parent.is_some() || !limits.is_none()) {
             return Err(Error::Unsupported {
-                what: "a cgroup of the sandbox's own".to_owned(),
+                what: match parent {
+                    Some(parent) => format!("a cgroup in {parent:?}"),
+                    None => "a cgroup of the sandbox's own".to_owned(),
+                },
                 why: "there is no hierarchy in which this process may make any".to_owned(),
                 fix: "`man 7 cgroups` tells how they are mounted and delegated".to_owned(),
             });
@@ -117,7 +126,11 @@ pub(crate) struct Group {
     parts: Vec<Part>,
     leaves: Mutex<Leaves>,
     /// Where version 1 has to be helped to end a job that ran out of memory.
-    notice: Option<Notice>,
+    notice: Mutex<Option<Notice>>,
+    /// The disks that have limits.
+    disks: Mutex<BTreeSet<Disk>>,
+    is_frozen: AtomicBool,
+    owner: Owner,
 }
 
 /// The sandbox's cgroup in one hierarchy.
@@ -155,7 +168,14 @@ impl Group {
         let name = unique_name(PREFIX);
         let paths: Vec<_> = places.iter().map(|place| place.parent.join(&name)).collect();
         record(&paths)?;
-        let mut this = Self { parts: Vec::new(), leaves: Mutex::default(), notice: None };
+        let mut this = Self {
+            parts: Vec::new(),
+            leaves: Mutex::default(),
+            notice: Mutex::default(),
+            disks: Mutex::default(),
+            is_frozen: AtomicBool::new(false),
+            owner: Owner::this_process(),
+        };
         let made = places.iter().zip(paths).try_for_each(|(place, path)| {
             let directory = Directory::make(path, place.version)?;
             this.parts.push(Part { directory, controllers: place.controllers.clone() });
@@ -168,7 +188,7 @@ impl Group {
         match made {
             Ok(()) => {
                 let this = Arc::new(this);
-                if let Some(notice) = &this.notice {
+                if let Some(notice) = &*lock(&this.notice) {
                     notice.is_for(&this);
                 }
                 Ok(this)
@@ -181,11 +201,11 @@ impl Group {
         }
     }
 
-    fn ask_for_notice(&mut self) -> Result<()> {
+    fn ask_for_notice(&self) -> Result<()> {
         if let Some(Part { directory, .. }) = self.part(Controller::Memory)
             && directory.version == Version::V1
         {
-            self.notice = Some(Notice::of(directory)?);
+            *lock(&self.notice) = Some(Notice::of(directory)?);
         }
         Ok(())
     }
@@ -226,11 +246,23 @@ impl Group {
                 fix: "create it with such a limit, or with `Limits::accounting`".to_owned(),
             });
         }
+        // What is wrong with them shows before anything is set.
+        let disks = limit::disks(&limits.io)?;
         for part in &self.parts {
             for controller in &part.controllers {
                 limit::limit(&part.directory, *controller, limits, before)?;
             }
         }
+        let Some(part) = self.part(Controller::Io) else { return Ok(()) };
+        let mut limited = lock(&self.disks);
+        for disk in limited.iter().filter(|disk| !disks.contains_key(disk)) {
+            limit::limit_disk(&part.directory, *disk, &IoLimit::default())?;
+        }
+        for (disk, limit) in &disks {
+            limited.insert(*disk);
+            limit::limit_disk(&part.directory, *disk, limit)?;
+        }
+        limited.retain(|disk| disks.contains_key(disk));
         Ok(())
     }
 
@@ -254,7 +286,10 @@ impl Group {
 
     /// Why a limit can't be had, if there is one that can't.
     pub(crate) fn missing(&self) -> Option<Error> {
-        Controller::WITH_LIMITS.into_iter().find(|c| self.part(*c).is_none()).map(nowhere)
+        Controller::WITH_LIMITS
+            .into_iter()
+            .find(|c| self.part(*c).is_none())
+            .map(|c| nowhere(c, None))
     }
 
     /// What all jobs have used.
@@ -282,7 +317,19 @@ impl Group {
                 fix: "mount the one or the other".to_owned(),
             });
         };
-        processes::freeze(&part.directory, frozen)
+        let before = self.is_frozen.swap(frozen, Ordering::Relaxed);
+        processes::freeze(&part.directory, frozen).inspect_err(|_| {
+            self.is_frozen.store(before && !frozen, Ordering::Relaxed);
+        })
+    }
+
+    /// Refuses to start what would not go on.
+    fn check_not_frozen(&self) -> Result<()> {
+        if !self.is_frozen.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (what, by) = ("a sandbox that is frozen".to_owned(), "what stands in it".to_owned());
+        Err(Error::Busy { what, by })
     }
 
     /// Lets go on what version 1 could not kill otherwise.

@@ -91,13 +91,13 @@ impl Watcher {
                 Err(_) => return,
             };
             let told = events.iter().take(count).map(EpollEvent::data);
-            let mut groups: Vec<_> =
+            let groups: Vec<_> =
                 told.filter_map(|number| self.groups().get(&number)?.upgrade()).collect();
             // The notice comes before the kill.
             let mut pause = FIRST_LOOK;
             loop {
-                groups.retain(|group| !group.end_where_memory_ran_out());
-                if groups.is_empty() || pause > KILL {
+                groups.iter().for_each(|group| group.end_where_memory_ran_out());
+                if pause > KILL {
                     break;
                 }
                 std::thread::sleep(pause);

@@ -135,7 +135,7 @@ impl Call {
             ..builtin(Task::File(task), identity)
         };
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
-        control.prepare_channel();
+        control.prepare_next();
         let running = Running::new(purpose.path.clone(), channel, None);
         let only_tells = streams == Streams::Output;
         Ok((Self { running, purpose, deadline, only_tells }, ends))

@@ -20,6 +20,8 @@ const OWN_ERROR: u8 = 125;
 
 /// What adl exits with when a command's time was up, as `timeout` does.
 const TIMED_OUT: u8 = 124;
+/// As a shell says of SIGKILL.
+const KILLED: u8 = 128 + 9;
 
 const HELP: &str = "\
 adl runs commands in sandboxes.

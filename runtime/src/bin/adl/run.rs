@@ -333,6 +333,10 @@ fn exit_code(status: ExitStatus, options: &Options) -> CliResult<u8> {
             eprintln!("adl: the command was killed: it ran for longer than {timeout:?}");
             Ok(super::TIMED_OUT)
         }
+        (EndReason::OutOfMemory, ..) => {
+            eprintln!("adl: the command was killed: memory ran out");
+            Ok(super::KILLED)
+        }
         (_, Some(code), _) => Ok(code),
         (_, None, signal) => Ok(signal.unwrap_or(0).saturating_add(128)),
     }
