@@ -29,7 +29,7 @@ pub enum EndReason {
     TimedOut,
     /// It wrote nothing for too long; see [`Command::idle_timeout`](crate::Command::idle_timeout).
     Idle,
-    /// It was killed because the sandbox had used all its memory; see
+    /// It was killed because the sandbox had used all its memory, or something was that it had started; see
     /// [`Limits::memory`](crate::Limits::memory).
     OutOfMemory,
     /// It wrote more than it may; see [`Command::output_limit`](crate::Command::output_limit).
