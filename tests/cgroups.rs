@@ -446,9 +446,8 @@ fn a_machine_without_version_2_has_all_but_pressure() {
         return;
     }
     let home = Home::new();
-    let hide = ["unshare", "--mount", "--propagation", "private", "sh", "-c"];
-    let hide = [&hide[..], &["umount /sys/fs/cgroup/unified && exec \"$@\"", "sh"]].concat();
-    Helper::start_by(&hide, "without-version-2", &home.state()).finish();
+    let unified = unified.to_str().unwrap();
+    Helper::start_without(unified, "without-version-2", &home.state()).finish();
 }
 
 /// For the helper: tries what depends on which version there is.

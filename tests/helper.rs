@@ -22,8 +22,14 @@ impl Helper {
         Self::start_by(&["env"], role, state)
     }
 
-    /// The same, by a program and its arguments that executes the command that follows.
-    pub(crate) fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
+    /// The same, where what is mounted at `hidden` is not.
+    pub(crate) fn start_without(hidden: &str, role: &str, state: &Path) -> Self {
+        let unmount = format!("umount -R {hidden} && exec \"$@\"");
+        let by = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &unmount, "sh"];
+        Self::start_by(&by, role, state)
+    }
+
+    fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
         let (program, arguments) = by.split_first().unwrap();
         let mut child = Command::new(program)
             .args(arguments)
