@@ -1,7 +1,7 @@
 //! The control socket of a sandbox: what is asked of its init.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use adl_protocol::Request;
@@ -10,6 +10,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::background::Job;
 use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::wire::{self, Deadline};
 
 /// How long init may take to read a request: it never waits for anything itself.
@@ -115,8 +116,4 @@ impl Control {
     pub(crate) fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
         lock(&self.jobs)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

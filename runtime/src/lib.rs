@@ -59,6 +59,7 @@ mod instance;
 mod launch;
 mod layers;
 mod limits;
+mod lock;
 #[cfg(test)]
 mod loop_disk;
 mod mount;

@@ -8,13 +8,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::count::{self, Peak};
 use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
 use super::{Group, Part, processes};
 use crate::error::Result;
+use crate::lock::lock;
 use crate::stats::Stats;
 
 /// The name of the one for what is done for the caller and is no program. No name of a file that
@@ -134,10 +135,6 @@ impl Drop for Seat {
             self.give_back();
         }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Group {

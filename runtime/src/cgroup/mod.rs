@@ -27,6 +27,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
 use crate::limits::{IoLimit, Limits};
+use crate::lock::lock;
 use crate::owner::Owner;
 use crate::sandbox::unique_name;
 use crate::state::DIRECTORY;
@@ -34,8 +35,8 @@ use crate::stats::Stats;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
+use leaves::Leaves;
 pub(crate) use leaves::{Entrance, Seat};
-use leaves::{Leaves, lock};
 use limit::Disk;
 use oom::Notice;
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::Group;
 use super::directory::Directory;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::owner::Owner;
 
 /// How long after it is told a kill may come.
@@ -79,7 +80,7 @@ impl Drop for Notice {
 
 impl Watcher {
     fn groups(&self) -> MutexGuard<'_, HashMap<u64, Weak<Group>>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.groups)
     }
 
     fn watch(&self) {
@@ -108,7 +109,7 @@ impl Watcher {
 }
 
 fn watcher() -> Result<Arc<Watcher>> {
-    let mut watcher = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut watcher = lock(&WATCHER);
     if let Some((owner, watcher)) = &*watcher
         && owner.is_this_process()
     {
