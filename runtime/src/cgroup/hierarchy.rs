@@ -206,7 +206,10 @@ impl Hierarchy {
     ) -> Result<Option<Place>> {
         ask_for(lowest, wanted)?;
         let above = lowest.ancestors().skip(1).take_while(|path| path.starts_with(&self.mount));
-        let above = above.take_while(|path| !configured && self.is_delegated(path));
+        // What is delegated is so with all that is below it.
+        let top = above.clone().filter(|path| !configured && self.is_delegated(path)).last();
+        let above = above.take_while(|path| top.is_some_and(|top| path.starts_with(top)));
+        let above = above.filter(|path| is_writable(path, self.version));
         let mut best = (None, Vec::new(), lowest);
         for parent in std::iter::once(lowest).chain(above).filter(|path| may_have_others(path)) {
             let handed_on = words(&parent.join("cgroup.subtree_control"))?;
