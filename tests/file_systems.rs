@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use adl_runtime::{
-    Access, Config, Error, Image, Mount, RootAccess, Sandbox, Snapshot, SnapshotOptions, Upper,
+    Access, Config, Error, Image, Mount, RootAccess, Sandbox, Snapshot, SnapshotOptions, Step,
+    Upper,
 };
 
 use crate::harness::{Home, Need, needs, shell, stderr, succeeds};
@@ -392,6 +393,40 @@ fn a_disk_that_a_guest_has_filled_is_emptied_by_a_reset() {
         sandbox.delete().unwrap();
         assert_eq!(left(&config), 0);
     }
+}
+
+#[test]
+fn on_a_disk_without_room_no_root_is_read_only_without_a_word() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let mkfs = ["mkfs.ext4", "-q", "-m", "10", "-O", "^has_journal"];
+    let disk = Mounted::try_new(&home.path(""), &mkfs, "loop", 32 << 20).unwrap();
+    let image = Image::directory(small_image(&home.path("")));
+    let config = Config { image, ..disk.config() };
+    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    // The guest takes what there is for users; what is left for root lets the host go on.
+    let fill = "cat /dev/zero > /data/large; i=0; while : > /data/$i; do i=$((i + 1)); done; \
+                while mkdir /data/d$i; do i=$((i + 1)); done";
+    let filled = sandbox.shell(fill).output().unwrap();
+    let text = String::from_utf8_lossy(&filled.stderr);
+    assert!(text.contains("No space left"), "{text}");
+
+    // Another one has no room, and is told so.
+    match Sandbox::create(config.clone()) {
+        Err(Error::Setup { step: Step::Overlay, source, .. }) => {
+            assert_eq!(source.raw_os_error(), Some(28), "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // A reset makes room first, and what it makes can be written to.
+    sandbox.reset().unwrap();
+    assert_eq!(
+        shell(&sandbox, "echo new > /data/new; cat /data/new; ls /data"),
+        "new\nfile\nnew\nsub\n"
+    );
+    shell(&Sandbox::create(config).unwrap(), "echo > /data/other");
 }
 
 /// The projects that have a limit.

@@ -16,7 +16,7 @@ use core::ffi::CStr;
 
 use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
@@ -289,13 +289,12 @@ fn enter_scratch() -> IoResult<()> {
 fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     rustix::fs::mkdirat(CWD, name.as_c_str(), Mode::from_raw_mode(0o755))?;
-    rustix::mount::move_mount(
-        mount,
-        c"",
-        CWD,
-        name.as_c_str(),
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
+    attach(mount, &name)
+}
+
+/// Attaches a mount at a path.
+pub(crate) fn attach(mount: impl AsFd, path: &CStr) -> IoResult<()> {
+    rustix::mount::move_mount(mount, c"", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 fn make_upper(upper: &Upper<'_>, mount: Option<OwnedFd>, overlays: usize) -> IoResult<()> {
@@ -404,5 +403,21 @@ fn mount_overlay(
     .map_err(|_| Errno::INVAL)
     .step(Step::Overlay)?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
-    mount_as(c"overlay", flags, &options, name).step(Step::Overlay)
+    let overlay = mount_as(c"overlay", flags, &options, name).step(Step::Overlay)?;
+    check_writable(&overlay, number).step(Step::Overlay)?;
+    Ok(overlay)
+}
+
+/// Makes sure that an overlay can be written to. Where the kernel can't make its own directory in
+/// the work directory, as on a full disk, it mounts one that can't, and says so in its log alone.
+fn check_writable(overlay: &OwnedFd, number: usize) -> IoResult<()> {
+    let is_read_only =
+        |fd| Ok(rustix::fs::fstatvfs(fd)?.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if !is_read_only(overlay)? {
+        return Ok(());
+    }
+    // What kept the kernel from it tells why.
+    let probe = format!("s/{number}.work/probe");
+    rustix::fs::mkdirat(CWD, &probe, Mode::empty())?;
+    Err(Errno::ROFS)
 }

@@ -1,14 +1,16 @@
 //! `/proc` with its dangerous parts covered, and a `/dev` of our own.
 
+use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Identities, Step, Strings};
+use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE_NODES, DeviceNode, Step, Strings};
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::MountFlags;
 
-use crate::mounts::{BLANK_DIRECTORY, BLANK_FILE, directory_in_root, make_blanks};
+use crate::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
 use crate::setup::{Failure, InStep, Result};
 use crate::sys;
 
@@ -67,25 +69,49 @@ fn on_part(proc: &CStr, name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Res
     }
 }
 
-/// Mounts a tmpfs on `/dev` with the six harmless devices, a devpts of its own, shared memory and
-/// message queues.
+/// Puts together `/dev`: the six harmless devices, a devpts of its own, shared memory and message
+/// queues.
 ///
-/// A user namespace can make no device node, so the host's are bound one by one; they are taken
-/// from the host's root, which no guest has touched.
-pub(crate) fn make_dev(identities: Identities) -> Result<()> {
+/// `file_system` is a tmpfs with the devices, which the host has made for this sandbox alone: what is
+/// known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
+/// share it. A user namespace can make none, so without the host's help its own are bound one by
+/// one; they are taken from the host's root, which no guest has touched.
+pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
     directory_in_root(one(b"dev\0", Step::Dev)?, Step::Dev)?;
-    fill_dev(identities).map_err(Failure::at(Step::Dev, b"/dev"))
+    let terminals = match file_system {
+        // Group 5 is tty, in every distribution.
+        Some(_) => c"ptmxmode=0666,mode=620,gid=5,max=64",
+        None => c"ptmxmode=0666,mode=620,max=64",
+    };
+    let made = match file_system {
+        Some(file_system) => attach(file_system, DEV),
+        None => bind_devices(),
+    };
+    made.and_then(|()| fill_dev(terminals)).map_err(Failure::at(Step::Dev, b"/dev"))
 }
 
-fn fill_dev(identities: Identities) -> IoResult<()> {
-    const DEVICES: [(&CStr, &CStr); 6] = [
-        (c"m0/dev/null", c"/dev/null"),
-        (c"m0/dev/zero", c"/dev/zero"),
-        (c"m0/dev/full", c"/dev/full"),
-        (c"m0/dev/random", c"/dev/random"),
-        (c"m0/dev/urandom", c"/dev/urandom"),
-        (c"m0/dev/tty", c"/dev/tty"),
-    ];
+const DEV: &CStr = c"m0/dev";
+const DEV_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+
+fn bind_devices() -> IoResult<()> {
+    let path = |directory: &str, name: &CStr| {
+        let mut path = Vec::from(directory.as_bytes());
+        path.extend_from_slice(name.to_bytes());
+        CString::new(path).map_err(|_| Errno::INVAL)
+    };
+    let options = [b"mode=755,size=", DEV_SIZE.to_bytes(), b",nr_inodes=", DEV_INODES.to_bytes()];
+    let options = CString::new(options.concat()).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(c"tmpfs", DEV, c"tmpfs", DEV_FLAGS, Some(options.as_c_str()))?;
+    for DeviceNode { name, .. } in DEVICE_NODES {
+        let place = path("m0/dev/", name)?;
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(CWD, &place, FileType::RegularFile, mode, 0)?;
+        rustix::mount::mount_bind(path("/dev/", name)?, &place)?;
+    }
+    Ok(())
+}
+
+fn fill_dev(terminals: &CStr) -> IoResult<()> {
     const LINKS: [(&CStr, &CStr); 5] = [
         (c"m0/dev/fd", c"/proc/self/fd"),
         (c"m0/dev/stdin", c"/proc/self/fd/0"),
@@ -93,34 +119,15 @@ fn fill_dev(identities: Identities) -> IoResult<()> {
         (c"m0/dev/stderr", c"/proc/self/fd/2"),
         (c"m0/dev/ptmx", c"pts/ptmx"),
     ];
-    let no_exec = MountFlags::NOSUID | MountFlags::NOEXEC;
-    let terminals = match identities {
-        // Group 5 is tty, in every distribution.
-        Identities::Range => c"ptmxmode=0666,mode=620,gid=5,max=64",
-        Identities::Single => c"ptmxmode=0666,mode=620,max=64",
-    };
-    // The machine has 4,096 terminals for all (kernel.pty.max); that of a guest is what one may
-    // take. An inode takes a KiB of the kernel's memory that no size limit counts.
-
-    // What is in /dev/shm is on it, too: one mount less, and the size limit holds for both.
-    rustix::mount::mount(
-        c"tmpfs",
-        c"m0/dev",
-        c"tmpfs",
-        no_exec,
-        Some(c"mode=755,size=64m,nr_inodes=16384"),
-    )?;
-    for (path, of_host) in DEVICES {
-        rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)?;
-        rustix::mount::mount_bind(of_host, path)?;
-    }
     for (path, to) in LINKS {
         rustix::fs::symlinkat(to, CWD, path)?;
     }
+    // What is in /dev/shm is on the tmpfs of /dev, too: one mount less, and its size holds for both.
     rustix::fs::mkdirat(CWD, c"m0/dev/shm", Mode::from_raw_mode(0o1777))?;
+    // The machine has 4,096 terminals for all (kernel.pty.max); `max` is what one guest may take.
     for (path, kind, flags, options) in [
-        (c"m0/dev/pts", c"devpts", no_exec, terminals),
-        (c"m0/dev/mqueue", c"mqueue", no_exec | MountFlags::NODEV, c""),
+        (c"m0/dev/pts", c"devpts", DEV_FLAGS, terminals),
+        (c"m0/dev/mqueue", c"mqueue", DEV_FLAGS | MountFlags::NODEV, c""),
     ] {
         rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755))?;
         rustix::mount::mount(kind, path, kind, flags, Some(options))?;

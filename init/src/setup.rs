@@ -127,7 +127,12 @@ pub(crate) fn run(
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
 
-    let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
+    let mut next = || descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF));
+    let owner = next()?;
+    let dev = match setup.identities {
+        Identities::Range => Some(next()?),
+        Identities::Single => None,
+    };
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -142,7 +147,7 @@ pub(crate) fn run(
     // host's root is let go.
     let assembly = Assembly::begin(setup, descriptors)?;
     proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
-    proc_and_dev::make_dev(setup.identities)?;
+    proc_and_dev::make_dev(dev)?;
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
     assembly.finish()?;

@@ -41,7 +41,10 @@ pub use job::{
     Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Program, Rlimit, Scope, Spawn,
     Stage, Status, StdioSource, Task, Usage,
 };
-pub use setup::{Access, DEVICE, Identities, Layer, Mount, Setup, SetupFailure, Step, Upper, What};
+pub use setup::{
+    Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer, Mount,
+    Setup, SetupFailure, Step, Upper, What,
+};
 pub use strings::{Strings, StringsError};
 pub use tree::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
 

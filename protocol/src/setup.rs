@@ -1,6 +1,7 @@
 //! The request that turns a bare process in fresh namespaces into a sandbox.
 
 use alloc::vec::Vec;
+use core::ffi::CStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +10,9 @@ use crate::Strings;
 /// All that init needs to build the sandbox around itself.
 ///
 /// Descriptors that come with it, in order: a pidfd of the host's process, whose end is that of the
-/// sandbox even where a fork of it holds the control socket; the state directory if [`Upper::Disk`] names
-/// [`Layer::Descriptor`], then each layer that is one, mount by mount.
+/// sandbox even where a fork of it holds the control socket; the file system of `/dev` where there
+/// is a range of ids; the state directory if [`Upper::Disk`] names [`Layer::Descriptor`], then each
+/// layer that is one, mount by mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup<'a> {
     /// [`crate::VERSION`] as the host was built with.
@@ -107,6 +109,33 @@ pub enum What<'a> {
 
 /// The name of the node in the file system of a [`What::Device`].
 pub const DEVICE: &str = "device";
+
+/// A device node that every sandbox has in `/dev`, which anyone inside may read and write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Its name there, and on the host.
+    pub name: &'static CStr,
+    /// Its major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
+}
+
+/// The device nodes of every sandbox. None of them reaches hardware.
+pub const DEVICE_NODES: [DeviceNode; 6] = [
+    DeviceNode { name: c"null", major: 1, minor: 3 },
+    DeviceNode { name: c"zero", major: 1, minor: 5 },
+    DeviceNode { name: c"full", major: 1, minor: 7 },
+    DeviceNode { name: c"random", major: 1, minor: 8 },
+    DeviceNode { name: c"urandom", major: 1, minor: 9 },
+    DeviceNode { name: c"tty", major: 5, minor: 0 },
+];
+
+/// The most that may be in `/dev` and `/dev/shm`, in bytes.
+pub const DEV_SIZE: &CStr = c"64m";
+
+/// The most files that may be there. Each takes a KiB of the kernel's memory, which no size counts.
+pub const DEV_INODES: &CStr = c"16384";
 
 /// A directory of the host; of a volume and a device, a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

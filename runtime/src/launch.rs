@@ -16,7 +16,7 @@ use crate::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
 use crate::error::{Error, Result};
 use crate::ids::{self, IdRange};
-use crate::layers::{Layers, OpenedPart};
+use crate::layers::{self, Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
@@ -155,7 +155,9 @@ fn try_set_up(
         filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
+    let dev = plan.ids.map(|range| layers::dev(range.base())).transpose()?;
     let mut descriptors = vec![owner.as_raw_fd()];
+    descriptors.extend(dev.as_ref().map(AsRawFd::as_raw_fd));
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
     meanwhile()?;

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use adl_protocol::{Access, DEVICE, Layer, Mount};
+use adl_protocol::{Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, mknodat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
@@ -124,18 +124,51 @@ impl Layers {
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         let mode = Mode::from_bits_truncate(stat.st_mode);
         let make = || {
-            let place = sys::detached_tmpfs()?;
-            mknodat(&place, DEVICE, kind, mode, stat.st_rdev)?;
-            let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
-            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-            fchownat(&place, DEVICE, Some(uid), Some(gid), flags)?;
-            // Whatever the caller's umask.
-            fchmodat(&place, DEVICE, mode, FchmodatFlags::FollowSymlink)?;
+            let options = [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0711")];
+            let place = sys::detached_tmpfs(&options)?;
+            make_node(&place, DEVICE, (kind, mode), stat.st_rdev, base)?;
             Ok::<_, io::Error>(place)
         };
         self.descriptors.push(make().map_err(Error::at("make a node of", &source.path))?);
         Ok(Layer::Descriptor)
     }
+}
+
+/// The file system of `/dev` of one sandbox, with its device nodes; it belongs to root inside.
+pub(crate) fn dev(base: u32) -> Result<OwnedFd> {
+    // The owner is none of the options, which show inside.
+    let options = [
+        (c"source", c"tmpfs"),
+        (c"size", DEV_SIZE),
+        (c"nr_inodes", DEV_INODES),
+        (c"mode", c"0755"),
+    ];
+    let make = || {
+        let dev = sys::detached_tmpfs(&options)?;
+        let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
+        fchownat(&dev, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+        let mode = (SFlag::S_IFCHR, Mode::from_bits_truncate(0o666));
+        for DeviceNode { name, major, minor } in DEVICE_NODES {
+            make_node(&dev, name, mode, makedev(major.into(), minor.into()), base)?;
+        }
+        Ok::<_, io::Error>(dev)
+    };
+    make().map_err(Error::io("make a tmpfs with device nodes for"))
+}
+
+/// Makes a device node that belongs to root inside.
+fn make_node<P: ?Sized + nix::NixPath>(
+    at: &OwnedFd,
+    name: &P,
+    (kind, mode): (SFlag, Mode),
+    device: u64,
+    base: u32,
+) -> nix::Result<()> {
+    mknodat(at, name, kind, mode, device)?;
+    let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
+    fchownat(at, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    // Whatever the caller's umask.
+    fchmodat(at, name, mode, FchmodatFlags::FollowSymlink)
 }
 
 fn by_path<'a>(fd: BorrowedFd<'_>, path: &'a Path) -> Result<Layer<'a>> {

@@ -225,7 +225,8 @@ impl Root {
     /// More layers than the kernel takes, or than go to init at once, with so many more in each
     /// tree.
     pub(crate) fn check_layers(&self, more: usize) -> Result<()> {
-        let mut descriptors = 2;
+        // The owner's, that of /dev, and the directory's.
+        let mut descriptors = 3;
         for part in &self.parts {
             let count = match part {
                 Part::Tree { tree, .. } if tree.kind == TreeKind::Overlay => {

@@ -349,24 +349,25 @@ pub(crate) fn map_ids(
     .map(drop)
 }
 
-/// A new tmpfs for a few inodes, mounted nowhere, on which device nodes work (`fsopen(2)`, Linux
-/// 5.2).
-pub(crate) fn detached_tmpfs() -> io::Result<OwnedFd> {
+/// A new tmpfs, mounted nowhere, on which device nodes work (`fsopen(2)`, Linux 5.2). Nothing in it
+/// is executed or sets ids.
+pub(crate) fn detached_tmpfs(options: &[(&CStr, &CStr)]) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_uint = 1;
     const FSMOUNT_CLOEXEC: libc::c_uint = 1;
     const FSCONFIG_SET_STRING: libc::c_uint = 1;
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+    const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     let null = ptr::null::<c_void>();
     // SAFETY: NUL-ended strings, which the kernel copies, and descriptors that are open.
     unsafe {
         let context = owned(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC))?;
         let fd = context.as_raw_fd();
-        for (key, value) in [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0711")] {
+        for (key, value) in options {
             let (key, value) = (key.as_ptr(), value.as_ptr());
             check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key, value, 0))?;
         }
         check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0))?;
-        owned(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0))
+        owned(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, ATTRIBUTES))
     }
 }
 
