@@ -1,0 +1,240 @@
+//! Every feature once in each of a thousand lives, beside an attacker: what is left, what was
+//! touched, and how late each call came back.
+//!
+//! `cargo test --release --package adl-tests --test adl -- --ignored cycles:: --nocapture`
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use adl_runtime::{
+    Access, Config, EndReason, Image, Limits, Mount, Sandbox, SnapshotOptions, Stdio, Upper,
+};
+
+use crate::harness::{Home, Need, needs, shell, within};
+use crate::helper::{Helper, say};
+use crate::{census, images};
+
+/// How much later than its deadline a call may come back.
+const LATE: Duration = Duration::from_millis(50);
+
+/// How many lives there are: as many as the environment says, on machines where that takes too long.
+fn lives() -> usize {
+    std::env::var("ADL_LIVES").map_or(1000, |count| count.parse().unwrap())
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_thousand_lives_beside_an_attacker_leave_nothing() {
+    let needed = [Need::Root, Need::Cgroups, Need::Program("python3"), Need::Program("bash")];
+    if !needs(&needed) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(1800));
+    let canary = home.path("canary");
+    fs::create_dir_all(canary.join("data/below")).unwrap();
+    fs::write(canary.join("data/file"), "canary\n").unwrap();
+    fs::write(canary.join("data/below/other"), "other\n").unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", canary.join("data/link")).unwrap();
+    let (before, etc) = (images::fingerprint(&canary), images::fingerprint(Path::new("/etc")));
+    let (mounts, namespaces) = (census::mounts(), census::all_namespaces());
+
+    let mut helper = Helper::start("live-often", &home.state());
+    while let Some(line) = helper.next() {
+        println!("{line}");
+    }
+    helper.finish();
+
+    assert_eq!(images::fingerprint(&canary), before);
+    assert_eq!(images::fingerprint(Path::new("/etc")), etc);
+    assert_eq!(census::mounts(), mounts);
+    let more = || census::all_namespaces().difference(&namespaces).cloned().collect::<Vec<_>>();
+    assert!(within(Duration::from_secs(5), || more().is_empty()), "{:?}", more());
+    home.assert_settled();
+    let kept = fs::read_dir(home.state().join("snapshots")).unwrap().count();
+    assert_eq!(kept, 0, "snapshots");
+}
+
+/// What the attacker does all the time, with what it may use.
+const ATTACKS: [&str; 5] = [
+    "while :; do :; done & while :; do :; done",
+    "while :; do python3 -c \"x = b'1' * (300 << 20)\"; done",
+    "while :; do :(){ :|:& }; :; sleep 0.01; done",
+    "while :; do head -c 20000000 /dev/zero > /tmp/f; rm /tmp/f; done",
+    // Its volume, of which a part is copied out by each life, leads elsewhere as often as not.
+    "cd /shared; while :; do mkdir -p out; echo x > out/f; rm -rf out; ln -sfn /canary/data out; rm -f out; done",
+];
+
+/// The helper of the test above.
+pub(crate) fn live_often(state: &Path) {
+    let place = state.parent().unwrap().to_owned();
+    let shared = place.join("shared");
+    fs::create_dir_all(&shared).unwrap();
+    let limits = |memory: u64| Limits {
+        memory: Some(memory),
+        pids: Some(64),
+        cpu: Some(500),
+        ..Limits::default()
+    };
+    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let of_attacker = Config {
+        limits: limits(64 << 20),
+        upper: Upper::Memory { size: 64 << 20 },
+        mounts: vec![
+            Mount::volume(&shared, "/shared", Access::ReadWrite),
+            Mount::volume(place.join("canary"), "/canary", Access::ReadOnly),
+        ],
+        ..config.clone()
+    };
+    let attack = |attacker: &Sandbox| {
+        for attack in ATTACKS {
+            let mut command = attacker.command("bash");
+            drop(command.args(["-c", attack]).stderr(Stdio::null()).spawn().unwrap());
+        }
+    };
+    let mut attacker = Sandbox::create(of_attacker).unwrap();
+    attack(&attacker);
+
+    let life = Life { place, shared, config, limits: limits(256 << 20) };
+    let own = i32::try_from(std::process::id()).unwrap();
+    life.live(0);
+    adl_runtime::finish_removals();
+    let settled = || {
+        let of_attacker: BTreeSet<_> =
+            census::tree(attacker.init_pid()).into_iter().map(|process| process.pid).collect();
+        let others = census::tree(own).into_iter().map(|process| process.pid);
+        others.filter(|pid| *pid != own && !of_attacker.contains(pid)).count() == 0
+    };
+    assert!(within(Duration::from_secs(10), settled));
+    let (descriptors, threads) = (census::descriptors(own).len(), threads());
+    let memory = census::resident(own);
+    let mut latest = Duration::ZERO;
+    for number in 1..=lives() {
+        latest = latest.max(life.live(number));
+        if number % 50 == 0 {
+            attacker.reset().unwrap();
+            attack(&attacker);
+        }
+    }
+    adl_runtime::finish_removals();
+    say(format_args!("{} lives; the latest call came back {latest:?} after its deadline", lives()));
+    assert!(latest <= LATE, "{latest:?}");
+    let now = || (census::descriptors(own).len(), self::threads());
+    let same = || now() == (descriptors, threads);
+    assert!(
+        within(Duration::from_secs(5), same),
+        "{:?}, before {:?}",
+        now(),
+        (descriptors, threads)
+    );
+    let grown = census::resident(own).saturating_sub(memory);
+    say(format_args!("the caller takes {grown} KiB more than after the first life"));
+    assert!(grown <= 8 << 10, "{grown} KiB more");
+    attacker.delete().unwrap();
+    adl_runtime::finish_removals();
+    let others = || census::tree(own).len();
+    assert!(within(Duration::from_secs(5), || others() == 1), "{:?}", census::tree(own));
+    let _ = fs::remove_dir_all(&life.shared);
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+struct Life {
+    place: PathBuf,
+    shared: PathBuf,
+    config: Config,
+    limits: Limits,
+}
+
+impl Life {
+    /// Uses every feature once; returns how much later than its deadline the latest call came back.
+    fn live(&self, number: usize) -> Duration {
+        let canary = self.place.join("canary");
+        let scratch = self.place.join(format!("copied-{number}"));
+        let mut latest = Duration::ZERO;
+        let config = Config {
+            limits: self.limits.clone(),
+            image: Image::host(),
+            mounts: vec![
+                Mount::volume(&canary, "/canary", Access::ReadOnly),
+                Mount::volume(&canary, "/copy", Access::CopyOnWrite),
+                Mount::volume(&self.shared, "/shared", Access::ReadWrite),
+                Mount::tmpfs("/scratch", 1 << 20),
+            ],
+            ..self.config.clone()
+        };
+        let mut sandbox = Sandbox::create(config).unwrap();
+
+        // Commands: their output, a terminal, one in the background, one that does not end by itself.
+        assert_eq!(shell(&sandbox, "echo $((6 * 7)) > /root/answer; cat /root/answer"), "42\n");
+        let output = sandbox.command("cat").input(*b"fed").output().unwrap();
+        assert_eq!(output.stdout, b"fed");
+        let output = sandbox.command("tty").terminal(24, 80).output().unwrap();
+        assert!(output.stdout.starts_with(b"/dev/pts/"), "{output:?}");
+        let job = sandbox.shell("echo begun; sleep 1000 & setsid sleep 1000").background().unwrap();
+        let begin = Instant::now();
+        let timeout = Duration::from_millis(30);
+        let stubborn = "trap '' TERM INT HUP; (setsid sleep 1000 &); while :; do :; done";
+        let status = sandbox.shell(stubborn).timeout(timeout).status().unwrap();
+        assert_eq!(status.reason(), EndReason::TimedOut);
+        latest = latest.max(begin.elapsed().saturating_sub(timeout));
+        let begin = Instant::now();
+        let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+        assert!(child.handle().wait_timeout(timeout).unwrap().is_none());
+        latest = latest.max(begin.elapsed().saturating_sub(timeout));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let limited =
+            sandbox.shell("head -c 100000 /dev/zero").output_limit(1000).output().unwrap();
+        assert_eq!(limited.status.reason(), EndReason::OutputLimit);
+        job.kill().unwrap();
+        assert_eq!(job.wait().unwrap().stdout, b"begun\n");
+
+        // Files, and copies in and out.
+        let files = sandbox.files();
+        files.write_file("/root/file", b"content").unwrap();
+        assert_eq!(files.read_file("/root/file").unwrap(), b"content");
+        files.copy_in(&canary, "/root/canary").unwrap();
+        shell(
+            &sandbox,
+            "rm -rf /copy/data; echo changed >> /root/canary/data/file; ! rm /canary/data/file 2>&1",
+        );
+        files.copy_out("/root/canary", &scratch).unwrap();
+        assert_eq!(fs::read_to_string(scratch.join("data/file")).unwrap(), "canary\nchanged\n");
+        // What the attacker swaps all the time, whatever that is now.
+        let _ = files.copy_out("/shared/out", scratch.join("shared"));
+        fs::remove_dir_all(&scratch).unwrap();
+        let begin = Instant::now();
+        shell(&sandbox, "mkfifo /root/fifo");
+        let mut waiting = sandbox.files();
+        assert!(waiting.timeout(Duration::from_secs(1)).read_file("/root/fifo").is_err());
+        latest = latest.max(begin.elapsed().saturating_sub(Duration::from_secs(1)));
+
+        // Limits, what was used, and standing still.
+        sandbox.set_limits(Limits { pids: Some(32), ..self.limits.clone() }).unwrap();
+        assert!(sandbox.stats().unwrap().memory.is_some());
+        sandbox.freeze().unwrap();
+        sandbox.thaw().unwrap();
+
+        // A reset, a snapshot and a fork of it.
+        sandbox.reset().unwrap();
+        shell(&sandbox, "test ! -e /root/file && echo kept > /root/kept");
+        let options = SnapshotOptions {
+            name: (number % 2 == 0).then(|| "named".to_owned()),
+            ..SnapshotOptions::default()
+        };
+        let snapshot = sandbox.snapshot_with(&options).unwrap();
+        let config =
+            Config { state_directory: self.config.state_directory.clone(), ..snapshot.config() };
+        let fork = Sandbox::create(config).unwrap();
+        assert_eq!(shell(&fork, "cat /root/kept"), "kept\n");
+        fork.delete().unwrap();
+        sandbox.reset().unwrap();
+        sandbox.delete().unwrap();
+        snapshot.delete().unwrap();
+        latest
+    }
+}
