@@ -48,7 +48,7 @@ impl OpenedPart {
                         let path = directory.path().join(SUBVOLUME);
                         let fd = openat(directory.as_fd(), SUBVOLUME, DIRECTORY, Mode::empty())
                             .map_err(Error::at("open", &path))?;
-                        What::Volume(Source { path, fd: fd.into() })
+                        What::Volume(Source { path, base: None, fd: fd.into() })
                     }
                 };
                 (&tree.at, *access, what)

@@ -52,6 +52,7 @@ pub mod doctor;
 mod error;
 mod exit;
 mod files;
+mod host_path;
 mod ids;
 mod image;
 mod init_binary;
@@ -63,6 +64,7 @@ mod lock;
 #[cfg(test)]
 mod loop_disk;
 mod mount;
+mod open;
 mod owner;
 mod quota;
 mod remove;
@@ -91,6 +93,7 @@ pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
+pub use host_path::HostPath;
 pub use image::Image;
 pub use limits::{IoLimit, Limits};
 pub use mount::{Access, Mount};

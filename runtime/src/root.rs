@@ -4,38 +4,54 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use adl_protocol::limits;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
-
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::mount::{self, Access, OpenedWhat};
+use crate::open::Purpose;
 use crate::snapshot::Held;
 use crate::state::{Layout, State};
+use adl_protocol::limits;
 
 /// A file or directory of the host, opened once: what is mounted later is what was opened here.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
+    /// All of it, absolute.
     pub(crate) path: PathBuf,
+    /// Where no link is followed below, if there is such a directory.
+    pub(crate) base: Option<PathBuf>,
     pub(crate) fd: Arc<OwnedFd>,
 }
 
 impl Source {
-    pub(crate) fn open(operation: &'static str, path: &Path, more: OFlag) -> Result<Self> {
-        let path = std::path::absolute(path).map_err(Error::at(operation, path))?;
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | more;
-        let fd =
-            nix::fcntl::open(&path, flags, Mode::empty()).map_err(Error::at(operation, &path))?;
-        Ok(Self { path, fd: Arc::new(fd) })
+    /// What lies there, whatever it is.
+    pub(crate) fn open(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Look)
     }
 
-    pub(crate) fn directory(operation: &'static str, path: &Path) -> Result<Self> {
-        Self::open(operation, path, OFlag::O_DIRECTORY)
+    pub(crate) fn directory(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Pass)
+    }
+
+    fn open_for(operation: &'static str, path: &HostPath, purpose: Purpose) -> Result<Self> {
+        let path = path.absolute()?;
+        let fd = path.locate()?.open(operation, purpose)?;
+        let base = path.base().map(Path::to_owned);
+        Ok(Self { path: path.full_path(), base, fd: Arc::new(fd) })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Where it can be opened once more, as it was.
+    pub(crate) fn host_path(&self) -> HostPath {
+        match &self.base {
+            None => HostPath::from(&self.path),
+            Some(base) => {
+                HostPath::beneath(base, self.path.strip_prefix(base).unwrap_or(&self.path))
+            }
+        }
     }
 }
 
@@ -51,14 +67,14 @@ pub(crate) enum Layer {
         path: PathBuf,
     },
     /// The source of a volume whose changes a snapshot has kept, not opened.
-    Volume(PathBuf),
+    Volume(HostPath),
 }
 
 impl Layer {
     pub(crate) fn open(&self) -> Result<Source> {
         match self {
             Self::Image(source) => Ok(source.clone()),
-            Self::Snapshot { path, .. } => Source::directory("open snapshot", path),
+            Self::Snapshot { path, .. } => Source::directory("open snapshot", &path.into()),
             Self::Volume(path) => Source::directory("open volume", path),
         }
     }
@@ -100,7 +116,7 @@ impl Tree {
         };
         let mut tree = saved.clone();
         match tree.layers.last_mut() {
-            Some(Layer::Volume(path)) if *path == source.path => {
+            Some(Layer::Volume(path)) if path.full_path() == source.path => {
                 if let Some(last) = tree.layers.last_mut() {
                     *last = Layer::Image(source);
                 }

@@ -10,14 +10,15 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use crate::btrfs;
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
+use crate::open::{self, Location, Purpose};
 use crate::remove::remove_entry;
 use crate::root::Source;
-use crate::state::{DIRECTORY, State};
+use crate::state::State;
 use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 use crate::wire::Deadline;
 
@@ -30,12 +31,10 @@ const ASIDE: &str = ".unpacking";
 /// # Errors
 /// [`Error::Invalid`] for what is no archive, [`Error::Refused`] for one that leads out of itself,
 /// [`Error::Io`] for what could not be read or made. Nothing of it is left then.
-pub(crate) fn archive(state: &State, archive: &Path) -> Result<PathBuf> {
-    let file = File::open(archive).map_err(Error::at("open image", archive))?;
+pub(crate) fn archive(state: &State, archive: &HostPath) -> Result<PathBuf> {
+    let file = File::from(archive.locate()?.open_file("image")?);
+    let archive = &archive.full_path();
     let metadata = file.metadata().map_err(Error::at("stat", archive))?;
-    if !metadata.is_file() {
-        return Err(Error::invalid("image", format!("{archive:?} is no regular file")));
-    }
     let name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
     make_once(state, &name, |aside| {
         let mut bytes = BufReader::with_capacity(1 << 20, file);
@@ -71,18 +70,19 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
         });
     }
     // Opened for more than its path: the ioctls take no O_PATH.
-    let directory = Source::directory("open image", &source.path)?;
-    let opened = nix::fcntl::openat(&directory.fd, ".", DIRECTORY, Mode::empty())
+    let opened = open::beneath(source.as_fd(), ".", Purpose::List)
         .map_err(Error::at("open image", &source.path))?;
     if btrfs::is_subvolume(&opened) && btrfs::is_same_file_system(&opened, &at) {
         return Ok(source.clone());
     }
-    let metadata = fs::metadata(&source.path).map_err(Error::at("stat", &source.path))?;
+    let opened = File::from(opened);
+    let metadata = opened.metadata().map_err(Error::at("stat", &source.path))?;
+    let location = Location::beneath(opened.into(), Path::new(""), source.path.clone())?;
     let name = format!("copy-{:016x}", fingerprint(&metadata, &source.path));
     let place = make_once(state, &name, |aside| {
-        copy(aside, |to, options, report| tree::send(&source.path, to, options, report))
+        copy(aside, |to, options, report| tree::send(&location, to, options, report))
     })?;
-    Source::directory("open image", &place)
+    Source::directory("open image", &place.into())
 }
 
 /// Makes an image of a name, unless it is there.
@@ -147,6 +147,7 @@ fn copy(
         limit: u64::MAX,
         entries: u64::MAX,
     };
+    let target = Location::followed(target.to_owned());
     let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
     let mut from = Incoming::new(read, Deadline::NEVER)?;
     let mut to = Outgoing::new(write, Deadline::NEVER)?;
@@ -154,7 +155,7 @@ fn copy(
         let made = std::thread::Builder::new()
             .name("adl-unpack".to_owned())
             .spawn_scoped(scope, move || {
-                tree::receive_as_top(&mut from, target, &options, &mut CopyReport::default())
+                tree::receive_as_top(&mut from, &target, &options, &mut CopyReport::default())
             })
             .map_err(Error::io("start of a thread"))?;
         let sent = send(&mut to, &options, &mut CopyReport::default());

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::root::{Layer, Root, Source, Tree, TreeKind};
 use crate::state::{SandboxDirectory, Shelf, State};
 
@@ -45,10 +46,7 @@ enum LayerRecord {
     /// A part of a snapshot.
     Snapshot { name: String, part: String },
     /// A directory; a relative path is one in the state directory.
-    Directory {
-        #[serde(with = "crate::bytes")]
-        path: PathBuf,
-    },
+    Directory { path: HostPath },
 }
 
 impl Record {
@@ -60,10 +58,8 @@ impl Record {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
                 }
-                Layer::Image(Source { path, .. }) | Layer::Volume(path) => {
-                    let path = path.strip_prefix(state.path()).unwrap_or(path).to_owned();
-                    LayerRecord::Directory { path }
-                }
+                Layer::Image(source) => directory(state, source.host_path()),
+                Layer::Volume(path) => directory(state, path.clone()),
             });
             TreeRecord {
                 at: tree.at.clone(),
@@ -101,7 +97,7 @@ impl Record {
         let open = |tree: &TreeRecord| {
             let layers = tree.layers.iter().map(|layer| match layer {
                 LayerRecord::Directory { path } if tree.is_volume => {
-                    Ok(Layer::Volume(state.path().join(path)))
+                    Ok(Layer::Volume(path.below(state.path())))
                 }
                 other => other.open(state),
             });
@@ -126,10 +122,17 @@ impl LayerRecord {
                 part: part.clone(),
             },
             Self::Directory { path } => {
-                Layer::Image(Source::directory("open image", &state.path().join(path))?)
+                Layer::Image(Source::directory("open image", &path.below(state.path()))?)
             }
         })
     }
+}
+
+/// A directory, so that the state directory can be moved.
+fn directory(state: &State, path: HostPath) -> LayerRecord {
+    let below =
+        path.base().is_none().then(|| path.path().strip_prefix(state.path()).ok()).flatten();
+    LayerRecord::Directory { path: below.map(HostPath::from).unwrap_or(path) }
 }
 
 pub(super) fn read(mut file: &File) -> io::Result<Record> {

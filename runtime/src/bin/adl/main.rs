@@ -1,5 +1,6 @@
 //! The `adl` command line.
 
+mod bases;
 mod bench;
 mod copies;
 mod doctor;

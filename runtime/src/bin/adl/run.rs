@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::copies::{self, Transfer};
+use crate::bases::{Bases, Named};
+use crate::copies::{self, CopyOut, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
 use crate::{limits, mounts, session, sys};
@@ -64,8 +66,12 @@ const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 #[derive(Default)]
 struct Options {
     config: Config,
+    named: Named,
+    /// Known when all options are.
+    bases: Bases,
     tty: bool,
     timeout: Option<Duration>,
+    env_files: Vec<PathBuf>,
     files: Vec<Variable>,
     environment: Vec<Variable>,
     directory: Option<OsString>,
@@ -142,6 +148,7 @@ fn run(
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
+    let copies_out = CopyOut::open_all(&options.copies_out, &options.bases)?;
     let mut sandbox = Sandbox::create(options.config.clone())?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
@@ -155,7 +162,7 @@ fn run(
     if !options.copies_in.is_empty() {
         mask.thread_unblock()?;
         for transfer in &options.copies_in {
-            transfer.copy_in(&files)?;
+            transfer.copy_in(&files, &options.bases)?;
         }
         mask.thread_block()?;
     }
@@ -172,9 +179,9 @@ fn run(
             Err(error) => eprintln!("adl: --stats: {error}"),
         }
     }
-    if !options.copies_out.is_empty() {
+    if !copies_out.is_empty() {
         mask.thread_unblock()?;
-        if !copies::copy_all_out(&options.copies_out, &files) && code == 0 {
+        if !copies::copy_all_out(&copies_out, &files) && code == 0 {
             code = super::OWN_ERROR;
         }
         mask.thread_block()?;
@@ -248,7 +255,7 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
                 options.environment.extend(environment::variable(&parser.value()?)?);
             }
             Arg::Long("env-file") => {
-                options.files.extend(environment::file(parser.value()?.as_ref())?);
+                options.env_files.push(parser.value()?.into());
             }
             Arg::Long("timeout") => {
                 let text = parser.value()?;
@@ -271,7 +278,8 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
                 options.config.limits.accounting = true;
             }
             Arg::Short('v') => {
-                sandbox_option(&mut options.config, "volume", &mut parser)?;
+                let Options { config, named, .. } = &mut options;
+                sandbox_option(config, named, "volume", &mut parser)?;
             }
             Arg::Value(program) => {
                 // What follows is the command's, options and all.
@@ -280,12 +288,18 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
             }
             Arg::Long(option) => {
                 let option = option.to_owned();
-                if !sandbox_option(&mut options.config, &option, &mut parser)? {
+                let Options { config, named, .. } = &mut options;
+                if !sandbox_option(config, named, &option, &mut parser)? {
                     return Err(unknown(format!("--{option}")).into());
                 }
             }
             Arg::Short(letter) => return Err(unknown(format!("-{letter}")).into()),
         }
+    }
+    let targets = options.copies_out.iter().map(Transfer::target);
+    options.bases = options.named.settle(&mut options.config, targets)?;
+    for path in &options.env_files {
+        options.files.extend(environment::file(path, &options.bases)?);
     }
     Ok(Some(options))
 }

@@ -18,6 +18,7 @@ use adl_runtime::{Config, Sandbox};
 use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
+use crate::bases::Named;
 use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 
 const HELP: &str = "\
@@ -122,7 +123,7 @@ impl Times {
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let mut config = Config::default();
+    let (mut config, mut named) = (Config::default(), Named::default());
     let (mut rounds, mut jobs) = (200_usize, 5_usize);
     let (mut resets, mut copies) = (10_usize, 3_usize);
     let (mut snapshots, mut large) = (5_usize, 1_u64 << 30);
@@ -150,13 +151,14 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             Arg::Long("json") => json = true,
             Arg::Long(name) => {
                 let name = name.to_owned();
-                if !sandbox_option(&mut config, &name, &mut parser)? {
+                if !sandbox_option(&mut config, &mut named, &name, &mut parser)? {
                     return Err(format!("unknown option --{name}; try `adl bench --help`").into());
                 }
             }
             other => return Err(other.unexpected().into()),
         }
     }
+    named.settle(&mut config, [])?;
     if rounds == 0 || jobs == 0 {
         return Err("--rounds and --jobs must be at least 1".into());
     }
