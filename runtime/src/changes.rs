@@ -4,16 +4,14 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::openat;
-use nix::sys::stat::Mode;
-
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::ids;
+use crate::open::{Purpose, beneath};
 use crate::root::{Layer, Tree, TreeKind};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::state::{DIRECTORY, State};
+use crate::state::State;
 use crate::tree::{self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind};
 use crate::wire::Deadline;
 
@@ -138,7 +136,7 @@ impl Layers {
 }
 
 fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
-    openat(at, name, DIRECTORY, Mode::empty()).map_err(Error::at("open", path))
+    beneath(at, name, Purpose::List).map_err(Error::at("open", path))
 }
 
 fn stacks(layers: &[Layers]) -> Vec<Stack<'_>> {

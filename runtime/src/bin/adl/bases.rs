@@ -34,9 +34,9 @@ impl Named {
     ) -> CliResult<Bases> {
         let mut bases = Bases::default();
         for directory in &self.beneath {
-            bases
-                .add(directory)
-                .map_err(|error| format!("--beneath {}: {error}", directory.display()))?;
+            let why = |error: Error| format!("--beneath {}: {error}", directory.display());
+            drop(HostPath::from(directory).open_dir().map_err(why)?);
+            bases.add(directory)?;
         }
         // Below what is not there, nothing is: no error.
         for mount in &config.mounts {
