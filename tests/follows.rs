@@ -1,9 +1,9 @@
 //! No call of the host follows a path but those that were looked at.
 //!
-//! What a guest may have had a hand in is opened by `runtime/src/open.rs` alone: beneath a directory
-//! that is open, through no link, without waiting. This reads the sources for calls that take a path
-//! and follow it. A new one makes it fail: use `open.rs`, or say here why no guest can have had a
-//! hand in that path.
+//! What a guest may have had a hand in is opened by `runtime/src/open.rs` alone: beneath a
+//! directory that is open, through no link, without waiting. This reads the sources for calls that
+//! take a path and follow it. A new one makes it fail: use `open.rs`, or say here why no guest can
+//! have had a hand in that path.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -167,7 +167,7 @@ const ALLOWED: &[Allowed] = &[
             ("fs::symlink_metadata", 3),
             ("fs::write", 2),
         ],
-        "the host's /etc and /usr, where root alone writes, and a new directory in the state directory",
+        "the host's /etc and /usr, where root alone writes, and what is new in the state directory",
     ),
     ("instance.rs", &[("fs::read", 1)], PROC),
     ("launch.rs", &[("File::open", 1), ("File::options", 1)], PROC),
@@ -197,7 +197,7 @@ const ALLOWED: &[Allowed] = &[
     (
         "tree/write.rs",
         &[("AtFlags::empty", 1), ("fcntl::openat", 1), ("unistd::linkat", 1)],
-        "a file that must be new (O_EXCL), and linkat(2), which follows nothing unless it is told to",
+        "a file that must be new (O_EXCL), and linkat(2), which follows only where told to",
     ),
     (
         "unpack.rs",

@@ -19,8 +19,8 @@ const HOST: &str = "HOST";
 /// What exits with this was ended by timeout(1).
 const HANGS: i32 = 124;
 
-/// A directory of the host that nothing may come into, and that nothing may come out of: also a root
-/// file system, for who takes it for one.
+/// A directory of the host that nothing may come into, and that nothing may come out of: also a
+/// root file system, for who takes it for one.
 fn host(home: &Home) -> PathBuf {
     let host = home.path("host");
     fs::create_dir(&host).unwrap();
@@ -250,7 +250,7 @@ fn an_ordinary_user_s_sources_lead_nowhere_either() {
     let out = if nix::unistd::geteuid().is_root() { place } else { user.state() };
     let out = out.join("OUT");
     let make = format!(
-        "mkdir -p {0}; cd {0}; mkdir real; echo own > real/file; ln -s /etc/passwd link; ln -s /etc dir",
+        "mkdir -p {0}/real; cd {0}; echo own > real/file; ln -s /etc/passwd link; ln -s /etc dir",
         out.display()
     );
     succeeds(user.command("sh").args(["-c", &make]));

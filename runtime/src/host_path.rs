@@ -96,8 +96,8 @@ impl HostPath {
     /// is followed, and nothing leads out. `path` is relative to `base`, without `..`; an empty one
     /// means `base` itself.
     ///
-    /// Whatever opens it fails with [`Error::Invalid`] where `path` is another, and where a symbolic
-    /// link is on the way.
+    /// Whatever opens it fails with [`Error::Invalid`] where `path` is another, and where a
+    /// symbolic link is on the way.
     pub fn beneath(base: impl Into<PathBuf>, path: impl Into<PathBuf>) -> Self {
         Self { base: Some(base.into()), path: path.into() }
     }
@@ -121,8 +121,8 @@ impl HostPath {
         }
     }
 
-    /// Opens a regular file for reading. Anything else, as a FIFO or a device, is not opened and not
-    /// waited for.
+    /// Opens a regular file for reading. Anything else, as a FIFO or a device, is not opened and
+    /// not waited for.
     ///
     /// # Errors
     /// [`Error::Invalid`] for anything else, and [`Error::Io`].

@@ -58,8 +58,8 @@ impl Files<'_> {
     /// link is followed there, not even one that an earlier copy has made, and no device, FIFO or
     /// socket is made. What is mounted below `from` is left out and reported.
     ///
-    /// The directory that `to` is in must exist. Where a guest may have made it, as in a volume or in
-    /// what another copy has made, use [`HostPath::beneath`], or open it while it is yours, for
+    /// The directory that `to` is in must exist. Where a guest may have made it, as in a volume or
+    /// in what another copy has made, use [`HostPath::beneath`], or open it while it is yours, for
     /// [`Files::copy_out_at`]: the way to a plain path is followed, links and all.
     ///
     /// What is made belongs to the calling program's user unless [`Files::keep_owners`] says
@@ -75,8 +75,8 @@ impl Files<'_> {
         self.copy_out_to(from.as_ref(), &to.into().locate()?)
     }
 
-    /// Copies out of the sandbox to what is below an open directory of the host; `to` is relative to
-    /// it, and leads through no link and not out of it. Else as [`Files::copy_out`].
+    /// Copies out of the sandbox to what is below an open directory of the host; `to` is relative
+    /// to it, and leads through no link and not out of it. Else as [`Files::copy_out`].
     ///
     /// # Errors
     /// [`Error::Invalid`] as with [`HostPath::beneath`], and those of [`Files::copy_out`].

@@ -1,5 +1,7 @@
 //! The `adl` command line.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
 mod bases;
 mod bench;
 mod copies;
