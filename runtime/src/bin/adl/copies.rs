@@ -18,7 +18,7 @@ pub(crate) const HELP: &str = "\
       --copy-out FROM:TO   when the command has ended, however it did, copy what is at the path
                            FROM inside to this machine; it is made by this user, without
                            set-user-id bits, and no link of the sandbox's is followed. The
-                           directory that the copy goes to has to be there before the command runs
+                           directory that it is made in has to be there before the command runs.
                            The copy is called TO, or, if that ends with a slash, has its old name
                            in TO. Directories that are there are added to, those above TO inside
                            are made. Done with the rights of --user inside. The path inside can't
