@@ -52,7 +52,7 @@ impl fmt::Display for JobId {
 }
 
 /// What a command in the background has written so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SoFar {
     /// To stdout, as far as it is kept.
@@ -114,8 +114,11 @@ impl Job {
         self.0.handle.0.program()
     }
 
-    /// What it has written so far.
+    /// What it has written so far; in a fork of the process that started it, nothing.
     pub fn so_far(&self) -> SoFar {
+        if !self.0.control.is_own() {
+            return SoFar::default();
+        }
         let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = self.0.captures.copy();
         SoFar { stdout, stderr, stdout_dropped, stderr_dropped }
     }
@@ -147,6 +150,7 @@ impl Job {
     }
 
     fn wait_until(&self, deadline: Deadline) -> Result<Option<Output>> {
+        self.0.control.check_own()?;
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if !wire::wait_ready(&mut fds, deadline)? {
             return Ok(None);
@@ -158,6 +162,7 @@ impl Job {
     }
 
     fn result(&self) -> Result<Option<(ExitStatus, bool)>> {
+        self.0.control.check_own()?;
         let result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
         result.clone().transpose().map_err(|why| Error::io("collect output")(io::Error::other(why)))
     }

@@ -29,6 +29,7 @@ impl Sandbox {
     /// was moved while it was looked at, for the caller to try again; [`Error::TooLarge`] above a
     /// million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
+        self.control().check_own()?;
         if let Upper::Memory { .. } = self.config().upper {
             return Err(Error::Unsupported {
                 what: "the changes of the sandbox".to_owned(),

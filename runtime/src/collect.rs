@@ -125,6 +125,7 @@ impl Collector {
     /// is there at that moment is read, and no more, since a process left in the background may
     /// go on to write for ever.
     pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
+        self.running.check_own()?;
         for pipe in self.pipes.iter().flatten() {
             // What poll(2) has seen may be gone by the time that it is read.
             sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;

@@ -371,6 +371,7 @@ impl<'a> Command<'a> {
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
     fn start(&self, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
+        self.sandbox.control().check_own()?;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;

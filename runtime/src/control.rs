@@ -11,6 +11,7 @@ use crate::background::Job;
 use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::owner::Owner;
 use crate::wire::{self, Deadline};
 
 /// How long init may take to read a request: it never waits for anything itself.
@@ -28,13 +29,25 @@ pub(crate) struct Control {
     group: OnceLock<Arc<Group>>,
     /// The jobs in the background, until someone has waited for their end.
     jobs: Mutex<Vec<Job>>,
+    owner: Owner,
 }
 
 impl Control {
     pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
         let (sending, next_channel) = (Mutex::default(), Mutex::default());
-        let group = OnceLock::new();
-        Arc::new(Self { socket, sending, next_channel, group, jobs: Mutex::default() })
+        let (group, jobs, owner) = (OnceLock::new(), Mutex::default(), Owner::this_process());
+        Arc::new(Self { socket, sending, next_channel, group, jobs, owner })
+    }
+
+    /// Whether the caller is the process that made it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    /// Refuses a fork of the process that made it: that has the same socket, and each lock as a
+    /// thread of its parent may have held it.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.owner.check("the sandbox")
     }
 
     /// Gives it cgroups, for all jobs from here on.
@@ -44,6 +57,7 @@ impl Control {
 
     /// The way into the cgroups of what is no program, if there are any.
     pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+        self.check_own()?;
         self.group
             .get()
             .map_or_else(|| Ok(Entrance::default()), |group| group.entrance_of_builtins())
@@ -51,6 +65,7 @@ impl Control {
 
     /// Cgroups for a job, if there are any, and the way into them; see [`Group::seat`].
     pub(crate) fn seat(&self, counted: bool) -> Result<(Option<Arc<Seat>>, Entrance)> {
+        self.check_own()?;
         let Some(group) = self.group.get() else { return Ok((None, Entrance::default())) };
         group.seat(counted).map(|(seat, entrance)| (Some(seat), entrance))
     }
@@ -77,6 +92,7 @@ impl Control {
         request: &Request<'_>,
         descriptors: &[RawFd],
     ) -> Result<()> {
+        self.check_own()?;
         let frame = wire::frame_of(request)?;
         let begin = deadline.min(Deadline::after(REQUEST));
         loop {
@@ -101,6 +117,7 @@ impl Control {
 
     /// A channel for a job: our end, and init's.
     pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
+        self.check_own()?;
         lock(&self.next_channel).take().map_or_else(wire::socket_pair, Ok)
     }
 

@@ -175,8 +175,7 @@ fn resolver(network: Network) -> Option<&'static &'static str> {
 
 /// Builds it aside and puts it in place whole; another process may do the same meanwhile.
 fn build_skeleton(place: &Path, network: Network) -> io::Result<()> {
-    let unique = format!("{}.{}", std::process::id(), crate::sandbox::unique_number());
-    let aside = place.with_extension(unique);
+    let aside = place.with_extension(crate::sandbox::unique_name(""));
     unpack::make_directory(&aside)?;
     let built = fill_skeleton(&aside, network).and_then(|()| fs::rename(&aside, place));
     if built.is_err() {

@@ -12,8 +12,10 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::ids::IdRange;
+use crate::init_record::InitRecord;
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
+use crate::proc;
 use crate::remove::{Remains, remove_later};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
@@ -52,8 +54,15 @@ impl Instance {
     }
 
     /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
-        self.directory.insert(directory)
+    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> Result<&mut SandboxDirectory> {
+        let directory = self.directory.insert(directory);
+        directory.record_init(&InitRecord::of_child(self.init.pid))?;
+        Ok(directory)
+    }
+
+    /// Writes down that the ids are its own, once no other has any process with them.
+    pub(crate) fn record_ids(&self) -> Result<()> {
+        self.ids.as_ref().map_or(Ok(()), |ids| ids.record(&InitRecord::of_child(self.init.pid)))
     }
 
     /// Removes its cgroups. Its processes have ended.
@@ -123,23 +132,22 @@ impl Instance {
             return Ok(false);
         }
         // Whatever runs descends from init, which is given what others have left.
-        let pid = self.init.pid;
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        match std::fs::read(&path) {
+        let children = || {
+            let place = proc::directory_of(&self.init)?;
+            // Init has one thread, whose number is its own.
+            let number = place.file_name().unwrap_or_default();
+            std::fs::read(place.join("task").join(number).join("children"))
+        };
+        match children() {
             Ok(children) => Ok(!children.is_empty()),
             Err(_) if self.has_died()? => Ok(false),
-            Err(error) => Err(Error::at("read", path.as_ref())(error)),
+            Err(error) => Err(Error::io("read the children of init")(error)),
         }
     }
 
     fn has_died(&self) -> Result<bool> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))
-    }
-
-    /// Whether the caller is the process that made it, and no fork of that.
-    pub(crate) fn is_own(&self) -> bool {
-        self.owner.is_this_process()
     }
 
     /// Kills init, and so every process of its PID namespace, and returns at once.
@@ -183,9 +191,8 @@ impl Instance {
 
     /// The same, and has the rest removed.
     pub(crate) fn end(&mut self) -> Result<()> {
-        if !self.is_own() {
-            // Of a fork's copy nothing may be undone, its parent's lock on the ids least of all.
-            std::mem::forget(self.ids.take());
+        if !self.owner.is_this_process() {
+            // Of a fork's copy nothing may be undone.
             return Ok(());
         }
         self.end_processes()?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_protocol::{
@@ -21,7 +21,7 @@ use crate::root::Root;
 use crate::state::SandboxDirectory;
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
-use crate::{init_binary, seccomp};
+use crate::{init_binary, proc, seccomp};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
 /// that hangs is given up.
@@ -82,7 +82,7 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
     let control = theirs.as_fd();
     let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
-        .map_err(|error| namespaces_refused(&error))?;
+        .map_err(namespaces_refused)?;
     Ok((process, ours))
 }
 
@@ -112,8 +112,9 @@ fn try_set_up(
     let deadline = Deadline::after(SETUP);
     let user_namespace = match plan.ids {
         Some(range) => {
-            write_id_maps(process.pid, range)?;
-            Some(open_user_namespace(process.pid)?)
+            let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
+            write_id_maps(&place, range)?;
+            Some(open_user_namespace(&place)?)
         }
         None => None,
     };
@@ -185,10 +186,10 @@ fn try_set_up(
 }
 
 /// Maps a range of ids.
-fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
+fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
     let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
     for name in ["uid_map", "gid_map"] {
-        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+        let path = place.join(name);
         let file = fs::File::options().write(true).open(&path);
         // One write: the kernel takes a map whole or not at all.
         file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| match source
@@ -206,8 +207,8 @@ fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
     Ok(())
 }
 
-fn open_user_namespace(pid: i32) -> Result<OwnedFd> {
-    let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
+fn open_user_namespace(place: &Path) -> Result<OwnedFd> {
+    let path = place.join("ns/user");
     fs::File::open(&path).map(OwnedFd::from).map_err(Error::at("open", &path))
 }
 
@@ -239,8 +240,9 @@ fn launch_failed(error: &io::Error) -> Error {
     }
 }
 
-fn namespaces_refused(error: &io::Error) -> Error {
+fn namespaces_refused(error: io::Error) -> Error {
     let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone")(error),
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
              kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags};
 use crate::cgroup::{self, Seat};
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
+use crate::owner::Owner;
 use crate::stats::Stats;
 use crate::wire::{self, Deadline, Messages};
 
@@ -33,6 +34,7 @@ pub(crate) struct Running {
     /// Its cgroups, if it has any.
     seat: Option<Arc<Seat>>,
     state: Mutex<State>,
+    owner: Owner,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +62,7 @@ impl Running {
             overdue,
             seat: None,
             state: Mutex::default(),
+            owner: Owner::this_process(),
         }
     }
 
@@ -68,8 +71,15 @@ impl Running {
         Self { seat, ..self }
     }
 
+    /// Refuses a fork of the process that had it started: what that would read from its channel, or
+    /// say on it, would be missing there.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.owner.check("the command")
+    }
+
     /// What it has used.
     fn stats(&self) -> Result<Stats> {
+        self.check_own()?;
         self.seat.as_ref().map_or_else(|| Err(cgroup::none()), |seat| seat.stats())
     }
 
@@ -108,6 +118,7 @@ impl Running {
 
     /// Looks whether its end was told.
     pub(crate) fn try_exit(&self) -> Result<Option<ExitStatus>> {
+        self.check_own()?;
         let mut state = self.lock();
         if state.end.is_none() {
             match self.messages.try_next() {
@@ -147,6 +158,7 @@ impl Running {
         if !self.overdue.is_never() {
             return self.wait();
         }
+        self.check_own()?;
         let mut state = self.lock();
         if state.end.is_none() {
             match self.messages.next_blocking() {
@@ -206,6 +218,7 @@ impl Running {
         if !(1..=64).contains(&signal) {
             return Err(Error::invalid("signal", format!("{signal} is not from 1 to 64")));
         }
+        self.check_own()?;
         // The rest of its tree may have outlived it.
         let mut state = self.lock();
         if scope != Scope::Tree && state.end.is_some() {
@@ -226,6 +239,7 @@ impl Running {
     }
 
     fn request(&self, request: &JobRequest) -> Result<()> {
+        self.check_own()?;
         match wire::send(self.as_fd(), request, &[], Deadline::after(REQUEST)) {
             // Init closed the channel after the end, or has died itself: then nothing is left.
             Err(Error::SandboxDied) => Ok(()),

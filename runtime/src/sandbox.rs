@@ -1,9 +1,8 @@
 //! A sandbox: its creation, its jobs, its end.
 
-use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use adl_protocol::limits;
@@ -18,6 +17,7 @@ use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::instance::Instance;
 use crate::limits::Limits;
+use crate::owner::{Owner, PerProcess};
 use crate::remove;
 use crate::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
@@ -36,7 +36,8 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 ///
 /// All methods take `&self`, and any number of jobs may run at once, started from any threads.
 /// When it is dropped, or the process that made it ends in whatever way, all processes in it are
-/// killed and the kernel takes back all that they had.
+/// killed and the kernel takes back all that they had. A fork of that process can't use it
+/// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
 #[derive(Debug)]
 pub struct Sandbox {
     name: String,
@@ -71,23 +72,29 @@ impl Sandbox {
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }
+        remove::with_descriptors(|| Self::build(&config))
+    }
+
+    /// Builds what was checked.
+    fn build(config: &Config) -> Result<Self> {
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);
-        let image = Arc::new(Root::open(&config, &state)?);
-        let layout = image.layout(&config)?;
+        let image = Arc::new(Root::open(config, &state)?);
+        let layout = image.layout(config)?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `instance` undoes everything.
-        let mut instance = Instance::start(&config, fresh_ids()?)?;
+        let mut instance = Instance::start(config, fresh_ids()?)?;
+        instance.record_ids()?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory).name().to_owned();
+        let name = instance.give(directory)?.name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
             (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
         };
-        instance.set_up(&config, hostname, Arc::clone(&image), cgroups.as_ref())?;
-        Ok(Self { name, config, state, image, cgroups, instance })
+        instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        Ok(Self { name, config: config.clone(), state, image, cgroups, instance })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -111,7 +118,7 @@ impl Sandbox {
     /// As [`Sandbox::create`] and [`Sandbox::delete`]. The sandbox is dead then, and can be reset
     /// again or deleted.
     pub fn reset(&mut self) -> Result<()> {
-        self.check_own("reset")?;
+        self.check_own()?;
         // They end while the next ones are made.
         self.instance.kill()?;
         let mut next = match self.make_next() {
@@ -126,6 +133,7 @@ impl Sandbox {
         // No command can come to the next before this has returned, so there is no moment at
         // which both do something.
         self.instance.end_processes()?;
+        next.record_ids()?;
         if let Some(directory) = next.directory_mut() {
             directory.take_name(&self.name, self.instance.directory_mut())?;
         }
@@ -149,8 +157,12 @@ impl Sandbox {
 
     /// Makes the instance on the image that is to take the place of this one.
     fn make_next(&self) -> Result<Instance> {
+        remove::with_descriptors(|| self.try_to_make_next())
+    }
+
+    fn try_to_make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?)?;
         let image = Arc::clone(&self.image);
         next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
         Ok(next)
@@ -184,7 +196,7 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
     pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
-        self.check_own("snapshot")?;
+        self.check_own()?;
         if let Some(name) = &options.name {
             check_name("snapshot", name)?;
         }
@@ -216,8 +228,9 @@ impl Sandbox {
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?);
+        next.give(self.state.make_aside(&layout)?)?;
         self.instance.end_processes()?;
+        next.record_ids()?;
         self.instance.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
             directory.take_name(&self.name, self.instance.directory_mut())?;
@@ -246,11 +259,8 @@ impl Sandbox {
         std::mem::replace(&mut self.instance, next).end()
     }
 
-    fn check_own(&self, what: &'static str) -> Result<()> {
-        if self.instance.is_own() {
-            return Ok(());
-        }
-        Err(Error::invalid(what, "called by a fork of the process that made it"))
+    fn check_own(&self) -> Result<()> {
+        self.control().check_own()
     }
 
     /// Starts the instance that is to take the place of this one.
@@ -308,6 +318,7 @@ impl Sandbox {
     /// where version 1 can't reclaim what is above the limit.
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
+        self.check_own()?;
         limits.check()?;
         limits.make_absolute()?;
         let group = self.instance.control().group();
@@ -350,6 +361,7 @@ impl Sandbox {
     }
 
     fn group(&self) -> Result<&Arc<Group>> {
+        self.check_own()?;
         self.control().group().ok_or_else(cgroup::none)
     }
 
@@ -362,13 +374,16 @@ impl Sandbox {
     /// that does not answer; [`Error::Io`] where a file could not be removed. `adl gc` removes what is
     /// left once the calling process has ended.
     pub fn delete(mut self) -> Result<()> {
+        self.check_own()?;
         self.instance.end()
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
-    /// and those that have ended and that no one has waited for yet.
+    /// and those that have ended and that no one has waited for yet. In a fork of the process that
+    /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
-        self.control().jobs().clone()
+        // In a fork, a thread of its parent may have had the lock.
+        self.check_own().map_or_else(|_| Vec::new(), |()| self.control().jobs().clone())
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -399,10 +414,8 @@ pub(crate) fn unique_number() -> u64 {
 
 /// A name that nothing has, or ever had: process ids come again.
 pub(crate) fn unique_name(prefix: &str) -> String {
-    static PROCESS: OnceLock<u64> = OnceLock::new();
-    let random = || RandomState::new().hash_one(std::process::id());
-    // A fork has the same memory, but another id.
-    let process = PROCESS.get_or_init(random) ^ u64::from(std::process::id());
+    // A fork goes on with the same numbers.
+    let process = Owner::this_process().number();
     format!("{prefix}{process:016x}-{}", unique_number())
 }
 
@@ -415,29 +428,24 @@ fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<
     if let Some(name) = name {
         return state.make_sandbox(name, layout);
     }
-    loop {
-        // In use only where an earlier process of the same pid has left it.
-        let name = format!("sb-{}-{}", std::process::id(), unique_number());
-        match state.make_sandbox(&name, layout) {
-            Err(Error::NameInUse { .. }) => {}
-            made => return made,
-        }
+    let name = format!("sb-{}-{}", std::process::id(), unique_number());
+    match state.make_sandbox(&name, layout) {
+        // By another process of the same number: of another PID namespace, or an earlier one.
+        Err(Error::NameInUse { .. }) => state.make_sandbox(&unique_name("sb-"), layout),
+        made => made,
     }
 }
 
 /// Removes what owners that have ended left behind, once in a process, beside its first creation.
 fn collect_once(state: &State) {
-    static COLLECTED: Once = Once::new();
-    COLLECTED.call_once(|| {
-        if state.is_surely_empty() {
-            return;
-        }
-        let Ok(state) = state.try_clone() else { return };
-        // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
-        let _ = std::thread::Builder::new()
-            .name("adl-collect".to_owned())
-            .spawn(move || state.collect());
-    });
+    static COLLECTED: PerProcess<AtomicBool> = PerProcess::new();
+    if COLLECTED.get().swap(true, Ordering::Relaxed) || state.is_surely_empty() {
+        return;
+    }
+    let state = state.clone();
+    // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
+    let _ =
+        std::thread::Builder::new().name("adl-collect".to_owned()).spawn(move || state.collect());
 }
 
 pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {

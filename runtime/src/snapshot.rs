@@ -118,6 +118,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Busy`] if a sandbox or another snapshot lies on it; it stays then.
     pub fn delete(self) -> Result<()> {
+        self.this.check_own()?;
         let Self { this, below } = self;
         let state = State::open(Some(this.state()))?;
         // What this handle holds is in no one's way; what a sandbox of this process does, is.

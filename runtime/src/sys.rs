@@ -10,6 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 pub(crate) mod ioctl;
+pub(crate) mod per_process;
 pub(crate) mod pidfd;
 pub(crate) mod quotactl;
 
@@ -398,6 +399,26 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
     unsafe { libc::atexit(function) };
 }
 
+/// The time since the machine was started, in hundredths of a second: the unit of
+/// `/proc/PID/stat` (`USER_HZ`, 100 on this architecture).
+pub(crate) fn ticks_since_boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime writes a struct timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let ticks = time.tv_sec * 100 + time.tv_nsec / 10_000_000;
+    u64::try_from(ticks).unwrap_or(0)
+}
+
+/// The most descriptors that this process may have (`RLIMIT_NOFILE`).
+pub(crate) fn most_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes a struct rlimit.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
 /// Gives the calling thread, and no other, the lowest priority.
 pub(crate) fn lower_priority() {
     // SAFETY: takes no pointer; 0 is the calling thread. If it can't be lowered, it stays.
@@ -408,6 +429,17 @@ pub(crate) fn lower_priority() {
 pub(crate) fn unlock(file: impl AsFd) {
     // SAFETY: takes no pointer. One that has none is as it should be.
     unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// The path of an open file that leads to itself, whatever its name means by now (proc_pid_fd(5)).
+pub(crate) fn path_of(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// Changes the mode of what was opened with `O_PATH`.
+pub(crate) fn change_mode(fd: impl AsFd, mode: nix::sys::stat::Mode) -> nix::Result<()> {
+    use nix::sys::stat::{FchmodatFlags, fchmodat};
+    fchmodat(nix::fcntl::AT_FDCWD, path_of(fd).as_str(), mode, FchmodatFlags::FollowSymlink)
 }
 
 /// Tells ext4 that what is made in a directory has nothing to do with one another, so that it
@@ -459,6 +491,10 @@ pub(crate) fn receive_with_descriptor(
         && control.header.cmsg_len == length
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_RIGHTS;
+    if !is_descriptor && message.msg_flags & libc::MSG_CTRUNC != 0 {
+        // One has come, and there was no number for it.
+        return Err(nix::errno::Errno::EMFILE);
+    }
     // SAFETY: the kernel has just made it for us.
     let descriptor = is_descriptor.then(|| unsafe { OwnedFd::from_raw_fd(control.descriptor) });
     Ok((count, descriptor))
@@ -567,4 +603,22 @@ pub(crate) fn set_extended_attribute(
         libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.0, value.1, 0)
     };
     nix::errno::Errno::result(result).map(drop)
+}
+
+/// Whether something holds in a child of fork(2), which ends then, without what is done at the end of
+/// a process.
+#[cfg(test)]
+pub(crate) fn in_fork(holds: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child has one thread and a copy of all memory; what it does is up to the caller.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "{}", io::Error::last_os_error());
+    if pid == 0 {
+        let holds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(holds));
+        // SAFETY: does not return.
+        unsafe { libc::_exit(i32::from(!matches!(holds, Ok(true)))) };
+    }
+    let mut status = 0;
+    // SAFETY: waitpid writes an int; it is our child.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    status == 0
 }

@@ -141,6 +141,11 @@ impl Call {
         Ok((Self { running, purpose, deadline, only_tells }, ends))
     }
 
+    /// Refuses a fork of the process that had it started.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.running.check_own()
+    }
+
     /// Waits until it has ended, and says whether it has done what it was to do.
     pub(crate) fn finish(&self) -> Result<()> {
         self.finish_by(self.wait())

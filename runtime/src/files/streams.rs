@@ -42,6 +42,7 @@ impl FileReader {
     }
 
     fn next(&self, buffer: &mut [u8]) -> Result<usize> {
+        self.call.check_own()?;
         let deadline = self.call.wait();
         loop {
             match nix::unistd::read(&self.pipe, &mut *buffer) {
@@ -165,6 +166,7 @@ impl FileWriter {
         deadline: Deadline,
         send: impl FnOnce(&mut Outgoing) -> Result<()>,
     ) -> Result<()> {
+        self.call.check_own()?;
         let pipe =
             self.pipe.as_mut().ok_or(Error::Protocol { why: "an earlier write has failed" })?;
         pipe.set_deadline(deadline);

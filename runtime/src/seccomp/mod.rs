@@ -11,9 +11,8 @@ mod arguments;
 mod table;
 mod tree;
 
-use std::sync::OnceLock;
-
 use crate::error::{Error, Result};
+use crate::owner::PerProcess;
 
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +30,13 @@ enum Verdict {
 /// The programs of the default policy in the order of their install, each an array of
 /// `struct sock_filter`. Compiled once in a process.
 pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
-    static FILTERS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    if let Some(filters) = FILTERS.get() {
-        return Ok(filters);
-    }
-    let arguments = arguments::compile()
-        .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-    Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
+    static FILTERS: PerProcess<Vec<Vec<u8>>> = PerProcess::new();
+    let filters = FILTERS.get_or_try(|| {
+        let arguments = arguments::compile()
+            .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
+        Ok(vec![tree::compile(table::TABLE), arguments])
+    })?;
+    Ok(filters)
 }
 
 /// A program that no one can make a subvolume of btrfs under: what is in one is not counted in the

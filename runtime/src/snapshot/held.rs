@@ -5,14 +5,15 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::record::{RECORD, Record, lies_on, open_record, read};
 use crate::error::{Error, Result};
-use crate::owner::Owner;
+use crate::lock::lock;
+use crate::owner::{Owner, PerProcess};
 use crate::remove::{Remains, entries, remove_later};
 use crate::root::Layer;
 use crate::state::{Shelf, State};
@@ -34,23 +35,20 @@ pub(crate) struct Held {
 }
 
 /// Those that there are in this process, by the paths of their directories.
-static HELD: Mutex<All> = Mutex::new(BTreeMap::new());
+static HELD: PerProcess<Mutex<All>> = PerProcess::new();
 
 type All = BTreeMap<PathBuf, Weak<Held>>;
 
-/// Held for a moment only: a fork of the process may find it as another thread has left it.
 fn all() -> MutexGuard<'static, All> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(HELD.get())
 }
 
 fn known(path: &Path) -> Option<Arc<Held>> {
     known_of(&all(), path)
 }
 
-/// What a fork has a copy of is another process's.
 fn known_of(all: &All, path: &Path) -> Option<Arc<Held>> {
-    let known = all.get(path).and_then(Weak::upgrade)?;
-    known.owner.is_some_and(Owner::is_this_process).then_some(known)
+    all.get(path).and_then(Weak::upgrade)
 }
 
 /// How long someone may take who looks whether a snapshot can be removed.
@@ -137,6 +135,11 @@ impl Held {
             file,
             owner: Some(Owner::this_process()),
         })
+    }
+
+    /// Refuses a fork of the process that holds it.
+    pub(super) fn check_own(&self) -> Result<()> {
+        self.owner.map_or(Ok(()), |owner| owner.check("the snapshot"))
     }
 
     /// The state directory.
@@ -229,8 +232,8 @@ pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
 
 /// Threads that look at one another's snapshots would find each in use.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+    static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
+    lock(ONE_AT_A_TIME.get())
 }
 
 fn collect_unnamed(state: &State) -> Result<Vec<String>> {

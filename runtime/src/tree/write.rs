@@ -24,7 +24,7 @@ use nix::unistd::{
 use super::place::{DIRECTORY, Identity, Place};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
 use crate::error::{Error, Result};
-use crate::sandbox::unique_number;
+use crate::sandbox::unique_name;
 use crate::{sys, wire};
 
 /// How a file is made: where there is nothing, not even a symbolic link.
@@ -399,9 +399,7 @@ impl Receiver<'_> {
         }
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         for _ in 0..TRIES {
-            let number = unique_number();
-            let other = format!(".adl-{}-{number}", std::process::id());
-            let other = CString::new(other).map_err(|_| Errno::EINVAL)?;
+            let other = CString::new(unique_name(".adl-")).map_err(|_| Errno::EINVAL)?;
             match openat(self.here(), &*other, NEW_FILE, mode) {
                 Err(Errno::EEXIST) => {}
                 made => return Ok((made?, other)),
