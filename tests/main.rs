@@ -36,6 +36,7 @@ mod limits;
 mod mounts;
 mod output;
 mod readme;
+mod records;
 mod reset;
 mod shares;
 mod snapshots;

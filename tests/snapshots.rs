@@ -455,8 +455,9 @@ fn a_record_that_can_not_be_read_is_in_no_ones_way() {
     }
     let record = |name: &str| home.state().join("snapshots").join(name).join("snapshot.json");
     std::fs::write(record("broken"), "").unwrap();
-    // Of a form that is not known: it says of one that it lies on it.
+    // Of a form that is not known: it says of one that it lies on it, and has told that.
     std::fs::write(record("newer"), r#"{"form": 99, "lies": ["on", "whole"]}"#).unwrap();
+    std::fs::write(record("whole").with_file_name("users").join("1.newer"), "").unwrap();
     let open = |name| Snapshot::open(Some(&home.state()), name).map(drop);
     assert!(matches!(open("broken"), Err(Error::Io { .. })));
     assert!(matches!(open("newer"), Err(Error::Io { .. })));

@@ -13,7 +13,7 @@ use crate::ids;
 use crate::root::{Layer, Tree, TreeKind};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::state::{DIRECTORY, State};
+use crate::state::DIRECTORY;
 use crate::tree::{self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind};
 use crate::wire::Deadline;
 
@@ -43,8 +43,8 @@ impl Sandbox {
         let mut layers = Vec::new();
         for (tree, name) in root.uppers().filter(|(tree, _)| !tree.is_volume) {
             let mut opened = Layers::open(tree)?;
-            let path = directory.path().join(&name);
-            opened.changed.insert(0, open(directory.as_fd(), Path::new(&name), &path)?);
+            let path = directory.path().join(name.as_str());
+            opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
         }
         changes_of(&layers, self.config())
@@ -91,8 +91,7 @@ impl Snapshot {
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
-        let state = State::open(Some(self.held().state()))?;
-        let trees = self.held().record().open(&state)?;
+        let trees = self.held().trees()?;
         trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
     }
 }

@@ -122,6 +122,14 @@ pub enum Error {
         /// What was wrong.
         why: &'static str,
     },
+    /// Some of what was left behind could not be removed; the rest was.
+    #[error("{} could not be removed: {}", Count(.errors), Listed(.errors))]
+    Uncollected {
+        /// The names of what was removed.
+        removed: Vec<String>,
+        /// What was not, each with its path.
+        errors: Vec<Error>,
+    },
     /// An operation on the host failed.
     #[error("{operation}{}: {source}", Of(.path))]
     Io {
@@ -165,6 +173,30 @@ struct Of<'a>(&'a Path);
 impl fmt::Display for Of<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
+    }
+}
+
+/// How many there are.
+struct Count<'a>(&'a [Error]);
+
+impl fmt::Display for Count<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => f.write_str("one thing"),
+            count => write!(f, "{count} things"),
+        }
+    }
+}
+
+/// All of them, one behind the other.
+struct Listed<'a>(&'a [Error]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if number == 0 { "" } else { "; " })?;
+        }
+        Ok(())
     }
 }
 

@@ -82,7 +82,8 @@ pub(crate) struct OpenedImage {
     pub(crate) trees: Vec<Tree>,
     /// What a snapshot has kept of volumes that are copied on write, without the volumes.
     pub(crate) volumes: Vec<Tree>,
-    pub(crate) held: Vec<Arc<Held>>,
+    /// The snapshot that it is.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 impl OpenedImage {
@@ -141,10 +142,10 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 fn host_trees(state: &State, network: Network) -> Result<OpenedImage> {
-    let skeleton = state.images()?.join(format!("host-{:016x}", fingerprint(network)));
-    if !skeleton.is_dir() {
-        build_skeleton(&skeleton, network).map_err(Error::at("make the host image", &skeleton))?;
-    }
+    let name = format!("host-{:016x}", fingerprint(network));
+    let skeleton = unpack::make_once(state, &name, |aside| {
+        fill_skeleton(aside, network).map_err(Error::at("make the host image", aside))
+    })?;
     let mut opened = OpenedImage::of_directory(&skeleton)?;
     for name in PROGRAMS {
         let path = Path::new("/").join(name);
@@ -171,22 +172,6 @@ fn fingerprint(network: Network) -> u64 {
 /// Where to resolve names, for those that can reach it.
 fn resolver(network: Network) -> Option<&'static &'static str> {
     (network == Network::Host).then_some(&"resolv.conf")
-}
-
-/// Builds it aside and puts it in place whole; another process may do the same meanwhile.
-fn build_skeleton(place: &Path, network: Network) -> io::Result<()> {
-    let unique = format!("{}.{}", std::process::id(), crate::sandbox::unique_number());
-    let aside = place.with_extension(unique);
-    unpack::make_directory(&aside)?;
-    let built = fill_skeleton(&aside, network).and_then(|()| fs::rename(&aside, place));
-    if built.is_err() {
-        // Ours alone; if it can't be removed, the error above says why.
-        let _ = unpack::remove_directory(&aside);
-        if place.is_dir() {
-            return Ok(());
-        }
-    }
-    built
 }
 
 fn fill_skeleton(root: &Path, network: Network) -> io::Result<()> {

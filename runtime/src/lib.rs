@@ -52,6 +52,7 @@ pub mod doctor;
 mod error;
 mod exit;
 mod files;
+mod garbage;
 mod ids;
 mod image;
 mod init_binary;
@@ -91,6 +92,7 @@ pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
+pub use garbage::collect_garbage;
 pub use image::Image;
 pub use limits::{IoLimit, Limits};
 pub use mount::{Access, Mount};
@@ -98,7 +100,6 @@ pub use remove::{finish_removals, pending_removals};
 pub use running::{Handle, Scope};
 pub use sandbox::Sandbox;
 pub use snapshot::{Running, Snapshot, SnapshotOptions};
-pub use state::collect_garbage;
 pub use stats::Stats;
 pub use stdio::Stdio;
 pub use terminal::Terminal;

@@ -8,11 +8,12 @@ use adl_protocol::limits;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
+use crate::config::name::{PartName, SnapshotName};
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
 use crate::mount::{self, Access, OpenedWhat};
 use crate::snapshot::Held;
-use crate::state::{Layout, State};
+use crate::state::{Layout, Shelf, State, open_beneath};
 
 /// A file or directory of the host, opened once: what is mounted later is what was opened here.
 #[derive(Debug, Clone)]
@@ -34,6 +35,18 @@ impl Source {
         Self::open(operation, path, OFlag::O_DIRECTORY)
     }
 
+    /// A directory below one of adl's own, through no link.
+    pub(crate) fn beneath(
+        operation: &'static str,
+        at: BorrowedFd<'_>,
+        path: &Path,
+        shown: PathBuf,
+    ) -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let fd = open_beneath(at, path, flags).map_err(Error::at(operation, &shown))?;
+        Ok(Self { path: shown, fd: Arc::new(fd) })
+    }
+
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -43,12 +56,11 @@ impl Source {
 #[derive(Debug, Clone)]
 pub(crate) enum Layer {
     Image(Source),
-    /// A part of a snapshot that is held. It takes no descriptor, since there may be many; no one
-    /// but adl can change what has this path.
+    /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be many.
     Snapshot {
-        snapshot: String,
-        part: String,
-        path: PathBuf,
+        shelf: Arc<Shelf>,
+        snapshot: SnapshotName,
+        part: PartName,
     },
     /// The source of a volume whose changes a snapshot has kept, not opened.
     Volume(PathBuf),
@@ -58,7 +70,10 @@ impl Layer {
     pub(crate) fn open(&self) -> Result<Source> {
         match self {
             Self::Image(source) => Ok(source.clone()),
-            Self::Snapshot { path, .. } => Source::directory("open snapshot", path),
+            Self::Snapshot { shelf, snapshot, part } => {
+                let path = Path::new(snapshot.as_str()).join(part.as_str());
+                Source::beneath("open snapshot", shelf.as_fd(), &path, shelf.path(&path))
+            }
             Self::Volume(path) => Source::directory("open volume", path),
         }
     }
@@ -135,8 +150,8 @@ pub(crate) enum Mounted {
 pub(crate) struct Root {
     /// In the order of mounting; the first is the root itself.
     pub(crate) parts: Vec<Part>,
-    /// The snapshots among the layers.
-    pub(crate) held: Vec<Arc<Held>>,
+    /// The topmost snapshot among the layers; the others can't go before it.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 impl Root {
@@ -182,12 +197,12 @@ impl Root {
     }
 
     /// The names, in a sandbox's directory, of what holds the changes of each tree.
-    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, String)> {
+    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, PartName)> {
         let mut overlays = 0..;
         self.trees().map(move |tree| {
             let name = match tree.kind {
-                TreeKind::Subvolume => crate::state::SUBVOLUME.to_owned(),
-                TreeKind::Overlay => crate::state::upper_name(overlays.next().unwrap_or_default()),
+                TreeKind::Subvolume => PartName::subvolume(),
+                TreeKind::Overlay => PartName::upper(overlays.next().unwrap_or_default()),
             };
             (tree, name)
         })
@@ -209,7 +224,7 @@ impl Root {
     /// The same, on top of what a snapshot has kept of it.
     pub(crate) fn on_top(&self, snapshot: Arc<Held>) -> Self {
         let mut next = self.clone();
-        let names: Vec<String> = self.uppers().map(|(_, name)| name).collect();
+        let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
         let trees = next.parts.iter_mut().filter_map(|part| match part {
             Part::Tree { tree, .. } => Some(tree),
             Part::Mount { .. } => None,
@@ -218,7 +233,7 @@ impl Root {
             tree.layers.insert(0, snapshot.layer(name));
             tree.changed += 1;
         }
-        next.held.push(snapshot);
+        next.held = Some(snapshot);
         next
     }
 

@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
-use adl_protocol::limits;
-
 use crate::background::Job;
 use crate::cgroup::{self, Group};
 use crate::command::Command;
+use crate::config::name::{SnapshotName, check_name};
 use crate::config::{Config, Upper};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -18,14 +17,11 @@ use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::instance::Instance;
 use crate::limits::Limits;
-use crate::remove;
 use crate::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
 use crate::state::{Layout, SandboxDirectory, State};
 use crate::stats::Stats;
-
-/// The longest name, in bytes: it must be a host name, too.
-const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
+use crate::{garbage, remove};
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
@@ -185,9 +181,7 @@ impl Sandbox {
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
     pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
         self.check_own("snapshot")?;
-        if let Some(name) = &options.name {
-            check_name("snapshot", name)?;
-        }
+        let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
         let unsupported = |why: &str, fix: &str| Error::Unsupported {
             what: "a snapshot of the sandbox".to_owned(),
             why: why.to_owned(),
@@ -212,7 +206,6 @@ impl Sandbox {
             return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
         }
         let root = Arc::clone(root);
-        let name = options.name.as_deref();
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
@@ -226,7 +219,7 @@ impl Sandbox {
         let Some(directory) = self.instance.directory_mut() else {
             return Err(Error::SandboxDied);
         };
-        let snapshot = making.publish(directory, &root)?;
+        let snapshot = making.publish(directory)?;
         // From here on they are the snapshot's, and whatever happens, the caller has that.
         self.instance.let_go_of_directory();
         let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
@@ -436,22 +429,6 @@ fn collect_once(state: &State) {
         // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
         let _ = std::thread::Builder::new()
             .name("adl-collect".to_owned())
-            .spawn(move || state.collect());
+            .spawn(move || garbage::collect(&state));
     });
-}
-
-pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let why = if name.is_empty() {
-        "empty".to_owned()
-    } else if name.len() > LONGEST_NAME {
-        format!("longer than {LONGEST_NAME} bytes")
-    } else if !name.chars().all(allowed) {
-        format!("{name:?} has characters other than letters, digits, '.', '_' and '-'")
-    } else if name.starts_with(['.', '-']) {
-        format!("{name:?} starts with '.' or '-'")
-    } else {
-        return Ok(());
-    };
-    Err(Error::invalid(what, why))
 }

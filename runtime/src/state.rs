@@ -5,17 +5,18 @@
 //! ends, however it ends. So a directory whose lock can be had has no owner, and its removal
 //! needs no process id, which could have come to mean another process.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat, openat2, renameat, renameat2};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -23,10 +24,57 @@ use crate::error::{Error, Result};
 use crate::remove::{Remains, entries, remove_contents, remove_empty, remove_later};
 use crate::root::Source;
 use crate::sandbox::unique_name;
-use crate::{btrfs, cgroup, quota, snapshot, sys};
+use crate::{btrfs, cgroup, quota, sys};
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
+/// Opens what is below a directory, through no link.
+pub(crate) fn open_beneath(at: BorrowedFd<'_>, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(at, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+/// Opens a file in a directory of adl's own, to read what adl has written there. Nothing else is
+/// opened, waited for or followed.
+///
+/// # Errors
+/// `InvalidData` for what adl has not written, such as a file of another user's, or a longer one.
+pub(crate) fn open_own_file(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    longest: u64,
+) -> io::Result<std::fs::File> {
+    let flags = OFlag::O_RDONLY
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NONBLOCK
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC;
+    let file = openat(directory, name, flags, Mode::empty())?;
+    check_own(file.as_fd(), libc::S_IFREG)?;
+    if fstat(&file)?.st_size.unsigned_abs() > longest {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than adl writes it"));
+    }
+    Ok(file.into())
+}
+
+/// Refuses what someone else than the calling user and root could have written, or what is of another
+/// kind.
+pub(crate) fn check_own(file: BorrowedFd<'_>, kind: libc::mode_t) -> io::Result<()> {
+    let stat = fstat(file)?;
+    let why = if stat.st_mode & libc::S_IFMT != kind {
+        "of another kind than what adl writes"
+    } else if stat.st_uid != nix::unistd::geteuid().as_raw() && stat.st_uid != 0 {
+        "it belongs to another user"
+    } else if stat.st_mode & 0o022 != 0 {
+        "others than its owner may write to it"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
 
 /// How long a collector may take to give the name of what it has taken free.
 const COLLECTION: Duration = Duration::from_millis(20);
@@ -37,22 +85,12 @@ pub(crate) const SUBVOLUME: &str = "root";
 /// Where in a sandbox's directory the paths of its cgroups are, each ended by a NUL.
 const CGROUPS: &str = "cgroups";
 
+/// The most that may be there, in bytes: a path for each controller that there could be.
+const LONGEST_CGROUPS: u64 = 256 << 10;
+
 /// Where in a sandbox's directory overlay `number` has its upper.
 pub(crate) fn upper_name(number: usize) -> String {
     format!("{number}.upper")
-}
-
-/// Removes what sandboxes left on disk whose owner has ended, and returns their names; snapshots
-/// without a name that no one uses any more among them.
-///
-/// Safe beside anything else that uses the same state directory, and when interrupted anywhere:
-/// a sandbox is taken only when its lock can be had, and that its owner holds for as long as it
-/// lives. `state_directory` is as in [`crate::Config`].
-///
-/// # Errors
-/// [`Error::Io`] with the path that could not be removed.
-pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
-    State::open(state_directory)?.collect()
 }
 
 /// The directory of all sandboxes of a user.
@@ -60,6 +98,8 @@ pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
 pub(crate) struct State {
     path: PathBuf,
     sandboxes: Shelf,
+    /// Once they were asked for.
+    snapshots: OnceLock<Arc<Shelf>>,
 }
 
 impl State {
@@ -76,13 +116,13 @@ impl State {
         // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
         // that with every file it makes.
         sys::spread_entries(&sandboxes.fd);
-        Ok(Self { path, sandboxes })
+        Ok(Self { path, sandboxes, snapshots: OnceLock::new() })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let Shelf { path, fd } = &self.sandboxes;
         let sandboxes = Shelf { path: path.clone(), fd: fd.try_clone()? };
-        Ok(Self { path: self.path.clone(), sandboxes })
+        Ok(Self { path: self.path.clone(), sandboxes, snapshots: OnceLock::new() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -106,14 +146,35 @@ impl State {
 
     /// Where images are kept.
     pub(crate) fn images(&self) -> Result<PathBuf> {
-        let path = self.path.join("images");
+        let path = self.path.join(IMAGES);
         make_private(&path)?;
         Ok(path)
     }
 
+    /// Where images are kept, if there was any.
+    pub(crate) fn images_if_any(&self) -> Result<Option<PathBuf>> {
+        let is_there = self.path.join(IMAGES).symlink_metadata().is_ok();
+        is_there.then(|| self.images()).transpose()
+    }
+
+    /// Where sandboxes are kept.
+    pub(crate) fn sandboxes(&self) -> &Shelf {
+        &self.sandboxes
+    }
+
     /// Where snapshots are kept.
-    pub(crate) fn snapshots(&self) -> Result<Shelf> {
-        Shelf::open(self.path.join(SNAPSHOTS))
+    pub(crate) fn snapshots(&self) -> Result<Arc<Shelf>> {
+        if let Some(shelf) = self.snapshots.get() {
+            return Ok(Arc::clone(shelf));
+        }
+        let shelf = Arc::new(Shelf::open(self.path.join(SNAPSHOTS))?);
+        Ok(Arc::clone(self.snapshots.get_or_init(|| shelf)))
+    }
+
+    /// The same, if there was any.
+    pub(crate) fn snapshots_if_any(&self) -> Result<Option<Arc<Shelf>>> {
+        let is_there = self.path.join(SNAPSHOTS).symlink_metadata().is_ok();
+        is_there.then(|| self.snapshots()).transpose()
     }
 
     /// Makes and locks the directory of a new sandbox.
@@ -125,39 +186,13 @@ impl State {
     pub(crate) fn make_aside(&self, layout: &Layout) -> Result<SandboxDirectory> {
         self.make_sandbox(&aside_name(), layout)
     }
-
-    /// Removes the directories of sandboxes whose owner has ended, and snapshots that are no one's,
-    /// and says which.
-    pub(crate) fn collect(&self) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
-        let mut first_error = None;
-        let mut collect = |shelf: &Shelf, one: &dyn Fn(&str) -> Result<bool>| -> Result<()> {
-            for entry in entries(shelf.fd.as_fd()).map_err(Error::at("read", &shelf.path))? {
-                let Some(name) = entry.to_str() else { continue };
-                match one(name) {
-                    Ok(true) => removed.push(name.to_owned()),
-                    Ok(false) => {}
-                    // The others are not to wait for whoever mends this.
-                    Err(error) => drop(first_error.get_or_insert(error)),
-                }
-            }
-            Ok(())
-        };
-        collect(&self.sandboxes, &|name| self.sandboxes.collect_one(name))?;
-        if self.path.join(SNAPSHOTS).exists() {
-            let snapshots = self.snapshots()?;
-            collect(&snapshots, &|name| Ok(is_aside(name) && snapshots.collect_one(name)?))?;
-            match snapshot::collect(self) {
-                Ok(collected) => removed.extend(collected),
-                Err(error) => drop(first_error.get_or_insert(error)),
-            }
-        }
-        first_error.map_or(Ok(removed), Err)
-    }
 }
 
 /// Where snapshots are, in the state directory.
 const SNAPSHOTS: &str = "snapshots";
+
+/// Where images are, in the state directory.
+pub(crate) const IMAGES: &str = "images";
 
 /// What a sandbox has on disk.
 #[derive(Debug)]
@@ -192,8 +227,13 @@ impl Shelf {
     }
 
     /// The path of what has a name there.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The names in it.
+    pub(crate) fn entries(&self) -> Result<Vec<OsString>> {
+        entries(self.as_fd()).map_err(Error::at("read", &self.path))
     }
 
     fn make(&self, name: &str, layout: &Layout) -> Result<SandboxDirectory> {
@@ -273,7 +313,7 @@ impl Shelf {
     }
 
     /// Removes a directory, unless it has an owner.
-    fn collect_one(&self, name: &str) -> Result<bool> {
+    pub(crate) fn collect_one(&self, name: &str) -> Result<bool> {
         let Some(mut directory) = self.take(name)? else { return Ok(false) };
         if !is_aside(name) {
             // Its name is free at once; where there is no room for that, at the end.
@@ -386,14 +426,13 @@ impl SandboxDirectory {
     /// Removes its cgroups, if it has any.
     pub(crate) fn remove_cgroups(&self) -> Result<()> {
         let path = self.path.join(CGROUPS);
-        let file =
-            match openat(&self.fd, CGROUPS, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-                Ok(file) => file,
-                Err(Errno::ENOENT) => return Ok(()),
-                Err(errno) => return Err(Error::at("open", &path)(errno)),
-            };
+        let file = match open_own_file(self.as_fd(), CGROUPS, LONGEST_CGROUPS) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::at("open", &path)(error)),
+        };
         let mut text = Vec::new();
-        std::fs::File::from(file).read_to_end(&mut text).map_err(Error::at("read", &path))?;
+        file.take(LONGEST_CGROUPS).read_to_end(&mut text).map_err(Error::at("read", &path))?;
         let paths = text.split(|byte| *byte == 0).map(|path| OsStr::from_bytes(path).into());
         cgroup::remove_recorded(&paths.collect::<Vec<PathBuf>>())?;
         unlinkat(&self.fd, CGROUPS, UnlinkatFlags::NoRemoveDir).map_err(Error::at("unlink", &path))
@@ -427,6 +466,9 @@ impl SandboxDirectory {
 
     /// Gives its name free. The lock stays, as does what is in it.
     pub(crate) fn move_aside(&mut self) -> Result<()> {
+        if is_aside(&self.name) {
+            return Ok(());
+        }
         let name = aside_name();
         renameat(&self.parent, self.name.as_str(), &self.parent, name.as_str())
             .map_err(Error::at("rename", &self.path))?;
@@ -502,7 +544,7 @@ fn aside_name() -> String {
     unique_name(ASIDE)
 }
 
-fn is_aside(name: &str) -> bool {
+pub(crate) fn is_aside(name: &str) -> bool {
     name.starts_with(ASIDE)
 }
 

@@ -65,8 +65,15 @@ fn main() -> ExitCode {
 }
 
 fn collect_garbage() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    for name in adl_runtime::collect_garbage(None)? {
+    let (removed, errors) = match adl_runtime::collect_garbage(None) {
+        Err(adl_runtime::Error::Uncollected { removed, errors }) => (removed, errors),
+        collected => (collected?, Vec::new()),
+    };
+    for name in removed {
         println!("{name}");
     }
-    Ok(ExitCode::SUCCESS)
+    for error in &errors {
+        eprintln!("adl: {error}");
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(OWN_ERROR) })
 }
