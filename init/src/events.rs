@@ -68,6 +68,22 @@ struct Job {
     told: bool,
 }
 
+impl Job {
+    /// Tells its end, once.
+    fn tell(&mut self, status: Status, usage: Usage, wall: u64) {
+        if self.told {
+            return;
+        }
+        self.told = true;
+        let Some(channel) = &self.channel else { return };
+        let (wall_us, timed_out, survivors) = (wall / 1000, self.timed_out, self.survivors);
+        let exit = Exit { status, usage, wall_us, timed_out, survivors };
+        let _ = send_frame(channel, &JobEvent::Exited(exit));
+        // Whoever holds a copy of it: all who wait at the other end wake up.
+        let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
+    }
+}
+
 struct Loop {
     init: &'static Init,
     epoll: OwnedFd,
@@ -397,15 +413,18 @@ impl Loop {
     fn sweep(&mut self, now: u64) -> bool {
         let (jobs, by_pid) = (&self.jobs, &self.by_pid);
         let mark_of = |pid| Some(jobs.get(by_pid.get(pid)?)?.tree.mark());
-        match self.sweeper.turn(mark_of) {
+        match self.sweeper.turn(now, mark_of) {
             Ok(Turn::UnderWay) => return true,
-            Ok(Turn::Done { ended, signalled, met }) => {
+            Ok(Turn::Done { ended, signalled, stuck, met }) => {
                 self.sweep_at = now + if met { BETWEEN_PASSES } else { 0 };
                 for number in ended {
-                    self.tree_ended(number, false);
+                    self.tree_ended(number);
                 }
                 for number in signalled {
                     self.settle(number);
+                }
+                for number in stuck {
+                    self.tell_survivors(number);
                 }
             }
             // The kernel is out of memory: later.
@@ -430,7 +449,8 @@ impl Loop {
         let Some(job) = self.jobs.get_mut(number) else { return };
         if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
             self.sweeper.remove(job.tree.mark());
-            self.tree_ended(number, true);
+            self.tell_survivors(number);
+            self.tree_ended(number);
         } else if job.end.is_none()
             && job.ending.is_none()
             && job.deadline.is_some_and(|at| at <= now)
@@ -440,13 +460,23 @@ impl Loop {
         }
     }
 
-    fn tree_ended(&mut self, number: u64, survivors: bool) {
+    fn tree_ended(&mut self, number: u64) {
         let Some(job) = self.jobs.get_mut(number) else { return };
         if let Some(since) = job.ending.take() {
             self.timers.remove(since.saturating_add(UNKILLABLE), number);
-            job.survivors = survivors;
         }
         self.settle(number);
+    }
+
+    /// Tells the end of a job of whose tree something does not end, which may be its own process.
+    /// What can be ended goes on to be.
+    fn tell_survivors(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        job.survivors = true;
+        let killed = Status::Signal { signal: 9, core: false };
+        let wall = now().saturating_sub(job.started);
+        let (status, usage, wall) = job.end.unwrap_or((killed, Usage::default(), wall));
+        job.tell(status, usage, wall);
     }
 
     /// Reaps what has ended; whether there may be more.
@@ -484,19 +514,9 @@ impl Loop {
         if job.ending.is_some() {
             return;
         }
-        if !job.told {
-            job.told = true;
-            if let Some(channel) = &job.channel {
-                let wall_us = wall / 1000;
-                let (timed_out, survivors) = (job.timed_out, job.survivors);
-                let exit = Exit { status, usage, wall_us, timed_out, survivors };
-                let _ = send_frame(channel, &JobEvent::Exited(exit));
-                // Whoever holds a copy of it: all who wait at the other end wake up.
-                let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
-            }
-            if !job.is_held {
-                self.let_go(number);
-            }
+        job.tell(status, usage, wall);
+        if !job.is_held {
+            self.let_go(number);
         }
         // Not while it is swept: without its pin, its mark may become another's.
         let is_over = |job: &Job| job.channel.is_none() && !self.sweeper.has(job.tree.mark());
