@@ -28,6 +28,8 @@ pub(crate) enum Need {
     Cgroups,
     /// All controllers on cgroup version 2: `cgroup2`.
     Cgroup2,
+    /// The right to make a cgroup of version 1 that freezes what is in it: `freezer`.
+    Freezer,
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
@@ -47,6 +49,7 @@ impl Need {
             Self::ProjectQuota => "prjquota",
             Self::Cgroups => "cgroups",
             Self::Cgroup2 => "cgroup2",
+            Self::Freezer => "freezer",
             Self::Debian => "debian",
             Self::Workspace => "workspace",
         }
@@ -78,6 +81,7 @@ impl Need {
                 let all = fs::read_to_string(path).unwrap_or_default();
                 (!all.contains("memory")).then(|| format!("no memory in {path}"))
             }
+            Self::Freezer => no_freezer(),
             Self::Debian => images::debian().err(),
             Self::Workspace => {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -167,6 +171,17 @@ fn no_cgroups() -> Option<String> {
         })
     })
     .clone()
+}
+
+/// Why no cgroup can be made that freezes what is in it and keeps SIGKILL from it, if so.
+fn no_freezer() -> Option<String> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some((_, path)) = own.lines().find_map(|line| line.split_once(":freezer:")) else {
+        return Some("not in /proc/self/cgroup".to_owned());
+    };
+    let probe = format!("/sys/fs/cgroup/freezer{path}/adl-need-{}", std::process::id());
+    let made = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
+    made.err().map(|error| format!("{probe}: {error}"))
 }
 
 fn fails_in_user_namespace(script: &str) -> Option<String> {

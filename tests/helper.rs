@@ -91,6 +91,7 @@ fn entry() {
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
         "without-cgroups" => crate::limits::without_cgroups(&state),
         "without-version-2" => crate::cgroups::without_version_2(&state),
+        "reset-without-descriptors" => crate::ends::reset_without_descriptors(&state),
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),

@@ -18,6 +18,7 @@ mod cli;
 mod copies;
 mod delegation;
 mod dependent;
+mod ends;
 mod exec;
 mod expect;
 mod figures;

@@ -151,21 +151,6 @@ fn every_signal_can_be_sent() {
 }
 
 #[test]
-fn silence_is_no_end_where_no_one_listens() {
-    if !needs(&[]) {
-        return;
-    }
-    let home = Home::new();
-    let sandbox = home.sandbox();
-    let idle = Duration::from_millis(20);
-    let status = sandbox.command("sleep").arg("0.2").idle_timeout(idle).status().unwrap();
-    assert!(status.success(), "{status}");
-    // Control: where someone does, it is.
-    let output = sandbox.command("sleep").arg("1000").idle_timeout(idle).output().unwrap();
-    assert_eq!(output.status.reason(), EndReason::Idle);
-}
-
-#[test]
 fn what_ended_by_itself_was_not_ended_by_its_time() {
     if !needs(&[]) {
         return;

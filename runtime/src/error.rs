@@ -145,6 +145,18 @@ impl Error {
         matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
 
+    /// Whether there was not enough memory, or there were too many processes, for an init to be
+    /// started, to go on, or to do anything in time.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Setup { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM))
+            }
+            Self::SandboxDied | Self::TimedOut { .. } => true,
+            _ => false,
+        }
+    }
+
     /// For `map_err`, on what has no path.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         Self::at(operation, Path::new(""))

@@ -82,7 +82,7 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
     let control = theirs.as_fd();
     let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
-        .map_err(|error| namespaces_refused(&error))?;
+        .map_err(namespaces_refused)?;
     Ok((process, ours))
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn set_up(
 ) -> Result<OwnedFd> {
     match try_set_up(process, control, plan, meanwhile) {
         // Its end came before it was init: that tells why.
-        Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
+        Err(error) => Err(process.launch_error().map_or(error, launch_failed)),
         done => done,
     }
 }
@@ -157,13 +157,16 @@ fn try_set_up(
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
-    wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
+    let init = process.pidfd.as_fd();
+    wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
     meanwhile()?;
 
     let socket = control.try_clone().map_err(Error::io("dup"))?;
     let messages = Messages::new(socket);
     messages.expect_descriptor();
-    let body = messages.next("init to set up the sandbox", deadline)?;
+    // Where there is no room for it, the kernel drops it, and does not say why.
+    drop(control.try_clone().map_err(Error::io("dup, see RLIMIT_NOFILE"))?);
+    let body = messages.next("init to set up the sandbox", init, deadline)?;
     match wire::decode(&body)? {
         Reply::Ready { version: VERSION } => messages
             .take_descriptor()
@@ -223,7 +226,16 @@ fn setup_error(failure: SetupFailure<'_>) -> Error {
     }
 }
 
-fn launch_failed(error: &io::Error) -> Error {
+/// Whether it may do when there is less of something else.
+fn is_exhausted(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EMFILE, ENFILE, ENOMEM};
+    matches!(error.raw_os_error(), Some(EAGAIN | EMFILE | ENFILE | ENOMEM))
+}
+
+fn launch_failed(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("execute init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces in full: sysctl \
@@ -239,7 +251,10 @@ fn launch_failed(error: &io::Error) -> Error {
     }
 }
 
-fn namespaces_refused(error: &io::Error) -> Error {
+fn namespaces_refused(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("clone init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
@@ -254,9 +269,6 @@ fn namespaces_refused(error: &io::Error) -> Error {
         Some(Errno::EINVAL | Errno::ENOSYS) => {
             "use Linux 5.19 or later with CONFIG_USER_NS, CONFIG_PID_NS, CONFIG_NET_NS, \
              CONFIG_IPC_NS, CONFIG_UTS_NS and CONFIG_CGROUPS"
-        }
-        Some(Errno::EAGAIN | Errno::ENOMEM) => {
-            "the machine, or a limit on its processes, is exhausted; see RLIMIT_NPROC and pids.max"
         }
         _ => "`adl doctor` tells more",
     };

@@ -97,6 +97,11 @@ pub fn finish_removals() {
     finish(None);
 }
 
+/// The same, but no longer than so.
+pub(crate) fn finish_within(limit: Duration) {
+    finish(Some(limit));
+}
+
 /// How long the end of the process may be held up.
 const AT_EXIT: Duration = Duration::from_secs(10);
 

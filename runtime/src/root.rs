@@ -246,6 +246,17 @@ impl Root {
         Ok(())
     }
 
+    /// How many descriptors it takes at once to set up an instance with one layer more in each tree:
+    /// each layer and each mount is opened and mounted, and there is what goes along.
+    pub(crate) fn descriptors_to_set_up(&self) -> usize {
+        const OTHERS: usize = 8;
+        let layers = self.parts.iter().map(|part| match part {
+            Part::Tree { tree, .. } => tree.layers.len() + 1,
+            Part::Mount { .. } => 1,
+        });
+        2 * layers.sum::<usize>() + OTHERS
+    }
+
     /// A size that would not hold for all that can be written.
     fn check_size(&self, config: &Config) -> Result<()> {
         match config.upper {

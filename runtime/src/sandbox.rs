@@ -1,7 +1,7 @@
 //! A sandbox: its creation, its jobs, its end.
 
 use std::hash::{BuildHasher, RandomState};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
@@ -108,28 +108,55 @@ impl Sandbox {
     /// ```
     ///
     /// # Errors
-    /// As [`Sandbox::create`] and [`Sandbox::delete`]. The sandbox is dead then, and can be reset
-    /// again or deleted.
+    /// As [`Sandbox::create`]: all that can fail is done before anything is ended, and the sandbox
+    /// goes on as it was. Only where the disk is full, or processes inside have used up what is
+    /// needed, it is ended first, and dead if that was not enough.
+    ///
+    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is dead
+    /// then, and its processes are still ending; this can be called again, which tells the same until
+    /// they have ended, and succeeds from then on.
     pub fn reset(&mut self) -> Result<()> {
         self.check_own("reset")?;
-        // They end while the next ones are made.
-        self.instance.kill()?;
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
+        }
         let mut next = match self.make_next() {
-            // What it has written is in the way of what it will, and goes first.
-            Err(error) if error.is_no_space() => {
+            // What it has used up is in the way of what it will, and goes first.
+            Err(error) if self.may_be_in_the_way(&error) => {
+                self.instance.end_processes()?;
                 self.instance.end()?;
-                remove::finish_removals();
+                remove::finish_within(ROOM);
                 self.make_next_when_there_is_room()?
             }
             next => next?,
         };
         // No command can come to the next before this has returned, so there is no moment at
-        // which both do something.
-        self.instance.end_processes()?;
-        if let Some(directory) = next.directory_mut() {
-            directory.take_name(&self.name, self.instance.directory_mut())?;
+        // which both do something. The name goes first: it is the last that can fail.
+        self.exchange_names(&mut next)?;
+        if let Err(error) = self.instance.end_processes() {
+            // Its own again, for whoever calls again. If that fails, it is the next one's, and free
+            // with it.
+            let _ = self.exchange_names(&mut next);
+            return Err(error);
         }
         std::mem::replace(&mut self.instance, next).end()
+    }
+
+    /// Whether something could not be made because of what the sandbox has used up.
+    fn may_be_in_the_way(&self, error: &Error) -> bool {
+        let is_busy = || self.instance.is_busy().unwrap_or(true);
+        error.is_no_space() || error.is_exhausted() && is_busy()
+    }
+
+    /// Has the next instance be what the name stands for, or again this one.
+    fn exchange_names(&mut self, next: &mut Instance) -> Result<()> {
+        let (Some(next), this) = (next.directory_mut(), self.instance.directory_mut()) else {
+            return Ok(());
+        };
+        match this {
+            Some(this) if next.name() == self.name => this.take_name(&self.name, Some(next)),
+            this => next.take_name(&self.name, this),
+        }
     }
 
     /// The same where what was in the way has just been removed. A btrfs gives the room back when it
@@ -197,6 +224,9 @@ impl Sandbox {
             let fix = "make the sandbox with the upper `disk` or `btrfs`";
             return Err(unsupported("what it has written is in memory", fix));
         }
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
+        }
         if options.running == Running::Refuse && self.instance.is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
             return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
@@ -217,7 +247,10 @@ impl Sandbox {
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
         next.give(self.state.make_aside(&layout)?);
+        // What is set up after the end takes descriptors, which are there then.
+        let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
         self.instance.end_processes()?;
+        drop(reserved);
         self.instance.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
             directory.take_name(&self.name, self.instance.directory_mut())?;
@@ -331,8 +364,8 @@ impl Sandbox {
 
     /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. Commands and
     /// calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can be reset and deleted.
-    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed, also not by
-    /// its timeout, before it goes on.
+    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed before it goes on;
+    /// by its timeout it is told as a survivor.
     ///
     /// # Errors
     /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
@@ -358,9 +391,10 @@ impl Sandbox {
     /// went wrong.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the kernel could not end a process, as when it waits for a device
-    /// that does not answer; [`Error::Io`] where a file could not be removed. `adl gc` removes what is
-    /// left once the calling process has ended.
+    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it waits
+    /// for a device that does not answer; at once where [`Sandbox::reset`] has told so before. A
+    /// thread waits for it then and gives back the rest, the name among it. [`Error::Io`] where a file
+    /// could not be removed. `adl gc` removes what is left once the calling process has ended.
     pub fn delete(mut self) -> Result<()> {
         self.instance.end()
     }
@@ -409,6 +443,12 @@ pub(crate) fn unique_name(prefix: &str) -> String {
 /// A range of ids, for who can map them.
 fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
     Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+}
+
+/// Takes so many descriptors, to be let go of when others are needed in their place.
+fn reserve_descriptors(any: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
+    let reserved: std::io::Result<_> = (0..count).map(|_| any.try_clone_to_owned()).collect();
+    reserved.map_err(Error::io("dup"))
 }
 
 fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {

@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 pub(crate) mod ioctl;
@@ -38,7 +39,8 @@ impl Namespaces {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
+    /// Readable when it has ended. Shared with all who wait for something of it.
+    pub(crate) pidfd: Arc<OwnedFd>,
     launch: Option<Launch>,
 }
 
@@ -218,7 +220,7 @@ pub(crate) fn spawn_in_namespaces(
         return Err(error);
     }
     // SAFETY: the kernel made it, for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pidfd = Arc::new(unsafe { OwnedFd::from_raw_fd(pidfd) });
     Ok(Process { pid, pidfd, launch: Some(launch) })
 }
 

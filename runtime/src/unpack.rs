@@ -1,13 +1,14 @@
 //! Images that are made once, in the state directory: archives unpacked, trees copied to btrfs.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -20,6 +21,11 @@ use crate::root::Source;
 use crate::state::{DIRECTORY, State};
 use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 use crate::wire::Deadline;
+
+/// How long another process may take to make images.
+const MAKING: Duration = Duration::from_secs(600);
+/// How often it is asked: the kernel tells no one who waits for a while only.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// Where an image is made until it is whole. Whoever holds the lock on the directory that it is in
 /// may do so; what is there then is of one who did not come to the end.
@@ -85,6 +91,25 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
     Source::directory("open image", &place)
 }
 
+/// Takes a lock that another process may hold for as long as it makes an image, or for ever where it
+/// was stopped.
+fn lock_within(file: &File, limit: Duration) -> io::Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let why = format!("another process has held the lock for {limit:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
 /// Makes an image of a name, unless it is there.
 fn make_once(state: &State, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let images = state.images()?;
@@ -93,7 +118,7 @@ fn make_once(state: &State, name: &str, fill: impl FnOnce(&Path) -> Result<()>) 
         return Ok(place);
     }
     let lock = File::open(&images).map_err(Error::at("open", &images))?;
-    lock.lock().map_err(Error::at("flock", &images))?;
+    lock_within(&lock, MAKING).map_err(Error::at("flock", &images))?;
     if !place.is_dir() {
         let aside = images.join(ASIDE);
         remove_directory(&aside).map_err(Error::at("remove", &aside))?;
@@ -166,4 +191,24 @@ fn copy(
             sent => sent.and(made),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    #[test]
+    fn a_lock_that_is_never_let_go_of_is_waited_for_so_long() {
+        let place = std::env::temp_dir().join(format!("adl-lock-{}", std::process::id()));
+        let held = File::create(&place).unwrap();
+        held.lock().unwrap();
+        let other = File::open(&place).unwrap();
+        let late = super::lock_within(&other, Duration::from_millis(30)).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        drop(held);
+        super::lock_within(&other, Duration::from_secs(20)).unwrap();
+        std::fs::remove_file(&place).unwrap();
+    }
 }

@@ -54,8 +54,9 @@ impl Deadline {
         self.at.is_some_and(|at| at <= Instant::now())
     }
 
-    pub(crate) fn is_never(&self) -> bool {
-        self.at.is_none()
+    /// How long it was until then when it was set.
+    pub(crate) fn length(&self) -> Duration {
+        self.after
     }
 
     /// So much later.
@@ -82,6 +83,35 @@ pub(crate) fn decode_frame<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T>
         return Err(Error::Protocol { why: WHY });
     }
     codec::decode(body).map_err(|_| Error::Protocol { why: WHY })
+}
+
+/// What has ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// What was waited for is ready, whatever else has happened.
+    Ready,
+    /// Init has ended: no one makes it ready any more.
+    InitDied,
+    /// The deadline has passed.
+    Late,
+}
+
+/// Waits until a descriptor is ready, the sandbox's init has ended or the deadline has passed.
+///
+/// The end of a stream alone is not enough: the other end may be held by someone else than init,
+/// as in a message that no one receives, and then it does not come when init ends.
+pub(crate) fn wait_beside_init(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<Woken> {
+    let mut fds = [PollFd::new(fd, events), PollFd::new(init, PollFlags::POLLIN)];
+    if !wait_ready(&mut fds, deadline)? {
+        return Ok(Woken::Late);
+    }
+    let [fd, _] = fds;
+    Ok(if fd.any().unwrap_or(true) { Woken::Ready } else { Woken::InitDied })
 }
 
 /// Waits until one of `fds` is ready; `false` if the deadline comes first.
@@ -125,12 +155,13 @@ pub(crate) fn frame_of(message: &impl Serialize) -> Result<Vec<u8>> {
 /// Sends one frame, with descriptors.
 ///
 /// # Errors
-/// [`Error::SandboxDied`] if the other end is closed, [`Error::TimedOut`] if it does not read: a
-/// part of the frame may have gone then, and the socket is of no further use.
+/// [`Error::SandboxDied`] if the other end is closed or init has ended, [`Error::TimedOut`] if it
+/// does not read: a part of the frame may have gone then, and the socket is of no further use.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     message: &impl Serialize,
     descriptors: &[RawFd],
+    init: BorrowedFd<'_>,
     deadline: Deadline,
 ) -> Result<()> {
     let frame = frame_of(message)?;
@@ -138,17 +169,22 @@ pub(crate) fn send(
     while sent == 0 {
         sent = send_now(socket, &frame, descriptors)?;
         if sent == 0 {
-            wait_for_room(socket, deadline)?;
+            wait_for_room(socket, init, deadline)?;
         }
     }
-    send_rest(socket, frame.get(sent..).unwrap_or_default(), deadline)
+    send_rest(socket, frame.get(sent..).unwrap_or_default(), init, deadline)
 }
 
 /// Sends what follows the beginning of a frame.
-pub(crate) fn send_rest(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<()> {
+pub(crate) fn send_rest(
+    socket: BorrowedFd<'_>,
+    mut rest: &[u8],
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<()> {
     while !rest.is_empty() {
         match send_now(socket, rest, &[])? {
-            0 => wait_for_room(socket, deadline)?,
+            0 => wait_for_room(socket, init, deadline)?,
             sent => rest = rest.get(sent..).unwrap_or_default(),
         }
     }
@@ -177,12 +213,16 @@ pub(crate) fn send_now(
 }
 
 /// Waits until there is room for more.
-pub(crate) fn wait_for_room(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
-    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-    if wait_ready(&mut fds, deadline)? {
-        return Ok(());
+pub(crate) fn wait_for_room(
+    socket: BorrowedFd<'_>,
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<()> {
+    match wait_beside_init(socket, PollFlags::POLLOUT, init, deadline)? {
+        Woken::Ready => Ok(()),
+        Woken::InitDied => Err(Error::SandboxDied),
+        Woken::Late => Err(Error::TimedOut { what: "init to read", after: deadline.after }),
     }
-    Err(Error::TimedOut { what: "init to read", after: deadline.after })
 }
 
 /// The reading side of a socket on which small messages come, for any number of threads.
@@ -273,18 +313,22 @@ impl Messages {
         self.inbox().receive(&self.socket, MsgFlags::MSG_DONTWAIT)
     }
 
-    /// Waits for the next body, with no end to the waiting, and no other thread let in.
-    pub(crate) fn next_blocking(&self) -> Result<Vec<u8>> {
-        let mut inbox = self.inbox();
-        loop {
-            if let Some(body) = inbox.receive(&self.socket, MsgFlags::empty())? {
-                return Ok(body);
-            }
-        }
+    /// Returns the next body if it was read with one before it: `poll(2)` does not tell of that.
+    pub(crate) fn buffered(&self) -> Result<Option<Vec<u8>>> {
+        self.inbox().take()
     }
 
     /// Waits for the next body.
-    pub(crate) fn next(&self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] at the end of the stream, and if init has ended and nothing more of
+    /// what it said is there.
+    pub(crate) fn next(
+        &self,
+        what: &'static str,
+        init: BorrowedFd<'_>,
+        deadline: Deadline,
+    ) -> Result<Vec<u8>> {
         loop {
             // Looked at even where messages come without an end.
             if deadline.passed() {
@@ -293,9 +337,12 @@ impl Messages {
             if let Some(body) = self.try_next()? {
                 return Ok(body);
             }
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            if !wait_ready(&mut fds, deadline)? {
-                return Err(Error::TimedOut { what, after: deadline.after });
+            let socket = self.socket.as_fd();
+            match wait_beside_init(socket, PollFlags::POLLIN, init, deadline)? {
+                Woken::Ready => {}
+                // What it said before it ended may have come since the look.
+                Woken::InitDied => return self.try_next()?.ok_or(Error::SandboxDied),
+                Woken::Late => return Err(Error::TimedOut { what, after: deadline.after }),
             }
         }
     }

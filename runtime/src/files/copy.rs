@@ -94,7 +94,7 @@ impl Files<'_> {
             return Err(Error::Protocol { why: "a copy without a pipe" });
         };
         let mut report = CopyReport::default();
-        let mut pipe = Outgoing::new(input, call.deadline)?;
+        let mut pipe = Outgoing::new(input, call.deadline)?.beside(call.init());
         let sent = send(&mut pipe, &self.copy_options(), &mut report);
         // The end of what comes. Where it comes too early, the job leaves no half file.
         drop(pipe);
@@ -120,7 +120,7 @@ impl Files<'_> {
             self.start_for(purpose, FileAction::Export, Streams::Output, no_input)?;
         let output = ends.output.ok_or(Error::Protocol { why: "a copy without a pipe" })?;
         let mut report = CopyReport::default();
-        let mut pipe = Incoming::new(output, call.deadline)?;
+        let mut pipe = Incoming::new(output, call.deadline)?.beside(call.init());
         let received = receive(&mut pipe, &self.copy_options(), &mut report).and_then(|()| {
             if pipe.is_at_end()? {
                 Ok(())

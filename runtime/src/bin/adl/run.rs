@@ -160,7 +160,7 @@ fn run(
         mask.thread_block()?;
     }
     let mut code = match spawn(options, &sandbox, programs, arguments)? {
-        Ok(child) => exit_code(wait(child, &signals, options)?, options)?,
+        Ok(child) => exit_code(wait(child, &sandbox, &signals, options)?, options)?,
         Err(error) => {
             eprintln!("adl: {error}");
             exit_code_of(&error)
@@ -301,10 +301,20 @@ const FORWARDED: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
+/// How often a command is looked at that has a timeout, in milliseconds.
+const BETWEEN_LOOKS: u16 = 1000;
+
 /// Waits for the command, passing on signals to its process group meanwhile.
-fn wait(mut child: Child, signals: &SignalFd, options: &Options) -> CliResult<ExitStatus> {
+fn wait(
+    mut child: Child,
+    sandbox: &Sandbox,
+    signals: &SignalFd,
+    options: &Options,
+) -> CliResult<ExitStatus> {
+    // Where its time is up, and nothing tells of its end, it is asked for that.
+    let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
     if options.tty {
-        return session::run(&mut child, signals);
+        return session::run(&mut child, sandbox, signals, pause);
     }
     loop {
         if let Some(status) = child.try_wait()? {
@@ -312,9 +322,10 @@ fn wait(mut child: Child, signals: &SignalFd, options: &Options) -> CliResult<Ex
         }
         let mut fds = [
             PollFd::new(child.as_fd(), PollFlags::POLLIN),
+            PollFd::new(sandbox.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, pause) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
