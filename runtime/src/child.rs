@@ -299,11 +299,12 @@ fn first_events(
         }
         let body = running.messages().next("the program to start", deadline)?;
         match wire::decode(&body)? {
-            JobEvent::Started { pid: number } if pid.is_none() => pid = Some(GuestPid(number)),
+            // What is no process's would mean many to kill(2).
+            JobEvent::Started { pid: number } if pid.is_none() && number > 0 => {
+                pid = Some(GuestPid(number));
+            }
             JobEvent::Terminal if has_terminal && terminal.is_none() => {
-                let master = running.messages().take_descriptor();
-                let missing = Error::Protocol { why: "a terminal without its descriptor" };
-                terminal = Some(Terminal::new(master.ok_or(missing)?)?);
+                terminal = Some(Terminal::take(running.messages())?);
             }
             JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
             JobEvent::Started { .. } | JobEvent::Terminal | JobEvent::Exited(_) => {

@@ -413,7 +413,7 @@ impl<'a> Command<'a> {
         };
         let running = Running::new(program, channel, self.timeout).with_seat(seat);
         if self.terminal.is_some() {
-            running.messages().expect_descriptor();
+            running.messages().expect_descriptor()?;
         }
         self.sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
         running.is_under_way();

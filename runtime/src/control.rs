@@ -11,7 +11,8 @@ use crate::background::Job;
 use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::wire::{self, Deadline};
+use crate::sys::socket::Socket;
+use crate::wire::{self, Deadline, Messages};
 
 /// How long init may take to read a request: it never waits for anything itself.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -19,11 +20,12 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// The way to a sandbox's init, shared by the sandbox and its commands.
 #[derive(Debug)]
 pub(crate) struct Control {
-    socket: OwnedFd,
+    /// What init says there, in set-up alone.
+    messages: Messages,
     /// Held from the beginning of a request to its end.
     sending: Mutex<()>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
-    next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    next_channel: Mutex<Option<(Socket, OwnedFd)>>,
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
     /// The jobs in the background, until someone has waited for their end.
@@ -31,10 +33,10 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
+    pub(crate) fn new(messages: Messages) -> Arc<Self> {
         let (sending, next_channel) = (Mutex::default(), Mutex::default());
         let group = OnceLock::new();
-        Arc::new(Self { socket, sending, next_channel, group, jobs: Mutex::default() })
+        Arc::new(Self { messages, sending, next_channel, group, jobs: Mutex::default() })
     }
 
     /// Gives it cgroups, for all jobs from here on.
@@ -60,8 +62,8 @@ impl Control {
     }
 
     /// The socket itself, for set-up.
-    pub(crate) fn socket(&self) -> &OwnedFd {
-        &self.socket
+    pub(crate) fn messages(&self) -> &Messages {
+        &self.messages
     }
 
     /// Sends a request to init.
@@ -81,27 +83,27 @@ impl Control {
         let begin = deadline.min(Deadline::after(REQUEST));
         loop {
             let sending = lock(&self.sending);
-            let sent = wire::send_now(self.socket.as_fd(), &frame, descriptors)?;
+            let sent = wire::send_now(self.messages.as_fd(), &frame, descriptors)?;
             if sent != 0 {
                 let rest = frame.get(sent..).unwrap_or_default();
-                let done = wire::send_rest(self.socket.as_fd(), rest, Deadline::after(REQUEST));
+                let done = wire::send_rest(self.messages.as_fd(), rest, Deadline::after(REQUEST));
                 if let Err(Error::TimedOut { .. }) = done {
                     // Whatever followed would be read as the rest of this. To init, this is the end
                     // of the host, and its own.
-                    shutdown(self.socket.as_raw_fd(), Shutdown::Both)
+                    shutdown(self.messages.as_fd().as_raw_fd(), Shutdown::Both)
                         .map_err(Error::io("shutdown"))?;
                 }
                 return done;
             }
             // The others wait beside this one, and not for it.
             drop(sending);
-            wire::wait_for_room(self.socket.as_fd(), begin)?;
+            wire::wait_for_room(self.messages.as_fd(), begin)?;
         }
     }
 
     /// A channel for a job: our end, and init's.
-    pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
-        lock(&self.next_channel).take().map_or_else(wire::socket_pair, Ok)
+    pub(crate) fn take_channel(&self) -> Result<(Socket, OwnedFd)> {
+        lock(&self.next_channel).take().map_or_else(wire::channel, Ok)
     }
 
     /// Makes ready what the next job takes: to be called when init has something to do.
@@ -109,7 +111,7 @@ impl Control {
         let mut next = lock(&self.next_channel);
         if next.is_none() {
             // If there is none now, the next job says why.
-            *next = wire::socket_pair().ok();
+            *next = wire::channel().ok();
         }
     }
 

@@ -81,8 +81,8 @@ impl Instance {
             }
             Ok(())
         };
-        let socket = self.control.socket();
-        self.mounts = Some(launch::set_up(&self.init, socket, &plan, make_cgroups)?);
+        let messages = self.control.messages();
+        self.mounts = Some(launch::set_up(&self.init, messages, &plan, make_cgroups)?);
         self.init.launched();
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::ids::{self, IdRange};
 use crate::layers::{Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
+use crate::sys::socket::{self, Socket};
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
 use crate::{init_binary, seccomp};
@@ -70,9 +71,11 @@ pub(crate) struct Plan<'a> {
 ///
 /// A user without privilege maps their own ids, from inside; `privileged` says that the host
 /// will map others.
-pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, OwnedFd)> {
-    let (ours, theirs) = wire::socket_pair()?;
+pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Messages)> {
+    let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
+    let messages = Messages::new(ours);
+    messages.expect_descriptor()?;
     let namespaces = match config.network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,
@@ -83,7 +86,7 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     let control = theirs.as_fd();
     let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
         .map_err(|error| namespaces_refused(&error))?;
-    Ok((process, ours))
+    Ok((process, messages))
 }
 
 /// Gives init its ids and its file systems, and waits until it says that all is done; does
@@ -92,11 +95,11 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
 /// Returns its mount namespace.
 pub(crate) fn set_up(
     process: &Process,
-    control: &OwnedFd,
+    messages: &Messages,
     plan: &Plan<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
-    match try_set_up(process, control, plan, meanwhile) {
+    match try_set_up(process, messages, plan, meanwhile) {
         // Its end came before it was init: that tells why.
         Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
         done => done,
@@ -105,7 +108,7 @@ pub(crate) fn set_up(
 
 fn try_set_up(
     process: &Process,
-    control: &OwnedFd,
+    messages: &Messages,
     plan: &Plan<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
@@ -157,17 +160,17 @@ fn try_set_up(
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
-    wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
+    wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
     meanwhile()?;
 
-    let socket = control.try_clone().map_err(Error::io("dup"))?;
-    let messages = Messages::new(socket);
-    messages.expect_descriptor();
     let body = messages.next("init to set up the sandbox", deadline)?;
+    // It has no more to say here.
+    messages.no_more()?;
     match wire::decode(&body)? {
-        Reply::Ready { version: VERSION } => messages
-            .take_descriptor()
-            .ok_or(Error::Protocol { why: "a sandbox without its mount namespace" }),
+        Reply::Ready { version: VERSION } => messages.take_descriptor(
+            socket::is_other_mount_namespace,
+            "a sandbox without its mount namespace",
+        ),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         Reply::Failed(SetupFailure { step: Step::Limits, path, errno }) if !path.is_empty() => {
             Err(Error::Unsupported {

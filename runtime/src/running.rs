@@ -1,6 +1,6 @@
 //! A job from the host's side: its channel, what was said on it, and how it is steered.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use crate::cgroup::{self, Seat};
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
 use crate::stats::Stats;
+use crate::sys::socket::Socket;
 use crate::wire::{self, Deadline, Messages};
 
 /// How long init may take to read a request on a job's channel.
@@ -49,7 +50,7 @@ enum End {
 }
 
 impl Running {
-    pub(crate) fn new(program: PathBuf, channel: OwnedFd, timeout: Option<Duration>) -> Self {
+    pub(crate) fn new(program: PathBuf, channel: Socket, timeout: Option<Duration>) -> Self {
         let overdue = timeout
             .and_then(|timeout| timeout.checked_add(OVERDUE))
             .map_or(Deadline::NEVER, Deadline::after);
@@ -235,7 +236,8 @@ impl Running {
 
     /// Kills all of it, for a reason that is told as that of its end.
     pub(crate) fn end(&self, reason: EndReason) -> Result<()> {
-        if self.try_exit()?.is_some() {
+        // Whatever else it may have said, it is to end.
+        if matches!(self.try_exit(), Ok(Some(_)) | Err(Error::Start { .. })) {
             return Ok(());
         }
         self.lock().asked.get_or_insert(reason);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 pub(crate) mod ioctl;
 pub(crate) mod pidfd;
 pub(crate) mod quotactl;
+pub(crate) mod socket;
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,52 +428,6 @@ pub(crate) fn set_blocking(fd: impl AsFd, blocking: bool) -> nix::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = if blocking { OFlag::empty() } else { OFlag::O_NONBLOCK };
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags)).map(drop)
-}
-
-/// Reads what is there, and one descriptor if one comes with it; further ones the kernel drops.
-pub(crate) fn receive_with_descriptor(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-    flags: c_int,
-) -> nix::Result<(usize, Option<OwnedFd>)> {
-    #[repr(C)]
-    struct Control {
-        header: libc::cmsghdr,
-        descriptor: RawFd,
-    }
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: both are plain C structs, for which zero is a value.
-    let (mut control, mut message): (Control, libc::msghdr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = (&raw mut control).cast();
-    // SAFETY: a computation. The length for one descriptor leaves no room for a second, as the
-    // space, which is rounded up, would.
-    let length = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as usize;
-    message.msg_controllen = length;
-    let flags = flags | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
-    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
-    let count = usize::try_from(count).map_err(|_| nix::errno::Errno::last())?;
-    let is_descriptor = message.msg_controllen >= length
-        && control.header.cmsg_len == length
-        && control.header.cmsg_level == libc::SOL_SOCKET
-        && control.header.cmsg_type == libc::SCM_RIGHTS;
-    // SAFETY: the kernel has just made it for us.
-    let descriptor = is_descriptor.then(|| unsafe { OwnedFd::from_raw_fd(control.descriptor) });
-    Ok((count, descriptor))
-}
-
-/// Whether it is the master side of a terminal, and not some other file that a guest would like
-/// to have taken for one.
-pub(crate) fn is_terminal_master(fd: impl AsFd) -> bool {
-    const PTMX: libc::dev_t = libc::makedev(5, 2);
-    let is_ptmx = nix::sys::stat::fstat(fd.as_fd())
-        .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == PTMX);
-    let mut number: c_int = 0;
-    // SAFETY: TIOCGPTN writes an int; no other driver knows it (ioctl_tty(2)).
-    is_ptmx && unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGPTN, &raw mut number) == 0 }
 }
 
 /// Sets the size of a terminal, in characters; its programs get SIGWINCH.

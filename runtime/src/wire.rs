@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 use adl_protocol::codec;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::sys::socket::{self, Peeked, Socket, close_elsewhere};
 
 /// When to stop waiting.
 #[derive(Debug, Clone, Copy)]
@@ -96,12 +94,10 @@ pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<b
     }
 }
 
-/// A pair of connected stream sockets: ours, which never blocks, and the other side's.
-pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(Error::io("socketpair"))?;
-    Ok((ours, theirs))
+/// A channel for a job: our end, to which no descriptors are sent unless that is changed, and init's.
+pub(crate) fn channel() -> Result<(Socket, OwnedFd)> {
+    let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
+    Ok((ours.refusing_descriptors().map_err(Error::io("setsockopt"))?, theirs))
 }
 
 /// Moves a descriptor off the numbers of the standard streams, which it may have where the calling
@@ -188,7 +184,7 @@ pub(crate) fn wait_for_room(socket: BorrowedFd<'_>, deadline: Deadline) -> Resul
 /// The reading side of a socket on which small messages come, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    socket: OwnedFd,
+    socket: Socket,
     inbox: Mutex<Inbox>,
 }
 
@@ -217,19 +213,14 @@ impl Inbox {
         Ok(Some(body))
     }
 
-    fn receive(&mut self, socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
+    fn receive(&mut self, socket: &Socket, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
         if let Some(body) = self.take()? {
             return Ok(Some(body));
         }
         let mut chunk = [0; LONGEST];
-        let received = if self.wants_descriptor && self.descriptor.is_none() {
-            sys::receive_with_descriptor(socket, &mut chunk, flags.bits()).map(|(count, fd)| {
-                self.descriptor = fd;
-                count
-            })
-        } else {
-            // No room for descriptors: what init attaches, the kernel drops.
-            recv(socket.as_raw_fd(), &mut chunk, flags)
+        let received = match socket.may_hold_descriptors() {
+            true => self.read_what_was_looked_at(socket, &mut chunk, flags)?,
+            false => recv(socket.as_fd().as_raw_fd(), &mut chunk, flags),
         };
         match received {
             Ok(0) | Err(Errno::ECONNRESET) => Err(Error::SandboxDied),
@@ -241,10 +232,40 @@ impl Inbox {
             Err(errno) => Err(Error::io("recv")(errno)),
         }
     }
+
+    /// Reads what has come without descriptors, or with the one that is expected. With others, it stays
+    /// where it is: this thread would close what it has no use for, and might never come back.
+    fn read_what_was_looked_at(
+        &mut self,
+        socket: &Socket,
+        chunk: &mut [u8],
+        flags: MsgFlags,
+    ) -> Result<nix::Result<usize>> {
+        let is_expected = self.wants_descriptor && self.descriptor.is_none();
+        let Peeked { count, mut descriptors, more } =
+            match socket::peek(socket, chunk, flags.bits(), is_expected) {
+                Ok(peeked) => peeked,
+                Err(errno) => return Ok(Err(errno)),
+            };
+        match (descriptors.len(), more) {
+            (0, false) => {}
+            (1, false) => self.descriptor = descriptors.pop(),
+            // There was room for it, but not in this process.
+            (0, true) if is_expected => {
+                return Err(Error::io("receive a descriptor")(Errno::EMFILE));
+            }
+            _ => {
+                close_elsewhere(descriptors);
+                return Err(Error::Protocol { why: "descriptors that were not asked for" });
+            }
+        }
+        let looked_at = chunk.get_mut(..count).unwrap_or_default();
+        Ok(if count == 0 { Ok(0) } else { recv(socket.as_fd().as_raw_fd(), looked_at, flags) })
+    }
 }
 
 impl Messages {
-    pub(crate) fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: Socket) -> Self {
         Self { socket, inbox: Mutex::default() }
     }
 
@@ -252,16 +273,39 @@ impl Messages {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on, until one has come, a descriptor is taken.
-    pub(crate) fn expect_descriptor(&self) {
+    /// From now on, until one has come, a descriptor is taken. To be called before init is asked
+    /// for it.
+    pub(crate) fn expect_descriptor(&self) -> Result<()> {
+        self.socket.take_descriptors().map_err(Error::io("setsockopt"))?;
         self.inbox().wants_descriptor = true;
+        Ok(())
     }
 
-    /// The descriptor that has come.
-    pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
+    /// The descriptor that has come, if it is what it should be.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`], for the reason given.
+    pub(crate) fn take_descriptor(
+        &self,
+        is_expected: impl FnOnce(BorrowedFd<'_>) -> bool,
+        why: &'static str,
+    ) -> Result<OwnedFd> {
+        self.socket.refuse_descriptors();
         let mut inbox = self.inbox();
         inbox.wants_descriptor = false;
-        inbox.descriptor.take()
+        match inbox.descriptor.take() {
+            Some(fd) if is_expected(fd.as_fd()) => Ok(fd),
+            Some(other) => {
+                close_elsewhere(other);
+                Err(Error::Protocol { why })
+            }
+            None => Err(Error::Protocol { why }),
+        }
+    }
+
+    /// Has nothing more come: what is sent from here on, with whatever descriptors, is refused.
+    pub(crate) fn no_more(&self) -> Result<()> {
+        shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Read).map_err(Error::io("shutdown"))
     }
 
     /// Returns the next body if it has come. Reads without waiting, and no more than one message
