@@ -18,6 +18,7 @@ mod cli;
 mod copies;
 mod delegation;
 mod dependent;
+mod evil;
 mod exec;
 mod expect;
 mod figures;
