@@ -218,8 +218,8 @@ fn open_terminal(rows: u16, columns: u16, start: &Start) -> rustix::io::Result<(
     rustix::termios::tcsetwinsize(&master, size)?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-    // Before it is this session's: to close what could not be sent would end this process by SIGHUP,
-    // with no word of why.
+    // Before it is this session's: to close what could not be sent would end this process by
+    // SIGHUP, with no word of why.
     send_small(start.resources.channel, &JobEvent::Terminal, &[master.as_fd()])?;
     rustix::process::ioctl_tiocsctty(&slave)?;
     rustix::stdio::dup2_stdin(&slave)?;

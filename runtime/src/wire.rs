@@ -94,7 +94,8 @@ pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<b
     }
 }
 
-/// A channel for a job: our end, to which no descriptors are sent unless that is changed, and init's.
+/// A channel for a job: our end, to which no descriptors are sent unless that is changed, and
+/// init's.
 pub(crate) fn channel() -> Result<(Socket, OwnedFd)> {
     let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     Ok((ours.refusing_descriptors().map_err(Error::io("setsockopt"))?, theirs))
@@ -233,8 +234,9 @@ impl Inbox {
         }
     }
 
-    /// Reads what has come without descriptors, or with the one that is expected. With others, it stays
-    /// where it is: this thread would close what it has no use for, and might never come back.
+    /// Reads what has come without descriptors, or with the one that is expected. With others, it
+    /// stays where it is: this thread would close what it has no use for, and might never come
+    /// back.
     fn read_what_was_looked_at(
         &mut self,
         socket: &Socket,

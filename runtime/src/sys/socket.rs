@@ -40,8 +40,8 @@ impl Socket {
         Ok((Self { fd, may_hold_descriptors, owner: Owner::this_process() }, theirs))
     }
 
-    /// Takes no descriptors, from its beginning on. Where the kernel can't see to that, it has to be
-    /// looked at before it is read.
+    /// Takes no descriptors, from its beginning on. Where the kernel can't see to that, it has to
+    /// be looked at before it is read.
     pub(crate) fn refusing_descriptors(self) -> nix::Result<Self> {
         match pass_rights(&self, false) {
             Ok(()) => self.may_hold_descriptors.store(false, Ordering::Relaxed),
@@ -50,8 +50,8 @@ impl Socket {
         Ok(self)
     }
 
-    /// Takes descriptors, until [`Self::refuse_descriptors`]: before it is read, it has to be looked
-    /// at.
+    /// Takes descriptors, until [`Self::refuse_descriptors`]: before it is read, it has to be
+    /// looked at.
     pub(crate) fn take_descriptors(&self) -> nix::Result<()> {
         self.may_hold_descriptors.store(true, Ordering::Relaxed);
         // Where it is not known, they are taken in any case.
