@@ -10,6 +10,7 @@ mod options;
 mod run;
 mod session;
 mod snapshot;
+mod streams;
 mod sys;
 
 use std::ffi::OsString;

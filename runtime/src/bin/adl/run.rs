@@ -2,23 +2,21 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, IsTerminal};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Scope, Snapshot,
-    SnapshotOptions, Stage, Stdio, Upper,
+    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Snapshot,
+    SnapshotOptions, Stage, Upper,
 };
 use lexopt::{Arg, ValueExt as _};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::copies::{self, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
-use crate::{limits, mounts, session, sys};
+use crate::{limits, mounts, session, streams, sys};
 
 const RUN_HELP: &str = "\
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]
@@ -27,7 +25,7 @@ Runs COMMAND in a new sandbox and exits with its status; with 128 + N if signal 
 124 if its time was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is
 none. SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.
 
-  -i, --interactive        take stdin from here; so it always is
+  -i, --interactive        take stdin from here; so it always is, read ahead of the command
   -t, --tty                give it a terminal of the sandbox's own, joined to this one, which has to
                            be stdin; what is typed, as Ctrl-C, goes there, and TERM is this one's
 ";
@@ -160,7 +158,14 @@ fn run(
         mask.thread_block()?;
     }
     let mut code = match spawn(options, &sandbox, programs, arguments)? {
-        Ok(child) => exit_code(wait(child, &signals, options)?, options)?,
+        Ok(mut child) => {
+            let (status, delivered) = match options.tty {
+                true => (session::run(&mut child, &signals)?, true),
+                false => streams::run(&mut child, &signals)?,
+            };
+            let code = exit_code(status, options)?;
+            if delivered { code } else { super::OWN_ERROR }
+        }
         Err(error) => {
             eprintln!("adl: {error}");
             exit_code_of(&error)
@@ -217,7 +222,7 @@ fn prepare(command: &mut Command<'_>, options: &Options) -> CliResult<()> {
             command.env("TERM", term);
         }
     } else {
-        command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        streams::prepare(command)?;
     }
     for (name, value) in options.files.iter().chain(&options.environment) {
         command.env(name, value);
@@ -300,29 +305,6 @@ const FORWARDED: [Signal; 6] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
 ];
-
-/// Waits for the command, passing on signals to its process group meanwhile.
-fn wait(mut child: Child, signals: &SignalFd, options: &Options) -> CliResult<ExitStatus> {
-    if options.tty {
-        return session::run(&mut child, signals);
-    }
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        let mut fds = [
-            PollFd::new(child.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        while let Some(signal) = signals.read_signal()? {
-            child.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
-        }
-    }
-}
 
 /// What to exit with. What the status alone does not tell is said.
 fn exit_code(status: ExitStatus, options: &Options) -> CliResult<u8> {

@@ -270,7 +270,7 @@ impl Buffer {
     }
 }
 
-fn is_momentary(error: io::Error) -> io::Result<()> {
+pub(crate) fn is_momentary(error: io::Error) -> io::Result<()> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(()),
         _ => Err(error),
@@ -299,11 +299,16 @@ fn own_output() -> io::Result<File> {
 /// Opens it once more, so that it can be made non-blocking for us alone: the flag belongs to what
 /// the calling shell and others have open, too. Where that is denied, as after `su`, it is used as
 /// it is, when `poll(2)` says that it is ready.
-fn reopen(mut how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
-    match how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
+fn reopen(how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
+    match open_once_more(how, path) {
         Ok(file) => Ok(file),
         Err(_) => fd.try_clone_to_owned().map(File::from),
     }
+}
+
+/// Opens what a descriptor is of, for reads and writes that don't wait.
+pub(crate) fn open_once_more(mut how: std::fs::OpenOptions, path: &str) -> io::Result<File> {
+    how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// The raw mode of the caller's terminal, until it is dropped: whatever ends the session, an error
