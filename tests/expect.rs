@@ -31,6 +31,8 @@ pub(crate) enum Need {
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
+    /// Core dumps that go into a file where the program is: `core-pattern`.
+    DumpsInPlace,
     /// A clone of the repository that can be built in, and a cargo: `workspace`.
     Workspace,
 }
@@ -48,6 +50,7 @@ impl Need {
             Self::Cgroups => "cgroups",
             Self::Cgroup2 => "cgroup2",
             Self::Debian => "debian",
+            Self::DumpsInPlace => "core-pattern",
             Self::Workspace => "workspace",
         }
     }
@@ -79,6 +82,12 @@ impl Need {
                 (!all.contains("memory")).then(|| format!("no memory in {path}"))
             }
             Self::Debian => images::debian().err(),
+            Self::DumpsInPlace => {
+                let path = "/proc/sys/kernel/core_pattern";
+                let pattern = fs::read_to_string(path).unwrap_or_default();
+                let elsewhere = pattern.is_empty() || pattern.starts_with(['|', '@', '/']);
+                elsewhere.then(|| format!("{path} is {pattern:?}"))
+            }
             Self::Workspace => {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
                 let writable = nix::unistd::access(&root, nix::unistd::AccessFlags::W_OK);

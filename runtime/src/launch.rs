@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_protocol::{
@@ -19,6 +19,7 @@ use crate::ids::{self, IdRange};
 use crate::layers::{Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
+use crate::sys::inheritance::SessionKeyring;
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
 use crate::{init_binary, seccomp};
@@ -80,8 +81,13 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
     let maps = (!privileged).then(OwnIdMaps::of_caller);
     let init = init_binary::memfd()?;
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
+    // Of keys an ordinary user may have 200, for all that they do.
+    let keyring = match config.seccomp {
+        config::Seccomp::Default if !privileged => SessionKeyring::Callers,
+        _ => SessionKeyring::Own,
+    };
     let control = theirs.as_fd();
-    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
+    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities, keyring)
         .map_err(|error| namespaces_refused(&error))?;
     Ok((process, ours))
 }
@@ -153,17 +159,27 @@ fn try_set_up(
         pid_max: plan.pid_max,
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
+        core_key: seccomp::core_key()?,
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
     meanwhile()?;
+    if plan.config.seccomp == config::Seccomp::Default {
+        no_dumps_into_a_socket()?;
+    }
+    let is_spared = own_oom_score_is_negative()?;
 
     let socket = control.try_clone().map_err(Error::io("dup"))?;
     let messages = Messages::new(socket);
     messages.expect_descriptor();
     let body = messages.next("init to set up the sandbox", deadline)?;
+    if is_spared {
+        // Init has raised its own. How far it and what it starts may go back is what one with
+        // CAP_SYS_RESOURCE sets; without that, it is the caller's.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
+    }
     match wire::decode(&body)? {
         Reply::Ready { version: VERSION } => messages
             .take_descriptor()
@@ -182,6 +198,35 @@ fn try_set_up(
         }
         Reply::Failed(failure) => Err(setup_error(failure)),
     }
+}
+
+/// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of a
+/// file (Linux 6.16) gets it whatever the limit of core dumps is.
+fn no_dumps_into_a_socket() -> Result<()> {
+    let path = Path::new("/proc/sys/kernel/core_pattern");
+    let pattern = match fs::read_to_string(path) {
+        // A kernel that dumps nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::at("read", path))?,
+    };
+    if !pattern.starts_with('@') {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "a sandbox whose memory stays in it when a program crashes".to_owned(),
+        why: format!(
+            "kernel.core_pattern is {:?}, a socket, which gets it whatever the limits are",
+            pattern.trim_end()
+        ),
+        fix: "set sysctl kernel.core_pattern to a file name or to |program".to_owned(),
+    })
+}
+
+/// Whether this process is spared when memory runs out (`proc_pid_oom_score_adj(5)`).
+fn own_oom_score_is_negative() -> Result<bool> {
+    let path = Path::new("/proc/self/oom_score_adj");
+    let score = fs::read(path).map_err(Error::at("read", path))?;
+    Ok(score.starts_with(b"-"))
 }
 
 /// Maps a range of ids.
@@ -230,6 +275,7 @@ fn launch_failed(error: &io::Error) -> Error {
              kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile; vm.memfd_noexec \
              must not be 2"
         }
+        Some(Errno::EDQUOT) => "raise sysctl kernel.keys.maxkeys, or delete sandboxes",
         _ => "`adl doctor` tells more",
     };
     Error::Unsupported {

@@ -9,6 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use inheritance::SessionKeyring;
+
+pub(crate) mod inheritance;
 pub(crate) mod ioctl;
 pub(crate) mod pidfd;
 pub(crate) mod quotactl;
@@ -65,6 +68,7 @@ struct Shared {
     control: RawFd,
     maps: Option<OwnIdMaps>,
     capabilities: u64,
+    keyring: SessionKeyring,
     /// Why it could not execute its program; 0 until then.
     errno: AtomicI32,
     /// Not 0 for as long as the child uses this memory: the kernel clears it when the child
@@ -84,6 +88,7 @@ impl Drop for Launch {
                 control: -1,
                 maps: None,
                 capabilities: 0,
+                keyring: SessionKeyring::Own,
                 errno: AtomicI32::new(0),
                 in_use: AtomicI32::new(0),
                 stack: [0; 1024],
@@ -171,12 +176,14 @@ pub(crate) fn spawn_in_namespaces(
     control: BorrowedFd<'_>,
     maps: Option<OwnIdMaps>,
     capabilities: u64,
+    keyring: SessionKeyring,
 ) -> io::Result<Process> {
     let launch = Launch(Box::new(Shared {
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
         maps,
         capabilities,
+        keyring,
         errno: AtomicI32::new(0),
         in_use: AtomicI32::new(1),
         stack: [0; 1024],
@@ -238,6 +245,8 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
     const RAISE: usize = libc::PR_CAP_AMBIENT_RAISE as usize;
     const AMBIENT: usize = libc::PR_CAP_AMBIENT as usize;
+    // 0. What the caller lends without meaning to.
+    inheritance::give_up(shared.keyring)?;
     // 1. Ids, where the host has no privilege to map others.
     if let Some(maps) = &shared.maps {
         maps.write()?;

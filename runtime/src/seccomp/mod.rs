@@ -8,9 +8,13 @@
 //! both on each call and takes the stricter verdict.
 
 mod arguments;
+mod core_limit;
 mod table;
 mod tree;
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
@@ -37,7 +41,22 @@ pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
     }
     let arguments = arguments::compile()
         .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
+    // In one program: each costs at install.
+    let arguments = [core_limit::compile(core_key()?), arguments].concat();
     Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
+}
+
+/// What init shows the filters to change the limit of core dumps; the same for all sandboxes of this
+/// process.
+pub(crate) fn core_key() -> Result<u64> {
+    static KEY: OnceLock<u64> = OnceLock::new();
+    if let Some(key) = KEY.get() {
+        return Ok(*key);
+    }
+    let (path, mut bytes) = (Path::new("/dev/urandom"), [0; 8]);
+    let read = File::open(path).and_then(|mut random| random.read_exact(&mut bytes));
+    read.map_err(Error::at("read", path))?;
+    Ok(*KEY.get_or_init(|| u64::from_ne_bytes(bytes)))
 }
 
 /// A program that no one can make a subvolume of btrfs under: what is in one is not counted in the
@@ -197,6 +216,32 @@ mod tests {
         assert_eq!(call("prlimit64", &[0, 7]), ALLOW);
         assert_eq!(call("prlimit64", &[1, 7]), EPERM);
         assert_eq!(call("prlimit64", &[1 << 32, 7]), ALLOW);
+    }
+
+    #[test]
+    fn the_limit_of_core_dumps_is_inits_to_change() {
+        const DONE: u32 = 0x0005_0000;
+        const CORE: u64 = 4;
+        const POINTERS: [u64; 3] = [0x7fff_0000, 1 << 32, 0x7fff_0000_1000];
+        let key = super::core_key().unwrap();
+        assert_eq!(call("getrlimit", &[CORE]), ALLOW);
+        for resource in [CORE, CORE | 1 << 32] {
+            assert_eq!(call("setrlimit", &[resource, 1]), DONE);
+            for pointer in POINTERS {
+                assert_eq!(call("prlimit64", &[0, resource, pointer]), DONE);
+                assert_eq!(call("prlimit64", &[0, resource, 0, pointer]), ALLOW);
+                // It would say nothing of the old one.
+                assert_eq!(call("prlimit64", &[0, resource, pointer, pointer]), EPERM);
+                assert_eq!(call("prlimit64", &[0, resource, pointer, 0, key]), ALLOW);
+                for wrong in [0, key ^ 1, key ^ 1 << 63, key >> 32, key << 32] {
+                    assert_eq!(call("prlimit64", &[0, resource, pointer, 0, wrong]), DONE);
+                }
+            }
+        }
+        for other in (0..16).filter(|other| *other != CORE) {
+            assert_eq!(call("setrlimit", &[other, 1]), ALLOW);
+            assert_eq!(call("prlimit64", &[0, other, 1, 1]), ALLOW);
+        }
     }
 
     #[test]
