@@ -16,6 +16,7 @@ mod census;
 mod cgroups;
 mod cli;
 mod copies;
+mod counts;
 mod delegation;
 mod dependent;
 mod exec;

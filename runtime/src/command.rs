@@ -196,6 +196,9 @@ impl<'a> Command<'a> {
     /// Ends it, and all that it has started, when it has not ended by itself after so long. What
     /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
     ///
+    /// Where processes are started faster than they can be ended, all processes of the sandbox are
+    /// stopped for a moment. A shell with job control shows that of its children.
+    ///
     /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.timeout = Some(timeout);

@@ -1,9 +1,9 @@
 //! Ranges of user and group ids, one for each sandbox that root makes.
 //!
 //! Two sandboxes that shared ids would share what the kernel counts by id (pages of pipes, keys,
-//! descriptors in flight), and one could signal the other where they met. What it counts by user
-//! namespace, and so by who made that, they share all the same; see `SECURITY.md`. A range is held
-//! by a lock on one byte of a file, which the kernel lets go of when its holder ends, however it
+//! descriptors in flight), and one could signal the other where they met. What it counts by who has
+//! made a user namespace is that sandbox's own as well, since the first of its ids has. A range is
+//! held by a lock on one byte of a file, which the kernel lets go of when its holder ends, however it
 //! ends: nothing is to be cleaned up.
 
 use std::collections::BTreeSet;

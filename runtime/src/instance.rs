@@ -44,7 +44,7 @@ pub(crate) struct Instance {
 impl Instance {
     /// Starts init. It makes what needs no layer, and waits for [`Instance::set_up`].
     pub(crate) fn start(config: &Config, ids: Option<Arc<IdRange>>) -> Result<Self> {
-        let (init, control) = launch::start(config, ids.is_some())?;
+        let (init, control) = launch::start(config, ids.as_deref())?;
         let control = Control::new(control);
         let owner = Owner::this_process();
         let (directory, mounts, root) = (None, None, None);

@@ -27,12 +27,15 @@ use crate::{init_binary, seccomp};
 /// that hangs is given up.
 const SETUP: Duration = Duration::from_secs(20);
 
-/// Parts of `/proc` that tell of the host or act on it, below `/proc`.
+/// Parts of `/proc` that tell of the host's devices, memory and users or act on them, below `/proc`.
+/// To write to those of `pressure` would also let a guest delay its own end: each trigger waits for
+/// the kernel to come to rest when it is closed.
 const MASKED: &[u8] =
-    b"acpi/\0asound/\0cmdline\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0locks\0\
-    sched_debug\0scsi/\0sys/kernel/random/boot_id\0timer_list\0timer_stats\0";
+    b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
+    latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
+    sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
 /// Parts of `/proc` that can be read but not written.
-const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
+const READ_ONLY: &[u8] = b"sys\0";
 
 /// What is covered beyond that where init's own files belong to root inside, as with one id they
 /// do.
@@ -68,20 +71,21 @@ pub(crate) struct Plan<'a> {
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
 ///
-/// A user without privilege maps their own ids, from inside; `privileged` says that the host
-/// will map others.
-pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, OwnedFd)> {
+/// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
+/// the first makes the user namespace.
+pub(crate) fn start(config: &Config, ids: Option<&IdRange>) -> Result<(Process, OwnedFd)> {
     let (ours, theirs) = wire::socket_pair()?;
     let theirs = wire::above_stdio(theirs)?;
     let namespaces = match config.network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,
     };
-    let maps = (!privileged).then(OwnIdMaps::of_caller);
+    let maps = ids.is_none().then(OwnIdMaps::of_caller);
+    let maker = ids.map(IdRange::base);
     let init = init_binary::memfd()?;
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
     let control = theirs.as_fd();
-    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
+    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities)
         .map_err(|error| namespaces_refused(&error))?;
     Ok((process, ours))
 }
@@ -127,12 +131,12 @@ fn try_set_up(
         }
     };
     let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
-    let filters: &[Vec<u8>] = match plan.config.seccomp {
-        config::Seccomp::Unconfined => &[],
-        config::Seccomp::Default => seccomp::default_filters()?,
+    let filter = match plan.config.seccomp {
+        config::Seccomp::Unconfined => None,
+        config::Seccomp::Default => Some(seccomp::default_filter()),
     };
     let of_upper = match plan.config.upper {
-        config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()?),
+        config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()),
         _ => None,
     };
     let (masked, read_only) = match plan.ids {
@@ -152,7 +156,7 @@ fn try_set_up(
         read_only: Strings::new(&read_only).map_err(strings_error)?,
         pid_max: plan.pid_max,
         capabilities: plan.config.capabilities.bits(),
-        filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
+        filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let mut descriptors = vec![owner.as_raw_fd()];
@@ -244,8 +248,8 @@ fn namespaces_refused(error: &io::Error) -> Error {
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
              kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \
-             container, a seccomp profile that allows clone with namespaces. A process in a \
-             chroot can't make them at all"
+             container, a seccomp profile that allows clone with namespaces. Root needs CAP_SETUID. \
+             A process in a chroot can't make them at all"
         }
         Some(Errno::ENOSPC | Errno::EUSERS) => {
             "raise sysctl user.max_user_namespaces and its siblings for the other namespaces, or \

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+mod creator;
 pub(crate) mod ioctl;
 pub(crate) mod pidfd;
 pub(crate) mod quotactl;
@@ -155,7 +156,7 @@ unsafe fn raw(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, i32>
 
 /// Starts `executable` in new namespaces, with `control` as its descriptor 0 and no other, an
 /// empty argument list and environment, and `capabilities` (bit `n` is number `n`) in its user
-/// namespace. Returns at once; [`Process::launch_error`] tells a failure, after which the other
+/// namespace, which is made by the user `maker`, if that is another. Returns at once; [`Process::launch_error`] tells a failure, after which the other
 /// end of `control` is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so it costs the same whatever the
@@ -170,6 +171,7 @@ pub(crate) fn spawn_in_namespaces(
     executable: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
     maps: Option<OwnIdMaps>,
+    maker: Option<u32>,
     capabilities: u64,
 ) -> io::Result<Process> {
     let launch = Launch(Box::new(Shared {
@@ -198,9 +200,9 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stack in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to; the top of the stack is its end, aligned to 16; CLONE_PIDFD
     // writes a descriptor to `pidfd` before this returns.
-    let pid = unsafe {
+    let mut clone = || unsafe {
         let stack = &raw mut (*shared).stack;
-        libc::clone(
+        let pid = libc::clone(
             become_init,
             stack.add(1).cast(),
             flags,
@@ -208,15 +210,16 @@ pub(crate) fn spawn_in_namespaces(
             &raw mut pidfd,
             ptr::null_mut::<c_void>(),
             (*shared).in_use.as_ptr(),
-        )
+        );
+        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
     };
-    let error = io::Error::last_os_error();
+    let cloned = match maker {
+        Some(id) => creator::as_user(id, &mut clone).flatten(),
+        None => clone(),
+    };
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
-    if pid < 0 {
-        launch.0.in_use.store(0, Ordering::Release);
-        return Err(error);
-    }
+    let pid = cloned.inspect_err(|_| launch.0.in_use.store(0, Ordering::Release))?;
     // SAFETY: the kernel made it, for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Process { pid, pidfd, launch: Some(launch) })

@@ -1,11 +1,11 @@
-//! The system call filters, compiled on the host and installed by init.
+//! The system call filter, compiled on the host and installed by init.
 //!
-//! Two programs, because how a filter is shaped decides what creating a sandbox costs. At install
-//! the kernel runs it once for each system call number; a chain of comparisons, one for each call
-//! of an allow-list, takes longer than all the rest of create. So the verdict on the number is a
-//! balanced tree over ranges of numbers ([`tree`]), and the few calls on whose arguments it
-//! depends are a second, short program, compiled by seccompiler ([`arguments`]). The kernel runs
-//! both on each call and takes the stricter verdict.
+//! How a filter is shaped decides what creating a sandbox costs: at install the kernel runs it once
+//! for each system call number, and a chain of comparisons, one for each call of an allow-list,
+//! takes longer than all the rest of create. So the verdicts are a balanced tree over ranges of
+//! numbers ([`tree`]), and the few calls on whose arguments it depends have their rules
+//! ([`arguments`]) in its leaves. The kernel keeps the verdict on a call that is allowed whatever
+//! its arguments, and runs the filter for the others each time.
 
 mod arguments;
 mod table;
@@ -13,14 +13,12 @@ mod tree;
 
 use std::sync::OnceLock;
 
-use crate::error::{Error, Result};
-
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// It is made.
     Allow,
-    /// It is made if its arguments are harmless, else it fails with EPERM.
+    /// It is made if its arguments are harmless, else it fails as its rule says.
     Check,
     /// It fails with EPERM.
     Deny,
@@ -28,29 +26,25 @@ enum Verdict {
     Missing,
 }
 
-/// The programs of the default policy in the order of their install, each an array of
-/// `struct sock_filter`. Compiled once in a process.
-pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
-    static FILTERS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    if let Some(filters) = FILTERS.get() {
-        return Ok(filters);
-    }
-    let arguments = arguments::compile()
-        .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-    Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
+/// The program of the default policy, an array of `struct sock_filter`. Compiled once in a process.
+pub(crate) fn default_filter() -> &'static [u8] {
+    static FILTER: OnceLock<Vec<u8>> = OnceLock::new();
+    FILTER.get_or_init(|| {
+        let verdicts = table::TABLE.iter().map(|(number, _, verdict)| (*number, *verdict));
+        tree::compile(verdicts, Verdict::Missing, &arguments::rules())
+    })
 }
 
 /// A program that no one can make a subvolume of btrfs under: what is in one is not counted in the
 /// limit of the one around it.
-pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
+pub(crate) fn no_subvolumes() -> Vec<u8> {
     arguments::no_subvolumes()
-        .map_err(|error| Error::invalid("system call policy", error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::Verdict::{Allow, Check, Deny, Missing};
-    use super::{default_filters, table::TABLE, tree};
+    use super::{arguments, default_filter, no_subvolumes, table::TABLE};
 
     const X86_64: u32 = 0xC000_003E;
     const I386: u32 = 0x4000_0003;
@@ -58,6 +52,9 @@ mod tests {
     const KILL: u32 = 0x8000_0000;
     const EPERM: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+    const ENOMEM: u32 = 0x0005_0000 | libc::ENOMEM as u32;
+    const EINVAL: u32 = 0x0005_0000 | libc::EINVAL as u32;
+    const ESOCKTNOSUPPORT: u32 = 0x0005_0000 | libc::ESOCKTNOSUPPORT as u32;
 
     /// Runs a program as the kernel would: the few instructions that filters consist of.
     fn run(program: &[u8], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -90,11 +87,8 @@ mod tests {
         }
     }
 
-    /// The stricter of both verdicts: the kernel takes the smaller action.
     fn verdict(arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        let filters = default_filters().unwrap();
-        let verdicts = filters.iter().map(|program| run(program, arch, number, arguments));
-        verdicts.min_by_key(|verdict| (verdict & 0xffff_0000) as i32).unwrap()
+        run(default_filter(), arch, number, arguments)
     }
 
     fn number(name: &str) -> u32 {
@@ -116,15 +110,20 @@ mod tests {
 
     #[test]
     fn each_number_gets_the_verdict_of_the_table() {
-        let program = tree::compile(TABLE);
+        let rules = arguments::rules();
         for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
             let row = TABLE.iter().find(|row| row.0 == number);
-            let expected = match row.map_or(Missing, |row| row.2) {
-                Allow | Check => ALLOW,
+            let verdict = row.map_or(Missing, |row| row.2);
+            assert_eq!(verdict == Check, rules.contains_key(&number), "{number} {row:?}");
+            let expected = match verdict {
+                Allow => ALLOW,
+                // The tests below tell; of those that are refused with zeros, each.
+                Check if ["socket", "socketpair", "unshare"].contains(&row.unwrap().1) => EPERM,
+                Check => ALLOW,
                 Deny => EPERM,
                 Missing => ENOSYS,
             };
-            assert_eq!(run(&program, X86_64, number, [0; 6]), expected, "{number} {row:?}");
+            assert_eq!(self::verdict(X86_64, number, [0; 6]), expected, "{number} {row:?}");
         }
     }
 
@@ -176,9 +175,16 @@ mod tests {
         }
         assert_eq!(call("socket", &[2, 2, 17]), ALLOW);
         assert_eq!(call("socket", &[2, 3, 1]), ALLOW);
-        // SOCK_PACKET makes a packet socket out of AF_INET.
-        assert_eq!(call("socket", &[2, 10, 0]), EPERM);
-        assert_eq!(call("socket", &[2, 10 | 0o2_000_000, 0]), EPERM);
+        // Of AF_INET, the types that need no module; 10 makes a packet socket out of it.
+        for (family, kind) in [2, 10].into_iter().flat_map(|f| (0..16).map(move |k| (f, k))) {
+            let verdict = if [1, 2, 3].contains(&kind) { ALLOW } else { ESOCKTNOSUPPORT };
+            for more in [0, 0o2_004_000, 1 << 32] {
+                assert_eq!(call("socket", &[family, kind | more, 0]), verdict, "{family} {kind}");
+            }
+        }
+        // SOCK_SEQPACKET of AF_UNIX is in use.
+        assert_eq!(call("socket", &[1, 5, 0]), ALLOW);
+        assert_eq!(call("socketpair", &[1, 5, 0]), ALLOW);
         assert_eq!(call("socketpair", &[1, 1, 0]), ALLOW);
     }
 
@@ -188,8 +194,57 @@ mod tests {
             assert_eq!(call("ioctl", &[0, request]), EPERM);
             assert_eq!(call("ioctl", &[0, request | 1 << 32]), EPERM);
         }
+        // Another driver of the line is none that this machine has.
+        assert_eq!(call("ioctl", &[0, 0x5423]), EINVAL);
+        assert_eq!(call("ioctl", &[0, 0x5423 | 1 << 32]), EINVAL);
         assert_eq!(call("ioctl", &[0, 0x5401]), ALLOW);
         assert_eq!(call("ioctl", &[0, 0x5413]), ALLOW);
+    }
+
+    #[test]
+    fn what_is_counted_for_the_whole_machine_is_not_there() {
+        for name in ["io_setup", "io_submit", "io_getevents", "io_pgetevents", "io_destroy"] {
+            assert_eq!(call(name, &[]), ENOSYS, "{name}");
+        }
+        // MAP_HUGETLB with a size of 2 MiB, MFD_HUGETLB, SHM_HUGETLB.
+        for (name, at, flag) in
+            [("mmap", 3, 0x5404_0000), ("memfd_create", 1, 4), ("shmget", 2, 0o4_000)]
+        {
+            for (flags, verdict) in
+                [(flag, ENOMEM), (flag | 1, ENOMEM), (flag | 1 << 32, ENOMEM), (0x23, ALLOW)]
+            {
+                let mut arguments = [0; 6];
+                arguments[at] = flags;
+                assert_eq!(call(name, &arguments), verdict, "{name} {flags:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_have_no_leases() {
+        for command in [1024, 1026] {
+            assert_eq!(call("fcntl", &[0, command]), EINVAL);
+            assert_eq!(call("fcntl", &[0, command | 1 << 32]), EINVAL);
+        }
+        // F_GETFL, F_GETLEASE, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_ADD_SEALS, F_OFD_SETLK.
+        for command in [3, 1025, 1030, 1031, 1033, 37] {
+            assert_eq!(call("fcntl", &[0, command]), ALLOW);
+        }
+    }
+
+    #[test]
+    fn subvolumes_alone_are_refused_where_they_would_escape_a_limit() {
+        let filter = no_subvolumes();
+        let run = |number, request| run(&filter, X86_64, number, [0, request, 0, 0, 0, 0]);
+        for request in [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417] {
+            assert_eq!(run(16, request), EPERM);
+            assert_eq!(run(16, request | 1 << 32), EPERM);
+            for number in [0, 15, 17, 400, 2048] {
+                assert_eq!(run(number, request), ALLOW);
+            }
+        }
+        assert_eq!(run(16, 0x5401), ALLOW);
+        assert_eq!(super::tests::run(&filter, I386, 16, [0; 6]), KILL);
     }
 
     #[test]
