@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::mpsc::channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
@@ -17,17 +16,12 @@ use nix::unistd::Pid;
 
 use crate::census;
 use crate::figures::{self, percentile};
+pub(crate) use crate::harness::alone;
 use crate::harness::{Home, Need, needs, shell, within};
 use crate::helper::{Helper, say};
 
 /// How long something may take that happens at once, on a machine with other tests on it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
-
-/// For those who measure, and for those who would be measured with it.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How many processes a sandbox has beside its init; what waits to be reaped is none.
 fn members(sandbox: &Sandbox) -> usize {
