@@ -43,7 +43,7 @@ pub(crate) fn build(name: &str, arguments: &[&str]) -> Result<PathBuf, String> {
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .filter(|message| message.pointer("/target/name").is_some_and(|it| it == name))
+        .find_map(|message| Some(message.get("executable")?.as_str()?.into()))
         .ok_or_else(|| format!("{command:?}: no executable {name}"))
 }

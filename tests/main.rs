@@ -35,6 +35,7 @@ mod isolation;
 mod jobs;
 mod lifetime;
 mod limits;
+mod long;
 mod mounts;
 mod output;
 mod readme;
