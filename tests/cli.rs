@@ -309,7 +309,7 @@ fn bench_measures_each_row_beside_the_hosts_own() {
         return;
     }
     let home = Home::new();
-    let few = ["bench", "--json", "--rounds", "20", "--resets", "1", "--copies", "1"];
+    let few = ["bench", "--json", "--rounds", "5", "--resets", "1", "--copies", "1"];
     let few = [&few[..], &["--snapshots", "1", "--large", "4m"]].concat();
     let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -326,4 +326,24 @@ fn bench_measures_each_row_beside_the_hosts_own() {
             assert!(value("host_spawn_p50_us") > 0.0);
         }
     }
+}
+
+#[test]
+fn bench_leaves_out_and_names_what_the_sandbox_has_no_room_for() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let little = ["bench", "--json", "--rounds", "1", "--resets", "1", "--copies", "1"];
+    let output = adl_command(&home.state()).args(little).args(["--upper", "memory:8m"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(rows["create"]["n"] == 1 && rows["write_5b"]["n"] == 5, "{rows}");
+    let told = stderr(&output);
+    for row in ["reset_100k", "snapshot_1m", "fork_large", "list_100k", "copy_in_1g"] {
+        assert!(rows[row].is_null(), "{rows}");
+        assert!(told.contains(row), "{row}: {told}");
+    }
+    assert!(told.lines().all(|line| line.starts_with("adl: not measured: ")), "{told}");
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Image, Sandbox};
+use adl_runtime::{Config, Files, Image, Sandbox};
 use tempfile::TempDir;
 
 pub(crate) use crate::cargo::{cargo, repository, target_directory};
@@ -191,6 +191,14 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a machine
+/// with much else to do.
+pub(crate) fn patient_files(sandbox: &Sandbox) -> Files<'_> {
+    let mut files = sandbox.files();
+    files.timeout(report::ORDINARY);
+    files
 }
 
 /// Runs a script in a sandbox that must succeed; what it wrote to stdout.

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::census;
-use crate::figures::{self, percentile};
+use crate::figures;
 pub(crate) use crate::harness::alone;
 use crate::harness::{Home, Need, at_most, needs, shell, typical, within};
 use crate::helper::{Helper, say};
@@ -51,7 +51,7 @@ fn is_readable(job: &impl AsFd) -> bool {
 
 #[test]
 fn what_a_command_leaves_behind_does_not_delay_its_result() {
-    if !needs(&[]) {
+    if !needs(&[Need::Program("pgrep")]) {
         return;
     }
     let _alone = alone();
@@ -457,7 +457,7 @@ print(round(1e6 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)";
 
 #[test]
 fn jobs_in_the_background_can_be_listed_read_waited_for_and_killed() {
-    if !needs(&[]) {
+    if !needs(&[Need::Program("pgrep")]) {
         return;
     }
     let home = Home::new();

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, Sandbox, Stdio, Terminal};
 
 use crate::census;
-use crate::figures::percentile;
 use crate::harness::{Home, Need, at_most, needs, shell, typical};
 use crate::helper::{Helper, say};
 use crate::jobs::alone;

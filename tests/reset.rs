@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adl_runtime::{Config, EndReason, Error, Sandbox, Stdio, Upper};
 use nix::sys::signal::{Signal, kill};

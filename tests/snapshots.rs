@@ -1,7 +1,7 @@
 //! A snapshot keeps what a sandbox wrote, and any number of others begin with it.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adl_runtime::{
     Access, Change, ChangeKind, Config, Error, Export, Image, Mount, Running, Sandbox, Snapshot,

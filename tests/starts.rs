@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Command, Error, Resource, Stage, Stdio};
 use nix::errno::Errno;
 
-use crate::figures::percentile;
 use crate::harness::{Home, Need, at_most, needs, shell, typical};
 use crate::jobs::alone;
 

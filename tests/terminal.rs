@@ -274,7 +274,7 @@ fn a_command_on_a_terminal_has_one_of_the_sandboxs_own() {
         ("-it -- sh -c 'echo $TERM'", "the-callers\r\n", 0),
         ("-it -e TERM=my-own -- sh -c 'echo $TERM'", "my-own\r\n", 0),
         ("-it -- sh -c 'echo to stderr >&2'", "to stderr\r\n", 0),
-        ("-it --timeout 0.5 -- sh -c 'echo part; exec sleep 1000'", "part\r\nadl: ", 124),
+        ("-it --timeout 2 -- sh -c 'echo part; exec sleep 1000'", "part\r\nadl: ", 124),
         ("-it -- no-such-program", "adl: ", 127),
         // adl's own lines, too, begin where a line does.
         ("-it --timeout 0.5 -- sh -c 'exec sleep 1000'; echo end", "than 500ms\r\nend\r\n", 0),

@@ -9,7 +9,7 @@ use adl_runtime::{Error, FileKind, Result, WriteMode, WriteOptions};
 use nix::errno::Errno;
 
 use crate::harness::{Home, Need, at_most, needs, shell};
-use crate::jobs::alone;
+use crate::jobs::{SOON, alone};
 
 use super::{Guest, errno, in_time};
 

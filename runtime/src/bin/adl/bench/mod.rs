@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Sandbox};
+use adl_runtime::{Config, ExitStatus, Sandbox};
 use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
@@ -84,6 +84,31 @@ impl Row {
         Self { host_copy_p50_us: Some(host.quantile(0.5)), ..self }
     }
 }
+
+/// Rows that can't be measured in the sandbox that was asked for, as where it holds too little.
+#[derive(Debug)]
+struct LeftOut {
+    rows: &'static str,
+    why: String,
+}
+
+impl LeftOut {
+    /// Of a command that was to make what is measured.
+    fn unless_made(rows: &'static str, what: &str, status: ExitStatus) -> CliResult<()> {
+        if status.success() {
+            return Ok(());
+        }
+        Err(Self { rows, why: format!("{what} in the sandbox: {status}") }.into())
+    }
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not measured: {}: {}", self.rows, self.why)
+    }
+}
+
+impl std::error::Error for LeftOut {}
 
 type Rows = BTreeMap<&'static str, Row>;
 
@@ -163,10 +188,17 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(ballast)?];
     let mut rows = measure(&config, rounds, jobs)?;
-    reset::large(&config, resets, &mut rows)?;
-    reset::snapshots(&config, snapshots, large, &mut rows)?;
-    files::listings(&config, &mut rows)?;
-    files::copies(&config, copies, &mut rows)?;
+    for measured in [
+        reset::large(&config, resets, &mut rows),
+        reset::snapshots(&config, snapshots, large, &mut rows),
+        files::listings(&config, &mut rows),
+        files::copies(&config, copies, &mut rows),
+    ] {
+        match measured {
+            Err(error) if error.is::<LeftOut>() => eprintln!("adl: {error}"),
+            other => other?,
+        }
+    }
     drop(std::hint::black_box(ballast));
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
