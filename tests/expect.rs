@@ -61,12 +61,14 @@ impl Need {
             Self::Root => "run the tests as root",
             Self::Userns => "allow user namespaces (user.max_user_namespaces, AppArmor)",
             Self::Overlay => "modprobe overlay",
-            Self::Program(name) => return format!("apt-get install {}", package(name)),
-            Self::Btrfs => "apt-get install btrfs-progs, and run them as root with loop devices",
+            Self::Program(name) => return format!("{}{}", report::INSTALL, package(name)),
+            Self::Btrfs => "apt-get install btrfs-progs",
             Self::ProjectQuota => "a kernel with project quotas, as Debian's: tests/guest/run",
-            Self::Cgroups => "run them as root, or by `systemd-run --user --scope -p Delegate=yes`",
+            Self::Cgroups => {
+                "run the tests as root, or by `systemd-run --user --scope -p Delegate=yes`"
+            }
             Self::Cgroup2 => "a machine with cgroup version 2 alone: tests/guest/run",
-            Self::Debian => "apt-get install debootstrap, and run them as root; or ADL_TEST_DEBIAN",
+            Self::Debian => "apt-get install debootstrap",
             Self::Workspace => "a clone that can be written to, and cargo",
         };
         remedy.to_owned()

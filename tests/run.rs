@@ -428,9 +428,21 @@ fn print_skipped(ended: &[Ended]) -> usize {
         for (missing, tests) in &mut reasons {
             tests.sort_unstable();
             tests.dedup();
-            println!("    {missing}. To run them: {}.", missing.remedy);
+            println!("    {missing}");
             tests.iter().for_each(|name| println!("        {name}"));
         }
+        println!("To run them, too: {}", remedies(reasons.keys().map(|missing| &*missing.remedy)));
     }
     count
+}
+
+/// All in one line, and all packages by one command.
+fn remedies<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    let all: BTreeSet<&str> = all.collect();
+    let packages: Vec<&str> =
+        all.iter().filter_map(|it| it.strip_prefix(report::INSTALL)).collect();
+    let install = format!("{}{}", report::INSTALL, packages.join(" "));
+    let install = (!packages.is_empty()).then_some(&*install);
+    let others = all.iter().copied().filter(|it| !it.starts_with(report::INSTALL));
+    install.into_iter().chain(others).collect::<Vec<_>>().join("; ")
 }

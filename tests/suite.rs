@@ -57,9 +57,9 @@ fn whatever_a_test_does_the_others_run_and_the_end_tells_all() {
     let names = "\nfailures:\n    suite::specimens::exits\n    suite::specimens::fails\n    \
                  suite::specimens::hangs\n    suite::specimens::is_killed\n";
     assert!(text.contains(names), "{text}");
-    let skipped = "\nskipped 1 tests:\n    no-such-program is missing: no no-such-program in /usr. \
-                   To run them: apt-get install no-such-program.\n        \
-                   suite::specimens::lacks_something\n";
+    let skipped = "\nskipped 1 tests:\n    no-such-program is missing: no no-such-program in /usr\n        \
+                   suite::specimens::lacks_something\n\
+                   To run them, too: apt-get install no-such-program\n";
     assert!(text.contains(skipped), "{text}");
     let counts = "test result: FAILED. 2 passed; 4 failed; 1 ignored; 0 measured; ";
     assert!(result(&output).starts_with(counts), "{text}");
