@@ -95,14 +95,6 @@ fn what_is_no_archive_or_leads_out_of_itself_leaves_nothing() {
     assert!(matches!(make(&home.path("missing")), Err(Error::Io { .. })));
     assert_eq!(unpacked(&home), [""; 0]);
     assert_eq!(fs::read(home.path("secret")).unwrap(), b"outside");
-
-    // What someone who was killed in the middle has left is no part of the next.
-    let aside = home.state().join("images/.unpacking");
-    fs::create_dir_all(aside.join("a/b")).unwrap();
-    fs::write(aside.join("who"), "half").unwrap();
-    let sandbox = home.sandbox_of(Image::archive(home.path("whole.tar")));
-    assert_eq!(shell(&sandbox, "cat /who; ls -d /a || echo none"), "wholenone\n");
-    assert_eq!(unpacked(&home).len(), 1);
 }
 
 #[test]

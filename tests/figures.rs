@@ -1,6 +1,6 @@
 //! What is promised in figures, measured alone and in one run with what it is compared to:
 //!
-//! `cargo test --release --package adl-tests --test adl -- --ignored --test-threads 1 figures::`
+//! `cargo test --release --package adl-tests -- --ignored --test-threads 1 figures::`
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::harness::{Home, Need, needs, within};
 /// The value that so many in a hundred do not exceed.
 pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.sort();
-    times[(times.len() * percent).div_ceil(100) - 1]
+    times[(times.len() * percent).div_ceil(100).max(1) - 1]
 }
 
 /// How much later than asked jobs are ended that don't want to be, with every processor busy.
@@ -60,7 +60,7 @@ fn a_timeout_is_kept_to_25_ms_under_load() {
     assert!(p99 <= Duration::from_millis(25), "p99 {p99:?}");
 }
 
-/// What a reset has to get rid of beside what [`crate::reset::LARGE`] has.
+/// What a reset has to get rid of beside what [`crate::reset::large`] has.
 const LARGER: [(&str, &str); 2] = [
     ("nothing", ""),
     (
@@ -79,11 +79,12 @@ fn a_reset_costs_the_same_after_anything() {
     let name = Some("measured".to_owned());
     let mut sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
     let upper = home.state().join("sandboxes/measured/0.upper");
-    let cases: Vec<_> = LARGER.into_iter().chain(crate::reset::LARGE).collect();
+    let larger = LARGER.map(|(what, make)| (what, make.to_owned()));
+    let cases: Vec<_> = larger.into_iter().chain(crate::reset::large(1)).collect();
     let mut times = vec![(Vec::new(), Duration::ZERO); cases.len() + 1];
     for _ in 0..9 {
         for (number, (resets, removal)) in times.iter_mut().enumerate() {
-            let (_, make) = cases.get(number).copied().unwrap_or(("", "open('/tmp/f', 'w')"));
+            let make = cases.get(number).map_or("open('/tmp/f', 'w')", |case| &case.1);
             let script = format!("import os\n{make}");
             assert!(sandbox.command("python3").args(["-c", &script]).status().unwrap().success());
             if number == cases.len() {

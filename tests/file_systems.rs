@@ -367,6 +367,33 @@ fn a_size_on_disk_holds_where_there_are_project_quotas() {
 }
 
 #[test]
+fn a_snapshot_that_is_full_can_be_the_image_of_others() {
+    if !needs(&[Need::Root, Need::ProjectQuota]) {
+        return;
+    }
+    let home = Home::new();
+    let disk = Mounted::ext4(&home, ",prjquota");
+    let upper = Upper::Disk { size: Some(4 << 20) };
+    let image = Image::directory(small_image(&disk.place));
+    let mut sandbox = Sandbox::create(Config { upper, image, ..disk.config() }).unwrap();
+    // All inodes but those that the snapshot itself takes.
+    let fill = "cd /tmp; i=0; while test $i != 20000; do : > f$i || exit; i=$((i + 1)); done";
+    sandbox.shell(fill).status().unwrap();
+    shell(&sandbox, "cd /tmp; test -e f1000; test ! -e f19999; rm f1 f2 f3 f4");
+    let full = sandbox.snapshot().unwrap();
+    let mut fork = Sandbox::create(full.config()).unwrap();
+    let forks: Vec<_> = (0..12)
+        .map(|_| {
+            fork.reset().unwrap();
+            fork.snapshot().unwrap()
+        })
+        .collect();
+    drop((sandbox, fork, full, forks));
+    adl_runtime::finish_removals();
+    assert_eq!(fs::read_dir(disk.place.join("state/snapshots")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_disk_that_a_guest_has_filled_is_emptied_by_a_reset() {
     if !needs(&[Need::Root, Need::Btrfs]) {
         return;

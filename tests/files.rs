@@ -13,7 +13,7 @@ use adl_runtime::{
 use nix::errno::Errno;
 
 use crate::census;
-use crate::harness::{Home, Need, needs, shell};
+use crate::harness::{Home, Need, at_most, needs, patient_files, shell};
 use crate::helper::{Helper, say};
 use crate::jobs::{SOON, alone};
 
@@ -34,7 +34,7 @@ fn at_once<T>(what: &str, call: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
     let result = call();
     let took = begin.elapsed();
-    assert!(took < Duration::from_millis(500), "{what} took {took:?}");
+    assert!(took < at_most(Duration::from_millis(500)), "{what} took {took:?}");
     result
 }
 
@@ -195,7 +195,7 @@ fn what_is_told_of_a_file_is_what_stat_tells() {
     assert_eq!((told.kind, told.mode, told.size, told.links), (FileKind::File, 0o1640, 5, 2));
     let day = Duration::from_millis(86_400_250);
     assert_eq!(told.modified, SystemTime::UNIX_EPOCH - day);
-    assert!(told.changed.elapsed().unwrap() < SOON);
+    assert!(told.changed.elapsed().unwrap() < at_most(SOON));
     for (path, kind) in [
         ("/tmp", FileKind::Directory),
         ("/dev/null", FileKind::CharacterDevice),
@@ -277,7 +277,7 @@ fn a_tree_of_any_depth_and_any_width_is_removed() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    let files = sandbox.files();
+    let files = patient_files(&sandbox);
     const MAKE: &str = "import os
 os.makedirs('/tmp/t/empty'); os.chdir('/tmp/t')
 for i in range(300):
@@ -440,9 +440,9 @@ fn a_file_that_grows_for_ever_ends_at_the_limit() {
     let mut writer = sandbox.shell("exec yes > /tmp/grows");
     let mut writer = writer.kill_on_drop(true).spawn().unwrap();
     let mut files = sandbox.files();
-    files.limit(8 << 20).timeout(Duration::from_secs(20));
+    files.limit(8 << 20).timeout(Duration::from_secs(60));
     // It may end before it has grown so far.
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     loop {
         match files.read_file("/tmp/grows") {
             Err(Error::TooLarge { limit, .. }) => break assert_eq!(limit, 8 << 20),
@@ -643,7 +643,7 @@ fn a_large_directory_is_listed_whole_or_by_pages() {
 os.mkdir('/tmp/many'); os.chdir('/tmp/many')
 for i in range(30000): os.close(os.open('n' * 200 + str(i), os.O_CREAT))";
     assert!(sandbox.command("python3").args(["-c", MAKE]).status().unwrap().success());
-    let files = sandbox.files();
+    let files = patient_files(&sandbox);
     // 6 MB of names: more than one answer holds.
     let all = files.list_dir("/tmp/many").unwrap();
     let mut names: Vec<_> = all.iter().map(|entry| &entry.name).collect();
@@ -684,12 +684,12 @@ fn a_call_that_is_held_up_inside_ends_with_its_time() {
     let mut files = sandbox.files();
     files.timeout(timeout);
     let mut held_up = 0;
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(90);
     while held_up < 5 && Instant::now() < end {
         let begin = Instant::now();
         let result = files.read_file("/tmp/large");
         let took = begin.elapsed();
-        assert!(took < timeout + Duration::from_millis(50), "{took:?}");
+        assert!(took < timeout + at_most(Duration::from_millis(50)), "{took:?}");
         match result {
             Err(Error::TimedOut { after, .. }) => {
                 assert_eq!(after, timeout);

@@ -7,20 +7,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Image, Sandbox};
+use adl_runtime::{Config, Files, Image, Sandbox};
 use tempfile::TempDir;
 
+pub(crate) use crate::cargo::{cargo, repository, target_directory};
 pub(crate) use crate::expect::{Need, needs};
+use crate::report::{self, Line};
 
 /// The id that a test takes on where root tries what an ordinary user can do.
 pub(crate) const NOBODY: u32 = 65_534;
-
-/// How long a test may take. The waits of the library for a command have no end, and rightly so.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a test may take that builds this repository.
 pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(1200);
@@ -29,17 +28,17 @@ pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(1200);
 pub(crate) struct Home {
     directory: TempDir,
     /// Dropped in time, or the test hangs.
-    _in_time: Sender<()>,
+    _in_time: Option<Sender<()>>,
 }
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self::of_a_test_that_takes(LIMIT)
+        Self::of_a_test_that_takes(report::ORDINARY)
     }
 
     /// For a test that may take longer than others.
     pub(crate) fn of_a_test_that_takes(limit: Duration) -> Self {
-        Self { directory: temporary_directory(), _in_time: ends_within(limit) }
+        Self { directory: temporary_directory(), _in_time: takes(limit) }
     }
 
     /// The state directory.
@@ -91,8 +90,21 @@ impl Drop for Home {
     }
 }
 
-/// Ends the whole program, and so what hangs in it, unless the result is dropped in time.
-fn ends_within(limit: Duration) -> Sender<()> {
+/// Tells the runner of this test something. Whether there is one.
+pub(crate) fn tell(line: &Line) -> bool {
+    let Some(path) = std::env::var_os(report::REPORT) else { return false };
+    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    true
+}
+
+/// Says how long the calling test may take from now on. Where no runner looks after it, the whole
+/// program is ended, and so what hangs in it, unless the result is dropped in time: the waits of the
+/// library for a command have no end, and rightly so.
+fn takes(limit: Duration) -> Option<Sender<()>> {
+    if tell(&Line::Takes(limit)) {
+        return None;
+    }
     let (sender, receiver) = channel();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     std::thread::spawn(move || {
@@ -102,7 +114,17 @@ fn ends_within(limit: Duration) -> Sender<()> {
             std::process::exit(101);
         }
     });
-    sender
+    Some(sender)
+}
+
+/// For those who measure, and for those who would be measured with it. Comes before anything is made:
+/// where a runner has started this test beside others, it ends here, and is run again later.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    if std::env::var_os(report::ALONE).is_none() && tell(&Line::Alone) {
+        std::process::exit(0);
+    }
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes a temporary directory where an overlay can have its upper: not in memory.
@@ -125,9 +147,41 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Looks until something holds, for at most `limit`; whether it came to hold.
+/// Whether this machine does nothing else, so that times can be what they are promised to be:
+/// `ADL_TEST_IDLE` says so.
+pub(crate) fn is_idle() -> bool {
+    std::env::var_os("ADL_TEST_IDLE").is_some()
+}
+
+/// How long something may take here that takes `limit` at most on a machine that does nothing else. On any
+/// other it is a time in which only what hangs has not happened; it is shorter than the 45 s for which the
+/// kernel lets the holder of a lease wait.
+pub(crate) fn at_most(limit: Duration) -> Duration {
+    if is_idle() { limit } else { limit + Duration::from_secs(30) }
+}
+
+/// The median of times on a machine that does nothing else; on any other the least of them, which shows
+/// what is waited for in all of them, and nothing of what came between.
+pub(crate) fn typical(times: &mut [Duration]) -> Duration {
+    crate::figures::percentile(times, if is_idle() { 50 } else { 0 })
+}
+
+/// How much processor time the calling thread takes for something: that depends on what is done, and not on
+/// how busy a disk is, or the machine.
+pub(crate) fn processor_time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let now = || {
+        let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+        Duration::from(nix::time::clock_gettime(clock).unwrap())
+    };
+    let begin = now();
+    let result = work();
+    (now() - begin, result)
+}
+
+/// Looks until something holds that comes to hold within `limit` on a machine that does nothing else;
+/// whether it did.
 pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + at_most(limit);
     loop {
         if holds() {
             return true;
@@ -139,6 +193,14 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a machine
+/// with much else to do.
+pub(crate) fn patient_files(sandbox: &Sandbox) -> Files<'_> {
+    let mut files = sandbox.files();
+    files.timeout(report::ORDINARY);
+    files
+}
+
 /// Runs a script in a sandbox that must succeed; what it wrote to stdout.
 #[track_caller]
 pub(crate) fn shell(sandbox: &Sandbox, script: impl AsRef<OsStr>) -> String {
@@ -148,52 +210,14 @@ pub(crate) fn shell(sandbox: &Sandbox, script: impl AsRef<OsStr>) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The cargo that runs the tests, or the calling user's.
-pub(crate) fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
-/// The root of the repository.
-pub(crate) fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Where cargo put this program, and puts others.
-pub(crate) fn target_directory() -> PathBuf {
-    // TARGET/PROFILE/deps/adl-HASH, or with the name of a platform after TARGET.
-    let this = std::env::current_exe().unwrap();
-    let is_target = |path: &&Path| path.join(".rustc_info.json").exists();
-    let place = this.ancestors().filter(is_target).last().or_else(|| this.ancestors().nth(3));
-    place.unwrap().to_owned()
-}
-
 /// The `adl` program: `ADL_BIN`, or built now as this program was, since cargo builds only the
 /// library for the tests of another package.
 pub(crate) fn adl() -> &'static Path {
     static ADL: OnceLock<PathBuf> = OnceLock::new();
     ADL.get_or_init(|| match std::env::var_os("ADL_BIN") {
         Some(path) => path.into(),
-        None => build_adl(),
+        None => crate::cargo::build("adl", &crate::cargo::ADL).unwrap(),
     })
-}
-
-fn build_adl() -> PathBuf {
-    let mut command = Command::new(cargo());
-    command.args(["build", "--package", "adl-runtime", "--bin", "adl"]);
-    command.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
-    command.arg(target_directory()).current_dir(repository());
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let output = command.stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "adl could not be built");
-    let messages = String::from_utf8(output.stdout).unwrap();
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "adl")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the executable")
 }
 
 /// Runs `adl` as the calling user with a state directory.

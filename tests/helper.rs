@@ -92,6 +92,7 @@ fn entry() {
         "without-cgroups" => crate::limits::without_cgroups(&state),
         "without-version-2" => crate::cgroups::without_version_2(&state),
         "live-often" => crate::cycles::live_often(&state),
+        "reset-without-descriptors" => crate::ends::reset_without_descriptors(&state),
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),
@@ -101,6 +102,13 @@ fn entry() {
         "count-resets" => crate::reset::count_resets(&state),
         "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),
         "hold-one" => crate::shares::hold_one(&state),
+        "lend-to-forks" => crate::forks::lend_to_forks(&state),
+        "lend-to-namespaces" => crate::forks::lend_to_namespaces(&state),
+        "share-with-forks" => crate::forks::share_with_forks(&state),
+        "share-with-namespaces" => crate::forks::share_with_namespaces(&state),
+        "fork-among-threads" => crate::forks::fork_among_threads(&state),
+        "swap-for-ever" => crate::collector::swap_for_ever(&state),
+        "cycle-with-few-descriptors" => crate::descriptors::cycle_with_few_descriptors(&state),
         _ => panic!("unknown role {role}"),
     }
 }

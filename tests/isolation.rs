@@ -269,11 +269,32 @@ fn dangerous_parts_of_proc_are_covered() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    for name in ["kcore", "keys", "locks", "timer_list", "interrupts"] {
+    for name in [
+        "kcore",
+        "keys",
+        "locks",
+        "timer_list",
+        "interrupts",
+        "diskstats",
+        "partitions",
+        "swaps",
+        "kmsg",
+    ] {
         if Path::new("/proc").join(name).exists() {
             let empty = format!("test ! -s /proc/{name} && ! (head -c1 /proc/{name} | grep -q .)");
             assert!(succeeds_inside(&sandbox, &empty), "{name}");
         }
+    }
+    for name in ["bus", "fs", "irq", "pressure"] {
+        if Path::new("/proc").join(name).exists() {
+            assert_eq!(shell(&sandbox, format!("ls -A /proc/{name}")), "", "{name}");
+            // Control.
+            assert_ne!(fs::read_dir(format!("/proc/{name}")).unwrap().count(), 0, "{name}");
+        }
+    }
+    // What programs need of the machine is there.
+    for name in ["cpuinfo", "loadavg", "meminfo", "stat", "uptime", "version", "vmstat"] {
+        assert_ne!(shell(&sandbox, format!("head -c 100 /proc/{name}")), "", "{name}");
     }
     for name in
         ["sys/kernel/core_pattern", "sys/kernel/hostname", "sysrq-trigger", "sys/vm/drop_caches"]

@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::mpsc::channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
@@ -16,18 +15,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::census;
-use crate::figures::{self, percentile};
-use crate::harness::{Home, Need, needs, shell, within};
+use crate::figures;
+pub(crate) use crate::harness::alone;
+use crate::harness::{Home, Need, at_most, needs, shell, typical, within};
 use crate::helper::{Helper, say};
 
 /// How long something may take that happens at once, on a machine with other tests on it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
-
-/// For those who measure, and for those who would be measured with it.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How many processes a sandbox has beside its init; what waits to be reaped is none.
 fn members(sandbox: &Sandbox) -> usize {
@@ -57,7 +51,7 @@ fn is_readable(job: &impl AsFd) -> bool {
 
 #[test]
 fn what_a_command_leaves_behind_does_not_delay_its_result() {
-    if !needs(&[]) {
+    if !needs(&[Need::Program("pgrep")]) {
         return;
     }
     let _alone = alone();
@@ -73,7 +67,7 @@ fn what_a_command_leaves_behind_does_not_delay_its_result() {
             assert!(output.status.success());
             assert_eq!((&*output.stdout, output.stdio_open), (&b"done\n"[..], open));
         }
-        percentile(&mut delays, 50)
+        typical(&mut delays)
     };
     let alone = delays("echo done", false);
     let leaving = delays("sleep 100 & echo done", true);
@@ -101,7 +95,8 @@ fn what_is_left_behind_can_write_on_and_is_seen() {
         let seen = shell(&sandbox, "exec ps -eo comm");
         assert_eq!(seen.lines().filter(|name| *name == "bash").count(), 1, "{seen}");
         let mut then = sandbox.shell("echo > go; cat end");
-        let output = then.uid(*id).gid(*id).current_dir(place.trim()).timeout(SOON).output();
+        let output =
+            then.uid(*id).gid(*id).current_dir(place.trim()).timeout(at_most(SOON)).output();
         assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), "finished\n", "id {id}");
         // With the last writer, what has read for it is gone, too.
         assert!(within(SOON, || members(&sandbox) == 0), "{:?}", names(&sandbox));
@@ -149,7 +144,7 @@ fn a_timeout_ends_all_of_a_tree_and_nothing_else() {
     let sandbox = home.sandbox();
     let mut other = ready(&mut sandbox.shell("setsid sleep 1000 & echo ready; wait"));
     let before = members(&sandbox);
-    let timeout = Duration::from_secs(5);
+    let timeout = Duration::from_secs(10);
     let child = ready(sandbox.shell(STUBBORN).timeout(timeout));
     assert!(within(SOON, || members(&sandbox) >= before + 505), "{}", members(&sandbox));
     assert!(child.handle().try_wait().unwrap().is_none(), "its time was up before all were there");
@@ -160,7 +155,10 @@ fn a_timeout_ends_all_of_a_tree_and_nothing_else() {
     assert_eq!(output.stdout, b"partial\n");
     let over = output.status.wall_time().saturating_sub(timeout);
     eprintln!("510 processes ended {over:?} after their time");
-    assert!(output.status.wall_time() >= timeout && over < Duration::from_secs(2), "{over:?}");
+    assert!(
+        output.status.wall_time() >= timeout && over < at_most(Duration::from_secs(2)),
+        "{over:?}"
+    );
     assert_eq!(other.try_wait().unwrap(), None);
     other.kill().unwrap();
     assert!(within(SOON, || members(&sandbox) == 0));
@@ -175,9 +173,9 @@ fn a_timeout_is_kept_under_load() {
     let _alone = alone();
     let home = Home::new();
     let mut overshoot = figures::overshoot(&home.sandbox(), 50);
-    // Other tests beside it take their share; what is promised is measured in `figures`.
-    let p50 = percentile(&mut overshoot, 50);
-    assert!(p50 <= Duration::from_millis(25), "{p50:?}");
+    // What is promised is measured in `figures`.
+    let overshoot = typical(&mut overshoot);
+    assert!(overshoot <= Duration::from_millis(25), "{overshoot:?}");
 }
 
 #[test]
@@ -192,7 +190,7 @@ fn a_fork_bomb_ends_with_its_time() {
     let mut bomb = sandbox.command("python3");
     bomb.args(["-c", "import os\nwhile True:\n try: os.fork()\n except OSError: pass"]);
     bomb.uid(1234).gid(1234).rlimit(Resource::Processes, 100, 100);
-    let timeout = Duration::from_secs(3);
+    let timeout = Duration::from_secs(6);
     let mut bomb = bomb.timeout(timeout).spawn().unwrap();
     // It has gone off, and no further than it may.
     assert!(within(timeout, || members(&sandbox) == 101), "{}", members(&sandbox));
@@ -201,7 +199,7 @@ fn a_fork_bomb_ends_with_its_time() {
     assert_eq!(status.reason(), EndReason::TimedOut);
     let over = status.wall_time() - timeout;
     eprintln!("a fork bomb of 100 ended {over:?} after its time");
-    assert!(over < Duration::from_secs(2), "{over:?}");
+    assert!(over < at_most(Duration::from_secs(2)), "{over:?}");
     other.handle().kill().unwrap();
 }
 
@@ -354,7 +352,7 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
         let status = output.status;
         (status.reason(), status.code(), status.signal())
     };
-    let half = Duration::from_millis(500);
+    let long = Duration::from_secs(3);
     let hangs = "echo partial; sleep 1000 & sleep 1000";
     for code in [0, 3, 255] {
         let mut script = sandbox.shell(format!("echo partial; exit {code}"));
@@ -364,21 +362,21 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
         let mut script = sandbox.shell(format!("echo partial; kill -{name} $$"));
         assert_eq!(ends(&mut script), (EndReason::Signaled, None, Some(number)));
     }
-    let timed_out = ends(sandbox.shell(hangs).timeout(half));
+    let timed_out = ends(sandbox.shell(hangs).timeout(long));
     assert_eq!(timed_out, (EndReason::TimedOut, None, Some(9)));
-    assert_eq!(ends(sandbox.shell(hangs).idle_timeout(half)), (EndReason::Idle, None, Some(9)));
+    assert_eq!(ends(sandbox.shell(hangs).idle_timeout(long)), (EndReason::Idle, None, Some(9)));
     let mut much = sandbox.shell("echo partial; exec yes");
     let limited = ends(much.output_limit(100_000).keep_output(1 << 30, 0));
     assert_eq!(limited, (EndReason::OutputLimit, None, Some(9)));
     // Limits that are not reached end nothing.
     let mut slow = sandbox.shell("echo partial; for i in 1 2 3 4; do sleep 0.3; echo $i; done");
-    slow.idle_timeout(Duration::from_secs(1)).timeout(SOON).output_limit(16);
+    slow.idle_timeout(SOON).timeout(at_most(SOON)).output_limit(16);
     assert_eq!(ends(&mut slow), (EndReason::Exited, Some(0), None));
 
     let job = sandbox.shell(hangs).background().unwrap();
     assert!(within(SOON, || job.so_far().stdout == b"partial\n"));
     kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
-    let output = job.wait_timeout(SOON).unwrap().expect("the end is told");
+    let output = job.wait_timeout(at_most(SOON)).unwrap().expect("the end is told");
     assert_eq!(output.status.reason(), EndReason::SandboxDied);
     assert_eq!((output.status.code(), &*output.stdout), (None, &b"partial\n"[..]));
     assert!(!output.status.success());
@@ -386,8 +384,9 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
 
 #[test]
 fn a_core_dump_is_told_where_one_was_asked_for() {
-    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    if !needs(&[]) || pattern.starts_with(['|', '/']) {
+    // Another test sets it.
+    let _alone = alone();
+    if !needs(&[Need::DumpsInPlace]) {
         return;
     }
     let home = Home::new();
@@ -459,7 +458,7 @@ print(round(1e6 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)";
 
 #[test]
 fn jobs_in_the_background_can_be_listed_read_waited_for_and_killed() {
-    if !needs(&[]) {
+    if !needs(&[Need::Program("pgrep")]) {
         return;
     }
     let home = Home::new();
@@ -548,25 +547,25 @@ fn whoever_waits_is_woken_at_once() {
             let mut child = sleep.spawn().unwrap();
             let begin = Instant::now();
             assert_eq!(child.wait_timeout(Duration::from_millis(20)).unwrap(), None);
-            assert!((Duration::from_millis(20)..SOON).contains(&begin.elapsed()));
+            assert!((Duration::from_millis(20)..at_most(SOON)).contains(&begin.elapsed()));
             assert!(!is_readable(&child));
             let handle = child.handle();
             let told = waits(child);
             let begin = Instant::now();
             handle.kill().unwrap();
-            let (status, end) = told.recv_timeout(SOON).unwrap().unwrap();
+            let (status, end) = told.recv_timeout(at_most(SOON)).unwrap().unwrap();
             assert_eq!((status.signal(), handle.wait().unwrap()), (Some(9), status));
             // For all others, too. Init closes its side right after it has told the end.
             assert!(within(SOON, || is_readable(&handle)));
             end - begin
         })
         .collect();
-    let median = percentile(&mut delays, 50);
-    eprintln!("woken {median:?} after the kill");
-    assert!(median < Duration::from_millis(25), "{median:?}");
+    let delay = typical(&mut delays);
+    eprintln!("woken {delay:?} after the kill");
+    assert!(delay < Duration::from_millis(25), "{delay:?}");
 
     let told = waits(sleep.spawn().unwrap());
     std::thread::spawn(move || drop(sandbox)).join().unwrap();
-    let (status, _) = told.recv_timeout(SOON).unwrap().unwrap();
+    let (status, _) = told.recv_timeout(at_most(SOON)).unwrap().unwrap();
     assert_eq!(status.reason(), EndReason::SandboxDied);
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::census::{self, Process};
-use crate::harness::{Home, Need, adl_command, needs, shell, within};
+use crate::harness::{Home, Need, adl_command, at_most, needs, shell, within};
 use crate::helper::{Helper, say};
 
 /// How long after the death of their owner sandboxes may still be seen.
@@ -294,7 +294,7 @@ fn the_death_of_init_is_told_at_once_to_all_who_wait() {
         }
         let members = census::tree(sandbox.init_pid());
         kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
-        let end = Instant::now() + Duration::from_secs(1);
+        let end = Instant::now() + at_most(Duration::from_secs(1));
         for _ in 0..4 {
             let left = end.saturating_duration_since(Instant::now());
             let told = told.recv_timeout(left).expect("told within a second");

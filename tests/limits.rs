@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, IoLimit, Limits, Sandbox, Stdio};
 
 use crate::cgroups::is_pure_v2;
-use crate::harness::{self, Home, Need, adl_command, needs, within};
+use crate::harness::{self, Home, Need, adl_command, at_most, is_idle, needs, within};
 use crate::helper::Helper;
 use crate::jobs::alone;
 
@@ -60,7 +60,11 @@ fn a_hog_of_memory_is_killed_and_told_so_and_nothing_else_is() {
         let begin = Instant::now();
         let status = sandbox.command("python3").args(["-c", HOG]).status().unwrap();
         assert_eq!(status.reason(), EndReason::OutOfMemory, "{round}: {status}");
-        assert!(begin.elapsed() < Duration::from_secs(2), "{round}: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < at_most(Duration::from_secs(2)),
+            "{round}: {:?}",
+            begin.elapsed()
+        );
         assert!(sandbox.command("true").status().unwrap().success(), "{round}");
     }
     neighbour.stdin.take().unwrap().write_all(b"alive").unwrap();
@@ -92,7 +96,11 @@ fn a_job_that_ran_out_of_memory_ends_as_a_whole() {
         let begin = Instant::now();
         let status = sandbox.shell(script).status().unwrap();
         assert_eq!(status.reason(), EndReason::OutOfMemory, "{round}: {status}");
-        assert!(begin.elapsed() < Duration::from_secs(2), "{round}: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < at_most(Duration::from_secs(2)),
+            "{round}: {:?}",
+            begin.elapsed()
+        );
         let alone = || sandbox.stats().unwrap().oom_kills > Some(round) && processes(&sandbox) == 1;
         assert!(within(Duration::from_secs(2), alone), "{round}: {}", processes(&sandbox));
     }
@@ -206,7 +214,7 @@ fn cpu_time_is_what_was_given() {
     }
     let _alone = alone();
     let home = Home::new();
-    let sandbox = sandbox(&home, Limits { cpu: Some(500), ..Limits::default() });
+    let sandbox = sandbox(&home, Limits { cpu: Some(200), ..Limits::default() });
     const ONE: &str = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass";
     const FOUR: &str = "import os, time\nend = time.monotonic() + 5\n\
         pids = [os.fork() for _ in range(2)]\nwhile time.monotonic() < end: pass\n\
@@ -219,7 +227,9 @@ fn cpu_time_is_what_was_given() {
         let after = sandbox.stats().unwrap();
         let used = (after.cpu_time.unwrap() - before.cpu_time.unwrap()).as_secs_f64();
         let share = used / time;
-        assert!((0.45..=0.55).contains(&share), "{share:.3} CPUs");
+        // Where others want the processors as well, it may be less.
+        assert!(share <= 0.22, "{share:.3} CPUs");
+        assert!(share >= 0.18 || !is_idle(), "{share:.3} CPUs");
         assert!(after.throttled > before.throttled, "{after:?}");
     }
 }
@@ -298,14 +308,18 @@ fn bombs_stop_at_the_limit_and_jobs_still_start() {
         let begin = Instant::now();
         child.handle().kill().unwrap();
         assert_eq!(child.handle().wait().unwrap().signal(), Some(9));
-        assert!(begin.elapsed() < Duration::from_secs(1), "killed in {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < at_most(Duration::from_secs(1)),
+            "killed in {:?}",
+            begin.elapsed()
+        );
     }
     let mut bomb = sandbox.command("bash");
     drop(bomb.args(["-c", shell]).stderr(Stdio::null()).spawn().unwrap());
     assert!(within(Duration::from_secs(10), || sandbox.stats().unwrap().pids.unwrap() >= 60));
     let begin = Instant::now();
     sandbox.reset().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(1), "reset in {:?}", begin.elapsed());
+    assert!(begin.elapsed() < at_most(Duration::from_secs(1)), "reset in {:?}", begin.elapsed());
     assert!(sandbox.command("/bin/true").status().unwrap().success());
 }
 
@@ -340,7 +354,7 @@ pub(crate) fn without_cgroups(state: &Path) {
     assert!((380..400).contains(&forks), "{forks}");
     let begin = Instant::now();
     sandbox.delete().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < at_most(Duration::from_secs(1)), "{:?}", begin.elapsed());
     // The control: the machine's own is another.
     let free = Sandbox::create(config(Limits::default())).unwrap();
     let output = free.command("cat").arg("/proc/sys/kernel/pid_max").output().unwrap();
@@ -402,23 +416,25 @@ fn a_disk_is_written_to_and_read_no_faster_than_that() {
     // Past the page cache, which version 1 does not see behind.
     let write = "dd if=/dev/zero of=/tmp/f bs=1M count=4 oflag=direct";
     let read = "dd if=/tmp/f of=/dev/null bs=1M iflag=direct";
+    // Whatever else the disk has to do: what has no limit is faster at some time.
+    let is_faster = |sandbox: &Sandbox, script, than| (0..20).any(|_| time(sandbox, script) < than);
     for (script, least) in [(write, 1500), (read, 700)] {
-        let (slow, fast) = (time(&limited, script), time(&free, script));
+        let slow = time(&limited, script);
         assert!(slow > Duration::from_millis(least), "{script}: {slow:?}");
-        assert!(fast < slow / 2, "{script}: {fast:?} without, {slow:?} with a limit");
+        assert!(is_faster(&free, script, slow / 2), "{script}: {slow:?} with a limit, and without");
     }
     let stats = limited.stats().unwrap();
     assert!(stats.write_bytes >= Some(4 * MIB) && stats.read_bytes >= Some(4 * MIB), "{stats:?}");
     // And as fast as without, when it is taken back.
     limited.set_limits(Limits { accounting: true, ..Limits::default() }).unwrap();
-    assert!(time(&limited, write) < Duration::from_millis(1000));
+    assert!(is_faster(&limited, write, Duration::from_secs(1)));
     // What is wrong with one is no reason to have the others set, or to forget them.
     let twice = vec![io.clone(), IoLimit { write_bytes: Some(MIB), ..io.clone() }];
     let no_disk = IoLimit { device: "/dev/null".into(), ..io.clone() };
     for wrong in [twice, vec![io.clone(), no_disk]] {
         let refused = limited.set_limits(Limits { io: wrong, ..Limits::default() });
         assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
-        assert!(time(&limited, write) < Duration::from_millis(1000));
+        assert!(is_faster(&limited, write, Duration::from_secs(1)));
     }
     for device in ["/dev/null", "/etc", "/no/such"] {
         let io = vec![IoLimit { device: device.into(), ..io.clone() }];

@@ -1,7 +1,8 @@
 //! What adl promises, tried on the real thing. One module for each kind of promise.
 //!
-//! The tests run as root and as an ordinary user. What a machine or a user can't give makes a
-//! test print why it is skipped, unless `ADL_EXPECT` names it; see [`harness::needs`].
+//! The tests run as root and as an ordinary user, each in a process of its own that `run.rs` starts.
+//! What a machine or a user can't give makes a test say why it is skipped, unless `ADL_EXPECT` names
+//! it; see [`harness::needs`].
 
 #![allow(
     clippy::unwrap_used,
@@ -12,35 +13,50 @@
 )]
 
 mod archives;
+mod cargo;
 mod census;
 mod cgroups;
 mod cli;
+mod collector;
 mod copies;
+mod counts;
 mod cycles;
 mod delegation;
 mod dependent;
+mod descriptors;
 mod devices;
+mod ends;
+mod evil;
 mod exec;
 mod expect;
 mod figures;
 mod file_attacks;
 mod file_systems;
 mod files;
+mod follows;
+mod forks;
 mod harness;
 mod helper;
+mod host_paths;
 mod images;
+mod inheritance;
 mod init;
 mod input;
 mod isolation;
 mod jobs;
 mod lifetime;
 mod limits;
+mod long;
 mod mounts;
 mod output;
 mod readme;
+mod records;
+mod report;
 mod reset;
 mod shares;
 mod snapshots;
 mod starts;
+mod streams;
+mod suite;
 mod terminal;
 mod trees;

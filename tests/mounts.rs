@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use adl_runtime::{Access, Config, Error, Image, Mount, RootAccess, Sandbox, Upper};
+use adl_runtime::{Access, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox, Upper};
 
 use crate::harness::{Home, Need, adl_command, needs, shell, succeeds};
 use crate::images;
@@ -481,7 +481,8 @@ fn a_device_is_there_where_it_was_asked_for() {
     // One of a kind that no sandbox has by itself, and that does nothing.
     let node = home.path("node");
     succeeds(Command::new("mknod").args(["-m", "600"]).arg(&node).args(["c", "1", "5"]));
-    let device = |target: &str| Mount::Device { source: node.clone(), target: target.into() };
+    let device =
+        |target: &str| Mount::Device { source: node.clone().into(), target: target.into() };
     let mut sandbox = with(&home, vec![device("/dev/sub/zeros"), device("/srv/zeros")]);
     for _ in 0..2 {
         let look = "stat -c '%F %t,%T %a %u:%g' /dev/sub/zeros; head -c 2 /dev/sub/zeros /srv/zeros | od -An -c";
@@ -567,7 +568,7 @@ fn a_source_stays_what_it_was_for_forks_from_elsewhere() {
     let relative = adl_runtime::Snapshot::open(Some(&home.state()), "relative").unwrap();
     let config = relative.config();
     let [Mount::Volume { source, .. }] = &*config.mounts else { panic!("{config:?}") };
-    assert_eq!(*source, one);
+    assert_eq!(*source, HostPath::from(&one));
     relative.delete().unwrap();
 }
 

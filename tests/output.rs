@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, Sandbox, Stdio, Terminal};
 
 use crate::census;
-use crate::figures::percentile;
-use crate::harness::{Home, Need, needs, shell};
+use crate::harness::{Home, Need, at_most, needs, shell, typical};
 use crate::helper::{Helper, say};
 use crate::jobs::alone;
 
@@ -57,9 +56,9 @@ fn what_is_written_just_before_the_end_is_never_lost_and_costs_no_delay() {
         outside.push(begin.elapsed());
         assert!(output.stdout == expected);
     }
-    let (inside, outside) = (percentile(&mut inside, 50), percentile(&mut outside, 50));
+    let (inside, outside) = (typical(&mut inside), typical(&mut outside));
     let ratio = inside.as_secs_f64() / outside.as_secs_f64();
-    eprintln!("60,000 bytes: p50 {inside:?}, on the host {outside:?}, ratio {ratio:.2}");
+    eprintln!("60,000 bytes: {inside:?}, on the host {outside:?}, ratio {ratio:.2}");
     assert!(ratio < SLOWER, "{inside:?} to {outside:?}");
 }
 
@@ -165,7 +164,11 @@ fn input_that_no_one_reads_holds_nothing_up_and_is_no_error() {
         let output = sandbox.shell(script).input(bytes.clone()).output().unwrap();
         assert!(output.status.success(), "{script}: {}", output.status);
         assert_eq!(output.stdout.len() as u64 + output.stdout_dropped, length, "{script}");
-        assert!(begin.elapsed() < Duration::from_secs(10), "{script}: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < at_most(Duration::from_secs(10)),
+            "{script}: {:?}",
+            begin.elapsed()
+        );
         let status = sandbox.shell(script).input(bytes.clone()).status().unwrap();
         assert!(status.success(), "{script}: {status}");
     }
@@ -186,7 +189,7 @@ fn the_end_of_the_input_is_told() {
         let output = sandbox.command("cat").input(input).output().unwrap();
         assert_eq!((output.status.success(), &*output.stdout), (true, input.as_bytes()));
         let job = sandbox.command("cat").input(input).background().unwrap();
-        let output = job.wait_timeout(Duration::from_secs(10)).unwrap().expect("cat ends");
+        let output = job.wait_timeout(at_most(Duration::from_secs(10))).unwrap().expect("cat ends");
         assert_eq!(output.stdout, input.as_bytes());
     }
     let mut cat = sandbox.command("cat");
@@ -275,7 +278,8 @@ fn keys_of_a_terminal_do_what_they_do() {
     shown(terminal, "ready\r\n");
     // No look at "^C": the kernel signals before it echoes, and a dead leader's terminal is hung up.
     terminal.write_all(b"\x03").unwrap();
-    let status = child.wait_timeout(Duration::from_secs(10)).unwrap().expect("Ctrl-C ends it");
+    let status =
+        child.wait_timeout(at_most(Duration::from_secs(10))).unwrap().expect("Ctrl-C ends it");
     assert_eq!((status.signal(), status.reason()), (Some(2), EndReason::Signaled));
 
     let mut child = sandbox.command("cat").terminal(24, 80).spawn().unwrap();
@@ -283,7 +287,8 @@ fn keys_of_a_terminal_do_what_they_do() {
     terminal.write_all(b"line\n\x04").unwrap();
     // Once as an echo, once from cat.
     shown(terminal, "line\r\nline\r\n");
-    let status = child.wait_timeout(Duration::from_secs(10)).unwrap().expect("Ctrl-D ends it");
+    let status =
+        child.wait_timeout(at_most(Duration::from_secs(10))).unwrap().expect("Ctrl-D ends it");
     assert!(status.success(), "{status}");
 }
 
@@ -309,10 +314,10 @@ fn what_was_printed_on_a_terminal_is_never_lost() {
         let length = output.stdout.len();
         assert!(output.stdout.ends_with(b"07\r\n") && length == 30_002, "{run}: {length} bytes");
     }
-    let median = percentile(&mut times, 50);
-    eprintln!("30,000 bytes on a terminal: p50 {median:?}");
+    let time = typical(&mut times);
+    eprintln!("30,000 bytes on a terminal: {time:?}");
     // Nor is there a wait for what might come: everyone has closed it.
-    assert!(median < Duration::from_millis(15), "{median:?}");
+    assert!(time < Duration::from_millis(15), "{time:?}");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What one guest may take of what all share: it runs into a bound, and no one else does.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio as HostStdio};
 
-use adl_runtime::{Config, Error, Sandbox, Stage, Upper};
+use adl_runtime::{Config, Error, Sandbox, Stage, Stdio, Upper};
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::census;
@@ -148,4 +149,42 @@ pub(crate) fn hold_one(state: &Path) {
     let _job = sandbox.command("sleep").arg("1000").spawn().unwrap();
     say(sandbox.init_pid());
     let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+}
+
+/// Leaves more descriptors in the queues of sockets than a job with few of its own may have there.
+const IN_FLIGHT: &str = "
+import array, socket, sys, time
+one, other = socket.socketpair()
+for _ in range(60):
+    one.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0, 1, 2]))])
+print('done', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn a_terminal_that_cannot_be_sent_back_is_a_failure_to_start() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut holder = sandbox.command("python3");
+    let mut holder = holder.args(["-c", IN_FLIGHT]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 5];
+    holder.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    let start = |files| {
+        let mut command = sandbox.command("true");
+        command.terminal(24, 80).rlimit(adl_runtime::Resource::OpenFiles, files, files).output()
+    };
+    match start(100) {
+        Err(Error::Start { stage: Stage::Terminal, source, .. }) => {
+            assert_eq!(source.raw_os_error(), Some(nix::errno::Errno::ETOOMANYREFS as i32));
+        }
+        other => panic!("{other:?}"),
+    }
+    // Control, of how many there are; and nothing else has suffered.
+    assert!(start(500).unwrap().status.success());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(start(100).unwrap().status.success());
 }

@@ -77,10 +77,14 @@ impl<'a> Tmux<'a> {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits until a line of the screen is just that.
+    /// Waits until a line of the screen is just that; or is after a prompt, as where a command was typed
+    /// before there was one.
     #[track_caller]
     fn shows(&self, line: &str) {
-        self.shows_a_line(line, |shown| shown.trim_end() == line);
+        self.shows_a_line(line, |shown| {
+            let shown = shown.trim_end();
+            shown == line || shown.rsplit_once("> ").is_some_and(|(_, said)| said == line)
+        });
     }
 
     #[track_caller]
@@ -274,7 +278,7 @@ fn a_command_on_a_terminal_has_one_of_the_sandboxs_own() {
         ("-it -- sh -c 'echo $TERM'", "the-callers\r\n", 0),
         ("-it -e TERM=my-own -- sh -c 'echo $TERM'", "my-own\r\n", 0),
         ("-it -- sh -c 'echo to stderr >&2'", "to stderr\r\n", 0),
-        ("-it --timeout 0.5 -- sh -c 'echo part; exec sleep 1000'", "part\r\nadl: ", 124),
+        ("-it --timeout 2 -- sh -c 'echo part; exec sleep 1000'", "part\r\nadl: ", 124),
         ("-it -- no-such-program", "adl: ", 127),
         // adl's own lines, too, begin where a line does.
         ("-it --timeout 0.5 -- sh -c 'exec sleep 1000'; echo end", "than 500ms\r\nend\r\n", 0),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Child, EndReason, Sandbox, Scope, Stdio};
 
 use crate::census;
-use crate::harness::{Home, Need, needs, shell, within};
+use crate::harness::{Home, Need, at_most, needs, shell, within};
 use crate::jobs::{SOON, alone};
 
 /// Families of processes that each live for as long as it takes to make the next: what is looked
@@ -47,7 +47,7 @@ fn a_timeout_ends_families_that_outrun_it_and_leaves_others_as_they_were() {
     // The signal is on its way when the line is written.
     assert!(within(SOON, || state().contains('T')), "{}", state());
 
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(2);
     let output = sandbox.command("/tmp/chains").arg("40").timeout(timeout).output().unwrap();
     assert_eq!(output.status.reason(), EndReason::TimedOut);
     assert!(!output.status.survivors());
@@ -62,7 +62,7 @@ fn a_timeout_ends_families_that_outrun_it_and_leaves_others_as_they_were() {
     assert!(!names(&sandbox).contains(&"chains\n".to_owned()), "{:?}", names(&sandbox));
     let begin = Instant::now();
     assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < at_most(Duration::from_secs(2)), "{:?}", begin.elapsed());
 
     assert!(other.try_wait().unwrap().is_none());
     assert!(state().contains('T'), "{}", state());
@@ -148,21 +148,6 @@ fn every_signal_can_be_sent() {
         child.signal(signal, Scope::Process).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(7), "{signal}");
     }
-}
-
-#[test]
-fn silence_is_no_end_where_no_one_listens() {
-    if !needs(&[]) {
-        return;
-    }
-    let home = Home::new();
-    let sandbox = home.sandbox();
-    let idle = Duration::from_millis(20);
-    let status = sandbox.command("sleep").arg("0.2").idle_timeout(idle).status().unwrap();
-    assert!(status.success(), "{status}");
-    // Control: where someone does, it is.
-    let output = sandbox.command("sleep").arg("1000").idle_timeout(idle).output().unwrap();
-    assert_eq!(output.status.reason(), EndReason::Idle);
 }
 
 #[test]

@@ -28,6 +28,15 @@ const BETWEEN_PASSES: u64 = 1_000_000;
 /// After how long a job's end is told although some of its tree does not end, in ns.
 const UNKILLABLE: u64 = 5_000_000_000;
 
+/// How often in a row SIGCHLD may come although no one has ended, as happens when two end at once.
+/// A guest that sends it for ever would otherwise have init work all the time, which is charged to
+/// no cgroup.
+const IDLE_WAKES: u32 = 16;
+/// How long it is then not listened to, in ns; then twice as long, up to the longest.
+const PAUSE: u64 = 1_000_000;
+/// By how much later the end of a job may come meanwhile, in ns.
+const LONGEST_PAUSE: u64 = 20_000_000;
+
 /// What an epoll event is about, beyond the channels of jobs, which have the job's number.
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
@@ -68,6 +77,22 @@ struct Job {
     told: bool,
 }
 
+impl Job {
+    /// Tells its end, once.
+    fn tell(&mut self, status: Status, usage: Usage, wall: u64) {
+        if self.told {
+            return;
+        }
+        self.told = true;
+        let Some(channel) = &self.channel else { return };
+        let (wall_us, timed_out, survivors) = (wall / 1000, self.timed_out, self.survivors);
+        let exit = Exit { status, usage, wall_us, timed_out, survivors };
+        let _ = send_frame(channel, &JobEvent::Exited(exit));
+        // Whoever holds a copy of it: all who wait at the other end wake up.
+        let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
+    }
+}
+
 struct Loop {
     init: &'static Init,
     epoll: OwnedFd,
@@ -85,6 +110,10 @@ struct Loop {
     sweeper: Sweeper,
     /// When the sweeper goes on, in ns.
     sweep_at: u64,
+    /// How often in a row SIGCHLD has come although no one had ended.
+    idle_wakes: u32,
+    /// When SIGCHLD is listened to again, in ns, if it is not.
+    deaf_until: Option<u64>,
 }
 
 /// The jobs by their numbers, each of which is larger than those before it.
@@ -156,6 +185,8 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         next_tree: None,
         sweeper: Sweeper::new(&init.jobs.proc),
         sweep_at: 0,
+        idle_wakes: 0,
+        deaf_until: None,
     };
     let watched = this
         .watch(&receiver, CONTROL)
@@ -167,6 +198,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
 
     let mut more_to_reap = false;
     loop {
+        let mut was_woken = false;
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
@@ -187,14 +219,16 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
                     let mut info = [0; 128];
                     // Only to make it unreadable again; how many have ended, reaping tells.
                     let _ = rustix::io::read(&init.child_signals, &mut info);
-                    more_to_reap = true;
+                    was_woken = true;
                 }
                 OWNER => return 0,
                 number => this.on_channel(number),
             }
         }
-        if more_to_reap {
-            more_to_reap = this.reap();
+        if more_to_reap || was_woken {
+            let reaped = this.reap();
+            more_to_reap = reaped == REAP_AT_ONCE;
+            this.pace(reaped);
         }
         this.on_time();
         this.starting.retain(|memory| !memory.is_free());
@@ -210,9 +244,28 @@ impl Loop {
     fn timeout(&self) -> Option<Timespec> {
         let timer = self.timers.first().map(|(at, _)| at);
         let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
-        let at = timer.into_iter().chain(sweep).min()?;
+        let at = timer.into_iter().chain(sweep).chain(self.deaf_until).min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
+    }
+
+    /// Stops listening to SIGCHLD for a while where it comes for nothing.
+    fn pace(&mut self, reaped: usize) {
+        if reaped != 0 {
+            self.idle_wakes = 0;
+            return;
+        }
+        self.idle_wakes = self.idle_wakes.saturating_add(1);
+        let Some(over) = self.idle_wakes.checked_sub(IDLE_WAKES) else { return };
+        let pause = (PAUSE << over.min(5)).min(LONGEST_PAUSE);
+        if self.listen(epoll::EventFlags::empty()).is_ok() {
+            self.deaf_until = Some(now().saturating_add(pause));
+        }
+    }
+
+    fn listen(&self, flags: epoll::EventFlags) -> rustix::io::Result<()> {
+        let token = epoll::EventData::new_u64(CHILDREN);
+        epoll::modify(&self.epoll, &self.init.child_signals, token, flags)
     }
 
     /// Handles all requests that have come. `Err` is the status to exit with.
@@ -373,10 +426,14 @@ impl Loop {
 
     /// Does what it is time for.
     fn on_time(&mut self) {
-        if self.timers.0.is_empty() && self.sweeper.is_idle() {
+        if self.timers.0.is_empty() && self.sweeper.is_idle() && self.deaf_until.is_none() {
             return;
         }
         let now = now();
+        if self.deaf_until.is_some_and(|at| at <= now) && self.listen(epoll::EventFlags::IN).is_ok()
+        {
+            self.deaf_until = None;
+        }
         while let Some((at, number)) = self.timers.first()
             && at <= now
         {
@@ -397,15 +454,18 @@ impl Loop {
     fn sweep(&mut self, now: u64) -> bool {
         let (jobs, by_pid) = (&self.jobs, &self.by_pid);
         let mark_of = |pid| Some(jobs.get(by_pid.get(pid)?)?.tree.mark());
-        match self.sweeper.turn(mark_of) {
+        match self.sweeper.turn(now, mark_of) {
             Ok(Turn::UnderWay) => return true,
-            Ok(Turn::Done { ended, signalled, met }) => {
+            Ok(Turn::Done { ended, signalled, stuck, met }) => {
                 self.sweep_at = now + if met { BETWEEN_PASSES } else { 0 };
                 for number in ended {
-                    self.tree_ended(number, false);
+                    self.tree_ended(number);
                 }
                 for number in signalled {
                     self.settle(number);
+                }
+                for number in stuck {
+                    self.tell_survivors(number);
                 }
             }
             // The kernel is out of memory: later.
@@ -420,7 +480,7 @@ impl Loop {
         if sys::signal_all(Signal::STOP).is_err() {
             return;
         }
-        while self.reap() {}
+        while self.reap() == REAP_AT_ONCE {}
         self.sweeper.begin_again();
         while self.sweep(now) {}
         self.sweeper.resume_all();
@@ -430,7 +490,8 @@ impl Loop {
         let Some(job) = self.jobs.get_mut(number) else { return };
         if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
             self.sweeper.remove(job.tree.mark());
-            self.tree_ended(number, true);
+            self.tell_survivors(number);
+            self.tree_ended(number);
         } else if job.end.is_none()
             && job.ending.is_none()
             && job.deadline.is_some_and(|at| at <= now)
@@ -440,25 +501,35 @@ impl Loop {
         }
     }
 
-    fn tree_ended(&mut self, number: u64, survivors: bool) {
+    fn tree_ended(&mut self, number: u64) {
         let Some(job) = self.jobs.get_mut(number) else { return };
         if let Some(since) = job.ending.take() {
             self.timers.remove(since.saturating_add(UNKILLABLE), number);
-            job.survivors = survivors;
         }
         self.settle(number);
     }
 
-    /// Reaps what has ended; whether there may be more.
+    /// Tells the end of a job of whose tree something does not end, which may be its own process.
+    /// What can be ended goes on to be.
+    fn tell_survivors(&mut self, number: u64) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        job.survivors = true;
+        let killed = Status::Signal { signal: 9, core: false };
+        let wall = now().saturating_sub(job.started);
+        let (status, usage, wall) = job.end.unwrap_or((killed, Usage::default(), wall));
+        job.tell(status, usage, wall);
+    }
+
+    /// Reaps what has ended, `REAP_AT_ONCE` at most; how many that were.
     ///
     /// The only place that waits for a child, and it never does: orphans of jobs come through
     /// here like jobs do, in any number.
-    fn reap(&mut self) -> bool {
-        for _ in 0..REAP_AT_ONCE {
+    fn reap(&mut self) -> usize {
+        for reaped in 0..REAP_AT_ONCE {
             let (pid, status, usage) = match sys::reap() {
                 Ok(Some(reaped)) => reaped,
                 // ECHILD: none is left at all.
-                Ok(None) | Err(_) => return false,
+                Ok(None) | Err(_) => return reaped,
             };
             let Some(number) = self.by_pid.get(pid) else { continue };
             self.by_pid.remove(pid, number);
@@ -473,7 +544,7 @@ impl Loop {
             }
             self.settle(number);
         }
-        true
+        REAP_AT_ONCE
     }
 
     /// Tells the end of a job if it is time to, and forgets one of which nobody wants to know
@@ -484,19 +555,9 @@ impl Loop {
         if job.ending.is_some() {
             return;
         }
-        if !job.told {
-            job.told = true;
-            if let Some(channel) = &job.channel {
-                let wall_us = wall / 1000;
-                let (timed_out, survivors) = (job.timed_out, job.survivors);
-                let exit = Exit { status, usage, wall_us, timed_out, survivors };
-                let _ = send_frame(channel, &JobEvent::Exited(exit));
-                // Whoever holds a copy of it: all who wait at the other end wake up.
-                let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
-            }
-            if !job.is_held {
-                self.let_go(number);
-            }
+        job.tell(status, usage, wall);
+        if !job.is_held {
+            self.let_go(number);
         }
         // Not while it is swept: without its pin, its mark may become another's.
         let is_over = |job: &Job| job.channel.is_none() && !self.sweeper.has(job.tree.mark());

@@ -171,7 +171,7 @@ fn prepare(
     }
     let is_default = |limit: &&Rlimit| spawn.rlimits.iter().all(|l| l.resource != limit.resource);
     for limit in start.defaults.rlimits.iter().filter(is_default).chain(&spawn.rlimits) {
-        set_limit(limit).stage(Stage::Rlimit)?;
+        set_limit(limit, start.defaults.core_key).stage(Stage::Rlimit)?;
     }
     if spawn.nice != 0 {
         rustix::process::nice(i32::from(spawn.nice)).stage(Stage::Nice)?;
@@ -218,8 +218,10 @@ fn open_terminal(rows: u16, columns: u16, start: &Start) -> rustix::io::Result<(
     rustix::termios::tcsetwinsize(&master, size)?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-    rustix::process::ioctl_tiocsctty(&slave)?;
+    // Before it is this session's: to close what could not be sent would end this process by
+    // SIGHUP, with no word of why.
     send_small(start.resources.channel, &JobEvent::Terminal, &[master.as_fd()])?;
+    rustix::process::ioctl_tiocsctty(&slave)?;
     rustix::stdio::dup2_stdin(&slave)?;
     rustix::stdio::dup2_stdout(&slave)?;
     rustix::stdio::dup2_stderr(&slave)
@@ -257,13 +259,14 @@ fn place_stdio(
     Ok(())
 }
 
-fn set_limit(limit: &Rlimit) -> rustix::io::Result<()> {
+fn set_limit(limit: &Rlimit, core_key: u64) -> rustix::io::Result<()> {
     let resource = match limit.resource {
         0 => Resource::Cpu,
         1 => Resource::Fsize,
         2 => Resource::Data,
         3 => Resource::Stack,
-        4 => Resource::Core,
+        // Init alone may move it (`core_limit_stays` of the filters).
+        4 => return sys::set_core_limit(limit.soft, limit.hard, core_key),
         5 => Resource::Rss,
         6 => Resource::Nproc,
         7 => Resource::Nofile,

@@ -34,7 +34,9 @@ pub(crate) struct JobDefaults {
     /// Which ids there are to take on.
     pub(crate) identities: Identities,
     /// Limits that hold unless a job asks for others.
-    pub(crate) rlimits: [adl_protocol::Rlimit; 2],
+    pub(crate) rlimits: [adl_protocol::Rlimit; 3],
+    /// See [`Setup::core_key`].
+    pub(crate) core_key: u64,
     /// Whether a child may have init's memory until its `execve(2)`: not where a guest has init's id
     /// or, for a moment, the right to look at it.
     pub(crate) may_share_memory: bool,
@@ -92,6 +94,46 @@ pub(crate) struct Early {
     loopback: rustix::io::Result<()>,
 }
 
+/// Takes back what came with the memory of the caller, which this process had until its execve. All
+/// else that a caller passes on was given up before that (`sys/inheritance.rs` of the host).
+fn give_up_callers_memory_settings() -> rustix::io::Result<()> {
+    // Large pages as the machine has them. No page is merged with one of the same content: how long
+    // a write to it takes would tell whoever has the other.
+    rustix::thread::disable_transparent_huge_pages(false)?;
+    sys::merge_no_memory()?;
+    // Its files in /proc are its own only while it is dumpable. No guest is there yet to use that.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let written = write_own_settings();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    written
+}
+
+fn write_own_settings() -> rustix::io::Result<()> {
+    // The kernel's, where it dumps at all.
+    match write_own(c"/proc/self/coredump_filter", |_| Some(b"0x33")) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    // Not spared when memory runs out because the caller is. That it goes before others is the
+    // caller's wish, and stays.
+    write_own(c"/proc/self/oom_score_adj", |now| now.starts_with(b"-").then_some(b"0"))
+}
+
+/// Writes what is made of the content to a short file of this process's own in `/proc`, which still
+/// is the host's.
+fn write_own(
+    path: &CStr,
+    change: impl FnOnce(&[u8]) -> Option<&'static [u8]>,
+) -> rustix::io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = [0; 16];
+    let length = rustix::io::read(&file, &mut content)?;
+    match change(content.get(..length).unwrap_or_default()) {
+        Some(new) => rustix::io::write(&file, new).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// The steps that need to know nothing.
 pub(crate) fn prepare() -> Result<Early> {
     // Before any other descriptor comes: 1 and 2 are taken by /dev/null.
@@ -103,6 +145,7 @@ pub(crate) fn prepare() -> Result<Early> {
     // scheduler shares by session (sched_autogroup, sched(7)), init does not wait its turn behind
     // the caller's own threads.
     rustix::process::setsid().step(Step::Protocol)?;
+    give_up_callers_memory_settings().step(Step::Limits)?;
     // What is made below has the mode that it is made with.
     rustix::process::umask(Mode::empty());
     // Without this, mounts of the host would go on to appear here.
@@ -184,6 +227,7 @@ pub(crate) fn run(
         capabilities,
         identities,
         rlimits,
+        core_key: setup.core_key,
         proc,
         terminals,
     };
@@ -204,18 +248,26 @@ fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// The limits of a job that asks for no others, whatever the host's are.
-fn limits_of_jobs() -> [adl_protocol::Rlimit; 2] {
+/// The limits of a job that asks for no others, where they are lower than those of init, up to which
+/// a command may ask.
+fn limits_of_jobs() -> [adl_protocol::Rlimit; 3] {
     /// What programs are used to; some go through all the descriptors that they could have.
     const FILES: u64 = 1024;
+    /// What servers ask for. The end of a process that holds as many takes a moment, not seconds.
+    const MOST_FILES: u64 = 65_536;
     /// No core dump, and none handed to a program of the host's either: that is what 1, unlike 0,
     /// means (core(5)).
     const CORE: u64 = 1;
-    let hard = |resource| rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-    let (files, core) = (hard(Resource::Nofile), hard(Resource::Core).min(CORE));
+    /// The kernel's, in bytes.
+    const LOCKED: u64 = 8 << 20;
+    let of = |resource, number, soft: u64, hard: u64| {
+        let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        adl_protocol::Rlimit { resource: number, soft: soft.min(most), hard: hard.min(most) }
+    };
     [
-        adl_protocol::Rlimit { resource: 7, soft: files.min(FILES), hard: files },
-        adl_protocol::Rlimit { resource: 4, soft: core, hard: core },
+        of(Resource::Nofile, 7, FILES, MOST_FILES),
+        of(Resource::Core, 4, CORE, CORE),
+        of(Resource::Memlock, 8, LOCKED, LOCKED),
     ]
 }
 

@@ -27,10 +27,12 @@ mod nr {
     pub(super) const WAIT4: usize = 61;
     pub(super) const KILL: usize = 62;
     pub(super) const GETCWD: usize = 79;
+    pub(super) const PRCTL: usize = 157;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const UNSHARE: usize = 272;
     pub(super) const SIGNALFD4: usize = 289;
     pub(super) const DUP3: usize = 292;
+    pub(super) const PRLIMIT64: usize = 302;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLOSE_RANGE: usize = 436;
     pub(super) const MOUNT_SETATTR: usize = 442;
@@ -117,6 +119,27 @@ pub fn ignore_file_size_signal() -> Result<()> {
     let ignore = [SIG_IGN, 0, 0, 0];
     // SAFETY: as in `reset_signals`.
     unsafe { syscall(nr::RT_SIGACTION, SIGXFSZ, ignore.as_ptr() as usize, 0, 8, 0) }.map(drop)
+}
+
+/// Has the kernel merge no page of this process with another of the same content, also after an
+/// `execve(2)` (`PR_SET_MEMORY_MERGE`, Linux 6.4).
+pub fn merge_no_memory() -> Result<()> {
+    const PR_SET_MEMORY_MERGE: usize = 67;
+    // SAFETY: takes no pointer.
+    match unsafe { syscall(nr::PRCTL, PR_SET_MEMORY_MERGE, 0, 0, 0, 0) } {
+        // A kernel that does not merge, or not for all of a process.
+        Ok(_) | Err(Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets the limit of core dumps, with a key without which the filters have it stay as it is.
+pub fn set_core_limit(soft: u64, hard: u64, key: u64) -> Result<()> {
+    const RLIMIT_CORE: usize = 4;
+    let limit = [soft, hard];
+    // SAFETY: `limit` is a struct rlimit64 and outlives the call; the kernel takes four arguments.
+    unsafe { syscall(nr::PRLIMIT64, 0, RLIMIT_CORE, limit.as_ptr() as usize, 0, key as usize) }
+        .map(drop)
 }
 
 /// Sets the signal mask to none, for a job.

@@ -72,10 +72,19 @@ struct Target {
     met: usize,
     /// How many passes in a row have met none.
     empty: usize,
+    /// Whether all that still live of it should have ended, and how many of them the pass has met
+    /// that may do something yet.
+    is_late: bool,
+    moving: usize,
+    /// How many passes in a row have met none of those, though others.
+    stuck: usize,
 }
 
-/// How many passes in a row must meet none.
+/// How many passes in a row must meet none; and how many, none that moves.
 const EMPTY_PASSES: usize = 2;
+/// After how long what lives of a tree is late, in ns: one that got SIGKILL needs a millisecond to
+/// end, unless the kernel waits for something in its name.
+const LATE: u64 = 20_000_000;
 
 /// What a turn of the sweeper came to.
 pub(crate) enum Turn {
@@ -87,6 +96,8 @@ pub(crate) enum Turn {
         ended: Vec<u64>,
         /// The numbers of those whose trees have got a signal.
         signalled: Vec<u64>,
+        /// The numbers of those of whose trees is left what can't be ended now.
+        stuck: Vec<u64>,
         /// Whether others' processes were met, and are ending.
         met: bool,
     },
@@ -109,9 +120,19 @@ impl Sweeper {
         if signal == Signal::KILL {
             self.remove(mark);
         }
-        let target =
-            Target { mark, number, signal, since: now, stops: 0, in_pass: false, met: 0, empty: 0 };
-        self.targets.push(target);
+        self.targets.push(Target {
+            mark,
+            number,
+            signal,
+            since: now,
+            stops: 0,
+            in_pass: false,
+            met: 0,
+            empty: 0,
+            is_late: false,
+            moving: 0,
+            stuck: 0,
+        });
     }
 
     pub(crate) fn has(&self, mark: u64) -> bool {
@@ -122,7 +143,9 @@ impl Sweeper {
     pub(crate) fn is_outrun(&self, now: u64, limit: u64) -> bool {
         self.targets.iter().any(|target| {
             let limit = limit.checked_shl(target.stops).unwrap_or(u64::MAX);
-            target.signal == Signal::KILL && now.saturating_sub(target.since) > limit
+            // To stop what does not move would help nothing.
+            let is_outrun = now.saturating_sub(target.since) > limit && target.stuck == 0;
+            target.signal == Signal::KILL && is_outrun
         })
     }
 
@@ -178,14 +201,18 @@ impl Sweeper {
         self.targets.is_empty()
     }
 
-    /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init.
-    pub(crate) fn turn(&mut self, of_child: impl Fn(i32) -> Option<u64>) -> Result<Turn> {
+    /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init; `now` is in
+    /// ns.
+    pub(crate) fn turn(&mut self, now: u64, of_child: impl Fn(i32) -> Option<u64>) -> Result<Turn> {
         if !self.under_way {
             rustix::fs::seek(self.proc, SeekFrom::Start(0))?;
             self.under_way = true;
             for target in &mut self.targets {
                 target.in_pass = true;
                 target.met = 0;
+                target.moving = 0;
+                let is_kill = target.signal == Signal::KILL;
+                target.is_late = is_kill && now.saturating_sub(target.since) > LATE;
             }
         }
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
@@ -208,7 +235,7 @@ impl Sweeper {
         }
         self.under_way = false;
         let mut met = false;
-        let (mut ended, mut signalled) = (Vec::new(), Vec::new());
+        let (mut ended, mut signalled, mut stuck) = (Vec::new(), Vec::new(), Vec::new());
         self.targets.retain_mut(|target| {
             let repeated = target.signal == Signal::KILL;
             target.empty =
@@ -218,9 +245,14 @@ impl Sweeper {
                 if repeated { &mut ended } else { &mut signalled }.push(target.number);
             }
             met |= repeated && target.met != 0;
+            let is_stuck = target.is_late && target.met != 0 && target.moving == 0;
+            target.stuck = if is_stuck { target.stuck + 1 } else { 0 };
+            if target.stuck == EMPTY_PASSES {
+                stuck.push(target.number);
+            }
             !done
         });
-        Ok(Turn::Done { ended, signalled, met })
+        Ok(Turn::Done { ended, signalled, stuck, met })
     }
 }
 
@@ -246,7 +278,7 @@ fn visit(
                 // Its mark goes before its descriptors do, and both before it is a zombie.
                 if is_ending(pid) {
                     for target in targets.iter_mut().filter(|t| t.signal == Signal::KILL) {
-                        target.met += 1;
+                        target.meet(&process);
                     }
                 }
                 return;
@@ -261,9 +293,35 @@ fn visit(
             None => is_kill,
         };
         if is_meant && rustix::process::pidfd_send_signal(&process, target.signal).is_ok() {
-            target.met += 1;
+            target.meet(&process);
         }
     }
+}
+
+impl Target {
+    /// Counts a process of the tree.
+    fn meet(&mut self, process: &OwnedFd) {
+        self.met += 1;
+        // Once is enough, and to look at each costs as much again.
+        if self.is_late && self.moving == 0 && moves(process) {
+            self.moving += 1;
+        }
+    }
+}
+
+/// Whether a process does something, or will when it is scheduled: not one that the kernel has wait
+/// for something else, or has frozen, nor one whose first thread has ended.
+fn moves(process: &OwnedFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(process, c"stat", flags, Mode::empty()) else {
+        return false;
+    };
+    let mut text = [0; 128];
+    let Ok(length) = rustix::io::read(&file, &mut text) else { return false };
+    // pid (name) state: of the name, which may be anything of 15 bytes, the last parenthesis counts.
+    let text = text.get(..length).unwrap_or_default();
+    let state = text.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
+    !matches!(state, Some(b'D' | b'Z' | b'X') | None)
 }
 
 /// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still to

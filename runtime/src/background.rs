@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
@@ -15,6 +16,7 @@ use crate::collect::Captures;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::exit::ExitStatus;
+use crate::lock::lock;
 use crate::running::{Handle, Scope};
 use crate::sandbox::unique_number;
 use crate::wire::{self, Deadline};
@@ -38,7 +40,19 @@ struct Shared {
     control: Arc<Control>,
     /// Readable when all is collected, and from then on.
     done: EventFd,
-    result: Mutex<Option<std::result::Result<(ExitStatus, bool), String>>>,
+    result: Mutex<Option<Collected>>,
+}
+
+/// How it ended, and whether a stream is open still; or why that is not known.
+type Collected = std::result::Result<(ExitStatus, bool), String>;
+
+/// The result of work, also where that panics.
+fn whatever_becomes_of(work: impl FnOnce() -> Result<(ExitStatus, bool)>) -> Collected {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.map_or_else(
+        |_| Err("the thread has panicked".to_owned()),
+        |done| done.map_err(|error| error.to_string()),
+    )
 }
 
 /// The number of a job, that no other job of the process has had.
@@ -52,7 +66,7 @@ impl fmt::Display for JobId {
 }
 
 /// What a command in the background has written so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SoFar {
     /// To stdout, as far as it is kept.
@@ -91,10 +105,10 @@ impl Job {
         Ok(job)
     }
 
-    /// Collects to the end, in a thread of its own.
+    /// Collects to the end, in a thread of its own. Whatever becomes of that, whoever waits is told.
     fn collect(&self, collection: Collection) {
-        let result = collection.run(&self.0.captures).map_err(|error| error.to_string());
-        *self.0.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        let result = whatever_becomes_of(|| collection.run(&self.0.captures));
+        *lock(&self.0.result) = Some(result);
         // It holds one number, so it has room for this.
         let _ = self.0.done.write(1);
     }
@@ -114,8 +128,11 @@ impl Job {
         self.0.handle.0.program()
     }
 
-    /// What it has written so far.
+    /// What it has written so far; in a fork of the process that started it, nothing.
     pub fn so_far(&self) -> SoFar {
+        if !self.0.control.is_own() {
+            return SoFar::default();
+        }
         let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = self.0.captures.copy();
         SoFar { stdout, stderr, stdout_dropped, stderr_dropped }
     }
@@ -147,6 +164,7 @@ impl Job {
     }
 
     fn wait_until(&self, deadline: Deadline) -> Result<Option<Output>> {
+        self.0.control.check_own()?;
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if !wire::wait_ready(&mut fds, deadline)? {
             return Ok(None);
@@ -158,7 +176,8 @@ impl Job {
     }
 
     fn result(&self) -> Result<Option<(ExitStatus, bool)>> {
-        let result = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.control.check_own()?;
+        let result = lock(&self.0.result);
         result.clone().transpose().map_err(|why| Error::io("collect output")(io::Error::other(why)))
     }
 
@@ -184,5 +203,14 @@ impl Job {
 impl AsFd for Job {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.done.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_thread_that_panics_has_a_result() {
+        let result = super::whatever_becomes_of(|| panic!("as it should not"));
+        assert!(result.is_err_and(|why| why.contains("panicked")));
     }
 }

@@ -4,16 +4,13 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::openat;
-use nix::sys::stat::Mode;
-
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::ids;
+use crate::open::{Purpose, beneath};
 use crate::root::{Layer, Tree, TreeKind};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::state::{DIRECTORY, State};
 use crate::tree::{self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind};
 use crate::wire::Deadline;
 
@@ -29,6 +26,7 @@ impl Sandbox {
     /// was moved while it was looked at, for the caller to try again; [`Error::TooLarge`] above a
     /// million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
+        self.control().check_own()?;
         if let Upper::Memory { .. } = self.config().upper {
             return Err(Error::Unsupported {
                 what: "the changes of the sandbox".to_owned(),
@@ -43,8 +41,8 @@ impl Sandbox {
         let mut layers = Vec::new();
         for (tree, name) in root.uppers().filter(|(tree, _)| !tree.is_volume) {
             let mut opened = Layers::open(tree)?;
-            let path = directory.path().join(&name);
-            opened.changed.insert(0, open(directory.as_fd(), Path::new(&name), &path)?);
+            let path = directory.path().join(name.as_str());
+            opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
         }
         changes_of(&layers, self.config())
@@ -91,8 +89,7 @@ impl Snapshot {
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
-        let state = State::open(Some(self.held().state()))?;
-        let trees = self.held().record().open(&state)?;
+        let trees = self.held().trees()?;
         trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
     }
 }
@@ -138,7 +135,7 @@ impl Layers {
 }
 
 fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
-    openat(at, name, DIRECTORY, Mode::empty()).map_err(Error::at("open", path))
+    beneath(at, name, Purpose::List).map_err(Error::at("open", path))
 }
 
 fn stacks(layers: &[Layers]) -> Vec<Stack<'_>> {

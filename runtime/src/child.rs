@@ -9,19 +9,21 @@ use std::time::Duration;
 use adl_protocol::{
     Identity, JobEvent, JobStdio, Leftovers, Request, Spawn, StdioSource, Strings, Task,
 };
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 
-use crate::collect::{Caps, Captures, Collector};
+use crate::collect::{Bounds, Caps, Captures, Collector};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
 use crate::running::{Handle, Running, Scope};
 use crate::sys;
 use crate::terminal::Terminal;
-use crate::wire::{self, Deadline};
+use crate::wire::{self, Deadline, Woken};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
+/// How long init may take to read that what others write is to be dropped.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// What a command that has ended left.
 #[derive(Debug, Clone)]
@@ -91,7 +93,7 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
     descriptors.extend(entrance.descriptors());
     let spawn =
         Spawn { stdio, cgroups: entrance.count(), ..builtin(Task::Drain, identity.clone()) };
-    match control.request(&Request::Spawn(spawn), &descriptors) {
+    match control.request_by(Deadline::after(DRAIN), &Request::Spawn(spawn), &descriptors) {
         // Then there is no one who could write.
         Err(Error::SandboxDied) => Ok(()),
         sent => sent,
@@ -165,11 +167,14 @@ impl Child {
         kill_on_drop: bool,
     ) -> Result<Self> {
         let running = Arc::clone(&collection.collector.running);
-        let deadline = Deadline::after(START);
+        collection.control.add_waited_for(&running);
+        let deadline = Deadline::after(START).min(running.overdue());
         let started = (|| {
-            let mut fds = [PollFd::new(notice.as_fd(), PollFlags::POLLIN)];
-            if !wire::wait_ready(&mut fds, deadline)? {
-                return Err(Error::TimedOut { what: "the program to start", after: START });
+            let (fd, init) = (notice.as_fd(), running.init().as_fd());
+            // What was said before init has ended is on the channel.
+            if let Woken::Late = wire::wait_beside_init(fd, PollFlags::POLLIN, init, deadline)? {
+                let after = deadline.length();
+                return Err(Error::TimedOut { what: "the program to start", after });
             }
             first_events(&running, collection.collector.is_terminal, deadline)
         })();
@@ -205,11 +210,13 @@ impl Child {
         self.handle.clone()
     }
 
-    /// Waits until it has ended, after closing its stdin.
+    /// Waits until it has ended, or its sandbox has, after closing its stdin; see [`Handle::wait`].
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if it has a timeout, and does not end although it was killed.
+    /// [`Error::Invalid`] with an output limit or an idle timeout, which only
+    /// [`Child::wait_with_output`] keeps; otherwise as [`Handle::wait`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.check_bounds()?;
         drop(self.stdin.take());
         self.handle.wait()
     }
@@ -220,6 +227,7 @@ impl Child {
     /// # Errors
     /// As [`Child::wait`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        self.check_bounds()?;
         drop(self.stdin.take());
         self.handle.wait_timeout(timeout)
     }
@@ -227,9 +235,19 @@ impl Child {
     /// Looks whether it has ended.
     ///
     /// # Errors
-    /// None that a command causes.
+    /// As [`Child::wait`].
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.check_bounds()?;
         self.handle.try_wait()
+    }
+
+    /// Bounds of what it writes are kept by whoever reads that.
+    fn check_bounds(&self) -> Result<()> {
+        let bounds = self.collection.as_ref().map(|collection| collection.collector.bounds);
+        match bounds.and_then(Bounds::name) {
+            Some(name) => Err(Error::invalid(name, "only `wait_with_output` keeps it")),
+            None => Ok(()),
+        }
     }
 
     /// Closes its stdin, waits until it has ended, and collects what is piped, or what it writes
@@ -297,13 +315,15 @@ fn first_events(
             }
             _ => {}
         }
-        let body = running.messages().next("the program to start", deadline)?;
+        let body =
+            running.messages().next("the program to start", running.init().as_fd(), deadline)?;
         match wire::decode(&body)? {
-            JobEvent::Started { pid: number } if pid.is_none() => pid = Some(GuestPid(number)),
+            // What is no process's would mean many to kill(2).
+            JobEvent::Started { pid: number } if pid.is_none() && number > 0 => {
+                pid = Some(GuestPid(number));
+            }
             JobEvent::Terminal if has_terminal && terminal.is_none() => {
-                let master = running.messages().take_descriptor();
-                let missing = Error::Protocol { why: "a terminal without its descriptor" };
-                terminal = Some(Terminal::new(master.ok_or(missing)?)?);
+                terminal = Some(Terminal::take(running.messages())?);
             }
             JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
             JobEvent::Started { .. } | JobEvent::Terminal | JobEvent::Exited(_) => {
@@ -313,9 +333,9 @@ fn first_events(
     }
 }
 
-/// Readable when the command has ended, or its sandbox has died, and from then on:
-/// [`Child::try_wait`] tells. For `poll(2)` and event loops; reading from it would take the
-/// message away.
+/// Readable when the command has ended, or its sandbox was reset or deleted, and from then on:
+/// [`Child::try_wait`] tells. For `poll(2)` and event loops, which may have to watch more: see
+/// [`Handle`].
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
 use crate::running::Running;
 use crate::sys;
-use crate::wire::{self, Deadline};
+use crate::wire::{self, Deadline, Woken};
 
 /// How much is reserved for the end of a stream before it comes, in bytes.
 const MOST_RESERVED: usize = 64 << 20;
@@ -22,6 +22,9 @@ const CHUNK: usize = 64 << 10;
 /// How long after a command's end its terminal is read when something else has it open and writes
 /// nothing: the kernel hands what was written on in the background.
 const TERMINAL_REST: Duration = Duration::from_millis(20);
+/// How much of it is read then where something else goes on to write, in bytes: more than the kernel
+/// keeps.
+const MOST_OF_TERMINAL: usize = 64 << 10;
 
 /// How much of a stream is kept.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +48,14 @@ pub(crate) struct Bounds {
     pub(crate) idle: Option<Duration>,
     /// Of all streams together, in bytes.
     pub(crate) total: Option<u64>,
+}
+
+impl Bounds {
+    /// The name of one that is set.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        let idle = self.idle.map(|_| "idle timeout");
+        idle.or(self.total.map(|_| "output limit"))
+    }
 }
 
 /// What a command has written to its two streams, as far as it is kept. Others may look at it
@@ -125,35 +136,23 @@ impl Collector {
     /// is there at that moment is read, and no more, since a process left in the background may
     /// go on to write for ever.
     pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
+        self.running.check_own()?;
         for pipe in self.pipes.iter().flatten() {
             // What poll(2) has seen may be gone by the time that it is read.
             sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;
         }
-        if self.pipes.iter().all(Option::is_none) {
-            // What it writes is not seen here.
-            self.bounds.idle = None;
-        }
+        let limit = self.bounds.total;
         let mut total = 0_u64;
         let mut last = Instant::now();
         let status = loop {
             let is_waiting_only = self.input.is_none() && self.pipes.iter().all(Option::is_none);
             if is_waiting_only && self.bounds.idle.is_none() {
-                // Without a handle elsewhere, no other thread needs to be let in.
-                break match Arc::strong_count(&self.running) {
-                    1 => self.running.wait_alone()?,
-                    _ => self.running.wait()?,
-                };
+                break self.running.wait()?;
             }
             let idle = self.bounds.idle.and_then(|idle| last.checked_add(idle));
-            let until = idle.map_or(Deadline::NEVER, Deadline::at).min(self.running.overdue());
-            let Some([said, input, pipes @ ..]) = self.wait(until)? else {
-                if self.running.overdue().passed() {
-                    return Err(self.running.is_overdue());
-                }
-                self.bounds.idle = None;
-                self.running.end(EndReason::Idle)?;
-                continue;
-            };
+            let idle = idle.map_or(Deadline::NEVER, Deadline::at);
+            let ready = self.wait(idle.min(self.running.overdue()))?;
+            let [said, init_died, input, pipes @ ..] = ready.unwrap_or_default();
             if input && self.input.as_mut().is_some_and(|input| !matches!(input.write(), Ok(true)))
             {
                 self.input = None;
@@ -168,26 +167,39 @@ impl Collector {
                 self.bounds.total = None;
                 self.running.end(EndReason::OutputLimit)?;
             }
-            if said && let Some(status) = self.running.try_exit()? {
+            let woken = match (said, init_died) {
+                (true, _) => Woken::Ready,
+                (false, true) => Woken::InitDied,
+                (false, false) => Woken::Late,
+            };
+            if let Some(status) = self.running.look(woken)? {
                 break status;
+            }
+            if ready.is_none() && self.bounds.idle.is_some() && idle.passed() {
+                self.bounds.idle = None;
+                self.running.end(EndReason::Idle)?;
             }
         };
         for number in [0, 1] {
-            if self.is_terminal {
-                self.read_rest_of_terminal(number, captures)?;
+            total += if self.is_terminal {
+                self.read_rest_of_terminal(number, captures)?
             } else {
-                self.read_rest(number, captures)?;
-            }
+                self.read_rest(number, captures)?
+            } as u64;
         }
+        // Also where it has ended before anything of that was read.
+        let is_too_much = limit.is_some_and(|limit| total > limit);
+        let status = if is_too_much { status.with_too_much_output() } else { status };
         Ok((status, self.pipes))
     }
 
-    /// Waits until there is something to do, and says for what: the channel, the input, the
-    /// streams. `None` if the deadline comes first.
-    fn wait(&self, until: Deadline) -> Result<Option<[bool; 4]>> {
+    /// Waits until there is something to do, and says for what: the channel, the end of init, the
+    /// input, the streams. `None` if the deadline comes first.
+    fn wait(&self, until: Deadline) -> Result<Option<[bool; 5]>> {
         let [stdout, stderr] = &self.pipes;
         let places = [
             Some((self.running.as_fd(), PollFlags::POLLIN)),
+            Some((self.running.init().as_fd(), PollFlags::POLLIN)),
             self.input.as_ref().map(|input| (input.pipe.as_fd(), PollFlags::POLLOUT)),
             stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
             stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
@@ -212,38 +224,47 @@ impl Collector {
         Ok(count.unwrap_or(0))
     }
 
-    /// Reads what is there now, and finds out whether anyone could write more.
-    fn read_rest(&mut self, number: usize, captures: &Captures) -> Result<()> {
-        let Some(Some(pipe)) = self.pipes.get(number) else { return Ok(()) };
+    /// Reads what is there now, and finds out whether anyone could write more. Returns the number
+    /// of bytes.
+    fn read_rest(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+        let Some(Some(pipe)) = self.pipes.get(number) else { return Ok(0) };
         let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
+        let mut all = 0;
         while left != 0 {
             match self.read(number, captures)? {
                 0 => break,
-                count => left = left.saturating_sub(count),
+                count => {
+                    left = left.saturating_sub(count);
+                    all += count;
+                }
             }
         }
-        let Some(place) = self.pipes.get_mut(number) else { return Ok(()) };
-        let Some(pipe) = place else { return Ok(()) };
+        let Some(place) = self.pipes.get_mut(number) else { return Ok(all) };
+        let Some(pipe) = place else { return Ok(all) };
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
         wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
         let [fd] = fds;
         if fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
             *place = None;
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Reads to the end, or, if another process has the terminal open, until nothing comes.
-    fn read_rest_of_terminal(&mut self, number: usize, captures: &Captures) -> Result<()> {
-        let deadline = Deadline::after(TERMINAL_REST);
+    fn read_rest_of_terminal(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+        let mut all = 0;
         while let Some(Some(terminal)) = self.pipes.get(number) {
             let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
-            if !wire::wait_ready(&mut fds, deadline)? || deadline.passed() {
-                return Ok(());
+            // Of silence, however long the reading takes.
+            if !wire::wait_ready(&mut fds, Deadline::after(TERMINAL_REST))? {
+                break;
             }
-            self.read(number, captures)?;
+            all += self.read(number, captures)?;
+            if all > MOST_OF_TERMINAL {
+                break;
+            }
         }
-        Ok(())
+        Ok(all)
     }
 }
 

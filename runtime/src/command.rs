@@ -196,21 +196,31 @@ impl<'a> Command<'a> {
     /// Ends it, and all that it has started, when it has not ended by itself after so long. What
     /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
     ///
+    /// Where processes are started faster than they can be ended, all processes of the sandbox are
+    /// stopped for a moment. A shell with job control shows that of its children.
+    ///
     /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// The same when it has written nothing for so long, where this library reads what it writes:
-    /// with [`Command::output`], [`Command::background`] and [`Child::wait_with_output`].
+    /// Ends it, and all that it has started, when it has written nothing for so long. The reason is
+    /// [`EndReason::Idle`].
+    ///
+    /// This is for [`Command::output`], [`Command::background`] and [`Child::wait_with_output`],
+    /// which read what it writes. Where nothing of that is read, it is [`Error::Invalid`].
+    ///
+    /// [`EndReason::Idle`]: crate::EndReason::Idle
     pub fn idle_timeout(&mut self, timeout: Duration) -> &mut Self {
         self.bounds.idle = Some(timeout);
         self
     }
 
-    /// Ends it, and all that it has started, when it has written more than so many bytes, where
-    /// this library reads them. The reason is [`EndReason::OutputLimit`].
+    /// Ends it, and all that it has started, when it has written more than so many bytes. The reason
+    /// is [`EndReason::OutputLimit`], also where it has ended by itself before it was noticed.
+    ///
+    /// Bytes count that this library reads, as for [`Command::idle_timeout`].
     ///
     /// [`EndReason::OutputLimit`]: crate::EndReason::OutputLimit
     pub fn output_limit(&mut self, bytes: u64) -> &mut Self {
@@ -308,6 +318,7 @@ impl<'a> Command<'a> {
         if self.terminal.is_some() {
             return Ok(self.output()?.status);
         }
+        // It may have been given pipes, which are read then.
         let started = self.start(&Kind::Null, None)?;
         Ok(self.collection(started)?.output()?.status)
     }
@@ -371,15 +382,19 @@ impl<'a> Command<'a> {
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
     fn start(&self, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
+        self.sandbox.control().check_own()?;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
         let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
         let (identity, home) = self.run_as.find(self.sandbox, deadline)?;
+        // A guest may have held up the look-up: together they take no longer.
+        let timeout = if self.run_as.is_looked_up() { deadline.left() } else { self.timeout };
         let environment = self.environment_block(home.as_deref())?;
 
         let streams = self.streams(default)?;
+        self.check_bounds(&streams)?;
         let stdio = match (self.terminal, &streams) {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
             (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
@@ -408,18 +423,30 @@ impl<'a> Command<'a> {
             stdio,
             cgroups: entrance.count(),
             start_notice: notice.is_some(),
-            timeout_us: self.timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
+            timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,
         };
-        let running = Running::new(program, channel, self.timeout).with_seat(seat);
+        let control = self.sandbox.control();
+        let running = Running::new(program, channel, control.init(), timeout).with_seat(seat);
         if self.terminal.is_some() {
-            running.messages().expect_descriptor();
+            running.messages().expect_descriptor()?;
         }
-        self.sandbox.control().request(&Request::Spawn(spawn), &descriptors)?;
+        control.request_by(running.overdue(), &Request::Spawn(spawn), &descriptors)?;
         running.is_under_way();
-        self.sandbox.control().prepare_next();
+        control.prepare_next();
         let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
         Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
+    }
+
+    /// Refuses bounds of what no one here would read.
+    fn check_bounds(&self, [_, stdout, stderr]: &[Stream<'_>; 3]) -> Result<()> {
+        let is_read = self.terminal.is_some() || stdout.ours.is_some() || stderr.ours.is_some();
+        match self.bounds.name() {
+            Some(name) if !is_read => {
+                Err(Error::invalid(name, "nothing that it writes is read: use `output`, or a pipe"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
@@ -482,7 +509,8 @@ pub enum Resource {
     Data = 2,
     /// The size of the stack, in bytes.
     Stack = 3,
-    /// The size of a core dump, in bytes.
+    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any other
+    /// a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't change it.
     Core = 4,
     /// The number of processes and threads of the user.
     Processes = 6,

@@ -1,5 +1,7 @@
 //! What a sandbox is made of, as plain data.
 
+pub(crate) mod name;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! The control socket of a sandbox: what is asked of its init.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use adl_protocol::Request;
@@ -11,30 +11,64 @@ use crate::background::Job;
 use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::wire::{self, Deadline};
+use crate::owner::Owner;
+use crate::running::Running;
+use crate::sys::socket::Socket;
+use crate::wire::{self, Deadline, Messages};
 
 /// How long init may take to read a request: it never waits for anything itself.
-const REQUEST: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST: Duration = Duration::from_secs(10);
 
 /// The way to a sandbox's init, shared by the sandbox and its commands.
 #[derive(Debug)]
 pub(crate) struct Control {
-    socket: OwnedFd,
-    /// Held from the beginning of a request to its end.
-    sending: Mutex<()>,
+    /// What init says there, in set-up alone.
+    messages: Messages,
+    /// Readable when init has ended.
+    init: Arc<OwnedFd>,
+    /// Whether a request is half sent, so that no other can be; told of when it is not any more.
+    half_sent: Mutex<bool>,
+    whole: Condvar,
     /// A pair of sockets for the next job, made while there was nothing else to do.
-    next_channel: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    next_channel: Mutex<Option<(Socket, OwnedFd)>>,
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
     /// The jobs in the background, until someone has waited for their end.
     jobs: Mutex<Vec<Job>>,
+    /// The commands that someone may wait for who does not hold the sandbox.
+    waited_for: Mutex<Vec<Weak<Running>>>,
+    owner: Owner,
 }
 
 impl Control {
-    pub(crate) fn new(socket: OwnedFd) -> Arc<Self> {
-        let (sending, next_channel) = (Mutex::default(), Mutex::default());
-        let group = OnceLock::new();
-        Arc::new(Self { socket, sending, next_channel, group, jobs: Mutex::default() })
+    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self {
+            messages,
+            init,
+            half_sent: Mutex::default(),
+            whole: Condvar::new(),
+            next_channel: Mutex::default(),
+            group: OnceLock::new(),
+            jobs: Mutex::default(),
+            waited_for: Mutex::default(),
+            owner: Owner::this_process(),
+        })
+    }
+
+    /// Readable when init has ended.
+    pub(crate) fn init(&self) -> &Arc<OwnedFd> {
+        &self.init
+    }
+
+    /// Whether the caller is the process that made it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    /// Refuses a fork of the process that made it: that has the same socket, and each lock as a
+    /// thread of its parent may have held it.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.owner.check("the sandbox")
     }
 
     /// Gives it cgroups, for all jobs from here on.
@@ -44,6 +78,7 @@ impl Control {
 
     /// The way into the cgroups of what is no program, if there are any.
     pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+        self.check_own()?;
         self.group
             .get()
             .map_or_else(|| Ok(Entrance::default()), |group| group.entrance_of_builtins())
@@ -51,6 +86,7 @@ impl Control {
 
     /// Cgroups for a job, if there are any, and the way into them; see [`Group::seat`].
     pub(crate) fn seat(&self, counted: bool) -> Result<(Option<Arc<Seat>>, Entrance)> {
+        self.check_own()?;
         let Some(group) = self.group.get() else { return Ok((None, Entrance::default())) };
         group.seat(counted).map(|(seat, entrance)| (Some(seat), entrance))
     }
@@ -60,48 +96,98 @@ impl Control {
     }
 
     /// The socket itself, for set-up.
-    pub(crate) fn socket(&self) -> &OwnedFd {
-        &self.socket
+    pub(crate) fn messages(&self) -> &Messages {
+        &self.messages
     }
 
-    /// Sends a request to init.
-    pub(crate) fn request(&self, request: &Request<'_>, descriptors: &[RawFd]) -> Result<()> {
-        self.request_by(Deadline::NEVER, request, descriptors)
-    }
-
-    /// The same, if it can begin by the deadline. Where it can't, nothing was sent, and others may
-    /// have more patience.
+    /// Sends a request to init, if it can begin by the deadline. Where it can't, nothing was sent, and
+    /// others may have more patience.
     pub(crate) fn request_by(
         &self,
         deadline: Deadline,
         request: &Request<'_>,
         descriptors: &[RawFd],
     ) -> Result<()> {
+        self.check_own()?;
         let frame = wire::frame_of(request)?;
         let begin = deadline.min(Deadline::after(REQUEST));
+        let (socket, init) = (self.messages.as_fd(), self.init.as_fd());
         loop {
-            let sending = lock(&self.sending);
-            let sent = wire::send_now(self.socket.as_fd(), &frame, descriptors)?;
+            let mut half_sent = self.when_whole(begin)?;
+            let sent = wire::send_now(socket, &frame, descriptors)?;
+            let rest = frame.get(sent..).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok(());
+            }
             if sent != 0 {
-                let rest = frame.get(sent..).unwrap_or_default();
-                let done = wire::send_rest(self.socket.as_fd(), rest, Deadline::after(REQUEST));
-                if let Err(Error::TimedOut { .. }) = done {
-                    // Whatever followed would be read as the rest of this. To init, this is the end
-                    // of the host, and its own.
-                    shutdown(self.socket.as_raw_fd(), Shutdown::Both)
-                        .map_err(Error::io("shutdown"))?;
-                }
-                return done;
+                *half_sent = true;
+                drop(half_sent);
+                return self.send_rest(rest);
             }
             // The others wait beside this one, and not for it.
-            drop(sending);
-            wire::wait_for_room(self.socket.as_fd(), begin)?;
+            drop(half_sent);
+            wire::wait_for_room(socket, init, begin)?;
+        }
+    }
+
+    /// Waits until no request is half sent.
+    fn when_whole(&self, deadline: Deadline) -> Result<MutexGuard<'_, bool>> {
+        let mut half_sent = lock(&self.half_sent);
+        while *half_sent {
+            let left = deadline.left().unwrap_or(REQUEST);
+            if left.is_zero() {
+                return Err(Error::TimedOut { what: "init to read", after: deadline.length() });
+            }
+            let waited = self.whole.wait_timeout(half_sent, left);
+            (half_sent, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(half_sent)
+    }
+
+    /// Sends what follows the beginning of a request.
+    fn send_rest(&self, rest: &[u8]) -> Result<()> {
+        let (socket, init) = (self.messages.as_fd(), self.init.as_fd());
+        let done = wire::send_rest(socket, rest, init, Deadline::after(REQUEST));
+        if let Err(Error::TimedOut { .. }) = done {
+            // Whatever followed would be read as the rest of this. To init, this is the end of the
+            // host, and its own.
+            self.close();
+        }
+        *lock(&self.half_sent) = false;
+        self.whole.notify_all();
+        done
+    }
+
+    /// Ends what can be asked of init: from here on, that is [`Error::SandboxDied`].
+    pub(crate) fn close(&self) {
+        // It fails where there is no other end any more.
+        let _ = shutdown(self.messages.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Remembers a command that someone may wait for who does not hold the sandbox.
+    pub(crate) fn add_waited_for(&self, running: &Arc<Running>) {
+        running.share();
+        let mut all = lock(&self.waited_for);
+        // Looked through when it would grow, and so for a moment of each command's time.
+        if all.len() == all.capacity() {
+            all.retain(|running| running.strong_count() != 0);
+        }
+        all.push(Arc::downgrade(running));
+    }
+
+    /// Wakes up all that wait for a command: the sandbox is at its end, whether or not the kernel
+    /// can end each process of it.
+    pub(crate) fn end_waits(&self) {
+        self.close();
+        for running in lock(&self.waited_for).drain(..).filter_map(|running| running.upgrade()) {
+            running.end_of_channel();
         }
     }
 
     /// A channel for a job: our end, and init's.
-    pub(crate) fn take_channel(&self) -> Result<(OwnedFd, OwnedFd)> {
-        lock(&self.next_channel).take().map_or_else(wire::socket_pair, Ok)
+    pub(crate) fn take_channel(&self) -> Result<(Socket, OwnedFd)> {
+        self.check_own()?;
+        lock(&self.next_channel).take().map_or_else(wire::channel, Ok)
     }
 
     /// Makes ready what the next job takes: to be called when init has something to do.
@@ -109,7 +195,7 @@ impl Control {
         let mut next = lock(&self.next_channel);
         if next.is_none() {
             // If there is none now, the next job says why.
-            *next = wire::socket_pair().ok();
+            *next = wire::channel().ok();
         }
     }
 

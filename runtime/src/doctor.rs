@@ -188,7 +188,7 @@ fn seccomp(config: &Config, sandbox: Result<&Sandbox, &Error>) -> Check {
     };
     match sandbox.command("cat").arg("/proc/self/status").output() {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains(FILTERED) => {
-            Check::good(WHAT, "two filters in force")
+            Check::good(WHAT, "the filter is in force")
         }
         Ok(_) => Check::missing(WHAT, "no filter in force", "use CONFIG_SECCOMP_FILTER"),
         Err(error) => Check::limited(WHAT, error.to_string(), "install cat, to have it looked at"),

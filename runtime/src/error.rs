@@ -100,6 +100,17 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// It belongs to another process, of which the calling one is a fork; nothing was done. A fork
+    /// makes sandboxes of its own, or asks its parent. Pipes and terminals of commands are
+    /// descriptors, which it shares as any others.
+    #[error(
+        "{what} belongs to another process, of which this one is a fork: use it there, or make \
+         another here"
+    )]
+    ForkedProcess {
+        /// What the other process has made.
+        what: &'static str,
+    },
     /// It is used by something else; nothing was done.
     #[error("{what} is in use by {by}")]
     Busy {
@@ -122,8 +133,16 @@ pub enum Error {
         /// What was wrong.
         why: &'static str,
     },
+    /// Some of what was left behind could not be removed; the rest was.
+    #[error("{} could not be removed: {}", Count(.errors), Listed(.errors))]
+    Uncollected {
+        /// The names of what was removed.
+        removed: Vec<String>,
+        /// What was not, each with its path.
+        errors: Vec<Error>,
+    },
     /// An operation on the host failed.
-    #[error("{operation}{}: {source}", Of(.path))]
+    #[error("{operation}{}: {source}{}", Of(.path), Remedy(.source))]
     Io {
         /// The operation, as a system call or in words.
         operation: &'static str,
@@ -143,6 +162,24 @@ impl Error {
     pub(crate) fn is_no_space(&self) -> bool {
         let (Self::Io { source, .. } | Self::Setup { source, .. }) = self else { return false };
         matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+
+    /// Whether there was not enough memory, or there were too many processes, for an init to be
+    /// started, to go on, or to do anything in time.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Setup { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM))
+            }
+            Self::SandboxDied | Self::TimedOut { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether there were no descriptors left, of the process or of the machine.
+    pub(crate) fn is_no_descriptors(&self) -> bool {
+        let (Self::Io { source, .. } | Self::Setup { source, .. }) = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
     }
 
     /// For `map_err`, on what has no path.
@@ -165,6 +202,43 @@ struct Of<'a>(&'a Path);
 impl fmt::Display for Of<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
+    }
+}
+
+/// What to do about it, where that is known.
+struct Remedy<'a>(&'a io::Error);
+
+impl fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::EMFILE) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
+            Some(libc::ENFILE) => f.write_str("; raise the sysctl fs.file-max"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many there are.
+struct Count<'a>(&'a [Error]);
+
+impl fmt::Display for Count<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => f.write_str("one thing"),
+            count => write!(f, "{count} things"),
+        }
+    }
+}
+
+/// All of them, one behind the other.
+struct Listed<'a>(&'a [Error]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if number == 0 { "" } else { "; " })?;
+        }
+        Ok(())
     }
 }
 

@@ -32,7 +32,8 @@ pub enum EndReason {
     /// It was killed because the sandbox had used all its memory, or something was that it had started; see
     /// [`Limits::memory`](crate::Limits::memory).
     OutOfMemory,
-    /// It wrote more than it may; see [`Command::output_limit`](crate::Command::output_limit).
+    /// It wrote more than it may, whether it then exited by itself or was killed for it; see
+    /// [`Command::output_limit`](crate::Command::output_limit).
     OutputLimit,
     /// The sandbox has ended, and with it every process inside: its init was killed, or the sandbox
     /// deleted. The status is that of SIGKILL.
@@ -69,6 +70,19 @@ impl ExitStatus {
             usage: Usage::default(),
             wall_time,
             survivors: false,
+        }
+    }
+
+    /// It was killed, and has not ended `wall_time` after its start.
+    pub(crate) fn not_ended(reason: EndReason, wall_time: Duration) -> Self {
+        Self { reason, survivors: true, ..Self::sandbox_died(wall_time) }
+    }
+
+    /// The same of what has written more than it may, whatever has ended it.
+    pub(crate) fn with_too_much_output(self) -> Self {
+        match self.reason {
+            EndReason::SandboxDied => self,
+            _ => Self { reason: EndReason::OutputLimit, ..self },
         }
     }
 
@@ -115,8 +129,9 @@ impl ExitStatus {
         self.wall_time
     }
 
-    /// Whether some of what it started, which was to be ended, could not be: the kernel has it in
-    /// a state in which it can't be killed. The sandbox is better deleted.
+    /// Whether some of what it started, or itself, was killed and had not ended when this was told:
+    /// the kernel has it in a state in which it can't be killed. It ends when it leaves that. The
+    /// sandbox is better deleted.
     pub fn survivors(&self) -> bool {
         self.survivors
     }

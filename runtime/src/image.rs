@@ -4,13 +4,14 @@ use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Network, Upper};
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::root::{Layer, Source, Tree, TreeKind};
 use crate::snapshot::{self, Held};
 use crate::state::State;
@@ -26,8 +27,8 @@ pub struct Image(Kind);
 enum Kind {
     #[default]
     Host,
-    Directory(#[serde(with = "crate::bytes")] PathBuf),
-    Archive(#[serde(with = "crate::bytes")] PathBuf),
+    Directory(HostPath),
+    Archive(HostPath),
     Snapshot(String),
 }
 
@@ -40,14 +41,14 @@ impl Image {
     }
 
     /// A directory, such as `debootstrap` or `docker export` leave.
-    pub fn directory(path: impl Into<PathBuf>) -> Self {
+    pub fn directory(path: impl Into<HostPath>) -> Self {
         Self(Kind::Directory(path.into()))
     }
 
     /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It is
     /// unpacked by the first sandbox that is made of it, and again when the file has changed;
     /// devices in it are left out, as are extended attributes.
-    pub fn archive(path: impl Into<PathBuf>) -> Self {
+    pub fn archive(path: impl Into<HostPath>) -> Self {
         Self(Kind::Archive(path.into()))
     }
 
@@ -62,7 +63,9 @@ impl Image {
         let mut opened = match &self.0 {
             Kind::Snapshot(name) => return snapshot::open_image(state, name, config.upper),
             Kind::Directory(path) => OpenedImage::of_directory(path)?,
-            Kind::Archive(path) => OpenedImage::of_directory(&unpack::archive(state, path)?)?,
+            Kind::Archive(path) => {
+                OpenedImage::of_directory(&unpack::archive(state, path)?.into())?
+            }
             Kind::Host => host_trees(state, config.network)?,
         };
         if let (Upper::Btrfs { .. }, Some(root)) = (config.upper, opened.trees.first_mut()) {
@@ -82,11 +85,12 @@ pub(crate) struct OpenedImage {
     pub(crate) trees: Vec<Tree>,
     /// What a snapshot has kept of volumes that are copied on write, without the volumes.
     pub(crate) volumes: Vec<Tree>,
-    pub(crate) held: Vec<Arc<Held>>,
+    /// The snapshot that it is.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 impl OpenedImage {
-    fn of_directory(path: &Path) -> Result<Self> {
+    fn of_directory(path: &HostPath) -> Result<Self> {
         let root = Tree::of_image("", Source::directory("open image", path)?);
         Ok(Self { trees: vec![root], ..Self::default() })
     }
@@ -141,15 +145,15 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 fn host_trees(state: &State, network: Network) -> Result<OpenedImage> {
-    let skeleton = state.images()?.join(format!("host-{:016x}", fingerprint(network)));
-    if !skeleton.is_dir() {
-        build_skeleton(&skeleton, network).map_err(Error::at("make the host image", &skeleton))?;
-    }
-    let mut opened = OpenedImage::of_directory(&skeleton)?;
+    let name = format!("host-{:016x}", fingerprint(network));
+    let skeleton = unpack::make_once(state, &name, |aside| {
+        fill_skeleton(aside, network).map_err(Error::at("make the host image", aside))
+    })?;
+    let mut opened = OpenedImage::of_directory(&skeleton.into())?;
     for name in PROGRAMS {
         let path = Path::new("/").join(name);
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-            opened.trees.push(Tree::of_image(name, Source::directory("open image", &path)?));
+            opened.trees.push(Tree::of_image(name, Source::directory("open image", &path.into())?));
         }
     }
     Ok(opened)
@@ -171,22 +175,6 @@ fn fingerprint(network: Network) -> u64 {
 /// Where to resolve names, for those that can reach it.
 fn resolver(network: Network) -> Option<&'static &'static str> {
     (network == Network::Host).then_some(&"resolv.conf")
-}
-
-/// Builds it aside and puts it in place whole; another process may do the same meanwhile.
-fn build_skeleton(place: &Path, network: Network) -> io::Result<()> {
-    let unique = format!("{}.{}", std::process::id(), crate::sandbox::unique_number());
-    let aside = place.with_extension(unique);
-    unpack::make_directory(&aside)?;
-    let built = fill_skeleton(&aside, network).and_then(|()| fs::rename(&aside, place));
-    if built.is_err() {
-        // Ours alone; if it can't be removed, the error above says why.
-        let _ = unpack::remove_directory(&aside);
-        if place.is_dir() {
-            return Ok(());
-        }
-    }
-    built
 }
 
 fn fill_skeleton(root: &Path, network: Network) -> io::Result<()> {

@@ -1,12 +1,12 @@
 //! The embedded `adl-init`, in the form in which it is executed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::error::{Error, Result};
+use crate::owner::PerProcess;
 use crate::sys;
 use crate::wire::above_stdio;
 
@@ -15,12 +15,8 @@ static INIT: &[u8] = include_bytes!(env!("ADL_INIT_PATH"));
 /// The program as a sealed memory file: what is executed is what was built, whatever happens to
 /// files on disk, and `/proc/1/exe` can't be overwritten. Made once in a process.
 pub(crate) fn memfd() -> Result<BorrowedFd<'static>> {
-    static MEMFD: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(memfd) = MEMFD.get() {
-        return Ok(memfd.as_fd());
-    }
-    let memfd = make()?;
-    Ok(MEMFD.get_or_init(|| memfd).as_fd())
+    static MEMFD: PerProcess<OwnedFd> = PerProcess::new();
+    Ok(MEMFD.get_or_try(make)?.as_fd())
 }
 
 fn make() -> Result<OwnedFd> {

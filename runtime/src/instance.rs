@@ -12,8 +12,10 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::ids::IdRange;
+use crate::init_record::InitRecord;
 use crate::launch::{self, Plan};
 use crate::owner::Owner;
+use crate::proc;
 use crate::remove::{Remains, remove_later};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
@@ -38,22 +40,39 @@ pub(crate) struct Instance {
     /// Shared with what comes after it, and with what ends late.
     ids: Option<Arc<IdRange>>,
     owner: Owner,
-    ended: bool,
+    end: End,
+}
+
+/// How far its end has come.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    None,
+    /// All of it was killed, and the kernel has until then to end it. It may need longer, and the
+    /// end is waited for again as often as someone asks.
+    Pending(Deadline),
+    Done,
 }
 
 impl Instance {
     /// Starts init. It makes what needs no layer, and waits for [`Instance::set_up`].
     pub(crate) fn start(config: &Config, ids: Option<Arc<IdRange>>) -> Result<Self> {
-        let (init, control) = launch::start(config, ids.is_some())?;
-        let control = Control::new(control);
+        let (init, control) = launch::start(config, ids.as_deref())?;
+        let control = Control::new(control, Arc::clone(&init.pidfd));
         let owner = Owner::this_process();
         let (directory, mounts, root) = (None, None, None);
-        Ok(Self { init, control, directory, mounts, root, ids, owner, ended: false })
+        Ok(Self { init, control, directory, mounts, root, ids, owner, end: End::None })
     }
 
     /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
-        self.directory.insert(directory)
+    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> Result<&mut SandboxDirectory> {
+        let directory = self.directory.insert(directory);
+        directory.record_init(&InitRecord::of_child(self.init.pid))?;
+        Ok(directory)
+    }
+
+    /// Writes down that the ids are its own, once no other has any process with them.
+    pub(crate) fn record_ids(&self) -> Result<()> {
+        self.ids.as_ref().map_or(Ok(()), |ids| ids.record(&InitRecord::of_child(self.init.pid)))
     }
 
     /// Removes its cgroups. Its processes have ended.
@@ -81,8 +100,8 @@ impl Instance {
             }
             Ok(())
         };
-        let socket = self.control.socket();
-        self.mounts = Some(launch::set_up(&self.init, socket, &plan, make_cgroups)?);
+        let messages = self.control.messages();
+        self.mounts = Some(launch::set_up(&self.init, messages, &plan, make_cgroups)?);
         self.init.launched();
         Ok(())
     }
@@ -119,16 +138,20 @@ impl Instance {
 
     /// Whether any process but init runs in it.
     pub(crate) fn is_busy(&self) -> Result<bool> {
-        if self.ended || self.has_died()? {
+        if self.has_died()? {
             return Ok(false);
         }
         // Whatever runs descends from init, which is given what others have left.
-        let pid = self.init.pid;
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        match std::fs::read(&path) {
+        let children = || {
+            let place = proc::directory_of(&self.init)?;
+            // Init has one thread, whose number is its own.
+            let number = place.file_name().unwrap_or_default();
+            std::fs::read(place.join("task").join(number).join("children"))
+        };
+        match children() {
             Ok(children) => Ok(!children.is_empty()),
             Err(_) if self.has_died()? => Ok(false),
-            Err(error) => Err(Error::at("read", path.as_ref())(error)),
+            Err(error) => Err(Error::io("read the children of init")(error)),
         }
     }
 
@@ -137,58 +160,67 @@ impl Instance {
         wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))
     }
 
-    /// Whether the caller is the process that made it, and no fork of that.
-    pub(crate) fn is_own(&self) -> bool {
-        self.owner.is_this_process()
-    }
-
     /// Kills init, and so every process of its PID namespace, and returns at once.
-    pub(crate) fn kill(&self) -> Result<()> {
-        if self.ended {
+    fn kill(&mut self) -> Result<()> {
+        if !matches!(self.end, End::None) {
             return Ok(());
         }
         // Of version 1, what is frozen can't be killed.
         if let Some(group) = self.control.group() {
             group.thaw_for_end();
         }
-        pidfd::kill(&self.init.pidfd).map_err(Error::io("pidfd_send_signal"))
+        pidfd::kill(&self.init.pidfd).map_err(Error::io("pidfd_send_signal"))?;
+        self.end = End::Pending(Deadline::after(END));
+        Ok(())
+    }
+
+    /// Whether it was killed, and the kernel has not been seen to have ended all of it.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self.end, End::Pending(_))
     }
 
     /// Kills all processes and waits until they are gone, which is when init is.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where the kernel takes too long to end one. All that the instance had
+    /// stays its own then, and the next call looks again; from then on without waiting.
     pub(crate) fn end_processes(&mut self) -> Result<()> {
-        if self.ended {
-            return Ok(());
-        }
-        let killed = self.kill();
-        self.ended = true;
+        self.kill()?;
+        let End::Pending(deadline) = self.end else { return Ok(()) };
         // They hold on to the control socket, which holds on to them.
         self.control.jobs().clear();
-        let ended = killed.and_then(|()| self.wait_for_end());
+        let ended = self.wait_for_end(deadline);
+        // What is said of the jobs is settled in any case: whoever waits for one is told.
         if let Some(group) = self.control.group() {
             group.settle();
         }
-        if ended.is_err() {
-            self.end_late();
-        }
-        ended
+        self.control.end_waits();
+        ended?;
+        self.end = End::Done;
+        Ok(())
     }
 
-    fn wait_for_end(&self) -> Result<()> {
+    fn wait_for_end(&self, deadline: Deadline) -> Result<()> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        if !wire::wait_ready(&mut fds, Deadline::after(END))? {
-            return Err(Error::TimedOut { what: "the sandbox's processes to end", after: END });
+        if !wire::wait_ready(&mut fds, deadline)? {
+            let what = "the sandbox's processes, which were killed and are still ending";
+            return Err(Error::TimedOut { what, after: deadline.length() });
         }
         pidfd::reap(self).map_err(Error::io("waitid"))
     }
 
-    /// The same, and has the rest removed.
+    /// The same, and has the rest removed. Where the kernel takes too long, both are left to a thread:
+    /// it is not its own any more then.
     pub(crate) fn end(&mut self) -> Result<()> {
-        if !self.is_own() {
-            // Of a fork's copy nothing may be undone, its parent's lock on the ids least of all.
-            std::mem::forget(self.ids.take());
+        if !self.owner.is_this_process() {
+            // Of a fork's copy nothing may be undone.
             return Ok(());
         }
-        self.end_processes()?;
+        if let Err(error) = self.end_processes() {
+            self.end_late();
+            self.end = End::Done;
+            return Err(error);
+        }
         self.ids = None;
         let mounts = self.mounts.take();
         let directory = self.directory.take();
@@ -209,13 +241,11 @@ impl Instance {
         let mounts = self.mounts.take();
         let directory = self.directory.take();
         let root = self.root.take();
-        let pidfd = self.init.pidfd.try_clone();
+        let pidfd = Arc::clone(&self.init.pidfd);
         let wait = move || {
-            let is_over = pidfd.map_err(Error::io("dup")).and_then(|pidfd| {
-                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-                wire::wait_ready(&mut fds, Deadline::NEVER)?;
-                pidfd::reap(pidfd).map_err(Error::io("waitid"))
-            });
+            let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            let is_over = wire::wait_ready(&mut fds, Deadline::NEVER)
+                .and_then(|_| pidfd::reap(&*pidfd).map_err(Error::io("waitid")));
             // The caller was told already that something went wrong.
             if is_over.is_ok() {
                 drop(ManuallyDrop::into_inner(ids));

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_protocol::{
@@ -19,20 +19,25 @@ use crate::ids::{self, IdRange};
 use crate::layers::{self, Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
+use crate::sys::inheritance::SessionKeyring;
+use crate::sys::socket::{self, Socket};
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
-use crate::{init_binary, seccomp};
+use crate::{init_binary, proc, seccomp};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
 /// that hangs is given up.
 const SETUP: Duration = Duration::from_secs(20);
 
-/// Parts of `/proc` that tell of the host or act on it, below `/proc`.
+/// Parts of `/proc` that tell of the host's devices, memory and users or act on them, below `/proc`.
+/// To write to those of `pressure` would also let a guest delay its own end: each trigger waits for
+/// the kernel to come to rest when it is closed.
 const MASKED: &[u8] =
-    b"acpi/\0asound/\0cmdline\0interrupts\0kcore\0keys\0kmsg\0latency_stats\0locks\0\
-    sched_debug\0scsi/\0sys/kernel/random/boot_id\0timer_list\0timer_stats\0";
+    b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
+    latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
+    sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
 /// Parts of `/proc` that can be read but not written.
-const READ_ONLY: &[u8] = b"bus\0fs\0irq\0sys\0sysrq-trigger\0";
+const READ_ONLY: &[u8] = b"sys\0";
 
 /// What is covered beyond that where init's own files belong to root inside, as with one id they
 /// do.
@@ -68,22 +73,31 @@ pub(crate) struct Plan<'a> {
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
 ///
-/// A user without privilege maps their own ids, from inside; `privileged` says that the host
-/// will map others.
-pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, OwnedFd)> {
-    let (ours, theirs) = wire::socket_pair()?;
+/// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
+/// the first makes the user namespace.
+pub(crate) fn start(config: &Config, ids: Option<&IdRange>) -> Result<(Process, Messages)> {
+    let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
+    let messages = Messages::new(ours);
+    messages.expect_descriptor()?;
     let namespaces = match config.network {
         Network::None => Namespaces::BASE.with_network(),
         Network::Host => Namespaces::BASE,
     };
-    let maps = (!privileged).then(OwnIdMaps::of_caller);
+    let maps = ids.is_none().then(OwnIdMaps::of_caller);
+    let maker = ids.map(IdRange::base);
     let init = init_binary::memfd()?;
     let capabilities = config.capabilities.union(FOR_SETUP).bits();
+    // Of keys an ordinary user may have 200, for all that they do.
+    let keyring = match config.seccomp {
+        config::Seccomp::Default if ids.is_none() => SessionKeyring::Callers,
+        _ => SessionKeyring::Own,
+    };
     let control = theirs.as_fd();
-    let process = sys::spawn_in_namespaces(namespaces, init, control, maps, capabilities)
-        .map_err(|error| namespaces_refused(&error))?;
-    Ok((process, ours))
+    let process =
+        sys::spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities, keyring)
+            .map_err(namespaces_refused)?;
+    Ok((process, messages))
 }
 
 /// Gives init its ids and its file systems, and waits until it says that all is done; does
@@ -92,28 +106,29 @@ pub(crate) fn start(config: &Config, privileged: bool) -> Result<(Process, Owned
 /// Returns its mount namespace.
 pub(crate) fn set_up(
     process: &Process,
-    control: &OwnedFd,
+    messages: &Messages,
     plan: &Plan<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
-    match try_set_up(process, control, plan, meanwhile) {
+    match try_set_up(process, messages, plan, meanwhile) {
         // Its end came before it was init: that tells why.
-        Err(error) => Err(process.launch_error().map_or(error, |why| launch_failed(&why))),
+        Err(error) => Err(process.launch_error().map_or(error, launch_failed)),
         done => done,
     }
 }
 
 fn try_set_up(
     process: &Process,
-    control: &OwnedFd,
+    messages: &Messages,
     plan: &Plan<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
     let user_namespace = match plan.ids {
         Some(range) => {
-            write_id_maps(process.pid, range)?;
-            Some(open_user_namespace(process.pid)?)
+            let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
+            write_id_maps(&place, range)?;
+            Some(open_user_namespace(&place)?)
         }
         None => None,
     };
@@ -153,23 +168,34 @@ fn try_set_up(
         pid_max: plan.pid_max,
         capabilities: plan.config.capabilities.bits(),
         filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
+        core_key: seccomp::core_key()?,
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
     let dev = plan.ids.map(|range| layers::dev(range.base())).transpose()?;
     let mut descriptors = vec![owner.as_raw_fd()];
     descriptors.extend(dev.as_ref().map(AsRawFd::as_raw_fd));
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
-    wire::send(control.as_fd(), &Request::Setup(setup), &descriptors, deadline)?;
+    let init = process.pidfd.as_fd();
+    wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
     meanwhile()?;
+    if plan.config.seccomp == config::Seccomp::Default {
+        no_dumps_into_a_socket()?;
+    }
+    let is_spared = own_oom_score_is_negative()?;
 
-    let socket = control.try_clone().map_err(Error::io("dup"))?;
-    let messages = Messages::new(socket);
-    messages.expect_descriptor();
-    let body = messages.next("init to set up the sandbox", deadline)?;
+    if is_spared {
+        // Init has raised its own. How far it and what it starts may go back is what one with
+        // CAP_SYS_RESOURCE sets; without that, it is the caller's.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
+    }
+    let body = messages.next("init to set up the sandbox", init, deadline)?;
+    // It has no more to say here.
+    messages.no_more()?;
     match wire::decode(&body)? {
-        Reply::Ready { version: VERSION } => messages
-            .take_descriptor()
-            .ok_or(Error::Protocol { why: "a sandbox without its mount namespace" }),
+        Reply::Ready { version: VERSION } => messages.take_descriptor(
+            socket::is_other_mount_namespace,
+            "a sandbox without its mount namespace",
+        ),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         Reply::Failed(SetupFailure { step: Step::Limits, path, errno }) if !path.is_empty() => {
             Err(Error::Unsupported {
@@ -186,11 +212,40 @@ fn try_set_up(
     }
 }
 
+/// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of a
+/// file (Linux 6.16) gets it whatever the limit of core dumps is.
+fn no_dumps_into_a_socket() -> Result<()> {
+    let path = Path::new("/proc/sys/kernel/core_pattern");
+    let pattern = match fs::read_to_string(path) {
+        // A kernel that dumps nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::at("read", path))?,
+    };
+    if !pattern.starts_with('@') {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "a sandbox whose memory stays in it when a program crashes".to_owned(),
+        why: format!(
+            "kernel.core_pattern is {:?}, a socket, which gets it whatever the limits are",
+            pattern.trim_end()
+        ),
+        fix: "set sysctl kernel.core_pattern to a file name or to |program".to_owned(),
+    })
+}
+
+/// Whether this process is spared when memory runs out (`proc_pid_oom_score_adj(5)`).
+fn own_oom_score_is_negative() -> Result<bool> {
+    let path = Path::new("/proc/self/oom_score_adj");
+    let score = fs::read(path).map_err(Error::at("read", path))?;
+    Ok(score.starts_with(b"-"))
+}
+
 /// Maps a range of ids.
-fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
+fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
     let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
     for name in ["uid_map", "gid_map"] {
-        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+        let path = place.join(name);
         let file = fs::File::options().write(true).open(&path);
         // One write: the kernel takes a map whole or not at all.
         file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| match source
@@ -208,8 +263,8 @@ fn write_id_maps(pid: i32, range: &IdRange) -> Result<()> {
     Ok(())
 }
 
-fn open_user_namespace(pid: i32) -> Result<OwnedFd> {
-    let path = PathBuf::from(format!("/proc/{pid}/ns/user"));
+fn open_user_namespace(place: &Path) -> Result<OwnedFd> {
+    let path = place.join("ns/user");
     fs::File::open(&path).map(OwnedFd::from).map_err(Error::at("open", &path))
 }
 
@@ -225,13 +280,23 @@ fn setup_error(failure: SetupFailure<'_>) -> Error {
     }
 }
 
-fn launch_failed(error: &io::Error) -> Error {
+/// Whether it may do when there is less of something else.
+fn is_exhausted(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EMFILE, ENFILE, ENOMEM};
+    matches!(error.raw_os_error(), Some(EAGAIN | EMFILE | ENFILE | ENOMEM))
+}
+
+fn launch_failed(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("execute init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces in full: sysctl \
              kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile; vm.memfd_noexec \
              must not be 2"
         }
+        Some(Errno::EDQUOT) => "raise sysctl kernel.keys.maxkeys, or delete sandboxes",
         _ => "`adl doctor` tells more",
     };
     Error::Unsupported {
@@ -241,13 +306,17 @@ fn launch_failed(error: &io::Error) -> Error {
     }
 }
 
-fn namespaces_refused(error: &io::Error) -> Error {
+fn namespaces_refused(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("clone init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone init")(error),
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
              kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \
-             container, a seccomp profile that allows clone with namespaces. A process in a \
-             chroot can't make them at all"
+             container, a seccomp profile that allows clone with namespaces. Root needs CAP_SETUID. \
+             A process in a chroot can't make them at all"
         }
         Some(Errno::ENOSPC | Errno::EUSERS) => {
             "raise sysctl user.max_user_namespaces and its siblings for the other namespaces, or \
@@ -256,9 +325,6 @@ fn namespaces_refused(error: &io::Error) -> Error {
         Some(Errno::EINVAL | Errno::ENOSYS) => {
             "use Linux 5.19 or later with CONFIG_USER_NS, CONFIG_PID_NS, CONFIG_NET_NS, \
              CONFIG_IPC_NS, CONFIG_UTS_NS and CONFIG_CGROUPS"
-        }
-        Some(Errno::EAGAIN | Errno::ENOMEM) => {
-            "the machine, or a limit on its processes, is exhausted; see RLIMIT_NPROC and pids.max"
         }
         _ => "`adl doctor` tells more",
     };

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use adl_protocol::{Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, openat};
+use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
+use crate::open::{Purpose, beneath};
 use crate::root::{Mounted, Part, Root, Source, TreeKind};
-use crate::state::{DIRECTORY, SUBVOLUME, SandboxDirectory};
+use crate::state::{SUBVOLUME, SandboxDirectory};
 use crate::sys;
 
 /// A part of a root file system with all that it lies on.
@@ -46,9 +47,9 @@ impl OpenedPart {
                     }
                     TreeKind::Subvolume => {
                         let path = directory.path().join(SUBVOLUME);
-                        let fd = openat(directory.as_fd(), SUBVOLUME, DIRECTORY, Mode::empty())
+                        let fd = beneath(directory.as_fd(), SUBVOLUME, Purpose::List)
                             .map_err(Error::at("open", &path))?;
-                        What::Volume(Source { path, fd: fd.into() })
+                        What::Volume(Source { path, base: None, fd: fd.into() })
                     }
                 };
                 (&tree.at, *access, what)

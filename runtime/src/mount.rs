@@ -4,11 +4,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use adl_protocol::limits;
-use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::root::Source;
 
 /// Something that is mounted in a sandbox, on top of what its image has there.
@@ -42,8 +42,7 @@ pub enum Mount {
     /// the user's belongs to root inside.
     Volume {
         /// The path outside; where it is relative, to the working directory of the caller.
-        #[serde(with = "crate::bytes")]
-        source: PathBuf,
+        source: HostPath,
         /// The path inside.
         #[serde(with = "crate::bytes")]
         target: PathBuf,
@@ -62,8 +61,7 @@ pub enum Mount {
     /// sandbox, it belongs to root inside; else it has its owner's mode.
     Device {
         /// The path outside.
-        #[serde(with = "crate::bytes")]
-        source: PathBuf,
+        source: HostPath,
         /// The path inside.
         #[serde(with = "crate::bytes")]
         target: PathBuf,
@@ -85,7 +83,7 @@ pub enum Access {
 
 impl Mount {
     /// See [`Mount::Volume`].
-    pub fn volume(source: impl Into<PathBuf>, target: impl Into<PathBuf>, access: Access) -> Self {
+    pub fn volume(source: impl Into<HostPath>, target: impl Into<PathBuf>, access: Access) -> Self {
         Self::Volume { source: source.into(), target: target.into(), access }
     }
 
@@ -97,12 +95,12 @@ impl Mount {
     /// See [`Mount::Device`]; the path is the same on both sides.
     pub fn device(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self::Device { source: path.clone(), target: path }
+        Self::Device { source: HostPath::from(&path), target: path }
     }
 
     pub(crate) fn make_absolute(&mut self) -> Result<()> {
         if let Self::Volume { source, .. } | Self::Device { source, .. } = self {
-            *source = std::path::absolute(&*source).map_err(Error::at("getcwd for", source))?;
+            *source = source.absolute()?;
         }
         Ok(())
     }
@@ -191,8 +189,8 @@ fn relative(target: &Path) -> Result<PathBuf> {
     Ok(at)
 }
 
-fn open_volume(path: &Path, access: Access) -> Result<Source> {
-    let source = Source::open("open volume", path, OFlag::empty())?;
+fn open_volume(path: &HostPath, access: Access) -> Result<Source> {
+    let source = Source::open("open volume", path)?;
     let kind = kind_of(&source)?;
     if kind == SFlag::S_IFDIR || kind == SFlag::S_IFREG && access != Access::CopyOnWrite {
         return Ok(source);
@@ -202,14 +200,14 @@ fn open_volume(path: &Path, access: Access) -> Result<Source> {
         Access::CopyOnWrite => "no directory, and only those can be copied on write",
         _ => "neither a directory nor a regular file",
     };
-    Err(Error::invalid("volume", format!("{path:?} is {why}")))
+    Err(Error::invalid("volume", format!("{:?} is {why}", path.full_path())))
 }
 
-fn open_device(path: &Path) -> Result<Source> {
-    let source = Source::open("open device", path, OFlag::empty())?;
+fn open_device(path: &HostPath) -> Result<Source> {
+    let source = Source::open("open device", path)?;
     match kind_of(&source)? {
         SFlag::S_IFCHR | SFlag::S_IFBLK => Ok(source),
-        _ => Err(Error::invalid("device", format!("{path:?} is none"))),
+        _ => Err(Error::invalid("device", format!("{:?} is none", path.full_path()))),
     }
 }
 

@@ -108,6 +108,19 @@ pub(crate) fn release(directory: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// Takes an empty directory out of the project that [`limit`] has given to the one that it is in: what
+/// comes into it is not the guest's, and there must be room for it.
+pub(crate) fn exempt(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // An error: a file system without projects.
+    let Ok(mut attributes) = ioctl::attributes(directory) else { return Ok(()) };
+    if attributes.project < FIRST {
+        return Ok(());
+    }
+    attributes.project = 0;
+    attributes.flags &= !INHERIT_PROJECT;
+    ioctl::set_attributes(directory, &attributes)
+}
+
 /// The numbers that a directory's project may have, each time the same.
 fn candidates(directory: BorrowedFd<'_>) -> Result<impl Iterator<Item = u32>> {
     let inode = fstat(directory).map_err(Error::io("stat"))?.st_ino;

@@ -5,37 +5,66 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use adl_protocol::limits;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 
+use crate::config::name::{PartName, SnapshotName};
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::mount::{self, Access, OpenedWhat};
+use crate::open::{self, Purpose};
 use crate::snapshot::Held;
-use crate::state::{Layout, State};
+use crate::state::{Layout, Shelf, State};
 
 /// A file or directory of the host, opened once: what is mounted later is what was opened here.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
+    /// All of it, absolute.
     pub(crate) path: PathBuf,
+    /// Where no link is followed below, if there is such a directory.
+    pub(crate) base: Option<PathBuf>,
     pub(crate) fd: Arc<OwnedFd>,
 }
 
 impl Source {
-    pub(crate) fn open(operation: &'static str, path: &Path, more: OFlag) -> Result<Self> {
-        let path = std::path::absolute(path).map_err(Error::at(operation, path))?;
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | more;
-        let fd =
-            nix::fcntl::open(&path, flags, Mode::empty()).map_err(Error::at(operation, &path))?;
-        Ok(Self { path, fd: Arc::new(fd) })
+    /// What lies there, whatever it is.
+    pub(crate) fn open(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Look)
     }
 
-    pub(crate) fn directory(operation: &'static str, path: &Path) -> Result<Self> {
-        Self::open(operation, path, OFlag::O_DIRECTORY)
+    pub(crate) fn directory(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Pass)
+    }
+
+    fn open_for(operation: &'static str, path: &HostPath, purpose: Purpose) -> Result<Self> {
+        let path = path.absolute()?;
+        let fd = path.locate()?.open(operation, purpose)?;
+        let base = path.base().map(Path::to_owned);
+        Ok(Self { path: path.full_path(), base, fd: Arc::new(fd) })
+    }
+
+    /// A directory below one of adl's own, through no link.
+    pub(crate) fn beneath(
+        operation: &'static str,
+        at: BorrowedFd<'_>,
+        path: &Path,
+        shown: PathBuf,
+    ) -> Result<Self> {
+        let fd = open::beneath(at, path, Purpose::Pass).map_err(Error::at(operation, &shown))?;
+        Ok(Self { path: shown, base: None, fd: Arc::new(fd) })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Where it can be opened once more, as it was.
+    pub(crate) fn host_path(&self) -> HostPath {
+        match &self.base {
+            None => HostPath::from(&self.path),
+            Some(base) => {
+                HostPath::beneath(base, self.path.strip_prefix(base).unwrap_or(&self.path))
+            }
+        }
     }
 }
 
@@ -43,22 +72,24 @@ impl Source {
 #[derive(Debug, Clone)]
 pub(crate) enum Layer {
     Image(Source),
-    /// A part of a snapshot that is held. It takes no descriptor, since there may be many; no one
-    /// but adl can change what has this path.
+    /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be many.
     Snapshot {
-        snapshot: String,
-        part: String,
-        path: PathBuf,
+        shelf: Arc<Shelf>,
+        snapshot: SnapshotName,
+        part: PartName,
     },
     /// The source of a volume whose changes a snapshot has kept, not opened.
-    Volume(PathBuf),
+    Volume(HostPath),
 }
 
 impl Layer {
     pub(crate) fn open(&self) -> Result<Source> {
         match self {
             Self::Image(source) => Ok(source.clone()),
-            Self::Snapshot { path, .. } => Source::directory("open snapshot", path),
+            Self::Snapshot { shelf, snapshot, part } => {
+                let path = Path::new(snapshot.as_str()).join(part.as_str());
+                Source::beneath("open snapshot", shelf.as_fd(), &path, shelf.path(&path))
+            }
             Self::Volume(path) => Source::directory("open volume", path),
         }
     }
@@ -100,7 +131,7 @@ impl Tree {
         };
         let mut tree = saved.clone();
         match tree.layers.last_mut() {
-            Some(Layer::Volume(path)) if *path == source.path => {
+            Some(Layer::Volume(path)) if path.full_path() == source.path => {
                 if let Some(last) = tree.layers.last_mut() {
                     *last = Layer::Image(source);
                 }
@@ -135,8 +166,8 @@ pub(crate) enum Mounted {
 pub(crate) struct Root {
     /// In the order of mounting; the first is the root itself.
     pub(crate) parts: Vec<Part>,
-    /// The snapshots among the layers.
-    pub(crate) held: Vec<Arc<Held>>,
+    /// The topmost snapshot among the layers; the others can't go before it.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 impl Root {
@@ -182,12 +213,12 @@ impl Root {
     }
 
     /// The names, in a sandbox's directory, of what holds the changes of each tree.
-    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, String)> {
+    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, PartName)> {
         let mut overlays = 0..;
         self.trees().map(move |tree| {
             let name = match tree.kind {
-                TreeKind::Subvolume => crate::state::SUBVOLUME.to_owned(),
-                TreeKind::Overlay => crate::state::upper_name(overlays.next().unwrap_or_default()),
+                TreeKind::Subvolume => PartName::subvolume(),
+                TreeKind::Overlay => PartName::upper(overlays.next().unwrap_or_default()),
             };
             (tree, name)
         })
@@ -209,7 +240,7 @@ impl Root {
     /// The same, on top of what a snapshot has kept of it.
     pub(crate) fn on_top(&self, snapshot: Arc<Held>) -> Self {
         let mut next = self.clone();
-        let names: Vec<String> = self.uppers().map(|(_, name)| name).collect();
+        let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
         let trees = next.parts.iter_mut().filter_map(|part| match part {
             Part::Tree { tree, .. } => Some(tree),
             Part::Mount { .. } => None,
@@ -218,7 +249,7 @@ impl Root {
             tree.layers.insert(0, snapshot.layer(name));
             tree.changed += 1;
         }
-        next.held.push(snapshot);
+        next.held = Some(snapshot);
         next
     }
 
@@ -245,6 +276,17 @@ impl Root {
             return Err(Error::invalid("image", why));
         }
         Ok(())
+    }
+
+    /// How many descriptors it takes at once to set up an instance with one layer more in each tree:
+    /// each layer and each mount is opened and mounted, and there is what goes along.
+    pub(crate) fn descriptors_to_set_up(&self) -> usize {
+        const OTHERS: usize = 8;
+        let layers = self.parts.iter().map(|part| match part {
+            Part::Tree { tree, .. } => tree.layers.len() + 1,
+            Part::Mount { .. } => 1,
+        });
+        2 * layers.sum::<usize>() + OTHERS
     }
 
     /// A size that would not hold for all that can be written.

@@ -1,16 +1,14 @@
 //! A sandbox: its creation, its jobs, its end.
 
-use std::hash::{BuildHasher, RandomState};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use adl_protocol::limits;
 
 use crate::background::Job;
 use crate::cgroup::{self, Group};
 use crate::command::Command;
+use crate::config::name::{SnapshotName, check_name};
 use crate::config::{Config, Upper};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -18,14 +16,12 @@ use crate::files::Files;
 use crate::ids::{self, IdRange};
 use crate::instance::Instance;
 use crate::limits::Limits;
-use crate::remove;
+use crate::owner::{Owner, PerProcess};
 use crate::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
 use crate::state::{Layout, SandboxDirectory, State};
 use crate::stats::Stats;
-
-/// The longest name, in bytes: it must be a host name, too.
-const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
+use crate::{garbage, remove};
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
@@ -36,7 +32,8 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 ///
 /// All methods take `&self`, and any number of jobs may run at once, started from any threads.
 /// When it is dropped, or the process that made it ends in whatever way, all processes in it are
-/// killed and the kernel takes back all that they had.
+/// killed and the kernel takes back all that they had. A fork of that process can't use it
+/// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
 #[derive(Debug)]
 pub struct Sandbox {
     name: String,
@@ -71,23 +68,29 @@ impl Sandbox {
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }
+        remove::with_descriptors(|| Self::build(&config))
+    }
+
+    /// Builds what was checked.
+    fn build(config: &Config) -> Result<Self> {
         let state = State::open(config.state_directory.as_deref())?;
         collect_once(&state);
-        let image = Arc::new(Root::open(&config, &state)?);
-        let layout = image.layout(&config)?;
+        let image = Arc::new(Root::open(config, &state)?);
+        let layout = image.layout(config)?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `instance` undoes everything.
-        let mut instance = Instance::start(&config, fresh_ids()?)?;
+        let mut instance = Instance::start(config, fresh_ids()?)?;
+        instance.record_ids()?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory).name().to_owned();
+        let name = instance.give(directory)?.name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
             (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
         };
-        instance.set_up(&config, hostname, Arc::clone(&image), cgroups.as_ref())?;
-        Ok(Self { name, config, state, image, cgroups, instance })
+        instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        Ok(Self { name, config: config.clone(), state, image, cgroups, instance })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -108,28 +111,55 @@ impl Sandbox {
     /// ```
     ///
     /// # Errors
-    /// As [`Sandbox::create`] and [`Sandbox::delete`]. The sandbox is dead then, and can be reset
-    /// again or deleted.
+    /// As [`Sandbox::create`]: all that can fail is done before anything is ended, and the sandbox
+    /// goes on as it was. Only where the disk is full, or processes inside have used up what is
+    /// needed, it is ended first, and dead if that was not enough.
+    ///
+    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is dead
+    /// then, and its processes are still ending; this can be called again, which tells the same until
+    /// they have ended, and succeeds from then on.
     pub fn reset(&mut self) -> Result<()> {
-        self.check_own("reset")?;
-        // They end while the next ones are made.
-        self.instance.kill()?;
+        self.check_own()?;
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
+        }
         let mut next = match self.make_next() {
-            // What it has written is in the way of what it will, and goes first.
-            Err(error) if error.is_no_space() => {
+            // What it has used up is in the way of what it will, and goes first.
+            Err(error) if self.may_be_in_the_way(&error) => {
+                self.instance.end_processes()?;
                 self.instance.end()?;
-                remove::finish_removals();
+                remove::finish_within(ROOM);
                 self.make_next_when_there_is_room()?
             }
             next => next?,
         };
         // No command can come to the next before this has returned, so there is no moment at
-        // which both do something.
-        self.instance.end_processes()?;
-        if let Some(directory) = next.directory_mut() {
-            directory.take_name(&self.name, self.instance.directory_mut())?;
+        // which both do something. The name goes first: it is the last that can fail.
+        self.exchange_names(&mut next)?;
+        if let Err(error) = self.instance.end_processes().and_then(|()| next.record_ids()) {
+            // Its own again, for whoever calls again. If that fails, it is the next one's, and free
+            // with it.
+            let _ = self.exchange_names(&mut next);
+            return Err(error);
         }
         std::mem::replace(&mut self.instance, next).end()
+    }
+
+    /// Whether something could not be made because of what the sandbox has used up.
+    fn may_be_in_the_way(&self, error: &Error) -> bool {
+        let is_busy = || self.instance.is_busy().unwrap_or(true);
+        error.is_no_space() || error.is_exhausted() && is_busy()
+    }
+
+    /// Has the next instance be what the name stands for, or again this one.
+    fn exchange_names(&mut self, next: &mut Instance) -> Result<()> {
+        let (Some(next), this) = (next.directory_mut(), self.instance.directory_mut()) else {
+            return Ok(());
+        };
+        match this {
+            Some(this) if next.name() == self.name => this.take_name(&self.name, Some(next)),
+            this => next.take_name(&self.name, this),
+        }
     }
 
     /// The same where what was in the way has just been removed. A btrfs gives the room back when it
@@ -149,8 +179,12 @@ impl Sandbox {
 
     /// Makes the instance on the image that is to take the place of this one.
     fn make_next(&self) -> Result<Instance> {
+        remove::with_descriptors(|| self.try_to_make_next())
+    }
+
+    fn try_to_make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?)?;
         let image = Arc::clone(&self.image);
         next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
         Ok(next)
@@ -184,10 +218,8 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
     pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
-        self.check_own("snapshot")?;
-        if let Some(name) = &options.name {
-            check_name("snapshot", name)?;
-        }
+        self.check_own()?;
+        let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
         let unsupported = |why: &str, fix: &str| Error::Unsupported {
             what: "a snapshot of the sandbox".to_owned(),
             why: why.to_owned(),
@@ -196,6 +228,9 @@ impl Sandbox {
         if let Upper::Memory { .. } = self.config.upper {
             let fix = "make the sandbox with the upper `disk` or `btrfs`";
             return Err(unsupported("what it has written is in memory", fix));
+        }
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
         }
         if options.running == Running::Refuse && self.instance.is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
@@ -212,12 +247,15 @@ impl Sandbox {
             return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
         }
         let root = Arc::clone(root);
-        let name = options.name.as_deref();
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?);
+        next.give(self.state.make_aside(&layout)?)?;
+        // What is set up after the end takes descriptors, which are there then.
+        let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
         self.instance.end_processes()?;
+        next.record_ids()?;
+        drop(reserved);
         self.instance.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
             directory.take_name(&self.name, self.instance.directory_mut())?;
@@ -226,7 +264,7 @@ impl Sandbox {
         let Some(directory) = self.instance.directory_mut() else {
             return Err(Error::SandboxDied);
         };
-        let snapshot = making.publish(directory, &root)?;
+        let snapshot = making.publish(directory)?;
         // From here on they are the snapshot's, and whatever happens, the caller has that.
         self.instance.let_go_of_directory();
         let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
@@ -246,11 +284,8 @@ impl Sandbox {
         std::mem::replace(&mut self.instance, next).end()
     }
 
-    fn check_own(&self, what: &'static str) -> Result<()> {
-        if self.instance.is_own() {
-            return Ok(());
-        }
-        Err(Error::invalid(what, "called by a fork of the process that made it"))
+    fn check_own(&self) -> Result<()> {
+        self.control().check_own()
     }
 
     /// Starts the instance that is to take the place of this one.
@@ -308,6 +343,7 @@ impl Sandbox {
     /// where version 1 can't reclaim what is above the limit.
     /// After an error, some of the limits may be the new ones.
     pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
+        self.check_own()?;
         limits.check()?;
         limits.make_absolute()?;
         let group = self.instance.control().group();
@@ -331,8 +367,8 @@ impl Sandbox {
 
     /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. Commands and
     /// calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can be reset and deleted.
-    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed, also not by
-    /// its timeout, before it goes on.
+    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed before it goes on;
+    /// by its timeout it is told as a survivor.
     ///
     /// # Errors
     /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
@@ -350,6 +386,7 @@ impl Sandbox {
     }
 
     fn group(&self) -> Result<&Arc<Group>> {
+        self.check_own()?;
         self.control().group().ok_or_else(cgroup::none)
     }
 
@@ -358,17 +395,21 @@ impl Sandbox {
     /// went wrong.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the kernel could not end a process, as when it waits for a device
-    /// that does not answer; [`Error::Io`] where a file could not be removed. `adl gc` removes what is
-    /// left once the calling process has ended.
+    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it waits
+    /// for a device that does not answer; at once where [`Sandbox::reset`] has told so before. A
+    /// thread waits for it then and gives back the rest, the name among it. [`Error::Io`] where a file
+    /// could not be removed. `adl gc` removes what is left once the calling process has ended.
     pub fn delete(mut self) -> Result<()> {
+        self.check_own()?;
         self.instance.end()
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
-    /// and those that have ended and that no one has waited for yet.
+    /// and those that have ended and that no one has waited for yet. In a fork of the process that
+    /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
-        self.control().jobs().clone()
+        // In a fork, a thread of its parent may have had the lock.
+        self.check_own().map_or_else(|_| Vec::new(), |()| self.control().jobs().clone())
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -399,10 +440,8 @@ pub(crate) fn unique_number() -> u64 {
 
 /// A name that nothing has, or ever had: process ids come again.
 pub(crate) fn unique_name(prefix: &str) -> String {
-    static PROCESS: OnceLock<u64> = OnceLock::new();
-    let random = || RandomState::new().hash_one(std::process::id());
-    // A fork has the same memory, but another id.
-    let process = PROCESS.get_or_init(random) ^ u64::from(std::process::id());
+    // A fork goes on with the same numbers.
+    let process = Owner::this_process().number();
     format!("{prefix}{process:016x}-{}", unique_number())
 }
 
@@ -411,47 +450,33 @@ fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
     Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
 }
 
+/// Takes so many descriptors, to be let go of when others are needed in their place.
+fn reserve_descriptors(any: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
+    let reserved: std::io::Result<_> = (0..count).map(|_| any.try_clone_to_owned()).collect();
+    reserved.map_err(Error::io("dup"))
+}
+
 fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {
     if let Some(name) = name {
         return state.make_sandbox(name, layout);
     }
-    loop {
-        // In use only where an earlier process of the same pid has left it.
-        let name = format!("sb-{}-{}", std::process::id(), unique_number());
-        match state.make_sandbox(&name, layout) {
-            Err(Error::NameInUse { .. }) => {}
-            made => return made,
-        }
+    let name = format!("sb-{}-{}", std::process::id(), unique_number());
+    match state.make_sandbox(&name, layout) {
+        // By another process of the same number: of another PID namespace, or an earlier one.
+        Err(Error::NameInUse { .. }) => state.make_sandbox(&unique_name("sb-"), layout),
+        made => made,
     }
 }
 
 /// Removes what owners that have ended left behind, once in a process, beside its first creation.
 fn collect_once(state: &State) {
-    static COLLECTED: Once = Once::new();
-    COLLECTED.call_once(|| {
-        if state.is_surely_empty() {
-            return;
-        }
-        let Ok(state) = state.try_clone() else { return };
-        // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
-        let _ = std::thread::Builder::new()
-            .name("adl-collect".to_owned())
-            .spawn(move || state.collect());
-    });
-}
-
-pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let why = if name.is_empty() {
-        "empty".to_owned()
-    } else if name.len() > LONGEST_NAME {
-        format!("longer than {LONGEST_NAME} bytes")
-    } else if !name.chars().all(allowed) {
-        format!("{name:?} has characters other than letters, digits, '.', '_' and '-'")
-    } else if name.starts_with(['.', '-']) {
-        format!("{name:?} starts with '.' or '-'")
-    } else {
-        return Ok(());
-    };
-    Err(Error::invalid(what, why))
+    static COLLECTED: PerProcess<AtomicBool> = PerProcess::new();
+    if COLLECTED.get().swap(true, Ordering::Relaxed) || state.is_surely_empty() {
+        return;
+    }
+    let state = state.clone();
+    // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
+    let _ = std::thread::Builder::new()
+        .name("adl-collect".to_owned())
+        .spawn(move || garbage::collect(&state));
 }

@@ -6,20 +6,24 @@
 
 mod held;
 mod record;
+mod removal;
+mod users;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use self::held::{Held, collect};
-use self::held::{OWN, is_own_name, names, remove};
-use self::record::{Record, write_record};
+pub(crate) use self::held::Held;
+use self::record::{Record, open_record, write_record};
+pub(crate) use self::removal::collect;
+use self::removal::remove;
+use self::users::Entry;
+use crate::config::name::SnapshotName;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenedImage};
 use crate::root::Root;
-use crate::sandbox::{check_name, unique_name};
 use crate::state::{SandboxDirectory, Shelf, State};
 
 /// How [`crate::Sandbox::snapshot_with`] makes a snapshot.
@@ -62,11 +66,7 @@ pub enum Running {
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Snapshot {
-    this: Arc<Held>,
-    /// What it lies on.
-    below: Vec<Arc<Held>>,
-}
+pub struct Snapshot(Arc<Held>);
 
 impl Snapshot {
     /// Opens the snapshot of a name; `state_directory` is as in [`Config`].
@@ -74,11 +74,8 @@ impl Snapshot {
     /// # Errors
     /// [`Error::NoSnapshot`] if there is none, [`Error::Io`] if it can't be read.
     pub fn open(state_directory: Option<&Path>, name: &str) -> Result<Self> {
-        check_name("snapshot", name)?;
-        let state = State::open(state_directory)?;
-        let this = Held::open(&state, name)?;
-        let below = this.hold_below(&state)?;
-        Ok(Self { this, below })
+        let name = SnapshotName::given(name)?;
+        Ok(Self(Held::open(&State::open(state_directory)?, &name)?))
     }
 
     /// The names of all snapshots that have one, sorted.
@@ -86,15 +83,18 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] if the state directory can't be read.
     pub fn list(state_directory: Option<&Path>) -> Result<Vec<String>> {
-        let mut names = names(&State::open(state_directory)?)?;
-        names.retain(|name| !name.starts_with('.'));
+        let Some(shelf) = State::open(state_directory)?.snapshots_if_any()? else {
+            return Ok(Vec::new());
+        };
+        let mut names = names(&shelf)?;
+        names.retain(|name| !name.is_own());
         names.sort_unstable();
-        Ok(names)
+        Ok(names.iter().map(SnapshotName::to_string).collect())
     }
 
     /// Its name; one that was given to it if it begins with a dot.
     pub fn name(&self) -> &str {
-        self.this.name()
+        self.0.name().as_str()
     }
 
     /// The configuration of the sandbox that it was made of, without its name and with the snapshot
@@ -102,8 +102,9 @@ impl Snapshot {
     pub fn config(&self) -> Config {
         Config {
             image: self.image(),
-            state_directory: Some(self.this.state().to_owned()),
-            ..self.this.record().config.clone()
+            name: None,
+            state_directory: Some(self.0.state().to_owned()),
+            ..self.0.record().config.clone()
         }
     }
 
@@ -118,19 +119,16 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Busy`] if a sandbox or another snapshot lies on it; it stays then.
     pub fn delete(self) -> Result<()> {
-        let Self { this, below } = self;
-        let state = State::open(Some(this.state()))?;
+        self.0.check_own()?;
         // What this handle holds is in no one's way; what a sandbox of this process does, is.
-        let Some(this) = Arc::into_inner(this) else {
+        let Some(this) = Arc::into_inner(self.0) else {
             return Err(Error::Busy {
                 what: "the snapshot".to_owned(),
                 by: "a sandbox of this process, or by another handle".to_owned(),
             });
         };
-        let removed = remove(&state, &this.into_name());
-        // The last one on those without a name, perhaps.
-        drop(below);
-        removed
+        let (shelf, name) = this.into_name();
+        remove(&shelf, &name)
     }
 
     /// Removes the snapshot of a name, also one whose record can't be read any more.
@@ -138,34 +136,43 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`] and [`Snapshot::delete`].
     pub fn remove(state_directory: Option<&Path>, name: &str) -> Result<()> {
-        check_name("snapshot", name)?;
-        remove(&State::open(state_directory)?, name)
+        let name = SnapshotName::given(name)?;
+        match State::open(state_directory)?.snapshots_if_any()? {
+            Some(shelf) => remove(&shelf, &name),
+            None => Err(Error::NoSnapshot { name: name.to_string() }),
+        }
     }
 
     pub(crate) fn held(&self) -> &Arc<Held> {
-        &self.this
+        &self.0
     }
+}
+
+/// The names of all snapshots.
+fn names(shelf: &Shelf) -> Result<Vec<SnapshotName>> {
+    let names = shelf.entries()?.into_iter();
+    let names = names.filter_map(|name| SnapshotName::parse(name.to_str()?).ok());
+    // What has no record is not one yet, or is being removed; one that can't be looked at is one.
+    Ok(names.filter(|name| !matches!(open_record(shelf, name), Ok(None))).collect())
 }
 
 /// Opens a snapshot as the image of a sandbox with such an upper.
 pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<OpenedImage> {
-    if !is_own_name(name) {
-        check_name("snapshot", name)?;
-    }
-    let this = Held::open(state, name)?;
+    let name = SnapshotName::parse(name)?;
+    let this = Held::open(state, &name)?;
     let is_btrfs = this.record().is_on_btrfs();
     if is_btrfs != matches!(upper, Upper::Btrfs { .. }) {
         let why = "it was made of a sandbox with the upper `btrfs`, or this one is to have that; \
                    both must or neither";
-        return Err(Error::invalid("snapshot", format!("{name:?}: {why}")));
+        return Err(Error::invalid("snapshot", format!("{:?}: {why}", name.as_str())));
     }
-    let mut opened = OpenedImage { held: this.hold_below(state)?, ..OpenedImage::default() };
-    for mut tree in this.record().open(state)? {
+    let mut opened = OpenedImage::default();
+    for mut tree in this.trees()? {
         // What changes from now on are changes to this snapshot.
         tree.changed = 0;
         if tree.is_volume { opened.volumes.push(tree) } else { opened.trees.push(tree) }
     }
-    opened.held.push(this);
+    opened.held = Some(this);
     Ok(opened)
 }
 
@@ -173,12 +180,14 @@ pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<Open
 pub(crate) struct Making {
     /// The state directory.
     state: PathBuf,
-    shelf: Shelf,
-    name: String,
+    shelf: Arc<Shelf>,
+    name: SnapshotName,
     /// Keeps the name; `None` where that is one of its own, and once it is a snapshot's.
     reserved: Option<OwnedFd>,
     /// The record, and its file, until they are the snapshot's.
     written: Option<(Record, File)>,
+    /// The snapshot that it lies on, and what tells that of it until it is one.
+    below: Option<(SnapshotName, Entry)>,
 }
 
 impl Making {
@@ -188,49 +197,51 @@ impl Making {
         directory: &SandboxDirectory,
         config: &Config,
         root: &Root,
-        name: Option<&str>,
+        name: Option<SnapshotName>,
     ) -> Result<Self> {
         let shelf = state.snapshots()?;
         let (name, reserved) = match name {
-            None => (unique_name(OWN), None),
-            Some(name) => match shelf.reserve(name)? {
-                None => return Err(Error::NameInUse { name: name.to_owned() }),
-                reserved => (name.to_owned(), reserved),
+            None => (SnapshotName::own(), None),
+            Some(name) => match shelf.reserve(name.as_str())? {
+                None => return Err(Error::NameInUse { name: name.to_string() }),
+                reserved => (name, reserved),
             },
         };
-        match write_record(state, directory, config, root, &name) {
-            Ok(written) => {
-                let state = state.path().to_owned();
-                Ok(Self { state, shelf, name, reserved, written: Some(written) })
-            }
-            Err(error) => {
-                if reserved.is_some() {
-                    shelf.give_up(&name);
-                }
-                Err(error)
-            }
+        let state_directory = state.path().to_owned();
+        // From here on, dropping it undoes everything.
+        let mut this =
+            Self { state: state_directory, shelf, name, reserved, written: None, below: None };
+        let (record, file) = write_record(state, directory, config, root, &this.name)?;
+        if let Some(below) = record.below() {
+            let entry = Entry::of(&this.name, &file)
+                .map_err(Error::at("stat the record in", directory.path()))?;
+            let (below, entry) = this.below.insert((below.clone(), entry));
+            entry.add(&this.shelf, below)?;
         }
+        this.written = Some((record, file));
+        Ok(this)
     }
 
     /// Makes a snapshot of the directory, of which nothing is used any more. Nothing here needs a
     /// descriptor that there might not be.
-    pub(crate) fn publish(
-        mut self,
-        directory: &mut SandboxDirectory,
-        root: &Root,
-    ) -> Result<Snapshot> {
+    pub(crate) fn publish(mut self, directory: &mut SandboxDirectory) -> Result<Snapshot> {
         let Some((record, file)) = self.written.take() else { return Err(Error::SandboxDied) };
-        directory.move_to(&self.shelf, &self.name)?;
+        directory.move_to(&self.shelf, self.name.as_str())?;
         self.reserved = None;
-        let this = Held::publish(&self.state, &self.name, directory.path(), record, file);
-        Ok(Snapshot { this, below: root.held.clone() })
+        self.below = None;
+        let (shelf, name) = (Arc::clone(&self.shelf), self.name.clone());
+        Ok(Snapshot(Held::publish(&self.state, shelf, name, record, file)))
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
+        // In this order: by then the name may be another's, which the entry is not for.
+        if let Some((below, entry)) = &self.below {
+            entry.remove(&self.shelf, below);
+        }
         if self.reserved.is_some() {
-            self.shelf.give_up(&self.name);
+            self.shelf.give_up(self.name.as_str());
         }
     }
 }

@@ -2,34 +2,86 @@
 //! becomes of it when it is kept, as a snapshot.
 //!
 //! The lock is a `flock(2)` on the directory itself, which the kernel lets go of when the owner
-//! ends, however it ends. So a directory whose lock can be had has no owner, and its removal
-//! needs no process id, which could have come to mean another process.
+//! ends, however it ends. So a directory whose lock can be had has no owner. Its processes may end
+//! later: which init it has is written down in it (`init_record.rs`), and only when that is gone
+//! is it removed.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::fcntl::{
+    OFlag, OpenHow, RenameFlags, ResolveFlag, openat, openat2, readlinkat, renameat, renameat2,
+};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::error::{Error, Result};
+use crate::init_record::{InitRecord, LONGEST, Life};
 use crate::remove::{Remains, entries, remove_contents, remove_empty, remove_later};
 use crate::root::Source;
 use crate::sandbox::unique_name;
-use crate::{btrfs, cgroup, quota, snapshot, sys};
+use crate::wire::{self, Deadline};
+use crate::{btrfs, cgroup, quota, sys};
 
 pub(crate) const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
+/// Opens a file in a directory of adl's own, to read what adl has written there. Nothing else is
+/// opened, waited for or followed.
+///
+/// # Errors
+/// `InvalidData` for what adl has not written, such as a file of another user's, or a longer one.
+pub(crate) fn open_own_file(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    longest: u64,
+) -> io::Result<std::fs::File> {
+    let flags = OFlag::O_RDONLY
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NONBLOCK
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC;
+    let file = openat(directory, name, flags, Mode::empty())?;
+    check_own(file.as_fd(), libc::S_IFREG)?;
+    if fstat(&file)?.st_size.unsigned_abs() > longest {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than adl writes it"));
+    }
+    Ok(file.into())
+}
+
+/// Refuses what someone else than the calling user and root could have written, or what is of another
+/// kind.
+pub(crate) fn check_own(file: BorrowedFd<'_>, kind: libc::mode_t) -> io::Result<()> {
+    let stat = fstat(file)?;
+    let why = if stat.st_mode & libc::S_IFMT != kind {
+        "of another kind than what adl writes"
+    } else if stat.st_uid != nix::unistd::geteuid().as_raw() && stat.st_uid != 0 {
+        "it belongs to another user"
+    } else if stat.st_mode & 0o022 != 0 {
+        "others than its owner may write to it"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
 /// How long a collector may take to give the name of what it has taken free.
 const COLLECTION: Duration = Duration::from_millis(20);
+
+/// How long it may take until an init has ended whose owner has.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// How long it is waited for the end of those that can't be seen: as a delete does.
+const UNSEEN: Duration = Duration::from_secs(10);
 
 /// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
 pub(crate) const SUBVOLUME: &str = "root";
@@ -37,29 +89,24 @@ pub(crate) const SUBVOLUME: &str = "root";
 /// Where in a sandbox's directory the paths of its cgroups are, each ended by a NUL.
 const CGROUPS: &str = "cgroups";
 
+/// The most that may be there, in bytes: a path for each controller that there could be.
+const LONGEST_CGROUPS: u64 = 256 << 10;
+
+/// Which init a sandbox has: a symbolic link to no file, in its directory.
+const INIT: &str = "init";
+
 /// Where in a sandbox's directory overlay `number` has its upper.
 pub(crate) fn upper_name(number: usize) -> String {
     format!("{number}.upper")
 }
 
-/// Removes what sandboxes left on disk whose owner has ended, and returns their names; snapshots
-/// without a name that no one uses any more among them.
-///
-/// Safe beside anything else that uses the same state directory, and when interrupted anywhere:
-/// a sandbox is taken only when its lock can be had, and that its owner holds for as long as it
-/// lives. `state_directory` is as in [`crate::Config`].
-///
-/// # Errors
-/// [`Error::Io`] with the path that could not be removed.
-pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
-    State::open(state_directory)?.collect()
-}
-
 /// The directory of all sandboxes of a user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct State {
     path: PathBuf,
     sandboxes: Shelf,
+    /// Once they were asked for.
+    snapshots: OnceLock<Arc<Shelf>>,
 }
 
 impl State {
@@ -76,13 +123,7 @@ impl State {
         // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
         // that with every file it makes.
         sys::spread_entries(&sandboxes.fd);
-        Ok(Self { path, sandboxes })
-    }
-
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        let Shelf { path, fd } = &self.sandboxes;
-        let sandboxes = Shelf { path: path.clone(), fd: fd.try_clone()? };
-        Ok(Self { path: self.path.clone(), sandboxes })
+        Ok(Self { path, sandboxes, snapshots: OnceLock::new() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -106,14 +147,35 @@ impl State {
 
     /// Where images are kept.
     pub(crate) fn images(&self) -> Result<PathBuf> {
-        let path = self.path.join("images");
+        let path = self.path.join(IMAGES);
         make_private(&path)?;
         Ok(path)
     }
 
+    /// Where images are kept, if there was any.
+    pub(crate) fn images_if_any(&self) -> Result<Option<PathBuf>> {
+        let is_there = self.path.join(IMAGES).symlink_metadata().is_ok();
+        is_there.then(|| self.images()).transpose()
+    }
+
+    /// Where sandboxes are kept.
+    pub(crate) fn sandboxes(&self) -> &Shelf {
+        &self.sandboxes
+    }
+
     /// Where snapshots are kept.
-    pub(crate) fn snapshots(&self) -> Result<Shelf> {
-        Shelf::open(self.path.join(SNAPSHOTS))
+    pub(crate) fn snapshots(&self) -> Result<Arc<Shelf>> {
+        if let Some(shelf) = self.snapshots.get() {
+            return Ok(Arc::clone(shelf));
+        }
+        let shelf = Arc::new(Shelf::open(self.path.join(SNAPSHOTS))?);
+        Ok(Arc::clone(self.snapshots.get_or_init(|| shelf)))
+    }
+
+    /// The same, if there was any.
+    pub(crate) fn snapshots_if_any(&self) -> Result<Option<Arc<Shelf>>> {
+        let is_there = self.path.join(SNAPSHOTS).symlink_metadata().is_ok();
+        is_there.then(|| self.snapshots()).transpose()
     }
 
     /// Makes and locks the directory of a new sandbox.
@@ -125,39 +187,36 @@ impl State {
     pub(crate) fn make_aside(&self, layout: &Layout) -> Result<SandboxDirectory> {
         self.make_sandbox(&aside_name(), layout)
     }
+}
 
-    /// Removes the directories of sandboxes whose owner has ended, and snapshots that are no one's,
-    /// and says which.
-    pub(crate) fn collect(&self) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
-        let mut first_error = None;
-        let mut collect = |shelf: &Shelf, one: &dyn Fn(&str) -> Result<bool>| -> Result<()> {
-            for entry in entries(shelf.fd.as_fd()).map_err(Error::at("read", &shelf.path))? {
-                let Some(name) = entry.to_str() else { continue };
-                match one(name) {
-                    Ok(true) => removed.push(name.to_owned()),
-                    Ok(false) => {}
-                    // The others are not to wait for whoever mends this.
-                    Err(error) => drop(first_error.get_or_insert(error)),
-                }
-            }
-            Ok(())
-        };
-        collect(&self.sandboxes, &|name| self.sandboxes.collect_one(name))?;
-        if self.path.join(SNAPSHOTS).exists() {
-            let snapshots = self.snapshots()?;
-            collect(&snapshots, &|name| Ok(is_aside(name) && snapshots.collect_one(name)?))?;
-            match snapshot::collect(self) {
-                Ok(collected) => removed.extend(collected),
-                Err(error) => drop(first_error.get_or_insert(error)),
-            }
+/// One pass through what may be collected.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Until when it is waited for what is ending.
+    ending: Deadline,
+    /// What no one has locked, and of which it can't be seen whether it has ended.
+    unseen: Vec<(Shelf, String)>,
+}
+
+impl Pass {
+    pub(crate) fn begin() -> Self {
+        Self { ending: Deadline::after(ENDING), unseen: Vec::new() }
+    }
+
+    /// Returns what has to be looked at again, when there was time for all in it to end.
+    pub(crate) fn finish(self) -> Vec<(Shelf, String)> {
+        if !self.unseen.is_empty() {
+            std::thread::sleep(UNSEEN);
         }
-        first_error.map_or(Ok(removed), Err)
+        self.unseen
     }
 }
 
 /// Where snapshots are, in the state directory.
 const SNAPSHOTS: &str = "snapshots";
+
+/// Where images are, in the state directory.
+pub(crate) const IMAGES: &str = "images";
 
 /// What a sandbox has on disk.
 #[derive(Debug)]
@@ -173,10 +232,22 @@ pub(crate) struct Layout {
 }
 
 /// A directory of directories, each of which is locked by who uses it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Shelf {
     path: PathBuf,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
+}
+
+/// What can be done with a directory that may be someone's.
+enum Claim {
+    /// It is no one's, and locked now.
+    Free(SandboxDirectory),
+    /// Its owner has ended, its init has not: a descriptor that is readable when it has.
+    Ending(OwnedFd),
+    /// Its owner has ended. Whether its init has can't be seen from here.
+    Unseen(SandboxDirectory),
+    /// It is someone's, or gone.
+    No,
 }
 
 impl Shelf {
@@ -184,7 +255,7 @@ impl Shelf {
         make_private(&path)?;
         let fd =
             nix::fcntl::open(&path, DIRECTORY, Mode::empty()).map_err(Error::at("open", &path))?;
-        Ok(Self { path, fd })
+        Ok(Self { path, fd: Arc::new(fd) })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -192,8 +263,13 @@ impl Shelf {
     }
 
     /// The path of what has a name there.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The names in it.
+    pub(crate) fn entries(&self) -> Result<Vec<OsString>> {
+        entries(self.as_fd()).map_err(Error::at("read", &self.path))
     }
 
     fn make(&self, name: &str, layout: &Layout) -> Result<SandboxDirectory> {
@@ -213,28 +289,20 @@ impl Shelf {
                     }
                 },
                 // Of an owner who has ended, it is no one's. Someone may just be taking it.
-                Err(Errno::EEXIST) => match self.take(name)? {
-                    Some(left) => remove_later(Remains::new(None, Some(left)))?,
-                    None => {
-                        let since = *taken.get_or_insert_with(Instant::now);
-                        if since.elapsed() > COLLECTION {
-                            return Err(Error::NameInUse { name: name.to_owned() });
-                        }
+                Err(Errno::EEXIST) => match self.claim(name)? {
+                    Claim::Free(left) => remove_later(Remains::new(None, Some(left)))?,
+                    Claim::Ending(init) if has_ended(&init, Deadline::after(ENDING))? => {}
+                    Claim::Unseen(_) | Claim::No
+                        if taken.get_or_insert_with(Instant::now).elapsed() <= COLLECTION =>
+                    {
                         std::thread::yield_now();
                     }
+                    _ => return Err(Error::NameInUse { name: name.to_owned() }),
                 },
                 Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
             }
         };
-        let parent = match self.fd.try_clone() {
-            Ok(parent) => parent,
-            Err(error) => {
-                let _ = remove_empty(self.as_fd(), OsStr::new(name));
-                return Err(Error::at("dup of the directory of", &path)(error));
-            }
-        };
-        let overlays = layout.overlays;
-        let directory = SandboxDirectory { path, name: name.to_owned(), overlays, fd, parent };
+        let directory = self.directory(name, layout.overlays, fd);
         match directory.make_parts(layout) {
             Ok(()) => Ok(directory),
             Err(error) => {
@@ -266,16 +334,58 @@ impl Shelf {
 
     /// Takes the directory of a name, if it is no one's.
     pub(crate) fn take(&self, name: &str) -> Result<Option<SandboxDirectory>> {
-        let Some(fd) = self.lock(name)? else { return Ok(None) };
-        let path = self.path(name);
-        let parent = self.fd.try_clone().map_err(Error::at("dup of the directory of", &path))?;
-        Ok(Some(SandboxDirectory { path, name: name.to_owned(), overlays: 0, fd, parent }))
+        match self.claim(name)? {
+            Claim::Free(directory) => Ok(Some(directory)),
+            _ => Ok(None),
+        }
     }
 
-    /// Removes a directory, unless it has an owner.
-    fn collect_one(&self, name: &str) -> Result<bool> {
-        let Some(mut directory) = self.take(name)? else { return Ok(false) };
-        if !is_aside(name) {
+    /// Locks the directory of a name, if it is no one's.
+    fn claim(&self, name: &str) -> Result<Claim> {
+        let Some(fd) = self.lock(name)? else { return Ok(Claim::No) };
+        let directory = self.directory(name, 0, fd);
+        // Before it is recorded, no guest runs in it.
+        Ok(match directory.init()?.map(|init| init.life()) {
+            None | Some(Life::Ended) => Claim::Free(directory),
+            Some(Life::Alive(init)) => {
+                sys::unlock(&directory.fd);
+                Claim::Ending(init)
+            }
+            Some(Life::Elsewhere) => Claim::Unseen(directory),
+        })
+    }
+
+    /// A directory here, that is locked.
+    fn directory(&self, name: &str, overlays: usize, fd: OwnedFd) -> SandboxDirectory {
+        let (path, parent) = (self.path(name), Arc::clone(&self.fd));
+        SandboxDirectory { path, name: name.to_owned(), overlays, fd, parent }
+    }
+
+    /// Removes a directory, unless it has an owner, or that has left a process.
+    pub(crate) fn collect_one(&self, name: &str, pass: &mut Pass) -> Result<bool> {
+        loop {
+            match self.claim(name)? {
+                Claim::Free(directory) => return Self::collect_claimed(directory),
+                Claim::Ending(init) if has_ended(&init, pass.ending)? => {}
+                Claim::Unseen(_) => {
+                    pass.unseen.push((self.clone(), name.to_owned()));
+                    return Ok(false);
+                }
+                Claim::Ending(_) | Claim::No => return Ok(false),
+            }
+        }
+    }
+
+    /// Removes what no one has locked, and of which a first pass could not see whether it has ended.
+    pub(crate) fn collect_unseen(&self, name: &str) -> Result<bool> {
+        match self.claim(name)? {
+            Claim::Free(directory) | Claim::Unseen(directory) => Self::collect_claimed(directory),
+            Claim::Ending(_) | Claim::No => Ok(false),
+        }
+    }
+
+    fn collect_claimed(mut directory: SandboxDirectory) -> Result<bool> {
+        if !is_aside(&directory.name) {
             // Its name is free at once; where there is no room for that, at the end.
             let _ = directory.move_aside();
         }
@@ -306,6 +416,11 @@ impl Shelf {
     }
 }
 
+/// Waits for the end of an init.
+fn has_ended(init: &OwnedFd, deadline: Deadline) -> Result<bool> {
+    wire::wait_ready(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], deadline)
+}
+
 /// The directory of one sandbox.
 #[derive(Debug)]
 pub(crate) struct SandboxDirectory {
@@ -314,7 +429,7 @@ pub(crate) struct SandboxDirectory {
     /// How many overlays have their parts in it.
     overlays: usize,
     fd: OwnedFd,
-    parent: OwnedFd,
+    parent: Arc<OwnedFd>,
 }
 
 impl SandboxDirectory {
@@ -373,6 +488,25 @@ impl SandboxDirectory {
         }
     }
 
+    /// Writes down which init it has, for who finds it without an owner.
+    pub(crate) fn record_init(&self, init: &InitRecord) -> Result<()> {
+        symlinkat(init.to_string().as_str(), &self.fd, INIT)
+            .map_err(Error::at("symlink", &self.path.join(INIT)))
+    }
+
+    /// Which init it has, if that was written down.
+    fn init(&self) -> Result<Option<InitRecord>> {
+        match readlinkat(&self.fd, INIT) {
+            Ok(text) => {
+                let text = text.to_str().filter(|text| text.len() <= LONGEST);
+                Ok(text.and_then(|text| text.parse().ok()))
+            }
+            // EINVAL: it is no link, so not from here.
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
+            Err(errno) => Err(Error::at("readlink", &self.path.join(INIT))(errno)),
+        }
+    }
+
     /// Writes down where its cgroups are, for who removes it.
     pub(crate) fn record_cgroups(&self, paths: &[PathBuf]) -> Result<()> {
         let path = self.path.join(CGROUPS);
@@ -386,14 +520,13 @@ impl SandboxDirectory {
     /// Removes its cgroups, if it has any.
     pub(crate) fn remove_cgroups(&self) -> Result<()> {
         let path = self.path.join(CGROUPS);
-        let file =
-            match openat(&self.fd, CGROUPS, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-                Ok(file) => file,
-                Err(Errno::ENOENT) => return Ok(()),
-                Err(errno) => return Err(Error::at("open", &path)(errno)),
-            };
+        let file = match open_own_file(self.as_fd(), CGROUPS, LONGEST_CGROUPS) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::at("open", &path)(error)),
+        };
         let mut text = Vec::new();
-        std::fs::File::from(file).read_to_end(&mut text).map_err(Error::at("read", &path))?;
+        file.take(LONGEST_CGROUPS).read_to_end(&mut text).map_err(Error::at("read", &path))?;
         let paths = text.split(|byte| *byte == 0).map(|path| OsStr::from_bytes(path).into());
         cgroup::remove_recorded(&paths.collect::<Vec<PathBuf>>())?;
         unlinkat(&self.fd, CGROUPS, UnlinkatFlags::NoRemoveDir).map_err(Error::at("unlink", &path))
@@ -403,6 +536,8 @@ impl SandboxDirectory {
     pub(crate) fn remove(&self) -> Result<()> {
         self.remove_cgroups()?;
         self.remove_what_overlays_make();
+        // By name, since most have nothing more.
+        let _ = unlinkat(&self.fd, INIT, UnlinkatFlags::NoRemoveDir);
         remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path))?;
         // A limit that stays is in no one's way.
         let _ = quota::release(self.as_fd());
@@ -413,7 +548,15 @@ impl SandboxDirectory {
     /// Removes what overlayfs leaves where nothing was written, by name: a third of the calls that
     /// it takes to look first. What is not so, or may not be entered, is left to the rest.
     fn remove_what_overlays_make(&self) {
+        // That none of it is a link is seen once: nothing changes it any more.
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
         for number in 0..self.overlays {
+            let innermost = format!("{number}.work/work/incompat/volatile");
+            if openat2(&self.fd, innermost.as_str(), how).is_err() {
+                continue;
+            }
             let file = format!("{number}.work/work/incompat/volatile/dirty");
             let _ = unlinkat(&self.fd, file.as_str(), UnlinkatFlags::NoRemoveDir);
             for directory in
@@ -427,6 +570,9 @@ impl SandboxDirectory {
 
     /// Gives its name free. The lock stays, as does what is in it.
     pub(crate) fn move_aside(&mut self) -> Result<()> {
+        if is_aside(&self.name) {
+            return Ok(());
+        }
         let name = aside_name();
         renameat(&self.parent, self.name.as_str(), &self.parent, name.as_str())
             .map_err(Error::at("rename", &self.path))?;
@@ -446,6 +592,8 @@ impl SandboxDirectory {
             }
             Err(errno) => return Err(Error::at("rename", &self.path)(errno)),
         }
+        // What ran in it has ended, and no one asks about that there.
+        let _ = unlinkat(&self.fd, INIT, UnlinkatFlags::NoRemoveDir);
         // A child that is on its way to its program may have a copy of the descriptor.
         sys::unlock(&self.fd);
         self.path = shelf.path(name);
@@ -502,7 +650,7 @@ fn aside_name() -> String {
     unique_name(ASIDE)
 }
 
-fn is_aside(name: &str) -> bool {
+pub(crate) fn is_aside(name: &str) -> bool {
     name.starts_with(ASIDE)
 }
 

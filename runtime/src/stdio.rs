@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use adl_protocol::StdioSource;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
@@ -32,7 +33,8 @@ impl Stdio {
         Self(Kind::Piped)
     }
 
-    /// The calling program's own. What comes out is printed as it is, terminal escapes and all.
+    /// The calling program's own, under the conditions of [`Stdio::from`]. What comes out is printed
+    /// as it is, terminal escapes and all.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }
@@ -45,7 +47,13 @@ impl Stdio {
 }
 
 /// A file, socket or pipe of the caller's. The command can do with it whatever the descriptor
-/// allows: a directory would let it out of the sandbox, and is refused.
+/// allows, for as long as it likes: lock the file, move its position, have others who hold the same
+/// open file not wait (`O_NONBLOCK`).
+///
+/// [`Error::Invalid`] is what comes of a directory, which would let it out of the sandbox; of a
+/// terminal, whose settings and input it could change after its end
+/// ([`Command::terminal`](crate::Command::terminal) gives it one of its own); and, as stdin, of a
+/// file or disk that is open for writing.
 impl From<OwnedFd> for Stdio {
     fn from(fd: OwnedFd) -> Self {
         Self(Kind::Descriptor(fd))
@@ -113,14 +121,14 @@ impl<'a> Stream<'a> {
             }
             Kind::Inherit => {
                 let fd = match which {
-                    Which::Stdin => no_directory(&std::io::stdin())?,
-                    Which::Stdout => no_directory(&std::io::stdout())?,
-                    Which::Stderr => no_directory(&std::io::stderr())?,
+                    Which::Stdin => lendable(&std::io::stdin(), which)?,
+                    Which::Stdout => lendable(&std::io::stdout(), which)?,
+                    Which::Stderr => lendable(&std::io::stderr(), which)?,
                 };
                 (StdioSource::Descriptor, None, Theirs::Standard(fd))
             }
             Kind::Descriptor(fd) => {
-                no_directory(fd)?;
+                lendable(fd, which)?;
                 (StdioSource::Descriptor, None, Theirs::Borrowed(fd.as_fd()))
             }
         };
@@ -128,12 +136,32 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// The number of a descriptor that is no directory: with one of the host, `openat(2)` would lead
-/// out of the sandbox.
-fn no_directory(stream: &(impl AsFd + AsRawFd)) -> Result<RawFd> {
+/// The number of a descriptor of the host that a command may have.
+fn lendable(stream: &(impl AsFd + AsRawFd), which: Which) -> Result<RawFd> {
     let stat = nix::sys::stat::fstat(stream).map_err(Error::io("fstat"))?;
-    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-        return Err(Error::invalid("stdio", "a directory of the host"));
-    }
-    Ok(stream.as_raw_fd())
+    let why = match stat.st_mode & libc::S_IFMT {
+        // openat(2) would lead out of the sandbox.
+        libc::S_IFDIR => Some("a directory of the host"),
+        // Its mode, its owner and what is typed are everyone's who has it open.
+        libc::S_IFCHR
+            if nix::unistd::isatty(stream).unwrap_or_else(|errno| errno == Errno::EIO) =>
+        {
+            Some(
+                "a terminal of the host: use Command::terminal, or a pipe whose other end you move",
+            )
+        }
+        libc::S_IFREG | libc::S_IFBLK
+            if matches!(which, Which::Stdin) && is_open_for_writing(stream)? =>
+        {
+            Some("stdin is open for writing: open the file for reading alone")
+        }
+        _ => None,
+    };
+    why.map_or_else(|| Ok(stream.as_raw_fd()), |why| Err(Error::invalid("stdio", why)))
+}
+
+fn is_open_for_writing(file: &impl AsFd) -> Result<bool> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let flags = fcntl(file, FcntlArg::F_GETFL).map_err(Error::io("fcntl"))?;
+    Ok(flags & libc::O_ACCMODE != libc::O_RDONLY)
 }

@@ -7,11 +7,18 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use inheritance::SessionKeyring;
+
+mod creator;
+pub(crate) mod inheritance;
 pub(crate) mod ioctl;
+pub(crate) mod per_process;
 pub(crate) mod pidfd;
 pub(crate) mod quotactl;
+pub(crate) mod socket;
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +45,8 @@ impl Namespaces {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
+    /// Readable when it has ended. Shared with all who wait for something of it.
+    pub(crate) pidfd: Arc<OwnedFd>,
     launch: Option<Launch>,
 }
 
@@ -65,6 +73,7 @@ struct Shared {
     control: RawFd,
     maps: Option<OwnIdMaps>,
     capabilities: u64,
+    keyring: SessionKeyring,
     /// Why it could not execute its program; 0 until then.
     errno: AtomicI32,
     /// Not 0 for as long as the child uses this memory: the kernel clears it when the child
@@ -84,6 +93,7 @@ impl Drop for Launch {
                 control: -1,
                 maps: None,
                 capabilities: 0,
+                keyring: SessionKeyring::Own,
                 errno: AtomicI32::new(0),
                 in_use: AtomicI32::new(0),
                 stack: [0; 1024],
@@ -155,8 +165,8 @@ unsafe fn raw(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, i32>
 
 /// Starts `executable` in new namespaces, with `control` as its descriptor 0 and no other, an
 /// empty argument list and environment, and `capabilities` (bit `n` is number `n`) in its user
-/// namespace. Returns at once; [`Process::launch_error`] tells a failure, after which the other
-/// end of `control` is closed.
+/// namespace, which is made by the user `maker`, if that is another. Returns at once;
+/// [`Process::launch_error`] tells a failure, after which the other end of `control` is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so it costs the same whatever the
 /// caller's size. It is not waited for, as `vfork(2)` would, because what the host does next takes
@@ -170,13 +180,16 @@ pub(crate) fn spawn_in_namespaces(
     executable: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
     maps: Option<OwnIdMaps>,
+    maker: Option<u32>,
     capabilities: u64,
+    keyring: SessionKeyring,
 ) -> io::Result<Process> {
     let launch = Launch(Box::new(Shared {
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
         maps,
         capabilities,
+        keyring,
         errno: AtomicI32::new(0),
         in_use: AtomicI32::new(1),
         stack: [0; 1024],
@@ -198,9 +211,9 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stack in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to; the top of the stack is its end, aligned to 16; CLONE_PIDFD
     // writes a descriptor to `pidfd` before this returns.
-    let pid = unsafe {
+    let mut clone = || unsafe {
         let stack = &raw mut (*shared).stack;
-        libc::clone(
+        let pid = libc::clone(
             become_init,
             stack.add(1).cast(),
             flags,
@@ -208,17 +221,18 @@ pub(crate) fn spawn_in_namespaces(
             &raw mut pidfd,
             ptr::null_mut::<c_void>(),
             (*shared).in_use.as_ptr(),
-        )
+        );
+        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
     };
-    let error = io::Error::last_os_error();
+    let cloned = match maker {
+        Some(id) => creator::as_user(id, &mut clone).flatten(),
+        None => clone(),
+    };
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
-    if pid < 0 {
-        launch.0.in_use.store(0, Ordering::Release);
-        return Err(error);
-    }
+    let pid = cloned.inspect_err(|_| launch.0.in_use.store(0, Ordering::Release))?;
     // SAFETY: the kernel made it, for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pidfd = Arc::new(unsafe { OwnedFd::from_raw_fd(pidfd) });
     Ok(Process { pid, pidfd, launch: Some(launch) })
 }
 
@@ -238,6 +252,8 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
     const RAISE: usize = libc::PR_CAP_AMBIENT_RAISE as usize;
     const AMBIENT: usize = libc::PR_CAP_AMBIENT as usize;
+    // 0. What the caller lends without meaning to.
+    inheritance::give_up(shared.keyring)?;
     // 1. Ids, where the host has no privilege to map others.
     if let Some(maps) = &shared.maps {
         maps.write()?;
@@ -399,6 +415,26 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
     unsafe { libc::atexit(function) };
 }
 
+/// The time since the machine was started, in hundredths of a second: the unit of
+/// `/proc/PID/stat` (`USER_HZ`, 100 on this architecture).
+pub(crate) fn ticks_since_boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime writes a struct timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let ticks = time.tv_sec * 100 + time.tv_nsec / 10_000_000;
+    u64::try_from(ticks).unwrap_or(0)
+}
+
+/// The most descriptors that this process may have (`RLIMIT_NOFILE`).
+pub(crate) fn most_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes a struct rlimit.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
 /// Gives the calling thread, and no other, the lowest priority.
 pub(crate) fn lower_priority() {
     // SAFETY: takes no pointer; 0 is the calling thread. If it can't be lowered, it stays.
@@ -409,6 +445,17 @@ pub(crate) fn lower_priority() {
 pub(crate) fn unlock(file: impl AsFd) {
     // SAFETY: takes no pointer. One that has none is as it should be.
     unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// The path of an open file that leads to itself, whatever its name means by now (proc_pid_fd(5)).
+pub(crate) fn path_of(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// Changes the mode of what was opened with `O_PATH`.
+pub(crate) fn change_mode(fd: impl AsFd, mode: nix::sys::stat::Mode) -> nix::Result<()> {
+    use nix::sys::stat::{FchmodatFlags, fchmodat};
+    fchmodat(nix::fcntl::AT_FDCWD, path_of(fd).as_str(), mode, FchmodatFlags::FollowSymlink)
 }
 
 /// Tells ext4 that what is made in a directory has nothing to do with one another, so that it
@@ -428,52 +475,6 @@ pub(crate) fn set_blocking(fd: impl AsFd, blocking: bool) -> nix::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = if blocking { OFlag::empty() } else { OFlag::O_NONBLOCK };
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags)).map(drop)
-}
-
-/// Reads what is there, and one descriptor if one comes with it; further ones the kernel drops.
-pub(crate) fn receive_with_descriptor(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-    flags: c_int,
-) -> nix::Result<(usize, Option<OwnedFd>)> {
-    #[repr(C)]
-    struct Control {
-        header: libc::cmsghdr,
-        descriptor: RawFd,
-    }
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: both are plain C structs, for which zero is a value.
-    let (mut control, mut message): (Control, libc::msghdr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = (&raw mut control).cast();
-    // SAFETY: a computation. The length for one descriptor leaves no room for a second, as the
-    // space, which is rounded up, would.
-    let length = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as usize;
-    message.msg_controllen = length;
-    let flags = flags | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
-    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
-    let count = usize::try_from(count).map_err(|_| nix::errno::Errno::last())?;
-    let is_descriptor = message.msg_controllen >= length
-        && control.header.cmsg_len == length
-        && control.header.cmsg_level == libc::SOL_SOCKET
-        && control.header.cmsg_type == libc::SCM_RIGHTS;
-    // SAFETY: the kernel has just made it for us.
-    let descriptor = is_descriptor.then(|| unsafe { OwnedFd::from_raw_fd(control.descriptor) });
-    Ok((count, descriptor))
-}
-
-/// Whether it is the master side of a terminal, and not some other file that a guest would like
-/// to have taken for one.
-pub(crate) fn is_terminal_master(fd: impl AsFd) -> bool {
-    const PTMX: libc::dev_t = libc::makedev(5, 2);
-    let is_ptmx = nix::sys::stat::fstat(fd.as_fd())
-        .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == PTMX);
-    let mut number: c_int = 0;
-    // SAFETY: TIOCGPTN writes an int; no other driver knows it (ioctl_tty(2)).
-    is_ptmx && unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGPTN, &raw mut number) == 0 }
 }
 
 /// Sets the size of a terminal, in characters; its programs get SIGWINCH.
@@ -568,4 +569,22 @@ pub(crate) fn set_extended_attribute(
         libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.0, value.1, 0)
     };
     nix::errno::Errno::result(result).map(drop)
+}
+
+/// Whether something holds in a child of fork(2), which ends then, without what is done at the end of
+/// a process.
+#[cfg(test)]
+pub(crate) fn in_fork(holds: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child has one thread and a copy of all memory; what it does is up to the caller.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "{}", io::Error::last_os_error());
+    if pid == 0 {
+        let holds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(holds));
+        // SAFETY: does not return.
+        unsafe { libc::_exit(i32::from(!matches!(holds, Ok(true)))) };
+    }
+    let mut status = 0;
+    // SAFETY: waitpid writes an int; it is our child.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    status == 0
 }

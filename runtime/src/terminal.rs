@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::sys::{self, socket};
+use crate::wire::Messages;
 
 /// The host's side of a terminal on which a command runs; see
 /// [`Command::terminal`](crate::Command::terminal).
@@ -19,11 +20,11 @@ pub struct Terminal(OwnedFd);
 
 impl Terminal {
     /// Takes what came from inside, if it is what it should be.
-    pub(crate) fn new(master: OwnedFd) -> Result<Self> {
-        if !sys::is_terminal_master(&master) {
-            return Err(Error::Protocol { why: "a terminal that is none" });
-        }
-        Ok(Self(master))
+    ///
+    /// # Errors
+    /// [`Error::Protocol`](crate::Error::Protocol).
+    pub(crate) fn take(messages: &Messages) -> Result<Self> {
+        messages.take_descriptor(socket::is_terminal_master, "a terminal that is none").map(Self)
     }
 
     /// Sets its size, in characters. The command's foreground processes get SIGWINCH.

@@ -37,6 +37,11 @@ pub(crate) struct RunAs {
 impl RunAs {
     pub(crate) const ROOT: Self = Self { uid: 0, gid: 0, name: None, groups: None };
 
+    /// Whether it takes time to find out who that is.
+    pub(crate) fn is_looked_up(&self) -> bool {
+        self.name.is_some()
+    }
+
     /// Finds out who that is, and where it is at home.
     pub(crate) fn find(
         &self,

@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 use adl_protocol::codec;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::sys::socket::{self, Peeked, Socket, close_elsewhere};
 
 /// When to stop waiting.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +52,9 @@ impl Deadline {
         self.at.is_some_and(|at| at <= Instant::now())
     }
 
-    pub(crate) fn is_never(&self) -> bool {
-        self.at.is_none()
+    /// How long it was until then when it was set.
+    pub(crate) fn length(&self) -> Duration {
+        self.after
     }
 
     /// So much later.
@@ -84,6 +83,35 @@ pub(crate) fn decode_frame<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T>
     codec::decode(body).map_err(|_| Error::Protocol { why: WHY })
 }
 
+/// What has ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// What was waited for is ready, whatever else has happened.
+    Ready,
+    /// Init has ended: no one makes it ready any more.
+    InitDied,
+    /// The deadline has passed.
+    Late,
+}
+
+/// Waits until a descriptor is ready, the sandbox's init has ended or the deadline has passed.
+///
+/// The end of a stream alone is not enough: the other end may be held by someone else than init,
+/// as in a message that no one receives, and then it does not come when init ends.
+pub(crate) fn wait_beside_init(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<Woken> {
+    let mut fds = [PollFd::new(fd, events), PollFd::new(init, PollFlags::POLLIN)];
+    if !wait_ready(&mut fds, deadline)? {
+        return Ok(Woken::Late);
+    }
+    let [fd, _] = fds;
+    Ok(if fd.any().unwrap_or(true) { Woken::Ready } else { Woken::InitDied })
+}
+
 /// Waits until one of `fds` is ready; `false` if the deadline comes first.
 pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<bool> {
     loop {
@@ -96,12 +124,11 @@ pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<b
     }
 }
 
-/// A pair of connected stream sockets: ours, which never blocks, and the other side's.
-pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(Error::io("socketpair"))?;
-    Ok((ours, theirs))
+/// A channel for a job: our end, to which no descriptors are sent unless that is changed, and
+/// init's.
+pub(crate) fn channel() -> Result<(Socket, OwnedFd)> {
+    let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
+    Ok((ours.refusing_descriptors().map_err(Error::io("setsockopt"))?, theirs))
 }
 
 /// Moves a descriptor off the numbers of the standard streams, which it may have where the calling
@@ -125,12 +152,13 @@ pub(crate) fn frame_of(message: &impl Serialize) -> Result<Vec<u8>> {
 /// Sends one frame, with descriptors.
 ///
 /// # Errors
-/// [`Error::SandboxDied`] if the other end is closed, [`Error::TimedOut`] if it does not read: a
-/// part of the frame may have gone then, and the socket is of no further use.
+/// [`Error::SandboxDied`] if the other end is closed or init has ended, [`Error::TimedOut`] if it
+/// does not read: a part of the frame may have gone then, and the socket is of no further use.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     message: &impl Serialize,
     descriptors: &[RawFd],
+    init: BorrowedFd<'_>,
     deadline: Deadline,
 ) -> Result<()> {
     let frame = frame_of(message)?;
@@ -138,17 +166,22 @@ pub(crate) fn send(
     while sent == 0 {
         sent = send_now(socket, &frame, descriptors)?;
         if sent == 0 {
-            wait_for_room(socket, deadline)?;
+            wait_for_room(socket, init, deadline)?;
         }
     }
-    send_rest(socket, frame.get(sent..).unwrap_or_default(), deadline)
+    send_rest(socket, frame.get(sent..).unwrap_or_default(), init, deadline)
 }
 
 /// Sends what follows the beginning of a frame.
-pub(crate) fn send_rest(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<()> {
+pub(crate) fn send_rest(
+    socket: BorrowedFd<'_>,
+    mut rest: &[u8],
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<()> {
     while !rest.is_empty() {
         match send_now(socket, rest, &[])? {
-            0 => wait_for_room(socket, deadline)?,
+            0 => wait_for_room(socket, init, deadline)?,
             sent => rest = rest.get(sent..).unwrap_or_default(),
         }
     }
@@ -177,18 +210,22 @@ pub(crate) fn send_now(
 }
 
 /// Waits until there is room for more.
-pub(crate) fn wait_for_room(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
-    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-    if wait_ready(&mut fds, deadline)? {
-        return Ok(());
+pub(crate) fn wait_for_room(
+    socket: BorrowedFd<'_>,
+    init: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> Result<()> {
+    match wait_beside_init(socket, PollFlags::POLLOUT, init, deadline)? {
+        Woken::Ready => Ok(()),
+        Woken::InitDied => Err(Error::SandboxDied),
+        Woken::Late => Err(Error::TimedOut { what: "init to read", after: deadline.after }),
     }
-    Err(Error::TimedOut { what: "init to read", after: deadline.after })
 }
 
 /// The reading side of a socket on which small messages come, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    socket: OwnedFd,
+    socket: Socket,
     inbox: Mutex<Inbox>,
 }
 
@@ -217,19 +254,14 @@ impl Inbox {
         Ok(Some(body))
     }
 
-    fn receive(&mut self, socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
+    fn receive(&mut self, socket: &Socket, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
         if let Some(body) = self.take()? {
             return Ok(Some(body));
         }
         let mut chunk = [0; LONGEST];
-        let received = if self.wants_descriptor && self.descriptor.is_none() {
-            sys::receive_with_descriptor(socket, &mut chunk, flags.bits()).map(|(count, fd)| {
-                self.descriptor = fd;
-                count
-            })
-        } else {
-            // No room for descriptors: what init attaches, the kernel drops.
-            recv(socket.as_raw_fd(), &mut chunk, flags)
+        let received = match socket.may_hold_descriptors() {
+            true => self.read_what_was_looked_at(socket, &mut chunk, flags)?,
+            false => recv(socket.as_fd().as_raw_fd(), &mut chunk, flags),
         };
         match received {
             Ok(0) | Err(Errno::ECONNRESET) => Err(Error::SandboxDied),
@@ -241,10 +273,41 @@ impl Inbox {
             Err(errno) => Err(Error::io("recv")(errno)),
         }
     }
+
+    /// Reads what has come without descriptors, or with the one that is expected. With others, it
+    /// stays where it is: this thread would close what it has no use for, and might never come
+    /// back.
+    fn read_what_was_looked_at(
+        &mut self,
+        socket: &Socket,
+        chunk: &mut [u8],
+        flags: MsgFlags,
+    ) -> Result<nix::Result<usize>> {
+        let is_expected = self.wants_descriptor && self.descriptor.is_none();
+        let Peeked { count, mut descriptors, more } =
+            match socket::peek(socket, chunk, flags.bits(), is_expected) {
+                Ok(peeked) => peeked,
+                Err(errno) => return Ok(Err(errno)),
+            };
+        match (descriptors.len(), more) {
+            (0, false) => {}
+            (1, false) => self.descriptor = descriptors.pop(),
+            // There was room for it, but not in this process.
+            (0, true) if is_expected => {
+                return Err(Error::io("receive a descriptor")(Errno::EMFILE));
+            }
+            _ => {
+                close_elsewhere(descriptors);
+                return Err(Error::Protocol { why: "descriptors that were not asked for" });
+            }
+        }
+        let looked_at = chunk.get_mut(..count).unwrap_or_default();
+        Ok(if count == 0 { Ok(0) } else { recv(socket.as_fd().as_raw_fd(), looked_at, flags) })
+    }
 }
 
 impl Messages {
-    pub(crate) fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: Socket) -> Self {
         Self { socket, inbox: Mutex::default() }
     }
 
@@ -252,16 +315,39 @@ impl Messages {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on, until one has come, a descriptor is taken.
-    pub(crate) fn expect_descriptor(&self) {
+    /// From now on, until one has come, a descriptor is taken. To be called before init is asked
+    /// for it.
+    pub(crate) fn expect_descriptor(&self) -> Result<()> {
+        self.socket.take_descriptors().map_err(Error::io("setsockopt"))?;
         self.inbox().wants_descriptor = true;
+        Ok(())
     }
 
-    /// The descriptor that has come.
-    pub(crate) fn take_descriptor(&self) -> Option<OwnedFd> {
+    /// The descriptor that has come, if it is what it should be.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`], for the reason given.
+    pub(crate) fn take_descriptor(
+        &self,
+        is_expected: impl FnOnce(BorrowedFd<'_>) -> bool,
+        why: &'static str,
+    ) -> Result<OwnedFd> {
+        self.socket.refuse_descriptors();
         let mut inbox = self.inbox();
         inbox.wants_descriptor = false;
-        inbox.descriptor.take()
+        match inbox.descriptor.take() {
+            Some(fd) if is_expected(fd.as_fd()) => Ok(fd),
+            Some(other) => {
+                close_elsewhere(other);
+                Err(Error::Protocol { why })
+            }
+            None => Err(Error::Protocol { why }),
+        }
+    }
+
+    /// Has nothing more come: what is sent from here on, with whatever descriptors, is refused.
+    pub(crate) fn no_more(&self) -> Result<()> {
+        shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Read).map_err(Error::io("shutdown"))
     }
 
     /// Returns the next body if it has come. Reads without waiting, and no more than one message
@@ -273,18 +359,22 @@ impl Messages {
         self.inbox().receive(&self.socket, MsgFlags::MSG_DONTWAIT)
     }
 
-    /// Waits for the next body, with no end to the waiting, and no other thread let in.
-    pub(crate) fn next_blocking(&self) -> Result<Vec<u8>> {
-        let mut inbox = self.inbox();
-        loop {
-            if let Some(body) = inbox.receive(&self.socket, MsgFlags::empty())? {
-                return Ok(body);
-            }
-        }
+    /// Returns the next body if it was read with one before it: `poll(2)` does not tell of that.
+    pub(crate) fn buffered(&self) -> Result<Option<Vec<u8>>> {
+        self.inbox().take()
     }
 
     /// Waits for the next body.
-    pub(crate) fn next(&self, what: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] at the end of the stream, and if init has ended and nothing more of
+    /// what it said is there.
+    pub(crate) fn next(
+        &self,
+        what: &'static str,
+        init: BorrowedFd<'_>,
+        deadline: Deadline,
+    ) -> Result<Vec<u8>> {
         loop {
             // Looked at even where messages come without an end.
             if deadline.passed() {
@@ -293,9 +383,12 @@ impl Messages {
             if let Some(body) = self.try_next()? {
                 return Ok(body);
             }
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            if !wait_ready(&mut fds, deadline)? {
-                return Err(Error::TimedOut { what, after: deadline.after });
+            let socket = self.socket.as_fd();
+            match wait_beside_init(socket, PollFlags::POLLIN, init, deadline)? {
+                Woken::Ready => {}
+                // What it said before it ended may have come since the look.
+                Woken::InitDied => return self.try_next()?.ok_or(Error::SandboxDied),
+                Woken::Late => return Err(Error::TimedOut { what, after: deadline.after }),
             }
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use adl_runtime::{Error, FileKind, Result, WriteMode, WriteOptions};
 use nix::errno::Errno;
 
-use crate::harness::{Home, Need, needs, shell};
-use crate::jobs::alone;
+use crate::harness::{Home, Need, at_most, needs, shell};
+use crate::jobs::{SOON, alone};
 
 use super::{Guest, errno, in_time};
 
@@ -69,7 +69,7 @@ fn what_is_no_file_is_an_error_at_once() {
     let sandbox = home.sandbox();
     let mut guest = Guest::start(&sandbox, 0, SPECIAL, &[]);
     let mut files = sandbox.files();
-    files.current_dir("/tmp/s").timeout(Duration::from_secs(10)).limit(1 << 20);
+    files.current_dir("/tmp/s").timeout(at_most(SOON)).limit(1 << 20);
     let cases = [
         ("plain", Content(b"content")),
         ("fifo", NotRegular),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use adl_runtime::{Error, Sandbox};
 
-use crate::harness::{Home, Need, needs, shell, within};
+use crate::harness::{Home, Need, at_most, needs, patient_files, shell, within};
 use crate::jobs::{SOON, alone};
 
 use super::{Canary, Guest, bytes_below, file_jobs, in_time, is_sensible, python};
@@ -222,13 +222,13 @@ fn a_deep_tree_is_copied_and_removed() {
     let home = Home::new();
     let sandbox = home.sandbox();
     make_deep(&sandbox, [2_000, 2, 3, 2]);
-    let report = sandbox.files().copy_out("/tmp/deep", home.path("out")).unwrap();
+    let report = patient_files(&sandbox).copy_out("/tmp/deep", home.path("out")).unwrap();
     assert_eq!((report.directories, report.files, report.hard_links), (2_001, 1, 2));
     assert_eq!(report.skipped.len(), 3);
-    let report = sandbox.files().copy_in(home.path("out"), "/tmp/again").unwrap();
+    let report = patient_files(&sandbox).copy_in(home.path("out"), "/tmp/again").unwrap();
     assert_eq!((report.directories, report.files, report.hard_links), (2_001, 1, 2));
-    sandbox.files().remove_dir_all("/tmp/deep").unwrap();
-    sandbox.files().remove_dir_all("/tmp/again").unwrap();
+    patient_files(&sandbox).remove_dir_all("/tmp/deep").unwrap();
+    patient_files(&sandbox).remove_dir_all("/tmp/again").unwrap();
     remove_deep(&home.path("out"));
 }
 
@@ -241,7 +241,7 @@ fn a_file_with_two_names_far_down_is_copied() {
     let sandbox = home.sandbox();
     // Its way is longer than the 1 MiB of an entry.
     make_deep(&sandbox, [4_200, 255, 0, 1]);
-    let report = sandbox.files().copy_out("/tmp/deep", home.path("out"));
+    let report = patient_files(&sandbox).copy_out("/tmp/deep", home.path("out"));
     remove_deep(&home.path("out"));
     let report = report.unwrap();
     assert_eq!(report.files + report.hard_links, 2);
@@ -252,11 +252,11 @@ fn a_tree_as_deep_as_they_may_be_is_removed() {
     if !needs(&[Need::Program("python3")]) {
         return;
     }
-    let home = Home::new();
+    let home = Home::of_a_test_that_takes(Duration::from_secs(600));
     let sandbox = home.sandbox();
     // What all its names take is more than half of what a job can have.
     make_deep(&sandbox, [34_000, 255, 0, 0]);
-    let removed = sandbox.files().remove_dir_all("/tmp/deep");
+    let removed = patient_files(&sandbox).remove_dir_all("/tmp/deep");
     // Before anything fails: on the way out, what is left is removed by recursion.
     drop(sandbox);
     home.assert_settled();
@@ -294,27 +294,32 @@ os.mkdir('/tmp/large'); os.chdir('/tmp/large')
 for n in range(16): open(str(n), 'wb').write(b'x' * (1 << 20))
 os.mkdir('/tmp/sparse'); open('/tmp/sparse/file', 'w').truncate(1 << 40)";
     python(&sandbox, many, &[]);
-    let report = sandbox.files().copy_out("/tmp/many", home.path("many")).unwrap();
+    let report = patient_files(&sandbox).copy_out("/tmp/many", home.path("many")).unwrap();
     assert_eq!((report.files, report.directories), (20_000, 1));
-    let copied = sandbox.files().entry_limit(10_000).copy_out("/tmp/many", home.path("fewer"));
+    let copied =
+        patient_files(&sandbox).entry_limit(10_000).copy_out("/tmp/many", home.path("fewer"));
     assert!(matches!(copied, Err(Error::TooLarge { limit: 10_000, .. })), "{copied:?}");
     assert!(fs::read_dir(home.path("fewer")).unwrap().count() <= 10_000);
-    let copied = sandbox.files().limit(10 << 20).copy_out("/tmp/large", home.path("large"));
+    let copied = patient_files(&sandbox).limit(10 << 20).copy_out("/tmp/large", home.path("large"));
     assert!(matches!(copied, Err(Error::TooLarge { .. })), "{copied:?}");
     assert!(bytes_below(&home.path("large")) <= 10 << 20);
-    let sparse =
-        sandbox.files().limit(1 << 20).copy_out("/tmp/sparse", home.path("sparse")).unwrap();
+    let sparse = patient_files(&sandbox)
+        .limit(1 << 20)
+        .copy_out("/tmp/sparse", home.path("sparse"))
+        .unwrap();
     assert_eq!((sparse.files, sparse.bytes), (1, 0));
     let file = fs::metadata(home.path("sparse/file")).unwrap();
     assert_eq!((file.len(), file.blocks()), (1 << 40, 0));
     for timeout in [0, 5, 20].map(Duration::from_millis) {
         let begin = Instant::now();
-        let copied = sandbox.files().timeout(timeout).copy_out("/tmp/many", home.path("late"));
+        let copied =
+            patient_files(&sandbox).timeout(timeout).copy_out("/tmp/many", home.path("late"));
         assert!(matches!(copied, Err(Error::TimedOut { .. })), "{copied:?}");
-        assert!(begin.elapsed() < timeout + SOON);
-        let copied = sandbox.files().timeout(timeout).copy_in(home.path("many"), "/tmp/late");
+        assert!(begin.elapsed() < timeout + at_most(SOON));
+        let copied =
+            patient_files(&sandbox).timeout(timeout).copy_in(home.path("many"), "/tmp/late");
         assert!(matches!(copied, Err(Error::TimedOut { .. })), "{copied:?}");
-        assert!(begin.elapsed() < 2 * timeout + SOON);
+        assert!(begin.elapsed() < 2 * timeout + at_most(SOON));
     }
     assert!(within(SOON, || file_jobs(&sandbox) == 0));
     assert_eq!(shell(&sandbox, "find /tmp/late -name '.adl-*' | wc -l"), "0\n");
@@ -422,7 +427,7 @@ fn holes_without_an_end_are_no_time_without_an_end() {
     assert!(matches!(exported, Err(Error::TimedOut { .. })), "{exported:?}");
     // Nothing but a reader's patience ends this, or a limit.
     shell(&sandbox, "truncate -s 1M /tmp/z/hole");
-    files.timeout(SOON).export_tar("/tmp/z", Disk(Vec::new())).unwrap();
+    files.timeout(at_most(SOON)).export_tar("/tmp/z", Disk(Vec::new())).unwrap();
 }
 
 /// As slow as a disk's cache.
@@ -483,7 +488,7 @@ fn an_archive_without_an_end_ends() {
     assert!(endless.read > 0);
     // Its headers count as content.
     (endless.at, endless.read) = (0, 0);
-    let large = files.timeout(SOON).limit(1 << 20).import_tar(&mut endless, "/tmp/a");
+    let large = files.timeout(at_most(SOON)).limit(1 << 20).import_tar(&mut endless, "/tmp/a");
     assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
     assert!(endless.read < 4 << 20, "{}", endless.read);
 }

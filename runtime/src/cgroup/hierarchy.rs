@@ -9,12 +9,12 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use crate::error::{Error, Result};
+use crate::owner::PerProcess;
 use crate::sys;
 
 /// What a cgroup can limit or count.
@@ -84,14 +84,8 @@ pub(super) fn places(
     wanted: &[Controller],
     parent: Option<&Path>,
 ) -> Result<(Vec<Place>, Vec<Controller>)> {
-    static HIERARCHIES: OnceLock<Vec<Hierarchy>> = OnceLock::new();
-    let hierarchies = match HIERARCHIES.get() {
-        Some(hierarchies) => hierarchies,
-        None => HIERARCHIES.get_or_init({
-            let found = mounted()?;
-            || found
-        }),
-    };
+    static HIERARCHIES: PerProcess<Vec<Hierarchy>> = PerProcess::new();
+    let hierarchies = HIERARCHIES.get_or_try(mounted)?;
     let own =
         fs::read("/proc/self/cgroup").map_err(Error::at("read", "/proc/self/cgroup".as_ref()))?;
     let mut places: Vec<Place> = Vec::new();

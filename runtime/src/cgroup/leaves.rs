@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use super::count::{self, Peak};
 use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
-use super::{Group, Part, processes};
+use super::{Group, Part, limit, processes};
 use crate::error::Result;
 use crate::lock::lock;
 use crate::stats::Stats;
@@ -224,6 +224,9 @@ impl Group {
             let is_job = name != BUILTINS;
             if is_job && part.has(Controller::Memory) && leaf.version == Version::V2 {
                 leaf.write("memory.oom.group", "1")?;
+            }
+            if part.has(Controller::Memory) && leaf.version == Version::V1 {
+                limit::count_buffers(&leaf)?;
             }
             Ok(())
         });

@@ -143,6 +143,10 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
     }
     let text = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |v| v.to_string());
     let memory = text(limits.memory);
+    // Counted apart: as much once more, at most.
+    if directory.has(BUFFERS) {
+        directory.write(BUFFERS, &memory)?;
+    }
     let together = text(limits.memory.map(|m| m.saturating_add(limits.swap.unwrap_or_default())));
     if !directory.has(WITH_SWAP) {
         if limits.swap.is_some() {
@@ -158,6 +162,15 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
     }
     directory.write(WITH_SWAP, &together).map_err(in_use)?;
     directory.write(MEMORY, &memory).map_err(in_use)
+}
+
+/// What version 1 counts of the buffers of TCP and UDP.
+const BUFFERS: &str = "memory.kmem.tcp.limit_in_bytes";
+
+/// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a limit
+/// of its own; that which holds is above it.
+pub(super) fn count_buffers(leaf: &Directory) -> Result<()> {
+    if leaf.has(BUFFERS) { leaf.write(BUFFERS, "-1") } else { Ok(()) }
 }
 
 /// Version 1 does not kill for the sake of a lower limit.

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::open;
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
@@ -382,12 +383,23 @@ fn needed(limits: &Limits) -> Vec<Controller> {
     .collect()
 }
 
-/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that.
+/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and what is
+/// no cgroup, or has another name than adl gives them, is left alone.
 pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
-    let is_ours = |path: &&PathBuf| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|n| n.starts_with(PREFIX))
+    remove_all(paths.iter().map(PathBuf::as_path).filter(|path| is_ours(path)))
+}
+
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let is_cgroup = || match open(path, DIRECTORY, Mode::empty()) {
+        Ok(fd) => fstatfs(fd).is_ok_and(|stat| {
+            [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&stat.filesystem_type())
+        }),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => false,
+        // Its removal will tell.
+        Err(_) => true,
     };
-    remove_all(paths.iter().filter(is_ours).map(PathBuf::as_path))
+    check_parent(path).is_ok() && name.is_some_and(|name| name.starts_with(PREFIX)) && is_cgroup()
 }
 
 /// Removes each that can be, and tells what went wrong first.

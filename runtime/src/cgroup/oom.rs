@@ -19,15 +19,15 @@ use super::Group;
 use super::directory::Directory;
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::owner::Owner;
+use crate::owner::{Owner, PerProcess};
 
 /// How long after it is told a kill may come.
 const KILL: Duration = Duration::from_millis(200);
 /// How long after it is told the first look comes; the time doubles from one to the next.
 const FIRST_LOOK: Duration = Duration::from_micros(500);
 
-/// The thread, and the process that it belongs to: a fork has no threads.
-static WATCHER: Mutex<Option<(Owner, Arc<Watcher>)>> = Mutex::new(None);
+/// The thread. A fork has none, and starts its own.
+static WATCHER: PerProcess<Mutex<Option<Arc<Watcher>>>> = PerProcess::new();
 
 #[derive(Debug)]
 struct Watcher {
@@ -109,10 +109,8 @@ impl Watcher {
 }
 
 fn watcher() -> Result<Arc<Watcher>> {
-    let mut watcher = lock(&WATCHER);
-    if let Some((owner, watcher)) = &*watcher
-        && owner.is_this_process()
-    {
+    let mut watcher = lock(WATCHER.get());
+    if let Some(watcher) = &*watcher {
         return Ok(Arc::clone(watcher));
     }
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Error::io("epoll_create"))?;
@@ -122,6 +120,6 @@ fn watcher() -> Result<Arc<Watcher>> {
         .name("adl-oom".to_owned())
         .spawn(move || thread.watch())
         .map_err(Error::io("start a thread"))?;
-    *watcher = Some((Owner::this_process(), Arc::clone(&made)));
+    *watcher = Some(Arc::clone(&made));
     Ok(made)
 }

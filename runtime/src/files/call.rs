@@ -5,15 +5,16 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{FileTask, Identity, JobStdio, Request, Spawn, Stage, StdioSource, Task};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
 use crate::child::builtin;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::exit::EndReason;
 use crate::running::Running;
 use crate::sys;
-use crate::wire::{self, Deadline};
+use crate::wire::{self, Deadline, Woken};
 
 /// How much later than the job is to end its end may be told.
 const TELLING: Duration = Duration::from_millis(30);
@@ -136,9 +137,14 @@ impl Call {
         };
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
         control.prepare_next();
-        let running = Running::new(purpose.path.clone(), channel, None);
+        let running = Running::new(purpose.path.clone(), channel, control.init(), None);
         let only_tells = streams == Streams::Output;
         Ok((Self { running, purpose, deadline, only_tells }, ends))
+    }
+
+    /// Refuses a fork of the process that had it started.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.running.check_own()
     }
 
     /// Waits until it has ended, and says whether it has done what it was to do.
@@ -246,16 +252,26 @@ impl Call {
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
-                    if !wire::wait_ready(&mut fds, self.deadline)? {
-                        return Err(self.give_up());
-                    }
-                }
+                Err(Errno::EAGAIN) => self.wait_for_output(output.as_fd(), self.deadline)?,
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }
         Ok(bytes)
+    }
+
+    /// Waits until there is something to read of what it writes.
+    pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
+        let init = self.running.init().as_fd();
+        match wire::wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
+            Woken::Ready => Ok(()),
+            Woken::InitDied => Err(Error::SandboxDied),
+            Woken::Late => Err(self.give_up()),
+        }
+    }
+
+    /// Readable when the sandbox's init has ended.
+    pub(crate) fn init(&self) -> &Arc<OwnedFd> {
+        self.running.init()
     }
 
     /// Lets it clear up, now that its input has ended, and sees to it that it does. Waits for

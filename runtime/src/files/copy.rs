@@ -1,6 +1,7 @@
 //! Whole trees, between the sandbox and the host.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use adl_protocol::FileAction;
 use super::call::{Ends, Purpose, Span, Streams};
 use super::{COPY_LIMIT, COPY_TIMEOUT, Files, LONGEST_ANSWER, keep_input, no_input};
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
+use crate::open::Location;
 use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 
 impl Files<'_> {
@@ -20,23 +23,44 @@ impl Files<'_> {
     ///
     /// Modes, times of modification, symbolic links as such, hard links and holes are kept; what
     /// has no content to copy (devices, FIFOs, sockets) is left out and reported. `from` is
-    /// followed if it is a symbolic link, what is below it is not.
+    /// followed if it is a symbolic link, what is below it is not; of [`HostPath::beneath`] no link
+    /// is.
     ///
     /// # Errors
     /// [`Error::Io`] for what can't be read on the host; [`Error::File`] with the path of what
     /// can't be made inside; [`Error::TooLarge`] and [`Error::TimedOut`]. What was copied by then
     /// stays, but no file of which a part is missing: until it is whole it has another name, which
     /// begins with `.adl-`, and stays under it where a guest kills what copies.
-    pub fn copy_in(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<CopyReport> {
-        self.send(to.as_ref(), |pipe, options, report| {
-            tree::send(from.as_ref(), pipe, options, report)
-        })
+    pub fn copy_in(&self, from: impl Into<HostPath>, to: impl AsRef<Path>) -> Result<CopyReport> {
+        self.copy_in_from(&from.into().locate()?, to.as_ref())
+    }
+
+    /// Copies what is below an open directory of the host into the sandbox; `from` is relative to
+    /// it, and leads through no link and not out of it. Else as [`Files::copy_in`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] as with [`HostPath::beneath`], and those of [`Files::copy_in`].
+    pub fn copy_in_at(
+        &self,
+        directory: impl AsFd,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+    ) -> Result<CopyReport> {
+        self.copy_in_from(&Location::at(directory.as_fd(), from.as_ref())?, to.as_ref())
+    }
+
+    fn copy_in_from(&self, from: &Location, to: &Path) -> Result<CopyReport> {
+        self.send(to, |pipe, options, report| tree::send(from, pipe, options, report))
     }
 
     /// Copies a file or a directory out of the sandbox to the host, where it is called `to`; else
     /// as [`Files::copy_in`]. What comes is not trusted: nothing is made outside `to`, no symbolic
     /// link is followed there, not even one that an earlier copy has made, and no device, FIFO or
     /// socket is made. What is mounted below `from` is left out and reported.
+    ///
+    /// The directory that `to` is in must exist. Where a guest may have made it, as in a volume or
+    /// in what another copy has made, use [`HostPath::beneath`], or open it while it is yours, for
+    /// [`Files::copy_out_at`]: the way to a plain path is followed, links and all.
     ///
     /// What is made belongs to the calling program's user unless [`Files::keep_owners`] says
     /// otherwise. A symbolic link says whatever a guest wants: don't follow those you have copied.
@@ -47,10 +71,26 @@ impl Files<'_> {
     /// [`Error::TimedOut`]. What was copied by then stays, but no file of which a part is missing:
     /// until it is whole it has another name, which begins with `.adl-`, and stays under it where
     /// the calling program is killed.
-    pub fn copy_out(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<CopyReport> {
-        self.receive(from.as_ref(), |pipe, options, report| {
-            tree::receive(pipe, to.as_ref(), options, report)
-        })
+    pub fn copy_out(&self, from: impl AsRef<Path>, to: impl Into<HostPath>) -> Result<CopyReport> {
+        self.copy_out_to(from.as_ref(), &to.into().locate()?)
+    }
+
+    /// Copies out of the sandbox to what is below an open directory of the host; `to` is relative
+    /// to it, and leads through no link and not out of it. Else as [`Files::copy_out`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] as with [`HostPath::beneath`], and those of [`Files::copy_out`].
+    pub fn copy_out_at(
+        &self,
+        from: impl AsRef<Path>,
+        directory: impl AsFd,
+        to: impl AsRef<Path>,
+    ) -> Result<CopyReport> {
+        self.copy_out_to(from.as_ref(), &Location::at(directory.as_fd(), to.as_ref())?)
+    }
+
+    fn copy_out_to(&self, from: &Path, to: &Location) -> Result<CopyReport> {
+        self.receive(from, |pipe, options, report| tree::receive(pipe, to, options, report))
     }
 
     /// Unpacks a tar archive (ustar, pax or GNU, not compressed) in the sandbox's directory `to`.
@@ -94,7 +134,7 @@ impl Files<'_> {
             return Err(Error::Protocol { why: "a copy without a pipe" });
         };
         let mut report = CopyReport::default();
-        let mut pipe = Outgoing::new(input, call.deadline)?;
+        let mut pipe = Outgoing::new(input, call.deadline)?.beside(call.init());
         let sent = send(&mut pipe, &self.copy_options(), &mut report);
         // The end of what comes. Where it comes too early, the job leaves no half file.
         drop(pipe);
@@ -120,7 +160,7 @@ impl Files<'_> {
             self.start_for(purpose, FileAction::Export, Streams::Output, no_input)?;
         let output = ends.output.ok_or(Error::Protocol { why: "a copy without a pipe" })?;
         let mut report = CopyReport::default();
-        let mut pipe = Incoming::new(output, call.deadline)?;
+        let mut pipe = Incoming::new(output, call.deadline)?.beside(call.init());
         let received = receive(&mut pipe, &self.copy_options(), &mut report).and_then(|()| {
             if pipe.is_at_end()? {
                 Ok(())

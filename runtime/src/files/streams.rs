@@ -5,13 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use adl_protocol::{Chunk, MAX_CHUNK};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
 
 use super::call::{Call, Ends};
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::tree::Outgoing;
-use crate::wire::{self, Deadline};
+use crate::wire::Deadline;
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).
 ///
@@ -42,6 +41,7 @@ impl FileReader {
     }
 
     fn next(&self, buffer: &mut [u8]) -> Result<usize> {
+        self.call.check_own()?;
         let deadline = self.call.wait();
         loop {
             match nix::unistd::read(&self.pipe, &mut *buffer) {
@@ -50,12 +50,7 @@ impl FileReader {
                 Ok(count) if count as u64 > self.left => return Err(self.call.too_large()),
                 Ok(count) => return Ok(count),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
-                    if !wire::wait_ready(&mut fds, deadline)? {
-                        return Err(self.call.give_up());
-                    }
-                }
+                Err(Errno::EAGAIN) => self.call.wait_for_output(self.pipe.as_fd(), deadline)?,
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }
@@ -115,7 +110,7 @@ pub struct FileWriter {
 impl FileWriter {
     pub(super) fn new(call: Call, ends: Ends, limit: u64) -> Result<Self> {
         let pipe = ends.input.ok_or(Error::Protocol { why: "a stream without a pipe" })?;
-        let pipe = Some(Outgoing::new(pipe, call.wait())?);
+        let pipe = Some(Outgoing::new(pipe, call.wait())?.beside(call.init()));
         Ok(Self { call, pipe, limit, left: limit, ended: false })
     }
 
@@ -165,6 +160,7 @@ impl FileWriter {
         deadline: Deadline,
         send: impl FnOnce(&mut Outgoing) -> Result<()>,
     ) -> Result<()> {
+        self.call.check_own()?;
         let pipe =
             self.pipe.as_mut().ok_or(Error::Protocol { why: "an earlier write has failed" })?;
         pipe.set_deadline(deadline);

@@ -3,6 +3,10 @@
 //! Three things stop unlink(2) and rmdir(2) beside what is in a directory: the flags of chattr(1),
 //! and subvolumes of btrfs, read-only or with others in them. They are looked for only where the
 //! kernel refuses something, so a tree without them costs no call more.
+//!
+//! A name is removed and opened, and nothing else is done by it, since who made it may still be
+//! there to let it mean something else a moment later: what is changed is what was opened, without
+//! following a link, and looked at.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -12,12 +16,13 @@ use std::os::unix::ffi::OsStrExt;
 use nix::NixPath;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, open as open_path, openat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::btrfs;
 use crate::state::DIRECTORY;
+use crate::sys;
 use crate::sys::ioctl::{self, APPEND_ONLY, IMMUTABLE};
 use crate::tree::Place;
 
@@ -46,17 +51,11 @@ pub(crate) fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
 /// Removes an entry with all that is in it: a file, a directory or a btrfs subvolume. It is no
 /// error if there is none.
 pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    let removed = insist(&[], parent, name, || {
-        let removed = remove_one(parent, name)?;
-        if removed == Removed::No {
-            make_accessible(parent, name)?;
-        }
-        Ok(removed)
-    })?;
+    let removed = insist(&[], parent, name, || remove_one(parent, name))?;
     if removed == Removed::Yes {
         return Ok(());
     }
-    let directory = openat(parent, name, DIRECTORY, Mode::empty())?;
+    let directory = insist(&[], parent, name, || open_accessible(parent, name))?;
     if btrfs::is_subvolume(&directory) && btrfs::destroy(parent, name).is_ok() {
         return Ok(());
     }
@@ -126,14 +125,7 @@ fn destroy(directory: BorrowedFd<'_>, name: &CStr) -> bool {
 
 /// Opens a directory to be emptied.
 fn open(at: BorrowedFd<'_>, name: &CStr) -> nix::Result<(OwnedFd, FileStat)> {
-    let directory = insist(&[at], at, name, || {
-        // A full file system may have no room for that, nor need it.
-        match make_accessible(at, name) {
-            Ok(()) | Err(Errno::ENOSPC | Errno::EDQUOT) => {}
-            Err(errno) => return Err(errno),
-        }
-        openat(at, name, DIRECTORY, Mode::empty())
-    })?;
+    let directory = insist(&[at], at, name, || open_accessible(at, name))?;
     let stat = fstat(&directory)?;
     Ok((directory, stat))
 }
@@ -155,10 +147,27 @@ fn remove_one<P: ?Sized + NixPath>(directory: BorrowedFd<'_>, name: &P) -> nix::
     }
 }
 
-/// To empty a directory is to read and to write it; a guest, or overlayfs, may have left it without
-/// those rights.
-fn make_accessible<P: ?Sized + NixPath>(directory: BorrowedFd<'_>, name: &P) -> nix::Result<()> {
-    fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)
+/// Opens a directory so that it can be emptied, which is to read and to write it: a guest, or
+/// overlayfs, may have left it without those rights.
+fn open_accessible<P: ?Sized + NixPath>(at: BorrowedFd<'_>, name: &P) -> nix::Result<OwnedFd> {
+    let directory = match openat(at, name, DIRECTORY, Mode::empty()) {
+        Err(Errno::EACCES) => {
+            let flags = DIRECTORY | OFlag::O_PATH;
+            let directory = openat(at, name, flags, Mode::empty())?;
+            // fchmod(2) takes no such descriptor.
+            sys::change_mode(&directory, Mode::S_IRWXU)?;
+            openat(&directory, ".", DIRECTORY, Mode::empty())?
+        }
+        opened => opened?,
+    };
+    if fstat(&directory)?.st_mode & libc::S_IRWXU != libc::S_IRWXU {
+        // A full file system may have no room for that, nor need it.
+        match fchmod(&directory, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::ENOSPC | Errno::EDQUOT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(directory)
 }
 
 /// Attempts something with an entry of a directory, and where the kernel refuses it, once more
@@ -177,14 +186,24 @@ fn insist<T, P: ?Sized + NixPath>(
     for directory in around {
         unlock(directory);
     }
-    // To open anything else could wait, or wake a driver up. O_NONBLOCK: for a lease.
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let can_be_opened = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR));
-    if can_be_opened && let Ok(entry) = openat(directory, name, flags, Mode::empty()) {
+    if let Ok(entry) = open_to_look(directory, name) {
         unlock(entry);
     }
     attempt()
+}
+
+/// Opens a regular file or a directory, without a link. To open anything else could wait, or wake a
+/// driver up: so what is opened is what was looked at.
+fn open_to_look<P: ?Sized + NixPath>(directory: BorrowedFd<'_>, name: &P) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let entry = openat(directory, name, flags, Mode::empty())?;
+    match fstat(&entry)?.st_mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFDIR => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    // O_NONBLOCK: for a lease.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open_path(sys::path_of(&entry).as_str(), flags, Mode::empty())
 }
 
 /// Takes away what forbids changes to a file. What can't be taken away shows when it is tried to

@@ -35,13 +35,20 @@ const PROTOCOLS: [i32; 6] = [
     libc::IPPROTO_RAW,
 ];
 
-/// The mask of a socket's type, without its flags, and the type that turns AF_INET into
-/// AF_PACKET.
+/// The mask of a socket's type, without its flags, and the types that AF_INET and AF_INET6 have not
+/// without a module, or not at all: 5 and 6 have the kernel load SCTP and DCCP, and 10 turns AF_INET
+/// into AF_PACKET. SOCK_STREAM, SOCK_DGRAM and SOCK_RAW remain.
 const SOCKET_TYPE: u64 = 0xf;
-const SOCK_PACKET: u64 = 10;
+const NO_SOCKET_TYPES: [u64; 13] = [0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// Input into the terminal of someone else, and into the console.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
+
+/// Has the kernel load and run another driver of a terminal's line: old network protocols.
+const TIOCSETD: u64 = 0x5423;
+
+/// Have someone else's `open(2)` wait for up to 45 s, and tell of what is done in a directory.
+const LEASES: [i32; 2] = [libc::F_SETLEASE, libc::F_NOTIFY];
 
 /// What makes subvolumes and snapshots of btrfs: `BTRFS_IOC_SUBVOL_CREATE`, `BTRFS_IOC_SNAP_CREATE`,
 /// and the second version of each.
@@ -53,10 +60,57 @@ const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Compiles all rules of the default policy; what they match fails with EPERM.
+/// Compiles all rules of the default policy, as one program. What a machine may lack fails as there,
+/// the rest with EPERM.
 pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
+    let lacking = [
+        (libc::ENOMEM, no_huge_pages()?),
+        (libc::EINVAL, no_leases_and_line_disciplines()?),
+        (libc::ESOCKTNOSUPPORT, no_socket_types()?),
+    ];
+    let mut program = Vec::new();
+    for (errno, rules) in lacking {
+        program.extend(go_on(compiled(rules, errno)?));
+    }
+    program.extend(compiled(refused()?, libc::EPERM)?);
+    Ok(bytes(&program))
+}
+
+/// Of the pages that are counted for the whole machine, none are left.
+fn no_huge_pages() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
-    let mut refuse = |call, conditions| refuse(&mut rules, call, conditions);
+    let [map, shared] = [libc::MAP_HUGETLB, libc::SHM_HUGETLB].map(value);
+    let memory = u64::from(libc::MFD_HUGETLB);
+    add(&mut rules, libc::SYS_mmap, vec![masked(3, map, map)?])?;
+    add(&mut rules, libc::SYS_memfd_create, vec![masked(1, memory, memory)?])?;
+    add(&mut rules, libc::SYS_shmget, vec![masked(2, shared, shared)?])?;
+    Ok(rules)
+}
+
+/// As on a file system that has no leases, and a kernel with one driver of lines.
+fn no_leases_and_line_disciplines() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    for command in LEASES.map(value) {
+        add(&mut rules, libc::SYS_fcntl, vec![is(1, command)?])?;
+    }
+    add(&mut rules, libc::SYS_ioctl, vec![is(1, TIOCSETD)?])?;
+    Ok(rules)
+}
+
+fn no_socket_types() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    for family in [libc::AF_INET, libc::AF_INET6].map(value) {
+        for kind in NO_SOCKET_TYPES {
+            let conditions = vec![is(0, family)?, masked(1, SOCKET_TYPE, kind)?];
+            add(&mut rules, libc::SYS_socket, conditions)?;
+        }
+    }
+    Ok(rules)
+}
+
+fn refused() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    let mut refuse = |call, conditions| add(&mut rules, call, conditions);
     for flag in NAMESPACES.map(value) {
         refuse(libc::SYS_clone, vec![masked(0, flag, flag)?])?;
     }
@@ -66,7 +120,6 @@ pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
     refuse(libc::SYS_unshare, vec![is_not(0, value(libc::CLONE_NEWCGROUP))?])?;
 
     refuse(libc::SYS_socket, none_of(0, FAMILIES.map(value))?)?;
-    refuse(libc::SYS_socket, vec![masked(1, SOCKET_TYPE, SOCK_PACKET)?])?;
     refuse(libc::SYS_socket, vec![is(0, value(libc::AF_NETLINK))?, is_not(2, 0)?])?;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut conditions = vec![is(0, value(family))?];
@@ -80,20 +133,19 @@ pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
     }
     refuse(libc::SYS_prlimit64, vec![is_not(0, 0)?])?;
     refuse(libc::SYS_personality, none_of(0, PERSONALITIES)?)?;
-
-    program(rules)
+    Ok(rules)
 }
 
 /// Compiles the one rule that no one makes subvolumes.
 pub(super) fn no_subvolumes() -> Result<Vec<u8>, BackendError> {
     let mut rules = Rules::new();
     for request in SUBVOLUMES {
-        refuse(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
+        add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
     }
-    program(rules)
+    Ok(bytes(&compiled(rules, libc::EPERM)?))
 }
 
-fn refuse(
+fn add(
     rules: &mut Rules,
     call: i64,
     conditions: Vec<SeccompCondition>,
@@ -102,18 +154,38 @@ fn refuse(
     Ok(())
 }
 
-fn program(rules: Rules) -> Result<Vec<u8>, BackendError> {
-    let errno = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+/// What the rules match fails with the error number; all else is allowed.
+fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, BackendError> {
+    let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
-    let program = BpfProgram::try_from(filter)?;
-    Ok(program
+    BpfProgram::try_from(filter)
+}
+
+/// Leaves what a program allows to what follows it: seccompiler knows one error number for each
+/// program, and each program that is installed costs the same again.
+fn go_on(mut program: BpfProgram) -> BpfProgram {
+    /// BPF_RET with SECCOMP_RET_ALLOW, and BPF_JMP with BPF_JA.
+    const RETURN: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    const JUMP: u16 = 0x05;
+    let length = u32::try_from(program.len()).unwrap_or(u32::MAX);
+    for (instruction, next) in program.iter_mut().zip(1..) {
+        if (instruction.code, instruction.k) == (RETURN, ALLOW) {
+            (instruction.code, instruction.k) = (JUMP, length - next);
+        }
+    }
+    program
+}
+
+fn bytes(program: &BpfProgram) -> Vec<u8> {
+    program
         .iter()
         .flat_map(|instruction| {
             let [code_0, code_1] = instruction.code.to_ne_bytes();
             let [k_0, k_1, k_2, k_3] = instruction.k.to_ne_bytes();
             [code_0, code_1, instruction.jt, instruction.jf, k_0, k_1, k_2, k_3]
         })
-        .collect())
+        .collect()
 }
 
 type Condition = Result<SeccompCondition, BackendError>;

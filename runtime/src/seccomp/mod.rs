@@ -4,23 +4,28 @@
 //! the kernel runs it once for each system call number; a chain of comparisons, one for each call
 //! of an allow-list, takes longer than all the rest of create. So the verdict on the number is a
 //! balanced tree over ranges of numbers ([`tree`]), and the few calls on whose arguments it
-//! depends are a second, short program, compiled by seccompiler ([`arguments`]). The kernel runs
-//! both on each call and takes the stricter verdict.
+//! depends are a second, short program, compiled by seccompiler ([`arguments`]). The kernel takes
+//! the stricter verdict, keeps that on a call that is allowed whatever its arguments, and runs both
+//! for the others each time.
 
 mod arguments;
+mod core_limit;
 mod table;
 mod tree;
 
-use std::sync::OnceLock;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::owner::PerProcess;
 
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// It is made.
     Allow,
-    /// It is made if its arguments are harmless, else it fails with EPERM.
+    /// It is made if its arguments are harmless, else it fails as its rule says.
     Check,
     /// It fails with EPERM.
     Deny,
@@ -31,13 +36,28 @@ enum Verdict {
 /// The programs of the default policy in the order of their install, each an array of
 /// `struct sock_filter`. Compiled once in a process.
 pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
-    static FILTERS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    if let Some(filters) = FILTERS.get() {
-        return Ok(filters);
-    }
-    let arguments = arguments::compile()
-        .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-    Ok(FILTERS.get_or_init(|| vec![tree::compile(table::TABLE), arguments]))
+    static FILTERS: PerProcess<Vec<Vec<u8>>> = PerProcess::new();
+    let filters = FILTERS.get_or_try(|| {
+        let arguments = arguments::compile()
+            .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
+        // In one program: each costs at install.
+        let arguments = [core_limit::compile(core_key()?), arguments].concat();
+        Ok(vec![tree::compile(table::TABLE), arguments])
+    })?;
+    Ok(filters)
+}
+
+/// What init shows the filters to change the limit of core dumps; the same for all sandboxes of this
+/// process.
+pub(crate) fn core_key() -> Result<u64> {
+    static KEY: PerProcess<u64> = PerProcess::new();
+    let key = KEY.get_or_try(|| {
+        let (path, mut bytes) = (Path::new("/dev/urandom"), [0; 8]);
+        let read = File::open(path).and_then(|mut random| random.read_exact(&mut bytes));
+        read.map_err(Error::at("read", path))?;
+        Ok(u64::from_ne_bytes(bytes))
+    })?;
+    Ok(*key)
 }
 
 /// A program that no one can make a subvolume of btrfs under: what is in one is not counted in the
@@ -50,7 +70,7 @@ pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::Verdict::{Allow, Check, Deny, Missing};
-    use super::{default_filters, table::TABLE, tree};
+    use super::{default_filters, no_subvolumes, table::TABLE, tree};
 
     const X86_64: u32 = 0xC000_003E;
     const I386: u32 = 0x4000_0003;
@@ -58,6 +78,9 @@ mod tests {
     const KILL: u32 = 0x8000_0000;
     const EPERM: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+    const ENOMEM: u32 = 0x0005_0000 | libc::ENOMEM as u32;
+    const EINVAL: u32 = 0x0005_0000 | libc::EINVAL as u32;
+    const ESOCKTNOSUPPORT: u32 = 0x0005_0000 | libc::ESOCKTNOSUPPORT as u32;
 
     /// Runs a program as the kernel would: the few instructions that filters consist of.
     fn run(program: &[u8], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -176,9 +199,16 @@ mod tests {
         }
         assert_eq!(call("socket", &[2, 2, 17]), ALLOW);
         assert_eq!(call("socket", &[2, 3, 1]), ALLOW);
-        // SOCK_PACKET makes a packet socket out of AF_INET.
-        assert_eq!(call("socket", &[2, 10, 0]), EPERM);
-        assert_eq!(call("socket", &[2, 10 | 0o2_000_000, 0]), EPERM);
+        // Of AF_INET, the types that need no module; 10 makes a packet socket out of it.
+        for (family, kind) in [2, 10].into_iter().flat_map(|f| (0..16).map(move |k| (f, k))) {
+            let verdict = if [1, 2, 3].contains(&kind) { ALLOW } else { ESOCKTNOSUPPORT };
+            for more in [0, 0o2_004_000, 1 << 32] {
+                assert_eq!(call("socket", &[family, kind | more, 0]), verdict, "{family} {kind}");
+            }
+        }
+        // SOCK_SEQPACKET of AF_UNIX is in use.
+        assert_eq!(call("socket", &[1, 5, 0]), ALLOW);
+        assert_eq!(call("socketpair", &[1, 5, 0]), ALLOW);
         assert_eq!(call("socketpair", &[1, 1, 0]), ALLOW);
     }
 
@@ -188,8 +218,57 @@ mod tests {
             assert_eq!(call("ioctl", &[0, request]), EPERM);
             assert_eq!(call("ioctl", &[0, request | 1 << 32]), EPERM);
         }
+        // Another driver of the line is none that this machine has.
+        assert_eq!(call("ioctl", &[0, 0x5423]), EINVAL);
+        assert_eq!(call("ioctl", &[0, 0x5423 | 1 << 32]), EINVAL);
         assert_eq!(call("ioctl", &[0, 0x5401]), ALLOW);
         assert_eq!(call("ioctl", &[0, 0x5413]), ALLOW);
+    }
+
+    #[test]
+    fn what_is_counted_for_the_whole_machine_is_not_there() {
+        for name in ["io_setup", "io_submit", "io_getevents", "io_pgetevents", "io_destroy"] {
+            assert_eq!(call(name, &[]), ENOSYS, "{name}");
+        }
+        // MAP_HUGETLB with a size of 2 MiB, MFD_HUGETLB, SHM_HUGETLB.
+        for (name, at, flag) in
+            [("mmap", 3, 0x5404_0000), ("memfd_create", 1, 4), ("shmget", 2, 0o4_000)]
+        {
+            for (flags, verdict) in
+                [(flag, ENOMEM), (flag | 1, ENOMEM), (flag | 1 << 32, ENOMEM), (0x23, ALLOW)]
+            {
+                let mut arguments = [0; 6];
+                arguments[at] = flags;
+                assert_eq!(call(name, &arguments), verdict, "{name} {flags:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_have_no_leases() {
+        for command in [1024, 1026] {
+            assert_eq!(call("fcntl", &[0, command]), EINVAL);
+            assert_eq!(call("fcntl", &[0, command | 1 << 32]), EINVAL);
+        }
+        // F_GETFL, F_GETLEASE, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_ADD_SEALS, F_OFD_SETLK.
+        for command in [3, 1025, 1030, 1031, 1033, 37] {
+            assert_eq!(call("fcntl", &[0, command]), ALLOW);
+        }
+    }
+
+    #[test]
+    fn subvolumes_alone_are_refused_where_they_would_escape_a_limit() {
+        let filter = no_subvolumes().unwrap();
+        let run = |number, request| run(&filter, X86_64, number, [0, request, 0, 0, 0, 0]);
+        for request in [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417] {
+            assert_eq!(run(16, request), EPERM);
+            assert_eq!(run(16, request | 1 << 32), EPERM);
+            for number in [0, 15, 17, 400, 2048] {
+                assert_eq!(run(number, request), ALLOW);
+            }
+        }
+        assert_eq!(run(16, 0x5401), ALLOW);
+        assert_eq!(super::tests::run(&filter, I386, 16, [0; 6]), KILL);
     }
 
     #[test]
@@ -197,6 +276,32 @@ mod tests {
         assert_eq!(call("prlimit64", &[0, 7]), ALLOW);
         assert_eq!(call("prlimit64", &[1, 7]), EPERM);
         assert_eq!(call("prlimit64", &[1 << 32, 7]), ALLOW);
+    }
+
+    #[test]
+    fn the_limit_of_core_dumps_is_inits_to_change() {
+        const DONE: u32 = 0x0005_0000;
+        const CORE: u64 = 4;
+        const POINTERS: [u64; 3] = [0x7fff_0000, 1 << 32, 0x7fff_0000_1000];
+        let key = super::core_key().unwrap();
+        assert_eq!(call("getrlimit", &[CORE]), ALLOW);
+        for resource in [CORE, CORE | 1 << 32] {
+            assert_eq!(call("setrlimit", &[resource, 1]), DONE);
+            for pointer in POINTERS {
+                assert_eq!(call("prlimit64", &[0, resource, pointer]), DONE);
+                assert_eq!(call("prlimit64", &[0, resource, 0, pointer]), ALLOW);
+                // It would say nothing of the old one.
+                assert_eq!(call("prlimit64", &[0, resource, pointer, pointer]), EPERM);
+                assert_eq!(call("prlimit64", &[0, resource, pointer, 0, key]), ALLOW);
+                for wrong in [0, key ^ 1, key ^ 1 << 63, key >> 32, key << 32] {
+                    assert_eq!(call("prlimit64", &[0, resource, pointer, 0, wrong]), DONE);
+                }
+            }
+        }
+        for other in (0..16).filter(|other| *other != CORE) {
+            assert_eq!(call("setrlimit", &[other, 1]), ALLOW);
+            assert_eq!(call("prlimit64", &[0, other, 1, 1]), ALLOW);
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Allowed is what ordinary programs use and what reaches nothing beyond the sandbox. A call that
 //! is newer than this table, or that programs try before an older one (`clone3`, `io_uring`), is
-//! missing, so that they fall back. What exists and is refused is what administers a machine,
+//! missing, so that they fall back; and so are the calls of `io_setup` (libaio), whose requests are
+//! counted for the whole machine. What exists and is refused is what administers a machine,
 //! what reads or changes other processes, and what has been the way into many a kernel.
 
 use super::Verdict::{self, Allow, Check, Deny, Missing};
@@ -18,7 +19,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (6, "lstat", Allow),
     (7, "poll", Allow),
     (8, "lseek", Allow),
-    (9, "mmap", Allow),
+    (9, "mmap", Check),
     (10, "mprotect", Allow),
     (11, "munmap", Allow),
     (12, "brk", Allow),
@@ -38,7 +39,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (26, "msync", Allow),
     (27, "mincore", Allow),
     (28, "madvise", Allow),
-    (29, "shmget", Allow),
+    (29, "shmget", Check),
     (30, "shmat", Allow),
     (31, "shmctl", Allow),
     (32, "dup", Allow),
@@ -81,7 +82,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (69, "msgsnd", Allow),
     (70, "msgrcv", Allow),
     (71, "msgctl", Allow),
-    (72, "fcntl", Allow),
+    (72, "fcntl", Check),
     (73, "flock", Allow),
     (74, "fsync", Allow),
     (75, "fdatasync", Allow),
@@ -215,11 +216,11 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (203, "sched_setaffinity", Allow),
     (204, "sched_getaffinity", Allow),
     (205, "set_thread_area", Allow),
-    (206, "io_setup", Allow),
-    (207, "io_destroy", Allow),
-    (208, "io_getevents", Allow),
-    (209, "io_submit", Allow),
-    (210, "io_cancel", Allow),
+    (206, "io_setup", Missing),
+    (207, "io_destroy", Missing),
+    (208, "io_getevents", Missing),
+    (209, "io_submit", Missing),
+    (210, "io_cancel", Missing),
     (211, "get_thread_area", Allow),
     (212, "lookup_dcookie", Deny),
     (213, "epoll_create", Allow),
@@ -328,7 +329,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (316, "renameat2", Allow),
     (317, "seccomp", Allow),
     (318, "getrandom", Allow),
-    (319, "memfd_create", Allow),
+    (319, "memfd_create", Check),
     (320, "kexec_file_load", Deny),
     (321, "bpf", Deny),
     (322, "execveat", Allow),
@@ -342,7 +343,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (330, "pkey_alloc", Allow),
     (331, "pkey_free", Allow),
     (332, "statx", Allow),
-    (333, "io_pgetevents", Allow),
+    (333, "io_pgetevents", Missing),
     (334, "rseq", Allow),
     (424, "pidfd_send_signal", Allow),
     (425, "io_uring_setup", Missing),

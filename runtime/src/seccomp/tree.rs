@@ -7,11 +7,11 @@ const ARCHITECTURE: u32 = 0xC000_003E;
 
 const RETURN_ALLOW: u32 = 0x7fff_0000;
 const RETURN_KILL_PROCESS: u32 = 0x8000_0000;
-const RETURN_ERRNO: u32 = 0x0005_0000;
+pub(super) const RETURN_ERRNO: u32 = 0x0005_0000;
 
 /// One instruction of classic BPF (`struct sock_filter`).
 #[derive(Debug, Clone, Copy)]
-struct Instruction {
+pub(super) struct Instruction {
     code: u16,
     jump_true: u8,
     jump_false: u8,
@@ -20,8 +20,13 @@ struct Instruction {
 
 impl Instruction {
     /// Loads a word of `struct seccomp_data`.
-    const fn load(offset: u32) -> Self {
+    pub(super) const fn load(offset: u32) -> Self {
         Self { code: 0x20, jump_true: 0, jump_false: 0, k: offset }
+    }
+
+    /// Skips instructions by whether the word equals `k`.
+    pub(super) const fn if_equal_else(k: u32, jump_true: u8, jump_false: u8) -> Self {
+        Self { code: 0x15, jump_true, jump_false, k }
     }
 
     /// Goes on `jump_true` instructions further if the word equals `k`.
@@ -39,11 +44,11 @@ impl Instruction {
         Self { code: 0x05, jump_true: 0, jump_false: 0, k: count }
     }
 
-    const fn ret(action: u32) -> Self {
+    pub(super) const fn ret(action: u32) -> Self {
         Self { code: 0x06, jump_true: 0, jump_false: 0, k: action }
     }
 
-    fn bytes(self) -> [u8; 8] {
+    pub(super) fn bytes(self) -> [u8; 8] {
         let [code_0, code_1] = self.code.to_ne_bytes();
         let [k_0, k_1, k_2, k_3] = self.k.to_ne_bytes();
         [code_0, code_1, self.jump_true, self.jump_false, k_0, k_1, k_2, k_3]

@@ -1,23 +1,37 @@
 //! What there is to know of a snapshot, in a file of its directory.
+//!
+//! No guest can write one, but what is read is looked at as if one had: whose the file is and of
+//! which kind, how much there is of it, and that it says what is written here and nothing else.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use adl_protocol::limits;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use serde::{Deserialize, Serialize};
 
+use super::users;
 use crate::config::Config;
+use crate::config::name::{PartName, SnapshotName};
 use crate::error::{Error, Result};
+use crate::host_path::HostPath;
 use crate::root::{Layer, Root, Source, Tree, TreeKind};
-use crate::state::{SandboxDirectory, Shelf, State};
+use crate::state::{DIRECTORY, IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
 
 /// The file that a snapshot's record is in, in its directory.
-pub(super) const RECORD: &str = "snapshot.json";
+const RECORD: &str = "snapshot.json";
 
 /// Of another form of record, nothing can be made.
 const FORM: u32 = 1;
+
+/// The longest record, in bytes: a hundred times what one with all the layers that there can be
+/// takes.
+const LONGEST: u64 = 8 << 20;
 
 /// What there is to know of a snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,7 +46,8 @@ pub(crate) struct Record {
 struct TreeRecord {
     #[serde(with = "crate::bytes")]
     at: PathBuf,
-    /// The topmost, which is the snapshot's own, first.
+    /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies on,
+    /// and last the directory under all of them.
     layers: Vec<LayerRecord>,
     changed: usize,
     is_volume: bool,
@@ -43,27 +58,22 @@ struct TreeRecord {
 #[serde(rename_all = "lowercase")]
 enum LayerRecord {
     /// A part of a snapshot.
-    Snapshot { name: String, part: String },
+    Snapshot { name: SnapshotName, part: PartName },
     /// A directory; a relative path is one in the state directory.
-    Directory {
-        #[serde(with = "crate::bytes")]
-        path: PathBuf,
-    },
+    Directory { path: HostPath },
 }
 
 impl Record {
     /// Of what a sandbox has written on top of `root`, under the name of the snapshot.
-    fn new(state: &State, config: &Config, root: &Root, name: &str) -> Self {
+    fn new(state: &State, config: &Config, root: &Root, name: &SnapshotName) -> Self {
         let trees = root.uppers().map(|(tree, part)| {
-            let own = LayerRecord::Snapshot { name: name.to_owned(), part };
+            let own = LayerRecord::Snapshot { name: name.clone(), part };
             let below = tree.layers.iter().map(|layer| match layer {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
                 }
-                Layer::Image(Source { path, .. }) | Layer::Volume(path) => {
-                    let path = path.strip_prefix(state.path()).unwrap_or(path).to_owned();
-                    LayerRecord::Directory { path }
-                }
+                Layer::Image(source) => directory(state, source.host_path()),
+                Layer::Volume(path) => directory(state, path.clone()),
             });
             TreeRecord {
                 at: tree.at.clone(),
@@ -82,29 +92,25 @@ impl Record {
         self.trees.iter().any(|tree| tree.is_subvolume)
     }
 
-    /// The snapshots that it lies on, the topmost first.
-    pub(super) fn below(&self, own: &str) -> Vec<String> {
-        let mut names = Vec::new();
-        for layer in self.trees.iter().flat_map(|tree| &tree.layers) {
-            if let LayerRecord::Snapshot { name, .. } = layer
-                && name != own
-                && !names.contains(name)
-            {
-                names.push(name.clone());
-            }
-        }
-        names
+    /// The snapshot that it lies on directly. That lies on all others that this one lies on.
+    pub(super) fn below(&self) -> Option<&SnapshotName> {
+        self.trees.first()?.snapshots().nth(1)
     }
 
-    /// Opens its trees, but the sources of volumes.
-    pub(crate) fn open(&self, state: &State) -> Result<Vec<Tree>> {
+    /// All that it lies on, the topmost first.
+    pub(super) fn all_below(&self) -> Vec<SnapshotName> {
+        self.trees.first().map_or(Vec::new(), |root| root.snapshots().skip(1).cloned().collect())
+    }
+
+    /// Whether it lies on a snapshot, directly or not.
+    pub(super) fn lies_on(&self, name: &SnapshotName) -> bool {
+        self.trees.iter().any(|tree| tree.snapshots().skip(1).any(|below| below == name))
+    }
+
+    /// Opens its trees, but the sources of volumes and the parts of snapshots.
+    pub(super) fn open(&self, state: &Path, shelf: &Arc<Shelf>) -> Result<Vec<Tree>> {
         let open = |tree: &TreeRecord| {
-            let layers = tree.layers.iter().map(|layer| match layer {
-                LayerRecord::Directory { path } if tree.is_volume => {
-                    Ok(Layer::Volume(state.path().join(path)))
-                }
-                other => other.open(state),
-            });
+            let layers = tree.layers.iter().map(|layer| layer.open(state, shelf, tree.is_volume));
             Ok(Tree {
                 at: tree.at.clone(),
                 layers: layers.collect::<Result<_>>()?,
@@ -115,33 +121,184 @@ impl Record {
         };
         self.trees.iter().map(open).collect()
     }
+
+    /// Refuses what is not as [`Record::new`] makes it; `own` is the snapshot whose it is.
+    fn check(&self, own: &SnapshotName) -> std::result::Result<(), &'static str> {
+        let Some(root) = self.trees.first() else { return Err("no root") };
+        if self.form != FORM {
+            return Err("of another version of adl");
+        }
+        if self.trees.len() > limits::MAX_DESCRIPTORS {
+            return Err("more trees than there can be");
+        }
+        if !root.at.as_os_str().is_empty() || root.is_volume {
+            return Err("the first tree is not the root");
+        }
+        for tree in &self.trees {
+            tree.check(own)?;
+            // The root lies on all of them, which is what keeps them there.
+            if !tree.snapshots().all(|name| root.snapshots().any(|other| other == name)) {
+                return Err("a tree on a snapshot that the root does not lie on");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TreeRecord {
+    fn snapshots(&self) -> impl Iterator<Item = &SnapshotName> {
+        self.layers.iter().filter_map(|layer| match layer {
+            LayerRecord::Snapshot { name, .. } => Some(name),
+            LayerRecord::Directory { .. } => None,
+        })
+    }
+
+    fn check(&self, own: &SnapshotName) -> std::result::Result<(), &'static str> {
+        if !is_plain(&self.at) || self.at.as_os_str().len() > limits::MAX_PATH {
+            return Err("a tree with a place that leads elsewhere");
+        }
+        let Some((LayerRecord::Directory { path }, parts)) = self.layers.split_last() else {
+            return Err("a tree that lies on no directory");
+        };
+        let is_good = match self.is_volume {
+            // It is compared with what the caller names, and not opened.
+            true => is_plain(path.path()),
+            false => is_image(path.path()),
+        };
+        let is_named = path.full_path().is_absolute();
+        if !is_named && (path.base().is_some() || !is_good) {
+            return Err("a directory that leads out of the images");
+        }
+        if !self.is_subvolume && self.layers.len() > limits::MAX_LAYERS {
+            return Err("more layers than there can be");
+        }
+        if self.changed == 0 || self.changed > parts.len() {
+            return Err("more changes than layers");
+        }
+        for (number, part) in parts.iter().enumerate() {
+            let LayerRecord::Snapshot { name, part } = part else {
+                return Err("a directory on top of a snapshot");
+            };
+            if part.is_subvolume() != self.is_subvolume {
+                return Err("a part of another kind");
+            }
+            if (name == own) != (number == 0) {
+                return Err("its own part is not on top");
+            }
+        }
+        Ok(())
+    }
 }
 
 impl LayerRecord {
-    fn open(&self, state: &State) -> Result<Layer> {
+    fn open(&self, state: &Path, shelf: &Arc<Shelf>, is_volume: bool) -> Result<Layer> {
         Ok(match self {
             Self::Snapshot { name, part } => Layer::Snapshot {
-                path: state.snapshots()?.path(name).join(part),
+                shelf: Arc::clone(shelf),
                 snapshot: name.clone(),
                 part: part.clone(),
             },
+            Self::Directory { path } if is_volume => Layer::Volume(path.below(state)),
+            // What its caller has named.
+            Self::Directory { path } if path.full_path().is_absolute() => {
+                Layer::Image(Source::directory("open image", path)?)
+            }
             Self::Directory { path } => {
-                Layer::Image(Source::directory("open image", &state.path().join(path))?)
+                let at = Source::directory("open", &state.into())?;
+                let (path, shown) = (path.path(), state.join(path.path()));
+                Layer::Image(Source::beneath("open image", at.as_fd(), path, shown)?)
             }
         })
     }
 }
 
-pub(super) fn read(mut file: &File) -> io::Result<Record> {
+/// A directory; an image of adl's own moves with the state directory.
+fn directory(state: &State, path: HostPath) -> LayerRecord {
+    let of_state = match path.base() {
+        None => path.path().strip_prefix(state.path()).ok().filter(|path| is_image(path)),
+        Some(_) => None,
+    };
+    LayerRecord::Directory { path: of_state.map(HostPath::from).unwrap_or(path) }
+}
+
+/// Whether a path leads nowhere but down.
+fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Whether a path in the state directory is that of an image.
+fn is_image(path: &Path) -> bool {
+    path.components().count() == 2 && path.starts_with(IMAGES) && is_plain(path)
+}
+
+/// Opens the directory of a snapshot, or what is in its place.
+///
+/// # Errors
+/// ENOENT and ENOTDIR if there is none.
+pub(super) fn open_directory(shelf: &Shelf, name: &SnapshotName) -> nix::Result<OwnedFd> {
+    openat(shelf.as_fd(), name.as_str(), DIRECTORY, Mode::empty())
+}
+
+/// Opens the record of a snapshot; `None` if there is no snapshot of that name.
+///
+/// # Errors
+/// [`Error::Io`] for what is none of adl's.
+pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<File>> {
+    let path = path(shelf, name);
+    let directory = match open_directory(shelf, name) {
+        Ok(directory) => directory,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(errno) => return Err(Error::at("open", &path)(errno)),
+    };
+    check_own(directory.as_fd(), libc::S_IFDIR).map_err(Error::at("open", &path))?;
+    match open_own_file(directory.as_fd(), RECORD, LONGEST) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("open", &path)(error)),
+    }
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Where the record of a snapshot is, for errors.
+pub(super) fn path(shelf: &Shelf, name: &SnapshotName) -> PathBuf {
+    shelf.path(Path::new(name.as_str()).join(RECORD))
+}
+
+/// Whether a record is still that of the snapshot of this name.
+pub(super) fn is_there(shelf: &Shelf, name: &SnapshotName, record: &File) -> bool {
+    let path = Path::new(name.as_str()).join(RECORD);
+    match (fstatat(shelf.as_fd(), &path, AtFlags::AT_SYMLINK_NOFOLLOW), fstat(record)) {
+        (Ok(there), Ok(own)) => (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino),
+        _ => false,
+    }
+}
+
+/// Reads the record of a snapshot.
+pub(super) fn read(file: &File, own: &SnapshotName) -> io::Result<Record> {
+    parse(&read_text(file)?, own)
+}
+
+fn read_text(file: &File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    parse(&text)
+    match file.take(LONGEST + 1).read_to_end(&mut text)? as u64 {
+        0..=LONGEST => Ok(text),
+        _ => Err(invalid("longer than any record")),
+    }
+}
+
+fn parse(text: &[u8], own: &SnapshotName) -> io::Result<Record> {
+    let record: Record = serde_json::from_slice(text)?;
+    record.check(own).map_err(invalid)?;
+    Ok(record)
 }
 
 /// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known, it
 /// does if it names that anywhere; of what is no record at all, as a crash may leave one, nothing
 /// is known to lie on anything.
-pub(super) fn lies_on(mut file: &File, own: &str, other: &str) -> bool {
+pub(super) fn lies_on(file: &File, own: &SnapshotName, other: &SnapshotName) -> bool {
     fn names(value: &serde_json::Value, name: &str) -> bool {
         match value {
             serde_json::Value::String(text) => text == name,
@@ -150,27 +307,11 @@ pub(super) fn lies_on(mut file: &File, own: &str, other: &str) -> bool {
             _ => false,
         }
     }
-    let mut text = Vec::new();
-    if file.read_to_end(&mut text).is_err() {
-        return true;
+    let Ok(text) = read_text(file) else { return true };
+    match parse(&text, own) {
+        Ok(record) => record.lies_on(other),
+        Err(_) => serde_json::from_slice(&text).is_ok_and(|value| names(&value, other.as_str())),
     }
-    match parse(&text) {
-        Ok(record) => record.below(own).iter().any(|below| below == other),
-        Err(_) => serde_json::from_slice(&text).is_ok_and(|value| names(&value, other)),
-    }
-}
-
-fn parse(text: &[u8]) -> io::Result<Record> {
-    let record: Record = serde_json::from_slice(text)?;
-    if record.form != FORM {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "of another version of adl"));
-    }
-    Ok(record)
-}
-
-pub(super) fn open_record(shelf: &Shelf, name: &str) -> nix::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(shelf.as_fd(), &Path::new(name).join(RECORD), flags, Mode::empty()).map(File::from)
 }
 
 /// Writes down, in a sandbox's directory, what that is to become; the file is locked with others.
@@ -179,12 +320,16 @@ pub(super) fn write_record(
     directory: &SandboxDirectory,
     config: &Config,
     root: &Root,
-    name: &str,
+    name: &SnapshotName,
 ) -> Result<(Record, File)> {
     let record = Record::new(state, config, root, name);
     let path = directory.path().join(RECORD);
     let text = serde_json::to_vec_pretty(&record)
         .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;
+    if text.len() as u64 > LONGEST {
+        return Err(Error::TooLarge { what: "the record of a snapshot, in bytes", limit: LONGEST });
+    }
+    users::make(directory.as_fd()).map_err(Error::at("make a directory in", directory.path()))?;
     // One that failed may have left one.
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -1,6 +1,7 @@
 //! The pipe between a copy on the host and the job that does the other half of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use adl_protocol::{Chunk, Entry, codec};
@@ -11,7 +12,7 @@ use nix::sys::uio::{pread, pwrite};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::wire::{self, Deadline};
+use crate::wire::{self, Deadline, Woken};
 
 /// How much is written and read at once, in bytes, where it goes through memory.
 const BUFFER: usize = 64 << 10;
@@ -31,6 +32,8 @@ pub(super) const WRITE: &str = "write";
 #[derive(Debug)]
 struct Pipe {
     fd: OwnedFd,
+    /// Readable when the init has ended that the other side belongs to, if there is one.
+    init: Option<Arc<OwnedFd>>,
     deadline: Deadline,
     since: Instant,
 }
@@ -40,7 +43,7 @@ impl Pipe {
         sys::set_blocking(&fd, false).map_err(Error::io("fcntl"))?;
         // One that holds less is slower, but does.
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(CAPACITY));
-        Ok(Self { fd, deadline, since: Instant::now() })
+        Ok(Self { fd, init: None, deadline, since: Instant::now() })
     }
 
     fn timed_out(&self) -> Error {
@@ -53,8 +56,19 @@ impl Pipe {
     }
 
     fn wait(&self, events: PollFlags) -> Result<()> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), events)];
-        if wire::wait_ready(&mut fds, self.deadline)? { Ok(()) } else { Err(self.timed_out()) }
+        let fd = self.fd.as_fd();
+        let woken = match &self.init {
+            Some(init) => wire::wait_beside_init(fd, events, init.as_fd(), self.deadline)?,
+            None if wire::wait_ready(&mut [PollFd::new(fd, events)], self.deadline)? => {
+                Woken::Ready
+            }
+            None => Woken::Late,
+        };
+        match woken {
+            Woken::Ready => Ok(()),
+            Woken::InitDied => Err(Error::SandboxDied),
+            Woken::Late => Err(self.timed_out()),
+        }
     }
 
     fn write(&self, mut bytes: &[u8]) -> Result<()> {
@@ -96,6 +110,12 @@ impl Outgoing {
     /// The write end. Nothing else may write to it.
     pub(crate) fn new(pipe: OwnedFd, deadline: Deadline) -> Result<Self> {
         Ok(Self { pipe: Pipe::new(pipe, deadline)?, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Has it wait no longer than there is an init.
+    pub(crate) fn beside(mut self, init: &Arc<OwnedFd>) -> Self {
+        self.pipe.init = Some(Arc::clone(init));
+        self
     }
 
     /// Sets until when what follows may take.
@@ -232,6 +252,12 @@ impl Incoming {
             start: 0,
             has_ended: false,
         })
+    }
+
+    /// Has it wait no longer than there is an init.
+    pub(crate) fn beside(mut self, init: &Arc<OwnedFd>) -> Self {
+        self.pipe.init = Some(Arc::clone(init));
+        self
     }
 
     fn buffered(&self) -> &[u8] {

@@ -7,18 +7,10 @@ use std::path::PathBuf;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{FileStat, fstat};
 
 use super::Trail;
-
-/// How a directory is opened: never through a symbolic link.
-pub(super) const DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_NOCTTY)
-    .union(OFlag::O_CLOEXEC);
+use crate::open::{self, Purpose, beneath};
 
 /// What tells a file from all others that exist: its file system and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +58,7 @@ impl Spot {
     /// ESTALE if the directory has been moved since it was entered.
     pub(super) fn leave(&mut self) -> io::Result<Option<OwnedFd>> {
         let Some(identity) = self.above.last().copied() else { return Ok(None) };
-        let parent = openat(&self.directory, "..", DIRECTORY, Mode::empty())?;
+        let parent = open::above(&self.directory)?;
         if Identity::of(&fstat(&parent)?) != identity {
             return Err(Errno::ESTALE.into());
         }
@@ -134,7 +126,7 @@ pub(super) fn list(
     names: &mut Vec<CString>,
     limit: usize,
 ) -> nix::Result<()> {
-    for entry in Dir::openat(directory, c".", DIRECTORY, Mode::empty())? {
+    for entry in Dir::from_fd(beneath(directory, c".", Purpose::List)?)? {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {

@@ -2,20 +2,20 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use adl_protocol::FileKind;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat, stat};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, fstat, fstatat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
-use super::place::{DIRECTORY, Spot, list, sort};
-use super::sender::{FILE, Sender, kind_of};
+use super::place::{Spot, list, sort};
+use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Outgoing, Tally};
 use crate::error::{Error, Result};
+use crate::open::{Location, Purpose, beneath};
 
-/// Sends what is at `source`, a symbolic link there followed, and all below it, where none is.
+/// Sends what is at `source` and all below it, where no symbolic link is followed.
 ///
 /// What is removed while the copy goes on is not in it. Content is that of the length which a file
 /// had when it was opened.
@@ -24,40 +24,40 @@ use crate::error::{Error, Result};
 /// [`Error::Io`] of a file that can't be read, ESTALE for a directory that was moved meanwhile,
 /// [`Error::TooLarge`], and what [`Outgoing`] says.
 pub(crate) fn send(
-    source: &Path,
+    source: &Location,
     to: &mut Outgoing,
     options: &CopyOptions,
     report: &mut CopyReport,
 ) -> Result<()> {
-    let mut sender = Sender::new(source, to, options, report);
+    let mut sender = Sender::new(source.shown(), to, options, report);
     top(source, &mut sender)?;
     sender.flush()
 }
 
 /// Sends the top and, if it is a directory, all in it.
-fn top(source: &Path, sender: &mut Sender<'_>) -> Result<()> {
-    let stat = stat(source).map_err(Error::at("stat", source))?;
-    let file_system =
-        nix::sys::statfs::statfs(source).map_err(Error::at("statfs", source))?.filesystem_type();
+fn top(source: &Location, sender: &mut Sender<'_>) -> Result<()> {
+    let shown = source.shown();
+    let there = source.open("open", Purpose::Look)?;
+    let stat = fstat(&there).map_err(Error::at("stat", shown))?;
+    let purpose = match kind_of(&stat) {
+        FileKind::Directory => Purpose::List,
+        FileKind::File => Purpose::Read,
+        // Not opened: to a driver that may be an order already.
+        kind => return sender.skip(c"", kind),
+    };
+    let opened = source.open("open", purpose)?;
+    let file_system = fstatfs(&opened).map_err(Error::at("statfs", shown))?.filesystem_type();
     if matches!(file_system, PROC_SUPER_MAGIC | SYSFS_MAGIC) {
         // Their files say that they are empty, or of one page, whatever is in them.
         return Err(Error::invalid("source", "on procfs or sysfs, whose files tell no size"));
     }
-    let opened = |flags: OFlag| {
-        open(source, flags.difference(OFlag::O_NOFOLLOW), Mode::empty())
-            .map_err(Error::at("open", source))
-    };
-    match kind_of(&stat) {
-        FileKind::Directory => {
-            let directory = opened(DIRECTORY)?;
-            let stat = fstat(&directory).map_err(Error::at("fstat", source))?;
-            sender.directory(c"", &stat)?;
-            let spot = Spot::new(directory).map_err(Error::at("fstat", source))?;
-            Walk { sender, spot }.run()
-        }
-        FileKind::File => sender.opened(c"", &opened(FILE)?),
-        kind => sender.skip(c"", kind),
+    if purpose == Purpose::Read {
+        return sender.opened(c"", &opened);
     }
+    let stat = fstat(&opened).map_err(Error::at("fstat", shown))?;
+    sender.directory(c"", &stat)?;
+    let spot = Spot::new(opened).map_err(Error::at("fstat", shown))?;
+    Walk { sender, spot }.run()
 }
 
 struct Walk<'a, 'b> {
@@ -102,7 +102,7 @@ impl Walk<'_, '_> {
     }
 
     fn open(&self, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>> {
-        let opened = openat(&self.spot, name, DIRECTORY, Mode::empty())
+        let opened = beneath(&self.spot, name, Purpose::List)
             .and_then(|directory| Ok((fstat(&directory)?, directory)));
         match opened {
             Ok((stat, directory)) => Ok(Some((directory, stat))),

@@ -8,21 +8,15 @@ use std::path::{Path, PathBuf};
 
 use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_CHUNK, Strings, Time};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::fcntl::readlinkat;
+use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{Whence, lseek};
 
 use super::pipe::MAX_ENTRY;
 use super::place::Identity;
 use super::{CopyOptions, CopyReport, Outgoing, Tally, Trail, at_file};
 use crate::error::{Error, Result};
-
-/// How a file is opened: one that turns into something else just then must do no harm.
-pub(super) const FILE: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_NOCTTY)
-    .union(OFlag::O_CLOEXEC);
+use crate::open::{Purpose, beneath};
 
 /// The most that the ways to files with further names may take, in bytes. Names of files beyond
 /// that are each sent as a file.
@@ -165,14 +159,15 @@ impl<'a> Sender<'a> {
             self.tally.report.hard_links += 1;
             return Ok(());
         }
-        match openat(directory, name, FILE, Mode::empty()) {
+        match beneath(directory, name, Purpose::Read) {
             Ok(file) => self.opened(name, &file),
             Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(self.failed("open", name, errno)),
         }
     }
 
-    /// Sends a file that was opened with [`FILE`], if it is a regular one.
+    /// Sends a file that was opened with [`Purpose::Read`], if it is a regular one: it may have
+    /// turned into something else just then.
     pub(super) fn opened(&mut self, name: &CStr, file: &OwnedFd) -> Result<()> {
         let stat = fstat(file).map_err(|errno| self.failed("fstat", name, errno))?;
         let kind = kind_of(&stat);

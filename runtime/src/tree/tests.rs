@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Outgoing, receive, send};
 use crate::error::{Error, Result};
+use crate::open::Location;
 use crate::wire::Deadline;
 
 pub(super) const OPTIONS: CopyOptions =
@@ -44,6 +45,11 @@ impl Drop for Scratch {
         crate::remove::remove_contents(File::open(&self.0).unwrap().as_fd()).unwrap();
         fs::remove_dir(&self.0).unwrap();
     }
+}
+
+/// The place that a path of the test's own leads to.
+pub(super) fn at(path: impl AsRef<Path>) -> Location {
+    Location::followed(path.as_ref().to_owned())
 }
 
 pub(super) fn soon() -> Deadline {
@@ -76,9 +82,9 @@ fn copy_with(source: &Path, target: &Path, options: &CopyOptions) -> [CopyReport
     let mut reports = [CopyReport::default(), CopyReport::default()];
     let [sent, received] = &mut reports;
     let (one, other) = through(
-        |to| send(source, to, options, sent),
+        |to| send(&at(source), to, options, sent),
         |from| {
-            receive(from, target, options, received)?;
+            receive(from, &at(target), options, received)?;
             assert!(from.is_at_end()?, "more than the tree");
             Ok::<_, Error>(())
         },
@@ -245,7 +251,7 @@ fn dig(top: &Path, name: &str, depth: usize) {
     let mut here: OwnedFd = File::open(top).unwrap().into();
     for _ in 0..depth {
         mkdirat(&here, name, Mode::S_IRWXU).unwrap();
-        here = openat(&here, name, super::place::DIRECTORY, Mode::empty()).unwrap();
+        here = crate::open::beneath(&here, name, crate::open::Purpose::List).unwrap();
     }
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
     let file = openat(&here, "bottom", flags, Mode::S_IRWXU).unwrap();
@@ -326,7 +332,7 @@ fn a_file_that_shrinks_is_made_up_for_and_told() {
     fs::write(source.join("next"), "next").unwrap();
     let mut sent = CopyReport::default();
     let (one, other) = through(
-        |to| send(&source, to, &OPTIONS, &mut sent),
+        |to| send(&at(&source), to, &OPTIONS, &mut sent),
         |from| {
             // By then, as much of it is on its way as the pipe holds.
             from.read(&mut [0; 4096])?;
@@ -359,7 +365,7 @@ fn a_directory_that_is_moved_away_leads_nowhere() {
     let source = scratch.path("source");
     let mut report = CopyReport::default();
     let (sent, _) = through(
-        |to| send(&source, to, &OPTIONS, &mut report),
+        |to| send(&at(&source), to, &OPTIONS, &mut report),
         |from| {
             from.read(&mut [0; 4096]).unwrap();
             fs::rename(scratch.path("source/inner"), scratch.path("elsewhere/inner")).unwrap();
@@ -378,14 +384,16 @@ fn nothing_is_waited_for_without_an_end() {
     let brief = || Deadline::after(Duration::from_millis(50));
     let (read, write) = pipe();
     let mut incoming = Incoming::new(read, brief()).unwrap();
-    let result = receive(&mut incoming, &scratch.path("x"), &OPTIONS, &mut CopyReport::default());
+    let result =
+        receive(&mut incoming, &at(scratch.path("x")), &OPTIONS, &mut CopyReport::default());
     assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
     drop(write);
 
     let (_read, write) = pipe();
     fs::write(scratch.path("large"), vec![1; 8 << 20]).unwrap();
     let mut outgoing = Outgoing::new(write, brief()).unwrap();
-    let result = send(&scratch.path("large"), &mut outgoing, &OPTIONS, &mut CopyReport::default());
+    let result =
+        send(&at(scratch.path("large")), &mut outgoing, &OPTIONS, &mut CopyReport::default());
     assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
 }
 
@@ -498,7 +506,7 @@ fn feed_with(bytes: &[u8], target: &Path, options: &CopyOptions) -> Result<CopyR
     let (_, result) = through(
         // An error: it was refused before its end.
         |to| to.bytes(bytes).and_then(|()| to.flush()),
-        |from| receive(from, target, options, &mut report),
+        |from| receive(from, &at(target), options, &mut report),
     );
     result.map(|()| report)
 }
@@ -563,7 +571,7 @@ fn a_stream_ends_with_its_top() {
         |to| to.bytes(&more.0).and_then(|()| to.flush()),
         |from| {
             let mut report = CopyReport::default();
-            let result = receive(from, &scratch.path("target"), &OPTIONS, &mut report);
+            let result = receive(from, &at(scratch.path("target")), &OPTIONS, &mut report);
             (result, from.is_at_end())
         },
     );
@@ -702,7 +710,9 @@ fn a_copy_has_an_end() {
 
     let mut sent = CopyReport::default();
     let (result, ()) = through(
-        |to| send(&scratch.path("many"), to, &CopyOptions { entries: 50, ..OPTIONS }, &mut sent),
+        |to| {
+            send(&at(scratch.path("many")), to, &CopyOptions { entries: 50, ..OPTIONS }, &mut sent)
+        },
         |from| while from.skip(1).is_ok() {},
     );
     assert!(matches!(result, Err(Error::TooLarge { limit: 50, .. })), "{result:?}");

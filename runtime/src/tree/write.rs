@@ -7,12 +7,11 @@
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use adl_protocol::{Attributes, Chunk, Entry, Strings, is_plain_name};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{
     FileStat, Mode, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, utimensat,
 };
@@ -21,10 +20,11 @@ use nix::unistd::{
     Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, geteuid, linkat, symlinkat, unlinkat,
 };
 
-use super::place::{DIRECTORY, Identity, Place};
+use super::place::{Identity, Place};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
 use crate::error::{Error, Result};
-use crate::sandbox::unique_number;
+use crate::open::{Location, Purpose, beneath};
+use crate::sandbox::unique_name;
 use crate::{sys, wire};
 
 /// How a file is made: where there is nothing, not even a symbolic link.
@@ -34,10 +34,6 @@ const NEW_FILE: OFlag = OFlag::O_WRONLY
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_NOCTTY)
     .union(OFlag::O_CLOEXEC);
-
-/// How a directory is opened that is only gone through.
-const WAY: OFlag =
-    OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// What the least content between two holes takes on disk, in bytes, on most file systems.
 const BLOCK: u64 = 4096;
@@ -57,44 +53,49 @@ const TRIES: usize = 16;
 /// could not be made.
 pub(crate) fn receive(
     from: &mut Incoming,
-    target: &Path,
+    target: &Location,
     options: &CopyOptions,
     report: &mut CopyReport,
 ) -> Result<()> {
-    receive_as(from, target, options, report, None)
+    receive_as(from, target, options, report, Top::New)
 }
 
 /// The same, into a directory that the caller has just made, so that it becomes the one that comes.
 pub(crate) fn receive_as_top(
     from: &mut Incoming,
-    target: &Path,
+    target: &Location,
     options: &CopyOptions,
     report: &mut CopyReport,
 ) -> Result<()> {
-    let stat = nix::sys::stat::lstat(target).map_err(Error::at("stat", target))?;
-    receive_as(from, target, options, report, Some(Identity::of(&stat)))
+    receive_as(from, target, options, report, Top::Ours)
+}
+
+/// What is at the target.
+#[derive(PartialEq, Eq)]
+enum Top {
+    /// What comes, if there is nothing else.
+    New,
+    /// A directory that we have made for it.
+    Ours,
 }
 
 fn receive_as(
     from: &mut Incoming,
-    target: &Path,
+    target: &Location,
     options: &CopyOptions,
     report: &mut CopyReport,
-    made: Option<Identity>,
+    top: Top,
 ) -> Result<()> {
-    let (parent, name) = match (target.parent(), target.file_name()) {
-        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => (Path::new("."), name),
-        (Some(parent), Some(name)) => (parent, name),
-        // `/` or `..`, which no symbolic link can be.
-        _ => (target, ".".as_ref()),
-    };
-    let name = CString::new(name.as_bytes())
-        .map_err(|_| Error::invalid("target", "a path with a NUL byte"))?;
-    let parent = openat(AT_FDCWD, parent, WAY.difference(OFlag::O_NOFOLLOW), Mode::empty())
-        .map_err(Error::at("open", parent))?;
+    let (parent, name) = target.parent()?;
+    let mut made = HashSet::new();
+    if top == Top::Ours {
+        let stat = fstatat(&parent, &*name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(Error::at("stat", target.shown()))?;
+        made.insert(Identity::of(&stat));
+    }
     let mut receiver = Receiver {
         from,
-        target,
+        target: target.shown(),
         parent,
         name,
         tally: Tally::new(options, report),
@@ -102,7 +103,7 @@ fn receive_as(
         top: None,
         place: None,
         left: Vec::new(),
-        made: made.into_iter().collect(),
+        made,
     };
     let received = receiver.run();
     if received.is_err() {
@@ -285,7 +286,7 @@ impl Receiver<'_> {
             Err(Errno::EEXIST) => true,
             Err(errno) => return Err(self.failed("mkdir", name, errno)),
         };
-        let directory = openat(self.here(), name, DIRECTORY, Mode::empty())
+        let directory = beneath(self.here(), name, Purpose::List)
             .map_err(|errno| self.failed("open", name, errno))?;
         let stat = fstat(&directory).map_err(|errno| self.failed("fstat", name, errno))?;
         let mode = Mode::from_bits_truncate(stat.st_mode);
@@ -399,9 +400,7 @@ impl Receiver<'_> {
         }
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         for _ in 0..TRIES {
-            let number = unique_number();
-            let other = format!(".adl-{}-{number}", std::process::id());
-            let other = CString::new(other).map_err(|_| Errno::EINVAL)?;
+            let other = CString::new(unique_name(".adl-")).map_err(|_| Errno::EINVAL)?;
             match openat(self.here(), &*other, NEW_FILE, mode) {
                 Err(Errno::EEXIST) => {}
                 made => return Ok((made?, other)),
@@ -478,7 +477,7 @@ impl Receiver<'_> {
             // A guest chooses how many there are.
             self.from.check_time()?;
             let from = directory.as_ref().unwrap_or(top);
-            let next = openat(from, *step, WAY, Mode::empty())
+            let next = beneath(from, *step, Purpose::Pass)
                 .map_err(|errno| self.failed("link", name, errno))?;
             directory = Some(next);
         }

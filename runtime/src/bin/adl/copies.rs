@@ -1,11 +1,15 @@
 //! Copies into the sandbox before a command runs, and out of it afterwards.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use adl_runtime::{CopyReport, Error, Files, Result};
 
+use crate::bases::Bases;
 use crate::options::CliResult;
 
 pub(crate) const HELP: &str = "\
@@ -13,7 +17,8 @@ pub(crate) const HELP: &str = "\
                            path TO inside; may be given several times, as may be the next one
       --copy-out FROM:TO   when the command has ended, however it did, copy what is at the path
                            FROM inside to this machine; it is made by this user, without
-                           set-user-id bits, and no link of the sandbox's is followed
+                           set-user-id bits, and no link of the sandbox's is followed. The
+                           directory that it is made in has to be there before the command runs.
                            The copy is called TO, or, if that ends with a slash, has its old name
                            in TO. Directories that are there are added to, those above TO inside
                            are made. Done with the rights of --user inside. The path inside can't
@@ -54,30 +59,75 @@ impl Transfer {
         }
     }
 
+    /// The path that is copied to.
+    pub(crate) fn target(&self) -> &Path {
+        &self.to
+    }
+
     /// Copies into the sandbox.
-    pub(crate) fn copy_in(&self, files: &Files<'_>) -> Result<()> {
+    pub(crate) fn copy_in(&self, files: &Files<'_>, bases: &Bases) -> CliResult<()> {
         if let Some(above) = self.to.parent().filter(|above| !above.as_os_str().is_empty()) {
             files.create_dir_all(above)?;
         }
-        let report = files.copy_in(&self.from, &self.to)?;
-        tell(&self.from, &report);
-        Ok(())
-    }
-
-    /// Copies out of the sandbox.
-    pub(crate) fn copy_out(&self, files: &Files<'_>) -> Result<()> {
-        let report = files.copy_out(&self.from, &self.to)?;
+        let report = files.copy_in(bases.place(&self.from)?, &self.to)?;
         tell(&self.from, &report);
         Ok(())
     }
 }
 
+impl fmt::Display for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.from.display(), self.to.display())
+    }
+}
+
+/// A copy out of the sandbox, and the directory that it goes to. That was opened before the command
+/// ran, so that no link leads elsewhere which the command has made, or a copy before this one.
+pub(crate) struct CopyOut<'a> {
+    transfer: &'a Transfer,
+    directory: OwnedFd,
+    name: &'a OsStr,
+}
+
+impl<'a> CopyOut<'a> {
+    pub(crate) fn open_all(transfers: &'a [Transfer], bases: &Bases) -> CliResult<Vec<Self>> {
+        let open = |transfer| {
+            Self::open(transfer, bases)
+                .map_err(|why| format!("--copy-out {transfer}: {why}").into())
+        };
+        transfers.iter().map(open).collect()
+    }
+
+    fn open(transfer: &'a Transfer, bases: &Bases) -> CliResult<Self> {
+        let to = &transfer.to;
+        let (directory, name) = match (to.parent(), to.file_name()) {
+            (Some(parent), Some(name)) if parent.as_os_str().is_empty() => (Path::new("."), name),
+            (Some(parent), Some(name)) => (parent, name),
+            _ => (to.as_path(), OsStr::new(".")),
+        };
+        let opened = bases.place(directory)?.open_dir().map_err(|error| match error {
+            Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+                format!("there is no directory {directory:?}; make it before the command runs")
+            }
+            error => error.to_string(),
+        })?;
+        Ok(Self { transfer, directory: opened, name })
+    }
+
+    fn copy(&self, files: &Files<'_>) -> Result<()> {
+        let from = &self.transfer.from;
+        let report = files.copy_out_at(from, &self.directory, self.name)?;
+        tell(from, &report);
+        Ok(())
+    }
+}
+
 /// Copies all out that is to be, whatever becomes of each; whether all were copied.
-pub(crate) fn copy_all_out(transfers: &[Transfer], files: &Files<'_>) -> bool {
+pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files<'_>) -> bool {
     let mut is_all = true;
-    for transfer in transfers {
-        if let Err(error) = transfer.copy_out(files) {
-            eprintln!("adl: {error}");
+    for copy in copies {
+        if let Err(error) = copy.copy(files) {
+            eprintln!("adl: --copy-out {}: {error}", copy.transfer);
             is_all = false;
             if matches!(error, Error::SandboxDied) {
                 break;

@@ -1,9 +1,12 @@
 //! Environment variables of the command line and of files, as docker reads them.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use crate::bases::Bases;
 use crate::options::CliResult;
 
 /// A variable's name and value.
@@ -16,12 +19,22 @@ pub(crate) fn variable(text: &OsStr) -> CliResult<Option<Variable>> {
 
 /// Reads a file with a variable on each line. Empty lines and those that begin with `#` are left
 /// out; a value is all that follows the `=`, quotes and blanks included.
-pub(crate) fn file(path: &Path) -> CliResult<Vec<Variable>> {
+pub(crate) fn file(path: &Path, bases: &Bases) -> CliResult<Vec<Variable>> {
     let text =
-        std::fs::read(path).map_err(|error| format!("--env-file {}: {error}", path.display()))?;
+        read(path, bases).map_err(|error| format!("--env-file {}: {error}", path.display()))?;
     variables(&text).map_err(|(number, why)| {
         format!("--env-file {}: line {number}: {why}", path.display()).into()
     })
+}
+
+fn read(path: &Path, bases: &Bases) -> CliResult<Vec<u8>> {
+    // What the caller has open, as a shell's `<(…)`, may be a pipe. One that has a name is waited
+    // for by no one.
+    let is_open = path == "/dev/stdin" || path.starts_with("/dev/fd");
+    let mut file = if is_open { File::open(path)? } else { bases.place(path)?.open_file()? };
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(text)
 }
 
 fn variables(text: &[u8]) -> Result<Vec<Variable>, (usize, &'static str)> {

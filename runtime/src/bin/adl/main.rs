@@ -1,5 +1,8 @@
 //! The `adl` command line.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+mod bases;
 mod bench;
 mod copies;
 mod doctor;
@@ -10,6 +13,7 @@ mod options;
 mod run;
 mod session;
 mod snapshot;
+mod streams;
 mod sys;
 
 use std::ffi::OsString;
@@ -65,8 +69,15 @@ fn main() -> ExitCode {
 }
 
 fn collect_garbage() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    for name in adl_runtime::collect_garbage(None)? {
+    let (removed, errors) = match adl_runtime::collect_garbage(None) {
+        Err(adl_runtime::Error::Uncollected { removed, errors }) => (removed, errors),
+        collected => (collected?, Vec::new()),
+    };
+    for name in removed {
         println!("{name}");
     }
-    Ok(ExitCode::SUCCESS)
+    for error in &errors {
+        eprintln!("adl: {error}");
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(OWN_ERROR) })
 }

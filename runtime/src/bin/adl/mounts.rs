@@ -58,7 +58,7 @@ pub(crate) fn device(text: &OsStr) -> CliResult<Mount> {
     match &*split(text) {
         [path] => Ok(Mount::device(path)),
         [source, target] => {
-            Ok(Mount::Device { source: PathBuf::from(source), target: PathBuf::from(target) })
+            Ok(Mount::Device { source: source.into(), target: PathBuf::from(target) })
         }
         _ => Err(wrong("--device", text, "takes PATH or SOURCE:TARGET")),
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use adl_runtime::{Config, Error, Image, Network, RootAccess, Seccomp, Upper};
 use lexopt::ValueExt as _;
 
+use crate::bases::Named;
 use crate::{limits, mounts};
 
 /// What a command of the command line returns.
@@ -15,6 +16,11 @@ pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
 pub(crate) const SANDBOX_HELP: &str = "\
 \x20     --image IMAGE        a directory with a root file system, a tar archive of one,
                            `snapshot:NAME`, or `host` for the programs of this machine (default)
+      --beneath DIR        guests have written in DIR, as in what was copied out: paths of this
+                           machine that options name below it are opened without following a link.
+                           So are those below what is mounted `rw` or made by --copy-out here; any
+                           other path is followed, whoever made the links on its way. May be given
+                           several times
       --name NAME          name of the sandbox
       --hostname NAME      host name inside (default: the name)
       --network MODE       `none`, a loopback device only (default), or `host`
@@ -27,9 +33,11 @@ pub(crate) const SANDBOX_HELP: &str = "\
                            allow all system calls; hostile code then reaches all of the kernel
 ";
 
-/// Takes an option that says what the sandbox is like; `false` if it is another.
+/// Takes an option that says what the sandbox is like; `false` if it is another. [`Named::settle`]
+/// has to follow.
 pub(crate) fn sandbox_option(
     config: &mut Config,
+    named: &mut Named,
     name: &str,
     parser: &mut lexopt::Parser,
 ) -> CliResult<bool> {
@@ -37,16 +45,16 @@ pub(crate) fn sandbox_option(
         "image" => {
             let image = parser.value()?;
             let text = image.to_str().unwrap_or_default();
-            config.image = if image == "host" {
-                Image::host()
+            named.image = None;
+            if image == "host" {
+                config.image = Image::host();
             } else if let Some(name) = text.strip_prefix("snapshot:") {
-                Image::snapshot(name)
-            } else if std::path::Path::new(&image).is_file() {
-                Image::archive(image)
+                config.image = Image::snapshot(name);
             } else {
-                Image::directory(image)
-            };
+                named.image = Some(image.into());
+            }
         }
+        "beneath" => named.beneath.push(parser.value()?.into()),
         "name" => config.name = Some(parser.value()?.string()?),
         "hostname" => config.hostname = Some(parser.value()?.string()?),
         "network" => {

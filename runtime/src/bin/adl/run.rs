@@ -2,23 +2,24 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, IsTerminal};
-use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Scope, Snapshot,
-    SnapshotOptions, Stage, Stdio, Upper,
+    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Snapshot,
+    SnapshotOptions, Stage, Upper,
 };
 use lexopt::{Arg, ValueExt as _};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::copies::{self, Transfer};
+use crate::bases::{Bases, Named};
+use crate::copies::{self, CopyOut, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
-use crate::{limits, mounts, session, sys};
+use crate::{limits, mounts, session, streams, sys};
 
 const RUN_HELP: &str = "\
 Usage: adl run [options] [--] COMMAND [ARGUMENT…]
@@ -27,7 +28,7 @@ Runs COMMAND in a new sandbox and exits with its status; with 128 + N if signal 
 124 if its time was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is
 none. SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.
 
-  -i, --interactive        take stdin from here; so it always is
+  -i, --interactive        take stdin from here; so it always is, read ahead of the command
   -t, --tty                give it a terminal of the sandbox's own, joined to this one, which has to
                            be stdin; what is typed, as Ctrl-C, goes there, and TERM is this one's
 ";
@@ -64,8 +65,12 @@ const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 #[derive(Default)]
 struct Options {
     config: Config,
+    named: Named,
+    /// Known when all options are.
+    bases: Bases,
     tty: bool,
     timeout: Option<Duration>,
+    env_files: Vec<PathBuf>,
     files: Vec<Variable>,
     environment: Vec<Variable>,
     directory: Option<OsString>,
@@ -142,6 +147,7 @@ fn run(
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
+    let copies_out = CopyOut::open_all(&options.copies_out, &options.bases)?;
     let mut sandbox = Sandbox::create(options.config.clone())?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
@@ -155,12 +161,21 @@ fn run(
     if !options.copies_in.is_empty() {
         mask.thread_unblock()?;
         for transfer in &options.copies_in {
-            transfer.copy_in(&files)?;
+            transfer.copy_in(&files, &options.bases)?;
         }
         mask.thread_block()?;
     }
     let mut code = match spawn(options, &sandbox, programs, arguments)? {
-        Ok(child) => exit_code(wait(child, &signals, options)?, options)?,
+        Ok(mut child) => {
+            // Where its time is up, and nothing tells of its end, it is asked for that.
+            let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
+            let (status, delivered) = match options.tty {
+                true => (session::run(&mut child, &sandbox, &signals, pause)?, true),
+                false => streams::run(&mut child, &sandbox, &signals, pause)?,
+            };
+            let code = exit_code(status, options)?;
+            if delivered { code } else { super::OWN_ERROR }
+        }
         Err(error) => {
             eprintln!("adl: {error}");
             exit_code_of(&error)
@@ -172,9 +187,9 @@ fn run(
             Err(error) => eprintln!("adl: --stats: {error}"),
         }
     }
-    if !options.copies_out.is_empty() {
+    if !copies_out.is_empty() {
         mask.thread_unblock()?;
-        if !copies::copy_all_out(&options.copies_out, &files) && code == 0 {
+        if !copies::copy_all_out(&copies_out, &files) && code == 0 {
             code = super::OWN_ERROR;
         }
         mask.thread_block()?;
@@ -217,7 +232,7 @@ fn prepare(command: &mut Command<'_>, options: &Options) -> CliResult<()> {
             command.env("TERM", term);
         }
     } else {
-        command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        streams::prepare(command)?;
     }
     for (name, value) in options.files.iter().chain(&options.environment) {
         command.env(name, value);
@@ -248,7 +263,7 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
                 options.environment.extend(environment::variable(&parser.value()?)?);
             }
             Arg::Long("env-file") => {
-                options.files.extend(environment::file(parser.value()?.as_ref())?);
+                options.env_files.push(parser.value()?.into());
             }
             Arg::Long("timeout") => {
                 let text = parser.value()?;
@@ -271,7 +286,8 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
                 options.config.limits.accounting = true;
             }
             Arg::Short('v') => {
-                sandbox_option(&mut options.config, "volume", &mut parser)?;
+                let Options { config, named, .. } = &mut options;
+                sandbox_option(config, named, "volume", &mut parser)?;
             }
             Arg::Value(program) => {
                 // What follows is the command's, options and all.
@@ -280,12 +296,18 @@ fn parse(arguments: Vec<OsString>, name: &str) -> CliResult<Option<Options>> {
             }
             Arg::Long(option) => {
                 let option = option.to_owned();
-                if !sandbox_option(&mut options.config, &option, &mut parser)? {
+                let Options { config, named, .. } = &mut options;
+                if !sandbox_option(config, named, &option, &mut parser)? {
                     return Err(unknown(format!("--{option}")).into());
                 }
             }
             Arg::Short(letter) => return Err(unknown(format!("-{letter}")).into()),
         }
+    }
+    let targets = options.copies_out.iter().map(Transfer::target);
+    options.bases = options.named.settle(&mut options.config, targets)?;
+    for path in &options.env_files {
+        options.files.extend(environment::file(path, &options.bases)?);
     }
     Ok(Some(options))
 }
@@ -301,28 +323,8 @@ const FORWARDED: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Waits for the command, passing on signals to its process group meanwhile.
-fn wait(mut child: Child, signals: &SignalFd, options: &Options) -> CliResult<ExitStatus> {
-    if options.tty {
-        return session::run(&mut child, signals);
-    }
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        let mut fds = [
-            PollFd::new(child.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        while let Some(signal) = signals.read_signal()? {
-            child.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
-        }
-    }
-}
+/// How often a command is looked at that has a timeout, in milliseconds.
+const BETWEEN_LOOKS: u16 = 1000;
 
 /// What to exit with. What the status alone does not tell is said.
 fn exit_code(status: ExitStatus, options: &Options) -> CliResult<u8> {

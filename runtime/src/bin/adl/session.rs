@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
-use adl_runtime::{Child, ExitStatus, Scope, Terminal};
+use adl_runtime::{Child, ExitStatus, Sandbox, Scope, Terminal};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,13 +37,21 @@ pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGWINCH, Signal::SIGTSTP, Sign
 
 /// Joins stdin and stdout to the terminal of a command until it has ended and all that it printed
 /// is written. The caller's terminal is then as it was before.
-pub(crate) fn run(child: &mut Child, signals: &SignalFd) -> CliResult<ExitStatus> {
+/// It is looked at after each `pause` at the latest.
+pub(crate) fn run(
+    child: &mut Child,
+    sandbox: &Sandbox,
+    signals: &SignalFd,
+    pause: PollTimeout,
+) -> CliResult<ExitStatus> {
     let terminal = child.terminal.take().ok_or("the command has no terminal")?;
     let flags = OFlag::from_bits_retain(fcntl(&terminal, FcntlArg::F_GETFL)?);
     fcntl(&terminal, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     let session = Session {
         child,
+        sandbox,
         signals,
+        pause,
         mode: RawMode::enter()?,
         terminal: Some(terminal),
         away: false,
@@ -59,7 +67,9 @@ pub(crate) fn run(child: &mut Child, signals: &SignalFd) -> CliResult<ExitStatus
 
 struct Session<'a> {
     child: &'a mut Child,
+    sandbox: &'a Sandbox,
     signals: &'a SignalFd,
+    pause: PollTimeout,
     mode: RawMode,
     /// `None` once nothing more is to be read from it.
     terminal: Option<Terminal>,
@@ -129,8 +139,9 @@ impl Session<'_> {
         let terminal = self.terminal.as_ref().filter(|_| !self.away).map(AsFd::as_fd);
         let input = self.input.as_ref().map(AsFd::as_fd);
         let reads = terminal.filter(|_| self.printed.has_room());
-        let wanted: [(Ready, Option<BorrowedFd>, PollFlags); 6] = [
+        let wanted: [(Ready, Option<BorrowedFd>, PollFlags); 7] = [
             (Ready::Child, runs.then(|| self.child.as_fd()), PollFlags::POLLIN),
+            (Ready::Child, runs.then(|| self.sandbox.as_fd()), PollFlags::POLLIN),
             (Ready::Signals, Some(self.signals.as_fd()), PollFlags::POLLIN),
             (Ready::Typing, input.filter(|_| runs && self.typed.has_room()), PollFlags::POLLIN),
             (
@@ -150,6 +161,7 @@ impl Session<'_> {
             wanted.map(|(what, fd, flags)| (what, PollFd::new(fd, flags))).unzip();
         let timeout = match (runs, self.away, reads) {
             (true, true, _) | (false, _, Some(_)) => PollTimeout::from(SILENCE),
+            (true, ..) => self.pause,
             _ => PollTimeout::NONE,
         };
         loop {
@@ -270,7 +282,7 @@ impl Buffer {
     }
 }
 
-fn is_momentary(error: io::Error) -> io::Result<()> {
+pub(crate) fn is_momentary(error: io::Error) -> io::Result<()> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(()),
         _ => Err(error),
@@ -299,11 +311,16 @@ fn own_output() -> io::Result<File> {
 /// Opens it once more, so that it can be made non-blocking for us alone: the flag belongs to what
 /// the calling shell and others have open, too. Where that is denied, as after `su`, it is used as
 /// it is, when `poll(2)` says that it is ready.
-fn reopen(mut how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
-    match how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
+fn reopen(how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
+    match open_once_more(how, path) {
         Ok(file) => Ok(file),
         Err(_) => fd.try_clone_to_owned().map(File::from),
     }
+}
+
+/// Opens what a descriptor is of, for reads and writes that don't wait.
+pub(crate) fn open_once_more(mut how: std::fs::OpenOptions, path: &str) -> io::Result<File> {
+    how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// The raw mode of the caller's terminal, until it is dropped: whatever ends the session, an error

@@ -267,3 +267,31 @@ fn a_removal_that_is_interrupted_goes_on() {
         assert_eq!(shell("btrfs subvolume list .", &disk.top), "");
     }
 }
+
+#[test]
+fn what_has_become_a_link_by_the_time_that_it_is_opened_is_not_followed() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let place = std::env::temp_dir().join(format!("adl-links-{}", std::process::id()));
+    let (root, host) = (place.join("root"), place.join("host"));
+    fs::create_dir_all(root.join("directory")).unwrap();
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("file"), "alive").unwrap();
+    for (path, mode) in [(host.join("file"), 0o604), (host.clone(), 0o711)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::symlink("../host", root.join("to-directory")).unwrap();
+    std::os::unix::fs::symlink("../host/file", root.join("to-file")).unwrap();
+    for name in [c"to-directory", c"to-file"] {
+        let opened = open_accessible(open(&root).as_fd(), name).map(drop);
+        assert!(matches!(opened, Err(Errno::ELOOP | Errno::ENOTDIR)), "{opened:?}");
+        assert_eq!(open_to_look(open(&root).as_fd(), name).map(drop), Err(Errno::EINVAL));
+    }
+    assert_eq!((mode(&host), mode(&host.join("file"))), (0o711, 0o604));
+    // Control: a directory is made accessible.
+    fs::set_permissions(root.join("directory"), fs::Permissions::from_mode(0o000)).unwrap();
+    open_accessible(open(&root).as_fd(), c"directory").unwrap();
+    open_to_look(open(&root).as_fd(), c"directory").unwrap();
+    assert_eq!(mode(&root.join("directory")), 0o700);
+    fs::remove_dir_all(&place).unwrap();
+}

@@ -8,12 +8,13 @@ use std::path::Component;
 
 use adl_protocol::FileKind;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, openat};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::super::place::{DIRECTORY, Spot};
+use super::super::place::Spot;
 use super::super::sender::kind_of;
 use super::{ChangeKind, Stack, StackKind};
+use crate::open::{Purpose, beneath};
 use crate::sys;
 
 /// What a tree is compared with.
@@ -73,7 +74,7 @@ impl Pile {
             (Against::Nothing, StackKind::Copy) => before.clear(),
         }
         let layers = now.iter().chain(&before).map(|layer| {
-            let directory = openat(layer, c".", DIRECTORY, Mode::empty())?;
+            let directory = beneath(layer, c".", Purpose::List)?;
             Spot::new(directory)
         });
         let layers = layers.collect::<io::Result<Vec<_>>>();
@@ -129,7 +130,7 @@ impl Pile {
 
 /// Opens a directory, unless it is gone, or something else has come in its place.
 fn open(spot: &Spot, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Failure> {
-    let opened = openat(spot, name, DIRECTORY, Mode::empty())
+    let opened = beneath(spot, name, Purpose::List)
         .and_then(|directory| Ok((fstat(&directory)?, directory)));
     match opened {
         Ok((stat, directory)) => Ok(Some((directory, stat))),

@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
-use super::super::tests::{OPTIONS, Scratch, soon, through};
+use super::super::tests::{OPTIONS, Scratch, at, soon, through};
 use super::super::{CopyOptions, CopyReport, Incoming, from_tar, receive};
 use super::*;
 
@@ -81,7 +81,7 @@ impl Layers {
         let (sent, received) = self.with(|stacks| {
             through(
                 |to| send(stacks, what, to, &EVERYTHING, &mut report),
-                |from| receive(from, &target, &EVERYTHING, &mut CopyReport::default()),
+                |from| receive(from, &at(&target), &EVERYTHING, &mut CopyReport::default()),
             )
         });
         sent.and(received).unwrap();
@@ -686,7 +686,9 @@ fn compare_with_a_mount(seed: u64) {
     let unpacked = path("unpacked");
     let (sent, received) = through(
         |to| from_tar(&mut archive.as_slice(), to, &EVERYTHING, &mut CopyReport::default()),
-        |from: &mut Incoming| receive(from, &unpacked, &EVERYTHING, &mut CopyReport::default()),
+        |from: &mut Incoming| {
+            receive(from, &at(&unpacked), &EVERYTHING, &mut CopyReport::default())
+        },
     );
     sent.and(received).unwrap();
     assert_eq!(look(&unpacked), after, "seed {seed}");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use adl_protocol::{FileKind, Time};
 
-use super::super::tests::{OPTIONS, Scratch, assert_same_content, everything, look, through};
+use super::super::tests::{OPTIONS, Scratch, assert_same_content, at, everything, look, through};
 use super::super::{CopyOptions, CopyReport, MAX_DEPTH, receive, send};
 use super::header::{BLOCK, Member, padding};
 use super::{from_tar, to_tar};
@@ -18,7 +18,7 @@ fn pack(source: &Path) -> (Vec<u8>, CopyReport) {
     let (mut sent, mut report) = (CopyReport::default(), CopyReport::default());
     let mut archive = Vec::new();
     let (one, other) = through(
-        |to| send(source, to, &OPTIONS, &mut sent),
+        |to| send(&at(source), to, &OPTIONS, &mut sent),
         |from| to_tar(from, &mut archive, &OPTIONS, &mut report),
     );
     other.unwrap();
@@ -31,7 +31,7 @@ fn unpack_with(archive: &[u8], target: &Path, options: &CopyOptions) -> Result<C
     let mut rest = archive;
     let (one, other) = through(
         |to| from_tar(&mut rest, to, options, &mut report),
-        |from| receive(from, target, &OPTIONS, &mut received),
+        |from| receive(from, &at(target), &OPTIONS, &mut received),
     );
     // What is wrong with the archive is told by who read it.
     one?;

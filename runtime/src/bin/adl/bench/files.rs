@@ -5,9 +5,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use adl_runtime::{Config, Sandbox};
+use adl_runtime::{Config, Error, Sandbox};
 
-use super::{Rows, Times};
+use super::{LeftOut, Rows, Times};
 use crate::options::CliResult;
 
 /// What is copied, in bytes.
@@ -48,9 +48,7 @@ pub(super) fn listings(config: &Config, rows: &mut Rows) -> CliResult<()> {
     let sandbox = Sandbox::create(config.clone())?;
     let script = format!("mkdir /tmp/many && cd /tmp/many && seq {NAMES} | xargs touch");
     let made = sandbox.shell(script).status()?;
-    if !made.success() {
-        return Err(format!("a directory of {NAMES} files in the sandbox: {made}").into());
-    }
+    LeftOut::unless_made("list_100k", &format!("a directory of {NAMES} files"), made)?;
     let files = sandbox.files();
     let mut list = Times::default();
     for _ in 0..LISTINGS {
@@ -83,7 +81,13 @@ pub(super) fn copies(config: &Config, rounds: usize, rows: &mut Rows) -> CliResu
         let by_cp = directory.0.join("by-cp");
         let mut times = [Times::default(), Times::default(), Times::default()];
         let [one, two, three] = &mut times;
-        one.measure(|| files.copy_in(&source, inside))?;
+        match one.measure(|| files.copy_in(&source, inside)) {
+            Err(error) if is_full(&error) => {
+                let why = format!("a file of 1 GiB in the sandbox: {error}");
+                return Err(LeftOut { rows: "copy_in_1g, copy_out_1g", why }.into());
+            }
+            other => other?,
+        };
         two.measure(|| through_a_pipe(&source, &by_cp))?;
         fs::remove_file(&by_cp)?;
         three.measure(|| files.copy_out(inside, &back))?;
@@ -103,6 +107,15 @@ pub(super) fn copies(config: &Config, rounds: usize, rows: &mut Rows) -> CliResu
         rows.insert(name, times.row(None).with_host_copy(&on_host));
     }
     Ok(())
+}
+
+/// Whether a sandbox held too little for what was to be written in it.
+fn is_full(error: &Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error {
+        Error::File { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+        _ => false,
+    }
 }
 
 /// `cat SOURCE | cp /dev/stdin TARGET`

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Sandbox};
+use adl_runtime::{Config, ExitStatus, Sandbox};
 use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
+use crate::bases::Named;
 use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
 
 const HELP: &str = "\
@@ -85,6 +86,31 @@ impl Row {
     }
 }
 
+/// Rows that can't be measured in the sandbox that was asked for, as where it holds too little.
+#[derive(Debug)]
+struct LeftOut {
+    rows: &'static str,
+    why: String,
+}
+
+impl LeftOut {
+    /// Of a command that was to make what is measured.
+    fn unless_made(rows: &'static str, what: &str, status: ExitStatus) -> CliResult<()> {
+        if status.success() {
+            return Ok(());
+        }
+        Err(Self { rows, why: format!("{what} in the sandbox: {status}") }.into())
+    }
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not measured: {}: {}", self.rows, self.why)
+    }
+}
+
+impl std::error::Error for LeftOut {}
+
 type Rows = BTreeMap<&'static str, Row>;
 
 #[derive(Default)]
@@ -122,7 +148,7 @@ impl Times {
 }
 
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let mut config = Config::default();
+    let (mut config, mut named) = (Config::default(), Named::default());
     let (mut rounds, mut jobs) = (200_usize, 5_usize);
     let (mut resets, mut copies) = (10_usize, 3_usize);
     let (mut snapshots, mut large) = (5_usize, 1_u64 << 30);
@@ -150,23 +176,31 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             Arg::Long("json") => json = true,
             Arg::Long(name) => {
                 let name = name.to_owned();
-                if !sandbox_option(&mut config, &name, &mut parser)? {
+                if !sandbox_option(&mut config, &mut named, &name, &mut parser)? {
                     return Err(format!("unknown option --{name}; try `adl bench --help`").into());
                 }
             }
             other => return Err(other.unexpected().into()),
         }
     }
+    named.settle(&mut config, [])?;
     if rounds == 0 || jobs == 0 {
         return Err("--rounds and --jobs must be at least 1".into());
     }
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(ballast)?];
     let mut rows = measure(&config, rounds, jobs)?;
-    reset::large(&config, resets, &mut rows)?;
-    reset::snapshots(&config, snapshots, large, &mut rows)?;
-    files::listings(&config, &mut rows)?;
-    files::copies(&config, copies, &mut rows)?;
+    for measured in [
+        reset::large(&config, resets, &mut rows),
+        reset::snapshots(&config, snapshots, large, &mut rows),
+        files::listings(&config, &mut rows),
+        files::copies(&config, copies, &mut rows),
+    ] {
+        match measured {
+            Err(error) if error.is::<LeftOut>() => eprintln!("adl: {error}"),
+            other => other?,
+        }
+    }
     drop(std::hint::black_box(ballast));
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);

@@ -2,7 +2,7 @@
 
 use adl_runtime::{Config, Sandbox, Upper};
 
-use super::{Rows, Times};
+use super::{LeftOut, Rows, Times};
 use crate::options::CliResult;
 
 /// Makes 100,000 files in 1,000 directories.
@@ -17,8 +17,13 @@ pub(super) fn snapshots(
     large: u64,
     rows: &mut Rows,
 ) -> CliResult<()> {
-    if count == 0 || matches!(config.upper, Upper::Memory { .. }) {
+    const ROWS: &str = "snapshot_1m, snapshot_large, fork_1m, fork_large";
+    if count == 0 {
         return Ok(());
+    }
+    if matches!(config.upper, Upper::Memory { .. }) {
+        let why = "what is in memory can't be kept".to_owned();
+        return Err(LeftOut { rows: ROWS, why }.into());
     }
     let sizes = [1 << 20, large];
     let mut times = sizes.map(|_| (Times::default(), Times::default()));
@@ -26,9 +31,8 @@ pub(super) fn snapshots(
         for (size, (snapshot, fork)) in sizes.into_iter().zip(&mut times) {
             let mut sandbox = Sandbox::create(config.clone())?;
             let write = format!("head -c {size} /dev/zero > /root/file && sync /root/file");
-            if !sandbox.command("/bin/bash").args(["-c", &write]).status()?.success() {
-                return Err(format!("{size} bytes were not written in the sandbox").into());
-            }
+            let written = sandbox.command("/bin/bash").args(["-c", &write]).status()?;
+            LeftOut::unless_made(ROWS, &format!("{size} bytes"), written)?;
             // What takes seconds to write leaves cold caches, which is nothing that a snapshot does.
             Sandbox::create(config.clone())?.delete()?;
             let made = snapshot.measure(|| sandbox.snapshot())?;
@@ -64,9 +68,7 @@ pub(super) fn large(config: &Config, resets: usize, rows: &mut Rows) -> CliResul
     let mut reset = Times::default();
     for _ in 0..resets {
         let made = sandbox.command("/bin/bash").args(["-c", MAKE]).status()?;
-        if !made.success() {
-            return Err(format!("100,000 files in the sandbox: {made}").into());
-        }
+        LeftOut::unless_made("reset_100k", "100,000 files", made)?;
         reset.measure(|| sandbox.reset())?;
         if sandbox.files().exists("/tmp/d1")? {
             return Err("a file is there after a reset".into());

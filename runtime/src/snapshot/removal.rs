@@ -1,0 +1,227 @@
+//! The end of snapshots: of those that are removed, and of those without a name that no one uses.
+
+use std::fs::{File, TryLockError};
+use std::sync::{Mutex, MutexGuard};
+
+use super::record::{open_record, path, read};
+use super::users::{self, Entry, Stale};
+use crate::config::name::SnapshotName;
+use crate::error::{Error, Result};
+use crate::garbage::{Collected, no_place};
+use crate::lock::lock;
+use crate::owner::PerProcess;
+use crate::remove::{Remains, entries, remove_later};
+use crate::state::{SandboxDirectory, Shelf, State, is_aside};
+use crate::sys;
+
+/// Threads that look at one another's snapshots would find each in use.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
+    lock(ONE_AT_A_TIME.get())
+}
+
+/// What came of an attempt to remove a snapshot.
+pub(super) enum Attempt {
+    Removed,
+    /// There is none.
+    Absent,
+    /// This one lies on it.
+    Under(SnapshotName),
+    /// In use, by what is said.
+    InUse(&'static str),
+}
+
+/// Removes a snapshot that nothing lies on, but what a process that has died has left there without a
+/// name; and then what it lay on, where that was there for it alone.
+pub(super) fn remove(shelf: &Shelf, name: &SnapshotName) -> Result<()> {
+    // Each but the first lies on the one before it.
+    let mut above = vec![name.clone()];
+    while let Some(current) = above.last() {
+        let attempt = match above.len() {
+            1 => remove_unused(shelf, current, &mut Vec::new())?,
+            _ => remove_alone(shelf, current)?,
+        };
+        let by = match attempt {
+            Attempt::Absent if above.len() == 1 => {
+                return Err(Error::NoSnapshot { name: name.to_string() });
+            }
+            Attempt::Removed | Attempt::Absent => {
+                above.pop();
+                continue;
+            }
+            Attempt::Under(user) if user.is_own() && !above.contains(&user) => {
+                above.push(user);
+                continue;
+            }
+            Attempt::Under(user) => above.get(1).unwrap_or(&user).to_string(),
+            Attempt::InUse(by) => match above.get(1) {
+                Some(user) => user.to_string(),
+                None => return Err(busy(name, by.to_owned())),
+            },
+        };
+        return Err(busy(name, format!("the snapshot {by:?}")));
+    }
+    Ok(())
+}
+
+fn busy(name: &SnapshotName, by: String) -> Error {
+    Error::Busy { what: format!("the snapshot {:?}", name.as_str()), by }
+}
+
+/// Removes a snapshot that no one uses and nothing lies on, and then those without a name that it lay
+/// on, the topmost first, until one is in use. It takes as long whatever other snapshots there are.
+pub(super) fn remove_unused(
+    shelf: &Shelf,
+    name: &SnapshotName,
+    removed: &mut Vec<SnapshotName>,
+) -> Result<Attempt> {
+    let taken = match Taken::take(shelf, name)? {
+        Ok(taken) => taken,
+        Err(attempt) => return Ok(attempt),
+    };
+    // What can't be read tells of none.
+    let below = read(&taken.record.0, name).map(|record| record.all_below()).unwrap_or_default();
+    removed.push(name.clone());
+    taken.remove(shelf, below.first())?;
+    let mut below = below.iter().peekable();
+    while let Some(name) = below.next_if(|name| name.is_own()) {
+        let Ok(taken) = Taken::take(shelf, name)? else { break };
+        removed.push(name.clone());
+        taken.remove(shelf, below.peek().copied())?;
+    }
+    Ok(Attempt::Removed)
+}
+
+/// Removes a snapshot, and leaves what it lay on.
+fn remove_alone(shelf: &Shelf, name: &SnapshotName) -> Result<Attempt> {
+    let taken = match Taken::take(shelf, name)? {
+        Ok(taken) => taken,
+        Err(attempt) => return Ok(attempt),
+    };
+    let below = read(&taken.record.0, name).ok().and_then(|record| record.below().cloned());
+    taken.remove(shelf, below.as_ref())?;
+    Ok(Attempt::Removed)
+}
+
+/// A snapshot, or why it can't be had.
+type Take = std::result::Result<Taken, Attempt>;
+
+/// A snapshot that no one uses and nothing lies on. For as long as this is there, nothing more can
+/// come to.
+struct Taken {
+    name: SnapshotName,
+    record: Alone,
+    directory: SandboxDirectory,
+    one_at_a_time: MutexGuard<'static, ()>,
+}
+
+impl Taken {
+    /// Takes a snapshot, or says why it can't be had.
+    fn take(shelf: &Shelf, name: &SnapshotName) -> Result<Take> {
+        let Some(record) = open_record(shelf, name)? else { return Ok(Err(Attempt::Absent)) };
+        // First without the lock, which whoever opens it would have to wait for.
+        if let Some(user) = users::find(shelf, name, Stale::Keep)? {
+            return Ok(Err(Attempt::Under(user)));
+        }
+        let one_at_a_time = one_at_a_time();
+        let record = Alone(record);
+        match record.0.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Err(Attempt::InUse("a sandbox"))),
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::at("flock", &path(shelf, name))(error));
+            }
+        }
+        if let Some(user) = users::find(shelf, name, Stale::Remove)? {
+            return Ok(Err(Attempt::Under(user)));
+        }
+        Ok(match shelf.take(name.as_str())? {
+            Some(directory) => Ok(Self { name: name.clone(), record, directory, one_at_a_time }),
+            None => Err(Attempt::InUse("another process, which removes it")),
+        })
+    }
+
+    /// From here on it is no snapshot, and does not lie on `below` any more; what is on disk of it is
+    /// removed later.
+    fn remove(self, shelf: &Shelf, below: Option<&SnapshotName>) -> Result<()> {
+        let Self { name, record, mut directory, one_at_a_time } = self;
+        // Where there is no room to rename it, it is one until it is removed, and what it lies on is
+        // not told.
+        if directory.move_aside().is_ok()
+            && let Some(below) = below
+            && let Ok(entry) = Entry::of(&name, &record.0)
+        {
+            entry.remove(shelf, below);
+        }
+        drop((record, one_at_a_time));
+        remove_later(Remains::new(None, Some(directory)))
+    }
+}
+
+/// A record that is locked alone, until this is dropped, whoever else has a copy.
+struct Alone(File);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        sys::unlock(&self.0);
+    }
+}
+
+/// Removes what is left where snapshots are: those without a name that no one uses, names that someone
+/// has reserved who has died since, and what was being removed.
+pub(crate) fn collect(state: &State, collected: &mut Collected) {
+    let shelf = match state.snapshots_if_any() {
+        Ok(Some(shelf)) => shelf,
+        Ok(None) => return,
+        Err(error) => return collected.failed(error),
+    };
+    let found = match shelf.entries() {
+        Ok(found) => found,
+        Err(error) => return collected.failed(error),
+    };
+    for entry in found {
+        let is_ours = |name: &&str| is_aside(name) || SnapshotName::parse(name).is_ok();
+        match entry.to_str().filter(is_ours) {
+            Some(name) => collect_one(&shelf, name, collected),
+            None => collected.failed(no_place(&shelf.path(&entry))),
+        }
+    }
+}
+
+fn collect_one(shelf: &Shelf, name: &str, collected: &mut Collected) {
+    if !collected.is_directory(shelf, name.as_ref()) {
+        return;
+    }
+    let Ok(name) = SnapshotName::parse(name) else {
+        return collected.directory(shelf, name);
+    };
+    match open_record(shelf, &name) {
+        // One whose removal was interrupted.
+        Ok(None) if name.is_own() => collected.directory(shelf, name.as_str()),
+        Ok(None) => collected.one(name.as_str(), collect_without_record(shelf, &name)),
+        Ok(Some(_)) if !name.is_own() => {}
+        Err(error) => collected.failed(error),
+        Ok(Some(_)) => {
+            let mut removed = Vec::new();
+            if let Err(error) = remove_unused(shelf, &name, &mut removed) {
+                collected.failed(error);
+            }
+            removed.iter().for_each(|name| collected.removed(name.as_str()));
+        }
+    }
+}
+
+/// Removes what is no snapshot; whether it was there and no one's.
+fn collect_without_record(shelf: &Shelf, name: &SnapshotName) -> Result<bool> {
+    let Some(directory) = shelf.take(name.as_str())? else { return Ok(false) };
+    let path = shelf.path(name.as_str());
+    if entries(directory.as_fd()).map_err(Error::at("read", &path))?.is_empty() {
+        shelf.give_up(name.as_str());
+        return Ok(true);
+    }
+    // Since it was looked at, it may have become one.
+    match open_record(shelf, name)? {
+        Some(_) => Ok(false),
+        None => Err(no_place(&path)),
+    }
+}

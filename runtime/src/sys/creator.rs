@@ -1,0 +1,167 @@
+//! Whose a user namespace is: the user who makes it.
+//!
+//! What the kernel counts by user namespace (inotify instances and watches, pending signals and
+//! timers, bytes in message queues, locked memory) it also counts to the maker of that, whatever ids
+//! run inside. So that no sandbox takes another's, or root's own, each is made by an id of its own.
+
+use std::io;
+use std::ptr;
+use std::sync::Mutex;
+
+use super::per_process::PerProcess;
+use super::raw;
+use crate::lock::lock;
+
+/// What a change of ids takes with it, and what they were.
+struct Before {
+    ids: [u32; 3],
+    file_system_id: usize,
+    capabilities: [u32; 6],
+    /// What signal this thread gets when its parent ends, and whether the process can be traced.
+    death_signal: i32,
+    is_dumpable: bool,
+}
+
+const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
+/// For setfsuid(2): no change, and so the question.
+const NO_ID: usize = u32::MAX as usize;
+
+/// Has this thread, and no other, be the user `id` while `make` runs; it keeps all its capabilities.
+///
+/// # Errors
+/// If it can't become that user, before `make` is called.
+///
+/// # Aborts
+/// If it can't become again who it was.
+pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
+    /// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
+    static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
+    let _one_at_a_time = lock(ONE_AT_A_TIME.get());
+    let before = Before::look().map_err(io::Error::from_raw_os_error)?;
+    // 0 is left in the third, and with it the capabilities that the thread may have.
+    let changed = set_ids([id, id, 0]).and_then(|()| set_capabilities(&before.capabilities));
+    let made = changed.map(|()| make());
+    if before.restore().is_err() {
+        // It would go on with the rights of another.
+        std::process::abort();
+    }
+    made.map_err(io::Error::from_raw_os_error)
+}
+
+impl Before {
+    fn look() -> Result<Self, i32> {
+        let mut ids = [0_u32; 3];
+        let mut capabilities = [0; 6];
+        let mut death_signal = 0;
+        let [real, effective, saved] = ids.each_mut().map(|id| ptr::from_mut(id) as usize);
+        // SAFETY: each pointer is to memory of the size that the call writes, and outlives it.
+        unsafe {
+            raw(libc::SYS_getresuid, [real, effective, saved, 0, 0])?;
+            let header = CAPABILITY_VERSION_3;
+            let (header, data) = (header.as_ptr() as usize, capabilities.as_mut_ptr() as usize);
+            raw(libc::SYS_capget, [header, data, 0, 0, 0])?;
+            let (option, to) = (libc::PR_GET_PDEATHSIG, &raw mut death_signal);
+            raw(libc::SYS_prctl, [option as usize, to as usize, 0, 0, 0])?;
+            let file_system_id = raw(libc::SYS_setfsuid, [NO_ID, 0, 0, 0, 0])?;
+            let is_dumpable = raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0])?;
+            let is_dumpable = is_dumpable == 1;
+            Ok(Self { ids, file_system_id, capabilities, death_signal, is_dumpable })
+        }
+    }
+
+    fn restore(&self) -> Result<(), i32> {
+        set_ids(self.ids)?;
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_setfsuid, [self.file_system_id, 0, 0, 0, 0])? };
+        set_capabilities(&self.capabilities)?;
+        let signal = usize::try_from(self.death_signal).unwrap_or(0);
+        // SAFETY: take no pointer.
+        unsafe {
+            raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, signal, 0, 0, 0])?;
+            if self.is_dumpable {
+                raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0, 0])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets the real, effective and saved ids of this thread alone, which the C library would set for all.
+fn set_ids(ids: [u32; 3]) -> Result<(), i32> {
+    let [real, effective, saved] = ids.map(|id| id as usize);
+    // SAFETY: takes no pointer.
+    unsafe { raw(libc::SYS_setresuid, [real, effective, saved, 0, 0]) }.map(drop)
+}
+
+fn set_capabilities(sets: &[u32; 6]) -> Result<(), i32> {
+    let header = CAPABILITY_VERSION_3;
+    // SAFETY: a header of version 3 with the six words that belong to it.
+    unsafe {
+        let (header, data) = (header.as_ptr() as usize, sets.as_ptr() as usize);
+        raw(libc::SYS_capset, [header, data, 0, 0, 0])
+    }
+    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that the kernel tells of this thread's ids and capabilities.
+    fn told() -> Vec<String> {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let is_meant = |line: &&str| {
+            ["Uid", "Gid", "Groups", "Cap", "NoNew"].iter().any(|name| line.starts_with(name))
+        };
+        status.lines().filter(is_meant).map(str::to_owned).collect()
+    }
+
+    fn prctl(option: i32, argument: usize) -> usize {
+        // SAFETY: the options of this test take a number or none.
+        unsafe { raw(libc::SYS_prctl, [option as usize, argument, 0, 0, 0]) }.unwrap()
+    }
+
+    #[test]
+    fn a_thread_is_afterwards_who_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        const ID: u32 = 0x7000_0000;
+        // As a file server's thread that works for a user. A change of ids takes the rest with it.
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_setfsuid, [1000, 0, 0, 0, 0]) }.unwrap();
+        prctl(libc::PR_SET_PDEATHSIG, 10);
+        prctl(libc::PR_SET_DUMPABLE, 1);
+        let before = (told(), Before::look().unwrap());
+        let during = as_user(ID, || {
+            let others = std::thread::spawn(told).join().unwrap();
+            (told(), others)
+        });
+        let after = (told(), Before::look().unwrap());
+        let (during, of_new) = during.unwrap();
+        let uid = |lines: &[String]| lines.iter().find(|l| l.starts_with("Uid")).cloned().unwrap();
+        assert_eq!(uid(&during), format!("Uid:\t{ID}\t{ID}\t0\t{ID}"));
+        // Like every thread, a new one is as the one that starts it.
+        assert_eq!(uid(&of_new), uid(&during));
+        let sets = |lines: &[String]| -> Vec<String> {
+            lines.iter().filter(|line| line.starts_with("Cap")).cloned().collect()
+        };
+        assert_eq!(sets(&during), sets(&before.0));
+        assert_eq!(after.0, before.0);
+        assert_eq!(after.1.death_signal, 10);
+        assert_eq!(after.1.file_system_id, 1000);
+        assert_eq!(after.1.is_dumpable, before.1.is_dumpable);
+        assert!(after.1.is_dumpable);
+    }
+
+    #[test]
+    fn what_is_made_may_fail_and_the_thread_is_who_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let before = told();
+        let made = as_user(0x7000_0000, || Err::<(), _>("no"));
+        assert_eq!(made.unwrap(), Err("no"));
+        assert_eq!(told(), before);
+    }
+}

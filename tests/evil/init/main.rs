@@ -1,0 +1,45 @@
+//! A PID 1 that breaks every rule of the wire: what the host must be able to live with.
+//!
+//! It stands where adl-init does, in namespaces of its own, and speaks the same wire. In which way
+//! it is evil comes to it as the sandbox's host name; a name that it does not know, as `behaves`,
+//! makes it say what a good one would, and do nothing: its jobs end at once, with 0.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "its end is the end of an attack, which the host sees"
+)]
+
+mod attached;
+mod files;
+mod job;
+mod ready;
+mod wire;
+
+use adl_protocol::{Request, codec};
+
+use wire::{Control, forever};
+
+fn main() {
+    // Descriptor 0 is the control socket.
+    let mut control = Control::new();
+    let Some(body) = control.next() else { return };
+    let way = match codec::decode(&body).unwrap() {
+        Request::Setup(setup) => String::from_utf8(setup.hostname.to_vec()).unwrap(),
+        _ => panic!("the first request is no set-up"),
+    };
+    // What comes with it is not needed.
+    control.descriptors.clear();
+    ready::answer(&way, &control);
+    if way == "never-reads" {
+        forever();
+    }
+    while let Some(body) = control.next() {
+        match codec::decode(&body).unwrap() {
+            Request::Spawn(spawn) => job::start(&way, &spawn, &mut control),
+            _ => return,
+        }
+    }
+}
