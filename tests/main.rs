@@ -37,6 +37,7 @@ mod follows;
 mod forks;
 mod harness;
 mod helper;
+mod host_image;
 mod host_paths;
 mod images;
 mod inheritance;

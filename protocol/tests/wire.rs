@@ -130,7 +130,7 @@ where
 #[test]
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Shutdown, b"\x01\0\0\0\x02");
-    golden(&Reply::Ready { version: 3 }, b"\x02\0\0\0\0\x03");
+    golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");

@@ -154,13 +154,19 @@ impl Drop for IdRange {
     }
 }
 
-fn open() -> Result<File> {
-    let made = DirBuilder::new().mode(0o700).create(DIRECTORY);
-    if let Err(error) = made
-        && error.kind() != std::io::ErrorKind::AlreadyExists
-    {
-        return Err(Error::at("mkdir", Path::new(DIRECTORY))(error));
+/// The directory of what root has once on a machine, which is made if it is not there.
+pub(crate) fn directory() -> Result<&'static Path> {
+    let directory = Path::new(DIRECTORY);
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::at("mkdir", directory)(error))
+        }
+        _ => Ok(directory),
     }
+}
+
+fn open() -> Result<File> {
+    directory()?;
     OpenOptions::new()
         .read(true)
         .write(true)

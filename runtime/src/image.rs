@@ -15,7 +15,7 @@ use crate::host_path::HostPath;
 use crate::root::{Layer, Source, Tree, TreeKind};
 use crate::snapshot::{self, Held};
 use crate::state::State;
-use crate::unpack;
+use crate::{ids, private, unpack};
 
 /// What a sandbox sees as its root file system at first. It can change all of it; the image stays
 /// as it is.
@@ -35,7 +35,8 @@ enum Kind {
 impl Image {
     /// The programs of the host, on any machine without a download: its `/usr`, and around it a
     /// root with a minimal `/etc`. Nothing of its `/home`, `/root`, `/var` or its other `/etc` is
-    /// inside; what is in `/usr` is readable as far as it is outside.
+    /// inside; of `/usr` all that any user of the host may read. What is not for all to read is left
+    /// out as of the last time that packages, or something at the top of `/usr/local`, changed.
     pub fn host() -> Self {
         Self(Kind::Host)
     }
@@ -150,11 +151,25 @@ fn host_trees(state: &State, network: Network) -> Result<OpenedImage> {
         fill_skeleton(aside, network).map_err(Error::at("make the host image", aside))
     })?;
     let mut opened = OpenedImage::of_directory(&skeleton.into())?;
-    for name in PROGRAMS {
-        let path = Path::new("/").join(name);
-        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-            opened.trees.push(Tree::of_image(name, Source::directory("open image", &path.into())?));
+    let is_directory = |name: &&str| {
+        fs::symlink_metadata(Path::new("/").join(name)).is_ok_and(|metadata| metadata.is_dir())
+    };
+    let names: Vec<&str> = PROGRAMS.into_iter().filter(is_directory).collect();
+    // Whoever has one id inside may read there what they may read here.
+    let private = match ids::caller_may_map() {
+        true => private::layer(state, &names)?,
+        false => None,
+    };
+    for name in names {
+        let of_host = Source::directory("open image", &Path::new("/").join(name).into())?;
+        let mut tree = Tree::of_image(name, of_host);
+        if let Some(hiding) =
+            private.as_ref().map(|layer| layer.join(name)).filter(|at| at.is_dir())
+        {
+            let hiding = Source::directory("open image", &hiding.into())?;
+            tree.layers.insert(0, Layer::Image(hiding));
         }
+        opened.trees.push(tree);
     }
     Ok(opened)
 }

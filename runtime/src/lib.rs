@@ -68,6 +68,7 @@ mod loop_disk;
 mod mount;
 mod open;
 mod owner;
+mod private;
 mod proc;
 mod quota;
 mod remove;

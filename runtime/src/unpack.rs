@@ -23,7 +23,7 @@ use crate::root::Source;
 use crate::state::{DIRECTORY, State};
 use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 use crate::wire::Deadline;
-use crate::{btrfs, sys};
+use crate::{btrfs, private, sys};
 
 /// How long another process may take to make an image.
 const MAKING: Duration = Duration::from_secs(600);
@@ -35,7 +35,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const UNFINISHED: &str = ".making-";
 
 /// What the names of whole images begin with.
-const KINDS: [&str; 3] = ["host-", "tar-", "copy-"];
+const KINDS: [&str; 4] = ["host-", "tar-", "copy-", private::KIND];
 
 /// The directory that a tar archive has been unpacked to, now or before.
 ///

@@ -47,7 +47,7 @@ struct TreeRecord {
     #[serde(with = "crate::bytes")]
     at: PathBuf,
     /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies on,
-    /// and last the directory under all of them.
+    /// and last the directories under all of them.
     layers: Vec<LayerRecord>,
     changed: usize,
     is_volume: bool,
@@ -157,8 +157,38 @@ impl TreeRecord {
         if !is_plain(&self.at) || self.at.as_os_str().len() > limits::MAX_PATH {
             return Err("a tree with a place that leads elsewhere");
         }
-        let Some((LayerRecord::Directory { path }, parts)) = self.layers.split_last() else {
+        let is_part = |layer: &&LayerRecord| matches!(layer, LayerRecord::Snapshot { .. });
+        let (parts, directories) =
+            self.layers.split_at(self.layers.iter().take_while(is_part).count());
+        if directories.is_empty() {
             return Err("a tree that lies on no directory");
+        }
+        for directory in directories {
+            self.check_directory(directory)?;
+        }
+        if !self.is_subvolume && self.layers.len() > limits::MAX_LAYERS {
+            return Err("more layers than there can be");
+        }
+        if self.changed == 0 || self.changed > parts.len() {
+            return Err("more changes than layers");
+        }
+        for (number, part) in parts.iter().enumerate() {
+            let LayerRecord::Snapshot { name, part } = part else { continue };
+            if part.is_subvolume() != self.is_subvolume {
+                return Err("a part of another kind");
+            }
+            if (name == own) != (number == 0) {
+                return Err("its own part is not on top");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TreeRecord {
+    fn check_directory(&self, layer: &LayerRecord) -> std::result::Result<(), &'static str> {
+        let LayerRecord::Directory { path } = layer else {
+            return Err("a directory on top of a snapshot");
         };
         let is_good = match self.is_volume {
             // It is compared with what the caller names, and not opened.
@@ -168,23 +198,6 @@ impl TreeRecord {
         let is_named = path.full_path().is_absolute();
         if !is_named && (path.base().is_some() || !is_good) {
             return Err("a directory that leads out of the images");
-        }
-        if !self.is_subvolume && self.layers.len() > limits::MAX_LAYERS {
-            return Err("more layers than there can be");
-        }
-        if self.changed == 0 || self.changed > parts.len() {
-            return Err("more changes than layers");
-        }
-        for (number, part) in parts.iter().enumerate() {
-            let LayerRecord::Snapshot { name, part } = part else {
-                return Err("a directory on top of a snapshot");
-            };
-            if part.is_subvolume() != self.is_subvolume {
-                return Err("a part of another kind");
-            }
-            if (name == own) != (number == 0) {
-                return Err("its own part is not on top");
-            }
         }
         Ok(())
     }
@@ -226,9 +239,9 @@ fn is_plain(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Whether a path in the state directory is that of an image.
+/// Whether a path in the state directory is that of an image, or of a part of one.
 fn is_image(path: &Path) -> bool {
-    path.components().count() == 2 && path.starts_with(IMAGES) && is_plain(path)
+    path.components().count() >= 2 && path.starts_with(IMAGES) && is_plain(path)
 }
 
 /// Opens the directory of a snapshot, or what is in its place.
