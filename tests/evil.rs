@@ -14,12 +14,14 @@ use crate::harness::{
     BUILD_LIMIT, Home, Need, cargo, needs, repository, succeeds, target_directory,
 };
 
-/// What a call may take that waits for nothing but the machine, or for no longer than its deadline of
-/// 300 ms: on a machine that does other things, too.
+/// What a call may take that waits for nothing but the machine, for its deadline of 300 ms, or for a
+/// second more.
 const SOON: Duration = Duration::from_secs(2);
-/// What a call may take that gives init up after ten seconds, or after 15 more than its deadline.
+/// How much more that may be where the machine does other things: much less than what init holds up
+/// whoever closes what it has sent.
+const LOADED: Duration = Duration::from_secs(4);
+/// What a call may take that gives init up after ten seconds.
 const AFTER_TEN: Duration = Duration::from_secs(12);
-const AFTER_FIFTEEN: Duration = Duration::from_secs(18);
 const AFTER_TWENTY: Duration = Duration::from_secs(23);
 /// How much memory a call may take, in KiB.
 const MEMORY: u64 = 32 << 10;
@@ -88,9 +90,9 @@ fn survives(calls: &[(&str, &str)], results: &[&str], within: Duration) -> Vec<T
         let result = told.get("result").unwrap();
         let is_expected = results.iter().any(|expected| result.starts_with(expected));
         assert!(is_expected, "{told:?}, and not {results:?}");
-        assert!(told.time("took") < within, "{told:?}");
+        assert!(told.time("took") < within + LOADED, "{told:?}");
         assert_eq!(told.get("left"), None, "{told:?}");
-        assert!(told.time("neighbour") < SOON, "{told:?}");
+        assert!(told.time("neighbour") < SOON + LOADED, "{told:?}");
         assert!(told.number("grown") < MEMORY, "{told:?}");
     }
     all
@@ -217,7 +219,7 @@ promises! {
     ] => ["TimedOut"], AFTER_TEN;
     a_stdin_that_no_one_reads_ends_with_the_time_of_its_job: [
         "job-stdin-unread" "stdin"
-    ] => ["TimedOut"], AFTER_FIFTEEN;
+    ] => ["signal 9, timed out"], SOON;
 
     // Files.
     a_file_is_no_longer_than_asked_for: [

@@ -74,6 +74,8 @@ struct State {
     failed: Vec<(u64, Remains)>,
     /// How many of those are being tried again.
     retried: usize,
+    /// Someone waits for that to be done now, with nothing next.
+    is_asked_again: bool,
     /// The number of the next.
     next: u64,
     has_thread: bool,
@@ -88,7 +90,7 @@ impl State {
     /// Whether all before a number were dealt with.
     fn is_done(&self, before: u64) -> bool {
         let mut all = self.waiting.iter().map(|(number, _)| number).chain(&self.in_hand);
-        all.all(|number| *number >= before)
+        all.all(|number| *number >= before) && !self.is_asked_again && self.retried == 0
     }
 }
 
@@ -144,7 +146,7 @@ impl Remover {
         sys::lower_priority();
         loop {
             let mut state = self.state();
-            while state.waiting.is_empty() {
+            while state.waiting.is_empty() && !state.is_asked_again {
                 state = self.wait(state, None);
             }
             drop(state);
@@ -155,6 +157,7 @@ impl Remover {
     /// Removes one that waits, and tries those again that could not be removed before.
     fn remove_one(&self) {
         let mut state = self.state();
+        state.is_asked_again = false;
         let mut failed = std::mem::take(&mut state.failed);
         let tried = failed.len();
         state.retried += tried;
@@ -172,10 +175,19 @@ impl Remover {
         self.changed.notify_all();
     }
 
-    /// Waits until all that was handed over until now was dealt with.
+    /// Waits until all that was handed over until now was dealt with, and what could not be removed
+    /// was tried once more.
     fn finish(&self, end: Option<Instant>) {
         let mut state = self.state();
         let before = state.next;
+        while !state.is_done(before) && end.is_none_or(|end| Instant::now() < end) {
+            state = self.wait(state, end);
+        }
+        if state.failed.is_empty() || !state.has_thread {
+            return;
+        }
+        state.is_asked_again = true;
+        self.changed.notify_all();
         while !state.is_done(before) && end.is_none_or(|end| Instant::now() < end) {
             state = self.wait(state, end);
         }
