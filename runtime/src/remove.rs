@@ -128,6 +128,18 @@ impl Remover {
         Ok(())
     }
 
+    /// Removes something for its caller. What can't be removed now is tried again later.
+    fn remove_now(&self, mut remains: Remains) -> Result<()> {
+        remains.remove().inspect_err(|_| {
+            let mut state = self.state();
+            if state.failed.len() < BACKLOG {
+                let number = state.next;
+                state.next += 1;
+                state.failed.push((number, remains));
+            }
+        })
+    }
+
     fn has_thread(&'static self, state: &mut State) -> bool {
         if !state.has_thread {
             let thread = std::thread::Builder::new().name("adl-remover".to_owned());
@@ -183,8 +195,12 @@ impl Remover {
         while !state.is_done(before) && end.is_none_or(|end| Instant::now() < end) {
             state = self.wait(state, end);
         }
-        if state.failed.is_empty() || !state.has_thread {
+        if state.failed.is_empty() {
             return;
+        }
+        if !state.has_thread {
+            drop(state);
+            return self.remove_one();
         }
         state.is_asked_again = true;
         self.changed.notify_all();
@@ -238,9 +254,10 @@ pub(crate) fn remove_later(mut remains: Remains) -> Result<()> {
         && directory.move_aside().is_err()
     {
         // As on a full disk of btrfs, where only what is removed makes room. So that comes first.
-        return remains.remove();
+        return REMOVER.get().remove_now(remains);
     }
-    REMOVER.get().hand_over(remains).or_else(|mut remains| remains.remove())
+    let remover = REMOVER.get();
+    remover.hand_over(remains).or_else(|remains| remover.remove_now(remains))
 }
 
 /// Does something that takes descriptors; and where there are none, once more as long as removals
