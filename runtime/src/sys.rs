@@ -168,8 +168,8 @@ unsafe fn raw(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, i32>
 /// namespace, which is made by the user `maker`, if that is another. Returns at once;
 /// [`Process::launch_error`] tells a failure, after which the other end of `control` is closed.
 ///
-/// Until its `execve` the child shares the caller's memory, so it costs the same whatever the
-/// caller's size. It is not waited for, as `vfork(2)` would, because what the host does next takes
+/// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
+/// the kernel copies the caller's table of descriptors and its mounts. It is not waited for, as `vfork(2)` would, because what the host does next takes
 /// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no
 /// code of the standard or the C library, with whose state other threads go on.
 ///
