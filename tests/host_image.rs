@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use adl_runtime::Sandbox;
 
-use crate::harness::{Home, Need, alone, needs, shell};
+use crate::harness::{Home, Need, alone, needs, shell, within};
 
 /// A file of the host's programs, until this is dropped.
 struct OfHost(PathBuf);
@@ -42,11 +43,16 @@ fn the_host_image_has_nothing_that_not_everyone_may_read() {
     fs::write(directory.join("file"), "secret\n").unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
 
-    let mut sandbox = home.sandbox();
     let cat = |sandbox: &Sandbox, path: &Path| {
         let output = sandbox.command("cat").arg(path).output().unwrap();
         (String::from_utf8(output.stdout).unwrap(), output.status.success())
     };
+    // A process that has looked a moment ago does not look again.
+    let mut sandbox = home.sandbox();
+    within(Duration::from_secs(5), || {
+        sandbox = home.sandbox();
+        !cat(&sandbox, &private.0).1
+    });
     // The control: what everyone may read is there, and root inside may write where it lies.
     assert_eq!(cat(&sandbox, &public.0), ("content of public\n".to_owned(), true));
     for hidden in [&private.0, &directory, &directory.join("file")] {

@@ -8,11 +8,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
+use crate::owner::PerProcess;
 use crate::sandbox::unique_name;
 use crate::state::State;
 use crate::{ids, unpack};
@@ -64,15 +68,30 @@ struct List {
     entries: Vec<Entry>,
 }
 
+/// For how long a process takes what it has seen for what is there: looking costs as much as a
+/// hundredth of a create.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// The layer that hides what is private in `trees`, directories below `/`; `None` if nothing is.
 pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
-    let entries = entries(trees)?;
+    static SEEN: PerProcess<Mutex<Option<(Instant, Arc<Vec<Entry>>)>>> = PerProcess::new();
+    let entries = {
+        let mut seen = lock(SEEN.get());
+        match &*seen {
+            Some((at, entries)) if at.elapsed() < FRESH => Arc::clone(entries),
+            _ => {
+                let entries = Arc::new(entries(trees)?);
+                *seen = Some((Instant::now(), Arc::clone(&entries)));
+                entries
+            }
+        }
+    };
     if entries.is_empty() {
         return Ok(None);
     }
     // What it has depends on the list alone: what that names may be gone by now, or come again.
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), &entries).hash(&mut hasher);
+    (env!("CARGO_PKG_VERSION"), &*entries).hash(&mut hasher);
     let name = format!("{KIND}{:016x}", hasher.finish());
     let fill = |at: &Path| fill(&entries, at).map_err(Error::at("hide private files in", at));
     unpack::make_once(state, &name, fill).map(Some)
