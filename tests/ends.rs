@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Child, Command, Config, EndReason, Error, Sandbox, Stdio};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::census;
 use crate::harness::{Home, Need, at_most, needs, shell, within};
@@ -335,4 +337,35 @@ fn bounds_of_what_no_one_reads_are_refused() {
         assert!(child.wait_with_output().unwrap().status.success());
         assert!(bounded().terminal(24, 80).status().unwrap().success());
     }
+}
+
+#[test]
+fn what_is_left_on_a_terminal_holds_no_one_up() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    // Without a controlling terminal, the end of the session does not hang it up.
+    let script = "import fcntl, os, signal, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+fcntl.ioctl(0, 0x5422)
+os.write(1, b'all')
+if os.fork(): os._exit(7)
+while True:
+    os.write(1, b'.')
+    time.sleep(0.005)";
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut python = sandbox.command("python3");
+            tell.send(python.args(["-c", script]).terminal(24, 80).output()).unwrap();
+        });
+        let output = told.recv_timeout(at_most(SOON));
+        // Whether it has come or not, that is an end of it.
+        kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
+        let output = output.expect("an end").unwrap();
+        assert_eq!((output.status.code(), output.stdio_open), (Some(7), true));
+        assert!(output.stdout.starts_with(b"all"), "{output:?}");
+    });
 }
