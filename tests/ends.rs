@@ -369,3 +369,27 @@ while True:
         assert!(output.stdout.starts_with(b"all"), "{output:?}");
     });
 }
+
+#[test]
+fn a_request_that_is_read_in_part_ends_with_its_time_and_is_in_no_ones_way() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let init = Pid::from_raw(sandbox.init_pid());
+    let much = "x".repeat(100 << 10);
+    kill(init, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let mut late = sandbox.shell("touch /tmp/late; sleep 1000");
+    let late = late.args(std::iter::repeat_n(&much, 10)).timeout(Duration::from_millis(200));
+    let error = late.status().unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+    assert!(begin.elapsed() < LATE, "{:?}", begin.elapsed());
+    kill(init, Signal::SIGCONT).unwrap();
+    // What comes next is whole, and what was given up is ended.
+    let output = sandbox.command("echo").args(std::iter::repeat_n(&much, 10)).output().unwrap();
+    assert_eq!(output.stdout.len(), 10 * (much.len() + 1));
+    let alone = || census::tree(sandbox.init_pid()).len() == 1;
+    assert!(within(SOON, alone), "{:?}", census::tree(sandbox.init_pid()));
+}
