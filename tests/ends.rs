@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Child, Command, Config, EndReason, Error, Sandbox, Stdio};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::census;
 use crate::harness::{Home, Need, at_most, needs, shell, within};
@@ -335,4 +337,59 @@ fn bounds_of_what_no_one_reads_are_refused() {
         assert!(child.wait_with_output().unwrap().status.success());
         assert!(bounded().terminal(24, 80).status().unwrap().success());
     }
+}
+
+#[test]
+fn what_is_left_on_a_terminal_holds_no_one_up() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    // Without a controlling terminal, the end of the session does not hang it up.
+    let script = "import fcntl, os, signal, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+fcntl.ioctl(0, 0x5422)
+os.write(1, b'all')
+if os.fork(): os._exit(7)
+while True:
+    os.write(1, b'.')
+    time.sleep(0.005)";
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut python = sandbox.command("python3");
+            tell.send(python.args(["-c", script]).terminal(24, 80).output()).unwrap();
+        });
+        let output = told.recv_timeout(at_most(SOON));
+        // Whether it has come or not, that is an end of it.
+        kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
+        let output = output.expect("an end").unwrap();
+        assert_eq!((output.status.code(), output.stdio_open), (Some(7), true));
+        assert!(output.stdout.starts_with(b"all"), "{output:?}");
+    });
+}
+
+#[test]
+fn a_request_that_is_read_in_part_ends_with_its_time_and_is_in_no_ones_way() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let init = Pid::from_raw(sandbox.init_pid());
+    let much = "x".repeat(100 << 10);
+    kill(init, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let mut late = sandbox.shell("touch /tmp/late; sleep 1000");
+    let late = late.args(std::iter::repeat_n(&much, 10)).timeout(Duration::from_millis(200));
+    let error = late.status().unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+    assert!(begin.elapsed() < LATE, "{:?}", begin.elapsed());
+    kill(init, Signal::SIGCONT).unwrap();
+    // What comes next is whole, and what was given up is ended.
+    let output = sandbox.command("echo").args(std::iter::repeat_n(&much, 10)).output().unwrap();
+    assert_eq!(output.stdout.len(), 10 * (much.len() + 1));
+    let alone = || census::tree(sandbox.init_pid()).len() == 1;
+    assert!(within(SOON, alone), "{:?}", census::tree(sandbox.init_pid()));
 }

@@ -569,3 +569,25 @@ fn whoever_waits_is_woken_at_once() {
     let (status, _) = told.recv_timeout(at_most(SOON)).unwrap().unwrap();
     assert_eq!(status.reason(), EndReason::SandboxDied);
 }
+
+#[test]
+fn no_signal_is_lost_among_others() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let init = Pid::from_raw(sandbox.init_pid());
+    for others in [0, 1, 8, 9, 10, 17, 18, 100] {
+        let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
+        // All wait for init, which may read them in pieces.
+        kill(init, Signal::SIGSTOP).unwrap();
+        for _ in 0..others {
+            child.signal(28, Scope::Process).unwrap();
+        }
+        child.signal(9, Scope::Process).unwrap();
+        kill(init, Signal::SIGCONT).unwrap();
+        let status = child.wait_timeout(SOON).unwrap().unwrap_or_else(|| panic!("{others}"));
+        assert_eq!(status.signal(), Some(9), "{others}");
+    }
+}

@@ -37,6 +37,10 @@ const PAUSE: u64 = 1_000_000;
 /// By how much later the end of a job may come meanwhile, in ns.
 const LONGEST_PAUSE: u64 = 20_000_000;
 
+/// How much is read from a job's channel at once, in bytes: some requests, of which the host sends each
+/// whole.
+const LONGEST_REQUESTS: usize = 64;
+
 /// What an epoll event is about, beyond the channels of jobs, which have the job's number.
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
@@ -358,21 +362,35 @@ impl Loop {
 
     /// Handles what the host says on a job's channel, or that it has closed it.
     fn on_channel(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        let Some(channel) = job.channel.as_ref() else { return };
-        let mut frame = [0; 64];
-        match rustix::net::recv(channel, &mut frame, rustix::net::RecvFlags::DONTWAIT) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Ok((length, _)) if length != 0 => {
-                for request in requests(frame.get(..length).unwrap_or_default()) {
+        let mut bytes = [0; LONGEST_REQUESTS];
+        // What was read of a request that did not fit: its rest is there.
+        let mut held = 0;
+        loop {
+            let Some(job) = self.jobs.get(number) else { return };
+            let Some(channel) = job.channel.as_ref() else { return };
+            let room = bytes.get_mut(held..).unwrap_or_default();
+            match rustix::net::recv(channel, room, rustix::net::RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Ok((length, _)) if length != 0 => held += length,
+                // The host has let go of the job, which goes on.
+                _ => {
+                    self.let_go(number);
+                    return self.settle(number);
+                }
+            }
+            let mut rest = bytes.get(..held).unwrap_or_default();
+            while let Some((request, after)) = first_request(rest) {
+                rest = after;
+                if let Some(request) = request {
                     self.on_request(number, request);
                 }
             }
-            // The host has let go of the job, which goes on.
-            _ => {
-                self.let_go(number);
-                self.settle(number);
+            let left = rest.len();
+            if left == 0 || left == bytes.len() {
+                return;
             }
+            bytes.copy_within(held - left..held, 0);
+            held = left;
         }
     }
 
@@ -575,15 +593,18 @@ impl Loop {
     }
 }
 
-/// The requests in bytes from a channel. The host sends each whole, and they are small, so what
-/// is not a whole frame is dropped.
-fn requests(mut bytes: &[u8]) -> impl Iterator<Item = JobRequest> {
-    core::iter::from_fn(move || {
-        let (header, rest) = bytes.split_first_chunk()?;
-        let (body, after) = rest.split_at_checked(codec::body_length(*header).ok()?)?;
-        bytes = after;
-        codec::decode(body).ok()
-    })
+/// Takes the first request out of bytes from a channel, if it is there as a whole: itself, unless it
+/// does not decode, and what follows it.
+fn first_request(bytes: &[u8]) -> Option<(Option<JobRequest>, &[u8])> {
+    let (header, rest) = bytes.split_first_chunk()?;
+    let (body, after) = match codec::body_length(*header) {
+        Ok(length) if length <= LONGEST_REQUESTS - codec::HEADER => {
+            rest.split_at_checked(length)?
+        }
+        // No request: nor is what follows.
+        _ => return Some((None, &[])),
+    };
+    Some((codec::decode(body).ok(), after))
 }
 
 /// The monotonic clock, in ns.

@@ -22,6 +22,8 @@ const CHUNK: usize = 64 << 10;
 /// How long after a command's end its terminal is read when something else has it open and writes
 /// nothing: the kernel hands what was written on in the background.
 const TERMINAL_REST: Duration = Duration::from_millis(20);
+/// How long it is read then in all, where what goes on to write does so slowly.
+const LONGEST_TERMINAL_REST: Duration = Duration::from_millis(100);
 /// How much of it is read then where something else goes on to write, in bytes: more than the kernel
 /// keeps.
 const MOST_OF_TERMINAL: usize = 64 << 10;
@@ -253,10 +255,11 @@ impl Collector {
     /// Reads to the end, or, if another process has the terminal open, until nothing comes.
     fn read_rest_of_terminal(&mut self, number: usize, captures: &Captures) -> Result<usize> {
         let mut all = 0;
+        let end = Deadline::after(LONGEST_TERMINAL_REST);
         while let Some(Some(terminal)) = self.pipes.get(number) {
             let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
-            // Of silence, however long the reading takes.
-            if !wire::wait_ready(&mut fds, Deadline::after(TERMINAL_REST))? {
+            // Of silence, however long the reading takes: what is there after that is read, too.
+            if !wire::wait_ready(&mut fds, Deadline::after(TERMINAL_REST).min(end))? {
                 break;
             }
             all += self.read(number, captures)?;

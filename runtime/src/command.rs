@@ -18,7 +18,7 @@ use crate::background::Job;
 use crate::child::{Child, Collection, Output};
 use crate::collect::{Bounds, Caps, Collector, Input};
 use crate::error::{Error, Result};
-use crate::exit::ExitStatus;
+use crate::exit::{EndReason, ExitStatus};
 use crate::running::Running;
 use crate::sandbox::Sandbox;
 use crate::stdio::{Kind, Stdio, Stream, Which};
@@ -431,7 +431,12 @@ impl<'a> Command<'a> {
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;
         }
-        control.request_by(running.overdue(), &Request::Spawn(spawn), &descriptors)?;
+        let asked = control.request_by(running.overdue(), &Request::Spawn(spawn), &descriptors);
+        if let Err(error) = asked {
+            // Init may have a part of the request, and get the rest: it is no one's then.
+            let _ = running.end(EndReason::Signaled);
+            return Err(error);
+        }
         running.is_under_way();
         control.prepare_next();
         let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);

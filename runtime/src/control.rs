@@ -1,7 +1,7 @@
 //! The control socket of a sandbox: what is asked of its init.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use adl_protocol::Request;
@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::background::Job;
 use crate::cgroup::{Entrance, Group, Seat};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lock::lock;
 use crate::owner::Owner;
 use crate::running::Running;
@@ -26,9 +26,8 @@ pub(crate) struct Control {
     messages: Messages,
     /// Readable when init has ended.
     init: Arc<OwnedFd>,
-    /// Whether a request is half sent, so that no other can be; told of when it is not any more.
-    half_sent: Mutex<bool>,
-    whole: Condvar,
+    /// What is still to be sent of a request that was begun: before that, no other can be.
+    begun: Mutex<Begun>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(Socket, OwnedFd)>>,
     /// Its cgroups, if it has any.
@@ -40,13 +39,20 @@ pub(crate) struct Control {
     owner: Owner,
 }
 
+/// The request that was begun last.
+#[derive(Debug, Default)]
+struct Begun {
+    number: u64,
+    /// Of its frame.
+    rest: Vec<u8>,
+}
+
 impl Control {
     pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
-            half_sent: Mutex::default(),
-            whole: Condvar::new(),
+            begun: Mutex::default(),
             next_channel: Mutex::default(),
             group: OnceLock::new(),
             jobs: Mutex::default(),
@@ -100,8 +106,11 @@ impl Control {
         &self.messages
     }
 
-    /// Sends a request to init, if it can begin by the deadline. Where it can't, nothing was sent, and
-    /// others may have more patience.
+    /// Sends a request to init by the deadline.
+    ///
+    /// # Errors
+    /// [`TimedOut`](crate::Error::TimedOut) where init does not read it. If a part has gone by then, the rest goes before
+    /// the next request.
     pub(crate) fn request_by(
         &self,
         deadline: Deadline,
@@ -110,52 +119,42 @@ impl Control {
     ) -> Result<()> {
         self.check_own()?;
         let frame = wire::frame_of(request)?;
-        let begin = deadline.min(Deadline::after(REQUEST));
+        let deadline = deadline.min(Deadline::after(REQUEST));
         let (socket, init) = (self.messages.as_fd(), self.init.as_fd());
+        let mut own = None;
         loop {
-            let mut half_sent = self.when_whole(begin)?;
-            let sent = wire::send_now(socket, &frame, descriptors)?;
-            let rest = frame.get(sent..).unwrap_or_default();
-            if rest.is_empty() {
+            let mut begun = lock(&self.begun);
+            // It may be done by whoever comes next.
+            if own.is_some_and(|own| own != begun.number) {
                 return Ok(());
             }
-            if sent != 0 {
-                *half_sent = true;
-                drop(half_sent);
-                return self.send_rest(rest);
+            self.send_rest(&mut begun)?;
+            if begun.rest.is_empty() && own.is_none() {
+                let sent = wire::send_now(socket, &frame, descriptors)?;
+                if sent != 0 {
+                    begun.number += 1;
+                    begun.rest.extend_from_slice(frame.get(sent..).unwrap_or_default());
+                    own = Some(begun.number);
+                }
+            }
+            if begun.rest.is_empty() && own.is_some() {
+                return Ok(());
             }
             // The others wait beside this one, and not for it.
-            drop(half_sent);
-            wire::wait_for_room(socket, init, begin)?;
+            drop(begun);
+            wire::wait_for_room(socket, init, deadline)?;
         }
     }
 
-    /// Waits until no request is half sent.
-    fn when_whole(&self, deadline: Deadline) -> Result<MutexGuard<'_, bool>> {
-        let mut half_sent = lock(&self.half_sent);
-        while *half_sent {
-            let left = deadline.left().unwrap_or(REQUEST);
-            if left.is_zero() {
-                return Err(Error::TimedOut { what: "init to read", after: deadline.length() });
+    /// Sends as much as there is room for of what was begun.
+    fn send_rest(&self, begun: &mut Begun) -> Result<()> {
+        while !begun.rest.is_empty() {
+            match wire::send_now(self.messages.as_fd(), &begun.rest, &[])? {
+                0 => break,
+                sent => drop(begun.rest.drain(..sent)),
             }
-            let waited = self.whole.wait_timeout(half_sent, left);
-            (half_sent, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(half_sent)
-    }
-
-    /// Sends what follows the beginning of a request.
-    fn send_rest(&self, rest: &[u8]) -> Result<()> {
-        let (socket, init) = (self.messages.as_fd(), self.init.as_fd());
-        let done = wire::send_rest(socket, rest, init, Deadline::after(REQUEST));
-        if let Err(Error::TimedOut { .. }) = done {
-            // Whatever followed would be read as the rest of this. To init, this is the end of the
-            // host, and its own.
-            self.close();
-        }
-        *lock(&self.half_sent) = false;
-        self.whole.notify_all();
-        done
+        Ok(())
     }
 
     /// Ends what can be asked of init: from here on, that is [`Error::SandboxDied`].

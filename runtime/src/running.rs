@@ -154,7 +154,8 @@ impl Running {
             if let Some(status) = self.look(woken)? {
                 return Ok(Some(status));
             }
-            if woken == Woken::Late && deadline.passed() {
+            // Also where what is read is nothing, and there is always more of it.
+            if deadline.passed() {
                 return Ok(None);
             }
         }
