@@ -371,7 +371,18 @@ impl Shelf {
                     pass.unseen.push((self.clone(), name.to_owned()));
                     return Ok(false);
                 }
-                Claim::Ending(_) | Claim::No => return Ok(false),
+                // Not killed: a record may have been copied, or forged by an init that was taken
+                // over, and then names another's process.
+                Claim::Ending(_) => {
+                    return Err(Error::Busy {
+                        what: format!("{:?}", self.path(name)),
+                        by:
+                            "its init, which goes on although its owner has ended: the link `init` \
+                             there begins with its process id"
+                                .to_owned(),
+                    });
+                }
+                Claim::No => return Ok(false),
             }
         }
     }
