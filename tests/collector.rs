@@ -107,6 +107,29 @@ fn what_another_pid_namespace_has_left_is_given_time_to_end() {
     assert!(begin.elapsed() >= Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
+#[test]
+fn what_another_time_namespace_has_left_is_given_time_to_end() {
+    if !needs(&[Need::Root, Need::Program("unshare")]) {
+        return;
+    }
+    let home = Home::new();
+    // The first sandbox of a process has it collect beside that.
+    drop(home.sandbox());
+    home.assert_settled();
+    let mut helper = Helper::start_at_another_time("hold-one", &home.state());
+    helper.next().unwrap();
+    let [name] = &home.left()[..] else { panic!("{:?}", home.left()) };
+    let record = fs::read_link(directory(&home, name.to_str().unwrap()).join("init")).unwrap();
+    leave(&home, "left", record.to_str().unwrap());
+    // By the clock of that, its init started before it was seen; here, after that.
+    let named = Sandbox::create(Config { name: Some("left".to_owned()), ..home.config() });
+    assert!(matches!(named, Err(Error::NameInUse { .. })));
+    let begin = Instant::now();
+    assert_eq!(collect(&home), ["left"]);
+    assert!(begin.elapsed() >= Duration::from_secs(10), "{:?}", begin.elapsed());
+    helper.finish();
+}
+
 /// Lets names mean directories that can't be entered and links to a file of the host, in turn.
 const SWAP: &str = "import os, sys
 os.chdir('/root')

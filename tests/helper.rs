@@ -29,6 +29,12 @@ impl Helper {
         Self::start_by(&by, role, state)
     }
 
+    /// The same, where the machine started five seconds later.
+    pub(crate) fn start_at_another_time(role: &str, state: &Path) -> Self {
+        let by = ["unshare", "--time", "--boottime", "-5", "--fork", "--kill-child"];
+        Self::start_by(&by, role, state)
+    }
+
     fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
         let (program, arguments) = by.split_first().unwrap();
         let mut child = Command::new(program)

@@ -71,6 +71,28 @@ fn the_host_image_has_nothing_that_not_everyone_may_read() {
     }
 }
 
+#[test]
+fn what_was_private_and_is_gone_is_in_no_ones_way() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    // Other tests look through /usr while it changes.
+    let _alone = alone();
+    let directory = Path::new("/usr/local").join(format!("adl-test-{}-some", std::process::id()));
+    let (below, shut) = (directory.join("below"), directory.join("below/shut"));
+    fs::create_dir_all(&below).unwrap();
+    let _removed = removed_in_the_end(&directory);
+    fs::write(&shut, "secret\n").unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o600)).unwrap();
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    assert!(sandbox.files().exists(&below).unwrap() && !sandbox.files().exists(&shut).unwrap());
+    // Of what changes so deep nothing is seen from above.
+    fs::remove_dir_all(&below).unwrap();
+    let other = Home::new();
+    assert_eq!(shell(&other.sandbox(), "echo made"), "made\n");
+}
+
 /// Removes a directory in the end.
 fn removed_in_the_end(directory: &Path) -> impl Drop {
     struct Guard(PathBuf);

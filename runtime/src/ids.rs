@@ -47,7 +47,8 @@ struct Held {
     /// Opened by this process: a fork that used its parent's would have its locks.
     file: Option<File>,
     ranges: BTreeSet<u32>,
-    /// Where to look next: far from where other processes do.
+    /// Where to look next: far from where other processes do, also those with another `/run`, as in
+    /// containers that begin with the same process ids.
     next: Option<u32>,
 }
 
@@ -109,7 +110,7 @@ impl IdRange {
             Some(file) => file,
             None => file.insert(open()?),
         };
-        let start = *next.get_or_insert_with(|| std::process::id().wrapping_mul(127) % RANGES);
+        let start = *next.get_or_insert_with(|| anywhere(Owner::this_process()));
         for offset in 0..RANGES {
             let number = (start + offset) % RANGES;
             if ranges.contains(&number) || !lock_range(file, number, libc::F_WRLCK)? {
@@ -152,6 +153,10 @@ impl Drop for IdRange {
         }
         held.ranges.remove(&self.number);
     }
+}
+
+fn anywhere(process: Owner) -> u32 {
+    u32::try_from(process.number() % u64::from(RANGES)).unwrap_or_default()
 }
 
 /// The directory of what root has once on a machine, which is made if it is not there.

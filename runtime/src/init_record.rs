@@ -50,7 +50,7 @@ impl InitRecord {
 
     pub(crate) fn life(&self) -> Life {
         let view = View::of_caller();
-        if self.boot != view.boot {
+        if self.boot != view.boot && self.boot != 0 && view.boot != 0 {
             return Life::Ended;
         }
         if self.namespace != view.namespace || view.namespace == 0 {
@@ -84,7 +84,7 @@ impl InitRecord {
 impl fmt::Display for InitRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pid, seen, namespace, boot } = self;
-        write!(f, "{pid}:{seen}:{namespace}:{boot:016x}")
+        write!(f, "{pid}:{seen}:{namespace:x}:{boot:x}")
     }
 }
 
@@ -95,8 +95,9 @@ impl FromStr for InitRecord {
         let mut fields = text.split(':');
         let mut next = || fields.next().ok_or(());
         let pid = next()?.parse().map_err(drop)?;
-        let (seen, namespace) = (next()?.parse().map_err(drop)?, next()?.parse().map_err(drop)?);
-        let boot = u64::from_str_radix(next()?, 16).map_err(drop)?;
+        let seen = next()?.parse().map_err(drop)?;
+        let mut next_number = || u64::from_str_radix(next()?, 16).map_err(drop);
+        let (namespace, boot) = (next_number()?, next_number()?);
         if pid <= 0 || next().is_ok() {
             return Err(());
         }
@@ -142,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let record = InitRecord { pid: i32::MAX, seen: 1 << 40, namespace: 1 << 32, boot: 15 };
+        let record =
+            InitRecord { pid: i32::MAX, seen: 1 << 40, namespace: u64::MAX, boot: u64::MAX };
         assert_eq!(record.to_string().parse(), Ok(record));
         assert!(record.to_string().len() <= LONGEST, "{record}");
         for text in ["", "1", "1:2:3", "0:2:3:4", "-1:2:3:4", "1:2:3:4:5", "1:2:3:x", "a:2:3:4"] {
@@ -172,6 +174,8 @@ mod tests {
         // And one before the machine was started again, or of another PID namespace.
         let boot = record.boot ^ 1;
         assert!(matches!(InitRecord { boot, ..record }.life(), Life::Ended));
+        // Where it is not known which boot that was, it may be it.
+        assert!(matches!(InitRecord { boot: 0, ..record }.life(), Life::Alive(_)));
         let namespace = record.namespace ^ 1;
         assert!(matches!(InitRecord { namespace, ..record }.life(), Life::Elsewhere));
     }

@@ -13,9 +13,11 @@ use crate::sys::Process;
 /// What process ids mean to the caller.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View {
-    /// The number of its PID namespace; 0 if that can't be found out.
+    /// The numbers of its PID namespace and, in the upper half, of its time namespace, unless that is
+    /// the machine's first, in which starts of processes are counted from elsewhere; 0 if that can't be
+    /// found out.
     pub(crate) namespace: u64,
-    /// A part of the machine's boot id; 0 if that can't be found out.
+    /// A part of the machine's boot id; 0 if that can't be found out, or is not the machine's own.
     pub(crate) boot: u64,
     /// Whether `/proc` has the same numbers.
     has_own_proc: bool,
@@ -25,15 +27,34 @@ impl View {
     pub(crate) fn of_caller() -> Self {
         static VIEW: PerProcess<View> = PerProcess::new();
         *VIEW.get_or(|| Self {
-            namespace: fs::metadata("/proc/self/ns/pid").map_or(0, |metadata| metadata.ino()),
+            namespace: namespace().unwrap_or_default(),
             boot: boot().unwrap_or_default(),
             has_own_proc: has_own_proc(),
         })
     }
 }
 
+/// The number of the machine's first time namespace (`PROC_TIME_INIT_INO` in the kernel).
+const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
+
+fn namespace() -> Option<u64> {
+    let pid = fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    let time = match fs::metadata("/proc/self/ns/time") {
+        Ok(metadata) => metadata.ino() ^ FIRST_TIME_NAMESPACE,
+        // A kernel without any.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(_) => return None,
+    };
+    Some(pid ^ time << 32)
+}
+
 fn boot() -> Option<u64> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let path = "/proc/sys/kernel/random/boot_id";
+    // A container may have another file there: the machine's other containers, too, and each its own.
+    if fs::metadata(path).ok()?.dev() != fs::metadata("/proc").ok()?.dev() {
+        return None;
+    }
+    let id = fs::read_to_string(path).ok()?;
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     u64::from_str_radix(&digits, 16).ok()
 }

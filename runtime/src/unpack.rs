@@ -216,11 +216,10 @@ pub(crate) fn collect(state: &State, collected: &mut Collected) {
 fn collect_one(path: &Path, collected: &mut Collected) {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let is_kind = KINDS.iter().any(|kind| name.starts_with(kind));
-    if !is_directory(path) || !is_kind && !is_unfinished(name) {
-        // It may just have been made whole.
-        if path.symlink_metadata().is_ok() {
-            collected.failed(no_place(path));
-        }
+    // Looked at once: another may make it whole meanwhile, or make it anew.
+    let Ok(metadata) = path.symlink_metadata() else { return };
+    if !metadata.is_dir() || !is_kind && !is_unfinished(name) {
+        collected.failed(no_place(path));
     } else if is_unfinished(name) {
         let remove = || match Lock::try_take(path)? {
             Some(_lock) => remove_directory(path).map_err(Error::at("remove", path)).map(|()| true),
