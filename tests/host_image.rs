@@ -65,6 +65,39 @@ fn the_host_image_has_nothing_that_not_everyone_may_read() {
     }
 }
 
+#[test]
+fn what_is_gone_from_the_host_since_it_was_found_private_stops_no_sandbox() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    // Other tests look through /usr while it changes.
+    let _alone = alone();
+    let directory = Path::new("/usr/local/lib").join(format!("adl-test-{}", std::process::id()));
+    let (gone, replaced) = (directory.join("gone"), directory.join("replaced"));
+    let secret = |below: &Path| {
+        fs::create_dir_all(below).unwrap();
+        fs::write(below.join("secret"), "secret\n").unwrap();
+        fs::set_permissions(below.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    secret(&gone);
+    let _removed = removed_in_the_end(&directory);
+    secret(&replaced);
+    let list = format!("cat {}/*/secret 2>&1 | grep -c '^secret$'", directory.display());
+    let there = |home: &Home| {
+        let output = home.sandbox().shell(list.as_str()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let home = Home::new();
+    assert_eq!(there(&home), "0\n");
+    // Nothing that tells of an installation changes; and who comes next has no layer yet.
+    fs::remove_dir_all(&gone).unwrap();
+    fs::rename(&replaced, directory.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &replaced).unwrap();
+    fs::set_permissions(directory.join("elsewhere/secret"), fs::Permissions::from_mode(0o644))
+        .unwrap();
+    assert_eq!(there(&Home::new()), "2\n");
+}
+
 /// Removes a directory in the end.
 fn removed_in_the_end(directory: &Path) -> impl Drop {
     struct Guard(PathBuf);

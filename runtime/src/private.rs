@@ -19,7 +19,7 @@ use crate::state::State;
 use crate::{ids, unpack};
 
 /// What changes when programs are installed or removed, and where administrators put their own.
-const SIGNS: [&str; 9] = [
+const SIGNS: [&str; 14] = [
     "/usr",
     "/usr/local",
     "/usr/local/bin",
@@ -27,8 +27,14 @@ const SIGNS: [&str; 9] = [
     "/usr/local/lib",
     "/usr/local/sbin",
     "/usr/local/share",
+    "/lib/apk/db/installed",
     "/var/lib/dpkg/status",
+    "/var/lib/pacman/local",
+    // Where the directory stays as it is when the database in it changes.
     "/var/lib/rpm",
+    "/var/lib/rpm/Packages",
+    "/var/lib/rpm/rpmdb.sqlite",
+    "/var/lib/rpm/rpmdb.sqlite-wal",
 ];
 
 /// Where the list of paths is, once for all programs of the machine: to make it is to look at each
@@ -107,7 +113,12 @@ fn write(list: &Path, sign: u64, paths: &[PathBuf]) -> io::Result<()> {
 fn find(top: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     let mut left = vec![top.to_owned()];
     while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory)? {
+        let entries = match fs::read_dir(&directory) {
+            // Removed meanwhile, as by a package manager.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
             let entry = entry?;
             let metadata = match entry.metadata() {
                 Ok(metadata) => metadata,
@@ -133,29 +144,40 @@ fn find(top: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 /// Fills a directory that, as the topmost layer, hides these paths.
 fn hide(paths: &[PathBuf], at: &Path) -> io::Result<()> {
     for path in paths {
-        let mut place = at.to_owned();
-        let mut original = PathBuf::from("/");
-        let mut above: Vec<_> = path.iter().collect();
-        above.pop();
-        for name in above {
-            place.push(name);
-            original.push(name);
-            match fs::create_dir(&place) {
-                // The attributes of a directory are those of its topmost layer.
-                Ok(()) => copy_attributes(&original, &place)?,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
+        match hide_one(path, at) {
+            // What is gone from the host since the list was made needs no hiding.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
         }
-        let whiteout = at.join(path);
-        mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0)?;
-        lchown(&whiteout, Some(0), Some(0))?;
     }
     Ok(())
 }
 
-fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(from)?;
+fn hide_one(path: &Path, at: &Path) -> io::Result<()> {
+    let mut place = at.to_owned();
+    let mut original = PathBuf::from("/");
+    let mut above: Vec<_> = path.iter().collect();
+    above.pop();
+    for name in above {
+        place.push(name);
+        original.push(name);
+        let attributes = fs::symlink_metadata(&original)?;
+        if !attributes.is_dir() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        match fs::create_dir(&place) {
+            // The attributes of a directory are those of its topmost layer.
+            Ok(()) => set_attributes(&place, &attributes)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let whiteout = at.join(path);
+    mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0)?;
+    lchown(&whiteout, Some(0), Some(0))
+}
+
+fn set_attributes(to: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
 }
