@@ -258,6 +258,17 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     // The program itself is told by the kernel whether it was dumped.
     let status = inside.shell("ulimit -c 0 && kill -SEGV $$").status().unwrap();
     assert_eq!((status.signal(), status.core_dumped()), (Some(11), false));
+    // A caller whose own hard limit is below the 1 that means none, as `* hard core 0` has it for all.
+    let zero = adl_by(&home, &["prlimit", "--core=0:0"], &[])
+        .args(["sh", "-c", &crash(":", &format!("{name}0"))])
+        .output()
+        .unwrap();
+    match zero.status.code() {
+        Some(code) if code == 128 + 11 => {}
+        // It takes CAP_SYS_RESOURCE to have more.
+        Some(125) => assert!(crate::harness::stderr(&zero).contains("RLIMIT_CORE"), "{zero:?}"),
+        _ => panic!("{zero:?}"),
+    }
     // Where the guest may move the limit, and on the host, it is.
     weak.shell(crash("ulimit -c 0", &format!("{name}w"))).output().unwrap();
     let program = home.path(format!("{name}h"));
@@ -278,6 +289,7 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     for (number, way) in ways {
         assert!(!helper.has_noted(&format!("{name}{number}")), "{way}");
     }
+    assert!(!helper.has_noted(&format!("{name}0")));
 }
 
 #[test]
