@@ -292,6 +292,45 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     assert!(!helper.has_noted(&format!("{name}0")));
 }
 
+/// What a change of ids makes of whether a process is dumped, for the whole machine, until it is dropped.
+struct DumpableAfterChange(String);
+
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
+
+impl DumpableAfterChange {
+    fn set(to: &str) -> Self {
+        let this = Self(fs::read_to_string(SUID_DUMPABLE).unwrap());
+        fs::write(SUID_DUMPABLE, to).unwrap();
+        this
+    }
+}
+
+impl Drop for DumpableAfterChange {
+    fn drop(&mut self) {
+        let _ = fs::write(SUID_DUMPABLE, self.0.trim_end());
+    }
+}
+
+#[test]
+fn a_caller_that_is_not_to_be_dumped_stays_so() {
+    // What the whole machine has is set.
+    let _alone = alone();
+    if !needs(&[Need::Root, Need::DumpsInPlace]) {
+        return;
+    }
+    let home = Home::new();
+    // 0: for all; 1: to whoever may trace it; 2: as root alone, into a program.
+    for machine in ["0", "1", "2"] {
+        let _set = DumpableAfterChange::set(machine);
+        for dumpable in [false, true] {
+            nix::sys::prctl::set_dumpable(dumpable).unwrap();
+            let sandbox = home.sandbox();
+            assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+            assert_eq!(nix::sys::prctl::get_dumpable(), Ok(dumpable), "{machine}");
+        }
+    }
+}
+
 #[test]
 fn where_the_kernel_dumps_into_a_socket_there_is_no_sandbox() {
     if !needs(&[Need::Root]) {
