@@ -261,8 +261,10 @@ fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
             io::ErrorKind::PermissionDenied => Error::Unsupported {
                 what: "a map of ids for the user namespace".to_owned(),
                 why: format!("writing {path:?}: {source}"),
-                fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user"
-                    .to_owned(),
+                fix:
+                    "run as root with CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, \
+                      or as an ordinary user"
+                        .to_owned(),
             },
             _ => Error::at("write", &path)(source),
         })?;
@@ -272,7 +274,15 @@ fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
 
 fn open_user_namespace(place: &Path) -> Result<OwnedFd> {
     let path = place.join("ns/user");
-    fs::File::open(&path).map(OwnedFd::from).map_err(Error::at("open", &path))
+    fs::File::open(&path).map(OwnedFd::from).map_err(|source| match source.kind() {
+        // That of a process that is not dumpable.
+        io::ErrorKind::PermissionDenied => Error::Unsupported {
+            what: "the user namespace of init".to_owned(),
+            why: format!("opening {path:?}: {source}"),
+            fix: "run as root with CAP_SYS_PTRACE, or as an ordinary user".to_owned(),
+        },
+        _ => Error::at("open", &path)(source),
+    })
 }
 
 fn strings_error(error: adl_protocol::StringsError) -> Error {
