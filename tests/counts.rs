@@ -27,6 +27,7 @@ const EINVAL: i32 = 22;
 const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
 const ENOSYS: i32 = 38;
+const EPROTONOSUPPORT: i32 = 93;
 const ESOCKTNOSUPPORT: i32 = 94;
 
 /// Compiles the program.
@@ -92,7 +93,7 @@ fn take_outside(program: &Path, arguments: &str) -> Taken {
 }
 
 /// What is refused inside, with which error, and whether it must work without a filter.
-const REFUSED: [(&str, i32, bool); 13] = [
+const REFUSED: [(&str, i32, bool); 15] = [
     ("aio", ENOSYS, true),
     // Where none are reserved, the kernel gives none either.
     ("huge-pages", ENOMEM, false),
@@ -107,6 +108,9 @@ const REFUSED: [(&str, i32, bool); 13] = [
     ("socket 1 20600", ESOCKTNOSUPPORT, false),
     ("socket 1 100500", ESOCKTNOSUPPORT, false),
     ("socket 1 21000", ESOCKTNOSUPPORT, true),
+    // A stream by UDP and a datagram by TCP, which the kernel itself refuses after modprobe.
+    ("socket 1 20117", EPROTONOSUPPORT, false),
+    ("socket 1 20206", EPROTONOSUPPORT, false),
     ("socketpair 1 20100", EPERM, false),
 ];
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use adl_runtime::{Sandbox, Stdio};
 
-use crate::harness::{Home, Need, needs, shell};
+use crate::harness::{Home, Need, adl, needs, shell, stderr};
 
 /// Prints one line for each time that a device is opened meanwhile, from the first line of its input
 /// to its end.
@@ -124,4 +124,27 @@ fn a_guest_can_not_change_the_devices_of_others() {
     }
     let make = other.shell("mknod /dev/mine c 1 3").output().unwrap();
     assert!(String::from_utf8_lossy(&make.stderr).contains("Operation not permitted"));
+}
+
+#[test]
+fn a_root_without_the_rights_that_it_takes_is_told_which() {
+    if !needs(&[Need::Root, Need::Program("setpriv")]) {
+        return;
+    }
+    let home = Home::new();
+    let without = |set: &str| {
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--bounding-set={set}")).arg(adl()).args(["run", "true"]);
+        command.env("ADL_STATE_DIR", home.state()).stdin(std::process::Stdio::null());
+        command.output().unwrap()
+    };
+    assert!(without("+all").status.success());
+    for right in
+        ["chown", "dac_override", "fowner", "mknod", "setgid", "setuid", "sys_admin", "sys_ptrace"]
+    {
+        let output = without(&format!("-{right}"));
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{right}: {told}");
+        assert!(told.contains(&format!("CAP_{}", right.to_uppercase())), "{right}: {told}");
+    }
 }

@@ -258,6 +258,17 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     // The program itself is told by the kernel whether it was dumped.
     let status = inside.shell("ulimit -c 0 && kill -SEGV $$").status().unwrap();
     assert_eq!((status.signal(), status.core_dumped()), (Some(11), false));
+    // A caller whose own hard limit is below the 1 that means none, as `* hard core 0` has it for all.
+    let zero = adl_by(&home, &["prlimit", "--core=0:0"], &[])
+        .args(["sh", "-c", &crash(":", &format!("{name}0"))])
+        .output()
+        .unwrap();
+    match zero.status.code() {
+        Some(code) if code == 128 + 11 => {}
+        // It takes CAP_SYS_RESOURCE to have more.
+        Some(125) => assert!(crate::harness::stderr(&zero).contains("RLIMIT_CORE"), "{zero:?}"),
+        _ => panic!("{zero:?}"),
+    }
     // Where the guest may move the limit, and on the host, it is.
     weak.shell(crash("ulimit -c 0", &format!("{name}w"))).output().unwrap();
     let program = home.path(format!("{name}h"));
@@ -277,6 +288,46 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     }
     for (number, way) in ways {
         assert!(!helper.has_noted(&format!("{name}{number}")), "{way}");
+    }
+    assert!(!helper.has_noted(&format!("{name}0")));
+}
+
+/// What a change of ids makes of whether a process is dumped, for the whole machine, until it is dropped.
+struct DumpableAfterChange(String);
+
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
+
+impl DumpableAfterChange {
+    fn set(to: &str) -> Self {
+        let this = Self(fs::read_to_string(SUID_DUMPABLE).unwrap());
+        fs::write(SUID_DUMPABLE, to).unwrap();
+        this
+    }
+}
+
+impl Drop for DumpableAfterChange {
+    fn drop(&mut self) {
+        let _ = fs::write(SUID_DUMPABLE, self.0.trim_end());
+    }
+}
+
+#[test]
+fn a_caller_that_is_not_to_be_dumped_stays_so() {
+    // What the whole machine has is set.
+    let _alone = alone();
+    if !needs(&[Need::Root, Need::DumpsInPlace]) {
+        return;
+    }
+    let home = Home::new();
+    // 0: for all; 1: to whoever may trace it; 2: as root alone, into a program.
+    for machine in ["0", "1", "2"] {
+        let _set = DumpableAfterChange::set(machine);
+        for dumpable in [false, true] {
+            nix::sys::prctl::set_dumpable(dumpable).unwrap();
+            let sandbox = home.sandbox();
+            assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+            assert_eq!(nix::sys::prctl::get_dumpable(), Ok(dumpable), "{machine}");
+        }
     }
 }
 

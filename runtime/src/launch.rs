@@ -19,7 +19,7 @@ use crate::ids::{self, IdRange};
 use crate::layers::{self, Layers, OpenedPart};
 use crate::root::Root;
 use crate::state::SandboxDirectory;
-use crate::sys::inheritance::SessionKeyring;
+use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd};
 use crate::wire::{self, Deadline, Messages};
@@ -176,10 +176,12 @@ fn try_set_up(
     descriptors.extend(dev.as_ref().map(AsRawFd::as_raw_fd));
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     let init = process.pidfd.as_fd();
+    // Before init looks what limits jobs can have.
+    let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
     wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
     meanwhile()?;
     if plan.config.seccomp == config::Seccomp::Default {
-        no_dumps_into_a_socket()?;
+        no_dumps_leave(is_core_limited)?;
     }
     let is_spared = own_oom_score_is_negative()?;
 
@@ -213,24 +215,29 @@ fn try_set_up(
 }
 
 /// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of a
-/// file (Linux 6.16) gets it whatever the limit of core dumps is.
-fn no_dumps_into_a_socket() -> Result<()> {
+/// file (Linux 6.16) gets it whatever the limit of core dumps is, and a program unless that is 1.
+fn no_dumps_leave(is_core_limited: bool) -> Result<()> {
     let path = Path::new("/proc/sys/kernel/core_pattern");
     let pattern = match fs::read_to_string(path) {
         // A kernel that dumps nothing.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::at("read", path))?,
     };
-    if !pattern.starts_with('@') {
-        return Ok(());
-    }
+    let (what, fix) = match pattern.as_bytes().first() {
+        Some(b'@') => (
+            "a socket, which gets it whatever the limits are",
+            "set sysctl kernel.core_pattern to a file name or to |program",
+        ),
+        Some(b'|') if !is_core_limited => (
+            "a program, which gets it unless the limit of core dumps is 1, and the hard limit here is 0",
+            "raise the hard limit of core dumps to 1 or more (RLIMIT_CORE, LimitCORE= of systemd)",
+        ),
+        _ => return Ok(()),
+    };
     Err(Error::Unsupported {
         what: "a sandbox whose memory stays in it when a program crashes".to_owned(),
-        why: format!(
-            "kernel.core_pattern is {:?}, a socket, which gets it whatever the limits are",
-            pattern.trim_end()
-        ),
-        fix: "set sysctl kernel.core_pattern to a file name or to |program".to_owned(),
+        why: format!("kernel.core_pattern is {:?}, {what}", pattern.trim_end()),
+        fix: fix.to_owned(),
     })
 }
 
@@ -254,8 +261,10 @@ fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
             io::ErrorKind::PermissionDenied => Error::Unsupported {
                 what: "a map of ids for the user namespace".to_owned(),
                 why: format!("writing {path:?}: {source}"),
-                fix: "run as root with CAP_SETUID and CAP_SETGID, or as an ordinary user"
-                    .to_owned(),
+                fix:
+                    "run as root with CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, \
+                      or as an ordinary user"
+                        .to_owned(),
             },
             _ => Error::at("write", &path)(source),
         })?;
@@ -265,7 +274,15 @@ fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
 
 fn open_user_namespace(place: &Path) -> Result<OwnedFd> {
     let path = place.join("ns/user");
-    fs::File::open(&path).map(OwnedFd::from).map_err(Error::at("open", &path))
+    fs::File::open(&path).map(OwnedFd::from).map_err(|source| match source.kind() {
+        // That of a process that is not dumpable.
+        io::ErrorKind::PermissionDenied => Error::Unsupported {
+            what: "the user namespace of init".to_owned(),
+            why: format!("opening {path:?}: {source}"),
+            fix: "run as root with CAP_SYS_PTRACE, or as an ordinary user".to_owned(),
+        },
+        _ => Error::at("open", &path)(source),
+    })
 }
 
 fn strings_error(error: adl_protocol::StringsError) -> Error {

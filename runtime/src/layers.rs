@@ -154,7 +154,17 @@ pub(crate) fn dev(base: u32) -> Result<OwnedFd> {
         }
         Ok::<_, io::Error>(dev)
     };
-    make().map_err(Error::io("make a tmpfs with device nodes for"))
+    make().map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::Unsupported {
+            what: "a /dev of the sandbox's own".to_owned(),
+            why: format!("making device nodes on a tmpfs: {source}"),
+            fix:
+                "run as root with CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER and CAP_MKNOD, or as an \
+                  ordinary user"
+                    .to_owned(),
+        },
+        _ => Error::io("make a tmpfs with device nodes for")(source),
+    })
 }
 
 /// Makes a device node that belongs to root inside.

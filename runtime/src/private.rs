@@ -22,7 +22,7 @@ use crate::state::State;
 use crate::{ids, unpack};
 
 /// What changes when programs are installed or removed, and where administrators put their own.
-const SIGNS: [&str; 9] = [
+const SIGNS: [&str; 14] = [
     "/usr",
     "/usr/local",
     "/usr/local/bin",
@@ -30,8 +30,14 @@ const SIGNS: [&str; 9] = [
     "/usr/local/lib",
     "/usr/local/sbin",
     "/usr/local/share",
+    "/lib/apk/db/installed",
     "/var/lib/dpkg/status",
+    "/var/lib/pacman/local",
+    // Where the directory stays as it is when the database in it changes.
     "/var/lib/rpm",
+    "/var/lib/rpm/Packages",
+    "/var/lib/rpm/rpmdb.sqlite",
+    "/var/lib/rpm/rpmdb.sqlite-wal",
 ];
 
 /// Where the list is, once for all programs of the machine: to make it is to look at each file of

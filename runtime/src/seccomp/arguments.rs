@@ -25,6 +25,17 @@ const NAMESPACES: [i32; 7] = [
 /// Families of sockets that programs use; of the others, each has been a way into the kernel.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
+/// What the types of AF_INET and AF_INET6 have without a module. For any other the kernel runs
+/// modprobe(8), twice for each call: as root of the host, in a time that no one is charged for.
+const STREAMS: [i32; 2] = [0, libc::IPPROTO_TCP];
+const DATAGRAMS: [i32; 2] = [0, libc::IPPROTO_UDP];
+const PINGS: [(i32, i32); 2] =
+    [(libc::AF_INET, libc::IPPROTO_ICMP), (libc::AF_INET6, libc::IPPROTO_ICMPV6)];
+
+/// Have the kernel do so for bridges and virtual networks, before it asks who may make one:
+/// `SIOCGIFBR`, `SIOCSIFBR`, `SIOCGIFVLAN`, `SIOCSIFVLAN`, `SIOCBRADDBR`, `SIOCBRDELBR`.
+const BRIDGES: [u64; 6] = [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1];
+
 /// Protocols of AF_INET and AF_INET6: whatever the type implies, and with CAP_NET_RAW, raw ones.
 const PROTOCOLS: [i32; 6] = [
     0,
@@ -65,8 +76,9 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
     let lacking = [
         (libc::ENOMEM, no_huge_pages()?),
-        (libc::EINVAL, no_leases_and_line_disciplines()?),
+        (libc::EINVAL, no_leases_and_drivers()?),
         (libc::ESOCKTNOSUPPORT, no_socket_types()?),
+        (libc::EPROTONOSUPPORT, no_protocols()?),
     ];
     let mut program = Vec::new();
     for (errno, rules) in lacking {
@@ -87,13 +99,15 @@ fn no_huge_pages() -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-/// As on a file system that has no leases, and a kernel with one driver of lines.
-fn no_leases_and_line_disciplines() -> Result<Rules, BackendError> {
+/// As on a file system that has no leases, and a kernel with one driver of lines and no bridges.
+fn no_leases_and_drivers() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     for command in LEASES.map(value) {
         add(&mut rules, libc::SYS_fcntl, vec![is(1, command)?])?;
     }
-    add(&mut rules, libc::SYS_ioctl, vec![is(1, TIOCSETD)?])?;
+    for request in BRIDGES.into_iter().chain([TIOCSETD]) {
+        add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
+    }
     Ok(rules)
 }
 
@@ -102,6 +116,27 @@ fn no_socket_types() -> Result<Rules, BackendError> {
     for family in [libc::AF_INET, libc::AF_INET6].map(value) {
         for kind in NO_SOCKET_TYPES {
             let conditions = vec![is(0, family)?, masked(1, SOCKET_TYPE, kind)?];
+            add(&mut rules, libc::SYS_socket, conditions)?;
+        }
+    }
+    Ok(rules)
+}
+
+fn no_protocols() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    let of = |family, kind| {
+        let [family, kind] = [family, kind].map(value);
+        Ok(vec![is(0, family)?, masked(1, SOCKET_TYPE, kind)?])
+    };
+    for (family, ping) in PINGS {
+        let mut streams: Vec<_> = of(family, libc::SOCK_STREAM)?;
+        streams.extend(none_of(2, STREAMS.map(value))?);
+        let mut datagrams: Vec<_> = of(family, libc::SOCK_DGRAM)?;
+        datagrams.extend(none_of(2, DATAGRAMS.map(value))?);
+        datagrams.push(is_not(2, value(ping))?);
+        let mut raw: Vec<_> = of(family, libc::SOCK_RAW)?;
+        raw.push(is(2, 0)?);
+        for conditions in [streams, datagrams, raw] {
             add(&mut rules, libc::SYS_socket, conditions)?;
         }
     }

@@ -80,6 +80,7 @@ mod tests {
     const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
     const ENOMEM: u32 = 0x0005_0000 | libc::ENOMEM as u32;
     const EINVAL: u32 = 0x0005_0000 | libc::EINVAL as u32;
+    const EPROTONOSUPPORT: u32 = 0x0005_0000 | libc::EPROTONOSUPPORT as u32;
     const ESOCKTNOSUPPORT: u32 = 0x0005_0000 | libc::ESOCKTNOSUPPORT as u32;
 
     /// Runs a program as the kernel would: the few instructions that filters consist of.
@@ -194,16 +195,37 @@ mod tests {
         assert_eq!(call("socket", &[38 | 1 << 32, 5, 0]), EPERM);
         assert_eq!(call("socket", &[16, 3, 12]), EPERM);
         for protocol in [33, 132, 136, 256, 262] {
-            assert_eq!(call("socket", &[2, 1, protocol]), EPERM, "{protocol}");
-            assert_eq!(call("socket", &[10, 1, protocol]), EPERM, "{protocol}");
+            assert_eq!(call("socket", &[2, 3, protocol]), EPERM, "{protocol}");
+            assert_eq!(call("socket", &[10, 3, protocol]), EPERM, "{protocol}");
+        }
+        // Those that a type has; for others the kernel looks for a module.
+        for (family, ping) in [(2, 1), (10, 58)] {
+            for protocol in (0..300).chain([u64::from(u32::MAX)]) {
+                let of = |kind: u64, has: bool| {
+                    let expected = if has { ALLOW } else { EPROTONOSUPPORT };
+                    for more in [0, 0o2_004_000, 1 << 32] {
+                        for protocol in [protocol, protocol | 1 << 32] {
+                            let verdict = call("socket", &[family, kind | more, protocol]);
+                            assert_eq!(verdict, expected, "{family} {kind} {protocol}");
+                        }
+                    }
+                };
+                of(1, [0, 6].contains(&protocol));
+                of(2, [0, 17, ping].contains(&protocol));
+            }
+            assert_eq!(call("socket", &[family, 3, 0]), EPROTONOSUPPORT);
+            assert_eq!(call("socket", &[family, 3, ping]), ALLOW);
+            assert_eq!(call("socket", &[family, 3, 255]), ALLOW);
         }
         assert_eq!(call("socket", &[2, 2, 17]), ALLOW);
         assert_eq!(call("socket", &[2, 3, 1]), ALLOW);
         // Of AF_INET, the types that need no module; 10 makes a packet socket out of it.
         for (family, kind) in [2, 10].into_iter().flat_map(|f| (0..16).map(move |k| (f, k))) {
             let verdict = if [1, 2, 3].contains(&kind) { ALLOW } else { ESOCKTNOSUPPORT };
+            let protocol = if kind == 3 { 255 } else { 0 };
             for more in [0, 0o2_004_000, 1 << 32] {
-                assert_eq!(call("socket", &[family, kind | more, 0]), verdict, "{family} {kind}");
+                let made = call("socket", &[family, kind | more, protocol]);
+                assert_eq!(made, verdict, "{family} {kind}");
             }
         }
         // SOCK_SEQPACKET of AF_UNIX is in use.
@@ -223,6 +245,18 @@ mod tests {
         assert_eq!(call("ioctl", &[0, 0x5423 | 1 << 32]), EINVAL);
         assert_eq!(call("ioctl", &[0, 0x5401]), ALLOW);
         assert_eq!(call("ioctl", &[0, 0x5413]), ALLOW);
+    }
+
+    #[test]
+    fn nothing_asks_for_a_module_of_bridges() {
+        for request in [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1] {
+            assert_eq!(call("ioctl", &[0, request]), EINVAL);
+            assert_eq!(call("ioctl", &[0, request | 1 << 32]), EINVAL);
+        }
+        // SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFINDEX, SIOCETHTOOL.
+        for request in [0x8912, 0x8913, 0x8933, 0x8946] {
+            assert_eq!(call("ioctl", &[0, request]), ALLOW);
+        }
     }
 
     #[test]

@@ -17,9 +17,10 @@ struct Before {
     ids: [u32; 3],
     file_system_id: usize,
     capabilities: [u32; 6],
-    /// What signal this thread gets when its parent ends, and whether the process can be traced.
+    /// What signal this thread gets when its parent ends, and whether the process can be traced and
+    /// dumped.
     death_signal: i32,
-    is_dumpable: bool,
+    dumpable: usize,
 }
 
 const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
@@ -37,6 +38,7 @@ pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
     /// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
     static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
     let _one_at_a_time = lock(ONE_AT_A_TIME.get());
+    let _no_signals = NoSignals::begin().map_err(io::Error::from_raw_os_error)?;
     let before = Before::look().map_err(io::Error::from_raw_os_error)?;
     // 0 is left in the third, and with it the capabilities that the thread may have.
     let changed = set_ids([id, id, 0]).and_then(|()| set_capabilities(&before.capabilities));
@@ -46,6 +48,33 @@ pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
         std::process::abort();
     }
     made.map_err(io::Error::from_raw_os_error)
+}
+
+/// The signals that this thread has blocked, until this is dropped: all. The C library leaves out, in
+/// its own calls, those by which it has every thread change its ids when one does (nptl(7)): what that
+/// one wants would be undone here, and so waits.
+struct NoSignals(u64);
+
+impl NoSignals {
+    fn begin() -> Result<Self, i32> {
+        set_signal_mask(u64::MAX).map(Self)
+    }
+}
+
+impl Drop for NoSignals {
+    fn drop(&mut self) {
+        // What it was before is no error.
+        let _ = set_signal_mask(self.0);
+    }
+}
+
+/// Blocks these signals and no others; returns which were blocked.
+fn set_signal_mask(mask: u64) -> Result<u64, i32> {
+    let mut old = 0_u64;
+    let (new, old_at) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut old) as usize);
+    let how = libc::SIG_SETMASK as usize;
+    // SAFETY: two sets of the size that is said, which outlive the call.
+    unsafe { raw(libc::SYS_rt_sigprocmask, [how, new, old_at, size_of::<u64>(), 0]) }.map(|_| old)
 }
 
 impl Before {
@@ -63,9 +92,8 @@ impl Before {
             let (option, to) = (libc::PR_GET_PDEATHSIG, &raw mut death_signal);
             raw(libc::SYS_prctl, [option as usize, to as usize, 0, 0, 0])?;
             let file_system_id = raw(libc::SYS_setfsuid, [NO_ID, 0, 0, 0, 0])?;
-            let is_dumpable = raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0])?;
-            let is_dumpable = is_dumpable == 1;
-            Ok(Self { ids, file_system_id, capabilities, death_signal, is_dumpable })
+            let dumpable = raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0])?;
+            Ok(Self { ids, file_system_id, capabilities, death_signal, dumpable })
         }
     }
 
@@ -78,8 +106,9 @@ impl Before {
         // SAFETY: take no pointer.
         unsafe {
             raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, signal, 0, 0, 0])?;
-            if self.is_dumpable {
-                raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0, 0])?;
+            // Any other is what a change of ids makes of it (`fs.suid_dumpable`), and can't be set.
+            if let 0 | 1 = self.dumpable {
+                raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, self.dumpable, 0, 0, 0])?;
             }
         }
         Ok(())
@@ -150,8 +179,40 @@ mod tests {
         assert_eq!(after.0, before.0);
         assert_eq!(after.1.death_signal, 10);
         assert_eq!(after.1.file_system_id, 1000);
-        assert_eq!(after.1.is_dumpable, before.1.is_dumpable);
-        assert!(after.1.is_dumpable);
+        assert_eq!((before.1.dumpable, after.1.dumpable), (1, 1));
+    }
+
+    #[test]
+    fn who_changes_the_ids_of_all_threads_waits() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        const ID: u32 = 0x7000_0000;
+        let before = told();
+        let (begin, begun) = std::sync::mpsc::channel();
+        // Of no consequence to any other thread: it is 0 already.
+        let other = std::thread::spawn(move || {
+            begun.recv().unwrap();
+            nix::unistd::seteuid(0.into()).unwrap();
+        });
+        as_user(ID, || {
+            begin.send(()).unwrap();
+            let is_asked = || {
+                let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+                let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:\t"));
+                // Signal 33, as bit 32.
+                u64::from_str_radix(pending.unwrap(), 16).unwrap() & 1 << 32 != 0
+            };
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while !is_asked() {
+                assert!(std::time::Instant::now() < deadline, "{:?}", told());
+                std::thread::yield_now();
+            }
+            assert!(told().contains(&format!("Uid:\t{ID}\t{ID}\t0\t{ID}")), "{:?}", told());
+        })
+        .unwrap();
+        other.join().unwrap();
+        assert_eq!(told(), before);
     }
 
     #[test]

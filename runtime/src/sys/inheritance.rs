@@ -1,7 +1,10 @@
 //! What a process passes on to its children without being asked, and what a sandbox begins with
 //! instead: the same whoever calls.
 
-use super::raw;
+use std::io;
+use std::ptr;
+
+use super::{check, raw};
 
 /// Whether a sandbox gets a session keyring of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +170,25 @@ fn limit(resource: usize, soft: u64, hard: u64) -> Result<(), i32> {
             return Ok(());
         }
         raw(libc::SYS_prlimit64, [0, resource, new.as_ptr() as usize, 0, 0]).map(drop)
+    }
+}
+
+/// Gives a child the limit of core dumps that means none, where the caller's hard limit kept it from
+/// that: by 0, which is less, the kernel hands a dump to a program all the same (core(5)).
+///
+/// # Errors
+/// EPERM, without CAP_SYS_RESOURCE.
+pub(crate) fn raise_core_limit(pid: i32) -> io::Result<()> {
+    let mut own = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: getrlimit writes a struct rlimit, prlimit reads one.
+    unsafe {
+        check(libc::getrlimit(libc::RLIMIT_CORE, &raw mut own).into())?;
+        if own.rlim_max >= none.rlim_max {
+            return Ok(());
+        }
+        check(libc::prlimit(pid, libc::RLIMIT_CORE, &raw const none, ptr::null_mut()).into())
+            .map(drop)
     }
 }
 
