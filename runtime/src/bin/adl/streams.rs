@@ -33,6 +33,11 @@ const BACKGROUND: u16 = 200;
 pub(crate) fn prepare(command: &mut Command<'_>) -> io::Result<()> {
     let [stdin, stdout, stderr] =
         [own(io::stdin().as_fd())?, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?];
+    for (name, file) in [("stdin", &stdin), ("stdout", &stdout), ("stderr", &stderr)] {
+        if file.metadata()?.is_dir() {
+            return Err(io::Error::other(format!("{name} is a directory")));
+        }
+    }
     let null_or = |file: &File| -> io::Result<Stdio> {
         Ok(if is_null(file)? { Stdio::null() } else { Stdio::piped() })
     };
