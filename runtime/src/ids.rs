@@ -148,6 +148,9 @@ impl Drop for IdRange {
         }
         let mut held = lock(HELD.get());
         if let Some(file) = &held.file {
+            // All that had these ids has ended. A record is for those who die before they see that:
+            // to judge it takes as long as to take a range, and one from elsewhere can't be judged.
+            let _ = file.write_all_at(&[0; RECORD], place_of(self.number));
             // A lock that can't be let go of is gone when the process is.
             let _ = lock_range(file, self.number, libc::F_UNLCK);
         }
@@ -267,8 +270,14 @@ mod tests {
             lock(HELD.get()).next = Some(number);
             IdRange::take().unwrap()
         };
-        // No lock is on it.
-        drop(own);
+        // As its owner's death leaves it: no lock is on it.
+        let forget = |range: IdRange| {
+            let held = &mut *lock(HELD.get());
+            super::lock_range(held.file.as_ref().unwrap(), range.number, libc::F_UNLCK).unwrap();
+            held.ranges.remove(&range.number);
+            std::mem::forget(range);
+        };
+        forget(own);
         assert_ne!(find_there().number, number);
         drop(sleeper);
         assert_eq!(find_there().number, number);
