@@ -78,9 +78,12 @@ struct List {
 /// hundredth of a create.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// When the list was looked at, and what it said.
+type Seen = (Instant, Arc<Vec<Entry>>);
+
 /// The layer that hides what is private in `trees`, directories below `/`; `None` if nothing is.
 pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
-    static SEEN: PerProcess<Mutex<Option<(Instant, Arc<Vec<Entry>>)>>> = PerProcess::new();
+    static SEEN: PerProcess<Mutex<Option<Seen>>> = PerProcess::new();
     let entries = {
         let mut seen = lock(SEEN.get());
         match &*seen {
