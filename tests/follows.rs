@@ -179,7 +179,7 @@ const ALLOWED: &[Allowed] = &[
         ],
         "the host's /etc and /usr, where root alone writes, and what is new in the state directory",
     ),
-    ("instance.rs", &[("fs::read", 1)], PROC),
+    ("instance.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
     (
         "launch.rs",
         &[

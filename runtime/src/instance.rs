@@ -1,5 +1,6 @@
 //! One life of a sandbox: from the clone of its init to the end of its last process.
 
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -146,10 +147,22 @@ impl Instance {
             let place = proc::directory_of(&self.init)?;
             // Init has one thread, whose number is its own.
             let number = place.file_name().unwrap_or_default();
-            std::fs::read(place.join("task").join(number).join("children"))
+            let children =
+                std::fs::read_to_string(place.join("task").join(number).join("children"))?;
+            Ok::<_, io::Error>((place, children))
         };
         match children() {
-            Ok(children) => Ok(!children.is_empty()),
+            Ok((place, children)) => {
+                // A drain goes by itself when no one can write to its pipe any more, which another
+                // thread's new init can until it executes its program. Who takes its name has
+                // itself to thank.
+                let is_drain =
+                    |pid: &str| match std::fs::read(place.with_file_name(pid).join("comm")) {
+                        Ok(name) => name == b"adl-drain\n",
+                        Err(error) => error.kind() == io::ErrorKind::NotFound,
+                    };
+                Ok(!children.split_whitespace().all(is_drain))
+            }
             Err(_) if self.has_died()? => Ok(false),
             Err(error) => Err(Error::io("read the children of init")(error)),
         }
