@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::init_record::{InitRecord, LONGEST, Life};
 use crate::lock::lock;
 use crate::owner::{Owner, PerProcess};
+use crate::sys;
 
 /// The number of ids in a range: what a distribution's own ids and `nobody` need.
 pub(crate) const LENGTH: u32 = 65_536;
@@ -111,8 +112,10 @@ impl IdRange {
             None => file.insert(open()?),
         };
         let start = *next.get_or_insert_with(|| anywhere(Owner::this_process()));
-        for offset in 0..RANGES {
-            let number = (start + offset) % RANGES;
+        // Those whose record this process can write come first.
+        let fitting = fitting();
+        let first = (0..fitting).map(|offset| (start % fitting + offset) % fitting);
+        for number in first.chain(fitting..RANGES) {
             if ranges.contains(&number) || !lock_range(file, number, libc::F_WRLCK)? {
                 continue;
             }
@@ -150,7 +153,7 @@ impl Drop for IdRange {
         if let Some(file) = &held.file {
             // All that had these ids has ended. A record is for those who die before they see that:
             // to judge it takes as long as to take a range, and one from elsewhere can't be judged.
-            let _ = file.write_all_at(&[0; RECORD], place_of(self.number));
+            let _ = write(file, self.number, "");
             // A lock that can't be let go of is gone when the process is.
             let _ = lock_range(file, self.number, libc::F_UNLCK);
         }
@@ -190,7 +193,18 @@ fn place_of(number: u32) -> u64 {
     u64::from(number) * RECORD as u64
 }
 
+/// How many ranges have their records where this process may write: beyond that, to try is to get
+/// SIGXFSZ.
+fn fitting() -> u32 {
+    let most = sys::longest_file() / RECORD as u64;
+    u32::try_from(most).unwrap_or(RANGES).min(RANGES)
+}
+
+/// Writes a record, if this process may. Where it may not, the lock alone tells.
 fn write(file: &File, number: u32, record: &str) -> Result<()> {
+    if number >= fitting() {
+        return Ok(());
+    }
     let mut bytes = [0; RECORD];
     bytes.iter_mut().zip(record.bytes()).for_each(|(place, byte)| *place = byte);
     file.write_all_at(&bytes, place_of(number)).map_err(Error::at("write", Path::new(FILE)))

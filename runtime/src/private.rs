@@ -19,7 +19,7 @@ use crate::lock::lock;
 use crate::owner::PerProcess;
 use crate::sandbox::unique_name;
 use crate::state::State;
-use crate::{ids, unpack};
+use crate::{ids, sys, unpack};
 
 /// What changes when programs are installed or removed, and where administrators put their own.
 const SIGNS: [&str; 14] = [
@@ -147,9 +147,13 @@ fn read(path: &Path) -> Option<List> {
 }
 
 fn write(path: &Path, list: &List) -> io::Result<()> {
+    let text = serde_json::to_vec(list)?;
+    if text.len() as u64 > sys::longest_file() {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let aside = path.with_extension(unique_name(""));
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(&serde_json::to_vec(list)?)?;
+    file.write_all(&text)?;
     fs::rename(&aside, path)
 }
 
