@@ -78,7 +78,7 @@ impl ExitStatus {
         Self { reason, survivors: true, ..Self::sandbox_died(wall_time) }
     }
 
-    /// The same of what has written more than it may, whatever has ended it.
+    /// The end of a command that has written more than it may, whatever has ended it.
     pub(crate) fn with_too_much_output(self) -> Self {
         match self.reason {
             EndReason::SandboxDied => self,

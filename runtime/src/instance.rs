@@ -222,7 +222,7 @@ impl Instance {
         pidfd::reap(self).map_err(Error::io("waitid"))
     }
 
-    /// The same, and has the rest removed. Where the kernel takes too long, both are left to a thread:
+    /// Ends all processes and has the rest removed. Where that takes long, a thread does both:
     /// it is not its own any more then.
     pub(crate) fn end(&mut self) -> Result<()> {
         if !self.owner.is_this_process() {

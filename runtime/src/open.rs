@@ -93,7 +93,7 @@ impl Location {
         Ok(Self { base: Some(base), path: path.to_owned(), shown })
     }
 
-    /// The same, of a directory of the caller's.
+    /// What is below a directory of the caller's.
     pub(crate) fn at(directory: BorrowedFd<'_>, path: &Path) -> Result<Self> {
         let base = directory.try_clone_to_owned().map_err(Error::io("dup"))?;
         Self::beneath(base, path, path.to_owned())

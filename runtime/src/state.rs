@@ -172,7 +172,7 @@ impl State {
         Ok(Arc::clone(self.snapshots.get_or_init(|| shelf)))
     }
 
-    /// The same, if there was any.
+    /// Opens where snapshots are, if there were any.
     pub(crate) fn snapshots_if_any(&self) -> Result<Option<Arc<Shelf>>> {
         let is_there = self.path.join(SNAPSHOTS).symlink_metadata().is_ok();
         is_there.then(|| self.snapshots()).transpose()

@@ -163,7 +163,7 @@ impl Lock {
         Self::take(path, |file| lock_within(file, MAKING).map(|()| true))
     }
 
-    /// The same, unless it is someone else's.
+    /// Takes it, unless it is someone else's.
     fn try_take(path: &Path) -> Result<Option<Self>> {
         Self::take(path, |file| match file.try_lock() {
             Ok(()) => Ok(true),

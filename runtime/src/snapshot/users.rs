@@ -88,7 +88,7 @@ impl Entry {
             .map_err(Error::at("create a file in", &path))
     }
 
-    /// The same undone. What can't be is not there any more for whoever looks.
+    /// Undoes that. What can't be is not there any more for whoever looks.
     pub(super) fn remove(&self, shelf: &Shelf, below: &SnapshotName) {
         if let Ok(Some(directory)) = open(shelf, below) {
             let name = self.file_name();
@@ -144,7 +144,7 @@ pub(super) fn find(
     Ok(None)
 }
 
-/// The same, by what all others say.
+/// Finds that out by what all others say.
 fn search(shelf: &Shelf, name: &SnapshotName) -> Result<Option<SnapshotName>> {
     let mut others = names(shelf)?.into_iter().filter(|other| other != name);
     Ok(others.find(|other| match open_record(shelf, other) {

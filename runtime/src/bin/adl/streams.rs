@@ -85,7 +85,7 @@ struct Relay<'a> {
     signals: &'a SignalFd,
     pause: PollTimeout,
     input: Option<Flow>,
-    /// The same, after its end.
+    /// The input, after its end.
     closed_input: Option<Flow>,
     outputs: [(&'static str, Option<Flow>); 2],
     /// Nothing that was written is lost but what no one reads.
