@@ -58,9 +58,9 @@ pub fn run() -> i32 {
     let early = setup::prepare();
     let mut receiver = Receiver::new(control);
     let init = match receiver.next() {
-        Ok(Some((body, descriptors))) => match adl_protocol::codec::decode(&body) {
+        Ok(Some(body)) => match adl_protocol::codec::decode(&body) {
             Ok(Request::Setup(request)) => {
-                early.and_then(|early| setup::run(&request, descriptors, early))
+                early.and_then(|early| setup::run(&request, &mut receiver, early))
             }
             _ => return PROTOCOL,
         },

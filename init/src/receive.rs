@@ -44,13 +44,12 @@ impl Receiver {
 
     /// Waits for one whole frame; `None` if the host has closed the socket. For set-up only:
     /// the event loop never waits here.
-    pub(crate) fn next(&mut self) -> Result<Option<(Vec<u8>, Descriptors<'_>)>, Broken> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, Broken> {
         loop {
-            if let Some(body) = self.take_frame()? {
-                return Ok(Some((body, &mut self.descriptors)));
-            }
-            if !self.read(RecvFlags::empty())? {
-                return Ok(None);
+            match self.take_frame()? {
+                None if !self.read(RecvFlags::empty())? => return Ok(None),
+                None => {}
+                frame => return Ok(frame),
             }
         }
     }

@@ -1,10 +1,9 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Identities, Setup, SetupFailure, Step, VERSION, limits};
+use adl_protocol::{Identities, Request, Setup, SetupFailure, Step, VERSION, limits};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -13,6 +12,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::mounts::{self, Assembly};
+use crate::receive::Receiver;
 use crate::{proc_and_dev, sys};
 
 /// What the event loop needs to know of the sandbox.
@@ -161,7 +161,7 @@ pub(crate) fn prepare() -> Result<Early> {
 /// has returned.
 pub(crate) fn run(
     setup: &Setup<'_>,
-    descriptors: &mut VecDeque<OwnedFd>,
+    receiver: &mut Receiver,
     early: Early,
 ) -> Result<(Init, OwnedFd)> {
     // 1. Above: prepare.
@@ -170,12 +170,8 @@ pub(crate) fn run(
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
 
-    let mut next = || descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF));
-    let owner = next()?;
-    let dev = match setup.identities {
-        Identities::Range => Some(next()?),
-        Identities::Single => None,
-    };
+    let descriptors = receiver.descriptors();
+    let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
     become_root(setup.identities).step(Step::Identity)?;
@@ -190,7 +186,10 @@ pub(crate) fn run(
     // host's root is let go.
     let assembly = Assembly::begin(setup, descriptors)?;
     proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
-    proc_and_dev::make_dev(dev)?;
+    proc_and_dev::make_dev(match setup.identities {
+        Identities::Range => Some(receive_dev(receiver)?),
+        Identities::Single => None,
+    })?;
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
     assembly.finish()?;
@@ -232,6 +231,15 @@ pub(crate) fn run(
         terminals,
     };
     Ok((Init { child_signals, owner, jobs }, mount_namespace))
+}
+
+/// Waits for the file system of `/dev`.
+fn receive_dev(receiver: &mut Receiver) -> Result<OwnedFd> {
+    let body = receiver.next().ok().flatten().ok_or(Failure::new(Step::Protocol, Errno::PIPE))?;
+    let Ok(Request::Dev) = adl_protocol::codec::decode(&body) else {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    };
+    receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace

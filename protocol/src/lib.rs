@@ -54,7 +54,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub enum Request<'a> {
     /// Build the sandbox; the first request, sent once.
     #[serde(borrow)]
     Setup(Setup<'a>),
+    /// Go on with the file system that comes with this as `/dev`, where there is a range of ids: the
+    /// second request then. The host makes it while init mounts the root.
+    Dev,
     /// Start a job.
     #[serde(borrow)]
     Spawn(Spawn<'a>),

@@ -10,9 +10,8 @@ use crate::Strings;
 /// All that init needs to build the sandbox around itself.
 ///
 /// Descriptors that come with it, in order: a pidfd of the host's process, whose end is that of the
-/// sandbox even where a fork of it holds the control socket; the file system of `/dev` where there
-/// is a range of ids; the state directory if [`Upper::Disk`] names [`Layer::Descriptor`], then each
-/// layer that is one, mount by mount.
+/// sandbox even where a fork of it holds the control socket; the state directory if [`Upper::Disk`]
+/// names [`Layer::Descriptor`], then each layer that is one, mount by mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup<'a> {
     /// [`crate::VERSION`] as the host was built with.

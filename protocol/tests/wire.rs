@@ -129,7 +129,8 @@ where
 
 #[test]
 fn a_change_of_the_wire_changes_these_bytes() {
-    golden(&Request::Shutdown, b"\x01\0\0\0\x02");
+    golden(&Request::Dev, b"\x01\0\0\0\x01");
+    golden(&Request::Shutdown, b"\x01\0\0\0\x03");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
@@ -148,14 +149,14 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x50\0\0\0\0\x04\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+        b"\x50\0\0\0\0\x05\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x01\xfb\x90\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
         &spawn(),
-        b"\x45\0\0\0\x01\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+        b"\x45\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
           \x01\x02\x06\x01\x01\xfb\xe8\x03\x01",
     );

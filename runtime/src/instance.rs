@@ -65,10 +65,8 @@ impl Instance {
     }
 
     /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> Result<&mut SandboxDirectory> {
-        let directory = self.directory.insert(directory);
-        directory.record_init(&InitRecord::of_child(self.init.pid))?;
-        Ok(directory)
+    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
+        self.directory.insert(directory)
     }
 
     /// Writes down that the ids are its own, once no other has any process with them.
@@ -94,7 +92,8 @@ impl Instance {
         let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
         let ids = self.ids.as_deref();
         let plan = Plan { config, hostname, root, directory, ids, pid_max };
-        let make_cgroups = || {
+        let meanwhile = || {
+            directory.record_init(&InitRecord::of_child(self.init.pid))?;
             if let Some(cgroups) = cgroups.filter(|cgroups| !cgroups.is_empty()) {
                 let record = |paths: &[_]| directory.record_cgroups(paths);
                 self.control.give_group(Group::create(cgroups, record)?);
@@ -102,7 +101,7 @@ impl Instance {
             Ok(())
         };
         let messages = self.control.messages();
-        self.mounts = Some(launch::set_up(&self.init, messages, &plan, make_cgroups)?);
+        self.mounts = Some(launch::set_up(&self.init, messages, &plan, meanwhile)?);
         self.init.launched();
         Ok(())
     }

@@ -142,9 +142,9 @@ fn try_set_up(
         }
     };
     let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
-    let filters: &[Vec<u8>] = match plan.config.seccomp {
-        config::Seccomp::Unconfined => &[],
-        config::Seccomp::Default => seccomp::default_filters()?,
+    let filter = match plan.config.seccomp {
+        config::Seccomp::Unconfined => None,
+        config::Seccomp::Default => Some(seccomp::default_filter()?),
     };
     let of_upper = match plan.config.upper {
         config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()?),
@@ -167,18 +167,25 @@ fn try_set_up(
         read_only: Strings::new(&read_only).map_err(strings_error)?,
         pid_max: plan.pid_max,
         capabilities: plan.config.capabilities.bits(),
-        filters: filters.iter().chain(&of_upper).map(Vec::as_slice).collect(),
+        filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
         core_key: seccomp::core_key()?,
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
-    let dev = plan.ids.map(|range| layers::dev(range.base())).transpose()?;
     let mut descriptors = vec![owner.as_raw_fd()];
-    descriptors.extend(dev.as_ref().map(AsRawFd::as_raw_fd));
     descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
     let init = process.pidfd.as_fd();
     // Before init looks what limits jobs can have.
     let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
     wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
+    // While init mounts the root.
+    if let Some(range) = plan.ids {
+        let dev = layers::dev(range.base())?;
+        match wire::send(messages.as_fd(), &Request::Dev, &[dev.as_raw_fd()], init, deadline) {
+            // What init failed at comes below.
+            Ok(()) | Err(Error::SandboxDied) => {}
+            Err(error) => return Err(error),
+        }
+    }
     meanwhile()?;
     if plan.config.seccomp == config::Seccomp::Default {
         no_dumps_leave(is_core_limited)?;

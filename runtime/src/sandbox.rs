@@ -83,7 +83,7 @@ impl Sandbox {
         let mut instance = Instance::start(config, fresh_ids()?)?;
         instance.record_ids()?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory)?.name().to_owned();
+        let name = instance.give(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
@@ -184,7 +184,7 @@ impl Sandbox {
 
     fn try_to_make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?)?;
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
         let image = Arc::clone(&self.image);
         next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
         Ok(next)
@@ -250,7 +250,7 @@ impl Sandbox {
         let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?)?;
+        next.give(self.state.make_aside(&layout)?);
         // What is set up after the end takes descriptors, which are there then.
         let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
         self.instance.end_processes()?;

@@ -10,6 +10,9 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
+use super::core_limit;
+use super::tree::{Checks, Instruction};
+
 /// Namespaces, as flags of `clone(2)`. CLONE_NEWTIME is not one: the bit is a part of the exit
 /// signal there.
 const NAMESPACES: [i32; 7] = [
@@ -50,7 +53,8 @@ const PROTOCOLS: [i32; 6] = [
 /// without a module, or not at all: 5 and 6 have the kernel load SCTP and DCCP, and 10 turns AF_INET
 /// into AF_PACKET. SOCK_STREAM, SOCK_DGRAM and SOCK_RAW remain.
 const SOCKET_TYPE: u64 = 0xf;
-const NO_SOCKET_TYPES: [u64; 13] = [0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// As a mask and what is left by it.
+const NO_SOCKET_TYPES: [(u64, u64); 3] = [(SOCKET_TYPE, 0), (4, 4), (8, 8)];
 
 /// Input into the terminal of someone else, and into the console.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
@@ -71,21 +75,30 @@ const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Compiles all rules of the default policy, as one program. What a machine may lack fails as there,
+/// Compiles all rules of the default policy, for each call. What a machine may lack fails as there,
 /// the rest with EPERM.
-pub(super) fn compile() -> Result<Vec<u8>, BackendError> {
-    let lacking = [
+pub(super) fn compile(core_key: u64) -> Result<Checks, BackendError> {
+    let of_errors = [
         (libc::ENOMEM, no_huge_pages()?),
         (libc::EINVAL, no_leases_and_drivers()?),
         (libc::ESOCKTNOSUPPORT, no_socket_types()?),
         (libc::EPROTONOSUPPORT, no_protocols()?),
+        (libc::EPERM, refused()?),
     ];
-    let mut program = Vec::new();
-    for (errno, rules) in lacking {
-        program.extend(go_on(compiled(rules, errno)?));
+    let mut checks = Checks::from([
+        (libc::SYS_setrlimit as u32, core_limit::SETRLIMIT.to_vec()),
+        (libc::SYS_prlimit64 as u32, core_limit::prlimit(core_key).to_vec()),
+    ]);
+    for (errno, rules) in of_errors {
+        for (call, rules) in rules {
+            // seccompiler knows one error number for each program.
+            let program = compiled(Rules::from([(call, rules)]), errno)?;
+            let check = checks.entry(call as u32).or_default();
+            Instruction::go_on(check);
+            check.extend(program.iter().map(Instruction::from));
+        }
     }
-    program.extend(compiled(refused()?, libc::EPERM)?);
-    Ok(bytes(&program))
+    Ok(checks)
 }
 
 /// Of the pages that are counted for the whole machine, none are left.
@@ -114,8 +127,8 @@ fn no_leases_and_drivers() -> Result<Rules, BackendError> {
 fn no_socket_types() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     for family in [libc::AF_INET, libc::AF_INET6].map(value) {
-        for kind in NO_SOCKET_TYPES {
-            let conditions = vec![is(0, family)?, masked(1, SOCKET_TYPE, kind)?];
+        for (mask, kind) in NO_SOCKET_TYPES {
+            let conditions = vec![is(0, family)?, masked(1, mask, kind)?];
             add(&mut rules, libc::SYS_socket, conditions)?;
         }
     }
@@ -177,7 +190,8 @@ pub(super) fn no_subvolumes() -> Result<Vec<u8>, BackendError> {
     for request in SUBVOLUMES {
         add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
     }
-    Ok(bytes(&compiled(rules, libc::EPERM)?))
+    let program = compiled(rules, libc::EPERM)?;
+    Ok(program.iter().map(Instruction::from).flat_map(Instruction::bytes).collect())
 }
 
 fn add(
@@ -194,33 +208,6 @@ fn compiled(rules: Rules, errno: i32) -> Result<BpfProgram, BackendError> {
     let errno = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
     BpfProgram::try_from(filter)
-}
-
-/// Leaves what a program allows to what follows it: seccompiler knows one error number for each
-/// program, and each program that is installed costs the same again.
-fn go_on(mut program: BpfProgram) -> BpfProgram {
-    /// BPF_RET with SECCOMP_RET_ALLOW, and BPF_JMP with BPF_JA.
-    const RETURN: u16 = 0x06;
-    const ALLOW: u32 = 0x7fff_0000;
-    const JUMP: u16 = 0x05;
-    let length = u32::try_from(program.len()).unwrap_or(u32::MAX);
-    for (instruction, next) in program.iter_mut().zip(1..) {
-        if (instruction.code, instruction.k) == (RETURN, ALLOW) {
-            (instruction.code, instruction.k) = (JUMP, length - next);
-        }
-    }
-    program
-}
-
-fn bytes(program: &BpfProgram) -> Vec<u8> {
-    program
-        .iter()
-        .flat_map(|instruction| {
-            let [code_0, code_1] = instruction.code.to_ne_bytes();
-            let [k_0, k_1, k_2, k_3] = instruction.k.to_ne_bytes();
-            [code_0, code_1, instruction.jt, instruction.jf, k_0, k_1, k_2, k_3]
-        })
-        .collect()
 }
 
 type Condition = Result<SeccompCondition, BackendError>;

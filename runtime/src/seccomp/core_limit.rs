@@ -5,29 +5,29 @@
 //! that (core(5)). But programs that hold secrets, as ssh-agent and sudo, set it to 0, and end where
 //! that fails. So to set it succeeds, and changes nothing.
 
-use super::tree::{Instruction, RETURN_ERRNO};
+use super::tree::{Instruction, RETURN_ALLOW, RETURN_ERRNO};
 
-/// The beginning of a program, which leaves to what follows it all that it does not decide. Init's
-/// own changes carry `key` in the fifth argument of `prlimit(2)`, of which the kernel takes four.
-pub(super) fn compile(key: u64) -> Vec<u8> {
-    const NUMBER: u32 = 0;
-    /// The low half of an argument; the high one is at 4 more.
-    const fn argument(number: u32) -> u32 {
-        16 + 8 * number
-    }
-    const SETRLIMIT: u32 = libc::SYS_setrlimit as u32;
-    const PRLIMIT: u32 = libc::SYS_prlimit64 as u32;
-    const CORE: u32 = libc::RLIMIT_CORE;
+/// The low half of an argument; the high one is at 4 more.
+const fn argument(number: u32) -> u32 {
+    16 + 8 * number
+}
+
+const CORE: u32 = libc::RLIMIT_CORE;
+
+/// `setrlimit(resource, …)`.
+pub(super) const SETRLIMIT: [Instruction; 4] = [
+    Instruction::load(argument(0)),
+    Instruction::if_equal_else(CORE, 1, 0),
+    Instruction::ret(RETURN_ALLOW),
+    Instruction::ret(RETURN_ERRNO),
+];
+
+/// `prlimit64(pid, resource, new, old)`: the beginning of a program, which leaves to what follows it
+/// all that it does not decide. Init's own changes carry `key` in the fifth argument, of which the
+/// kernel takes four.
+pub(super) fn prlimit(key: u64) -> [Instruction; 16] {
     let [low, high] = [key as u32, (key >> 32) as u32];
-    let program = [
-        Instruction::load(NUMBER),
-        // To 4; setrlimit(resource, …).
-        Instruction::if_equal_else(SETRLIMIT, 0, 2),
-        Instruction::load(argument(0)),
-        // To `done`, or the end.
-        Instruction::if_equal_else(CORE, 15, 17),
-        // 4: prlimit64(pid, resource, new, old).
-        Instruction::if_equal_else(PRLIMIT, 0, 16),
+    [
         Instruction::load(argument(1)),
         Instruction::if_equal_else(CORE, 0, 14),
         // Without a new one it is a question.
@@ -35,20 +35,19 @@ pub(super) fn compile(key: u64) -> Vec<u8> {
         Instruction::if_equal_else(0, 0, 2),
         Instruction::load(argument(2) + 4),
         Instruction::if_equal_else(0, 10, 0),
-        // 11: init.
+        // 6: init.
         Instruction::load(argument(4)),
         Instruction::if_equal_else(low, 0, 2),
         Instruction::load(argument(4) + 4),
         Instruction::if_equal_else(high, 6, 0),
-        // 15: one that asks for the old one, too, would take for it what its memory holds.
+        // 10: one that asks for the old one, too, would take for it what its memory holds.
         Instruction::load(argument(3)),
         Instruction::if_equal_else(0, 0, 3),
         Instruction::load(argument(3) + 4),
         Instruction::if_equal_else(0, 0, 1),
-        // 19: `done`.
+        // 14: done.
         Instruction::ret(RETURN_ERRNO),
         Instruction::ret(RETURN_ERRNO | libc::EPERM.unsigned_abs()),
-        // 21: the end.
-    ];
-    program.into_iter().flat_map(Instruction::bytes).collect()
+        // 16: the end.
+    ]
 }

@@ -1,12 +1,11 @@
-//! The system call filters, compiled on the host and installed by init.
+//! The system call filter, compiled on the host and installed by init.
 //!
-//! Two programs, because how a filter is shaped decides what creating a sandbox costs. At install
-//! the kernel runs it once for each system call number; a chain of comparisons, one for each call
-//! of an allow-list, takes longer than all the rest of create. So the verdict on the number is a
-//! balanced tree over ranges of numbers ([`tree`]), and the few calls on whose arguments it
-//! depends are a second, short program, compiled by seccompiler ([`arguments`]). The kernel takes
-//! the stricter verdict, keeps that on a call that is allowed whatever its arguments, and runs both
-//! for the others each time.
+//! How a filter is shaped decides what creating a sandbox costs. At install the kernel runs it once
+//! for each system call number; a chain of comparisons, one for each call of an allow-list, takes
+//! longer than all the rest of create. So the verdict on the number is a balanced tree over ranges
+//! of numbers ([`tree`]), which for the few calls on whose arguments it depends leads to a program of
+//! the call's own, compiled by seccompiler ([`arguments`]). The kernel keeps the verdict on a call
+//! that is allowed whatever its arguments, and runs the filter for the others each time.
 
 mod arguments;
 mod core_limit;
@@ -33,18 +32,15 @@ enum Verdict {
     Missing,
 }
 
-/// The programs of the default policy in the order of their install, each an array of
-/// `struct sock_filter`. Compiled once in a process.
-pub(crate) fn default_filters() -> Result<&'static [Vec<u8>]> {
-    static FILTERS: PerProcess<Vec<Vec<u8>>> = PerProcess::new();
-    let filters = FILTERS.get_or_try(|| {
-        let arguments = arguments::compile()
+/// The program of the default policy, an array of `struct sock_filter`. Compiled once in a process.
+pub(crate) fn default_filter() -> Result<&'static [u8]> {
+    static FILTER: PerProcess<Vec<u8>> = PerProcess::new();
+    let filter = FILTER.get_or_try(|| {
+        let checks = arguments::compile(core_key()?)
             .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-        // In one program: each costs at install.
-        let arguments = [core_limit::compile(core_key()?), arguments].concat();
-        Ok(vec![tree::compile(table::TABLE), arguments])
+        Ok(tree::compile(table::TABLE, &checks))
     })?;
-    Ok(filters)
+    Ok(filter)
 }
 
 /// What init shows the filters to change the limit of core dumps; the same for all sandboxes of this
@@ -70,7 +66,7 @@ pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::Verdict::{Allow, Check, Deny, Missing};
-    use super::{default_filters, no_subvolumes, table::TABLE, tree};
+    use super::{arguments, default_filter, no_subvolumes, table::TABLE, tree};
 
     const X86_64: u32 = 0xC000_003E;
     const I386: u32 = 0x4000_0003;
@@ -114,11 +110,8 @@ mod tests {
         }
     }
 
-    /// The stricter of both verdicts: the kernel takes the smaller action.
     fn verdict(arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        let filters = default_filters().unwrap();
-        let verdicts = filters.iter().map(|program| run(program, arch, number, arguments));
-        verdicts.min_by_key(|verdict| (verdict & 0xffff_0000) as i32).unwrap()
+        run(default_filter().unwrap(), arch, number, arguments)
     }
 
     fn number(name: &str) -> u32 {
@@ -140,16 +133,30 @@ mod tests {
 
     #[test]
     fn each_number_gets_the_verdict_of_the_table() {
-        let program = tree::compile(TABLE);
+        let allowed = |name: &str| vec![tree::Instruction::ret(ALLOW | number(name))];
+        let checked = TABLE.iter().filter(|row| row.2 == Check);
+        let checks = checked.map(|row| (row.0, allowed(row.1))).collect();
+        let program = tree::compile(TABLE, &checks);
         for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
             let row = TABLE.iter().find(|row| row.0 == number);
             let expected = match row.map_or(Missing, |row| row.2) {
-                Allow | Check => ALLOW,
+                Allow => ALLOW,
+                Check => ALLOW | number,
                 Deny => EPERM,
                 Missing => ENOSYS,
             };
             assert_eq!(run(&program, X86_64, number, [0; 6]), expected, "{number} {row:?}");
         }
+    }
+
+    #[test]
+    fn what_is_checked_has_a_program_and_nothing_else_has() {
+        let checked: Vec<u32> =
+            TABLE.iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
+        assert_eq!(arguments::compile(0).unwrap().into_keys().collect::<Vec<_>>(), checked);
+        // What has none all the same is refused.
+        let program = tree::compile(TABLE, &tree::Checks::new());
+        assert_eq!(run(&program, X86_64, number("clone"), [0; 6]), EPERM);
     }
 
     #[test]

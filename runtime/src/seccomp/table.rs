@@ -170,7 +170,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (157, "prctl", Allow),
     (158, "arch_prctl", Allow),
     (159, "adjtimex", Allow),
-    (160, "setrlimit", Allow),
+    (160, "setrlimit", Check),
     (161, "chroot", Allow),
     (162, "sync", Allow),
     (163, "acct", Deny),
