@@ -1,8 +1,8 @@
 //! No call of the host follows a path but those that were looked at.
 //!
-//! What a guest may have had a hand in is opened by `runtime/src/open.rs` alone: beneath a
+//! What a guest may have had a hand in is opened by `runtime/src/sys/open.rs` alone: beneath a
 //! directory that is open, through no link, without waiting. This reads the sources for calls that
-//! take a path and follow it. A new one makes it fail: use `open.rs`, or say here why no guest can
+//! take a path and follow it. A new one makes it fail: use `sys/open.rs`, or say here why no guest can
 //! have had a hand in that path.
 
 use std::collections::BTreeMap;
@@ -158,12 +158,12 @@ const ALLOWED: &[Allowed] = &[
     ("doctor.rs", &[("fs::read_to_string", 1)], PROC),
     ("files/mod.rs", &[(".metadata", 1)], "a call of its own, which is done inside"),
     (
-        "ids.rs",
+        "store/ids.rs",
         &[("DirBuilder::new", 1), ("OpenOptions::new", 1), ("fs::read_to_string", 1)],
         "procfs, and /run/adl, where root alone writes",
     ),
     (
-        "image.rs",
+        "root/image.rs",
         &[
             (".is_dir", 4),
             (".is_file", 1),
@@ -179,9 +179,9 @@ const ALLOWED: &[Allowed] = &[
         ],
         "the host's /etc and /usr, where root alone writes, and what is new in the state directory",
     ),
-    ("instance.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
+    ("sandbox/instance.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
     (
-        "launch.rs",
+        "sandbox/launch.rs",
         &[
             ("File::open", 1),
             ("File::options", 1),
@@ -191,10 +191,14 @@ const ALLOWED: &[Allowed] = &[
         ],
         PROC,
     ),
-    ("layers.rs", &[("FchmodatFlags::FollowSymlink", 1)], "a node just made on a tmpfs of its own"),
-    ("open.rs", &[("fcntl::open", 1), ("fcntl::openat", 1)], "what all others use"),
     (
-        "private.rs",
+        "sandbox/layers.rs",
+        &[("FchmodatFlags::FollowSymlink", 1)],
+        "a node just made on a tmpfs of its own",
+    ),
+    ("sys/open.rs", &[("fcntl::open", 1), ("fcntl::openat", 1)], "what all others use"),
+    (
+        "root/private.rs",
         &[
             (".is_dir", 2),
             (".is_file", 1),
@@ -211,9 +215,9 @@ const ALLOWED: &[Allowed] = &[
         ],
         "the host's /usr and /run/adl, where root alone writes, and what is new in the state directory",
     ),
-    ("proc.rs", &[("fs::metadata", 4), ("fs::read", 1), ("fs::read_to_string", 3)], PROC),
+    ("sys/proc.rs", &[("fs::metadata", 4), ("fs::read", 1), ("fs::read_to_string", 3)], PROC),
     (
-        "remove/contents.rs",
+        "store/contents.rs",
         &[("Dir::openat", 2), ("fcntl::openat", 5)],
         "single names in an open directory, opened with O_NOFOLLOW",
     ),
@@ -221,7 +225,7 @@ const ALLOWED: &[Allowed] = &[
     ("snapshot/record.rs", &[("fcntl::openat", 2)], STATE),
     ("snapshot/users.rs", &[("fcntl::openat", 2)], STATE),
     (
-        "state.rs",
+        "store/mod.rs",
         &[
             (".exists", 1),
             (".is_dir", 1),
@@ -235,19 +239,23 @@ const ALLOWED: &[Allowed] = &[
         ],
         STATE,
     ),
-    ("sys.rs", &[("FchmodatFlags::FollowSymlink", 1)], "a descriptor of its own, in /proc/self/fd"),
+    (
+        "sys/mod.rs",
+        &[("FchmodatFlags::FollowSymlink", 1)],
+        "a descriptor of its own, in /proc/self/fd",
+    ),
     (
         "sys/socket.rs",
         &[("fs::read_link", 1)],
         "a descriptor in /proc/self/fd, whose name alone is read",
     ),
     (
-        "tree/write.rs",
+        "transfer/write.rs",
         &[("AtFlags::empty", 1), ("fcntl::openat", 1), ("unistd::linkat", 1)],
         "a file that must be new (O_EXCL), and linkat(2), which follows only where told to",
     ),
     (
-        "unpack.rs",
+        "root/unpack.rs",
         &[
             (".is_dir", 2),
             (".metadata", 3),
@@ -284,7 +292,7 @@ fn sources() -> Vec<(String, String)> {
 }
 
 fn is_test(name: &str) -> bool {
-    name == "loop_disk.rs"
+    name == "store/loop_disk.rs"
         || Path::new(name).iter().any(|part| part == "tests" || part == "tests.rs")
 }
 

@@ -10,8 +10,9 @@ use nix::sys::stat::fstatat;
 
 use crate::config::name::check_name;
 use crate::error::{Error, Result};
-use crate::state::{Pass, Shelf, State, is_aside};
-use crate::{snapshot, unpack};
+use crate::root::unpack;
+use crate::snapshot;
+use crate::store::{Pass, Shelf, State, is_aside};
 
 /// Removes what was left on disk by who has died, and returns the names of that: sandboxes, snapshots
 /// without a name that no one uses any more, images that were not made to their end.

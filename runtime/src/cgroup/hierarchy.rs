@@ -14,8 +14,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use crate::error::{Error, Result};
-use crate::owner::PerProcess;
 use crate::sys;
+use crate::sys::owner::PerProcess;
 
 /// What a cgroup can limit or count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

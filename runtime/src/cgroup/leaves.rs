@@ -14,9 +14,9 @@ use super::count::{self, Peak};
 use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
 use super::{Group, Part, limit, processes};
+use crate::cgroup::stats::Stats;
 use crate::error::Result;
-use crate::lock::lock;
-use crate::stats::Stats;
+use crate::sys::lock::lock;
 
 /// The name of the one for what is done for the caller and is no program. No name of a file that
 /// cgroups have.

@@ -7,8 +7,8 @@ use nix::sys::stat::{major, minor, stat};
 
 use super::directory::{Directory, errno};
 use super::hierarchy::{Controller, Version};
+use crate::config::limits::{self, IoLimit, Limits};
 use crate::error::{Error, Result};
-use crate::limits::{self, IoLimit, Limits};
 
 /// The period of a CPU limit, in microseconds: the default of both versions.
 const PERIOD: u64 = 100_000;

@@ -11,6 +11,7 @@ mod leaves;
 mod limit;
 mod oom;
 mod processes;
+pub(crate) mod stats;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,13 +27,13 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::cgroup::stats::Stats;
+use crate::config::limits::{IoLimit, Limits};
 use crate::error::{Error, Result};
-use crate::limits::{IoLimit, Limits};
-use crate::lock::lock;
-use crate::owner::Owner;
 use crate::sandbox::unique_name;
-use crate::state::DIRECTORY;
-use crate::stats::Stats;
+use crate::store::DIRECTORY;
+use crate::sys::lock::lock;
+use crate::sys::owner::Owner;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};

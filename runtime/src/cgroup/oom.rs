@@ -18,8 +18,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::Group;
 use super::directory::Directory;
 use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::owner::{Owner, PerProcess};
+use crate::sys::lock::lock;
+use crate::sys::owner::{Owner, PerProcess};
 
 /// How long after it is told a kill may come.
 const KILL: Duration = Duration::from_millis(200);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::sandbox::unique_name;
-use crate::state::{SUBVOLUME, upper_name};
+use crate::store::{SUBVOLUME, upper_name};
 
 /// The longest name, in bytes: it must be a host name, too.
 const LONGEST_NAME: usize = limits::MAX_HOSTNAME;

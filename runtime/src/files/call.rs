@@ -17,12 +17,12 @@ use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
-use crate::child::builtin;
-use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::exit::EndReason;
-use crate::running::Running;
+use crate::job::child::builtin;
+use crate::job::exit::EndReason;
+use crate::job::running::Running;
 use crate::sys;
+use crate::wire::control::Control;
 use crate::wire::{self, Deadline, Woken};
 
 /// How much later than the job is to end its end may be told.

@@ -23,8 +23,8 @@ use self::call::{Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
 use crate::error::{Error, Result};
+use crate::job::user::{RunAs, UserName};
 use crate::sandbox::Sandbox;
-use crate::user::{RunAs, UserName};
 use crate::wire::{self, Deadline};
 
 /// How long a call may take unless it says otherwise.

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::call::{Call, Ends};
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::tree::Outgoing;
+use crate::transfer::Outgoing;
 use crate::wire::Deadline;
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).

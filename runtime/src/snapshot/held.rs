@@ -10,11 +10,11 @@ use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
 use crate::config::name::{PartName, SnapshotName};
 use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::owner::{Owner, PerProcess};
 use crate::root::{Layer, Tree};
-use crate::state::{Shelf, State};
+use crate::store::{Shelf, State};
 use crate::sys;
+use crate::sys::lock::lock;
+use crate::sys::owner::{Owner, PerProcess};
 
 /// A snapshot that can't be removed for as long as this is there, nor can what it lies on. A process
 /// has one of each at most.

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::users;
 use crate::config::Config;
+use crate::config::host_path::HostPath;
 use crate::config::name::{PartName, SnapshotName};
 use crate::error::{Error, Result};
-use crate::host_path::HostPath;
 use crate::root::{Layer, Root, Source, Tree, TreeKind};
-use crate::state::{DIRECTORY, IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
+use crate::store::{DIRECTORY, IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
 
 /// The file that a snapshot's record is in, in its directory.
 const RECORD: &str = "snapshot.json";
@@ -44,7 +44,7 @@ pub(crate) struct Record {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TreeRecord {
-    #[serde(with = "crate::bytes")]
+    #[serde(with = "crate::config::bytes")]
     at: PathBuf,
     /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies on,
     /// and last the directories under all of them.

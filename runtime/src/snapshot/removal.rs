@@ -8,11 +8,11 @@ use super::users::{self, Entry, Stale};
 use crate::config::name::SnapshotName;
 use crate::error::{Error, Result};
 use crate::garbage::{Collected, no_place};
-use crate::lock::lock;
-use crate::owner::PerProcess;
-use crate::remove::{Remains, entries, remove_later};
-use crate::state::{SandboxDirectory, Shelf, State, is_aside};
+use crate::store::remove::{Remains, entries, remove_later};
+use crate::store::{SandboxDirectory, Shelf, State, is_aside};
 use crate::sys;
+use crate::sys::lock::lock;
+use crate::sys::owner::PerProcess;
 
 /// Threads that look at one another's snapshots would find each in use.
 fn one_at_a_time() -> MutexGuard<'static, ()> {

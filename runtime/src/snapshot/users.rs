@@ -24,10 +24,9 @@ use super::names;
 use super::record::{lies_on, open_record};
 use crate::config::name::SnapshotName;
 use crate::error::{Error, Result};
-use crate::open::{Purpose, beneath};
-use crate::quota;
-use crate::remove::entries;
-use crate::state::{DIRECTORY, Shelf};
+use crate::store::remove::entries;
+use crate::store::{DIRECTORY, Shelf, quota};
+use crate::sys::open::{Purpose, beneath};
 
 /// Where in a snapshot's directory those are named that lie on it.
 const USERS: &str = "users";

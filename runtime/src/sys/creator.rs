@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use super::per_process::PerProcess;
 use super::raw;
-use crate::lock::lock;
+use crate::sys::lock::lock;
 
 /// What a change of ids takes with it, and what they were.
 struct Before {

@@ -1,0 +1,318 @@
+//! What the root file system of a sandbox is put together from, opened.
+
+pub(crate) mod image;
+mod private;
+pub(crate) mod unpack;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use adl_protocol::limits;
+
+use crate::config::host_path::HostPath;
+use crate::config::mount::{self, Access, OpenedWhat};
+use crate::config::name::{PartName, SnapshotName};
+use crate::config::{Config, RootAccess, Upper};
+use crate::error::{Error, Result};
+use crate::snapshot::Held;
+use crate::store::{Layout, Shelf, State};
+use crate::sys::open::{self, Purpose};
+
+/// A file or directory of the host, opened once: what is mounted later is what was opened here.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// All of it, absolute.
+    pub(crate) path: PathBuf,
+    /// Where no link is followed below, if there is such a directory.
+    pub(crate) base: Option<PathBuf>,
+    pub(crate) fd: Arc<OwnedFd>,
+}
+
+impl Source {
+    /// What lies there, whatever it is.
+    pub(crate) fn open(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Look)
+    }
+
+    pub(crate) fn directory(operation: &'static str, path: &HostPath) -> Result<Self> {
+        Self::open_for(operation, path, Purpose::Pass)
+    }
+
+    fn open_for(operation: &'static str, path: &HostPath, purpose: Purpose) -> Result<Self> {
+        let path = path.absolute()?;
+        let fd = path.locate()?.open(operation, purpose)?;
+        let base = path.base().map(Path::to_owned);
+        Ok(Self { path: path.full_path(), base, fd: Arc::new(fd) })
+    }
+
+    /// A directory below one of adl's own, through no link.
+    pub(crate) fn beneath(
+        operation: &'static str,
+        at: BorrowedFd<'_>,
+        path: &Path,
+        shown: PathBuf,
+    ) -> Result<Self> {
+        let fd = open::beneath(at, path, Purpose::Pass).map_err(Error::at(operation, &shown))?;
+        Ok(Self { path: shown, base: None, fd: Arc::new(fd) })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Where it can be opened once more, as it was.
+    pub(crate) fn host_path(&self) -> HostPath {
+        match &self.base {
+            None => HostPath::from(&self.path),
+            Some(base) => {
+                HostPath::beneath(base, self.path.strip_prefix(base).unwrap_or(&self.path))
+            }
+        }
+    }
+}
+
+/// A directory that files of a sandbox lie in, which it does not change.
+#[derive(Debug, Clone)]
+pub(crate) enum Layer {
+    Image(Source),
+    /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be many.
+    Snapshot {
+        shelf: Arc<Shelf>,
+        snapshot: SnapshotName,
+        part: PartName,
+    },
+    /// The source of a volume whose changes a snapshot has kept, not opened.
+    Volume(HostPath),
+}
+
+impl Layer {
+    pub(crate) fn open(&self) -> Result<Source> {
+        match self {
+            Self::Image(source) => Ok(source.clone()),
+            Self::Snapshot { shelf, snapshot, part } => {
+                let path = Path::new(snapshot.as_str()).join(part.as_str());
+                Source::beneath("open snapshot", shelf.as_fd(), &path, shelf.path(&path))
+            }
+            Self::Volume(path) => Source::directory("open volume", path),
+        }
+    }
+}
+
+/// Files of a sandbox that it can change.
+#[derive(Debug, Clone)]
+pub(crate) struct Tree {
+    /// Where it lies below the root; empty for the root itself.
+    pub(crate) at: PathBuf,
+    /// The topmost first.
+    pub(crate) layers: Vec<Layer>,
+    /// How many of the layers, from the top, hold changes since the image.
+    pub(crate) changed: usize,
+    pub(crate) kind: TreeKind,
+    /// Whether it is a volume that is copied on write, and not of the image.
+    pub(crate) is_volume: bool,
+}
+
+/// How changes are kept apart from the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TreeKind {
+    /// By an overlay, which has an upper for them.
+    Overlay,
+    /// By btrfs: what can be written to is a snapshot of the topmost layer.
+    Subvolume,
+}
+
+impl Tree {
+    pub(crate) fn of_image(at: impl Into<PathBuf>, directory: Source) -> Self {
+        let layers = vec![Layer::Image(directory)];
+        Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay, is_volume: false }
+    }
+
+    /// The same of a volume, with what a snapshot has kept of it.
+    fn of_volume(at: PathBuf, source: Source, saved: &[Tree]) -> Result<Self> {
+        let Some(saved) = saved.iter().find(|saved| saved.at == at) else {
+            return Ok(Self { is_volume: true, ..Self::of_image(at, source) });
+        };
+        let mut tree = saved.clone();
+        match tree.layers.last_mut() {
+            Some(Layer::Volume(path)) if path.full_path() == source.path => {
+                if let Some(last) = tree.layers.last_mut() {
+                    *last = Layer::Image(source);
+                }
+                Ok(tree)
+            }
+            // What was written would come to lie on files that it has nothing to do with.
+            _ => Err(Error::invalid(
+                "mount",
+                format!("{at:?}: the snapshot has kept changes to another source there"),
+            )),
+        }
+    }
+}
+
+/// One mount of a root file system.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    Tree { tree: Tree, access: adl_protocol::Access },
+    Mount { at: PathBuf, what: Mounted },
+}
+
+/// What is mounted as it is.
+#[derive(Debug, Clone)]
+pub(crate) enum Mounted {
+    Volume { source: Source, access: adl_protocol::Access },
+    Tmpfs { size: u64 },
+    Device(Source),
+}
+
+/// A root file system: all that it is put together from, and what keeps that from going away.
+#[derive(Debug, Clone)]
+pub(crate) struct Root {
+    /// In the order of mounting; the first is the root itself.
+    pub(crate) parts: Vec<Part>,
+    /// The topmost snapshot among the layers; the others can't go before it.
+    pub(crate) held: Option<Arc<Held>>,
+}
+
+impl Root {
+    /// Checks and opens all that a configuration names.
+    pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
+        let opened = config.image.open(state, config)?;
+        let access = match config.root {
+            RootAccess::ReadWrite => adl_protocol::Access::ReadWrite,
+            RootAccess::ReadOnly => adl_protocol::Access::ReadOnly,
+        };
+        let of_image = opened.trees.into_iter();
+        let mut parts: Vec<Part> = of_image.map(|tree| Part::Tree { tree, access }).collect();
+        for mount in mount::open(&config.mounts)? {
+            let at = mount.at;
+            parts.push(match mount.what {
+                OpenedWhat::Volume { source, access: Access::CopyOnWrite } => {
+                    let tree = Tree::of_volume(at, source, &opened.volumes)?;
+                    Part::Tree { tree, access: adl_protocol::Access::ReadWrite }
+                }
+                OpenedWhat::Volume { source, access } => {
+                    let access = match access {
+                        Access::ReadOnly => adl_protocol::Access::ReadOnly,
+                        Access::ReadWrite | Access::CopyOnWrite => adl_protocol::Access::ReadWrite,
+                    };
+                    Part::Mount { at, what: Mounted::Volume { source, access } }
+                }
+                OpenedWhat::Tmpfs { size } => Part::Mount { at, what: Mounted::Tmpfs { size } },
+                OpenedWhat::Device(source) => Part::Mount { at, what: Mounted::Device(source) },
+            });
+        }
+        let this = Self { parts, held: opened.held };
+        this.check_size(config)?;
+        this.check_layers(0)?;
+        Ok(this)
+    }
+
+    /// All trees.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Tree { tree, .. } => Some(tree),
+            Part::Mount { .. } => None,
+        })
+    }
+
+    /// The names, in a sandbox's directory, of what holds the changes of each tree.
+    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, PartName)> {
+        let mut overlays = 0..;
+        self.trees().map(move |tree| {
+            let name = match tree.kind {
+                TreeKind::Subvolume => PartName::subvolume(),
+                TreeKind::Overlay => PartName::upper(overlays.next().unwrap_or_default()),
+            };
+            (tree, name)
+        })
+    }
+
+    /// What a sandbox needs on disk.
+    pub(crate) fn layout(&self, config: &Config) -> Result<Layout> {
+        let overlays = self.trees().filter(|tree| tree.kind == TreeKind::Overlay).count();
+        let (overlays, size) = match config.upper {
+            Upper::Memory { .. } => (0, None),
+            Upper::Disk { size } | Upper::Btrfs { size } => (overlays, size),
+        };
+        let root = self.trees().find(|tree| tree.kind == TreeKind::Subvolume);
+        let subvolume = root.and_then(|tree| tree.layers.first()).map(Layer::open).transpose()?;
+        let is_btrfs = matches!(config.upper, Upper::Btrfs { .. });
+        Ok(Layout { overlays, subvolume, size, is_btrfs })
+    }
+
+    /// The same, on top of what a snapshot has kept of it.
+    pub(crate) fn on_top(&self, snapshot: Arc<Held>) -> Self {
+        let mut next = self.clone();
+        let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
+        let trees = next.parts.iter_mut().filter_map(|part| match part {
+            Part::Tree { tree, .. } => Some(tree),
+            Part::Mount { .. } => None,
+        });
+        for (tree, name) in trees.zip(names) {
+            tree.layers.insert(0, snapshot.layer(name));
+            tree.changed += 1;
+        }
+        next.held = Some(snapshot);
+        next
+    }
+
+    /// More layers than the kernel takes, or than go to init at once, with so many more in each
+    /// tree.
+    pub(crate) fn check_layers(&self, more: usize) -> Result<()> {
+        // The owner's, that of /dev, and the directory's.
+        let mut descriptors = 3;
+        for part in &self.parts {
+            let count = match part {
+                Part::Tree { tree, .. } if tree.kind == TreeKind::Overlay => {
+                    tree.layers.len() + more
+                }
+                _ => 1,
+            };
+            if count > limits::MAX_LAYERS {
+                let why = format!("more than {} layers", limits::MAX_LAYERS);
+                return Err(Error::invalid("image", why));
+            }
+            descriptors += count;
+        }
+        if descriptors > limits::MAX_DESCRIPTORS {
+            let why = format!("more than {} layers and mounts", limits::MAX_DESCRIPTORS);
+            return Err(Error::invalid("image", why));
+        }
+        Ok(())
+    }
+
+    /// How many descriptors it takes at once to set up an instance with one layer more in each tree:
+    /// each layer and each mount is opened and mounted, and there is what goes along.
+    pub(crate) fn descriptors_to_set_up(&self) -> usize {
+        const OTHERS: usize = 8;
+        let layers = self.parts.iter().map(|part| match part {
+            Part::Tree { tree, .. } => tree.layers.len() + 1,
+            Part::Mount { .. } => 1,
+        });
+        2 * layers.sum::<usize>() + OTHERS
+    }
+
+    /// A size that would not hold for all that can be written.
+    fn check_size(&self, config: &Config) -> Result<()> {
+        match config.upper {
+            Upper::Disk { size: None } | Upper::Btrfs { size: None } => return Ok(()),
+            Upper::Disk { size: Some(size) } | Upper::Memory { size } => {
+                return mount::check_size("upper", size);
+            }
+            Upper::Btrfs { size: Some(size) } => mount::check_size("upper", size)?,
+        }
+        if self.trees().all(|tree| tree.kind == TreeKind::Subvolume) {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "a size of a btrfs upper".to_owned(),
+            why: "the host image and volumes that are copied on write have overlays of their own, \
+                  which a quota group does not count"
+                .to_owned(),
+            fix: "use an image of one directory or archive and other volumes, or the upper `disk` \
+                  on a file system with project quotas"
+                .to_owned(),
+        })
+    }
+}

@@ -1,0 +1,488 @@
+//! A sandbox: its creation, its jobs, its end.
+
+mod changes;
+mod init_binary;
+mod instance;
+mod launch;
+mod layers;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::stats::Stats;
+use crate::cgroup::{self, Group};
+use crate::config::limits::Limits;
+use crate::config::name::{SnapshotName, check_name};
+use crate::config::{Config, Upper};
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::garbage;
+use crate::job::background::Job;
+use crate::job::command::Command;
+use crate::root::Root;
+use crate::sandbox::instance::Instance;
+use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
+use crate::store::ids::{self, IdRange};
+use crate::store::{Layout, SandboxDirectory, State, remove};
+use crate::sys::owner::{Owner, PerProcess};
+use crate::wire::control::Control;
+
+/// How long a file system may take to give back the room of what was removed.
+const ROOM: Duration = Duration::from_secs(20);
+/// How often it is asked.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+
+/// A running sandbox.
+///
+/// All methods take `&self`, and any number of jobs may run at once, started from any threads.
+/// When it is dropped, or the process that made it ends in whatever way, all processes in it are
+/// killed and the kernel takes back all that they had. A fork of that process can't use it
+/// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
+#[derive(Debug)]
+pub struct Sandbox {
+    name: String,
+    config: Config,
+    state: State,
+    /// What it is on as new: after a snapshot, the instance is on that.
+    image: Arc<Root>,
+    cgroups: Option<cgroup::Plan>,
+    instance: Instance,
+}
+
+impl Sandbox {
+    /// Builds a sandbox and returns when it is ready to run commands.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Io`] for what is wrong with `config` and its paths;
+    /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
+    /// failed. Whatever the error, nothing is left behind.
+    pub fn create(mut config: Config) -> Result<Self> {
+        if let Some(name) = &config.name {
+            check_name("name", name)?;
+        }
+        if let Some(hostname) = &config.hostname {
+            check_name("hostname", hostname)?;
+        }
+        // A snapshot keeps them, for callers who may be elsewhere.
+        for mount in &mut config.mounts {
+            mount.make_absolute()?;
+        }
+        config.limits.check()?;
+        config.limits.make_absolute()?;
+        if let Some(parent) = &config.cgroup_parent {
+            cgroup::check_parent(parent)?;
+        }
+        remove::with_descriptors(|| Self::build(&config))
+    }
+
+    /// Builds what was checked.
+    fn build(config: &Config) -> Result<Self> {
+        let state = State::open(config.state_directory.as_deref())?;
+        collect_once(&state);
+        let image = Arc::new(Root::open(config, &state)?);
+        let layout = image.layout(config)?;
+
+        // The order is that of what takes time: while the child becomes init, the rest is made
+        // ready. From here on, dropping `instance` undoes everything.
+        let mut instance = Instance::start(config, fresh_ids()?)?;
+        instance.record_ids()?;
+        let directory = make_directory(&state, config.name.as_deref(), &layout)?;
+        let name = instance.give(directory).name().to_owned();
+        let hostname = config.hostname.as_deref().unwrap_or(&name);
+        let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
+            (limits, None) if limits.is_none() => None,
+            (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
+        };
+        instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        Ok(Self { name, config: config.clone(), state, image, cgroups, instance })
+    }
+
+    /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
+    /// it: no process, file, shared memory, message queue, socket or host name. It takes as long
+    /// as [`Sandbox::create`], whatever was done inside; what was written to disk is removed soon
+    /// after, as by [`Sandbox::delete`].
+    ///
+    /// Commands that run are killed, and their ends are told as [`Error::SandboxDied`].
+    /// A sandbox that has died is alive again after it.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Sandbox};
+    /// let mut sandbox = Sandbox::create(Config::default())?;
+    /// sandbox.shell("rm -rf /usr; sleep inf &").status()?;
+    /// sandbox.reset()?;
+    /// assert!(sandbox.command("true").status()?.success());
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`]: all that can fail is done before anything is ended, and the sandbox
+    /// goes on as it was. Only where the disk is full, or processes inside have used up what is
+    /// needed, it is ended first, and dead if that was not enough.
+    ///
+    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is dead
+    /// then, and its processes are still ending; this can be called again, which tells the same until
+    /// they have ended, and succeeds from then on.
+    pub fn reset(&mut self) -> Result<()> {
+        self.check_own()?;
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
+        }
+        let mut next = match self.make_next() {
+            // What it has used up is in the way of what it will, and goes first.
+            Err(error) if self.may_be_in_the_way(&error) => {
+                self.instance.end_processes()?;
+                self.instance.end()?;
+                remove::finish_within(ROOM);
+                self.make_next_when_there_is_room()?
+            }
+            next => next?,
+        };
+        // No command can come to the next before this has returned, so there is no moment at
+        // which both do something. The name goes first: it is the last that can fail.
+        self.exchange_names(&mut next)?;
+        if let Err(error) = self.instance.end_processes().and_then(|()| next.record_ids()) {
+            // Its own again, for whoever calls again. If that fails, it is the next one's, and free
+            // with it.
+            let _ = self.exchange_names(&mut next);
+            return Err(error);
+        }
+        std::mem::replace(&mut self.instance, next).end()
+    }
+
+    /// Whether something could not be made because of what the sandbox has used up.
+    fn may_be_in_the_way(&self, error: &Error) -> bool {
+        let is_busy = || self.instance.is_busy().unwrap_or(true);
+        error.is_no_space() || error.is_exhausted() && is_busy()
+    }
+
+    /// Has the next instance be what the name stands for, or again this one.
+    fn exchange_names(&mut self, next: &mut Instance) -> Result<()> {
+        let (Some(next), this) = (next.directory_mut(), self.instance.directory_mut()) else {
+            return Ok(());
+        };
+        match this {
+            Some(this) if next.name() == self.name => this.take_name(&self.name, Some(next)),
+            this => next.take_name(&self.name, this),
+        }
+    }
+
+    /// The same where what was in the way has just been removed. A btrfs gives the room back when it
+    /// has written that down, and a subvolume's in the background after that.
+    fn make_next_when_there_is_room(&self) -> Result<Instance> {
+        let end = Instant::now() + ROOM;
+        loop {
+            self.state.make_room()?;
+            match self.make_next() {
+                Err(error) if error.is_no_space() && Instant::now() < end => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
+                }
+                made => return made,
+            }
+        }
+    }
+
+    /// Makes the instance on the image that is to take the place of this one.
+    fn make_next(&self) -> Result<Instance> {
+        remove::with_descriptors(|| self.try_to_make_next())
+    }
+
+    fn try_to_make_next(&self) -> Result<Instance> {
+        let mut next = self.start_next()?;
+        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        let image = Arc::clone(&self.image);
+        next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
+        Ok(next)
+    }
+
+    fn hostname(&self) -> &str {
+        self.config.hostname.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of; see
+    /// [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and copies
+    /// nothing.
+    ///
+    /// The sandbox goes on with the same files, and otherwise as after a reset; the next reset
+    /// takes it back to its image. Only its files are kept, so no process may run in it; see
+    /// [`Sandbox::snapshot_with`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
+    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there are
+    /// subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel takes
+    /// (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no snapshot
+    /// comes about, the call can be made again; where only the sandbox can't go on, the snapshot is
+    /// returned, and the sandbox is dead until it is reset.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        self.snapshot_with(&SnapshotOptions::default())
+    }
+
+    /// The same, with a name, or of a sandbox in which something runs.
+    ///
+    /// # Errors
+    /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
+    pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
+        self.check_own()?;
+        let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
+        let unsupported = |why: &str, fix: &str| Error::Unsupported {
+            what: "a snapshot of the sandbox".to_owned(),
+            why: why.to_owned(),
+            fix: fix.to_owned(),
+        };
+        if let Upper::Memory { .. } = self.config.upper {
+            let fix = "make the sandbox with the upper `disk` or `btrfs`";
+            return Err(unsupported("what it has written is in memory", fix));
+        }
+        if self.instance.is_ending() {
+            self.instance.end_processes()?;
+        }
+        if options.running == Running::Refuse && self.instance.is_busy()? {
+            let what = format!("the sandbox {:?}", self.name);
+            return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
+        }
+        let (Some(directory), Some(root)) = (self.instance.directory(), self.instance.root())
+        else {
+            return Err(unsupported("its files are gone", "reset it first"));
+        };
+        // All that can be wrong shows before anything is ended or moved.
+        root.check_layers(1)?;
+        if directory.has_nested_subvolumes()? {
+            let why = "subvolumes were made in it, which a btrfs snapshot does not take along";
+            return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
+        }
+        let root = Arc::clone(root);
+        let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
+        let mut next = self.start_next()?;
+        let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
+        next.give(self.state.make_aside(&layout)?);
+        // What is set up after the end takes descriptors, which are there then.
+        let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
+        self.instance.end_processes()?;
+        next.record_ids()?;
+        drop(reserved);
+        self.instance.remove_cgroups()?;
+        if let Some(directory) = next.directory_mut() {
+            directory.take_name(&self.name, self.instance.directory_mut())?;
+        }
+        // If this fails, the files are the sandbox's still, and the next attempt's.
+        let Some(directory) = self.instance.directory_mut() else {
+            return Err(Error::SandboxDied);
+        };
+        let snapshot = making.publish(directory)?;
+        // From here on they are the snapshot's, and whatever happens, the caller has that.
+        self.instance.let_go_of_directory();
+        let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
+        if self.go_on(next, root).is_err() {
+            // It is dead, as any command will tell.
+            self.instance.end()?;
+        }
+        Ok(snapshot)
+    }
+
+    /// Has an instance that was started for it take the place of one that has ended.
+    fn go_on(&mut self, mut next: Instance, root: Arc<Root>) -> Result<()> {
+        if let Some(directory) = next.directory() {
+            directory.add_subvolume(&root.layout(&self.config)?)?;
+        }
+        next.set_up(&self.config, self.hostname(), root, self.cgroups.as_ref())?;
+        std::mem::replace(&mut self.instance, next).end()
+    }
+
+    fn check_own(&self) -> Result<()> {
+        self.control().check_own()
+    }
+
+    /// Starts the instance that is to take the place of this one.
+    fn start_next(&self) -> Result<Instance> {
+        let ids = match self.instance.ids() {
+            Some(ids) => Some(Arc::clone(ids)),
+            None => fresh_ids()?,
+        };
+        Instance::start(&self.config, ids)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id of its init, as the host sees it.
+    pub fn init_pid(&self) -> i32 {
+        self.instance.init_pid()
+    }
+
+    /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
+    /// the first one and their number.
+    pub fn id_range(&self) -> Option<(u32, u32)> {
+        self.instance.ids().map(|range| (range.base(), ids::LENGTH))
+    }
+
+    /// Prepares a command: a program of the sandbox, started without a shell. A name without a
+    /// slash is looked for in the `PATH` of the command's environment.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+        Command::new(self, &[program.as_ref()])
+    }
+
+    /// Prepares a script: for bash if the sandbox has it, else for sh.
+    pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+        let mut command = Command::new(self, &["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
+        command.arg("-c").arg(script);
+        command
+    }
+
+    /// Reads, writes and copies its files.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(self)
+    }
+
+    /// Sets other limits, also for what runs; those that are not set are none from here on. What is
+    /// counted stays as it was when the sandbox was created, whatever [`Limits::accounting`] says.
+    ///
+    /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of version 2
+    /// kills, and one of version 1 refuses.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
+    /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`]
+    /// where version 1 can't reclaim what is above the limit.
+    /// After an error, some of the limits may be the new ones.
+    pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
+        self.check_own()?;
+        limits.check()?;
+        limits.make_absolute()?;
+        let group = self.instance.control().group();
+        let (Some(plan), Some(group)) = (&mut self.cgroups, group) else {
+            return Err(cgroup::none());
+        };
+        plan.change(&limits, group)?;
+        // What is counted was settled when it was created.
+        let accounting = self.config.limits.accounting;
+        self.config.limits = Limits { accounting, ..limits };
+        Ok(())
+    }
+
+    /// What all its jobs have used since it was created or reset.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it has no cgroup, as for [`Sandbox::set_limits`].
+    pub fn stats(&self) -> Result<Stats> {
+        self.group()?.stats()
+    }
+
+    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. Commands and
+    /// calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can be reset and deleted.
+    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed before it goes on;
+    /// by its timeout it is told as a survivor.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
+    /// as when it waits for a device: then all go on.
+    pub fn freeze(&self) -> Result<()> {
+        self.group()?.freeze(true)
+    }
+
+    /// Lets its jobs go on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.group()?.freeze(false)
+    }
+
+    fn group(&self) -> Result<&Arc<Group>> {
+        self.check_own()?;
+        self.control().group().ok_or_else(cgroup::none)
+    }
+
+    /// Ends all its processes and gives back all that it had. What it has written is removed, and
+    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. Dropping does the same, but can't tell what
+    /// went wrong.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it waits
+    /// for a device that does not answer; at once where [`Sandbox::reset`] has told so before. A
+    /// thread waits for it then and gives back the rest, the name among it. [`Error::Io`] where a file
+    /// could not be removed. `adl gc` removes what is left once the calling process has ended.
+    pub fn delete(mut self) -> Result<()> {
+        self.check_own()?;
+        self.instance.end()
+    }
+
+    /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
+    /// and those that have ended and that no one has waited for yet. In a fork of the process that
+    /// made it, none.
+    pub fn jobs(&self) -> Vec<Job> {
+        // In a fork, a thread of its parent may have had the lock.
+        self.check_own().map_or_else(|_| Vec::new(), |()| self.control().jobs().clone())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        self.instance.control()
+    }
+}
+
+/// Readable when the sandbox has died, or was ended: for `poll(2)` and event loops.
+impl AsFd for Sandbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.instance.as_fd()
+    }
+}
+
+/// A number that no other call in this process has returned.
+pub(crate) fn unique_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A name that nothing has, or ever had: process ids come again.
+pub(crate) fn unique_name(prefix: &str) -> String {
+    // A fork goes on with the same numbers.
+    let process = Owner::this_process().number();
+    format!("{prefix}{process:016x}-{}", unique_number())
+}
+
+/// A range of ids, for who can map them.
+fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
+    Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+}
+
+/// Takes so many descriptors, to be let go of when others are needed in their place.
+fn reserve_descriptors(any: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
+    let reserved: std::io::Result<_> = (0..count).map(|_| any.try_clone_to_owned()).collect();
+    reserved.map_err(Error::io("dup"))
+}
+
+fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {
+    if let Some(name) = name {
+        return state.make_sandbox(name, layout);
+    }
+    let name = format!("sb-{}-{}", std::process::id(), unique_number());
+    match state.make_sandbox(&name, layout) {
+        // By another process of the same number: of another PID namespace, or an earlier one.
+        Err(Error::NameInUse { .. }) => state.make_sandbox(&unique_name("sb-"), layout),
+        made => made,
+    }
+}
+
+/// Removes what owners that have ended left behind, once in a process, beside its first creation.
+fn collect_once(state: &State) {
+    static COLLECTED: PerProcess<AtomicBool> = PerProcess::new();
+    if COLLECTED.get().swap(true, Ordering::Relaxed) || state.is_surely_empty() {
+        return;
+    }
+    let state = state.clone();
+    // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
+    let _ = std::thread::Builder::new()
+        .name("adl-collect".to_owned())
+        .spawn(move || garbage::collect(&state));
+}
