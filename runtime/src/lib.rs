@@ -51,6 +51,7 @@ mod snapshot;
 mod store;
 mod sys;
 mod transfer;
+mod wait;
 mod wire;
 
 pub use cgroup::stats::Stats;

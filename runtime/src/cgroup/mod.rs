@@ -30,10 +30,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::cgroup::stats::Stats;
 use crate::config::limits::{IoLimit, Limits};
 use crate::error::{Error, Result};
-use crate::sandbox::unique_name;
-use crate::store::DIRECTORY;
 use crate::sys::lock::lock;
+use crate::sys::open::DIRECTORY;
 use crate::sys::owner::Owner;
+use crate::sys::unique::unique_name;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};

@@ -10,7 +10,8 @@ use super::directory::{Directory, read_again, value};
 use super::hierarchy::Version;
 use crate::error::{Error, Result};
 use crate::sys::pidfd;
-use crate::wire::{self, Deadline};
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 
 /// How long it may take until all have stopped.
 const FREEZING: Duration = Duration::from_secs(5);
@@ -61,7 +62,7 @@ fn wait_frozen(directory: &Directory, frozen: bool) -> Result<()> {
             return Ok(());
         }
         let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-        if !wire::wait_ready(&mut fds, deadline)? {
+        if !wait_ready(&mut fds, deadline)? {
             return Err(late());
         }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-use crate::root::Source;
+use crate::root::source::Source;
 
 /// Something that is mounted in a sandbox, on top of what its image has there.
 ///

@@ -22,8 +22,9 @@ use crate::job::child::builtin;
 use crate::job::exit::EndReason;
 use crate::job::running::Running;
 use crate::sys;
+use crate::wait::wait_beside_init;
+use crate::wait::{Deadline, Woken};
 use crate::wire::control::Control;
-use crate::wire::{self, Deadline, Woken};
 
 /// How much later than the job is to end its end may be told.
 const TELLING: Duration = Duration::from_millis(30);
@@ -262,7 +263,7 @@ impl Call {
     /// Waits until there is something to read of what it writes.
     pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
         let init = self.running.init().as_fd();
-        match wire::wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
+        match wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
             Woken::Ready => Ok(()),
             Woken::InitDied => Err(Error::SandboxDied),
             Woken::Late => Err(self.give_up()),

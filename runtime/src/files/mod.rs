@@ -25,7 +25,8 @@ pub use self::streams::{FileReader, FileWriter};
 use crate::error::{Error, Result};
 use crate::job::user::{RunAs, UserName};
 use crate::sandbox::Sandbox;
-use crate::wire::{self, Deadline};
+use crate::wait::Deadline;
+use crate::wire;
 
 /// How long a call may take unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use super::call::{Call, Ends};
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::transfer::Outgoing;
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).
 ///

@@ -16,10 +16,11 @@ use crate::job::child::{Collection, GuestPid, Output};
 use crate::job::collect::Captures;
 use crate::job::exit::ExitStatus;
 use crate::job::running::{Handle, Scope};
-use crate::sandbox::unique_number;
 use crate::sys::lock::lock;
+use crate::sys::unique::unique_number;
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 use crate::wire::control::Control;
-use crate::wire::{self, Deadline};
 
 /// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
 const STACK: usize = 256 << 10;
@@ -166,7 +167,7 @@ impl Job {
     fn wait_until(&self, deadline: Deadline) -> Result<Option<Output>> {
         self.0.control.check_own()?;
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        if !wire::wait_ready(&mut fds, deadline)? {
+        if !wait_ready(&mut fds, deadline)? {
             return Ok(None);
         }
         self.0.control.jobs().retain(|job| job.id() != self.id());

@@ -16,9 +16,10 @@ use crate::job::collect::{Bounds, Caps, Captures, Collector};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::running::{Handle, Running, Scope};
 use crate::job::terminal::Terminal;
-use crate::sys;
+use crate::wait::wait_beside_init;
+use crate::wait::{Deadline, Woken};
 use crate::wire::control::Control;
-use crate::wire::{self, Deadline, Woken};
+use crate::{sys, wire};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
@@ -172,7 +173,7 @@ impl Child {
         let started = (|| {
             let (fd, init) = (notice.as_fd(), running.init().as_fd());
             // What was said before init has ended is on the channel.
-            if let Woken::Late = wire::wait_beside_init(fd, PollFlags::POLLIN, init, deadline)? {
+            if let Woken::Late = wait_beside_init(fd, PollFlags::POLLIN, init, deadline)? {
                 let after = deadline.length();
                 return Err(Error::TimedOut { what: "the program to start", after });
             }

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::running::Running;
 use crate::sys;
-use crate::wire::{self, Deadline, Woken};
+use crate::wait::wait_ready;
+use crate::wait::{Deadline, Woken};
 
 /// How much is reserved for the end of a stream before it comes, in bytes.
 const MOST_RESERVED: usize = 64 << 20;
@@ -208,7 +209,7 @@ impl Collector {
         ];
         let mut fds: Vec<_> =
             places.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-        if !wire::wait_ready(&mut fds, until)? {
+        if !wait_ready(&mut fds, until)? {
             return Ok(None);
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
@@ -244,7 +245,7 @@ impl Collector {
         let Some(place) = self.pipes.get_mut(number) else { return Ok(all) };
         let Some(pipe) = place else { return Ok(all) };
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
+        wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
         let [fd] = fds;
         if fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
             *place = None;
@@ -259,7 +260,7 @@ impl Collector {
         while let Some(Some(terminal)) = self.pipes.get(number) {
             let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
             // Of silence, however long the reading takes: what is there after that is read, too.
-            if !wire::wait_ready(&mut fds, Deadline::after(TERMINAL_REST).min(end))? {
+            if !wait_ready(&mut fds, Deadline::after(TERMINAL_REST).min(end))? {
                 break;
             }
             all += self.read(number, captures)?;

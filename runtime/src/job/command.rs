@@ -24,7 +24,7 @@ use crate::job::stdio::{Kind, Stdio, Stream, Which};
 use crate::job::user::{RunAs, UserName};
 use crate::sandbox::Sandbox;
 use crate::sys;
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -16,8 +16,10 @@ use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
+use crate::wait::wait_beside_init;
+use crate::wait::{Deadline, Woken};
 use crate::wire::control::REQUEST;
-use crate::wire::{self, Deadline, Messages, Woken};
+use crate::wire::{self, Messages};
 
 /// How much later than a job is to end its caller is told that it does not, where init does not say
 /// so: by then, init should have ended all that can be, and says at once what can't.
@@ -150,7 +152,7 @@ impl Running {
             }
             let until = deadline.min(self.overdue());
             let (channel, init) = (self.as_fd(), self.init.as_fd());
-            let woken = wire::wait_beside_init(channel, PollFlags::POLLIN, init, until)?;
+            let woken = wait_beside_init(channel, PollFlags::POLLIN, init, until)?;
             if let Some(status) = self.look(woken)? {
                 return Ok(Some(status));
             }
@@ -429,8 +431,10 @@ mod tests {
     use crate::error::Error;
     use crate::job::exit::EndReason;
     use crate::sys::pidfd;
+    use crate::wait::Deadline;
+    use crate::wait::wait_ready;
     use crate::wire::control::Control;
-    use crate::wire::{self, Deadline, Messages};
+    use crate::wire::{self, Messages};
 
     /// Long enough for anything, and far below the time that a test may take.
     const SOON: Duration = Duration::from_secs(20);
@@ -495,11 +499,11 @@ mod tests {
     fn an_end_that_was_told_in_time_is_told_whenever_it_is_asked_for() {
         let (mut init, running) = Init::start(Some(Duration::ZERO));
         init.say_exited();
-        assert!(!wire::wait_ready(&mut [], running.overdue()).unwrap());
+        assert!(!wait_ready(&mut [], running.overdue()).unwrap());
         assert_eq!(running.wait().unwrap().code(), Some(7));
         let (mut init, running) = Init::start(Some(Duration::ZERO));
         init.say_exited();
-        assert!(!wire::wait_ready(&mut [], running.overdue()).unwrap());
+        assert!(!wait_ready(&mut [], running.overdue()).unwrap());
         assert_eq!(running.try_exit().unwrap().unwrap().code(), Some(7));
     }
 

@@ -6,7 +6,7 @@ use adl_protocol::{Identity, Stage, limits};
 
 use crate::error::{Error, Result};
 use crate::sandbox::Sandbox;
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
 const LONGEST: u64 = 1 << 20;

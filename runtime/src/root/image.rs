@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::host_path::HostPath;
 use crate::config::{Config, Network, Upper};
 use crate::error::{Error, Result};
-use crate::root::{Layer, Source, Tree, TreeKind, private, unpack};
+use crate::root::source::Source;
+use crate::root::{Layer, Tree, TreeKind, private, unpack};
 use crate::snapshot::{self, Held};
 use crate::store::{State, ids};
 

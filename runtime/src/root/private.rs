@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::root::unpack;
-use crate::sandbox::unique_name;
 use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
+use crate::sys::unique::unique_name;
 
 /// What changes when programs are installed or removed, and where administrators put their own.
 const SIGNS: [&str; 14] = [

@@ -17,13 +17,14 @@ use nix::unistd::pipe2;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::garbage::{Collected, no_place};
-use crate::root::{Source, private};
+use crate::root::private;
+use crate::root::source::Source;
 use crate::store::remove::{entries, remove_contents, remove_entry};
-use crate::store::{DIRECTORY, State, btrfs};
-use crate::sys::open::{self, Location, Purpose};
+use crate::store::{State, btrfs};
+use crate::sys::open::{self, DIRECTORY, Location, Purpose};
 use crate::sys::{self};
 use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 /// How long another process may take to make an image.
 const MAKING: Duration = Duration::from_secs(600);

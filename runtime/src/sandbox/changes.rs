@@ -14,7 +14,7 @@ use crate::sys::open::{Purpose, beneath};
 use crate::transfer::{
     self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind,
 };
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 impl Sandbox {
     /// Lists what it has written so far that differs from its image: all that was added, modified or

@@ -19,8 +19,9 @@ use crate::store::init_record::InitRecord;
 use crate::store::remove::{Remains, remove_later};
 use crate::sys::owner::Owner;
 use crate::sys::{Process, pidfd, proc};
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 use crate::wire::control::Control;
-use crate::wire::{self, Deadline};
 
 /// How long the kernel may take to end all processes.
 const END: Duration = Duration::from_secs(10);
@@ -168,7 +169,7 @@ impl Instance {
 
     fn has_died(&self) -> Result<bool> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO))
+        wait_ready(&mut fds, Deadline::after(Duration::ZERO))
     }
 
     /// Kills init, and so every process of its PID namespace, and returns at once.
@@ -213,7 +214,7 @@ impl Instance {
 
     fn wait_for_end(&self, deadline: Deadline) -> Result<()> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        if !wire::wait_ready(&mut fds, deadline)? {
+        if !wait_ready(&mut fds, deadline)? {
             let what = "the sandbox's processes, which were killed and are still ending";
             return Err(Error::TimedOut { what, after: deadline.length() });
         }
@@ -255,7 +256,7 @@ impl Instance {
         let pidfd = Arc::clone(&self.init.pidfd);
         let wait = move || {
             let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            let is_over = wire::wait_ready(&mut fds, Deadline::NEVER)
+            let is_over = wait_ready(&mut fds, Deadline::NEVER)
                 .and_then(|_| pidfd::reap(&*pidfd).map_err(Error::io("waitid")));
             // The caller was told already that something went wrong.
             if is_over.is_ok() {

@@ -24,7 +24,8 @@ use crate::store::ids::{self, IdRange};
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd, proc};
-use crate::wire::{self, Deadline, Messages};
+use crate::wait::Deadline;
+use crate::wire::{self, Messages};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
 /// that hangs is given up.

@@ -12,8 +12,10 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknod
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
-use crate::root::{Mounted, Part, Root, Source, TreeKind};
-use crate::store::{SUBVOLUME, SandboxDirectory};
+use crate::root::source::Source;
+use crate::root::{Mounted, Part, Root, TreeKind};
+use crate::store::SandboxDirectory;
+use crate::store::name::SUBVOLUME;
 use crate::sys;
 use crate::sys::open::{Purpose, beneath};
 

@@ -8,13 +8,13 @@ mod layers;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
 use crate::config::limits::Limits;
-use crate::config::name::{SnapshotName, check_name};
+use crate::config::name::check_name;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -25,8 +25,11 @@ use crate::root::Root;
 use crate::sandbox::instance::Instance;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
 use crate::store::ids::{self, IdRange};
+use crate::store::name::SnapshotName;
 use crate::store::{Layout, SandboxDirectory, State, remove};
-use crate::sys::owner::{Owner, PerProcess};
+use crate::sys::owner::PerProcess;
+use crate::sys::unique::unique_name;
+use crate::sys::unique::unique_number;
 use crate::wire::control::Control;
 
 /// How long a file system may take to give back the room of what was removed.
@@ -436,19 +439,6 @@ impl AsFd for Sandbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.instance.as_fd()
     }
-}
-
-/// A number that no other call in this process has returned.
-pub(crate) fn unique_number() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// A name that nothing has, or ever had: process ids come again.
-pub(crate) fn unique_name(prefix: &str) -> String {
-    // A fork goes on with the same numbers.
-    let process = Owner::this_process().number();
-    format!("{prefix}{process:016x}-{}", unique_number())
 }
 
 /// A range of ids, for who can map them.

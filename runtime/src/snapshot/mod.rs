@@ -19,11 +19,11 @@ use self::record::{Record, open_record, write_record};
 pub(crate) use self::removal::collect;
 use self::removal::remove;
 use self::users::Entry;
-use crate::config::name::SnapshotName;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::Root;
 use crate::root::image::{Image, OpenedImage};
+use crate::store::name::SnapshotName;
 use crate::store::{SandboxDirectory, Shelf, State};
 
 /// How [`crate::Sandbox::snapshot_with`] makes a snapshot.

@@ -18,10 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::users;
 use crate::config::Config;
 use crate::config::host_path::HostPath;
-use crate::config::name::{PartName, SnapshotName};
 use crate::error::{Error, Result};
-use crate::root::{Layer, Root, Source, Tree, TreeKind};
-use crate::store::{DIRECTORY, IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
+use crate::root::source::Source;
+use crate::root::{Layer, Root, Tree, TreeKind};
+use crate::store::name::{PartName, SnapshotName};
+use crate::store::{IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
+use crate::sys::open::DIRECTORY;
 
 /// The file that a snapshot's record is in, in its directory.
 const RECORD: &str = "snapshot.json";

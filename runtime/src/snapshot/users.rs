@@ -22,11 +22,11 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::names;
 use super::record::{lies_on, open_record};
-use crate::config::name::SnapshotName;
 use crate::error::{Error, Result};
+use crate::store::name::SnapshotName;
 use crate::store::remove::entries;
-use crate::store::{DIRECTORY, Shelf, quota};
-use crate::sys::open::{Purpose, beneath};
+use crate::store::{Shelf, quota};
+use crate::sys::open::{DIRECTORY, Purpose, beneath};
 
 /// Where in a snapshot's directory those are named that lie on it.
 const USERS: &str = "users";

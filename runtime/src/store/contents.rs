@@ -20,8 +20,9 @@ use nix::fcntl::{AtFlags, OFlag, open as open_path, openat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::store::{DIRECTORY, btrfs};
+use crate::store::btrfs;
 use crate::sys::ioctl::{self, APPEND_ONLY, IMMUTABLE};
+use crate::sys::open::DIRECTORY;
 use crate::sys::{self};
 use crate::transfer::Place;
 

@@ -14,7 +14,8 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::sys::proc::{self, View};
 use crate::sys::{self, pidfd};
-use crate::wire::{self, Deadline};
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 
 /// The longest text of a record, in bytes. So short that ext4 keeps a link to it in the inode.
 pub(crate) const LONGEST: usize = 59;
@@ -68,7 +69,7 @@ impl InitRecord {
         };
         // Also of one that no one has reaped: before it is that, all of its namespace is gone.
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        match wire::wait_ready(&mut fds, Deadline::after(Duration::ZERO)) {
+        match wait_ready(&mut fds, Deadline::after(Duration::ZERO)) {
             Ok(false) => {}
             Ok(true) => return Life::Ended,
             Err(_) => return Life::Alive(pidfd),
@@ -139,7 +140,8 @@ mod tests {
     use nix::poll::{PollFd, PollFlags};
 
     use super::{InitRecord, LONGEST, Life, Sleeper};
-    use crate::wire::{self, Deadline};
+    use crate::wait::Deadline;
+    use crate::wait::wait_ready;
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
@@ -158,7 +160,7 @@ mod tests {
         let Life::Alive(pidfd) = record.life() else { panic!("{:?}", record.life()) };
         sleeper.kill();
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        assert!(wire::wait_ready(&mut fds, Deadline::NEVER).unwrap());
+        assert!(wait_ready(&mut fds, Deadline::NEVER).unwrap());
         // As a zombie, too.
         assert!(matches!(record.life(), Life::Ended));
         drop(sleeper);

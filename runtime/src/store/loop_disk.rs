@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::store::DIRECTORY;
+use crate::sys::open::DIRECTORY;
 
 /// What mkfs.xfs asks for at least, in bytes. They are sparse.
 const SIZE: u64 = 320 << 20;

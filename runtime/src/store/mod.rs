@@ -12,6 +12,7 @@ pub(crate) mod ids;
 pub(crate) mod init_record;
 #[cfg(test)]
 mod loop_disk;
+pub(crate) mod name;
 pub(crate) mod quota;
 pub(crate) mod remove;
 
@@ -34,15 +35,16 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::error::{Error, Result};
-use crate::root::Source;
-use crate::sandbox::unique_name;
+use crate::root::source::Source;
 use crate::store::init_record::{InitRecord, LONGEST, Life};
+use crate::store::name::SUBVOLUME;
+use crate::store::name::upper_name;
 use crate::store::remove::{Remains, entries, remove_contents, remove_empty, remove_later};
-use crate::wire::{self, Deadline};
+use crate::sys::open::DIRECTORY;
+use crate::sys::unique::unique_name;
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 use crate::{cgroup, sys};
-
-pub(crate) const DIRECTORY: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
 /// Opens a file in a directory of adl's own, to read what adl has written there. Nothing else is
 /// opened, waited for or followed.
@@ -92,9 +94,6 @@ const ENDING: Duration = Duration::from_secs(2);
 /// How long it is waited for the end of those that can't be seen: as a delete does.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
-pub(crate) const SUBVOLUME: &str = "root";
-
 /// Where in a sandbox's directory the paths of its cgroups are, each ended by a NUL.
 const CGROUPS: &str = "cgroups";
 
@@ -103,11 +102,6 @@ const LONGEST_CGROUPS: u64 = 256 << 10;
 
 /// Which init a sandbox has: a symbolic link to no file, in its directory.
 const INIT: &str = "init";
-
-/// Where in a sandbox's directory overlay `number` has its upper.
-pub(crate) fn upper_name(number: usize) -> String {
-    format!("{number}.upper")
-}
 
 /// The directory of all sandboxes of a user.
 #[derive(Debug, Clone)]
@@ -438,7 +432,7 @@ impl Shelf {
 
 /// Waits for the end of an init.
 fn has_ended(init: &OwnedFd, deadline: Deadline) -> Result<bool> {
-    wire::wait_ready(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], deadline)
+    wait_ready(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], deadline)
 }
 
 /// The directory of one sandbox.

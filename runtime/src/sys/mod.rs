@@ -23,6 +23,7 @@ pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
+pub(crate) mod unique;
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,10 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 
 use crate::error::{Error, Result};
 
+/// How a directory is opened that is to be read or locked: itself, and not what a link leads to.
+pub(crate) const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
 /// What something is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {

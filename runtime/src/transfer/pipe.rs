@@ -12,7 +12,9 @@ use nix::sys::uio::{pread, pwrite};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::wire::{self, Deadline, Woken};
+use crate::wait::wait_beside_init;
+use crate::wait::wait_ready;
+use crate::wait::{Deadline, Woken};
 
 /// How much is written and read at once, in bytes, where it goes through memory.
 const BUFFER: usize = 64 << 10;
@@ -58,10 +60,8 @@ impl Pipe {
     fn wait(&self, events: PollFlags) -> Result<()> {
         let fd = self.fd.as_fd();
         let woken = match &self.init {
-            Some(init) => wire::wait_beside_init(fd, events, init.as_fd(), self.deadline)?,
-            None if wire::wait_ready(&mut [PollFd::new(fd, events)], self.deadline)? => {
-                Woken::Ready
-            }
+            Some(init) => wait_beside_init(fd, events, init.as_fd(), self.deadline)?,
+            None if wait_ready(&mut [PollFd::new(fd, events)], self.deadline)? => Woken::Ready,
             None => Woken::Late,
         };
         match woken {

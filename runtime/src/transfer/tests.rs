@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Outgoing, receive, send};
 use crate::error::{Error, Result};
 use crate::sys::open::Location;
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 
 pub(super) const OPTIONS: CopyOptions =
     CopyOptions { owners: false, set_ids: false, limit: 1 << 30, entries: 200_000 };

@@ -23,8 +23,8 @@ use nix::unistd::{
 use super::place::{Identity, Place};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
 use crate::error::{Error, Result};
-use crate::sandbox::unique_name;
 use crate::sys::open::{Location, Purpose, beneath};
+use crate::sys::unique::unique_name;
 use crate::{sys, wire};
 
 /// How a file is made: where there is nothing, not even a symbolic link.

@@ -14,7 +14,8 @@ use crate::job::running::Running;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
-use crate::wire::{self, Deadline, Messages};
+use crate::wait::Deadline;
+use crate::wire::{self, Messages};
 
 /// How long init may take to read a request: it never waits for anything itself.
 pub(crate) const REQUEST: Duration = Duration::from_secs(10);

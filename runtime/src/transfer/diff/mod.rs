@@ -23,7 +23,7 @@ use nix::unistd::pipe2;
 use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Incoming, Outgoing, to_tar};
 use crate::error::{Error, Result};
-use crate::wire::Deadline;
+use crate::wait::Deadline;
 use pile::Against;
 use walk::{Item, Step, Walk, What};
 
