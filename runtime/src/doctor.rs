@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::config::image::Image;
 use crate::config::limits::Limits;
 use crate::config::{Config, Network, Seccomp, Upper};
 use crate::error::{Error, Step};
-use crate::root::image::Image;
 use crate::sandbox::Sandbox;
 
 /// One thing that a sandbox is made of.
@@ -100,10 +100,10 @@ fn kernel() -> Check {
 
 fn privileges() -> Check {
     const WHAT: &str = "ids";
-    if crate::store::ids::caller_may_map() {
+    if crate::sys::id_ranges::caller_may_map() {
         return Check::good(
             WHAT,
-            format!("a range of {} for each sandbox", crate::store::ids::LENGTH),
+            format!("a range of {} for each sandbox", crate::sys::id_ranges::LENGTH),
         );
     }
     Check::limited(

@@ -258,3 +258,13 @@ impl fmt::Display for Hint<'_> {
         }
     }
 }
+
+/// The kernel's error number as an error. A number that is none, which only a broken init sends,
+/// becomes one that says so.
+pub(crate) fn error_of(errno: i32) -> io::Error {
+    if (1..4096).contains(&errno) {
+        io::Error::from_raw_os_error(errno)
+    } else {
+        io::Error::other(format!("error number {errno}"))
+    }
+}

@@ -3,6 +3,7 @@
 pub(crate) mod bytes;
 pub(crate) mod capabilities;
 pub(crate) mod host_path;
+pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod mount;
 
@@ -13,9 +14,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::capabilities::Capabilities;
+use crate::config::image::Image;
 use crate::config::limits::Limits;
 use crate::config::mount::Mount;
-use crate::root::image::Image;
 
 /// How a sandbox is built. Every field has a default; the default of all of them is the host's
 /// programs, nothing of its data, no network, and every protection on.

@@ -12,6 +12,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Seat};
+use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::sys::owner::Owner;
@@ -273,7 +274,7 @@ impl Running {
     }
 
     pub(crate) fn start_error(&self, stage: Stage, errno: i32) -> Error {
-        Error::Start { program: self.program.clone(), stage, source: wire::error_of(errno) }
+        Error::Start { program: self.program.clone(), stage, source: error_of(errno) }
     }
 
     /// Sends a signal. What has ended is no error.

@@ -16,9 +16,9 @@ use nix::unistd::pipe2;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-use crate::garbage::{Collected, no_place};
 use crate::root::private;
 use crate::root::source::Source;
+use crate::store::collected::{Collected, no_place};
 use crate::store::remove::{entries, remove_contents, remove_entry};
 use crate::store::{State, btrfs};
 use crate::sys::open::{self, DIRECTORY, Location, Purpose};

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
-use crate::root::{Layer, Tree, TreeKind};
+use crate::root::tree::{Layer, Tree, TreeKind};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::store::ids;
+use crate::sys::id_ranges;
 use crate::sys::open::{Purpose, beneath};
 use crate::transfer::{
     self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind,
@@ -80,7 +80,7 @@ impl Snapshot {
     pub fn export(&self, what: Export, mut to: impl Write + Send) -> Result<CopyReport> {
         let layers = self.layers()?;
         let options = CopyOptions {
-            owners: ids::caller_may_map(),
+            owners: id_ranges::caller_may_map(),
             set_ids: true,
             limit: u64::MAX,
             entries: u64::MAX,

@@ -11,16 +11,15 @@ use nix::poll::{PollFd, PollFlags};
 use crate::cgroup::{self, Group};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::root::Root;
 use crate::sandbox::launch::{self, Plan};
+use crate::sandbox::root::Root;
 use crate::store::SandboxDirectory;
 use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
 use crate::store::remove::{Remains, remove_later};
 use crate::sys::owner::Owner;
 use crate::sys::{Process, pidfd, proc};
-use crate::wait::Deadline;
-use crate::wait::wait_ready;
+use crate::wait::{Deadline, wait_ready};
 use crate::wire::control::Control;
 
 /// How long the kernel may take to end all processes.

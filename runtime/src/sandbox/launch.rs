@@ -14,13 +14,15 @@ use nix::errno::Errno;
 
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
+use crate::error::error_of;
 use crate::error::{Error, Result};
-use crate::root::Root;
 use crate::sandbox::init_binary;
 use crate::sandbox::layers::{self, Layers, OpenedPart};
+use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::SandboxDirectory;
-use crate::store::ids::{self, IdRange};
+use crate::store::ids::IdRange;
+use crate::sys::id_ranges;
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd, proc};
@@ -214,7 +216,7 @@ fn try_set_up(
                 why: format!(
                     "there is no cgroup controller pids to make one in, and a PID namespace has no bound of \
                      its own: {}",
-                    wire::error_of(errno)
+                    error_of(errno)
                 ),
                 fix: "mount a cgroup hierarchy with pids, or use Linux 6.14 or later".to_owned(),
             })
@@ -259,7 +261,7 @@ fn own_oom_score_is_negative() -> Result<bool> {
 
 /// Maps a range of ids.
 fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
-    let map = format!("0 {} {}\n", range.base(), ids::LENGTH);
+    let map = format!("0 {} {}\n", range.base(), id_ranges::LENGTH);
     for name in ["uid_map", "gid_map"] {
         let path = place.join(name);
         let file = fs::File::options().write(true).open(&path);
@@ -302,7 +304,7 @@ fn setup_error(failure: SetupFailure<'_>) -> Error {
     Error::Setup {
         step: failure.step,
         path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
-        source: wire::error_of(failure.errno),
+        source: error_of(failure.errno),
     }
 }
 

@@ -5,6 +5,7 @@ mod init_binary;
 mod instance;
 mod launch;
 mod layers;
+mod root;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,15 +22,15 @@ use crate::files::Files;
 use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
-use crate::root::Root;
 use crate::sandbox::instance::Instance;
+use crate::sandbox::root::Root;
 use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
-use crate::store::ids::{self, IdRange};
+use crate::store::ids::IdRange;
 use crate::store::name::SnapshotName;
 use crate::store::{Layout, SandboxDirectory, State, remove};
+use crate::sys::id_ranges;
 use crate::sys::owner::PerProcess;
-use crate::sys::unique::unique_name;
-use crate::sys::unique::unique_number;
+use crate::sys::unique::{unique_name, unique_number};
 use crate::wire::control::Control;
 
 /// How long a file system may take to give back the room of what was removed.
@@ -256,7 +257,8 @@ impl Sandbox {
             return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
         }
         let root = Arc::clone(root);
-        let making = snapshot::Making::begin(&self.state, directory, &self.config, &root, name)?;
+        let trees: Vec<_> = root.uppers().collect();
+        let making = snapshot::Making::begin(&self.state, directory, &self.config, &trees, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
         next.give(self.state.make_aside(&layout)?);
@@ -319,7 +321,7 @@ impl Sandbox {
     /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
     /// the first one and their number.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.instance.ids().map(|range| (range.base(), ids::LENGTH))
+        self.instance.ids().map(|range| (range.base(), id_ranges::LENGTH))
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
@@ -443,7 +445,7 @@ impl AsFd for Sandbox {
 
 /// A range of ids, for who can map them.
 fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
-    Ok(if ids::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+    Ok(if id_ranges::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
 }
 
 /// Takes so many descriptors, to be let go of when others are needed in their place.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
 use crate::error::{Error, Result};
-use crate::root::{Layer, Tree};
+use crate::root::tree::{Layer, Tree};
 use crate::store::name::{PartName, SnapshotName};
 use crate::store::{Shelf, State};
 use crate::sys;

@@ -19,10 +19,12 @@ use self::record::{Record, open_record, write_record};
 pub(crate) use self::removal::collect;
 use self::removal::remove;
 use self::users::Entry;
+use crate::config::image::Image;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
-use crate::root::Root;
-use crate::root::image::{Image, OpenedImage};
+use crate::root::image::OpenedImage;
+use crate::root::tree::Tree;
+use crate::store::name::PartName;
 use crate::store::name::SnapshotName;
 use crate::store::{SandboxDirectory, Shelf, State};
 
@@ -157,7 +159,11 @@ fn names(shelf: &Shelf) -> Result<Vec<SnapshotName>> {
 }
 
 /// Opens a snapshot as the image of a sandbox with such an upper.
-pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<OpenedImage> {
+pub(crate) fn open_image(
+    state: &State,
+    name: &str,
+    upper: Upper,
+) -> Result<(OpenedImage, Arc<Held>)> {
     let name = SnapshotName::parse(name)?;
     let this = Held::open(state, &name)?;
     let is_btrfs = this.record().is_on_btrfs();
@@ -172,8 +178,7 @@ pub(crate) fn open_image(state: &State, name: &str, upper: Upper) -> Result<Open
         tree.changed = 0;
         if tree.is_volume { opened.volumes.push(tree) } else { opened.trees.push(tree) }
     }
-    opened.held = Some(this);
-    Ok(opened)
+    Ok((opened, this))
 }
 
 /// A snapshot that is being made.
@@ -196,7 +201,7 @@ impl Making {
         state: &State,
         directory: &SandboxDirectory,
         config: &Config,
-        root: &Root,
+        trees: &[(&Tree, PartName)],
         name: Option<SnapshotName>,
     ) -> Result<Self> {
         let shelf = state.snapshots()?;
@@ -211,7 +216,9 @@ impl Making {
         // From here on, dropping it undoes everything.
         let mut this =
             Self { state: state_directory, shelf, name, reserved, written: None, below: None };
-        let (record, file) = write_record(state, directory, config, root, &this.name)?;
+        users::make(directory.as_fd())
+            .map_err(Error::at("make a directory in", directory.path()))?;
+        let (record, file) = write_record(state, directory, config, trees, &this.name)?;
         if let Some(below) = record.below() {
             let entry = Entry::of(&this.name, &file)
                 .map_err(Error::at("stat the record in", directory.path()))?;

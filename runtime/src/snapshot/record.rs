@@ -15,12 +15,11 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use serde::{Deserialize, Serialize};
 
-use super::users;
 use crate::config::Config;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::{Layer, Root, Tree, TreeKind};
+use crate::root::tree::{Layer, Tree, TreeKind};
 use crate::store::name::{PartName, SnapshotName};
 use crate::store::{IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
 use crate::sys::open::DIRECTORY;
@@ -66,10 +65,16 @@ enum LayerRecord {
 }
 
 impl Record {
-    /// Of what a sandbox has written on top of `root`, under the name of the snapshot.
-    fn new(state: &State, config: &Config, root: &Root, name: &SnapshotName) -> Self {
-        let trees = root.uppers().map(|(tree, part)| {
-            let own = LayerRecord::Snapshot { name: name.clone(), part };
+    /// Of what a sandbox has written on top of trees, each in the part that is named, under the name
+    /// of the snapshot.
+    fn new(
+        state: &State,
+        config: &Config,
+        trees: &[(&Tree, PartName)],
+        name: &SnapshotName,
+    ) -> Self {
+        let trees = trees.iter().map(|(tree, part)| {
+            let own = LayerRecord::Snapshot { name: name.clone(), part: part.clone() };
             let below = tree.layers.iter().map(|layer| match layer {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
@@ -334,17 +339,16 @@ pub(super) fn write_record(
     state: &State,
     directory: &SandboxDirectory,
     config: &Config,
-    root: &Root,
+    trees: &[(&Tree, PartName)],
     name: &SnapshotName,
 ) -> Result<(Record, File)> {
-    let record = Record::new(state, config, root, name);
+    let record = Record::new(state, config, trees, name);
     let path = directory.path().join(RECORD);
     let text = serde_json::to_vec_pretty(&record)
         .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;
     if text.len() as u64 > LONGEST {
         return Err(Error::TooLarge { what: "the record of a snapshot, in bytes", limit: LONGEST });
     }
-    users::make(directory.as_fd()).map_err(Error::at("make a directory in", directory.path()))?;
     // One that failed may have left one.
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::record::{open_record, path, read};
 use super::users::{self, Entry, Stale};
 use crate::error::{Error, Result};
-use crate::garbage::{Collected, no_place};
+use crate::store::collected::{Collected, no_place};
 use crate::store::name::SnapshotName;
 use crate::store::remove::{Remains, entries, remove_later};
 use crate::store::{SandboxDirectory, Shelf, State, is_aside};

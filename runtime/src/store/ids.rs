@@ -19,17 +19,12 @@ use nix::fcntl::{FcntlArg, fcntl};
 use crate::error::{Error, Result};
 use crate::store::init_record::{InitRecord, LONGEST, Life};
 use crate::sys;
+use crate::sys::id_ranges::END;
+use crate::sys::id_ranges::FIRST;
+use crate::sys::id_ranges::LENGTH;
 use crate::sys::lock::lock;
 use crate::sys::owner::{Owner, PerProcess};
 
-/// The number of ids in a range: what a distribution's own ids and `nobody` need.
-pub(crate) const LENGTH: u32 = 65_536;
-/// The first range. Below are the ids of users, of /etc/subuid, and most of those that
-/// systemd-nspawn draws from.
-const FIRST: u32 = 0x2000_0000;
-/// The end of the last range: 24,574 of them. Above are ids that systemd calls foreign, and from
-/// 2^31 on some programs take an id for negative.
-const END: u32 = 0x7ffe_0000;
 const RANGES: u32 = (END - FIRST) / LENGTH;
 
 /// Where the locks are: one place for all programs of the machine, whatever their state directory.
@@ -51,32 +46,6 @@ struct Held {
     /// Where to look next: far from where other processes do, also those with another `/run`, as in
     /// containers that begin with the same process ids.
     next: Option<u32>,
-}
-
-/// Whether the caller can map ranges of ids: root, where these ids exist. Root of a user namespace
-/// that has others is in the position of an ordinary user.
-pub(crate) fn caller_may_map() -> bool {
-    static EXIST: PerProcess<bool> = PerProcess::new();
-    nix::unistd::geteuid().is_root()
-        && *EXIST.get_or(|| {
-            ["/proc/self/uid_map", "/proc/self/gid_map"]
-                .iter()
-                .all(|map| std::fs::read_to_string(map).is_ok_and(|map| holds_all_ranges(&map)))
-        })
-}
-
-/// Whether a map, of lines with the first id inside, the first outside and their number, has one
-/// that holds all ranges.
-fn holds_all_ranges(map: &str) -> bool {
-    map.lines().any(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        match (numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(first)), Some(Ok(_)), Some(Ok(length))) => {
-                first <= u64::from(FIRST) && first + length >= u64::from(END)
-            }
-            _ => false,
-        }
-    })
 }
 
 /// A range that is this sandbox's until it is dropped.
@@ -242,8 +211,9 @@ fn lock_range(file: &File, number: u32, kind: i32) -> Result<bool> {
 mod tests {
     use std::sync::Mutex;
 
-    use super::{HELD, IdRange, holds_all_ranges};
+    use super::{HELD, IdRange, LENGTH};
     use crate::store::init_record::Sleeper;
+    use crate::sys::id_ranges::caller_may_map;
     use crate::sys::in_fork;
     use crate::sys::lock::lock;
 
@@ -251,28 +221,20 @@ mod tests {
     static ONE: Mutex<()> = Mutex::new(());
 
     #[test]
-    fn ranges_exist_where_the_map_has_them() {
-        assert!(holds_all_ranges("         0          0 4294967295\n"));
-        assert!(!holds_all_ranges("         0       1000          1\n"));
-        assert!(!holds_all_ranges("0 100000 65536\n"));
-        assert!(!holds_all_ranges(""));
-    }
-
-    #[test]
     fn no_two_sandboxes_share_an_id() {
-        if !super::caller_may_map() {
+        if !caller_may_map() {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);
         let ranges: Vec<_> = (0..50).map(|_| IdRange::take().unwrap()).collect();
         let bases: std::collections::BTreeSet<_> = ranges.iter().map(IdRange::base).collect();
         assert_eq!(bases.len(), 50);
-        assert!(bases.iter().all(|base| base % super::LENGTH == 0));
+        assert!(bases.iter().all(|base| base % LENGTH == 0));
     }
 
     #[test]
     fn a_range_whose_init_has_not_ended_is_no_one_elses() {
-        if !super::caller_may_map() {
+        if !caller_may_map() {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);
@@ -299,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_fork_takes_ranges_of_its_own_and_gives_back_none_of_its_parents() {
-        if !super::caller_may_map() {
+        if !caller_may_map() {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);

@@ -7,6 +7,7 @@
 //! is it removed.
 
 pub(crate) mod btrfs;
+pub(crate) mod collected;
 mod contents;
 pub(crate) mod ids;
 pub(crate) mod init_record;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use inheritance::SessionKeyring;
 
 mod creator;
+pub(crate) mod id_ranges;
 pub(crate) mod inheritance;
 pub(crate) mod ioctl;
 pub(crate) mod lock;

@@ -22,10 +22,11 @@ use nix::unistd::{
 
 use super::place::{Identity, Place};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
+use crate::error::error_of;
 use crate::error::{Error, Result};
+use crate::sys;
 use crate::sys::open::{Location, Purpose, beneath};
 use crate::sys::unique::unique_name;
-use crate::{sys, wire};
 
 /// How a file is made: where there is nothing, not even a symbolic link.
 const NEW_FILE: OFlag = OFlag::O_WRONLY
@@ -194,7 +195,7 @@ impl Receiver<'_> {
                     return Err(Error::File {
                         operation: "read",
                         path: self.relative(&name),
-                        source: wire::error_of(errno),
+                        source: error_of(errno),
                     });
                 }
             }

@@ -5,7 +5,7 @@
 
 pub(crate) mod control;
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -310,14 +310,4 @@ impl AsFd for Messages {
 /// Decodes a body from init.
 pub(crate) fn decode<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
     codec::decode(body).map_err(|_| Error::Protocol { why: "a message that does not decode" })
-}
-
-/// The kernel's error number as an error. A number that is none, which only a broken init sends,
-/// becomes one that says so.
-pub(crate) fn error_of(errno: i32) -> io::Error {
-    if (1..4096).contains(&errno) {
-        io::Error::from_raw_os_error(errno)
-    } else {
-        io::Error::other(format!("error number {errno}"))
-    }
 }

@@ -169,7 +169,7 @@ pub(super) fn compare(
 
 pub(super) fn is_other_directory(now: &FileStat, before: &FileStat) -> bool {
     // With one id, what others own outside has no owner inside, and all that is made has that one.
-    let has_owners = crate::store::ids::caller_may_map();
+    let has_owners = crate::sys::id_ranges::caller_may_map();
     let owners = |stat: &FileStat| has_owners.then_some((stat.st_uid, stat.st_gid));
     (now.st_mode, owners(now)) != (before.st_mode, owners(before))
 }

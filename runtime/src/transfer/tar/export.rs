@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use super::super::{CopyOptions, CopyReport, Incoming, Tally, plain_name, top_name};
 use super::header::{BLOCK, Member, padding};
 use super::{BUFFER, Way};
+use crate::error::error_of;
 use crate::error::{Error, Result};
-use crate::wire;
 
 /// How long a header's extension may be before it counts as content, in bytes: the names of a
 /// tree as deep as it may be would make the archive of a few files very large.
@@ -243,7 +243,7 @@ fn write_failed(error: io::Error) -> Error {
 }
 
 fn failed(way: &Way, name: &CStr, errno: i32) -> Error {
-    Error::File { operation: "read", path: way.path(name), source: wire::error_of(errno) }
+    Error::File { operation: "read", path: way.path(name), source: error_of(errno) }
 }
 
 /// The key and the path of what a hard link leads to.
