@@ -12,9 +12,11 @@ mod metadata;
 mod streams;
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{Chunk, FileAction, FileTask, Listing, MAX_CHUNK, Strings, WriteHow, limits};
@@ -23,10 +25,10 @@ use self::call::{Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
 use crate::error::{Error, Result};
-use crate::job::user::{RunAs, UserName};
-use crate::sandbox::Sandbox;
+use crate::job::user::{self, RunAs};
 use crate::wait::Deadline;
 use crate::wire;
+use crate::wire::control::Control;
 
 /// How long a call may take unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +66,7 @@ const APPENDED_AT_ONCE: usize = 4 << 10;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Files<'a> {
-    sandbox: &'a Sandbox,
+    control: &'a Arc<Control>,
     run_as: RunAs,
     directory: PathBuf,
     timeout: Option<Duration>,
@@ -75,9 +77,9 @@ pub struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox) -> Self {
+    pub(crate) fn new(control: &'a Arc<Control>) -> Self {
         Self {
-            sandbox,
+            control,
             run_as: RunAs::ROOT,
             directory: "/".into(),
             timeout: None,
@@ -91,19 +93,19 @@ impl<'a> Files<'a> {
     /// Sets with whose rights it is done, as [`Command::user`](crate::Command::user) does. A name
     /// is looked up for each call, a number is not.
     pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.run_as.name = Some(UserName::parse(user.as_ref()));
+        self.run_as.set_user(user.as_ref());
         self
     }
 
     /// Sets the user id, as it is inside.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.run_as.uid = uid;
+        self.run_as.set_uid(uid);
         self
     }
 
     /// Sets the group id, as it is inside.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.run_as.gid = gid;
+        self.run_as.set_gid(gid);
         self
     }
 
@@ -524,13 +526,15 @@ impl<'a> Files<'a> {
         let path = self.absolute(&purpose.path)?;
         let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
-        let found = self.run_as.find(self.sandbox, Deadline::after(purpose.timeout));
+        let by = Deadline::after(purpose.timeout);
+        let read = |path| read_small(self.control, path, user::LONGEST, by);
+        let found = self.run_as.find(self.control.identities(), read);
         let (identity, _) = found.map_err(|error| match error {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
         let task = FileTask { path: string(&path)?, action };
-        Call::start(self.sandbox.control(), deadline, identity, purpose, task, streams, prepare)
+        Call::start(self.control, deadline, identity, purpose, task, streams, prepare)
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.
@@ -544,6 +548,25 @@ impl<'a> Files<'a> {
             return Err(Error::invalid("path", why));
         }
         terminated("path", &path)
+    }
+}
+
+/// Reads a file as root of the sandbox would; an absent one is empty.
+pub(crate) fn read_small(
+    control: &Arc<Control>,
+    path: &'static str,
+    limit: u64,
+    deadline: Deadline,
+) -> Result<Vec<u8>> {
+    let mut files = Files::new(control);
+    if let Some(left) = deadline.left() {
+        files.timeout(left);
+    }
+    match files.limit(limit).read_file(path) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        read => read,
     }
 }
 

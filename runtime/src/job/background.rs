@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
@@ -39,6 +39,8 @@ struct Shared {
     handle: Handle,
     captures: Captures,
     control: Arc<Control>,
+    /// Where it is until someone has waited for its end.
+    jobs: Weak<Jobs>,
     /// Readable when all is collected, and from then on.
     done: EventFd,
     result: Mutex<Option<Collected>>,
@@ -54,6 +56,16 @@ fn whatever_becomes_of(work: impl FnOnce() -> Result<(ExitStatus, bool)>) -> Col
         |_| Err("the thread has panicked".to_owned()),
         |done| done.map_err(|error| error.to_string()),
     )
+}
+
+/// The jobs in the background of one life of a sandbox, until someone has waited for their end.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs(Mutex<Vec<Job>>);
+
+impl Jobs {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Job>> {
+        lock(&self.0)
+    }
 }
 
 /// The number of a job, that no other job of the process has had.
@@ -81,15 +93,20 @@ pub struct SoFar {
 }
 
 impl Job {
-    pub(crate) fn start(collection: Collection, handle: Handle, pid: GuestPid) -> Result<Self> {
+    pub(crate) fn start(
+        jobs: &Arc<Jobs>,
+        collection: Collection,
+        handle: Handle,
+        pid: GuestPid,
+    ) -> Result<Self> {
         let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
-        let control = Arc::clone(&collection.control);
         let job = Self(Arc::new(Shared {
             id: JobId(unique_number()),
             pid,
             handle,
             captures: Captures::new(collection.caps),
-            control: Arc::clone(&control),
+            control: Arc::clone(&collection.control),
+            jobs: Arc::downgrade(jobs),
             done,
             result: Mutex::new(None),
         }));
@@ -102,7 +119,7 @@ impl Job {
             job.kill()?;
             return Err(Error::io("start of a thread")(error));
         }
-        control.jobs().push(job.clone());
+        jobs.lock().push(job.clone());
         Ok(job)
     }
 
@@ -170,7 +187,9 @@ impl Job {
         if !wait_ready(&mut fds, deadline)? {
             return Ok(None);
         }
-        self.0.control.jobs().retain(|job| job.id() != self.id());
+        if let Some(jobs) = self.0.jobs.upgrade() {
+            jobs.lock().retain(|job| job.id() != self.id());
+        }
         let Some((status, stdio_open)) = self.result()? else { return Ok(None) };
         let SoFar { stdout, stderr, stdout_dropped, stderr_dropped } = self.so_far();
         Ok(Some(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open }))

@@ -16,15 +16,16 @@ use nix::unistd::pipe2;
 
 use crate::error::{Error, Result};
 use crate::job::background::Job;
+use crate::job::background::Jobs;
 use crate::job::child::{Child, Collection, Output};
 use crate::job::collect::{Bounds, Caps, Collector, Input};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::running::Running;
 use crate::job::stdio::{Kind, Stdio, Stream, Which};
-use crate::job::user::{RunAs, UserName};
-use crate::sandbox::Sandbox;
+use crate::job::user::{self, ReadFile, RunAs};
 use crate::sys;
 use crate::wait::Deadline;
+use crate::wire::control::Control;
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,7 +37,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// stream `/dev/null`, except that [`Command::output`] collects stdout and stderr.
 #[derive(Debug)]
 pub struct Command<'a> {
-    sandbox: &'a Sandbox,
+    control: &'a Arc<Control>,
+    jobs: &'a Arc<Jobs>,
+    read: ReadFile,
     programs: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -61,9 +64,17 @@ pub struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox, programs: &[&OsStr]) -> Self {
+    /// `read` is how the files of the sandbox's users are read.
+    pub(crate) fn new(
+        control: &'a Arc<Control>,
+        jobs: &'a Arc<Jobs>,
+        read: ReadFile,
+        programs: &[&OsStr],
+    ) -> Self {
         Self {
-            sandbox,
+            control,
+            jobs,
+            read,
             programs: programs.iter().map(OsString::from).collect(),
             arguments: Vec::new(),
             environment: vec![("PATH".into(), PATH.into()), ("HOME".into(), "/root".into())],
@@ -141,19 +152,19 @@ impl<'a> Command<'a> {
     /// set otherwise, the home that are written there; one by number has the group of the same
     /// number. A name that is not there is an error, and never root.
     pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.run_as.name = Some(UserName::parse(user.as_ref()));
+        self.run_as.set_user(user.as_ref());
         self
     }
 
     /// Sets the user id, as it is inside.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.run_as.uid = uid;
+        self.run_as.set_uid(uid);
         self
     }
 
     /// Sets the group id, as it is inside.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.run_as.gid = gid;
+        self.run_as.set_gid(gid);
         self
     }
 
@@ -337,7 +348,7 @@ impl<'a> Command<'a> {
         let stdin = child.stdin.take().map(OwnedFd::from);
         let mut collection = child.take_collection()?;
         collection.collector.input = self.input_to(stdin)?;
-        Job::start(collection, child.handle(), child.id())
+        Job::start(self.jobs, collection, child.handle(), child.id())
     }
 
     fn start_child(&self, default: &Kind) -> Result<Child> {
@@ -374,7 +385,7 @@ impl<'a> Command<'a> {
             bounds: self.bounds,
             is_terminal: self.terminal.is_some(),
         };
-        let control = Arc::clone(self.sandbox.control());
+        let control = Arc::clone(self.control);
         let collection = Collection { collector, control, identity, caps: self.caps };
         (stdin, collection)
     }
@@ -382,13 +393,15 @@ impl<'a> Command<'a> {
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
     fn start(&self, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
-        self.sandbox.control().check_own()?;
+        self.control.check_own()?;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
         let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
-        let (identity, home) = self.run_as.find(self.sandbox, deadline)?;
+        let (identity, home) = self.run_as.find(self.control.identities(), |path| {
+            (self.read)(self.control, path, user::LONGEST, deadline)
+        })?;
         // A guest may have held up the look-up: together they take no longer.
         let timeout = if self.run_as.is_looked_up() { deadline.left() } else { self.timeout };
         let environment = self.environment_block(home.as_deref())?;
@@ -399,12 +412,12 @@ impl<'a> Command<'a> {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
             (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
         };
-        let (channel, channel_theirs) = self.sandbox.control().take_channel()?;
+        let (channel, channel_theirs) = self.control.take_channel()?;
         let mut descriptors = vec![channel_theirs.as_raw_fd()];
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (seat, entrance) = self.sandbox.control().seat(notice.is_some())?;
+        let (seat, entrance) = self.control.seat(notice.is_some())?;
         descriptors.extend(entrance.descriptors());
 
         let program_to_run = Program {
@@ -426,7 +439,7 @@ impl<'a> Command<'a> {
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,
         };
-        let control = self.sandbox.control();
+        let control = self.control;
         let running = Running::new(program, channel, control.init(), timeout).with_seat(seat);
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;

@@ -1,6 +1,6 @@
 //! A job from the host's side: its channel, what was said on it, and how it is steered.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 pub use adl_protocol::Scope;
 use adl_protocol::{JobEvent, JobRequest, Stage};
 use nix::poll::PollFlags;
-use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Seat};
@@ -19,7 +18,7 @@ use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
-use crate::wire::control::REQUEST;
+use crate::wire::control::{Control, REQUEST};
 use crate::wire::{self, Messages};
 
 /// How much later than a job is to end its caller is told that it does not, where init does not say
@@ -31,7 +30,7 @@ const OVERDUE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Running {
     program: PathBuf,
-    messages: Messages,
+    messages: Arc<Messages>,
     /// Readable when the sandbox's init has ended. The channel may not say so: its other end is
     /// what init makes of it.
     init: Arc<OwnedFd>,
@@ -71,7 +70,7 @@ impl Running {
             .map_or(Deadline::NEVER, Deadline::after);
         Self {
             program,
-            messages: Messages::new(channel),
+            messages: Arc::new(Messages::new(channel)),
             init: Arc::clone(init),
             started: Instant::now(),
             seat: None,
@@ -126,7 +125,7 @@ impl Running {
         &self.program
     }
 
-    pub(crate) fn messages(&self) -> &Messages {
+    pub(crate) fn messages(&self) -> &Arc<Messages> {
         &self.messages
     }
 
@@ -206,7 +205,7 @@ impl Running {
     fn wake(&self, state: &mut State) {
         if state.end.is_some() && state.is_shared {
             state.is_shared = false;
-            self.end_of_channel();
+            self.messages.end();
         }
     }
 
@@ -224,16 +223,10 @@ impl Running {
         self.lock().overdue
     }
 
-    /// To be told when several may wait for it.
-    pub(crate) fn share(&self) {
+    /// Takes down that several may wait for it, and has the end of the sandbox wake them.
+    pub(crate) fn mark_shared(&self, control: &Control) {
         self.lock().is_shared = true;
-    }
-
-    /// Makes the channel readable for all that wait, whatever init does with the other end. What
-    /// init has said before can be read still.
-    pub(crate) fn end_of_channel(&self) {
-        // It fails where that has ended already.
-        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Read);
+        control.add_waited_for(&self.messages);
     }
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
@@ -436,6 +429,7 @@ mod tests {
     use crate::wait::wait_ready;
     use crate::wire::control::Control;
     use crate::wire::{self, Messages};
+    use adl_protocol::Identities;
 
     /// Long enough for anything, and far below the time that a test may take.
     const SOON: Duration = Duration::from_secs(20);
@@ -526,7 +520,7 @@ mod tests {
     #[test]
     fn all_are_woken_by_an_end_although_the_channel_stays_open() {
         let (mut init, running) = Init::start(None);
-        running.share();
+        running.lock().is_shared = true;
         let handles: Vec<_> = (0..4).map(|_| Handle(Arc::clone(&running))).collect();
         let waits: Vec<_> = handles
             .into_iter()
@@ -542,8 +536,8 @@ mod tests {
     fn the_end_of_the_sandbox_is_that_of_its_waits() {
         let (init, running) = Init::start(None);
         let (ours, _theirs) = wire::channel().unwrap();
-        let control = Control::new(Messages::new(ours), Arc::clone(&init.pidfd));
-        control.add_waited_for(&running);
+        let control = Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Identities::Range);
+        running.mark_shared(&control);
         let handle = Handle(Arc::clone(&running));
         let waits = std::thread::spawn(move || handle.wait().unwrap());
         control.end_waits();
@@ -579,7 +573,7 @@ mod tests {
         // An answer, and room for a request.
         let [(full, theirs), (silent, other_theirs)] = [(); 2].map(|()| wire::channel().unwrap());
         while wire::send_now(full.as_fd(), &[0; 4096], &[]).unwrap() != 0 {}
-        let control = Control::new(Messages::new(full), Arc::clone(&init.pidfd));
+        let control = Control::new(Messages::new(full), Arc::clone(&init.pidfd), Identities::Range);
         let pidfd = Arc::clone(&init.pidfd);
         let messages = Messages::new(silent);
         let answer = std::thread::spawn(move || {

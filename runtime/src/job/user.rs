@@ -1,15 +1,16 @@
 //! Users and groups of a sandbox, by number or by the names that its own files give them.
 
 use std::io;
+use std::sync::Arc;
 
-use adl_protocol::{Identity, Stage, limits};
+use adl_protocol::{Identities, Identity, Stage, limits};
 
 use crate::error::{Error, Result};
-use crate::sandbox::Sandbox;
 use crate::wait::Deadline;
+use crate::wire::control::Control;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
-const LONGEST: u64 = 1 << 20;
+pub(crate) const LONGEST: u64 = 1 << 20;
 /// The largest id. The next one means "no change" to the kernel.
 const LARGEST: u32 = u32::MAX - 1;
 
@@ -26,31 +27,59 @@ pub(crate) struct User {
 /// Who is to run a job, as far as it was said.
 #[derive(Debug, Clone)]
 pub(crate) struct RunAs {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// In place of these, where they are to be looked up.
-    pub(crate) name: Option<UserName>,
+    who: Who,
     /// In place of those that the user has.
     pub(crate) groups: Option<Vec<u32>>,
 }
 
+#[derive(Debug, Clone)]
+enum Who {
+    Ids { uid: u32, gid: u32 },
+    Name(UserName),
+}
+
+/// Reads a file of the sandbox as its root would, by a deadline, and no more than so many bytes; an
+/// absent one is empty.
+pub(crate) type ReadFile = fn(&Arc<Control>, &'static str, u64, Deadline) -> Result<Vec<u8>>;
+
 impl RunAs {
-    pub(crate) const ROOT: Self = Self { uid: 0, gid: 0, name: None, groups: None };
+    pub(crate) const ROOT: Self = Self { who: Who::Ids { uid: 0, gid: 0 }, groups: None };
+
+    /// Takes a user, and a group if one is named: `USER` or `USER:GROUP`, each a name or a number.
+    pub(crate) fn set_user(&mut self, user: &str) {
+        self.who = Who::Name(UserName::parse(user));
+    }
+
+    /// Takes a user by number, in place of one that was named with its group.
+    pub(crate) fn set_uid(&mut self, new: u32) {
+        match &mut self.who {
+            Who::Ids { uid, .. } => *uid = new,
+            Who::Name(_) => self.who = Who::Ids { uid: new, gid: 0 },
+        }
+    }
+
+    /// Takes a group by number, in place of the user's own.
+    pub(crate) fn set_gid(&mut self, new: u32) {
+        match &mut self.who {
+            Who::Ids { gid, .. } => *gid = new,
+            Who::Name(name) => name.group = Some(new.to_string()),
+        }
+    }
 
     /// Whether it takes time to find out who that is.
     pub(crate) fn is_looked_up(&self) -> bool {
-        self.name.is_some()
+        matches!(self.who, Who::Name(_))
     }
 
     /// Finds out who that is, and where it is at home.
     pub(crate) fn find(
         &self,
-        sandbox: &Sandbox,
-        deadline: Deadline,
+        identities: Identities,
+        read: impl Fn(&'static str) -> Result<Vec<u8>>,
     ) -> Result<(Identity, Option<Vec<u8>>)> {
-        let user = match &self.name {
-            Some(name) => name.find(sandbox, deadline)?,
-            None => User { uid: self.uid, gid: self.gid, groups: Vec::new(), home: None },
+        let user = match &self.who {
+            Who::Name(name) => name.find(read)?,
+            Who::Ids { uid, gid } => User { uid: *uid, gid: *gid, groups: Vec::new(), home: None },
         };
         let User { uid, gid, groups, home } = user;
         let groups = self.groups.clone().unwrap_or(groups);
@@ -60,7 +89,7 @@ impl RunAs {
         if groups.len() > limits::MAX_GROUPS {
             return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
         }
-        if ((uid, gid) != (0, 0) || !groups.is_empty()) && sandbox.id_range().is_none() {
+        if ((uid, gid) != (0, 0) || !groups.is_empty()) && identities == Identities::Single {
             return Err(Error::Unsupported {
                 what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
                 why: "the sandbox of an ordinary user has one id, 0".to_owned(),
@@ -89,15 +118,15 @@ impl UserName {
 
     /// Looks the names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits
     /// is a number, whatever is in them.
-    fn find(&self, sandbox: &Sandbox, deadline: Deadline) -> Result<User> {
+    fn find(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
         let mut user = match number(&self.user)? {
             Some(uid) => User { uid, gid: uid, groups: Vec::new(), home: None },
             None => {
-                let passwd = read(sandbox, "/etc/passwd", deadline)?;
+                let passwd = read("/etc/passwd")?;
                 let mut user =
                     passwd_entry(&passwd, self.user.as_bytes()).ok_or_else(|| self.unknown())?;
                 if self.group.is_none() {
-                    let group = read(sandbox, "/etc/group", deadline)?;
+                    let group = read("/etc/group")?;
                     user.groups = groups_of(&group, self.user.as_bytes());
                     user.groups.retain(|gid| *gid != user.gid);
                 }
@@ -108,7 +137,7 @@ impl UserName {
             user.gid = match number(group)? {
                 Some(gid) => gid,
                 None => {
-                    let groups = read(sandbox, "/etc/group", deadline)?;
+                    let groups = read("/etc/group")?;
                     group_entry(&groups, group.as_bytes()).ok_or_else(|| self.unknown())?
                 }
             };
@@ -124,20 +153,6 @@ impl UserName {
             stage: Stage::Identity,
             source: io::Error::from_raw_os_error(libc::ENOENT),
         }
-    }
-}
-
-/// Reads a file as root of the sandbox would; an absent one is empty.
-fn read(sandbox: &Sandbox, path: &'static str, deadline: Deadline) -> Result<Vec<u8>> {
-    let mut files = sandbox.files();
-    if let Some(left) = deadline.left() {
-        files.timeout(left);
-    }
-    match files.limit(LONGEST).read_file(path) {
-        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(Vec::new())
-        }
-        read => read,
     }
 }
 

@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use adl_protocol::Identities;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::job::background::Jobs;
 use crate::sandbox::launch::{self, Plan};
 use crate::sandbox::root::Root;
 use crate::store::SandboxDirectory;
@@ -30,6 +32,7 @@ const END: Duration = Duration::from_secs(10);
 pub(crate) struct Instance {
     init: Process,
     control: Arc<Control>,
+    jobs: Arc<Jobs>,
     /// Its own from [`Instance::set_up`] on.
     directory: Option<SandboxDirectory>,
     /// Its mount namespace. While that is held, the end of its processes does not wait for the
@@ -57,10 +60,15 @@ impl Instance {
     /// Starts init. It makes what needs no layer, and waits for [`Instance::set_up`].
     pub(crate) fn start(config: &Config, ids: Option<Arc<IdRange>>) -> Result<Self> {
         let (init, control) = launch::start(config, ids.as_deref())?;
-        let control = Control::new(control, Arc::clone(&init.pidfd));
+        let identities = match ids {
+            Some(_) => Identities::Range,
+            None => Identities::Single,
+        };
+        let control = Control::new(control, Arc::clone(&init.pidfd), identities);
         let owner = Owner::this_process();
         let (directory, mounts, root) = (None, None, None);
-        Ok(Self { init, control, directory, mounts, root, ids, owner, end: End::None })
+        let jobs = Arc::default();
+        Ok(Self { init, control, jobs, directory, mounts, root, ids, owner, end: End::None })
     }
 
     /// Gives it a directory: from here on it is removed with it.
@@ -111,6 +119,10 @@ impl Instance {
 
     pub(crate) fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    pub(crate) fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {
@@ -199,7 +211,7 @@ impl Instance {
         self.kill()?;
         let End::Pending(deadline) = self.end else { return Ok(()) };
         // They hold on to the control socket, which holds on to them.
-        self.control.jobs().clear();
+        self.jobs.lock().clear();
         let ended = self.wait_for_end(deadline);
         // What is said of the jobs is settled in any case: whoever waits for one is told.
         if let Some(group) = self.control.group() {

@@ -18,7 +18,7 @@ use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
-use crate::files::Files;
+use crate::files::{self, Files};
 use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
@@ -327,19 +327,23 @@ impl Sandbox {
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
     /// slash is looked for in the `PATH` of the command's environment.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
-        Command::new(self, &[program.as_ref()])
+        self.command_of(&[program.as_ref()])
     }
 
     /// Prepares a script: for bash if the sandbox has it, else for sh.
     pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
-        let mut command = Command::new(self, &["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
+        let mut command = self.command_of(&["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
         command.arg("-c").arg(script);
         command
     }
 
+    fn command_of(&self, programs: &[&std::ffi::OsStr]) -> Command<'_> {
+        Command::new(self.control(), self.instance.jobs(), files::read_small, programs)
+    }
+
     /// Reads, writes and copies its files.
     pub fn files(&self) -> Files<'_> {
-        Files::new(self)
+        Files::new(self.control())
     }
 
     /// Sets other limits, also for what runs; those that are not set are none from here on. What is
@@ -420,7 +424,7 @@ impl Sandbox {
     /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
         // In a fork, a thread of its parent may have had the lock.
-        self.check_own().map_or_else(|_| Vec::new(), |()| self.control().jobs().clone())
+        self.check_own().map_or_else(|_| Vec::new(), |()| self.instance.jobs().lock().clone())
     }
 
     pub(crate) fn config(&self) -> &Config {

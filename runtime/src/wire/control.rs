@@ -1,16 +1,14 @@
 //! The control socket of a sandbox: what is asked of its init.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use adl_protocol::Request;
+use adl_protocol::{Identities, Request};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::cgroup::{Entrance, Group, Seat};
 use crate::error::Result;
-use crate::job::background::Job;
-use crate::job::running::Running;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
@@ -33,10 +31,10 @@ pub(crate) struct Control {
     next_channel: Mutex<Option<(Socket, OwnedFd)>>,
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
-    /// The jobs in the background, until someone has waited for their end.
-    jobs: Mutex<Vec<Job>>,
-    /// The commands that someone may wait for who does not hold the sandbox.
-    waited_for: Mutex<Vec<Weak<Running>>>,
+    /// The channels of commands that someone may wait for who does not hold the sandbox.
+    waited_for: Mutex<Vec<Weak<Messages>>>,
+    /// Which ids there are inside.
+    identities: Identities,
     owner: Owner,
 }
 
@@ -49,15 +47,15 @@ struct Begun {
 }
 
 impl Control {
-    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>) -> Arc<Self> {
+    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, identities: Identities) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
             begun: Mutex::default(),
             next_channel: Mutex::default(),
             group: OnceLock::new(),
-            jobs: Mutex::default(),
             waited_for: Mutex::default(),
+            identities,
             owner: Owner::this_process(),
         })
     }
@@ -164,23 +162,27 @@ impl Control {
         let _ = shutdown(self.messages.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
-    /// Remembers a command that someone may wait for who does not hold the sandbox.
-    pub(crate) fn add_waited_for(&self, running: &Arc<Running>) {
-        running.share();
+    /// Which ids there are inside.
+    pub(crate) fn identities(&self) -> Identities {
+        self.identities
+    }
+
+    /// Remembers the channel of a command that someone may wait for who does not hold the sandbox.
+    pub(crate) fn add_waited_for(&self, channel: &Arc<Messages>) {
         let mut all = lock(&self.waited_for);
         // Looked through when it would grow, and so for a moment of each command's time.
         if all.len() == all.capacity() {
-            all.retain(|running| running.strong_count() != 0);
+            all.retain(|channel| channel.strong_count() != 0);
         }
-        all.push(Arc::downgrade(running));
+        all.push(Arc::downgrade(channel));
     }
 
     /// Wakes up all that wait for a command: the sandbox is at its end, whether or not the kernel
     /// can end each process of it.
     pub(crate) fn end_waits(&self) {
         self.close();
-        for running in lock(&self.waited_for).drain(..).filter_map(|running| running.upgrade()) {
-            running.end_of_channel();
+        for channel in lock(&self.waited_for).drain(..).filter_map(|channel| channel.upgrade()) {
+            channel.end();
         }
     }
 
@@ -197,9 +199,5 @@ impl Control {
             // If there is none now, the next job says why.
             *next = wire::channel().ok();
         }
-    }
-
-    pub(crate) fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
-        lock(&self.jobs)
     }
 }
