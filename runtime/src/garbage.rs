@@ -4,11 +4,12 @@ use std::path::Path;
 
 use crate::config::name::check_name;
 use crate::error::Result;
-use crate::root::unpack;
+use crate::root::once;
 use crate::snapshot;
-use crate::store::collected::Collected;
-use crate::store::collected::no_place;
-use crate::store::{Shelf, State, is_aside};
+use crate::store::State;
+use crate::store::collected::{Collected, no_place};
+use crate::store::directories::Shelf;
+use crate::store::directory::is_aside;
 
 /// Removes what was left on disk by who has died, and returns the names of that: sandboxes, snapshots
 /// without a name that no one uses any more, images that were not made to their end.
@@ -32,7 +33,7 @@ pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
     let mut collected = Collected::default();
     collect_sandboxes(state.sandboxes(), &mut collected);
     snapshot::collect(state, &mut collected);
-    unpack::collect(state, &mut collected);
+    once::collect(state, &mut collected);
     collected.finish_pass();
     collected.done()
 }

@@ -10,7 +10,7 @@ use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::tree::{Layer, Tree};
-use crate::root::{private, unpack};
+use crate::root::{once, private};
 use crate::store::State;
 use crate::sys::id_ranges;
 
@@ -65,7 +65,7 @@ const FILES: [(&str, &str); 4] = [
 /// Opens it: the root first, then what lies on it.
 pub(super) fn open(state: &State, network: Network) -> Result<Vec<Tree>> {
     let name = format!("host-{:016x}", fingerprint(network));
-    let skeleton = unpack::make_once(state, &name, |aside| {
+    let skeleton = once::make_once(state, &name, |aside| {
         fill_skeleton(aside, network).map_err(Error::at("make the host image", aside))
     })?;
     let root = Source::directory("open image", &skeleton.into())?;

@@ -4,6 +4,7 @@
 mod host;
 pub(crate) mod image;
 pub(crate) mod mounts;
+pub(crate) mod once;
 mod private;
 pub(crate) mod source;
 pub(crate) mod tree;

@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::root::unpack;
+use crate::root::once::{self, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::lock::lock;
@@ -47,9 +47,6 @@ const LIST: &str = "private";
 
 /// The longest list, in bytes.
 const LONGEST: u64 = 16 << 20;
-
-/// What the names of layers that hide it begin with, among the images.
-pub(crate) const KIND: &str = "private-";
 
 /// What the layer has at a path below `/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,9 +99,9 @@ pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
     // What it has depends on the list alone: what that names may be gone by now, or come again.
     let mut hasher = DefaultHasher::new();
     (env!("CARGO_PKG_VERSION"), &*entries).hash(&mut hasher);
-    let name = format!("{KIND}{:016x}", hasher.finish());
+    let name = format!("{PRIVATE}{:016x}", hasher.finish());
     let fill = |at: &Path| fill(&entries, at).map_err(Error::at("hide private files in", at));
-    unpack::make_once(state, &name, fill).map(Some)
+    once::make_once(state, &name, fill).map(Some)
 }
 
 /// The list, as of the last time that something was installed.

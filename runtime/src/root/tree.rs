@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::store::Shelf;
+use crate::store::directories::Shelf;
 use crate::store::name::{PartName, SnapshotName};
 
 /// A directory that files of a sandbox lie in, which it does not change.

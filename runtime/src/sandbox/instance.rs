@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::sandbox::launch::{self, Plan};
 use crate::sandbox::root::Root;
-use crate::store::SandboxDirectory;
+use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
 use crate::store::remove::{Remains, remove_later};

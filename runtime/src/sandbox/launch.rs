@@ -14,18 +14,16 @@ use nix::errno::Errno;
 
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
-use crate::error::error_of;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, error_of};
 use crate::sandbox::init_binary;
 use crate::sandbox::layers::{self, Layers, OpenedPart};
 use crate::sandbox::root::Root;
 use crate::seccomp;
-use crate::store::SandboxDirectory;
+use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
-use crate::sys::id_ranges;
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
-use crate::sys::{self, Namespaces, OwnIdMaps, Process, pidfd, proc};
+use crate::sys::{self, Namespaces, OwnIdMaps, Process, id_ranges, pidfd, proc};
 use crate::wait::Deadline;
 use crate::wire::{self, Messages};
 

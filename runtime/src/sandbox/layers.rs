@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::tree::TreeKind;
 use crate::sandbox::root::{Mounted, Part, Root};
-use crate::store::SandboxDirectory;
+use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
 use crate::sys;
 use crate::sys::open::{Purpose, beneath};

@@ -14,8 +14,9 @@ use crate::root::mounts::{self, OpenedWhat};
 use crate::root::source::Source;
 use crate::root::tree::{Layer, Tree, TreeKind};
 use crate::snapshot::{self, Held};
+use crate::store::State;
+use crate::store::directory::Layout;
 use crate::store::name::PartName;
-use crate::store::{Layout, State};
 
 /// One mount of a root file system.
 #[derive(Debug, Clone)]
@@ -104,6 +105,7 @@ impl Root {
         };
         let root = self.trees().find(|tree| tree.kind == TreeKind::Subvolume);
         let subvolume = root.and_then(|tree| tree.layers.first()).map(Layer::open).transpose()?;
+        let subvolume = subvolume.map(|source| source.fd);
         let is_btrfs = matches!(config.upper, Upper::Btrfs { .. });
         Ok(Layout { overlays, subvolume, size, is_btrfs })
     }

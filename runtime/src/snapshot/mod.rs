@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use self::held::Held;
-use self::record::{Record, open_record, write_record};
+use self::record::{Record, names, write_record};
 pub(crate) use self::removal::collect;
 use self::removal::remove;
 use self::users::Entry;
@@ -24,9 +24,10 @@ use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
 use crate::root::tree::Tree;
-use crate::store::name::PartName;
-use crate::store::name::SnapshotName;
-use crate::store::{SandboxDirectory, Shelf, State};
+use crate::store::State;
+use crate::store::directories::Shelf;
+use crate::store::directory::SandboxDirectory;
+use crate::store::name::{PartName, SnapshotName};
 
 /// How [`crate::Sandbox::snapshot_with`] makes a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -150,14 +151,6 @@ impl Snapshot {
     }
 }
 
-/// The names of all snapshots.
-fn names(shelf: &Shelf) -> Result<Vec<SnapshotName>> {
-    let names = shelf.entries()?.into_iter();
-    let names = names.filter_map(|name| SnapshotName::parse(name.to_str()?).ok());
-    // What has no record is not one yet, or is being removed; one that can't be looked at is one.
-    Ok(names.filter(|name| !matches!(open_record(shelf, name), Ok(None))).collect())
-}
-
 /// Opens a snapshot as the image of a sandbox with such an upper.
 pub(crate) fn open_image(
     state: &State,
@@ -233,7 +226,7 @@ impl Making {
     /// descriptor that there might not be.
     pub(crate) fn publish(mut self, directory: &mut SandboxDirectory) -> Result<Snapshot> {
         let Some((record, file)) = self.written.take() else { return Err(Error::SandboxDied) };
-        directory.move_to(&self.shelf, self.name.as_str())?;
+        self.shelf.take_in(directory, self.name.as_str())?;
         self.reserved = None;
         self.below = None;
         let (shelf, name) = (Arc::clone(&self.shelf), self.name.clone());

@@ -20,8 +20,11 @@ use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::store::directories::Shelf;
+use crate::store::directory::SandboxDirectory;
 use crate::store::name::{PartName, SnapshotName};
-use crate::store::{IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
+use crate::store::own_file::{check_own, open_own_file};
+use crate::store::{IMAGES, State};
 use crate::sys::open::DIRECTORY;
 
 /// The file that a snapshot's record is in, in its directory.
@@ -276,6 +279,14 @@ pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<F
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::at("open", &path)(error)),
     }
+}
+
+/// The names of all snapshots.
+pub(super) fn names(shelf: &Shelf) -> Result<Vec<SnapshotName>> {
+    let names = shelf.entries()?.into_iter();
+    let names = names.filter_map(|name| SnapshotName::parse(name.to_str()?).ok());
+    // What has no record is not one yet, or is being removed; one that can't be looked at is one.
+    Ok(names.filter(|name| !matches!(open_record(shelf, name), Ok(None))).collect())
 }
 
 fn invalid(why: &'static str) -> io::Error {

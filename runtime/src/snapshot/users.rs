@@ -20,12 +20,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::names;
-use super::record::{lies_on, open_record};
+use super::record::{lies_on, names, open_record};
 use crate::error::{Error, Result};
+use crate::store::contents::entries;
+use crate::store::directories::Shelf;
 use crate::store::name::SnapshotName;
-use crate::store::remove::entries;
-use crate::store::{Shelf, quota};
+use crate::store::quota;
 use crate::sys::open::{DIRECTORY, Purpose, beneath};
 
 /// Where in a snapshot's directory those are named that lie on it.

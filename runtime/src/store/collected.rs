@@ -9,7 +9,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
 use crate::error::{Error, Result};
-use crate::store::{Pass, Shelf};
+use crate::store::directories::{Pass, Shelf};
 
 /// What has come of a collection so far.
 #[derive(Debug, Default)]

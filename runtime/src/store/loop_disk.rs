@@ -114,5 +114,5 @@ pub(crate) fn fill(path: &Path, megabytes: u32) -> (u64, String) {
 
 /// How many entries there are.
 pub(crate) fn count(directory: BorrowedFd<'_>) -> usize {
-    crate::store::remove::entries(directory.as_fd()).unwrap().len()
+    crate::store::contents::entries(directory.as_fd()).unwrap().len()
 }

@@ -12,12 +12,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::store::SandboxDirectory;
+use crate::store::directory::SandboxDirectory;
 use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
-
-pub(crate) use crate::store::contents::{entries, remove_contents, remove_empty, remove_entry};
 
 /// How many removals may wait before callers do their own: what a burst of deletes leaves, and no
 /// more disk than that.

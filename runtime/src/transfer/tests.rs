@@ -42,7 +42,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        crate::store::remove::remove_contents(File::open(&self.0).unwrap().as_fd()).unwrap();
+        crate::store::contents::remove_contents(File::open(&self.0).unwrap().as_fd()).unwrap();
         fs::remove_dir(&self.0).unwrap();
     }
 }
@@ -810,7 +810,7 @@ fn any_bytes_are_refused_or_made_in_the_target() {
         accepted += u32::from(feed_with(&bytes, &target, &OPTIONS).is_ok());
         if target.is_dir() {
             fs::set_permissions(&target, Permissions::from_mode(0o700)).unwrap();
-            crate::store::remove::remove_contents(File::open(&target).unwrap().as_fd()).unwrap();
+            crate::store::contents::remove_contents(File::open(&target).unwrap().as_fd()).unwrap();
         }
     }
     assert!(accepted > 0, "positive control");

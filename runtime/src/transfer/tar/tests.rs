@@ -418,7 +418,7 @@ fn any_archive_is_refused_or_made_in_the_target() {
         accepted += u32::from(unpack(&bytes, &target).is_ok());
         if target.is_dir() {
             let directory = fs::File::open(&target).unwrap();
-            crate::store::remove::remove_contents(std::os::fd::AsFd::as_fd(&directory)).unwrap();
+            crate::store::contents::remove_contents(std::os::fd::AsFd::as_fd(&directory)).unwrap();
         }
     }
     assert!(accepted > 0, "positive control");
