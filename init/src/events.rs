@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use rustix::time::{ClockId, Timespec};
 
+use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
-use crate::sys::{ChildMemory, OwnedRequest};
-use crate::tree::{Sweeper, Tree, Turn};
-use crate::{PROTOCOL, job, sys};
+use crate::sys::{self, ChildMemory, OwnedRequest};
+use crate::{PROTOCOL, job};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;

@@ -1,5 +1,8 @@
 //! From a fork of init to the job's program: the steps, in their one order.
 
+mod builtin;
+pub(crate) mod tree;
+
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ffi::CStr;
@@ -16,7 +19,6 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::builtin;
 use crate::files::{self, open_in_root};
 use crate::receive::send_small;
 use crate::setup::{DEFAULT_UMASK, JobDefaults};

@@ -1,5 +1,8 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
+mod mounts;
+mod proc_and_dev;
+
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -11,9 +14,9 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::mounts::{self, Assembly};
 use crate::receive::Receiver;
-use crate::{proc_and_dev, sys};
+use crate::setup::mounts::Assembly;
+use crate::sys;
 
 /// What the event loop needs to know of the sandbox.
 pub(crate) struct Init {

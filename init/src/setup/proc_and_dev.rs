@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::MountFlags;
 
-use crate::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
+use crate::setup::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
 use crate::setup::{Failure, InStep, Result};
 use crate::sys;
 
