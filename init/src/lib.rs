@@ -21,8 +21,10 @@ compile_error!("adl-init knows the system call ABI of x86_64 Linux only");
 extern crate alloc;
 
 mod events;
+mod failure;
 mod files;
 mod job;
+mod path;
 mod receive;
 mod setup;
 pub mod sys;

@@ -14,8 +14,9 @@ use super::content::{fill, make_temporary};
 use super::directory::{LISTED, Walk, below_top, without_slashes};
 use super::stream::Input;
 use super::table::Table;
-use super::{DIRECTORY, open_in_root, owner, place, rename, stat_entry, tell_where, timestamps};
-use crate::job::Failure;
+use super::{owner, place, rename, stat_entry, tell_where, timestamps};
+use crate::failure::Failure;
+use crate::path::{DIRECTORY, open_in_root};
 
 /// Until it has its own mode.
 const MADE: Mode = Mode::RWXU;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use serde::Serialize;
 
-use crate::job::{Failure, InStage};
+use crate::failure::{Failure, InStage};
 
 /// How much is held of a stream, in bytes: what a pipe holds unless it is told to hold more.
 const BUFFER: usize = 64 << 10;

@@ -5,7 +5,7 @@ use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 
-use crate::job::{Failure, InStage};
+use crate::failure::{Failure, InStage};
 use crate::{files, sys};
 
 /// The most that is moved at once, in bytes: what a pipe holds.

@@ -1,6 +1,7 @@
 //! From a fork of init to the job's program: the steps, in their one order.
 
 mod builtin;
+pub(crate) mod defaults;
 pub(crate) mod tree;
 
 use alloc::collections::VecDeque;
@@ -19,9 +20,11 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
-use crate::files::{self, open_in_root};
+use crate::failure::{Failure, InStage};
+use crate::files;
+use crate::job::defaults::{DEFAULT_UMASK, JobDefaults};
+use crate::path::open_in_root;
 use crate::receive::send_small;
-use crate::setup::{DEFAULT_UMASK, JobDefaults};
 use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
 
 /// The status of a process that could not become its program. No one sees it: the host has been
@@ -116,19 +119,6 @@ impl Start {
         let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;
         let groups = spawn.identity.groups.iter().map(|group| Gid::from_raw(*group)).collect();
         Ok((memory, Self { request, resources, groups, pointers, defaults }))
-    }
-}
-
-/// How far a child came, and what the kernel said.
-pub(crate) struct Failure(pub(crate) Stage, pub(crate) Errno);
-
-pub(crate) trait InStage<T> {
-    fn stage(self, stage: Stage) -> Result<T, Failure>;
-}
-
-impl<T> InStage<T> for rustix::io::Result<T> {
-    fn stage(self, stage: Stage) -> Result<T, Failure> {
-        self.map_err(|errno| Failure(stage, errno))
     }
 }
 

@@ -1,12 +1,12 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
+mod failure;
 mod mounts;
 mod proc_and_dev;
 
-use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Identities, Request, Setup, SetupFailure, Step, VERSION, limits};
+use adl_protocol::{Identities, Request, Setup, Step, VERSION};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -14,7 +14,10 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
+use crate::job::defaults::DEFAULT_UMASK;
+use crate::job::defaults::JobDefaults;
 use crate::receive::Receiver;
+use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::Assembly;
 use crate::sys;
 
@@ -26,68 +29,6 @@ pub(crate) struct Init {
     pub(crate) owner: OwnedFd,
     /// What every job starts from.
     pub(crate) jobs: JobDefaults,
-}
-
-/// What every job starts from.
-pub(crate) struct JobDefaults {
-    /// `/dev/null`, opened before any guest could put something else in its place.
-    pub(crate) null: OwnedFd,
-    /// The capabilities that a job of root holds.
-    pub(crate) capabilities: CapabilitySet,
-    /// Which ids there are to take on.
-    pub(crate) identities: Identities,
-    /// Limits that hold unless a job asks for others.
-    pub(crate) rlimits: [adl_protocol::Rlimit; 3],
-    /// See [`Setup::core_key`].
-    pub(crate) core_key: u64,
-    /// Whether a child may have init's memory until its `execve(2)`: not where a guest has init's id
-    /// or, for a moment, the right to look at it.
-    pub(crate) may_share_memory: bool,
-    /// How many descriptors init can have.
-    pub(crate) descriptors: u64,
-    /// The procfs and the devpts of the sandbox, as they were before any guest ran.
-    pub(crate) proc: OwnedFd,
-    /// See `proc`.
-    pub(crate) terminals: OwnedFd,
-}
-
-/// The umask of init, and of jobs that ask for no other.
-pub(crate) const DEFAULT_UMASK: u32 = 0o022;
-
-/// A step that failed, and what it was done to.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    step: Step,
-    errno: Errno,
-    path: Vec<u8>,
-}
-
-impl Failure {
-    pub(crate) fn new(step: Step, errno: Errno) -> Self {
-        Self { step, errno, path: Vec::new() }
-    }
-
-    pub(crate) fn at(step: Step, path: &[u8]) -> impl FnOnce(Errno) -> Self {
-        let path = path.iter().copied().take(limits::MAX_PATH).collect();
-        move |errno| Self { step, errno, path }
-    }
-
-    pub(crate) fn as_message(&self) -> SetupFailure<'_> {
-        SetupFailure { step: self.step, errno: self.errno.raw_os_error(), path: &self.path }
-    }
-}
-
-pub(crate) type Result<T> = core::result::Result<T, Failure>;
-
-/// Names the step in the error of what it does.
-pub(crate) trait InStep<T> {
-    fn step(self, step: Step) -> Result<T>;
-}
-
-impl<T> InStep<T> for rustix::io::Result<T> {
-    fn step(self, step: Step) -> Result<T> {
-        self.map_err(|errno| Failure::new(step, errno))
-    }
 }
 
 /// What is done before the request has come, while the host maps ids and opens layers.

@@ -21,7 +21,7 @@ use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
-use crate::setup::{Failure, InStep, Result};
+use crate::setup::failure::{Failure, InStep, Result};
 use crate::sys::{self, Restriction};
 
 /// Where the root file system is on the scratch.
@@ -155,7 +155,7 @@ fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         // The host renames files, too.
-        crate::files::patiently(|| {
+        crate::path::patiently(|| {
             rustix::fs::openat2(root, path.as_c_str(), flags, Mode::empty(), resolve)
         })
     };

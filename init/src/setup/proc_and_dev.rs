@@ -10,8 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::MountFlags;
 
+use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
-use crate::setup::{Failure, InStep, Result};
 use crate::sys;
 
 /// Mounts a procfs of this PID namespace on `/proc`, covers `masked` and protects `read_only`.
