@@ -326,7 +326,7 @@ fn nothing_is_left_of_cgroups() {
             0 => {}
             1 => sandbox.reset().unwrap(),
             _ => {
-                let running = adl_runtime::Running::End;
+                let running = adl_runtime::IfRunning::End;
                 let options = SnapshotOptions { running, ..SnapshotOptions::default() };
                 drop(sandbox.snapshot_with(&options).unwrap());
             }

@@ -219,7 +219,7 @@ pub(crate) fn reset_without_descriptors(state: &Path) {
                 || sandbox.files().read_file("/root/file").is_ok_and(|file| file == b"kept\n");
             assert!(within(SOON, kept));
             let options = adl_runtime::SnapshotOptions {
-                running: adl_runtime::Running::End,
+                running: adl_runtime::IfRunning::End,
                 ..Default::default()
             };
             setrlimit(Resource::RLIMIT_NOFILE, lowest + spare, hard).unwrap();

@@ -111,7 +111,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
     let killed = sandbox.command("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
     let handle = child.handle();
     let job = sandbox.shell("echo said; sleep 1000").background().unwrap();
-    assert!(within(FORK, || job.so_far().stdout == b"said\n"));
+    assert!(within(FORK, || job.partial_output().stdout == b"said\n"));
     let reader = sandbox.files().open_read("/root/read").unwrap();
     let writer = sandbox.files().open_write("/root/written", WriteOptions::default()).unwrap();
 
@@ -149,7 +149,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
             refused(job.wait());
             refused(job.wait_timeout(Duration::ZERO));
             refused(job.kill());
-            assert!(job.so_far().stdout.is_empty());
+            assert!(job.partial_output().stdout.is_empty());
             for handle in [&handle, &child.as_ref().unwrap().handle()] {
                 refused(handle.wait());
                 refused(handle.wait_timeout(Duration::ZERO));
@@ -198,7 +198,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
     assert_eq!(child.wait().unwrap().code(), Some(11));
     assert_eq!(sandbox.jobs().len(), 1);
     assert!(job.try_wait().unwrap().is_none());
-    assert_eq!(job.so_far().stdout, b"said\n");
+    assert_eq!(job.partial_output().stdout, b"said\n");
     job.kill().unwrap();
     job.wait().unwrap();
     let mut text = String::new();

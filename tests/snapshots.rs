@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Access, Change, ChangeKind, Config, Error, Export, Image, Mount, Running, Sandbox, Snapshot,
+    Access, Change, ChangeKind, Config, Error, Export, IfRunning, Image, Mount, Sandbox, Snapshot,
     SnapshotOptions, Upper,
 };
 
@@ -199,7 +199,7 @@ fn processes_are_refused_or_ended_as_asked() {
     }
     assert!(before.iter().all(|process| process.exists()), "{before:?}");
     assert_eq!(on_disk(&home), [""; 0]);
-    let how = SnapshotOptions { running: Running::End, ..SnapshotOptions::default() };
+    let how = SnapshotOptions { running: IfRunning::End, ..SnapshotOptions::default() };
     let snapshot = sandbox.snapshot_with(&how).unwrap();
     assert!(before.iter().all(|process| !process.exists()), "{before:?}");
     drop(child);

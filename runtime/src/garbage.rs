@@ -8,7 +8,7 @@ use crate::root::once;
 use crate::snapshot;
 use crate::store::State;
 use crate::store::collected::{Collected, no_place};
-use crate::store::directories::Shelf;
+use crate::store::directories::Directories;
 use crate::store::directory::is_aside;
 
 /// Removes what was left on disk by who has died, and returns the names of that: sandboxes, snapshots
@@ -38,19 +38,19 @@ pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
     collected.done()
 }
 
-fn collect_sandboxes(shelf: &Shelf, collected: &mut Collected) {
-    let found = match shelf.entries() {
+fn collect_sandboxes(directories: &Directories, collected: &mut Collected) {
+    let found = match directories.entries() {
         Ok(found) => found,
         Err(error) => return collected.failed(error),
     };
     for entry in found {
         let is_ours = |name: &&str| is_aside(name) || check_name("name", name).is_ok();
         match entry.to_str().filter(is_ours) {
-            Some(name) if collected.is_directory(shelf, &entry) => {
-                collected.directory(shelf, name);
+            Some(name) if collected.is_directory(directories, &entry) => {
+                collected.directory(directories, name);
             }
             Some(_) => {}
-            None => collected.failed(no_place(&shelf.path(&entry))),
+            None => collected.failed(no_place(&directories.path(&entry))),
         }
     }
 }

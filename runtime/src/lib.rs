@@ -66,7 +66,7 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
-pub use job::background::{Job, JobId, SoFar};
+pub use job::background::{Job, JobId, PartialOutput};
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
 pub use job::command::{Command, Leftovers, Resource};
 pub use job::exit::{EndReason, ExitStatus, Usage};
@@ -74,6 +74,6 @@ pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
 pub use sandbox::Sandbox;
-pub use snapshot::{Running, Snapshot, SnapshotOptions};
-pub use store::remove::{finish_removals, pending_removals};
+pub use snapshot::{IfRunning, Snapshot, SnapshotOptions};
+pub use store::remover::{finish_removals, pending_removals};
 pub use transfer::{Change, ChangeKind, CopyReport, Export, Skipped};

@@ -38,7 +38,7 @@ use crate::sys::unique::unique_name;
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
 use leaves::Leaves;
-pub(crate) use leaves::{Entrance, Seat};
+pub(crate) use leaves::{JobCgroup, JoinFiles};
 use limit::Disk;
 use oom::Notice;
 
@@ -192,7 +192,7 @@ impl Group {
             Ok(()) => {
                 let this = Arc::new(this);
                 if let Some(notice) = &*lock(&this.notice) {
-                    notice.is_for(&this);
+                    notice.watch_for(&this);
                 }
                 Ok(this)
             }

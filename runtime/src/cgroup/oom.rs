@@ -45,7 +45,7 @@ pub(super) struct Notice {
 }
 
 impl Notice {
-    /// Asks for notices of a cgroup of version 1. They lead nowhere before [`Notice::is_for`].
+    /// Asks for notices of a cgroup of version 1. They lead nowhere before [`Notice::watch_for`].
     pub(super) fn of(directory: &Directory) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let watcher = watcher()?;
@@ -61,7 +61,7 @@ impl Notice {
         Ok(Self { number, watcher, event, owner: Owner::this_process() })
     }
 
-    pub(super) fn is_for(&self, group: &Arc<Group>) {
+    pub(super) fn watch_for(&self, group: &Arc<Group>) {
         self.watcher.groups().insert(self.number, Arc::downgrade(group));
     }
 }

@@ -128,11 +128,11 @@ impl Call {
         // For init, a little later than for whoever closes its input then.
         let clearing_up = if theirs_in.is_some() { CLEARING_UP } else { Duration::ZERO };
         let timeout = deadline.left().map(|left| left.saturating_add(clearing_up));
-        let entrance = control.entrance_of_builtins()?;
-        descriptors.extend(entrance.descriptors());
+        let join_files = control.join_files_of_builtins()?;
+        descriptors.extend(join_files.descriptors());
         let spawn = Spawn {
             stdio: JobStdio::Streams(stdio),
-            cgroups: entrance.count(),
+            cgroups: join_files.count(),
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
             ..builtin(Task::File(task), identity)
         };

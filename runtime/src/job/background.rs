@@ -81,7 +81,7 @@ impl fmt::Display for JobId {
 /// What a command in the background has written so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SoFar {
+pub struct PartialOutput {
     /// To stdout, as far as it is kept.
     pub stdout: Vec<u8>,
     /// To stderr, likewise.
@@ -147,12 +147,12 @@ impl Job {
     }
 
     /// What it has written so far; in a fork of the process that started it, nothing.
-    pub fn so_far(&self) -> SoFar {
+    pub fn partial_output(&self) -> PartialOutput {
         if !self.0.control.is_own() {
-            return SoFar::default();
+            return PartialOutput::default();
         }
         let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = self.0.captures.copy();
-        SoFar { stdout, stderr, stdout_dropped, stderr_dropped }
+        PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped }
     }
 
     /// Looks whether it has ended, and how.
@@ -191,7 +191,8 @@ impl Job {
             jobs.lock().retain(|job| job.id() != self.id());
         }
         let Some((status, stdio_open)) = self.result()? else { return Ok(None) };
-        let SoFar { stdout, stderr, stdout_dropped, stderr_dropped } = self.so_far();
+        let PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped } =
+            self.partial_output();
         Ok(Some(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open }))
     }
 

@@ -90,10 +90,10 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
     let (_ours, theirs) = control.take_channel()?;
     let stdio = JobStdio::Streams([StdioSource::Descriptor, StdioSource::Null, StdioSource::Null]);
     let mut descriptors = vec![theirs.as_raw_fd(), pipe.as_raw_fd()];
-    let entrance = control.entrance_of_builtins()?;
-    descriptors.extend(entrance.descriptors());
+    let join_files = control.join_files_of_builtins()?;
+    descriptors.extend(join_files.descriptors());
     let spawn =
-        Spawn { stdio, cgroups: entrance.count(), ..builtin(Task::Drain, identity.clone()) };
+        Spawn { stdio, cgroups: join_files.count(), ..builtin(Task::Drain, identity.clone()) };
     match control.request_by(Deadline::after(DRAIN), &Request::Spawn(spawn), &descriptors) {
         // Then there is no one who could write.
         Err(Error::SandboxDied) => Ok(()),
@@ -187,7 +187,7 @@ impl Child {
                 return Err(error);
             }
         };
-        running.runs();
+        running.mark_started();
         let [stdout, stderr] = std::mem::take(&mut collection.collector.pipes);
         Ok(Self {
             stdin: stdin.map(ChildStdin),

@@ -417,8 +417,8 @@ impl<'a> Command<'a> {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (seat, entrance) = self.control.seat(notice.is_some())?;
-        descriptors.extend(entrance.descriptors());
+        let (job_cgroup, join_files) = self.control.job_cgroup(notice.is_some())?;
+        descriptors.extend(join_files.descriptors());
 
         let program_to_run = Program {
             names: Strings::new(&names).map_err(too_many)?,
@@ -434,13 +434,14 @@ impl<'a> Command<'a> {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             stdio,
-            cgroups: entrance.count(),
+            cgroups: join_files.count(),
             start_notice: notice.is_some(),
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,
         };
         let control = self.control;
-        let running = Running::new(program, channel, control.init(), timeout).with_seat(seat);
+        let running =
+            Running::new(program, channel, control.init(), timeout).with_cgroup(job_cgroup);
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;
         }
@@ -450,7 +451,7 @@ impl<'a> Command<'a> {
             let _ = running.end(EndReason::Signaled);
             return Err(error);
         }
-        running.is_under_way();
+        running.mark_requested();
         control.prepare_next();
         let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
         Ok(Started { running, stdin, pipes: [stdout, stderr], identity })

@@ -10,7 +10,7 @@ use adl_protocol::{JobEvent, JobRequest, Stage};
 use nix::poll::PollFlags;
 
 use crate::cgroup::stats::Stats;
-use crate::cgroup::{self, Seat};
+use crate::cgroup::{self, JobCgroup};
 use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
@@ -36,7 +36,7 @@ pub(crate) struct Running {
     init: Arc<OwnedFd>,
     started: Instant,
     /// Its cgroups, if it has any.
-    seat: Option<Arc<Seat>>,
+    job_cgroup: Option<Arc<JobCgroup>>,
     state: Mutex<State>,
     owner: Owner,
 }
@@ -73,15 +73,15 @@ impl Running {
             messages: Arc::new(Messages::new(channel)),
             init: Arc::clone(init),
             started: Instant::now(),
-            seat: None,
+            job_cgroup: None,
             state: Mutex::new(State { end: None, asked: None, overdue, is_shared: false }),
             owner: Owner::this_process(),
         }
     }
 
     /// The same, of one that has cgroups of its own.
-    pub(crate) fn with_seat(self, seat: Option<Arc<Seat>>) -> Self {
-        Self { seat, ..self }
+    pub(crate) fn with_cgroup(self, job_cgroup: Option<Arc<JobCgroup>>) -> Self {
+        Self { job_cgroup, ..self }
     }
 
     /// Refuses a fork of the process that had it started: what that would read from its channel, or
@@ -93,31 +93,33 @@ impl Running {
     /// What it has used.
     fn stats(&self) -> Result<Stats> {
         self.check_own()?;
-        self.seat.as_ref().map_or_else(|| Err(cgroup::none()), |seat| seat.stats())
+        self.job_cgroup
+            .as_ref()
+            .map_or_else(|| Err(cgroup::none()), |job_cgroup| job_cgroup.stats())
     }
 
     /// To be told when init has been asked to start it.
-    pub(crate) fn is_under_way(&self) {
-        if let Some(seat) = &self.seat {
-            seat.expect(true);
+    pub(crate) fn mark_requested(&self) {
+        if let Some(job_cgroup) = &self.job_cgroup {
+            job_cgroup.expect(true);
         }
     }
 
     /// To be told when it runs its program.
-    pub(crate) fn runs(&self) {
-        if let Some(seat) = &self.seat {
-            seat.expect(false);
+    pub(crate) fn mark_started(&self) {
+        if let Some(job_cgroup) = &self.job_cgroup {
+            job_cgroup.expect(false);
         }
     }
 
     fn ran_out_of_memory(&self) -> bool {
-        self.seat.as_ref().is_some_and(|seat| seat.ran_out_of_memory())
+        self.job_cgroup.as_ref().is_some_and(|job_cgroup| job_cgroup.ran_out_of_memory())
     }
 
     /// What is said of its end is known: nothing that comes later is part of that.
     fn settle(&self) {
-        if let Some(seat) = &self.seat {
-            seat.settle();
+        if let Some(job_cgroup) = &self.job_cgroup {
+            job_cgroup.settle();
         }
     }
 

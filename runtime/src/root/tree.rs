@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::store::directories::Shelf;
+use crate::store::directories::Directories;
 use crate::store::name::{PartName, SnapshotName};
 
 /// A directory that files of a sandbox lie in, which it does not change.
@@ -15,7 +15,7 @@ pub(crate) enum Layer {
     Image(Source),
     /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be many.
     Snapshot {
-        shelf: Arc<Shelf>,
+        directories: Arc<Directories>,
         snapshot: SnapshotName,
         part: PartName,
     },
@@ -27,9 +27,14 @@ impl Layer {
     pub(crate) fn open(&self) -> Result<Source> {
         match self {
             Self::Image(source) => Ok(source.clone()),
-            Self::Snapshot { shelf, snapshot, part } => {
+            Self::Snapshot { directories, snapshot, part } => {
                 let path = Path::new(snapshot.as_str()).join(part.as_str());
-                Source::beneath("open snapshot", shelf.as_fd(), &path, shelf.path(&path))
+                Source::beneath(
+                    "open snapshot",
+                    directories.as_fd(),
+                    &path,
+                    directories.path(&path),
+                )
             }
             Self::Volume(path) => Source::directory("open volume", path),
         }

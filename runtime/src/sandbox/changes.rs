@@ -91,7 +91,7 @@ impl Snapshot {
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
-        let trees = self.held().trees()?;
+        let trees = self.lease().trees()?;
         trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
     }
 }

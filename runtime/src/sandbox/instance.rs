@@ -18,7 +18,7 @@ use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
-use crate::store::remove::{Remains, remove_later};
+use crate::store::remover::{Removal, remove_later};
 use crate::sys::owner::Owner;
 use crate::sys::{Process, pidfd, proc};
 use crate::wait::{Deadline, wait_ready};
@@ -72,7 +72,10 @@ impl Instance {
     }
 
     /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn give(&mut self, directory: SandboxDirectory) -> &mut SandboxDirectory {
+    pub(crate) fn attach_directory(
+        &mut self,
+        directory: SandboxDirectory,
+    ) -> &mut SandboxDirectory {
         self.directory.insert(directory)
     }
 
@@ -138,7 +141,7 @@ impl Instance {
     }
 
     /// Has its directory not be removed: it has become something else.
-    pub(crate) fn let_go_of_directory(&mut self) {
+    pub(crate) fn detach_directory(&mut self) {
         self.directory = None;
     }
 
@@ -249,9 +252,9 @@ impl Instance {
         let directory = self.directory.take();
         let removed = match (&mounts, &directory) {
             (None, None) => Ok(()),
-            _ => remove_later(Remains::new(mounts, directory)),
+            _ => remove_later(Removal::new(mounts, directory)),
         };
-        // Held until here: it is what the directory's overlays lie on.
+        // Lease until here: it is what the directory's overlays lie on.
         self.root = None;
         removed
     }
@@ -272,7 +275,7 @@ impl Instance {
             // The caller was told already that something went wrong.
             if is_over.is_ok() {
                 drop(ManuallyDrop::into_inner(ids));
-                drop(remove_later(Remains::new(mounts, directory)));
+                drop(remove_later(Removal::new(mounts, directory)));
                 drop(root);
             }
         };

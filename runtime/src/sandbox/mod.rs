@@ -24,11 +24,11 @@ use crate::job::background::Job;
 use crate::job::command::Command;
 use crate::sandbox::instance::Instance;
 use crate::sandbox::root::Root;
-use crate::snapshot::{self, Running, Snapshot, SnapshotOptions};
+use crate::snapshot::{self, IfRunning, Snapshot, SnapshotOptions};
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
 use crate::store::name::SnapshotName;
-use crate::store::{State, remove};
+use crate::store::{State, remover};
 use crate::sys::id_ranges;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::{unique_name, unique_number};
@@ -79,7 +79,7 @@ impl Sandbox {
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }
-        remove::with_descriptors(|| Self::build(&config))
+        remover::with_descriptors(|| Self::build(&config))
     }
 
     /// Builds what was checked.
@@ -94,7 +94,7 @@ impl Sandbox {
         let mut instance = Instance::start(config, fresh_ids()?)?;
         instance.record_ids()?;
         let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.give(directory).name().to_owned();
+        let name = instance.attach_directory(directory).name().to_owned();
         let hostname = config.hostname.as_deref().unwrap_or(&name);
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
@@ -139,7 +139,7 @@ impl Sandbox {
             Err(error) if self.may_be_in_the_way(&error) => {
                 self.instance.end_processes()?;
                 self.instance.end()?;
-                remove::finish_within(ROOM);
+                remover::finish_within(ROOM);
                 self.make_next_when_there_is_room()?
             }
             next => next?,
@@ -190,12 +190,12 @@ impl Sandbox {
 
     /// Makes the instance on the image that is to take the place of this one.
     fn make_next(&self) -> Result<Instance> {
-        remove::with_descriptors(|| self.try_to_make_next())
+        remover::with_descriptors(|| self.try_to_make_next())
     }
 
     fn try_to_make_next(&self) -> Result<Instance> {
         let mut next = self.start_next()?;
-        next.give(self.state.make_aside(&self.image.layout(&self.config)?)?);
+        next.attach_directory(self.state.make_aside(&self.image.layout(&self.config)?)?);
         let image = Arc::clone(&self.image);
         next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
         Ok(next)
@@ -243,7 +243,7 @@ impl Sandbox {
         if self.instance.is_ending() {
             self.instance.end_processes()?;
         }
-        if options.running == Running::Refuse && self.instance.is_busy()? {
+        if options.running == IfRunning::Refuse && self.instance.is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
             return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
         }
@@ -259,10 +259,11 @@ impl Sandbox {
         }
         let root = Arc::clone(root);
         let trees: Vec<_> = root.uppers().collect();
-        let making = snapshot::Making::begin(&self.state, directory, &self.config, &trees, name)?;
+        let making =
+            snapshot::PendingSnapshot::begin(&self.state, directory, &self.config, &trees, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.give(self.state.make_aside(&layout)?);
+        next.attach_directory(self.state.make_aside(&layout)?);
         // What is set up after the end takes descriptors, which are there then.
         let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
         self.instance.end_processes()?;
@@ -278,9 +279,9 @@ impl Sandbox {
         };
         let snapshot = making.publish(directory)?;
         // From here on they are the snapshot's, and whatever happens, the caller has that.
-        self.instance.let_go_of_directory();
-        let root = Arc::new(root.on_top(Arc::clone(snapshot.held())));
-        if self.go_on(next, root).is_err() {
+        self.instance.detach_directory();
+        let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
+        if self.resume_on(next, root).is_err() {
             // It is dead, as any command will tell.
             self.instance.end()?;
         }
@@ -288,7 +289,7 @@ impl Sandbox {
     }
 
     /// Has an instance that was started for it take the place of one that has ended.
-    fn go_on(&mut self, mut next: Instance, root: Arc<Root>) -> Result<()> {
+    fn resume_on(&mut self, mut next: Instance, root: Arc<Root>) -> Result<()> {
         if let Some(directory) = next.directory() {
             directory.add_subvolume(&root.layout(&self.config)?)?;
         }

@@ -13,7 +13,7 @@ use crate::root::image::OpenedImage;
 use crate::root::mounts::{self, OpenedWhat};
 use crate::root::source::Source;
 use crate::root::tree::{Layer, Tree, TreeKind};
-use crate::snapshot::{self, Held};
+use crate::snapshot::{self, Lease};
 use crate::store::State;
 use crate::store::directory::Layout;
 use crate::store::name::PartName;
@@ -39,13 +39,13 @@ pub(crate) struct Root {
     /// In the order of mounting; the first is the root itself.
     pub(crate) parts: Vec<Part>,
     /// The topmost snapshot among the layers; the others can't go before it.
-    pub(crate) held: Option<Arc<Held>>,
+    pub(crate) lease: Option<Arc<Lease>>,
 }
 
 impl Root {
     /// Checks and opens all that a configuration names.
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
-        let (opened, held) = open_image(config, state)?;
+        let (opened, lease) = open_image(config, state)?;
         let access = match config.root {
             RootAccess::ReadWrite => adl_protocol::Access::ReadWrite,
             RootAccess::ReadOnly => adl_protocol::Access::ReadOnly,
@@ -70,7 +70,7 @@ impl Root {
                 OpenedWhat::Device(source) => Part::Mount { at, what: Mounted::Device(source) },
             });
         }
-        let this = Self { parts, held };
+        let this = Self { parts, lease };
         this.check_size(config)?;
         this.check_layers(0)?;
         Ok(this)
@@ -111,7 +111,7 @@ impl Root {
     }
 
     /// The same, on top of what a snapshot has kept of it.
-    pub(crate) fn on_top(&self, snapshot: Arc<Held>) -> Self {
+    pub(crate) fn on_top(&self, snapshot: Arc<Lease>) -> Self {
         let mut next = self.clone();
         let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
         let trees = next.parts.iter_mut().filter_map(|part| match part {
@@ -122,7 +122,7 @@ impl Root {
             tree.layers.insert(0, snapshot.layer(name));
             tree.changed += 1;
         }
-        next.held = Some(snapshot);
+        next.lease = Some(snapshot);
         next
     }
 
@@ -187,12 +187,12 @@ impl Root {
 }
 
 /// Opens the image, and the snapshot that it is.
-fn open_image(config: &Config, state: &State) -> Result<(OpenedImage, Option<Arc<Held>>)> {
+fn open_image(config: &Config, state: &State) -> Result<(OpenedImage, Option<Arc<Lease>>)> {
     let upper = config.upper;
     let opened = match &config.image.0 {
         Kind::Snapshot(name) => {
-            let (opened, held) = snapshot::open_image(state, name, upper)?;
-            return Ok((opened, Some(held)));
+            let (opened, lease) = snapshot::open_image(state, name, upper)?;
+            return Ok((opened, Some(lease)));
         }
         Kind::Directory(path) => OpenedImage::directory(state, path, upper)?,
         Kind::Archive(path) => OpenedImage::archive(state, path, upper)?,

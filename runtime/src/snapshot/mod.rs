@@ -1,10 +1,10 @@
 //! What a sandbox had written, kept on disk for others to begin with.
 //!
-//! A snapshot is the directory that a sandbox had, moved to another shelf of the state directory,
+//! A snapshot is the directory that a sandbox had, moved to where snapshots are in the state directory,
 //! with a record of what it lies on. The record is also its lock: who uses the snapshot, or one
 //! that lies on it, has locked it with others, and who removes it has locked it alone.
 
-mod held;
+mod lease;
 mod record;
 mod removal;
 mod users;
@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use self::held::Held;
+pub(crate) use self::lease::Lease;
 use self::record::{Record, names, write_record};
 pub(crate) use self::removal::collect;
 use self::removal::remove;
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
 use crate::root::tree::Tree;
 use crate::store::State;
-use crate::store::directories::Shelf;
+use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::{PartName, SnapshotName};
 
@@ -37,13 +37,13 @@ pub struct SnapshotOptions {
     /// any more.
     pub name: Option<String>,
     /// What becomes of the processes in the sandbox.
-    pub running: Running,
+    pub running: IfRunning,
 }
 
 /// What becomes of processes that run in a sandbox of which a snapshot is made: they could be in
 /// the middle of what they do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Running {
+pub enum IfRunning {
     /// There is no snapshot, but [`Error::Busy`].
     #[default]
     Refuse,
@@ -69,7 +69,7 @@ pub enum Running {
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Snapshot(Arc<Held>);
+pub struct Snapshot(Arc<Lease>);
 
 impl Snapshot {
     /// Opens the snapshot of a name; `state_directory` is as in [`Config`].
@@ -78,7 +78,7 @@ impl Snapshot {
     /// [`Error::NoSnapshot`] if there is none, [`Error::Io`] if it can't be read.
     pub fn open(state_directory: Option<&Path>, name: &str) -> Result<Self> {
         let name = SnapshotName::given(name)?;
-        Ok(Self(Held::open(&State::open(state_directory)?, &name)?))
+        Ok(Self(Lease::open(&State::open(state_directory)?, &name)?))
     }
 
     /// The names of all snapshots that have one, sorted.
@@ -86,10 +86,10 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] if the state directory can't be read.
     pub fn list(state_directory: Option<&Path>) -> Result<Vec<String>> {
-        let Some(shelf) = State::open(state_directory)?.snapshots_if_any()? else {
+        let Some(directories) = State::open(state_directory)?.snapshots_if_any()? else {
             return Ok(Vec::new());
         };
-        let mut names = names(&shelf)?;
+        let mut names = names(&directories)?;
         names.retain(|name| !name.is_own());
         names.sort_unstable();
         Ok(names.iter().map(SnapshotName::to_string).collect())
@@ -130,8 +130,8 @@ impl Snapshot {
                 by: "a sandbox of this process, or by another handle".to_owned(),
             });
         };
-        let (shelf, name) = this.into_name();
-        remove(&shelf, &name)
+        let (directories, name) = this.into_name();
+        remove(&directories, &name)
     }
 
     /// Removes the snapshot of a name, also one whose record can't be read any more.
@@ -141,12 +141,12 @@ impl Snapshot {
     pub fn remove(state_directory: Option<&Path>, name: &str) -> Result<()> {
         let name = SnapshotName::given(name)?;
         match State::open(state_directory)?.snapshots_if_any()? {
-            Some(shelf) => remove(&shelf, &name),
+            Some(directories) => remove(&directories, &name),
             None => Err(Error::NoSnapshot { name: name.to_string() }),
         }
     }
 
-    pub(crate) fn held(&self) -> &Arc<Held> {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
         &self.0
     }
 }
@@ -156,9 +156,9 @@ pub(crate) fn open_image(
     state: &State,
     name: &str,
     upper: Upper,
-) -> Result<(OpenedImage, Arc<Held>)> {
+) -> Result<(OpenedImage, Arc<Lease>)> {
     let name = SnapshotName::parse(name)?;
-    let this = Held::open(state, &name)?;
+    let this = Lease::open(state, &name)?;
     let is_btrfs = this.record().is_on_btrfs();
     if is_btrfs != matches!(upper, Upper::Btrfs { .. }) {
         let why = "it was made of a sandbox with the upper `btrfs`, or this one is to have that; \
@@ -175,10 +175,10 @@ pub(crate) fn open_image(
 }
 
 /// A snapshot that is being made.
-pub(crate) struct Making {
+pub(crate) struct PendingSnapshot {
     /// The state directory.
     state: PathBuf,
-    shelf: Arc<Shelf>,
+    directories: Arc<Directories>,
     name: SnapshotName,
     /// Keeps the name; `None` where that is one of its own, and once it is a snapshot's.
     reserved: Option<OwnedFd>,
@@ -188,7 +188,7 @@ pub(crate) struct Making {
     below: Option<(SnapshotName, Entry)>,
 }
 
-impl Making {
+impl PendingSnapshot {
     /// Writes down what a sandbox's directory is to become, while it is that still.
     pub(crate) fn begin(
         state: &State,
@@ -197,18 +197,24 @@ impl Making {
         trees: &[(&Tree, PartName)],
         name: Option<SnapshotName>,
     ) -> Result<Self> {
-        let shelf = state.snapshots()?;
+        let directories = state.snapshots()?;
         let (name, reserved) = match name {
             None => (SnapshotName::own(), None),
-            Some(name) => match shelf.reserve(name.as_str())? {
+            Some(name) => match directories.reserve(name.as_str())? {
                 None => return Err(Error::NameInUse { name: name.to_string() }),
                 reserved => (name, reserved),
             },
         };
         let state_directory = state.path().to_owned();
         // From here on, dropping it undoes everything.
-        let mut this =
-            Self { state: state_directory, shelf, name, reserved, written: None, below: None };
+        let mut this = Self {
+            state: state_directory,
+            directories,
+            name,
+            reserved,
+            written: None,
+            below: None,
+        };
         users::make(directory.as_fd())
             .map_err(Error::at("make a directory in", directory.path()))?;
         let (record, file) = write_record(state, directory, config, trees, &this.name)?;
@@ -216,7 +222,7 @@ impl Making {
             let entry = Entry::of(&this.name, &file)
                 .map_err(Error::at("stat the record in", directory.path()))?;
             let (below, entry) = this.below.insert((below.clone(), entry));
-            entry.add(&this.shelf, below)?;
+            entry.add(&this.directories, below)?;
         }
         this.written = Some((record, file));
         Ok(this)
@@ -226,22 +232,22 @@ impl Making {
     /// descriptor that there might not be.
     pub(crate) fn publish(mut self, directory: &mut SandboxDirectory) -> Result<Snapshot> {
         let Some((record, file)) = self.written.take() else { return Err(Error::SandboxDied) };
-        self.shelf.take_in(directory, self.name.as_str())?;
+        self.directories.take_in(directory, self.name.as_str())?;
         self.reserved = None;
         self.below = None;
-        let (shelf, name) = (Arc::clone(&self.shelf), self.name.clone());
-        Ok(Snapshot(Held::publish(&self.state, shelf, name, record, file)))
+        let (directories, name) = (Arc::clone(&self.directories), self.name.clone());
+        Ok(Snapshot(Lease::publish(&self.state, directories, name, record, file)))
     }
 }
 
-impl Drop for Making {
+impl Drop for PendingSnapshot {
     fn drop(&mut self) {
         // In this order: by then the name may be another's, which the entry is not for.
         if let Some((below, entry)) = &self.below {
-            entry.remove(&self.shelf, below);
+            entry.remove(&self.directories, below);
         }
         if self.reserved.is_some() {
-            self.shelf.give_up(self.name.as_str());
+            self.directories.give_up(self.name.as_str());
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::tree::{Layer, Tree, TreeKind};
-use crate::store::directories::Shelf;
+use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::{PartName, SnapshotName};
 use crate::store::own_file::{check_own, open_own_file};
@@ -118,9 +118,10 @@ impl Record {
     }
 
     /// Opens its trees, but the sources of volumes and the parts of snapshots.
-    pub(super) fn open(&self, state: &Path, shelf: &Arc<Shelf>) -> Result<Vec<Tree>> {
+    pub(super) fn open(&self, state: &Path, directories: &Arc<Directories>) -> Result<Vec<Tree>> {
         let open = |tree: &TreeRecord| {
-            let layers = tree.layers.iter().map(|layer| layer.open(state, shelf, tree.is_volume));
+            let layers =
+                tree.layers.iter().map(|layer| layer.open(state, directories, tree.is_volume));
             Ok(Tree {
                 at: tree.at.clone(),
                 layers: layers.collect::<Result<_>>()?,
@@ -214,10 +215,10 @@ impl TreeRecord {
 }
 
 impl LayerRecord {
-    fn open(&self, state: &Path, shelf: &Arc<Shelf>, is_volume: bool) -> Result<Layer> {
+    fn open(&self, state: &Path, directories: &Arc<Directories>, is_volume: bool) -> Result<Layer> {
         Ok(match self {
             Self::Snapshot { name, part } => Layer::Snapshot {
-                shelf: Arc::clone(shelf),
+                directories: Arc::clone(directories),
                 snapshot: name.clone(),
                 part: part.clone(),
             },
@@ -258,17 +259,20 @@ fn is_image(path: &Path) -> bool {
 ///
 /// # Errors
 /// ENOENT and ENOTDIR if there is none.
-pub(super) fn open_directory(shelf: &Shelf, name: &SnapshotName) -> nix::Result<OwnedFd> {
-    openat(shelf.as_fd(), name.as_str(), DIRECTORY, Mode::empty())
+pub(super) fn open_directory(
+    directories: &Directories,
+    name: &SnapshotName,
+) -> nix::Result<OwnedFd> {
+    openat(directories.as_fd(), name.as_str(), DIRECTORY, Mode::empty())
 }
 
 /// Opens the record of a snapshot; `None` if there is no snapshot of that name.
 ///
 /// # Errors
 /// [`Error::Io`] for what is none of adl's.
-pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<File>> {
-    let path = path(shelf, name);
-    let directory = match open_directory(shelf, name) {
+pub(super) fn open_record(directories: &Directories, name: &SnapshotName) -> Result<Option<File>> {
+    let path = path(directories, name);
+    let directory = match open_directory(directories, name) {
         Ok(directory) => directory,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(errno) => return Err(Error::at("open", &path)(errno)),
@@ -282,11 +286,11 @@ pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<F
 }
 
 /// The names of all snapshots.
-pub(super) fn names(shelf: &Shelf) -> Result<Vec<SnapshotName>> {
-    let names = shelf.entries()?.into_iter();
+pub(super) fn names(directories: &Directories) -> Result<Vec<SnapshotName>> {
+    let names = directories.entries()?.into_iter();
     let names = names.filter_map(|name| SnapshotName::parse(name.to_str()?).ok());
     // What has no record is not one yet, or is being removed; one that can't be looked at is one.
-    Ok(names.filter(|name| !matches!(open_record(shelf, name), Ok(None))).collect())
+    Ok(names.filter(|name| !matches!(open_record(directories, name), Ok(None))).collect())
 }
 
 fn invalid(why: &'static str) -> io::Error {
@@ -294,14 +298,14 @@ fn invalid(why: &'static str) -> io::Error {
 }
 
 /// Where the record of a snapshot is, for errors.
-pub(super) fn path(shelf: &Shelf, name: &SnapshotName) -> PathBuf {
-    shelf.path(Path::new(name.as_str()).join(RECORD))
+pub(super) fn path(directories: &Directories, name: &SnapshotName) -> PathBuf {
+    directories.path(Path::new(name.as_str()).join(RECORD))
 }
 
 /// Whether a record is still that of the snapshot of this name.
-pub(super) fn is_there(shelf: &Shelf, name: &SnapshotName, record: &File) -> bool {
+pub(super) fn is_there(directories: &Directories, name: &SnapshotName, record: &File) -> bool {
     let path = Path::new(name.as_str()).join(RECORD);
-    match (fstatat(shelf.as_fd(), &path, AtFlags::AT_SYMLINK_NOFOLLOW), fstat(record)) {
+    match (fstatat(directories.as_fd(), &path, AtFlags::AT_SYMLINK_NOFOLLOW), fstat(record)) {
         (Ok(there), Ok(own)) => (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino),
         _ => false,
     }

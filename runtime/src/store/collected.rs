@@ -9,7 +9,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
 use crate::error::{Error, Result};
-use crate::store::directories::{Pass, Shelf};
+use crate::store::directories::{Directories, Pass};
 
 /// What has come of a collection so far.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub(crate) struct Collected {
 
 impl Collected {
     /// Removes a directory, unless it has an owner.
-    pub(crate) fn directory(&mut self, shelf: &Shelf, name: &str) {
-        let removed = shelf.collect_one(name, self.pass.get_or_insert_with(Pass::begin));
+    pub(crate) fn directory(&mut self, directories: &Directories, name: &str) {
+        let removed = directories.collect_one(name, self.pass.get_or_insert_with(Pass::begin));
         self.one(name, removed);
     }
 
@@ -46,20 +46,20 @@ impl Collected {
 
     /// Whether a name is that of a directory, as all that adl makes; what else there is is told, and
     /// not opened.
-    pub(crate) fn is_directory(&mut self, shelf: &Shelf, name: &OsStr) -> bool {
-        match fstatat(shelf.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+    pub(crate) fn is_directory(&mut self, directories: &Directories, name: &OsStr) -> bool {
+        match fstatat(directories.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => return true,
-            Ok(_) => self.failed(no_place(&shelf.path(name))),
+            Ok(_) => self.failed(no_place(&directories.path(name))),
             Err(Errno::ENOENT) => {}
-            Err(errno) => self.failed(Error::at("stat", &shelf.path(name))(errno)),
+            Err(errno) => self.failed(Error::at("stat", &directories.path(name))(errno)),
         }
         false
     }
 
     /// Looks again at what could not be seen to have ended.
     pub(crate) fn finish_pass(&mut self) {
-        for (shelf, name) in self.pass.take().map_or(Vec::new(), Pass::finish) {
-            self.one(&name, shelf.collect_unseen(&name));
+        for (directories, name) in self.pass.take().map_or(Vec::new(), Pass::finish) {
+            self.one(&name, directories.collect_unseen(&name));
         }
     }
 

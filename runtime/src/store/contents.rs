@@ -24,7 +24,7 @@ use crate::store::btrfs;
 use crate::sys::ioctl::{self, APPEND_ONLY, IMMUTABLE};
 use crate::sys::open::DIRECTORY;
 use crate::sys::{self};
-use crate::transfer::Place;
+use crate::transfer::PathCursor;
 
 /// Removes all below `root`, which no one else changes any more. Where it is interrupted, the next
 /// call goes on.
@@ -32,7 +32,7 @@ use crate::transfer::Place;
 /// Neither recursive nor with a descriptor for each level, since a guest chooses the depth. Nor is
 /// anything moved for it: on a full disk, what is removed may be all that there is room for.
 pub(crate) fn remove_contents(root: BorrowedFd<'_>) -> io::Result<()> {
-    let mut place = Place::new(openat(root, c".", DIRECTORY, Mode::empty())?)?;
+    let mut place = PathCursor::new(openat(root, c".", DIRECTORY, Mode::empty())?)?;
     loop {
         if let Some(name) = remove_entries(place.as_fd())? {
             let (directory, stat) = open(place.as_fd(), &name)?;

@@ -22,7 +22,7 @@ use crate::store::contents::{entries, remove_empty};
 use crate::store::directory::{Layout, SandboxDirectory, is_aside};
 use crate::store::init_record::Life;
 use crate::store::own_file::make_private;
-use crate::store::remove::{Remains, remove_later};
+use crate::store::remover::{Removal, remove_later};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
 use crate::wait::{Deadline, wait_ready};
@@ -42,7 +42,7 @@ pub(crate) struct Pass {
     /// Until when it is waited for what is ending.
     ending: Deadline,
     /// What no one has locked, and of which it can't be seen whether it has ended.
-    unseen: Vec<(Shelf, String)>,
+    unseen: Vec<(Directories, String)>,
 }
 
 impl Pass {
@@ -51,7 +51,7 @@ impl Pass {
     }
 
     /// Returns what has to be looked at again, when there was time for all in it to end.
-    pub(crate) fn finish(self) -> Vec<(Shelf, String)> {
+    pub(crate) fn finish(self) -> Vec<(Directories, String)> {
         if !self.unseen.is_empty() {
             std::thread::sleep(UNSEEN);
         }
@@ -61,7 +61,7 @@ impl Pass {
 
 /// A directory of directories, each of which is locked by who uses it.
 #[derive(Debug, Clone)]
-pub(crate) struct Shelf {
+pub(crate) struct Directories {
     path: PathBuf,
     fd: Arc<OwnedFd>,
 }
@@ -78,7 +78,7 @@ enum Claim {
     No,
 }
 
-impl Shelf {
+impl Directories {
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         make_private(&path)?;
         let fd =
@@ -118,7 +118,7 @@ impl Shelf {
                 },
                 // Of an owner who has ended, it is no one's. Someone may just be taking it.
                 Err(Errno::EEXIST) => match self.claim(name)? {
-                    Claim::Free(left) => remove_later(Remains::new(None, Some(left)))?,
+                    Claim::Free(left) => remove_later(Removal::new(None, Some(left)))?,
                     Claim::Ending(init) if has_ended(&init, Deadline::after(ENDING))? => {}
                     Claim::Unseen(_) | Claim::No
                         if taken.get_or_insert_with(Instant::now).elapsed() <= COLLECTION =>

@@ -217,7 +217,7 @@ impl SandboxDirectory {
         Ok(())
     }
 
-    /// Moves it to another shelf, where its name is no one's or was reserved, and lets go of its
+    /// Moves it to other directories, where its name is no one's or was reserved, and lets go of its
     /// lock. This takes no descriptor.
     pub(super) fn move_to(&mut self, to: BorrowedFd<'_>, path: PathBuf, name: &str) -> Result<()> {
         // In the place of an empty directory at most.

@@ -12,7 +12,7 @@ mod loop_disk;
 pub(crate) mod name;
 pub(crate) mod own_file;
 pub(crate) mod quota;
-pub(crate) mod remove;
+pub(crate) mod remover;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use nix::sys::stat::fstat;
 
 use crate::error::{Error, Result};
-use crate::store::directories::Shelf;
+use crate::store::directories::Directories;
 use crate::store::directory::Layout;
 use crate::store::directory::SandboxDirectory;
 use crate::store::directory::aside_name;
@@ -31,9 +31,9 @@ use crate::sys;
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     path: PathBuf,
-    sandboxes: Shelf,
+    sandboxes: Directories,
     /// Once they were asked for.
-    snapshots: OnceLock<Arc<Shelf>>,
+    snapshots: OnceLock<Arc<Directories>>,
 }
 
 impl State {
@@ -45,7 +45,7 @@ impl State {
         };
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
         make_private(&path)?;
-        let sandboxes = Shelf::open(path.join("sandboxes"))?;
+        let sandboxes = Directories::open(path.join("sandboxes"))?;
         // An ext4 without a journal avoids inode numbers that were free for less than a minute, and
         // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
         // that with every file it makes.
@@ -86,21 +86,21 @@ impl State {
     }
 
     /// Where sandboxes are kept.
-    pub(crate) fn sandboxes(&self) -> &Shelf {
+    pub(crate) fn sandboxes(&self) -> &Directories {
         &self.sandboxes
     }
 
     /// Where snapshots are kept.
-    pub(crate) fn snapshots(&self) -> Result<Arc<Shelf>> {
-        if let Some(shelf) = self.snapshots.get() {
-            return Ok(Arc::clone(shelf));
+    pub(crate) fn snapshots(&self) -> Result<Arc<Directories>> {
+        if let Some(directories) = self.snapshots.get() {
+            return Ok(Arc::clone(directories));
         }
-        let shelf = Arc::new(Shelf::open(self.path.join(SNAPSHOTS))?);
-        Ok(Arc::clone(self.snapshots.get_or_init(|| shelf)))
+        let directories = Arc::new(Directories::open(self.path.join(SNAPSHOTS))?);
+        Ok(Arc::clone(self.snapshots.get_or_init(|| directories)))
     }
 
     /// Opens where snapshots are, if there were any.
-    pub(crate) fn snapshots_if_any(&self) -> Result<Option<Arc<Shelf>>> {
+    pub(crate) fn snapshots_if_any(&self) -> Result<Option<Arc<Directories>>> {
         let is_there = self.path.join(SNAPSHOTS).symlink_metadata().is_ok();
         is_there.then(|| self.snapshots()).transpose()
     }

@@ -4,9 +4,9 @@
 //! On the host a tree is a directory or a tar archive. However it comes, nothing in it is taken as
 //! a path: names are single ones, used in the directory that is open, and never followed.
 
+mod cursor;
 mod diff;
 mod pipe;
-mod place;
 mod read;
 mod sender;
 mod tar;
@@ -23,10 +23,10 @@ use adl_protocol::{FileKind, Strings, is_plain_name};
 
 use crate::error::{Error, Result};
 
+pub(crate) use cursor::PathCursor;
 pub use diff::{Change, ChangeKind, Export};
 pub(crate) use diff::{Stack, StackKind, changes, export};
 pub(crate) use pipe::{Incoming, Outgoing};
-pub(crate) use place::Place;
 pub(crate) use read::send;
 pub(crate) use tar::{from_tar, to_tar};
 pub(crate) use write::{receive, receive_as_top};

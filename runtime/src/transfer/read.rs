@@ -9,7 +9,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
-use super::place::{Spot, list, sort};
+use super::cursor::{DirCursor, list, sort};
 use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Outgoing, Tally};
 use crate::error::{Error, Result};
@@ -56,13 +56,13 @@ fn top(source: &Location, sender: &mut Sender<'_>) -> Result<()> {
     }
     let stat = fstat(&opened).map_err(Error::at("fstat", shown))?;
     sender.directory(c"", &stat)?;
-    let spot = Spot::new(opened).map_err(Error::at("fstat", shown))?;
+    let spot = DirCursor::new(opened).map_err(Error::at("fstat", shown))?;
     Walk { sender, spot }.run()
 }
 
 struct Walk<'a, 'b> {
     sender: &'a mut Sender<'b>,
-    spot: Spot,
+    spot: DirCursor,
 }
 
 impl Walk<'_, '_> {

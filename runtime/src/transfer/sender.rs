@@ -12,8 +12,8 @@ use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{Whence, lseek};
 
+use super::cursor::Identity;
 use super::pipe::MAX_ENTRY;
-use super::place::Identity;
 use super::{CopyOptions, CopyReport, Outgoing, Tally, Trail, at_file};
 use crate::error::{Error, Result};
 use crate::sys::open::{Purpose, beneath};

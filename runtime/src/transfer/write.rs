@@ -20,7 +20,7 @@ use nix::unistd::{
     Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, geteuid, linkat, symlinkat, unlinkat,
 };
 
-use super::place::{Identity, Place};
+use super::cursor::{Identity, PathCursor};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
 use crate::error::error_of;
 use crate::error::{Error, Result};
@@ -125,7 +125,7 @@ struct Receiver<'a> {
     /// The top, for hard links.
     top: Option<OwnedFd>,
     /// `None` before the top.
-    place: Option<Place>,
+    place: Option<PathCursor>,
     /// What directories get when they are left, so that one may be read-only in the end.
     left: Vec<Leaving>,
     /// What was made: other files get no further names, other directories no other attributes.
@@ -206,7 +206,7 @@ impl Receiver<'_> {
     }
 
     fn here(&self) -> BorrowedFd<'_> {
-        self.place.as_ref().map_or(self.parent.as_fd(), Place::as_fd)
+        self.place.as_ref().map_or(self.parent.as_fd(), PathCursor::as_fd)
     }
 
     /// Relative to the top.
@@ -262,13 +262,13 @@ impl Receiver<'_> {
 
     fn directory(&mut self, name: &CStr, attributes: Option<Attributes>) -> Result<()> {
         self.tally.entry()?;
-        Tally::depth(self.place.as_ref().map_or(0, Place::depth))?;
+        Tally::depth(self.place.as_ref().map_or(0, PathCursor::depth))?;
         let (directory, stat, leaving) = self.open_new(name, attributes)?;
         if let Some(place) = &mut self.place {
             place.enter(name, directory, &stat);
         } else {
             let top = directory.try_clone().map_err(Error::at("dup", self.target))?;
-            let place = Place::new(directory).map_err(Error::at("fstat", self.target))?;
+            let place = PathCursor::new(directory).map_err(Error::at("fstat", self.target))?;
             (self.top, self.place) = (Some(top), Some(place));
         }
         self.left.push(leaving);

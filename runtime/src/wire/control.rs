@@ -7,7 +7,7 @@ use std::time::Duration;
 use adl_protocol::{Identities, Request};
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::cgroup::{Entrance, Group, Seat};
+use crate::cgroup::{Group, JobCgroup, JoinFiles};
 use crate::error::Result;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
@@ -82,18 +82,18 @@ impl Control {
     }
 
     /// The way into the cgroups of what is no program, if there are any.
-    pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+    pub(crate) fn join_files_of_builtins(&self) -> Result<JoinFiles> {
         self.check_own()?;
         self.group
             .get()
-            .map_or_else(|| Ok(Entrance::default()), |group| group.entrance_of_builtins())
+            .map_or_else(|| Ok(JoinFiles::default()), |group| group.join_files_of_builtins())
     }
 
-    /// Cgroups for a job, if there are any, and the way into them; see [`Group::seat`].
-    pub(crate) fn seat(&self, counted: bool) -> Result<(Option<Arc<Seat>>, Entrance)> {
+    /// Cgroups for a job, if there are any, and the way into them; see [`Group::job_cgroup`].
+    pub(crate) fn job_cgroup(&self, counted: bool) -> Result<(Option<Arc<JobCgroup>>, JoinFiles)> {
         self.check_own()?;
-        let Some(group) = self.group.get() else { return Ok((None, Entrance::default())) };
-        group.seat(counted).map(|(seat, entrance)| (Some(seat), entrance))
+        let Some(group) = self.group.get() else { return Ok((None, JoinFiles::default())) };
+        group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
     }
 
     pub(crate) fn group(&self) -> Option<&Arc<Group>> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Snapshot,
+    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
     SnapshotOptions, Stage, Upper,
 };
 use lexopt::{Arg, ValueExt as _};
@@ -195,7 +195,7 @@ fn run(
         mask.thread_block()?;
     }
     if let Some(name) = &options.snapshot {
-        let how = SnapshotOptions { name: Some(name.clone()), running: Running::End };
+        let how = SnapshotOptions { name: Some(name.clone()), running: IfRunning::End };
         if let Err(error) = sandbox.snapshot_with(&how) {
             eprintln!("adl: --snapshot {name}: {error}");
             code = if code == 0 { super::OWN_ERROR } else { code };

@@ -4,7 +4,7 @@
 //! descriptors and without a mount, since a mount that a guest writes to is not for the host to
 //! look into.
 
-mod pile;
+mod layer_cursor;
 mod walk;
 
 #[cfg(test)]
@@ -24,7 +24,7 @@ use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Incoming, Outgoing, to_tar};
 use crate::error::{Error, Result};
 use crate::wait::Deadline;
-use pile::Against;
+use layer_cursor::Against;
 use walk::{Item, Step, Walk, What};
 
 /// The most changes that are told at once. Less in tests.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::super::place::{Spot, list, sort};
+use super::super::cursor::{DirCursor, list, sort};
 use super::super::{Tally, Trail};
-use super::pile::{Against, Found, Pile, compare, is_other_directory};
+use super::layer_cursor::{Against, Found, LayerCursor, compare, is_other_directory};
 use super::{ChangeKind, Stack, StackKind};
 use crate::error::{Error, Result};
 
@@ -67,7 +67,7 @@ struct Level {
 }
 
 pub(super) struct Walk {
-    piles: Vec<Pile>,
+    piles: Vec<LayerCursor>,
     levels: Vec<Level>,
     /// The names that lead to the last level.
     trail: Trail,
@@ -81,7 +81,8 @@ impl Walk {
         let piles: Result<Vec<_>> = stacks
             .iter()
             .map(|stack| {
-                Pile::new(stack, against).map_err(|error| at("open a layer", &stack.at, error))
+                LayerCursor::new(stack, against)
+                    .map_err(|error| at("open a layer", &stack.at, error))
             })
             .collect();
         let trail = Trail::default();
@@ -201,7 +202,7 @@ impl Walk {
 
     /// Goes to the top of a stack.
     fn enter_pile(&mut self, name: CString, index: usize, below: Vec<usize>) -> Result<Item> {
-        let top = |layer: Option<&Spot>| layer.map(fstat).transpose();
+        let top = |layer: Option<&DirCursor>| layer.map(fstat).transpose();
         let pile =
             self.piles.get(index).ok_or_else(|| self.failed("find", &name, Errno::ENOENT))?;
         let stats = top(pile.layers.first())

@@ -30,7 +30,7 @@ fn backlog() -> usize {
 }
 
 /// What is left of a sandbox whose processes have ended.
-pub(crate) struct Remains {
+pub(crate) struct Removal {
     /// Let go of before the directory is removed: what the kernel still knows of the files is
     /// forgotten with it.
     mounts: Option<OwnedFd>,
@@ -38,7 +38,7 @@ pub(crate) struct Remains {
     directory: Option<SandboxDirectory>,
 }
 
-impl Remains {
+impl Removal {
     pub(crate) fn new(mounts: Option<OwnedFd>, directory: Option<SandboxDirectory>) -> Self {
         Self { mounts, directory }
     }
@@ -62,12 +62,12 @@ struct Remover {
 #[derive(Default)]
 struct State {
     /// With their numbers, in the order of these.
-    waiting: VecDeque<(u64, Remains)>,
+    waiting: VecDeque<(u64, Removal)>,
     /// The numbers of those that are being removed.
     in_hand: Vec<u64>,
     /// What could not be removed, as when the process had no descriptors left: tried again with
     /// each next one. In the end it stays, without a lock, for `adl gc`, which tells why.
-    failed: Vec<(u64, Remains)>,
+    failed: Vec<(u64, Removal)>,
     /// How many of those are being tried again.
     retried: usize,
     /// Someone waits for that to be done now, with nothing next.
@@ -112,26 +112,26 @@ impl Remover {
     }
 
     /// Hands something to the thread, if there is one, or can be, and it is not too far behind.
-    fn hand_over(&'static self, remains: Remains) -> std::result::Result<(), Remains> {
+    fn hand_over(&'static self, removal: Removal) -> std::result::Result<(), Removal> {
         let mut state = self.state();
         if state.waiting.len() + state.failed.len() >= backlog() || !self.has_thread(&mut state) {
-            return Err(remains);
+            return Err(removal);
         }
         let number = state.next;
         state.next += 1;
-        state.waiting.push_back((number, remains));
+        state.waiting.push_back((number, removal));
         self.changed.notify_all();
         Ok(())
     }
 
     /// Removes something for its caller. What can't be removed now is tried again later.
-    fn remove_now(&self, mut remains: Remains) -> Result<()> {
-        remains.remove().inspect_err(|_| {
+    fn remove_now(&self, mut removal: Removal) -> Result<()> {
+        removal.remove().inspect_err(|_| {
             let mut state = self.state();
             if state.failed.len() < BACKLOG {
                 let number = state.next;
                 state.next += 1;
-                state.failed.push((number, remains));
+                state.failed.push((number, removal));
             }
         })
     }
@@ -174,7 +174,7 @@ impl Remover {
         state.in_hand.extend(number);
         drop(state);
         failed.extend(next);
-        failed.retain_mut(|(_, remains)| remains.remove().is_err());
+        failed.retain_mut(|(_, removal)| removal.remove().is_err());
         let mut state = self.state();
         state.retried -= tried;
         state.in_hand.retain(|other| Some(*other) != number);
@@ -245,15 +245,15 @@ pub fn pending_removals() -> usize {
 }
 
 /// Removes what a sandbox has left soon, and gives its name free now.
-pub(crate) fn remove_later(mut remains: Remains) -> Result<()> {
-    if let Some(directory) = &mut remains.directory
+pub(crate) fn remove_later(mut removal: Removal) -> Result<()> {
+    if let Some(directory) = &mut removal.directory
         && directory.move_aside().is_err()
     {
         // As on a full disk of btrfs, where only what is removed makes room. So that comes first.
-        return REMOVER.get().remove_now(remains);
+        return REMOVER.get().remove_now(removal);
     }
     let remover = REMOVER.get();
-    remover.hand_over(remains).or_else(|remains| remover.remove_now(remains))
+    remover.hand_over(removal).or_else(|removal| remover.remove_now(removal))
 }
 
 /// Does something that takes descriptors; and where there are none, once more as long as removals

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::super::place::Spot;
+use super::super::cursor::DirCursor;
 use super::super::sender::kind_of;
 use super::{ChangeKind, Stack, StackKind};
 use crate::sys;
@@ -55,16 +55,16 @@ pub(super) struct Opened {
 pub(super) type Failure = (&'static str, Errno);
 
 /// A stack, as far as the walk has come in each of its layers.
-pub(super) struct Pile {
+pub(super) struct LayerCursor {
     pub(super) at: Vec<CString>,
     /// First the layers of how it is now, then those of how it was.
-    pub(super) layers: Vec<Spot>,
+    pub(super) layers: Vec<DirCursor>,
     /// How many of them are of how it is now.
     pub(super) now: usize,
     pub(super) kind: StackKind,
 }
 
-impl Pile {
+impl LayerCursor {
     pub(super) fn new(stack: &Stack<'_>, against: Against) -> io::Result<Self> {
         let mut now = stack.changed.clone();
         let mut before = stack.image.clone();
@@ -75,7 +75,7 @@ impl Pile {
         }
         let layers = now.iter().chain(&before).map(|layer| {
             let directory = beneath(layer, c".", Purpose::List)?;
-            Spot::new(directory)
+            DirCursor::new(directory)
         });
         let layers = layers.collect::<io::Result<Vec<_>>>();
         let names = stack.at.components().filter_map(|component| match component {
@@ -129,7 +129,7 @@ impl Pile {
 }
 
 /// Opens a directory, unless it is gone, or something else has come in its place.
-fn open(spot: &Spot, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Failure> {
+fn open(spot: &DirCursor, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Failure> {
     let opened = beneath(spot, name, Purpose::List)
         .and_then(|directory| Ok((fstat(&directory)?, directory)));
     match opened {

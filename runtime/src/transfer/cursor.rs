@@ -28,13 +28,13 @@ impl Identity {
 /// A directory and the ones that were gone through to it. Only it is open, whatever the depth: the
 /// way back is `..`, which has to be what the way there went through.
 #[derive(Debug)]
-pub(super) struct Spot {
+pub(super) struct DirCursor {
     directory: OwnedFd,
     identity: Identity,
     above: Vec<Identity>,
 }
 
-impl Spot {
+impl DirCursor {
     /// The top of a tree.
     pub(crate) fn new(directory: OwnedFd) -> io::Result<Self> {
         let identity = Identity::of(&fstat(&directory)?);
@@ -68,23 +68,23 @@ impl Spot {
     }
 }
 
-impl AsFd for Spot {
+impl AsFd for DirCursor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 }
 
-/// A [`Spot`] and the names that lead to it.
+/// A [`DirCursor`] and the names that lead to it.
 #[derive(Debug)]
-pub(crate) struct Place {
-    spot: Spot,
+pub(crate) struct PathCursor {
+    spot: DirCursor,
     trail: Trail,
 }
 
-impl Place {
+impl PathCursor {
     /// The top of a tree.
     pub(crate) fn new(directory: OwnedFd) -> io::Result<Self> {
-        Ok(Self { spot: Spot::new(directory)?, trail: Trail::default() })
+        Ok(Self { spot: DirCursor::new(directory)?, trail: Trail::default() })
     }
 
     /// Goes down into a directory that was opened here.
@@ -113,7 +113,7 @@ impl Place {
     }
 }
 
-impl AsFd for Place {
+impl AsFd for PathCursor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.spot.as_fd()
     }
