@@ -39,6 +39,8 @@ fn main() {
     while let Some(body) = control.next() {
         match codec::decode(&body).unwrap() {
             Request::Spawn(spawn) => job::start(&way, &spawn, &mut control),
+            // Nor is that.
+            Request::Dev => drop(control.descriptors.pop_front()),
             _ => return,
         }
     }
