@@ -45,6 +45,7 @@ mod init;
 mod input;
 mod isolation;
 mod jobs;
+mod layout;
 mod lifetime;
 mod limits;
 mod long;

@@ -10,8 +10,8 @@
 //! * [`setup`]: the steps from a bare process to a sandbox, in one list
 //! * [`setup::mounts`]: assembles the file system; [`setup::proc_and_dev`]: `/proc` and `/dev`
 //! * [`events`]: the loop, and the one place that waits for children
-//! * [`job`]: the steps from a fresh child to the job's program, in one list; [`job::builtin`]: jobs that
-//!   are no programs, [`files`] among them
+//! * [`job`]: the steps from a fresh child to the job's program, in one list; [`job::builtin`]:
+//!   jobs that are no programs, [`files`] among them
 //! * [`job::tree`]: all that a job ever started, and the end of it
 #![no_std]
 

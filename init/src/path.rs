@@ -16,7 +16,7 @@ pub(crate) fn open_in_root(path: &CStr, flags: OFlags) -> rustix::io::Result<Own
     open_or_make_in_root(path, flags, Mode::empty())
 }
 
-/// The same, with the mode of what is made with [`OFlags::CREATE`].
+/// Opens a path of the guest's, with the mode of what is made with [`OFlags::CREATE`].
 pub(crate) fn open_or_make_in_root(
     path: &CStr,
     flags: OFlags,

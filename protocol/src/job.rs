@@ -130,7 +130,7 @@ pub enum StdioSource {
     Null,
     /// A descriptor that came with the request.
     Descriptor,
-    /// The same as the one before it: stderr joins stdout.
+    /// The stream before it: stderr goes where stdout goes.
     Previous,
 }
 

@@ -43,8 +43,8 @@ pub struct Setup<'a> {
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
     #[serde(borrow)]
     pub filters: Vec<&'a [u8]>,
-    /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the kernel
-    /// ignores, so that the filters let it pass. It is random, and no guest may learn it.
+    /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the
+    /// kernel ignores, so that the filters let it pass. It is random, and no guest may learn it.
     pub core_key: u64,
 }
 

@@ -11,18 +11,19 @@ use crate::store::collected::{Collected, no_place};
 use crate::store::directories::Directories;
 use crate::store::directory::is_aside;
 
-/// Removes what was left on disk by who has died, and returns the names of that: sandboxes, snapshots
-/// without a name that no one uses any more, images that were not made to their end.
+/// Removes what was left on disk by who has died, and returns the names of that: sandboxes,
+/// snapshots without a name that no one uses any more, images that were not made to their end.
 ///
 /// Safe beside anything else that uses the same state directory, and when interrupted anywhere:
-/// each is taken only when its lock can be had, which its owner holds for as long as it lives, and its
-/// init has ended, for which it is waited for up to two seconds. For one that was made in another PID
-/// namespace, where that can't be seen, for ten. `state_directory` is as in [`crate::Config`].
+/// each is taken only when its lock can be had, which its owner holds for as long as it lives, and
+/// its init has ended, for which it is waited for up to two seconds. For one that was made in
+/// another PID namespace, where that can't be seen, for ten. `state_directory` is as in
+/// [`crate::Config`].
 ///
 /// # Errors
-/// [`Error::Uncollected`] with all that could not be removed, each with its path, and with what was:
-/// nothing waits for whoever mends that. What adl has not made, as a file among the directories of
-/// sandboxes, is one of these.
+/// [`Error::Uncollected`] with all that could not be removed, each with its path, and with what
+/// was: nothing waits for whoever mends that. What adl has not made, as a file among the
+/// directories of sandboxes, is one of these.
 pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
     collect(&State::open(state_directory)?)
 }

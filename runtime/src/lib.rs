@@ -9,10 +9,10 @@
 //! use adl_runtime::{Config, Image, Sandbox, Stdio};
 //!
 //! let sandbox = Sandbox::create(Config { image: Image::host(), ..Config::default() })?;
-//! let output = sandbox.command("/bin/echo").arg("hello").env("A", "b").current_dir("/tmp").output()?;
+//! let output = sandbox.command("/bin/echo").arg("hello").current_dir("/tmp").output()?;
 //! assert!(output.status.success());
 //! assert_eq!(output.stdout, b"hello\n");
-//! let mut child = sandbox.command("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+//! let mut child = sandbox.command("/bin/cat").stdin(Stdio::piped()).spawn()?;
 //! child.wait()?;
 //! sandbox.shell("echo hi | wc -c").output()?;
 //! sandbox.delete()?;

@@ -77,7 +77,8 @@ impl Import<'_> {
                 let stat = rustix::fs::fstat(&directory)?;
                 let file = (stat.st_dev, stat.st_ino);
                 if is_new {
-                    // One too many is not known again if it comes again, and keeps what it gets now.
+                    // One too many is not known again if it comes again, and keeps what it gets
+                    // now.
                     self.made.insert(file, ());
                 }
                 if is_new && attributes.is_none() {

@@ -33,7 +33,7 @@ pub(super) fn answer<T: Serialize>(message: &T, to: BorrowedFd<'_>) -> Result<()
     write_all(to, frame.get(..length).unwrap_or_default()).stage(Stage::Copy)
 }
 
-/// The same, of any size.
+/// Answers with a message of any size.
 pub(super) fn long_answer<T: Serialize>(message: &T, to: BorrowedFd<'_>) -> Result<(), Failure> {
     let mut frame = Vec::new();
     codec::encode(message, &mut frame).map_err(|_| Failure(Stage::Copy, Errno::MSGSIZE))?;

@@ -16,8 +16,8 @@ pub(crate) struct JobDefaults {
     pub(crate) rlimits: [adl_protocol::Rlimit; 3],
     /// See [`adl_protocol::Setup::core_key`].
     pub(crate) core_key: u64,
-    /// Whether a child may have init's memory until its `execve(2)`: not where a guest has init's id
-    /// or, for a moment, the right to look at it.
+    /// Whether a child may have init's memory until its `execve(2)`: not where a guest has init's
+    /// id or, for a moment, the right to look at it.
     pub(crate) may_share_memory: bool,
     /// How many descriptors init can have.
     pub(crate) descriptors: u64,

@@ -46,7 +46,7 @@ pub(crate) struct Resources {
     cgroups: Vec<OwnedFd>,
 }
 
-/// The same, for its child, which has a table of its own in which they are open.
+/// The descriptors of a job for its child, which has a table of its own in which they are open.
 pub(crate) struct Lent {
     channel: BorrowedFd<'static>,
     stdio: [Option<BorrowedFd<'static>>; 3],
@@ -101,8 +101,8 @@ impl Start {
     ) -> rustix::io::Result<(Memory, Self)> {
         let Request::Spawn(spawn) = request.get() else { return Err(Errno::INVAL) };
         // The kernel gives all who share memory the same score. Where there is one id, a guest may
-        // write that of the child before its execve. In a cgroup without memory left, the kernel kills
-        // a child with all who share its memory, and what those touch is charged to init's.
+        // write that of the child before its execve. In a cgroup without memory left, the kernel
+        // kills a child with all who share its memory, and what those touch is charged to init's.
         let may_share = spawn.oom_score_adj == 0
             && spawn.cgroups == 0
             && defaults.may_share_memory

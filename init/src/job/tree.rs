@@ -201,8 +201,8 @@ impl Sweeper {
         self.targets.is_empty()
     }
 
-    /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init; `now` is in
-    /// ns.
+    /// Goes on with the pass, or begins one. `of_child` tells the mark of a child of init; `now` is
+    /// in ns.
     pub(crate) fn turn(&mut self, now: u64, of_child: impl Fn(i32) -> Option<u64>) -> Result<Turn> {
         if !self.under_way {
             rustix::fs::seek(self.proc, SeekFrom::Start(0))?;
@@ -318,14 +318,15 @@ fn moves(process: &OwnedFd) -> bool {
     };
     let mut text = [0; 128];
     let Ok(length) = rustix::io::read(&file, &mut text) else { return false };
-    // pid (name) state: of the name, which may be anything of 15 bytes, the last parenthesis counts.
+    // pid (name) state: of the name, which may be anything of 15 bytes, the last parenthesis
+    // counts.
     let text = text.get(..length).unwrap_or_default();
     let state = text.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
     !matches!(state, Some(b'D' | b'Z' | b'X') | None)
 }
 
-/// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still to
-/// come, as `/proc/PID/status` tells, where from any other it has been taken.
+/// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still
+/// to come, as `/proc/PID/status` tells, where from any other it has been taken.
 fn stood_before(process: &OwnedFd) -> bool {
     const SIGSTOP: u64 = 1 << 18;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;

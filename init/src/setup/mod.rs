@@ -200,8 +200,8 @@ fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// The limits of a job that asks for no others, where they are lower than those of init, up to which
-/// a command may ask.
+/// The limits of a job that asks for no others, where they are lower than those of init, up to
+/// which a command may ask.
 fn limits_of_jobs() -> [adl_protocol::Rlimit; 3] {
     /// What programs are used to; some go through all the descriptors that they could have.
     const FILES: u64 = 1024;

@@ -183,8 +183,8 @@ fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         place = rustix::fs::openat(&place, &name, flags, Mode::empty())?;
     }
-    // What a sandbox can't do without is not covered, whatever links lead there: the root, /dev, and
-    // all of /proc, of which parts lie on the scratch themselves.
+    // What a sandbox can't do without is not covered, whatever links lead there: the root, /dev,
+    // and all of /proc, of which parts lie on the scratch themselves.
     let stat = rustix::fs::fstat(&place)?;
     for kept in [ROOT, c"m0/dev"] {
         if identity(&stat) == identity(&rustix::fs::stat(kept)?) {

@@ -72,8 +72,8 @@ fn on_part(proc: &CStr, name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Res
 /// Puts together `/dev`: the six harmless devices, a devpts of its own, shared memory and message
 /// queues.
 ///
-/// `file_system` is a tmpfs with the devices, which the host has made for this sandbox alone: what is
-/// known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
+/// `file_system` is a tmpfs with the devices, which the host has made for this sandbox alone: what
+/// is known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
 /// share it. A user namespace can make none, so without the host's help its own are bound one by
 /// one; they are taken from the host's root, which no guest has touched.
 pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
@@ -122,7 +122,8 @@ fn fill_dev(terminals: &CStr) -> IoResult<()> {
     for (path, to) in LINKS {
         rustix::fs::symlinkat(to, CWD, path)?;
     }
-    // What is in /dev/shm is on the tmpfs of /dev, too: one mount less, and its size holds for both.
+    // What is in /dev/shm is on the tmpfs of /dev, too: one mount less, and its size holds for
+    // both.
     rustix::fs::mkdirat(CWD, c"m0/dev/shm", Mode::from_raw_mode(0o1777))?;
     // The machine has 4,096 terminals for all (kernel.pty.max); `max` is what one guest may take.
     for (path, kind, flags, options) in [

@@ -1,8 +1,8 @@
 //! The cgroups of jobs, below those of their sandbox.
 //!
-//! A job joins its leaf itself, before it does anything else, by files that the host has opened. The
-//! next in it comes when nothing is in it any more: a job's leftovers keep it. Leaves are known by
-//! their numbers, and held open by nothing.
+//! A job joins its leaf itself, before it does anything else, by files that the host has opened.
+//! The next in it comes when nothing is in it any more: a job's leftovers keep it. Leaves are known
+//! by their numbers, and held open by nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -46,7 +46,8 @@ pub(crate) struct JobCgroup {
     number: usize,
     /// How many kills it had counted before.
     kills: u64,
-    /// What it had counted before, where anyone may ask what the job has used. Until the end of that.
+    /// What it had counted before, where anyone may ask what the job has used. Until the end of
+    /// that.
     begin: Mutex<Option<(Stats, Peak)>>,
     /// Whether the job may still have to join it.
     is_expected: AtomicBool,
@@ -77,7 +78,8 @@ impl JoinFiles {
 }
 
 impl JobCgroup {
-    /// Says whether a job is under way that has not joined yet, so that no other is let in before it.
+    /// Says whether a job is under way that has not joined yet, so that no other is let in before
+    /// it.
     pub(crate) fn expect(&self, is_expected: bool) {
         self.is_expected.store(is_expected, Ordering::Relaxed);
     }
@@ -129,8 +131,8 @@ impl JobCgroup {
 
 impl Drop for JobCgroup {
     fn drop(&mut self) {
-        // A job that no one asks about any more goes on. Of one that may still have to join, the leaf is
-        // no one else's.
+        // A job that no one asks about any more goes on. Of one that may still have to join, the
+        // leaf is no one else's.
         if self.last.get().is_none() && !*self.is_expected.get_mut() {
             self.give_back();
         }
@@ -142,8 +144,8 @@ impl Group {
         lock(&self.leaves)
     }
 
-    /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has used,
-    /// which takes a while to find out.
+    /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has
+    /// used, which takes a while to find out.
     pub(crate) fn job_cgroup(
         self: &Arc<Self>,
         counted: bool,
@@ -294,8 +296,8 @@ impl Group {
         (0..count).map(|number| self.oom_kills_of(number)).sum::<u64>() + of_builtins
     }
 
-    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
-    /// by itself.
+    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2
+    /// does by itself.
     pub(super) fn end_where_memory_ran_out(&self) {
         // Held, so that what is in a leaf is the job's that has counted the kill.
         let mut leaves = self.leaves();

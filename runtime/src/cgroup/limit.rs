@@ -167,8 +167,8 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
 /// What version 1 counts of the buffers of TCP and UDP.
 const BUFFERS: &str = "memory.kmem.tcp.limit_in_bytes";
 
-/// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a limit
-/// of its own; that which holds is above it.
+/// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a
+/// limit of its own; that which holds is above it.
 pub(super) fn count_buffers(leaf: &Directory) -> Result<()> {
     if leaf.has(BUFFERS) { leaf.write(BUFFERS, "-1") } else { Ok(()) }
 }

@@ -145,8 +145,8 @@ struct Part {
 
 impl Part {
     /// Whether there is a leaf for each job: where something is counted that is told of a job. With
-    /// version 1, limits of a disk do not hold for what is below a cgroup, and each would need a set of
-    /// CPUs of its own.
+    /// version 1, limits of a disk do not hold for what is below a cgroup, and each would need a
+    /// set of CPUs of its own.
     fn has_leaves(&self) -> bool {
         let counts = |c: &Controller| {
             matches!(c, Controller::CpuTime | Controller::Memory | Controller::Pids)
@@ -384,8 +384,8 @@ fn needed(limits: &Limits) -> Vec<Controller> {
     .collect()
 }
 
-/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and what is
-/// no cgroup, or has another name than adl gives them, is left alone.
+/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and
+/// what is no cgroup, or has another name than adl gives them, is left alone.
 pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
     remove_all(paths.iter().map(PathBuf::as_path).filter(|path| is_ours(path)))
 }

@@ -1,8 +1,9 @@
 //! The end of a whole job where memory ran out, which version 1 does not bring about by itself.
 //!
-//! Version 1 kills one process, and the rest of the job goes on without it. But it tells by an eventfd
-//! that it is about to. A thread waits for that of all sandboxes, looks which leaf has counted a kill,
-//! and ends all that is in it by `cgroup.kill` of version 2, as that would have done.
+//! Version 1 kills one process, and the rest of the job goes on without it. But it tells by an
+//! eventfd that it is about to. A thread waits for that of all sandboxes, looks which leaf has
+//! counted a kill, and ends all that is in it by `cgroup.kill` of version 2, as that would have
+//! done.
 
 use std::collections::HashMap;
 use std::fs;

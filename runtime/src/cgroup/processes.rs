@@ -82,8 +82,8 @@ pub(super) fn kill(directory: &Directory) -> Result<()> {
         for some in found.chunks(AT_ONCE) {
             let held: Vec<_> =
                 some.iter().filter_map(|pid| Some((*pid, pidfd::open(*pid).ok()?))).collect();
-            // An id was another's, if what had it in the cgroup has ended before it was held. What is in
-            // the cgroup while it is held either is what is held, or that has ended.
+            // An id was another's, if what had it in the cgroup has ended before it was held. What
+            // is in the cgroup while it is held either is what is held, or that has ended.
             let still = pids(directory)?;
             for (_, process) in held.iter().filter(|(pid, _)| still.contains(pid)) {
                 pidfd::kill(process).map_err(Error::io("pidfd_send_signal"))?;

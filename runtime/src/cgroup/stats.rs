@@ -12,14 +12,14 @@ pub struct Stats {
     /// How long it had to wait because of [`Limits::cpu`](crate::Limits::cpu), added up over CPUs.
     /// Of a sandbox only.
     pub throttled: Option<Duration>,
-    /// Memory in use, in bytes, the page cache's with it. Of a job, what it has added to that of its
-    /// cgroup, in which pages may be of files that another has read before it.
+    /// Memory in use, in bytes, the page cache's with it. Of a job, what it has added to that of
+    /// its cgroup, in which pages may be of files that another has read before it.
     pub memory: Option<u64>,
-    /// The most memory that was in use at once, in bytes. With version 2 before Linux 6.12, of a job only
-    /// if it was the first in its cgroup, which jobs one after another share.
+    /// The most memory that was in use at once, in bytes. With version 2 before Linux 6.12, of a
+    /// job only if it was the first in its cgroup, which jobs one after another share.
     pub memory_peak: Option<u64>,
-    /// How many processes the kernel has killed because memory ran out. Version 2, which ends a job as
-    /// a whole, counts the process that it chose twice.
+    /// How many processes the kernel has killed because memory ran out. Version 2, which ends a job
+    /// as a whole, counts the process that it chose twice.
     pub oom_kills: Option<u64>,
     /// Processes and threads that there are.
     pub pids: Option<u64>,
@@ -27,8 +27,8 @@ pub struct Stats {
     pub read_bytes: Option<u64>,
     /// Bytes written to disks. With version 1, of a sandbox only.
     pub write_bytes: Option<u64>,
-    /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`). Of a sandbox
-    /// only, as the next two.
+    /// How long something waited for a CPU (`Documentation/accounting/psi.rst`, `some`). Of a
+    /// sandbox only, as the next two.
     pub cpu_pressure: Option<Duration>,
     /// How long something waited for memory.
     pub memory_pressure: Option<Duration>,

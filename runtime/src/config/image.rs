@@ -23,8 +23,9 @@ pub(crate) enum Kind {
 impl Image {
     /// The programs of the host, on any machine without a download: its `/usr`, and around it a
     /// root with a minimal `/etc`. Nothing of its `/home`, `/root`, `/var` or its other `/etc` is
-    /// inside; of `/usr` all that any user of the host may read. What is not for all to read is left
-    /// out as of the last time that packages, or something at the top of `/usr/local`, changed.
+    /// inside; of `/usr` all that any user of the host may read. What is not for all to read is
+    /// left out as of the last time that packages, or something at the top of `/usr/local`,
+    /// changed.
     pub fn host() -> Self {
         Self(Kind::Host)
     }
@@ -34,8 +35,8 @@ impl Image {
         Self(Kind::Directory(path.into()))
     }
 
-    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It is
-    /// unpacked by the first sandbox that is made of it, and again when the file has changed;
+    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It
+    /// is unpacked by the first sandbox that is made of it, and again when the file has changed;
     /// devices in it are left out, as are extended attributes.
     pub fn archive(path: impl Into<HostPath>) -> Self {
         Self(Kind::Archive(path.into()))

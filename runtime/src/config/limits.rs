@@ -16,9 +16,9 @@ const CPUS: u32 = 8192;
 
 /// What all jobs of a sandbox together may use. By default there is no limit, and no cgroup.
 ///
-/// Limits hold by cgroups (`cgroups(7)`), of version 2 or, where the controller is bound to that, of
-/// version 1; a limit whose controller is nowhere is [`Error::Unsupported`]. The sandbox's init is
-/// no job: it stays in the caller's cgroup, so that what its jobs use up is not in its way.
+/// Limits hold by cgroups (`cgroups(7)`), of version 2 or, where the controller is bound to that,
+/// of version 1; a limit whose controller is nowhere is [`Error::Unsupported`]. The sandbox's init
+/// is no job: it stays in the caller's cgroup, so that what its jobs use up is not in its way.
 ///
 /// ```no_run
 /// use adl_runtime::{Config, Limits, Sandbox};
@@ -46,25 +46,26 @@ pub struct Limits {
     /// Memory, in bytes: that of processes, of the page cache and of file systems in memory that
     /// they have filled. Where it is reached and nothing can be reclaimed, the kernel kills a job,
     /// whose end is [`EndReason::OutOfMemory`](crate::EndReason::OutOfMemory). With the
-    /// multi-generational LRU, kernels before 6.13 do so also where a disk is slower than what writes to
-    /// it.
+    /// multi-generational LRU, kernels before 6.13 do so also where a disk is slower than what
+    /// writes to it.
     pub memory: Option<u64>,
     /// Memory above which processes are slowed down and reclaimed from, in bytes. Version 2 only.
     pub memory_high: Option<u64>,
     /// Swap beside the memory, in bytes. By default none where `memory` is limited, as far as the
     /// kernel counts swap.
     pub swap: Option<u64>,
-    /// Processes and threads. A job is started also where it is reached; what that starts counts. Where
-    /// the controller is nowhere, the PID namespace is the bound (Linux 6.14): of 301 at least, and with
-    /// no room for a job where it is reached.
+    /// Processes and threads. A job is started also where it is reached; what that starts counts.
+    /// Where the controller is nowhere, the PID namespace is the bound (Linux 6.14): of 301 at
+    /// least, and with no room for a job where it is reached.
     pub pids: Option<u32>,
     /// What may be read from and written to disks.
     pub io: Vec<IoLimit>,
     /// The CPUs to run on, as `0-3,6`.
     pub cpuset: Option<String>,
-    /// Have cgroups of all controllers that there are, for [`Sandbox::stats`](crate::Sandbox::stats) and
-    /// limits that are set later. Without it there are those that limits take, and what each of
-    /// version 2 has: CPU time, pressure, and [`Sandbox::freeze`](crate::Sandbox::freeze).
+    /// Have cgroups of all controllers that there are, for
+    /// [`Sandbox::stats`](crate::Sandbox::stats) and limits that are set later. Without it there
+    /// are those that limits take, and what each of version 2 has: CPU time, pressure, and
+    /// [`Sandbox::freeze`](crate::Sandbox::freeze).
     pub accounting: bool,
 }
 

@@ -56,9 +56,9 @@ pub struct Config {
     /// What its jobs may use.
     pub limits: Limits,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
-    /// there, in each hierarchy that is used, and with version 2 no process may be in it. By default the
-    /// caller's own or, with version 2, the nearest above it that was delegated to the caller and hands
-    /// the controllers on.
+    /// there, in each hierarchy that is used, and with version 2 no process may be in it. By
+    /// default the caller's own or, with version 2, the nearest above it that was delegated to the
+    /// caller and hands the controllers on.
     pub cgroup_parent: Option<PathBuf>,
     /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
     /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
@@ -96,11 +96,12 @@ pub enum Upper {
         /// The most it may take, in bytes.
         size: u64,
     },
-    /// A btrfs subvolume below the state directory, which has to be on btrfs: a snapshot of one that
-    /// is made once of the image, so that the sandbox works on btrfs itself. A directory that is a
-    /// subvolume there is taken as it is; of another one a copy is made, which does not follow changes
-    /// below it. What of a host image is in `/usr` lies in an overlay all the same. Programs inside can
-    /// make subvolumes, unless there is a size, but no snapshot of the sandbox takes them along.
+    /// A btrfs subvolume below the state directory, which has to be on btrfs: a snapshot of one
+    /// that is made once of the image, so that the sandbox works on btrfs itself. A directory that
+    /// is a subvolume there is taken as it is; of another one a copy is made, which does not follow
+    /// changes below it. What of a host image is in `/usr` lies in an overlay all the same.
+    /// Programs inside can make subvolumes, unless there is a size, but no snapshot of the sandbox
+    /// takes them along.
     Btrfs {
         /// The most it may take beside what it shares with the image, in bytes, by a quota group
         /// (`btrfs quota enable`). By default all that there is.

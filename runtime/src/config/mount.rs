@@ -33,9 +33,9 @@ pub enum Mount {
     /// set-user-id rights and devices. It is opened once, when the sandbox is created: what takes
     /// its name afterwards is not in it.
     ///
-    /// Owners are the same numbers inside and outside, as with images: a file that root inside makes
-    /// in a volume that is read-write belongs to root outside. Of an ordinary user's volumes, what is
-    /// the user's belongs to root inside.
+    /// Owners are the same numbers inside and outside, as with images: a file that root inside
+    /// makes in a volume that is read-write belongs to root outside. Of an ordinary user's volumes,
+    /// what is the user's belongs to root inside.
     Volume {
         /// The path outside; where it is relative, to the working directory of the caller.
         source: HostPath,
@@ -71,9 +71,9 @@ pub enum Access {
     ReadOnly,
     /// Reading and writing, by the rights that the files give.
     ReadWrite,
-    /// Reading, and writing to a copy of the sandbox's own, which is gone with it and with a reset. For
-    /// directories; what is mounted in them is not seen, and an ordinary user can't have one in which
-    /// something is.
+    /// Reading, and writing to a copy of the sandbox's own, which is gone with it and with a reset.
+    /// For directories; what is mounted in them is not seen, and an ordinary user can't have one in
+    /// which something is.
     CopyOnWrite,
 }
 

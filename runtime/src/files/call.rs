@@ -153,7 +153,7 @@ impl Call {
         self.finish_by(self.wait())
     }
 
-    /// The same, by the deadline of a wait that has begun before.
+    /// Waits by the deadline of a wait that has begun before.
     pub(crate) fn finish_by(&self, deadline: Deadline) -> Result<()> {
         let status = match self.running.wait_until(deadline.later(TELLING)) {
             Ok(Some(status)) => status,
@@ -183,7 +183,7 @@ impl Call {
         self.error_at(Path::new(""), source)
     }
 
-    /// The same, of something below the path.
+    /// Makes the error of something below the path.
     pub(crate) fn error_at(&self, below: &Path, source: io::Error) -> Error {
         let path = &self.purpose.path;
         let path = if below.as_os_str().is_empty() { path.clone() } else { path.join(below) };

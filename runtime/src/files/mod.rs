@@ -160,8 +160,8 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     /// Of all calls: [`Error::File`] with the kernel's answer, as `ENOENT` or `EACCES`;
-    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Invalid`] for a path that can't be one.
-    /// Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or a file of `/proc`,
+    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Invalid`] for a path that can't be
+    /// one. Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or a file of `/proc`,
     /// [`Error::File`] with `EISDIR` for a directory and with `EAGAIN` where someone inside has a
     /// lease on the file (`fcntl(2)`), none of which is waited for; and [`Error::TooLarge`].
     pub fn read_file(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -205,8 +205,8 @@ impl<'a> Files<'a> {
     /// Writes a file, replacing what is there all at once; see [`WriteMode::Replace`].
     ///
     /// # Errors
-    /// As [`Files::read_file`]; what was there is as before, or where the job was killed or its time
-    /// was up, all of the new file may be in its place, never a part.
+    /// As [`Files::read_file`]; what was there is as before, or where the job was killed or its
+    /// time was up, all of the new file may be in its place, never a part.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
         self.write_with(path, bytes, WriteOptions::new())
     }
@@ -285,7 +285,7 @@ impl<'a> Files<'a> {
         self.stat(path.as_ref(), true)
     }
 
-    /// The same of a symbolic link itself.
+    /// Tells what is at a path; of a symbolic link, of the link itself.
     ///
     /// # Errors
     /// See [`Files::read_file`].
@@ -318,8 +318,8 @@ impl<'a> Files<'a> {
 
     /// The entries of a directory, in no order.
     ///
-    /// The names come in pages, and `path` is looked up for each: someone inside who lets it lead to
-    /// another directory meanwhile gets the names of both into the list.
+    /// The names come in pages, and `path` is looked up for each: someone inside who lets it lead
+    /// to another directory meanwhile gets the names of both into the list.
     ///
     /// # Errors
     /// See [`Files::read_file`]; [`Error::TooLarge`] beyond [`Files::entry_limit`].
@@ -473,7 +473,7 @@ impl<'a> Files<'a> {
         self.set_owner(path.as_ref(), uid, gid, true)
     }
 
-    /// The same of a symbolic link itself.
+    /// Changes the owner and group of a symbolic link itself.
     ///
     /// # Errors
     /// See [`Files::read_file`].

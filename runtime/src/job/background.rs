@@ -123,7 +123,8 @@ impl Job {
         Ok(job)
     }
 
-    /// Collects to the end, in a thread of its own. Whatever becomes of that, whoever waits is told.
+    /// Collects to the end, in a thread of its own. Whatever becomes of that, whoever waits is
+    /// told.
     fn collect(&self, collection: Collection) {
         let result = whatever_becomes_of(|| collection.run(&self.0.captures));
         *lock(&self.0.result) = Some(result);
@@ -173,7 +174,7 @@ impl Job {
         waited.ok_or(Error::TimedOut { what: "a job to end", after: Duration::MAX })
     }
 
-    /// The same, but no longer than `timeout`; `None` if it goes on then.
+    /// Waits until it has ended, but no longer than `timeout`; `None` if it goes on then.
     ///
     /// # Errors
     /// As [`Job::wait`].

@@ -65,7 +65,7 @@ impl Collection {
         Ok(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open })
     }
 
-    /// The same, for one who looks at it meanwhile. Returns how it ended, and whether another
+    /// Collects into what others look at meanwhile. Returns how it ended, and whether another
     /// process still has a stream open: that goes on, and what it writes is dropped.
     pub(crate) fn run(self, captures: &Captures) -> Result<(ExitStatus, bool)> {
         let Self { collector, control, identity, .. } = self;

@@ -25,8 +25,8 @@ const CHUNK: usize = 64 << 10;
 const TERMINAL_REST: Duration = Duration::from_millis(20);
 /// How long it is read then in all, where what goes on to write does so slowly.
 const LONGEST_TERMINAL_REST: Duration = Duration::from_millis(100);
-/// How much of it is read then where something else goes on to write, in bytes: more than the kernel
-/// keeps.
+/// How much of it is read then where something else goes on to write, in bytes: more than the
+/// kernel keeps.
 const MOST_OF_TERMINAL: usize = 64 << 10;
 
 /// How much of a stream is kept.
@@ -82,7 +82,7 @@ impl Captures {
         [0, 1].map(|number| self.stream(number).copy())
     }
 
-    /// The same, and an end of it.
+    /// Takes what was kept of stdout and of stderr, each with the number of bytes that were not.
     pub(crate) fn finish(self) -> [(Vec<u8>, u64); 2] {
         self.0.map(|stream| stream.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
     }
@@ -328,7 +328,7 @@ impl Collected {
         ([self.head.as_slice(), front, back].concat(), self.dropped)
     }
 
-    /// The same, without a copy of the beginning.
+    /// Takes it, without a copy of the beginning.
     fn finish(self) -> (Vec<u8>, u64) {
         let mut bytes = self.head;
         bytes.reserve_exact(self.tail.len());

@@ -228,8 +228,9 @@ impl<'a> Command<'a> {
         self
     }
 
-    /// Ends it, and all that it has started, when it has written more than so many bytes. The reason
-    /// is [`EndReason::OutputLimit`], also where it has ended by itself before it was noticed.
+    /// Ends it, and all that it has started, when it has written more than so many bytes. The
+    /// reason is [`EndReason::OutputLimit`], also where it has ended by itself before it was
+    /// noticed.
     ///
     /// Bytes count that this library reads, as for [`Command::idle_timeout`].
     ///
@@ -528,8 +529,9 @@ pub enum Resource {
     Data = 2,
     /// The size of the stack, in bytes.
     Stack = 3,
-    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any other
-    /// a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't change it.
+    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any
+    /// other a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't
+    /// change it.
     Core = 4,
     /// The number of processes and threads of the user.
     Processes = 6,

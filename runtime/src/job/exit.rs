@@ -29,8 +29,8 @@ pub enum EndReason {
     TimedOut,
     /// It wrote nothing for too long; see [`Command::idle_timeout`](crate::Command::idle_timeout).
     Idle,
-    /// It was killed because the sandbox had used all its memory, or something was that it had started; see
-    /// [`Limits::memory`](crate::Limits::memory).
+    /// It was killed because the sandbox had used all its memory, or something was that it had
+    /// started; see [`Limits::memory`](crate::Limits::memory).
     OutOfMemory,
     /// It wrote more than it may, whether it then exited by itself or was killed for it; see
     /// [`Command::output_limit`](crate::Command::output_limit).
@@ -41,8 +41,8 @@ pub enum EndReason {
 }
 
 impl ExitStatus {
-    /// What init said; `asked` is why the host asked for the end, if it did, and `out_of_memory` whether the
-    /// kernel has killed any of it.
+    /// What init said; `asked` is why the host asked for the end, if it did, and `out_of_memory`
+    /// whether the kernel has killed any of it.
     pub(crate) fn new(exit: &Exit, asked: Option<EndReason>, out_of_memory: bool) -> Self {
         let reason = match (exit.timed_out, asked, exit.status) {
             // Also where what it had started was killed, and it ended before it was itself.

@@ -79,7 +79,7 @@ impl Running {
         }
     }
 
-    /// The same, of one that has cgroups of its own.
+    /// Gives it cgroups of its own, if there are any.
     pub(crate) fn with_cgroup(self, job_cgroup: Option<Arc<JobCgroup>>) -> Self {
         Self { job_cgroup, ..self }
     }
@@ -143,8 +143,8 @@ impl Running {
 
     /// Waits for its end; `None` if the deadline comes first.
     ///
-    /// It is told by init; or by the end of init, or of the sandbox; or by the time that it may take,
-    /// if it has any.
+    /// It is told by init; or by the end of init, or of the sandbox; or by the time that it may
+    /// take, if it has any.
     pub(crate) fn wait_until(&self, deadline: Deadline) -> Result<Option<ExitStatus>> {
         self.check_own()?;
         loop {
@@ -165,8 +165,8 @@ impl Running {
         }
     }
 
-    /// What is known of its end without a look at the channel: a message may have been read with one
-    /// before it.
+    /// What is known of its end without a look at the channel: a message may have been read with
+    /// one before it.
     fn known(&self) -> Result<Option<ExitStatus>> {
         let mut state = self.lock();
         if state.end.is_none()

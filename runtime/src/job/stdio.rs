@@ -33,8 +33,8 @@ impl Stdio {
         Self(Kind::Piped)
     }
 
-    /// The calling program's own, under the conditions of [`Stdio::from`]. What comes out is printed
-    /// as it is, terminal escapes and all.
+    /// The calling program's own, under the conditions of [`Stdio::from`]. What comes out is
+    /// printed as it is, terminal escapes and all.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }

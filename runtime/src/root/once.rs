@@ -23,8 +23,8 @@ const MAKING: Duration = Duration::from_secs(600);
 /// How often it is asked: the kernel tells no one who waits for a while only.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
-/// What the name of an image begins with until it is whole. Who makes it has it locked; without a lock,
-/// it is of one who did not come to the end.
+/// What the name of an image begins with until it is whole. Who makes it has it locked; without a
+/// lock, it is of one who did not come to the end.
 const UNFINISHED: &str = ".making-";
 
 /// What the names of layers that hide private files begin with.
@@ -33,8 +33,8 @@ pub(super) const PRIVATE: &str = "private-";
 /// What the names of whole images begin with.
 const KINDS: [&str; 4] = ["host-", "tar-", "copy-", PRIVATE];
 
-/// Takes a lock that another process may hold for as long as it makes an image, or for ever where it
-/// was stopped.
+/// Takes a lock that another process may hold for as long as it makes an image, or for ever where
+/// it was stopped.
 fn lock_within(file: &File, limit: Duration) -> io::Result<()> {
     let end = Instant::now() + limit;
     loop {
@@ -52,8 +52,8 @@ fn lock_within(file: &File, limit: Duration) -> io::Result<()> {
     }
 }
 
-/// Makes an image of a name, unless it is there. Of those who need the same one at once, one makes it,
-/// and the others wait.
+/// Makes an image of a name, unless it is there. Of those who need the same one at once, one makes
+/// it, and the others wait.
 pub(crate) fn make_once(
     state: &State,
     name: &str,

@@ -13,7 +13,8 @@ use crate::store::name::{PartName, SnapshotName};
 #[derive(Debug, Clone)]
 pub(crate) enum Layer {
     Image(Source),
-    /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be many.
+    /// A part of a snapshot that is held. It takes no descriptor of its own, since there may be
+    /// many.
     Snapshot {
         directories: Arc<Directories>,
         snapshot: SnapshotName,
@@ -70,7 +71,7 @@ impl Tree {
         Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay, is_volume: false }
     }
 
-    /// The same of a volume, with what a snapshot has kept of it.
+    /// Files of a volume that is copied on write, with what a snapshot has kept of it.
     pub(crate) fn of_volume(at: PathBuf, source: Source, saved: &[Tree]) -> Result<Self> {
         let Some(saved) = saved.iter().find(|saved| saved.at == at) else {
             return Ok(Self { is_volume: true, ..Self::of_image(at, source) });

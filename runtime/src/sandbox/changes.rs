@@ -17,16 +17,17 @@ use crate::transfer::{
 use crate::wait::Deadline;
 
 impl Sandbox {
-    /// Lists what it has written so far that differs from its image: all that was added, modified or
-    /// deleted, sorted. A file that was opened for writing counts as modified, whatever was written;
-    /// a directory that a mount lies on is none, and what is in volumes is no matter of the image.
+    /// Lists what it has written so far that differs from its image: all that was added, modified
+    /// or deleted, sorted. A file that was opened for writing counts as modified, whatever was
+    /// written; a directory that a mount lies on is none, and what is in volumes is no matter of
+    /// the image.
     ///
     /// What runs in it goes on, so the list may show things as they were one after the other.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a directory
-    /// was moved while it was looked at, for the caller to try again; [`Error::TooLarge`] above a
-    /// million changes.
+    /// [`Error::Unsupported`] with [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a
+    /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
+    /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
         self.control().check_own()?;
         if let Upper::Memory { .. } = self.config().upper {
@@ -56,15 +57,15 @@ impl Snapshot {
     /// snapshot that it is a fork of; see [`Sandbox::changes`].
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a million
-    /// changes.
+    /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a
+    /// million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
         changes_of(&self.layers()?, &self.config())
     }
 
-    /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of what
-    /// differs from the image, as a layer of an OCI image. Volumes are not in it, nor are extended
-    /// attributes, and devices, FIFOs and sockets, which the report names.
+    /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of
+    /// what differs from the image, as a layer of an OCI image. Volumes are not in it, nor are
+    /// extended attributes, and devices, FIFOs and sockets, which the report names.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Export, Sandbox};
@@ -75,8 +76,8 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// As [`Snapshot::changes`], [`Error::Io`] of `to`, and [`Error::Refused`] where a layer can't say
-    /// it: a file inside has the name of a mark of OCI's, `.wh.…`.
+    /// As [`Snapshot::changes`], [`Error::Io`] of `to`, and [`Error::Refused`] where a layer can't
+    /// say it: a file inside has the name of a mark of OCI's, `.wh.…`.
     pub fn export(&self, what: Export, mut to: impl Write + Send) -> Result<CopyReport> {
         let layers = self.layers()?;
         let options = CopyOptions {

@@ -31,9 +31,9 @@ use crate::wire::{self, Messages};
 /// that hangs is given up.
 const SETUP: Duration = Duration::from_secs(20);
 
-/// Parts of `/proc` that tell of the host's devices, memory and users or act on them, below `/proc`.
-/// To write to those of `pressure` would also let a guest delay its own end: each trigger waits for
-/// the kernel to come to rest when it is closed.
+/// Parts of `/proc` that tell of the host's devices, memory and users or act on them, below
+/// `/proc`. To write to those of `pressure` would also let a guest delay its own end: each trigger
+/// waits for the kernel to come to rest when it is closed.
 const MASKED: &[u8] =
     b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
     latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
@@ -223,8 +223,8 @@ fn try_set_up(
     }
 }
 
-/// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of a
-/// file (Linux 6.16) gets it whatever the limit of core dumps is, and a program unless that is 1.
+/// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of
+/// a file (Linux 6.16) gets it whatever the limit of core dumps is, and a program unless that is 1.
 fn no_dumps_leave(is_core_limited: bool) -> Result<()> {
     let path = Path::new("/proc/sys/kernel/core_pattern");
     let pattern = match fs::read_to_string(path) {

@@ -126,9 +126,9 @@ impl Sandbox {
     /// goes on as it was. Only where the disk is full, or processes inside have used up what is
     /// needed, it is ended first, and dead if that was not enough.
     ///
-    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is dead
-    /// then, and its processes are still ending; this can be called again, which tells the same until
-    /// they have ended, and succeeds from then on.
+    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is
+    /// dead then, and its processes are still ending; this can be called again, which tells the
+    /// same until they have ended, and succeeds from then on.
     pub fn reset(&mut self) -> Result<()> {
         self.check_own()?;
         if self.instance.is_ending() {
@@ -173,8 +173,8 @@ impl Sandbox {
         }
     }
 
-    /// The same where what was in the way has just been removed. A btrfs gives the room back when it
-    /// has written that down, and a subvolume's in the background after that.
+    /// Makes the next instance where what was in the way has just been removed. A btrfs gives the
+    /// room back when it has written that down, and a subvolume's in the background after that.
     fn make_next_when_there_is_room(&self) -> Result<Instance> {
         let end = Instant::now() + ROOM;
         loop {
@@ -205,9 +205,9 @@ impl Sandbox {
         self.config.hostname.as_deref().unwrap_or(&self.name)
     }
 
-    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of; see
-    /// [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and copies
-    /// nothing.
+    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of;
+    /// see [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and
+    /// copies nothing.
     ///
     /// The sandbox goes on with the same files, and otherwise as after a reset; the next reset
     /// takes it back to its image. Only its files are kept, so no process may run in it; see
@@ -215,16 +215,16 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
-    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there are
-    /// subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel takes
-    /// (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no snapshot
-    /// comes about, the call can be made again; where only the sandbox can't go on, the snapshot is
-    /// returned, and the sandbox is dead until it is reset.
+    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there
+    /// are subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel
+    /// takes (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no
+    /// snapshot comes about, the call can be made again; where only the sandbox can't go on, the
+    /// snapshot is returned, and the sandbox is dead until it is reset.
     pub fn snapshot(&mut self) -> Result<Snapshot> {
         self.snapshot_with(&SnapshotOptions::default())
     }
 
-    /// The same, with a name, or of a sandbox in which something runs.
+    /// Keeps all that it has written, with a name, or where something runs in it.
     ///
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
@@ -351,14 +351,14 @@ impl Sandbox {
     /// Sets other limits, also for what runs; those that are not set are none from here on. What is
     /// counted stays as it was when the sandbox was created, whatever [`Limits::accounting`] says.
     ///
-    /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of version 2
-    /// kills, and one of version 1 refuses.
+    /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of
+    /// version 2 kills, and one of version 1 refuses.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
-    /// created without [`Limits::accounting`] and without any limit of that controller; [`Error::Busy`]
-    /// where version 1 can't reclaim what is above the limit.
-    /// After an error, some of the limits may be the new ones.
+    /// created without [`Limits::accounting`] and without any limit of that controller;
+    /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
+    /// of the limits may be the new ones.
     pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
         self.check_own()?;
         limits.check()?;
@@ -382,14 +382,14 @@ impl Sandbox {
         self.group()?.stats()
     }
 
-    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand. Commands and
-    /// calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can be reset and deleted.
-    /// Where cgroups of version 1 alone are mounted, a job that stands is not killed before it goes on;
-    /// by its timeout it is told as a survivor.
+    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand.
+    /// Commands and calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can
+    /// be reset and deleted. Where cgroups of version 1 alone are mounted, a job that stands is not
+    /// killed before it goes on; by its timeout it is told as a survivor.
     ///
     /// # Errors
-    /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five seconds,
-    /// as when it waits for a device: then all go on.
+    /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five
+    /// seconds, as when it waits for a device: then all go on.
     pub fn freeze(&self) -> Result<()> {
         self.group()?.freeze(true)
     }
@@ -408,14 +408,15 @@ impl Sandbox {
     }
 
     /// Ends all its processes and gives back all that it had. What it has written is removed, and
-    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. Dropping does the same, but can't tell what
-    /// went wrong.
+    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. Dropping does the
+    /// same, but can't tell what went wrong.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it waits
-    /// for a device that does not answer; at once where [`Sandbox::reset`] has told so before. A
-    /// thread waits for it then and gives back the rest, the name among it. [`Error::Io`] where a file
-    /// could not be removed. `adl gc` removes what is left once the calling process has ended.
+    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it
+    /// waits for a device that does not answer; at once where [`Sandbox::reset`] has told so
+    /// before. A thread waits for it then and gives back the rest, the name among it. [`Error::Io`]
+    /// where a file could not be removed. `adl gc` removes what is left once the calling process
+    /// has ended.
     pub fn delete(mut self) -> Result<()> {
         self.check_own()?;
         self.instance.end()

@@ -110,7 +110,7 @@ impl Root {
         Ok(Layout { overlays, subvolume, size, is_btrfs })
     }
 
-    /// The same, on top of what a snapshot has kept of it.
+    /// A root on top of what a snapshot has kept of this one.
     pub(crate) fn on_top(&self, snapshot: Arc<Lease>) -> Self {
         let mut next = self.clone();
         let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
@@ -151,8 +151,8 @@ impl Root {
         Ok(())
     }
 
-    /// How many descriptors it takes at once to set up an instance with one layer more in each tree:
-    /// each layer and each mount is opened and mounted, and there is what goes along.
+    /// How many descriptors it takes at once to set up an instance with one layer more in each
+    /// tree: each layer and each mount is opened and mounted, and there is what goes along.
     pub(crate) fn descriptors_to_set_up(&self) -> usize {
         const OTHERS: usize = 8;
         let layers = self.parts.iter().map(|part| match part {

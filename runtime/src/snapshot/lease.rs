@@ -17,8 +17,8 @@ use crate::sys;
 use crate::sys::lock::lock;
 use crate::sys::owner::{Owner, PerProcess};
 
-/// A snapshot that can't be removed for as long as this is there, nor can what it lies on. A process
-/// has one of each at most.
+/// A snapshot that can't be removed for as long as this is there, nor can what it lies on. A
+/// process has one of each at most.
 #[derive(Debug)]
 pub(crate) struct Lease {
     name: SnapshotName,

@@ -1,8 +1,8 @@
 //! What a sandbox had written, kept on disk for others to begin with.
 //!
-//! A snapshot is the directory that a sandbox had, moved to where snapshots are in the state directory,
-//! with a record of what it lies on. The record is also its lock: who uses the snapshot, or one
-//! that lies on it, has locked it with others, and who removes it has locked it alone.
+//! A snapshot is the directory that a sandbox had, moved to where snapshots are in the state
+//! directory, with a record of what it lies on. The record is also its lock: who uses the snapshot,
+//! or one that lies on it, has locked it with others, and who removes it has locked it alone.
 
 mod lease;
 mod record;
@@ -54,9 +54,9 @@ pub enum IfRunning {
 /// What a sandbox had written at a moment, on disk, as the image of others.
 ///
 /// It holds all that was changed of the root file system and of volumes that are copied on write,
-/// and nothing that was in memory: no process, `/dev/shm` or tmpfs. It lies on the image, which must
-/// stay as it is, and on earlier snapshots, which can't be deleted. As any file, it outlives a crash
-/// of the machine when the kernel has written it back, after half a minute or sync(1).
+/// and nothing that was in memory: no process, `/dev/shm` or tmpfs. It lies on the image, which
+/// must stay as it is, and on earlier snapshots, which can't be deleted. As any file, it outlives a
+/// crash of the machine when the kernel has written it back, after half a minute or sync(1).
 ///
 /// ```no_run
 /// use adl_runtime::{Config, Sandbox};

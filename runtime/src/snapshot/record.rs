@@ -50,8 +50,8 @@ pub(crate) struct Record {
 struct TreeRecord {
     #[serde(with = "crate::config::bytes")]
     at: PathBuf,
-    /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies on,
-    /// and last the directories under all of them.
+    /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies
+    /// on, and last the directories under all of them.
     layers: Vec<LayerRecord>,
     changed: usize,
     is_volume: bool,
@@ -68,8 +68,8 @@ enum LayerRecord {
 }
 
 impl Record {
-    /// Of what a sandbox has written on top of trees, each in the part that is named, under the name
-    /// of the snapshot.
+    /// Of what a sandbox has written on top of trees, each in the part that is named, under the
+    /// name of the snapshot.
     fn new(
         state: &State,
         config: &Config,
@@ -330,9 +330,9 @@ fn parse(text: &[u8], own: &SnapshotName) -> io::Result<Record> {
     Ok(record)
 }
 
-/// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known, it
-/// does if it names that anywhere; of what is no record at all, as a crash may leave one, nothing
-/// is known to lie on anything.
+/// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known,
+/// it does if it names that anywhere; of what is no record at all, as a crash may leave one,
+/// nothing is known to lie on anything.
 pub(super) fn lies_on(file: &File, own: &SnapshotName, other: &SnapshotName) -> bool {
     fn names(value: &serde_json::Value, name: &str) -> bool {
         match value {

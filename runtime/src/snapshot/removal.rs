@@ -34,8 +34,8 @@ pub(super) enum Attempt {
     InUse(&'static str),
 }
 
-/// Removes a snapshot that nothing lies on, but what a process that has died has left there without a
-/// name; and then what it lay on, where that was there for it alone.
+/// Removes a snapshot that nothing lies on, but what a process that has died has left there without
+/// a name; and then what it lay on, where that was there for it alone.
 pub(super) fn remove(directories: &Directories, name: &SnapshotName) -> Result<()> {
     // Each but the first lies on the one before it.
     let mut above = vec![name.clone()];
@@ -71,8 +71,9 @@ fn busy(name: &SnapshotName, by: String) -> Error {
     Error::Busy { what: format!("the snapshot {:?}", name.as_str()), by }
 }
 
-/// Removes a snapshot that no one uses and nothing lies on, and then those without a name that it lay
-/// on, the topmost first, until one is in use. It takes as long whatever other snapshots there are.
+/// Removes a snapshot that no one uses and nothing lies on, and then those without a name that it
+/// lay on, the topmost first, until one is in use. It takes as long whatever other snapshots there
+/// are.
 pub(super) fn remove_unused(
     directories: &Directories,
     name: &SnapshotName,
@@ -144,12 +145,12 @@ impl Taken {
         })
     }
 
-    /// From here on it is no snapshot, and does not lie on `below` any more; what is on disk of it is
-    /// removed later.
+    /// From here on it is no snapshot, and does not lie on `below` any more; what is on disk of it
+    /// is removed later.
     fn remove(self, directories: &Directories, below: Option<&SnapshotName>) -> Result<()> {
         let Self { name, record, mut directory, one_at_a_time } = self;
-        // Where there is no room to rename it, it is one until it is removed, and what it lies on is
-        // not told.
+        // Where there is no room to rename it, it is one until it is removed, and what it lies on
+        // is not told.
         if directory.move_aside().is_ok()
             && let Some(below) = below
             && let Ok(entry) = Entry::of(&name, &record.0)
@@ -170,8 +171,8 @@ impl Drop for Alone {
     }
 }
 
-/// Removes what is left where snapshots are: those without a name that no one uses, names that someone
-/// has reserved who has died since, and what was being removed.
+/// Removes what is left where snapshots are: those without a name that no one uses, names that
+/// someone has reserved who has died since, and what was being removed.
 pub(crate) fn collect(state: &State, collected: &mut Collected) {
     let directories = match state.snapshots_if_any() {
         Ok(Some(directories)) => directories,

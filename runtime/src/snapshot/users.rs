@@ -1,13 +1,13 @@
 //! Which snapshots lie on one.
 //!
-//! Each has a directory for that. A snapshot that lies directly on it has an empty file there, which
-//! is made before that snapshot is one and removed when it is none any more. So all that lie on it are
-//! found there, whoever dies when. What else is found has gone, or has never come about, and counts
-//! for nothing: it is removed by who has the snapshot for itself, so that no one can be about to
-//! make what it stands for.
+//! Each has a directory for that. A snapshot that lies directly on it has an empty file there,
+//! which is made before that snapshot is one and removed when it is none any more. So all that lie
+//! on it are found there, whoever dies when. What else is found has gone, or has never come about,
+//! and counts for nothing: it is removed by who has the snapshot for itself, so that no one can be
+//! about to make what it stands for.
 //!
-//! A snapshot of an earlier adl has no such directory. What lies on it is found in the records of all
-//! others.
+//! A snapshot of an earlier adl has no such directory. What lies on it is found in the records of
+//! all others.
 
 use std::fs::File;
 use std::io;
@@ -50,8 +50,8 @@ pub(super) fn make(directory: BorrowedFd<'_>) -> io::Result<()> {
     quota::exempt(openat(directory, USERS, DIRECTORY, Mode::empty())?.as_fd())
 }
 
-/// The entry of a snapshot, whose record this is: its name and, since another may come to have that, the
-/// number of its record's inode, which none can have while the record is open.
+/// The entry of a snapshot, whose record this is: its name and, since another may come to have
+/// that, the number of its record's inode, which none can have while the record is open.
 #[derive(Debug)]
 pub(super) struct Entry {
     inode: u64,

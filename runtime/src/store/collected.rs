@@ -44,8 +44,8 @@ impl Collected {
         }
     }
 
-    /// Whether a name is that of a directory, as all that adl makes; what else there is is told, and
-    /// not opened.
+    /// Whether a name is that of a directory, as all that adl makes; what else there is is told,
+    /// and not opened.
     pub(crate) fn is_directory(&mut self, directories: &Directories, name: &OsStr) -> bool {
         match fstatat(directories.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => return true,

@@ -221,7 +221,8 @@ impl Directories {
         }
     }
 
-    /// Removes what no one has locked, and of which a first pass could not see whether it has ended.
+    /// Removes what no one has locked, and of which a first pass could not see whether it has
+    /// ended.
     pub(crate) fn collect_unseen(&self, name: &str) -> Result<bool> {
         match self.claim(name)? {
             Claim::Free(directory) | Claim::Unseen(directory) => Self::collect_claimed(directory),

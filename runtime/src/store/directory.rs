@@ -217,8 +217,8 @@ impl SandboxDirectory {
         Ok(())
     }
 
-    /// Moves it to other directories, where its name is no one's or was reserved, and lets go of its
-    /// lock. This takes no descriptor.
+    /// Moves it to other directories, where its name is no one's or was reserved, and lets go of
+    /// its lock. This takes no descriptor.
     pub(super) fn move_to(&mut self, to: BorrowedFd<'_>, path: PathBuf, name: &str) -> Result<()> {
         // In the place of an empty directory at most.
         match renameat(&self.parent, self.name.as_str(), to, name) {

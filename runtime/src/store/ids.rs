@@ -3,9 +3,9 @@
 //! Two sandboxes that shared ids would share what the kernel counts by id (pages of pipes, keys,
 //! descriptors in flight), and one could signal the other where they met. What it counts by who has
 //! made a user namespace is that sandbox's own as well, since the first of its ids has. A range is
-//! held by a lock on one byte of a file, which the kernel lets go of when its holder ends, however it
-//! ends: nothing is to be cleaned up. Its processes may go on for a moment after that, so which init
-//! has a range is in the file, too.
+//! held by a lock on one byte of a file, which the kernel lets go of when its holder ends, however
+//! it ends: nothing is to be cleaned up. Its processes may go on for a moment after that, so which
+//! init has a range is in the file, too.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};

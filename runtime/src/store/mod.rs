@@ -110,7 +110,8 @@ impl State {
         self.sandboxes.make(name, layout)
     }
 
-    /// The same, under a name that is no sandbox's, for one that is to take the place of another.
+    /// Makes and locks a directory under a name that is no sandbox's, for one that is to take the
+    /// place of another.
     pub(crate) fn make_aside(&self, layout: &Layout) -> Result<SandboxDirectory> {
         self.make_sandbox(&aside_name(), layout)
     }

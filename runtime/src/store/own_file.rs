@@ -34,8 +34,8 @@ pub(crate) fn open_own_file(
     Ok(file.into())
 }
 
-/// Refuses what someone else than the calling user and root could have written, or what is of another
-/// kind.
+/// Refuses what someone else than the calling user and root could have written, or what is of
+/// another kind.
 pub(crate) fn check_own(file: BorrowedFd<'_>, kind: libc::mode_t) -> io::Result<()> {
     let stat = fstat(file)?;
     let why = if stat.st_mode & libc::S_IFMT != kind {

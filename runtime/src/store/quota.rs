@@ -35,8 +35,8 @@ const LARGEST_BLOCK: u64 = 65536;
 /// directory may have the same 31 bits where there are more: in large file systems of xfs.
 const CANDIDATES: u64 = 8;
 
-/// Limits what may be in a directory that is still empty: its bytes on disk, and its files, of which
-/// there may be one for each 4096 bytes and 1024 beside.
+/// Limits what may be in a directory that is still empty: its bytes on disk, and its files, of
+/// which there may be one for each 4096 bytes and 1024 beside.
 ///
 /// A guest that tries more gets EDQUOT (ext4) or ENOSPC (xfs). Who has `CAP_SYS_RESOURCE` outside
 /// of any user namespace is not limited by ext4. Again on the same directory, it changes the limit.
@@ -108,8 +108,8 @@ pub(crate) fn release(directory: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Takes an empty directory out of the project that [`limit`] has given to the one that it is in: what
-/// comes into it is not the guest's, and there must be room for it.
+/// Takes an empty directory out of the project that [`limit`] has given to the one that it is in:
+/// what comes into it is not the guest's, and there must be room for it.
 pub(crate) fn exempt(directory: BorrowedFd<'_>) -> io::Result<()> {
     // An error: a file system without projects.
     let Ok(mut attributes) = ioctl::attributes(directory) else { return Ok(()) };

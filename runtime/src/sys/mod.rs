@@ -175,9 +175,10 @@ unsafe fn raw(number: libc::c_long, arguments: [usize; 5]) -> Result<usize, i32>
 /// [`Process::launch_error`] tells a failure, after which the other end of `control` is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
-/// the kernel copies the caller's table of descriptors and its mounts. It is not waited for, as `vfork(2)` would, because what the host does next takes
-/// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no
-/// code of the standard or the C library, with whose state other threads go on.
+/// the kernel copies the caller's table of descriptors and its mounts. It is not waited for, as
+/// `vfork(2)` would, because what the host does next takes as long as the child's `execve`. Between
+/// clone and exec there is no allocation, no lock and no code of the standard or the C library,
+/// with whose state other threads go on.
 ///
 /// # Errors
 /// What `clone(2)` says.
@@ -577,8 +578,8 @@ pub(crate) fn set_extended_attribute(
     nix::errno::Errno::result(result).map(drop)
 }
 
-/// Whether something holds in a child of fork(2), which ends then, without what is done at the end of
-/// a process.
+/// Whether something holds in a child of fork(2), which ends then, without what is done at the end
+/// of a process.
 #[cfg(test)]
 pub(crate) fn in_fork(holds: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child has one thread and a copy of all memory; what it does is up to the caller.

@@ -13,9 +13,9 @@ use crate::sys::owner::PerProcess;
 /// What process ids mean to the caller.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View {
-    /// The numbers of its PID namespace and, in the upper half, of its time namespace, unless that is
-    /// the machine's first, in which starts of processes are counted from elsewhere; 0 if that can't be
-    /// found out.
+    /// The numbers of its PID namespace and, in the upper half, of its time namespace, unless that
+    /// is the machine's first, in which starts of processes are counted from elsewhere; 0 if that
+    /// can't be found out.
     pub(crate) namespace: u64,
     /// A part of the machine's boot id; 0 if that can't be found out, or is not the machine's own.
     pub(crate) boot: u64,
@@ -50,7 +50,8 @@ fn namespace() -> Option<u64> {
 
 fn boot() -> Option<u64> {
     let path = "/proc/sys/kernel/random/boot_id";
-    // A container may have another file there: the machine's other containers, too, and each its own.
+    // A container may have another file there: the machine's other containers, too, and each its
+    // own.
     if fs::metadata(path).ok()?.dev() != fs::metadata("/proc").ok()?.dev() {
         return None;
     }

@@ -150,7 +150,7 @@ impl<'a> Tally<'a> {
         Ok(())
     }
 
-    /// The same of bytes that are not content.
+    /// Counts bytes that are not content.
     fn charge(&mut self, count: u64) -> Result<()> {
         self.bytes = self.bytes.saturating_add(count);
         let limit = self.options.limit;

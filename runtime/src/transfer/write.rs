@@ -45,8 +45,8 @@ const TRIES: usize = 16;
 /// Makes the tree that comes at `target`, whose last component is not followed.
 ///
 /// A directory there is added to, and stays as it is itself; files and links in it make way for
-/// those that come, never a directory for something else or the other way round. What was made before a failure stays,
-/// but no file that is not whole.
+/// those that come, never a directory for something else or the other way round. What was made
+/// before a failure stays, but no file that is not whole.
 ///
 /// # Errors
 /// [`Error::File`] of what the job could not read, [`Error::Refused`] and [`Error::Protocol`] of
@@ -61,7 +61,8 @@ pub(crate) fn receive(
     receive_as(from, target, options, report, Top::New)
 }
 
-/// The same, into a directory that the caller has just made, so that it becomes the one that comes.
+/// Receives a tree into a directory that the caller has just made, which becomes the one that
+/// comes.
 pub(crate) fn receive_as_top(
     from: &mut Incoming,
     target: &Location,

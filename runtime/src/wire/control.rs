@@ -108,8 +108,8 @@ impl Control {
     /// Sends a request to init by the deadline.
     ///
     /// # Errors
-    /// [`TimedOut`](crate::Error::TimedOut) where init does not read it. If a part has gone by then, the rest goes before
-    /// the next request.
+    /// [`TimedOut`](crate::Error::TimedOut) where init does not read it. If a part has gone by
+    /// then, the rest goes before the next request.
     pub(crate) fn request_by(
         &self,
         deadline: Deadline,

@@ -257,8 +257,8 @@ impl Messages {
         shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Read).map_err(Error::io("shutdown"))
     }
 
-    /// Makes the socket readable for all that wait, whatever init does with the other end. What init
-    /// has said before can be read still.
+    /// Makes the socket readable for all that wait, whatever init does with the other end. What
+    /// init has said before can be read still.
     pub(crate) fn end(&self) {
         // It fails where that has ended already.
         let _ = self.no_more();

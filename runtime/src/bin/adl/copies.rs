@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use adl_runtime::{CopyReport, Error, Files, Result};
 
 use crate::bases::Bases;
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 pub(crate) const HELP: &str = "\
 \x20     --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the

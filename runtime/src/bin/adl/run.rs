@@ -18,7 +18,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::bases::{Bases, Named};
 use crate::copies::{self, CopyOut, Transfer};
 use crate::environment::{self, Variable};
-use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
+use crate::options::{SANDBOX_HELP, exit_code_of, sandbox_option};
+use crate::values::{CliResult, duration};
 use crate::{limits, mounts, session, streams, sys};
 
 const RUN_HELP: &str = "\

@@ -18,8 +18,8 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-use crate::options::CliResult;
 use crate::sys;
+use crate::values::CliResult;
 
 /// The most that is kept of what one side has sent and the other has not taken yet, in bytes. It
 /// is more than the kernel keeps of what was printed, which is all that is read after the end.

@@ -68,7 +68,8 @@ impl Importer<'_> {
                 b'x' => extension.take(self.extension(member.size)?)?,
                 b'L' => extension.path = Extension::long_name(&self.extension(member.size)?),
                 b'K' => extension.link = Extension::long_name(&self.extension(member.size)?),
-                // What pax says of all members is of no use here, as a comment; and a volume's name.
+                // What pax says of all members is of no use here, as a comment; and a volume's
+                // name.
                 b'g' | b'V' => drop(self.extension(member.size)?),
                 _ => self.member(member, &std::mem::take(&mut extension), &block)?,
             }

@@ -19,7 +19,8 @@ use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
 use crate::bases::Named;
-use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
+use crate::options::{SANDBOX_HELP, sandbox_option};
+use crate::values::{CliResult, bytes};
 
 const HELP: &str = "\
 Usage: adl bench [options]
