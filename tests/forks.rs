@@ -102,7 +102,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
         Config { limits: Limits { accounting: true, ..Limits::default() }, ..config(state) };
     // Where nothing can be counted, the rest is tried.
     let sandbox = Sandbox::create(with_counts).or_else(|_| Sandbox::create(config(state)));
-    let mut sandbox = sandbox.unwrap();
+    let sandbox = sandbox.unwrap();
     let options = SnapshotOptions { name: Some("kept".to_owned()), ..SnapshotOptions::default() };
     let snapshot = sandbox.snapshot_with(&options).unwrap();
     // Now the channel of the next one is ready.
@@ -188,7 +188,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
 
     // All is as it was.
     let parts = parts.into_inner();
-    let (Some(mut sandbox), Some(snapshot), Some(mut child)) = (parts.0, parts.1, parts.2) else {
+    let (Some(sandbox), Some(snapshot), Some(mut child)) = (parts.0, parts.1, parts.2) else {
         panic!("these are the parent's")
     };
     let (mut killed, job) = (parts.3.unwrap(), parts.4.unwrap());
@@ -259,7 +259,7 @@ fn make_own(state: &Path, parents: &Sandbox) {
     // What is its parent's has an owner.
     assert_eq!(adl_runtime::collect_garbage(Some(state)).unwrap(), [""; 0]);
     let mut own = own.into_iter();
-    let mut first = own.next().unwrap();
+    let first = own.next().unwrap();
     first.reset().unwrap();
     let snapshot = first.snapshot().unwrap();
     shell(&Sandbox::create(snapshot.config()).unwrap(), "true");

@@ -34,7 +34,7 @@ fn refused(home: &Home, config: Config) -> Error {
 
 /// Tries to run what can't be, in both ways of running; the stage and kind of the failure.
 #[track_caller]
-fn start_error(sandbox: &Sandbox, mut command: Command<'_>) -> (Stage, ErrorKind, Option<i32>) {
+fn start_error(sandbox: &Sandbox, mut command: Command) -> (Stage, ErrorKind, Option<i32>) {
     let of = |error: Error| match error {
         Error::Start { stage, source, .. } => (stage, source.kind(), source.raw_os_error()),
         other => panic!("{other:?}"),
@@ -47,7 +47,7 @@ fn start_error(sandbox: &Sandbox, mut command: Command<'_>) -> (Stage, ErrorKind
 }
 
 #[track_caller]
-fn assert_invalid(sandbox: &Sandbox, command: &mut Command<'_>, about: &str) {
+fn assert_invalid(sandbox: &Sandbox, command: &mut Command, about: &str) {
     match command.output() {
         Err(Error::Invalid { what, .. }) if what == about => {}
         other => panic!("{about}: {other:?}"),

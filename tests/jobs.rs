@@ -36,7 +36,7 @@ fn names(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// Starts a command, and reads the line `ready` from it.
-fn ready(command: &mut Command<'_>) -> Child {
+fn ready(command: &mut Command) -> Child {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 6];
     child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
@@ -345,7 +345,7 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    let ends = |command: &mut Command<'_>| {
+    let ends = |command: &mut Command| {
         let output = command.output().unwrap();
         assert!(output.stdout.starts_with(b"partial\n"), "{output:?}");
         assert_eq!(members(&sandbox), 0);

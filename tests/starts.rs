@@ -15,7 +15,7 @@ fn a_failure_to_start_is_told_by_stage_and_errno_and_at_once() {
     if !needs(&[]) {
         return;
     }
-    type Change = fn(&mut Command<'_>);
+    type Change = fn(&mut Command);
     let _alone = alone();
     let home = Home::new();
     let sandbox = home.sandbox();
@@ -87,7 +87,7 @@ fn users_are_those_of_the_sandboxs_own_files() {
          printf '%s\\n' alice:x:1001: audio:x:29:alice,bob video:x:44:bob staff:x:50:alice \\
              >> /etc/group",
     );
-    let who = |change: fn(&mut Command<'_>)| {
+    let who = |change: fn(&mut Command)| {
         let mut command = sandbox.shell(WHO);
         change(&mut command);
         String::from_utf8(command.output().unwrap().stdout).unwrap()

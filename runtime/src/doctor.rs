@@ -116,7 +116,7 @@ fn privileges() -> Check {
 fn disk_limit(config: &Config) -> Check {
     const WHAT: &str = "a size of uppers on disk";
     let upper = Upper::Disk { size: Some(16 << 20) };
-    match Sandbox::create(Config { upper, ..config.clone() }).and_then(Sandbox::delete) {
+    match Sandbox::create(Config { upper, ..config.clone() }).and_then(|sandbox| sandbox.delete()) {
         Ok(()) => Check::good(WHAT, "by project quotas"),
         Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
         Err(error) => Check::limited(WHAT, error.to_string(), "see above"),
@@ -206,7 +206,7 @@ fn limits(config: &Config) -> Check {
         Err(Error::Unsupported { why, fix, .. }) => return Check::limited(WHAT, why, fix),
         Err(error) => return Check::limited(WHAT, error.to_string(), "see above"),
     };
-    let Some(group) = sandbox.control().group() else { return Check::limited(WHAT, "none", "") };
+    let Ok(group) = sandbox.group() else { return Check::limited(WHAT, "none", "") };
     let found = group.found();
     match group.missing() {
         Some(Error::Unsupported { what, fix, .. }) => {

@@ -20,11 +20,11 @@ use nix::unistd::pipe2;
 use crate::error::{Error, Result};
 use crate::job::child::builtin;
 use crate::job::exit::EndReason;
+use crate::job::life::Life;
 use crate::job::running::Running;
 use crate::sys;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
-use crate::wire::control::Control;
 
 /// How much later than the job is to end its end may be told.
 const TELLING: Duration = Duration::from_millis(30);
@@ -99,7 +99,7 @@ impl Call {
     /// Starts it, by its deadline. `prepare` is given the input before the job exists: what it
     /// writes must fit into the pipe.
     pub(crate) fn start(
-        control: &Control,
+        life: &Life,
         deadline: Deadline,
         identity: Identity,
         purpose: Purpose,
@@ -107,6 +107,7 @@ impl Call {
         streams: Streams,
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Self, Ends)> {
+        let control = &life.control;
         let (channel, channel_theirs) = control.take_channel()?;
         let mut stdio = [StdioSource::Null; 3];
         let [stdin, stdout, _] = &mut stdio;
@@ -138,7 +139,8 @@ impl Call {
         };
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
         control.prepare_next();
-        let running = Running::new(purpose.path.clone(), channel, control.init(), None);
+        let running =
+            Running::new(purpose.path.clone(), channel, control.init(), None, life.beginning());
         let only_tells = streams == Streams::Output;
         Ok((Self { running, purpose, deadline, only_tells }, ends))
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::sys::open::Location;
 use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 
-impl Files<'_> {
+impl Files {
     /// Copies a file or a directory of the host into the sandbox, where it is called `to`, as
     /// `cp -r --no-target-directory` would: a directory there is added to, and keeps what it has
     /// itself; files and links that are there are replaced by files, each all at once, and by a

@@ -25,10 +25,10 @@ use self::call::{Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
 use crate::error::{Error, Result};
+use crate::job::life::{Life, Lives};
 use crate::job::user::{self, RunAs};
 use crate::wait::Deadline;
 use crate::wire;
-use crate::wire::control::Control;
 
 /// How long a call may take unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,8 +65,8 @@ const APPENDED_AT_ONCE: usize = 4 << 10;
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Files<'a> {
-    control: &'a Arc<Control>,
+pub struct Files {
+    lives: Arc<Lives>,
     run_as: RunAs,
     directory: PathBuf,
     timeout: Option<Duration>,
@@ -76,10 +76,10 @@ pub struct Files<'a> {
     set_ids: bool,
 }
 
-impl<'a> Files<'a> {
-    pub(crate) fn new(control: &'a Arc<Control>) -> Self {
+impl Files {
+    pub(crate) fn new(lives: &Arc<Lives>) -> Self {
         Self {
-            control,
+            lives: Arc::clone(lives),
             run_as: RunAs::ROOT,
             directory: "/".into(),
             timeout: None,
@@ -527,14 +527,15 @@ impl<'a> Files<'a> {
         let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
         let by = Deadline::after(purpose.timeout);
-        let read = |path| read_small(self.control, path, user::LONGEST, by);
-        let found = self.run_as.find(self.control.identities(), read);
+        let life = self.lives.now()?;
+        let read = |path| read_small(&life, path, user::LONGEST, by);
+        let found = self.run_as.find(life.control.identities(), read);
         let (identity, _) = found.map_err(|error| match error {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
         let task = FileTask { path: string(&path)?, action };
-        Call::start(self.control, deadline, identity, purpose, task, streams, prepare)
+        Call::start(&life, deadline, identity, purpose, task, streams, prepare)
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.
@@ -553,12 +554,12 @@ impl<'a> Files<'a> {
 
 /// Reads a file as root of the sandbox would; an absent one is empty.
 pub(crate) fn read_small(
-    control: &Arc<Control>,
+    life: &Life,
     path: &'static str,
     limit: u64,
     deadline: Deadline,
 ) -> Result<Vec<u8>> {
-    let mut files = Files::new(control);
+    let mut files = Files::new(&Lives::new(life.clone()));
     if let Some(left) = deadline.left() {
         files.timeout(left);
     }

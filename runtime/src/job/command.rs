@@ -16,16 +16,15 @@ use nix::unistd::pipe2;
 
 use crate::error::{Error, Result};
 use crate::job::background::Job;
-use crate::job::background::Jobs;
 use crate::job::child::{Child, Collection, Output};
 use crate::job::collect::{Bounds, Caps, Collector, Input};
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::life::{Life, Lives};
 use crate::job::running::Running;
 use crate::job::stdio::{Kind, Stdio, Stream, Which};
 use crate::job::user::{self, ReadFile, RunAs};
 use crate::sys;
 use crate::wait::Deadline;
-use crate::wire::control::Control;
 
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,9 +35,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// environment is `PATH` and `HOME`, the directory `/`, the user root of the sandbox, and each
 /// stream `/dev/null`, except that [`Command::output`] collects stdout and stderr.
 #[derive(Debug)]
-pub struct Command<'a> {
-    control: &'a Arc<Control>,
-    jobs: &'a Arc<Jobs>,
+pub struct Command {
+    lives: Arc<Lives>,
     read: ReadFile,
     programs: Vec<OsString>,
     arguments: Vec<OsString>,
@@ -63,17 +61,11 @@ pub struct Command<'a> {
     stderr: Option<Stdio>,
 }
 
-impl<'a> Command<'a> {
+impl Command {
     /// `read` is how the files of the sandbox's users are read.
-    pub(crate) fn new(
-        control: &'a Arc<Control>,
-        jobs: &'a Arc<Jobs>,
-        read: ReadFile,
-        programs: &[&OsStr],
-    ) -> Self {
+    pub(crate) fn new(lives: &Arc<Lives>, read: ReadFile, programs: &[&OsStr]) -> Self {
         Self {
-            control,
-            jobs,
+            lives: Arc::clone(lives),
             read,
             programs: programs.iter().map(OsString::from).collect(),
             arguments: Vec::new(),
@@ -303,7 +295,7 @@ impl<'a> Command<'a> {
         if self.input.is_some() {
             return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));
         }
-        self.start_child(&Kind::Null)
+        self.start_child(&self.lives.now()?, &Kind::Null)
     }
 
     /// Runs the command to its end and collects its stdout and stderr.
@@ -316,10 +308,11 @@ impl<'a> Command<'a> {
     /// As [`Command::spawn`].
     pub fn output(&mut self) -> Result<Output> {
         if self.terminal.is_some() {
-            return self.start_child(&Kind::Piped)?.wait_with_output();
+            return self.start_child(&self.lives.now()?, &Kind::Piped)?.wait_with_output();
         }
-        let started = self.start(&Kind::Piped, None)?;
-        self.collection(started)?.output()
+        let life = self.lives.now()?;
+        let started = self.start(&life, &Kind::Piped, None)?;
+        self.collection(&life, started)?.output()
     }
 
     /// Runs the command to its end.
@@ -331,8 +324,9 @@ impl<'a> Command<'a> {
             return Ok(self.output()?.status);
         }
         // It may have been given pipes, which are read then.
-        let started = self.start(&Kind::Null, None)?;
-        Ok(self.collection(started)?.output()?.status)
+        let life = self.lives.now()?;
+        let started = self.start(&life, &Kind::Null, None)?;
+        Ok(self.collection(&life, started)?.output()?.status)
     }
 
     /// Starts the command and returns once its program runs. It is read from in the background,
@@ -345,23 +339,24 @@ impl<'a> Command<'a> {
         if self.terminal.is_some() {
             return Err(Error::invalid("terminal", "in the background no one is there to type"));
         }
-        let mut child = self.start_child(&Kind::Piped)?;
+        let life = self.lives.now()?;
+        let mut child = self.start_child(&life, &Kind::Piped)?;
         let stdin = child.stdin.take().map(OwnedFd::from);
         let mut collection = child.take_collection()?;
         collection.collector.input = self.input_to(stdin)?;
-        Job::start(self.jobs, collection, child.handle(), child.id())
+        Job::start(&life.jobs, collection, child.handle(), child.id())
     }
 
-    fn start_child(&self, default: &Kind) -> Result<Child> {
+    fn start_child(&self, life: &Life, default: &Kind) -> Result<Child> {
         let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-        let started = self.start(default, Some(notice_theirs))?;
-        let (stdin, collection) = self.split(started);
+        let started = self.start(life, default, Some(notice_theirs))?;
+        let (stdin, collection) = self.split(life, started);
         Child::started(stdin, collection, notice, self.kill_on_drop)
     }
 
     /// What is started by [`Self::start`], with the input that it gets.
-    fn collection(&self, started: Started) -> Result<Collection> {
-        let (stdin, mut collection) = self.split(started);
+    fn collection(&self, life: &Life, started: Started) -> Result<Collection> {
+        let (stdin, mut collection) = self.split(life, started);
         collection.collector.input = self.input_to(stdin)?;
         Ok(collection)
     }
@@ -377,7 +372,7 @@ impl<'a> Command<'a> {
         }
     }
 
-    fn split(&self, started: Started) -> (Option<OwnedFd>, Collection) {
+    fn split(&self, life: &Life, started: Started) -> (Option<OwnedFd>, Collection) {
         let Started { running, stdin, pipes, identity } = started;
         let collector = Collector {
             running: Arc::new(running),
@@ -386,23 +381,23 @@ impl<'a> Command<'a> {
             bounds: self.bounds,
             is_terminal: self.terminal.is_some(),
         };
-        let control = Arc::clone(self.control);
+        let control = Arc::clone(&life.control);
         let collection = Collection { collector, control, identity, caps: self.caps };
         (stdin, collection)
     }
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
-    fn start(&self, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
-        self.control.check_own()?;
+    fn start(&self, life: &Life, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
+        let control = &life.control;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
         let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
-        let (identity, home) = self.run_as.find(self.control.identities(), |path| {
-            (self.read)(self.control, path, user::LONGEST, deadline)
-        })?;
+        let (identity, home) = self
+            .run_as
+            .find(control.identities(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
         // A guest may have held up the look-up: together they take no longer.
         let timeout = if self.run_as.is_looked_up() { deadline.left() } else { self.timeout };
         let environment = self.environment_block(home.as_deref())?;
@@ -413,12 +408,12 @@ impl<'a> Command<'a> {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
             (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
         };
-        let (channel, channel_theirs) = self.control.take_channel()?;
+        let (channel, channel_theirs) = control.take_channel()?;
         let mut descriptors = vec![channel_theirs.as_raw_fd()];
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (job_cgroup, join_files) = self.control.job_cgroup(notice.is_some())?;
+        let (job_cgroup, join_files) = control.job_cgroup(notice.is_some())?;
         descriptors.extend(join_files.descriptors());
 
         let program_to_run = Program {
@@ -440,9 +435,8 @@ impl<'a> Command<'a> {
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers,
         };
-        let control = self.control;
-        let running =
-            Running::new(program, channel, control.init(), timeout).with_cgroup(job_cgroup);
+        let running = Running::new(program, channel, control.init(), timeout, life.beginning())
+            .with_cgroup(job_cgroup);
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;
         }

@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod collect;
 pub(crate) mod command;
 pub(crate) mod exit;
+pub(crate) mod life;
 pub(crate) mod running;
 pub(crate) mod stdio;
 pub(crate) mod terminal;

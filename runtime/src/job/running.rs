@@ -14,6 +14,7 @@ use crate::cgroup::{self, JobCgroup};
 use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::life::Beginning;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::wait_beside_init;
@@ -50,6 +51,8 @@ struct State {
     overdue: Deadline,
     /// Whether several may wait for it, each of whom is to be woken.
     is_shared: bool,
+    /// Until it runs, or has ended.
+    beginning: Option<Beginning>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +67,9 @@ impl Running {
         channel: Socket,
         init: &Arc<OwnedFd>,
         timeout: Option<Duration>,
+        beginning: Beginning,
     ) -> Self {
+        let beginning = Some(beginning);
         let overdue = timeout
             .and_then(|timeout| timeout.checked_add(OVERDUE))
             .map_or(Deadline::NEVER, Deadline::after);
@@ -74,7 +79,13 @@ impl Running {
             init: Arc::clone(init),
             started: Instant::now(),
             job_cgroup: None,
-            state: Mutex::new(State { end: None, asked: None, overdue, is_shared: false }),
+            state: Mutex::new(State {
+                end: None,
+                asked: None,
+                overdue,
+                is_shared: false,
+                beginning,
+            }),
             owner: Owner::this_process(),
         }
     }
@@ -107,6 +118,7 @@ impl Running {
 
     /// To be told when it runs its program.
     pub(crate) fn mark_started(&self) {
+        self.lock().beginning = None;
         if let Some(job_cgroup) = &self.job_cgroup {
             job_cgroup.expect(false);
         }
@@ -205,6 +217,9 @@ impl Running {
 
     /// Wakes up all who wait, where its end is known.
     fn wake(&self, state: &mut State) {
+        if state.end.is_some() {
+            state.beginning = None;
+        }
         if state.end.is_some() && state.is_shared {
             state.is_shared = false;
             self.messages.end();
@@ -423,7 +438,7 @@ mod tests {
 
     use adl_protocol::{Exit, JobEvent, Request, Scope, Status, Usage};
 
-    use super::{Handle, OVERDUE, Running};
+    use super::{Beginning, Handle, OVERDUE, Running};
     use crate::error::Error;
     use crate::job::exit::EndReason;
     use crate::sys::pidfd;
@@ -450,7 +465,8 @@ mod tests {
             let process = cat.unwrap();
             let pidfd = Arc::new(pidfd::open(process.id().cast_signed()).unwrap());
             let (ours, elsewhere) = wire::channel().unwrap();
-            let running = Running::new("program".into(), ours, &pidfd, timeout);
+            let running =
+                Running::new("program".into(), ours, &pidfd, timeout, Beginning::default());
             (Self { process, pidfd, elsewhere: elsewhere.into() }, Arc::new(running))
         }
 

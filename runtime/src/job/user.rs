@@ -1,13 +1,12 @@
 //! Users and groups of a sandbox, by number or by the names that its own files give them.
 
 use std::io;
-use std::sync::Arc;
 
 use adl_protocol::{Identities, Identity, Stage, limits};
 
 use crate::error::{Error, Result};
+use crate::job::life::Life;
 use crate::wait::Deadline;
-use crate::wire::control::Control;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
 pub(crate) const LONGEST: u64 = 1 << 20;
@@ -40,7 +39,7 @@ enum Who {
 
 /// Reads a file of the sandbox as its root would, by a deadline, and no more than so many bytes; an
 /// absent one is empty.
-pub(crate) type ReadFile = fn(&Arc<Control>, &'static str, u64, Deadline) -> Result<Vec<u8>>;
+pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<u8>>;
 
 impl RunAs {
     pub(crate) const ROOT: Self = Self { who: Who::Ids { uid: 0, gid: 0 }, groups: None };

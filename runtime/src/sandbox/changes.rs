@@ -29,16 +29,16 @@ impl Sandbox {
     /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
     /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
-        self.control().check_own()?;
-        if let Upper::Memory { .. } = self.config().upper {
+        let mut now = self.now()?;
+        if let Upper::Memory { .. } = self.config.upper {
             return Err(Error::Unsupported {
                 what: "the changes of the sandbox".to_owned(),
                 why: "what it has written is in memory, and no one outside can see it".to_owned(),
                 fix: "make the sandbox with the upper `disk` or `btrfs`".to_owned(),
             });
         }
-        let (Some(root), Some(directory)) = (self.instance().root(), self.instance().directory())
-        else {
+        let this = now.instance()?;
+        let (Some(root), Some(directory)) = (this.root(), this.directory()) else {
             return Err(Error::SandboxDied);
         };
         let mut layers = Vec::new();
@@ -48,7 +48,9 @@ impl Sandbox {
             opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
         }
-        changes_of(&layers, self.config())
+        // What is opened stays, whatever becomes of the sandbox.
+        drop(now);
+        changes_of(&layers, &self.config)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::cgroup::{self, Group};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
+use crate::job::life::Life;
 use crate::sandbox::launch::{self, Plan};
 use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
@@ -124,8 +125,9 @@ impl Instance {
         &self.control
     }
 
-    pub(crate) fn jobs(&self) -> &Arc<Jobs> {
-        &self.jobs
+    /// What commands and file calls are asked of.
+    pub(crate) fn life(&self) -> Life {
+        Life::new(Arc::clone(&self.control), Arc::clone(&self.jobs))
     }
 
     pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {

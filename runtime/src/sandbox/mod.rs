@@ -8,8 +8,8 @@ mod layers;
 mod root;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::stats::Stats;
@@ -22,6 +22,7 @@ use crate::files::{self, Files};
 use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
+use crate::job::life::{Life, Lives};
 use crate::sandbox::instance::Instance;
 use crate::sandbox::root::Root;
 use crate::snapshot::{self, IfRunning, Snapshot, SnapshotOptions};
@@ -30,9 +31,9 @@ use crate::store::ids::IdRange;
 use crate::store::name::SnapshotName;
 use crate::store::{State, remover};
 use crate::sys::id_ranges;
+use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::{unique_name, unique_number};
-use crate::wire::control::Control;
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
@@ -41,7 +42,10 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 
 /// A running sandbox.
 ///
-/// All methods take `&self`, and any number of jobs may run at once, started from any threads.
+/// All methods take `&self`: threads share it in an [`Arc`], and any number of jobs may run at
+/// once. Resets, snapshots and a delete are made one after the other. What runs meanwhile ends as
+/// they say, and a command that begins meanwhile runs in what comes after them.
+///
 /// When it is dropped, or the process that made it ends in whatever way, all processes in it are
 /// killed and the kernel takes back all that they had. A fork of that process can't use it
 /// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
@@ -52,8 +56,29 @@ pub struct Sandbox {
     state: State,
     /// What it is on as new: after a snapshot, the instance is on that.
     image: Arc<Root>,
+    /// The ids outside that the ids from 0 on inside are.
+    ids: Option<Arc<IdRange>>,
+    /// What commands and file calls are asked of.
+    lives: Arc<Lives>,
+    /// Of the instance that there is now.
+    init_pid: AtomicI32,
+    /// Taken for as long as something of it is changed.
+    now: Mutex<Now>,
+}
+
+/// What a sandbox is at a moment.
+#[derive(Debug)]
+struct Now {
+    /// `None` once it was deleted.
+    instance: Option<Instance>,
     cgroups: Option<cgroup::Plan>,
-    instance: Instance,
+    limits: Limits,
+}
+
+impl Now {
+    fn instance(&mut self) -> Result<&mut Instance> {
+        self.instance.as_mut().ok_or(Error::SandboxDied)
+    }
 }
 
 impl Sandbox {
@@ -101,7 +126,12 @@ impl Sandbox {
             (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
         };
         instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
-        Ok(Self { name, config: config.clone(), state, image, cgroups, instance })
+        let lives = Lives::new(instance.life());
+        let ids = instance.ids().map(Arc::clone);
+        let init_pid = AtomicI32::new(instance.init_pid());
+        let limits = config.limits.clone();
+        let now = Mutex::new(Now { instance: Some(instance), cgroups, limits });
+        Ok(Self { name, config: config.clone(), state, image, ids, lives, init_pid, now })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -114,7 +144,7 @@ impl Sandbox {
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Sandbox};
-    /// let mut sandbox = Sandbox::create(Config::default())?;
+    /// let sandbox = Sandbox::create(Config::default())?;
     /// sandbox.shell("rm -rf /usr; sleep inf &").status()?;
     /// sandbox.reset()?;
     /// assert!(sandbox.command("true").status()?.success());
@@ -129,42 +159,40 @@ impl Sandbox {
     /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is
     /// dead then, and its processes are still ending; this can be called again, which tells the
     /// same until they have ended, and succeeds from then on.
-    pub fn reset(&mut self) -> Result<()> {
-        self.check_own()?;
-        if self.instance.is_ending() {
-            self.instance.end_processes()?;
+    pub fn reset(&self) -> Result<()> {
+        let now = &mut *self.now()?;
+        if now.instance()?.is_ending() {
+            now.instance()?.end_processes()?;
         }
-        let mut next = match self.make_next() {
+        let mut next = match self.make_next(now) {
             // What it has used up is in the way of what it will, and goes first.
-            Err(error) if self.may_be_in_the_way(&error) => {
-                self.instance.end_processes()?;
-                self.instance.end()?;
+            Err(error) if may_be_in_the_way(&error, now.instance()?) => {
+                now.instance()?.end_processes()?;
+                now.instance()?.end()?;
                 remover::finish_within(ROOM);
-                self.make_next_when_there_is_room()?
+                self.make_next_when_there_is_room(now)?
             }
             next => next?,
         };
-        // No command can come to the next before this has returned, so there is no moment at
-        // which both do something. The name goes first: it is the last that can fail.
-        self.exchange_names(&mut next)?;
-        if let Err(error) = self.instance.end_processes().and_then(|()| next.record_ids()) {
+        // A command that begins from here on comes to the next, when there is nothing left of this
+        // one: there is no moment at which both do something. The name goes first: it is the last
+        // that can fail.
+        let mut life = self.lives.hold();
+        let this = now.instance()?;
+        self.exchange_names(this, &mut next)?;
+        if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
             // Its own again, for whoever calls again. If that fails, it is the next one's, and free
             // with it.
-            let _ = self.exchange_names(&mut next);
+            let _ = self.exchange_names(this, &mut next);
             return Err(error);
         }
-        std::mem::replace(&mut self.instance, next).end()
-    }
-
-    /// Whether something could not be made because of what the sandbox has used up.
-    fn may_be_in_the_way(&self, error: &Error) -> bool {
-        let is_busy = || self.instance.is_busy().unwrap_or(true);
-        error.is_no_space() || error.is_exhausted() && is_busy()
+        self.begin(&mut life, &next);
+        std::mem::replace(this, next).end()
     }
 
     /// Has the next instance be what the name stands for, or again this one.
-    fn exchange_names(&mut self, next: &mut Instance) -> Result<()> {
-        let (Some(next), this) = (next.directory_mut(), self.instance.directory_mut()) else {
+    fn exchange_names(&self, this: &mut Instance, next: &mut Instance) -> Result<()> {
+        let (Some(next), this) = (next.directory_mut(), this.directory_mut()) else {
             return Ok(());
         };
         match this {
@@ -175,11 +203,11 @@ impl Sandbox {
 
     /// Makes the next instance where what was in the way has just been removed. A btrfs gives the
     /// room back when it has written that down, and a subvolume's in the background after that.
-    fn make_next_when_there_is_room(&self) -> Result<Instance> {
+    fn make_next_when_there_is_room(&self, now: &Now) -> Result<Instance> {
         let end = Instant::now() + ROOM;
         loop {
             self.state.make_room()?;
-            match self.make_next() {
+            match self.make_next(now) {
                 Err(error) if error.is_no_space() && Instant::now() < end => {
                     std::thread::sleep(BETWEEN_ATTEMPTS);
                 }
@@ -189,15 +217,15 @@ impl Sandbox {
     }
 
     /// Makes the instance on the image that is to take the place of this one.
-    fn make_next(&self) -> Result<Instance> {
-        remover::with_descriptors(|| self.try_to_make_next())
+    fn make_next(&self, now: &Now) -> Result<Instance> {
+        remover::with_descriptors(|| self.try_to_make_next(now))
     }
 
-    fn try_to_make_next(&self) -> Result<Instance> {
+    fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
         let mut next = self.start_next()?;
         next.attach_directory(self.state.make_aside(&self.image.layout(&self.config)?)?);
         let image = Arc::clone(&self.image);
-        next.set_up(&self.config, self.hostname(), image, self.cgroups.as_ref())?;
+        next.set_up(&self.config, self.hostname(), image, now.cgroups.as_ref())?;
         Ok(next)
     }
 
@@ -220,7 +248,7 @@ impl Sandbox {
     /// takes (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no
     /// snapshot comes about, the call can be made again; where only the sandbox can't go on, the
     /// snapshot is returned, and the sandbox is dead until it is reset.
-    pub fn snapshot(&mut self) -> Result<Snapshot> {
+    pub fn snapshot(&self) -> Result<Snapshot> {
         self.snapshot_with(&SnapshotOptions::default())
     }
 
@@ -228,8 +256,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
-    pub fn snapshot_with(&mut self, options: &SnapshotOptions) -> Result<Snapshot> {
-        self.check_own()?;
+    pub fn snapshot_with(&self, options: &SnapshotOptions) -> Result<Snapshot> {
+        let now = &mut *self.now()?;
         let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
         let unsupported = |why: &str, fix: &str| Error::Unsupported {
             what: "a snapshot of the sandbox".to_owned(),
@@ -240,15 +268,19 @@ impl Sandbox {
             let fix = "make the sandbox with the upper `disk` or `btrfs`";
             return Err(unsupported("what it has written is in memory", fix));
         }
-        if self.instance.is_ending() {
-            self.instance.end_processes()?;
+        if now.instance()?.is_ending() {
+            now.instance()?.end_processes()?;
         }
-        if options.running == IfRunning::Refuse && self.instance.is_busy()? {
+        // From here on no command begins.
+        let mut life = self.lives.hold();
+        let mut is_busy = || Ok::<_, Error>(life.is_beginning() || now.instance()?.is_busy()?);
+        if options.running == IfRunning::Refuse && is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
             return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
         }
-        let (Some(directory), Some(root)) = (self.instance.directory(), self.instance.root())
-        else {
+        let config = Config { limits: now.limits.clone(), ..self.config.clone() };
+        let this = now.instance()?;
+        let (Some(directory), Some(root)) = (this.directory(), this.root()) else {
             return Err(unsupported("its files are gone", "reset it first"));
         };
         // All that can be wrong shows before anything is ended or moved.
@@ -260,50 +292,67 @@ impl Sandbox {
         let root = Arc::clone(root);
         let trees: Vec<_> = root.uppers().collect();
         let making =
-            snapshot::PendingSnapshot::begin(&self.state, directory, &self.config, &trees, name)?;
+            snapshot::PendingSnapshot::begin(&self.state, directory, &config, &trees, name)?;
         let mut next = self.start_next()?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
         next.attach_directory(self.state.make_aside(&layout)?);
         // What is set up after the end takes descriptors, which are there then.
         let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
-        self.instance.end_processes()?;
+        this.end_processes()?;
         next.record_ids()?;
         drop(reserved);
-        self.instance.remove_cgroups()?;
+        this.remove_cgroups()?;
         if let Some(directory) = next.directory_mut() {
-            directory.take_name(&self.name, self.instance.directory_mut())?;
+            directory.take_name(&self.name, this.directory_mut())?;
         }
         // If this fails, the files are the sandbox's still, and the next attempt's.
-        let Some(directory) = self.instance.directory_mut() else {
+        let Some(directory) = this.directory_mut() else {
             return Err(Error::SandboxDied);
         };
         let snapshot = making.publish(directory)?;
         // From here on they are the snapshot's, and whatever happens, the caller has that.
-        self.instance.detach_directory();
+        this.detach_directory();
         let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
-        if self.resume_on(next, root).is_err() {
+        match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
+            Ok(()) => {
+                self.begin(&mut life, &next);
+                std::mem::replace(now.instance()?, next).end()?;
+            }
             // It is dead, as any command will tell.
-            self.instance.end()?;
+            Err(_) => now.instance()?.end()?,
         }
         Ok(snapshot)
     }
 
-    /// Has an instance that was started for it take the place of one that has ended.
-    fn resume_on(&mut self, mut next: Instance, root: Arc<Root>) -> Result<()> {
+    /// Sets up an instance that was started to take the place of one that has ended.
+    fn set_up_on(
+        &self,
+        next: &mut Instance,
+        root: Arc<Root>,
+        cgroups: Option<&cgroup::Plan>,
+    ) -> Result<()> {
         if let Some(directory) = next.directory() {
             directory.add_subvolume(&root.layout(&self.config)?)?;
         }
-        next.set_up(&self.config, self.hostname(), root, self.cgroups.as_ref())?;
-        std::mem::replace(&mut self.instance, next).end()
+        next.set_up(&self.config, self.hostname(), root, cgroups)
     }
 
-    fn check_own(&self) -> Result<()> {
-        self.control().check_own()
+    /// Has an instance be what commands are asked of from here on.
+    fn begin(&self, life: &mut Life, next: &Instance) {
+        *life = next.life();
+        self.init_pid.store(next.init_pid(), Ordering::Relaxed);
+    }
+
+    /// What it is now, for the one who changes it.
+    fn now(&self) -> Result<MutexGuard<'_, Now>> {
+        // In a fork, a thread of its parent may have had the lock.
+        self.lives.check_own()?;
+        Ok(lock(&self.now))
     }
 
     /// Starts the instance that is to take the place of this one.
     fn start_next(&self) -> Result<Instance> {
-        let ids = match self.instance.ids() {
+        let ids = match &self.ids {
             Some(ids) => Some(Arc::clone(ids)),
             None => fresh_ids()?,
         };
@@ -315,37 +364,48 @@ impl Sandbox {
         &self.name
     }
 
-    /// The process id of its init, as the host sees it.
+    /// The process id of its init, as the host sees it: another after each reset and snapshot. Once
+    /// it has died, this is no process, or another.
     pub fn init_pid(&self) -> i32 {
-        self.instance.init_pid()
+        self.init_pid.load(Ordering::Relaxed)
+    }
+
+    /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops: a
+    /// pidfd of its init, which a reset or a snapshot ends, too.
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.
+    pub fn pidfd(&self) -> Result<OwnedFd> {
+        let pidfd = self.now()?.instance()?.as_fd().try_clone_to_owned();
+        pidfd.map_err(Error::io("dup"))
     }
 
     /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
     /// the first one and their number.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.instance.ids().map(|range| (range.base(), id_ranges::LENGTH))
+        self.ids.as_ref().map(|range| (range.base(), id_ranges::LENGTH))
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
     /// slash is looked for in the `PATH` of the command's environment.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.command_of(&[program.as_ref()])
     }
 
     /// Prepares a script: for bash if the sandbox has it, else for sh.
-    pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command<'_> {
+    pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.command_of(&["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
         command.arg("-c").arg(script);
         command
     }
 
-    fn command_of(&self, programs: &[&std::ffi::OsStr]) -> Command<'_> {
-        Command::new(self.control(), self.instance.jobs(), files::read_small, programs)
+    fn command_of(&self, programs: &[&std::ffi::OsStr]) -> Command {
+        Command::new(&self.lives, files::read_small, programs)
     }
 
     /// Reads, writes and copies its files.
-    pub fn files(&self) -> Files<'_> {
-        Files::new(self.control())
+    pub fn files(&self) -> Files {
+        Files::new(&self.lives)
     }
 
     /// Sets other limits, also for what runs; those that are not set are none from here on. What is
@@ -359,18 +419,18 @@ impl Sandbox {
     /// created without [`Limits::accounting`] and without any limit of that controller;
     /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
     /// of the limits may be the new ones.
-    pub fn set_limits(&mut self, mut limits: Limits) -> Result<()> {
-        self.check_own()?;
+    pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
         limits.check()?;
         limits.make_absolute()?;
-        let group = self.instance.control().group();
-        let (Some(plan), Some(group)) = (&mut self.cgroups, group) else {
+        let now = &mut *self.now()?;
+        let control = Arc::clone(now.instance()?.control());
+        let (Some(plan), Some(group)) = (&mut now.cgroups, control.group()) else {
             return Err(cgroup::none());
         };
         plan.change(&limits, group)?;
         // What is counted was settled when it was created.
-        let accounting = self.config.limits.accounting;
-        self.config.limits = Limits { accounting, ..limits };
+        let accounting = now.limits.accounting;
+        now.limits = Limits { accounting, ..limits };
         Ok(())
     }
 
@@ -402,14 +462,14 @@ impl Sandbox {
         self.group()?.freeze(false)
     }
 
-    fn group(&self) -> Result<&Arc<Group>> {
-        self.check_own()?;
-        self.control().group().ok_or_else(cgroup::none)
+    pub(crate) fn group(&self) -> Result<Arc<Group>> {
+        self.lives.now()?.control.group().map(Arc::clone).ok_or_else(cgroup::none)
     }
 
     /// Ends all its processes and gives back all that it had. What it has written is removed, and
-    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. Dropping does the
-    /// same, but can't tell what went wrong.
+    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. From then on all
+    /// that it is asked is [`Error::SandboxDied`]. Dropping it does the same, but can't tell what
+    /// went wrong.
     ///
     /// # Errors
     /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it
@@ -417,37 +477,24 @@ impl Sandbox {
     /// before. A thread waits for it then and gives back the rest, the name among it. [`Error::Io`]
     /// where a file could not be removed. `adl gc` removes what is left once the calling process
     /// has ended.
-    pub fn delete(mut self) -> Result<()> {
-        self.check_own()?;
-        self.instance.end()
+    pub fn delete(&self) -> Result<()> {
+        let instance = self.now()?.instance.take();
+        // Deleted before, it is gone.
+        instance.map_or(Ok(()), |mut instance| instance.end())
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
     /// and those that have ended and that no one has waited for yet. In a fork of the process that
     /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
-        // In a fork, a thread of its parent may have had the lock.
-        self.check_own().map_or_else(|_| Vec::new(), |()| self.instance.jobs().lock().clone())
-    }
-
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
-    }
-
-    pub(crate) fn instance(&self) -> &Instance {
-        &self.instance
-    }
-
-    pub(crate) fn control(&self) -> &Arc<Control> {
-        self.instance.control()
+        self.lives.now().map_or_else(|_| Vec::new(), |life| life.jobs.lock().clone())
     }
 }
 
-/// Readable when the sandbox has died, or was ended: for `poll(2)` and event loops.
-impl AsFd for Sandbox {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.instance.as_fd()
-    }
+/// Whether something could not be made because of what a sandbox has used up.
+fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
+    let is_busy = || instance.is_busy().unwrap_or(true);
+    error.is_no_space() || error.is_exhausted() && is_busy()
 }
 
 /// A range of ids, for who can map them.

@@ -236,7 +236,7 @@ fn begun(sandbox: &Sandbox) -> Child {
     child
 }
 
-fn file_call(call: &str, files: &mut Files<'_>, state: &Path) -> Outcome {
+fn file_call(call: &str, files: &mut Files, state: &Path) -> Outcome {
     let ok = |()| "Ok".to_owned();
     let files = files.timeout(BOUND).limit(1 << 20).entry_limit(1000);
     let out = state.join("out");

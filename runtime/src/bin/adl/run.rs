@@ -149,7 +149,7 @@ fn run(
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let copies_out = CopyOut::open_all(&options.copies_out, &options.bases)?;
-    let mut sandbox = Sandbox::create(options.config.clone())?;
+    let sandbox = Sandbox::create(options.config.clone())?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
         files.user(user);
@@ -225,7 +225,7 @@ fn spawn(
     }
 }
 
-fn prepare(command: &mut Command<'_>, options: &Options) -> CliResult<()> {
+fn prepare(command: &mut Command, options: &Options) -> CliResult<()> {
     if options.tty {
         let (rows, columns) = sys::window_size(io::stdin())?;
         command.terminal(rows, columns);

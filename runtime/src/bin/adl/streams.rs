@@ -32,7 +32,7 @@ const WAITING_CHUNK: usize = 4096;
 const BACKGROUND: u16 = 200;
 
 /// Says where the streams of a command lead: nowhere where the caller's do, else into pipes.
-pub(crate) fn prepare(command: &mut Command<'_>) -> io::Result<()> {
+pub(crate) fn prepare(command: &mut Command) -> io::Result<()> {
     let [stdin, stdout, stderr] =
         [own(io::stdin().as_fd())?, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?];
     for (name, file) in [("stdin", &stdin), ("stdout", &stdout), ("stderr", &stderr)] {
@@ -78,12 +78,14 @@ pub(crate) fn run(
         *stderr = Some(Flow::new(our_end(pipe.into())?, to, never_waits));
     }
     let closed_input = None;
-    Relay { child, sandbox, signals, pause, input, closed_input, outputs, delivered: true }.run()
+    let init = sandbox.pidfd()?;
+    Relay { child, init, signals, pause, input, closed_input, outputs, delivered: true }.run()
 }
 
 struct Relay<'a> {
     child: &'a mut Child,
-    sandbox: &'a Sandbox,
+    /// Readable when the sandbox has died.
+    init: OwnedFd,
     signals: &'a SignalFd,
     pause: PollTimeout,
     input: Option<Flow>,
@@ -149,7 +151,7 @@ impl Relay<'_> {
             self.outputs.each_ref().map(|(_, flow)| flow.as_ref().map(|flow| flow.interest(true)));
         let wanted = [
             child.map(|child| (child, PollFlags::POLLIN)),
-            child.map(|_| (self.sandbox.as_fd(), PollFlags::POLLIN)),
+            child.map(|_| (self.init.as_fd(), PollFlags::POLLIN)),
             Some((self.signals.as_fd(), PollFlags::POLLIN)),
             // That no one reads any more is told without being asked for.
             self.input.as_ref().map(|flow| (flow.to.as_fd(), PollFlags::empty())),

@@ -222,7 +222,7 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
     let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
     let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
     for _ in 0..rounds {
-        let mut sandbox = create.measure(|| Sandbox::create(config.clone()))?;
+        let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
         let put = sandbox
             .shell("cat > \"$0\" && chmod +x \"$0\"")
             .arg(PROBE)

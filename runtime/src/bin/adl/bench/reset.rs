@@ -29,7 +29,7 @@ pub(super) fn snapshots(
     let mut times = sizes.map(|_| (Times::default(), Times::default()));
     for _ in 0..count {
         for (size, (snapshot, fork)) in sizes.into_iter().zip(&mut times) {
-            let mut sandbox = Sandbox::create(config.clone())?;
+            let sandbox = Sandbox::create(config.clone())?;
             let write = format!("head -c {size} /dev/zero > /root/file && sync /root/file");
             let written = sandbox.command("/bin/bash").args(["-c", &write]).status()?;
             LeftOut::unless_made(ROWS, &format!("{size} bytes"), written)?;
@@ -65,7 +65,7 @@ pub(super) fn large(config: &Config, resets: usize, rows: &mut Rows) -> CliResul
     if resets == 0 {
         return Ok(());
     }
-    let mut sandbox = Sandbox::create(config.clone())?;
+    let sandbox = Sandbox::create(config.clone())?;
     let mut reset = Times::default();
     for _ in 0..resets {
         let made = sandbox.command("/bin/bash").args(["-c", MAKE]).status()?;
