@@ -56,6 +56,7 @@ mod records;
 mod report;
 mod reset;
 mod shares;
+mod sharing;
 mod snapshots;
 mod starts;
 mod streams;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::tree::{Layer, Tree, TreeKind};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::Snapshot;
 use crate::sys::id_ranges;
 use crate::sys::open::{Purpose, beneath};
@@ -29,7 +29,7 @@ impl Sandbox {
     /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
     /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
-        let mut now = self.now()?;
+        let mut guard = self.now()?;
         if let Upper::Memory { .. } = self.config.upper {
             return Err(Error::Unsupported {
                 what: "the changes of the sandbox".to_owned(),
@@ -37,7 +37,7 @@ impl Sandbox {
                 fix: "make the sandbox with the upper `disk` or `btrfs`".to_owned(),
             });
         }
-        let this = now.instance()?;
+        let this = &alive(&mut guard)?.instance;
         let (Some(root), Some(directory)) = (this.root(), this.directory()) else {
             return Err(Error::SandboxDied);
         };
@@ -49,7 +49,7 @@ impl Sandbox {
             layers.push(opened);
         }
         // What is opened stays, whatever becomes of the sandbox.
-        drop(now);
+        drop(guard);
         changes_of(&layers, &self.config)
     }
 }

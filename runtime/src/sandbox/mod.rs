@@ -54,31 +54,30 @@ pub struct Sandbox {
     name: String,
     config: Config,
     state: State,
-    /// What it is on as new: after a snapshot, the instance is on that.
-    image: Arc<Root>,
-    /// The ids outside that the ids from 0 on inside are.
-    ids: Option<Arc<IdRange>>,
+    /// The first of the ids outside that the ids from 0 on inside are.
+    first_id: Option<u32>,
     /// What commands and file calls are asked of.
     lives: Arc<Lives>,
     /// Of the instance that there is now.
     init_pid: AtomicI32,
-    /// Taken for as long as something of it is changed.
-    now: Mutex<Now>,
+    /// Taken for as long as something of it is changed; `None` once it was deleted.
+    now: Mutex<Option<Now>>,
 }
 
-/// What a sandbox is at a moment.
+/// What a sandbox has until it is deleted.
 #[derive(Debug)]
 struct Now {
-    /// `None` once it was deleted.
-    instance: Option<Instance>,
+    /// What it is on as new: after a snapshot, the instance is on that.
+    image: Arc<Root>,
+    ids: Option<Arc<IdRange>>,
     cgroups: Option<cgroup::Plan>,
     limits: Limits,
+    instance: Instance,
 }
 
-impl Now {
-    fn instance(&mut self) -> Result<&mut Instance> {
-        self.instance.as_mut().ok_or(Error::SandboxDied)
-    }
+/// What a sandbox has, unless it was deleted.
+fn alive(now: &mut Option<Now>) -> Result<&mut Now> {
+    now.as_mut().ok_or(Error::SandboxDied)
 }
 
 impl Sandbox {
@@ -130,8 +129,9 @@ impl Sandbox {
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();
-        let now = Mutex::new(Now { instance: Some(instance), cgroups, limits });
-        Ok(Self { name, config: config.clone(), state, image, ids, lives, init_pid, now })
+        let first_id = ids.as_deref().map(IdRange::base);
+        let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
+        Ok(Self { name, config: config.clone(), state, first_id, lives, init_pid, now })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -160,15 +160,16 @@ impl Sandbox {
     /// dead then, and its processes are still ending; this can be called again, which tells the
     /// same until they have ended, and succeeds from then on.
     pub fn reset(&self) -> Result<()> {
-        let now = &mut *self.now()?;
-        if now.instance()?.is_ending() {
-            now.instance()?.end_processes()?;
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        if now.instance.is_ending() {
+            now.instance.end_processes()?;
         }
         let mut next = match self.make_next(now) {
             // What it has used up is in the way of what it will, and goes first.
-            Err(error) if may_be_in_the_way(&error, now.instance()?) => {
-                now.instance()?.end_processes()?;
-                now.instance()?.end()?;
+            Err(error) if may_be_in_the_way(&error, &now.instance) => {
+                now.instance.end_processes()?;
+                now.instance.end()?;
                 remover::finish_within(ROOM);
                 self.make_next_when_there_is_room(now)?
             }
@@ -178,7 +179,7 @@ impl Sandbox {
         // one: there is no moment at which both do something. The name goes first: it is the last
         // that can fail.
         let mut life = self.lives.hold();
-        let this = now.instance()?;
+        let this = &mut now.instance;
         self.exchange_names(this, &mut next)?;
         if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
             // Its own again, for whoever calls again. If that fails, it is the next one's, and free
@@ -222,9 +223,9 @@ impl Sandbox {
     }
 
     fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
-        let mut next = self.start_next()?;
-        next.attach_directory(self.state.make_aside(&self.image.layout(&self.config)?)?);
-        let image = Arc::clone(&self.image);
+        let mut next = self.start_next(now.ids.as_ref())?;
+        next.attach_directory(self.state.make_aside(&now.image.layout(&self.config)?)?);
+        let image = Arc::clone(&now.image);
         next.set_up(&self.config, self.hostname(), image, now.cgroups.as_ref())?;
         Ok(next)
     }
@@ -257,7 +258,8 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
     pub fn snapshot_with(&self, options: &SnapshotOptions) -> Result<Snapshot> {
-        let now = &mut *self.now()?;
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
         let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
         let unsupported = |why: &str, fix: &str| Error::Unsupported {
             what: "a snapshot of the sandbox".to_owned(),
@@ -268,18 +270,18 @@ impl Sandbox {
             let fix = "make the sandbox with the upper `disk` or `btrfs`";
             return Err(unsupported("what it has written is in memory", fix));
         }
-        if now.instance()?.is_ending() {
-            now.instance()?.end_processes()?;
+        if now.instance.is_ending() {
+            now.instance.end_processes()?;
         }
         // From here on no command begins.
         let mut life = self.lives.hold();
-        let mut is_busy = || Ok::<_, Error>(life.is_beginning() || now.instance()?.is_busy()?);
+        let is_busy = || Ok::<_, Error>(life.is_beginning() || now.instance.is_busy()?);
         if options.running == IfRunning::Refuse && is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
             return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
         }
         let config = Config { limits: now.limits.clone(), ..self.config.clone() };
-        let this = now.instance()?;
+        let this = &mut now.instance;
         let (Some(directory), Some(root)) = (this.directory(), this.root()) else {
             return Err(unsupported("its files are gone", "reset it first"));
         };
@@ -293,7 +295,7 @@ impl Sandbox {
         let trees: Vec<_> = root.uppers().collect();
         let making =
             snapshot::PendingSnapshot::begin(&self.state, directory, &config, &trees, name)?;
-        let mut next = self.start_next()?;
+        let mut next = self.start_next(now.ids.as_ref())?;
         let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
         next.attach_directory(self.state.make_aside(&layout)?);
         // What is set up after the end takes descriptors, which are there then.
@@ -316,10 +318,10 @@ impl Sandbox {
         match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
             Ok(()) => {
                 self.begin(&mut life, &next);
-                std::mem::replace(now.instance()?, next).end()?;
+                std::mem::replace(&mut now.instance, next).end()?;
             }
             // It is dead, as any command will tell.
-            Err(_) => now.instance()?.end()?,
+            Err(_) => now.instance.end()?,
         }
         Ok(snapshot)
     }
@@ -344,15 +346,15 @@ impl Sandbox {
     }
 
     /// What it is now, for the one who changes it.
-    fn now(&self) -> Result<MutexGuard<'_, Now>> {
+    fn now(&self) -> Result<MutexGuard<'_, Option<Now>>> {
         // In a fork, a thread of its parent may have had the lock.
         self.lives.check_own()?;
         Ok(lock(&self.now))
     }
 
     /// Starts the instance that is to take the place of this one.
-    fn start_next(&self) -> Result<Instance> {
-        let ids = match &self.ids {
+    fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Instance> {
+        let ids = match ids {
             Some(ids) => Some(Arc::clone(ids)),
             None => fresh_ids()?,
         };
@@ -376,14 +378,15 @@ impl Sandbox {
     /// # Errors
     /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.
     pub fn pidfd(&self) -> Result<OwnedFd> {
-        let pidfd = self.now()?.instance()?.as_fd().try_clone_to_owned();
+        let mut now = self.now()?;
+        let pidfd = alive(&mut now)?.instance.as_fd().try_clone_to_owned();
         pidfd.map_err(Error::io("dup"))
     }
 
     /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
     /// the first one and their number.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.ids.as_ref().map(|range| (range.base(), id_ranges::LENGTH))
+        self.first_id.map(|first| (first, id_ranges::LENGTH))
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
@@ -422,8 +425,9 @@ impl Sandbox {
     pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
         limits.check()?;
         limits.make_absolute()?;
-        let now = &mut *self.now()?;
-        let control = Arc::clone(now.instance()?.control());
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        let control = Arc::clone(now.instance.control());
         let (Some(plan), Some(group)) = (&mut now.cgroups, control.group()) else {
             return Err(cgroup::none());
         };
@@ -478,9 +482,9 @@ impl Sandbox {
     /// where a file could not be removed. `adl gc` removes what is left once the calling process
     /// has ended.
     pub fn delete(&self) -> Result<()> {
-        let instance = self.now()?.instance.take();
+        let now = self.now()?.take();
         // Deleted before, it is gone.
-        instance.map_or(Ok(()), |mut instance| instance.end())
+        now.map_or(Ok(()), |mut now| now.instance.end())
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,

@@ -107,7 +107,7 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     if call == "create" {
         return timed(|| sandbox(state, way).map(drop), |()| "Ok".to_owned());
     }
-    let mut sandbox = sandbox(state, way).unwrap();
+    let sandbox = sandbox(state, way).unwrap();
     let ok = |()| "Ok".to_owned();
     match call {
         "delete" => timed(|| sandbox.delete(), ok),
