@@ -1,10 +1,10 @@
 //! The life of a sandbox that commands and file calls are asked of: a reset begins another.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::error::Result;
 use crate::job::background::Jobs;
+use crate::job::beginning::Beginning;
 use crate::sys::owner::Owner;
 use crate::wire::control::Control;
 
@@ -29,30 +29,7 @@ impl Life {
     /// Whether a command begins in it, of which no process may be there yet.
     pub(crate) fn is_beginning(&self) -> bool {
         // One is that of the life itself.
-        self.beginning.0.load(Ordering::Acquire) > 1
-    }
-}
-
-/// A command that begins: counted until its program runs or it has ended.
-#[derive(Debug)]
-pub(crate) struct Beginning(Arc<AtomicUsize>);
-
-impl Default for Beginning {
-    fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(1)))
-    }
-}
-
-impl Clone for Beginning {
-    fn clone(&self) -> Self {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl Drop for Beginning {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.beginning.count() > 1
     }
 }
 

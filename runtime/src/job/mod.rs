@@ -1,6 +1,7 @@
 //! What runs in a sandbox: how it is started, followed, and what becomes of it.
 
 pub(crate) mod background;
+mod beginning;
 pub(crate) mod child;
 pub(crate) mod collect;
 pub(crate) mod command;
