@@ -46,8 +46,9 @@ const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
 
-/// How many children may be on their way to their programs in init's memory at once. Each takes up
-/// to 64 KiB for as long as a guest keeps it stopped, of the 32 MiB that init has.
+/// How many children may be on their way to their programs in init's memory at once. Each takes a
+/// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
+/// guest keeps it stopped, of the 48 MiB that init has.
 const STARTING: usize = 128;
 /// How long a tree may outrun the passes that end it before all processes are stopped for one, in
 /// ns; then twice as long, and so on.

@@ -169,7 +169,7 @@ pub struct SetupFailure<'a> {
     pub path: &'a [u8],
 }
 
-/// The steps of set-up, in the order in which they happen.
+/// The steps of set-up. `run` of init has the order in which they happen; some come twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Step {

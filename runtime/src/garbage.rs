@@ -21,9 +21,9 @@ use crate::store::directory::is_aside;
 /// [`crate::Config`].
 ///
 /// # Errors
-/// [`Error::Uncollected`] with all that could not be removed, each with its path, and with what
-/// was: nothing waits for whoever mends that. What adl has not made, as a file among the
-/// directories of sandboxes, is one of these.
+/// [`Error::Uncollected`](crate::Error::Uncollected) with all that could not be removed, each with
+/// its path, and with what was: nothing waits for whoever mends that. What adl has not made, as a
+/// file among the directories of sandboxes, is one of these.
 pub fn collect_garbage(state_directory: Option<&Path>) -> Result<Vec<String>> {
     collect(&State::open(state_directory)?)
 }

@@ -23,8 +23,10 @@
 //! new namespaces, maps its ids and sends it the plan; init mounts, gives up its rights, installs
 //! the system call filters and says that it is ready. `ARCHITECTURE.md` tells the whole.
 //!
-//! The library changes nothing of the process that uses it: no signal handler, no umask, no
-//! working directory. It needs Linux 5.19 or later on x86_64.
+//! The library sets no signal handler, no umask and no working directory of the process that uses
+//! it. It starts threads, each for a purpose that `ARCHITECTURE.md` names, and a process that ends
+//! normally waits up to ten seconds for the removal of what its sandboxes left on disk. It needs
+//! Linux 5.19 or later on x86_64.
 
 #![cfg_attr(
     test,

@@ -5,7 +5,7 @@
 //! take it off without CAP_SYS_ADMIN, and `/proc/PID/ns/cgroup` shows it. It costs 2 µs, needs no
 //! process to stand guard and no cgroup that can be written.
 //!
-//! A tree is ended by passes through `/proc` that send SIGKILL to all who carry the mark, until a
+//! A tree is ended by passes through `/proc` that send SIGKILL to all who carry the mark, until
 //! passes meet none, twice: one that got the signal makes no more processes, and processes that
 //! are made during a pass have higher ids, which the pass comes to, but where ids start over. A
 //! pass goes on for a little in each turn of the event loop, so that the number of processes holds

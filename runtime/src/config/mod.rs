@@ -62,7 +62,7 @@ pub struct Config {
     pub cgroup_parent: Option<PathBuf>,
     /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
     /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
-    /// without a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.
+    /// who can't write to a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.
     #[serde(skip)]
     pub state_directory: Option<PathBuf>,
 }

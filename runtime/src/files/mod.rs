@@ -46,7 +46,7 @@ const AT_ONCE: usize = 4096 - 2 * Chunk::HEADER;
 /// The most that is appended in one piece, in bytes; see [`WriteMode::Append`].
 const APPENDED_AT_ONCE: usize = 4 << 10;
 
-/// Reads, writes and copies files of a sandbox; made by [`Sandbox::files`].
+/// Reads, writes and copies files of a sandbox; made by [`Sandbox::files`](crate::Sandbox::files).
 ///
 /// Paths are those inside: relative ones start at [`Files::current_dir`], symbolic links lead to
 /// what they mean there. All is done with the rights of one user, root of the sandbox unless

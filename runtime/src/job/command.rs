@@ -29,7 +29,8 @@ use crate::wait::Deadline;
 /// What a command's environment has unless it is changed.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A command to be run in a sandbox, made by [`Sandbox::command`].
+/// A command to be run in a sandbox, made by
+/// [`Sandbox::command`](crate::Sandbox::command).
 ///
 /// Nothing of the calling program's environment, directory or descriptors reaches it. The
 /// environment is `PATH` and `HOME`, the directory `/`, the user root of the sandbox, and each
@@ -331,7 +332,7 @@ impl Command {
 
     /// Starts the command and returns once its program runs. It is read from in the background,
     /// by a thread of its own, and can be waited for, looked at and ended from anywhere; see
-    /// [`Sandbox::jobs`].
+    /// [`Sandbox::jobs`](crate::Sandbox::jobs).
     ///
     /// # Errors
     /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.

@@ -71,7 +71,7 @@ impl Snapshot {
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Export, Sandbox};
-    /// # let mut sandbox = Sandbox::create(Config::default())?;
+    /// # let sandbox = Sandbox::create(Config::default())?;
     /// let file = std::fs::File::create("layer.tar").expect("a new file");
     /// sandbox.snapshot()?.export(Export::Layer, std::io::BufWriter::new(file))?;
     /// # Ok::<(), adl_runtime::Error>(())

@@ -256,7 +256,7 @@ impl Instance {
             (None, None) => Ok(()),
             _ => remove_later(Removal::new(mounts, directory)),
         };
-        // Lease until here: it is what the directory's overlays lie on.
+        // Held until here: it is what the directory's overlays lie on.
         self.root = None;
         removed
     }

@@ -139,7 +139,9 @@ impl Sandbox {
     /// as [`Sandbox::create`], whatever was done inside; what was written to disk is removed soon
     /// after, as by [`Sandbox::delete`].
     ///
-    /// Commands that run are killed, and their ends are told as [`Error::SandboxDied`].
+    /// Commands that run are killed, and their ends are told as
+    /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
+    /// [`Error::SandboxDied`].
     /// A sandbox that has died is alive again after it.
     ///
     /// ```no_run
@@ -372,8 +374,8 @@ impl Sandbox {
         self.init_pid.load(Ordering::Relaxed)
     }
 
-    /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops: a
-    /// pidfd of its init, which a reset or a snapshot ends, too.
+    /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops:
+    /// a pidfd of its init, which a reset or a snapshot ends, too.
     ///
     /// # Errors
     /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.

@@ -61,7 +61,7 @@ pub enum IfRunning {
 /// ```no_run
 /// use adl_runtime::{Config, Sandbox};
 ///
-/// let mut sandbox = Sandbox::create(Config::default())?;
+/// let sandbox = Sandbox::create(Config::default())?;
 /// sandbox.shell("install-what-takes-long").status()?;
 /// let snapshot = sandbox.snapshot()?;
 /// let forks: Vec<Sandbox> =
@@ -95,7 +95,7 @@ impl Snapshot {
         Ok(names.iter().map(SnapshotName::to_string).collect())
     }
 
-    /// Its name; one that was given to it if it begins with a dot.
+    /// Its name. One that begins with a dot was made up, since the caller gave none.
     pub fn name(&self) -> &str {
         self.0.name().as_str()
     }

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (state, calls) = arguments.split_first().expect("STATE WAY CALL");
+    let [state, kernels, calls @ ..] = &arguments[..] else { panic!("STATE KERNELS WAY CALL") };
     let state = Path::new(state);
     // All that there is once in a process is there from here on.
     sandbox(state, "behaves").unwrap().delete().unwrap();
@@ -39,7 +39,7 @@ fn main() {
     assert!(neighbour.command("true").status().unwrap().success());
     adl_runtime::finish_removals();
 
-    for kernel in ["this", "older"] {
+    for kernel in kernels.split(',') {
         if kernel == "older" {
             refuse_passrights();
         }
