@@ -371,6 +371,6 @@ fn who_is_root_of_a_user_namespace_only_is_told_so_or_served() {
         let output = command.output().unwrap();
         let told = stderr(&output);
         let served = output.stdout == b"served\n";
-        assert!(served || told.contains("is not to be had here"), "{refuse}: {told}");
+        assert!(served || told.contains("is not available here"), "{refuse}: {told}");
     }
 }

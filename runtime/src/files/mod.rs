@@ -97,13 +97,14 @@ impl Files {
         self
     }
 
-    /// Sets the user id, as it is inside.
+    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
+    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
         self.run_as.set_uid(uid);
         self
     }
 
-    /// Sets the group id, as it is inside.
+    /// Sets the group id, as it is inside, also of a user that was named before.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
         self.run_as.set_gid(gid);
         self
@@ -390,7 +391,7 @@ impl Files {
             }
             entries.push(DirEntry {
                 name: OsStr::from_bytes(name).to_owned(),
-                kind: *kind.ok_or(Error::Protocol { why: "a kind of file that is none" })?,
+                kind: *kind.ok_or(Error::Protocol { why: "an unknown kind of file" })?,
             });
         }
         Ok(next.filter(|_| !kinds.is_empty()).map(Cursor))

@@ -161,8 +161,8 @@ impl FileWriter {
         send: impl FnOnce(&mut Outgoing) -> Result<()>,
     ) -> Result<()> {
         self.call.check_own()?;
-        let pipe =
-            self.pipe.as_mut().ok_or(Error::Protocol { why: "an earlier write has failed" })?;
+        let failed = || Error::invalid("writer", "an earlier write to it has failed");
+        let pipe = self.pipe.as_mut().ok_or_else(failed)?;
         pipe.set_deadline(deadline);
         let Err(error) = send(pipe) else { return Ok(()) };
         self.pipe = None;

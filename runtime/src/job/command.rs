@@ -149,13 +149,14 @@ impl Command {
         self
     }
 
-    /// Sets the user id, as it is inside.
+    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
+    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
         self.run_as.set_uid(uid);
         self
     }
 
-    /// Sets the group id, as it is inside.
+    /// Sets the group id, as it is inside, also of a user that was named before.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
         self.run_as.set_gid(gid);
         self

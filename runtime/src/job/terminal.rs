@@ -24,7 +24,9 @@ impl Terminal {
     /// # Errors
     /// [`Error::Protocol`](crate::Error::Protocol).
     pub(crate) fn take(messages: &Messages) -> Result<Self> {
-        messages.take_descriptor(socket::is_terminal_master, "a terminal that is none").map(Self)
+        messages
+            .take_descriptor(socket::is_terminal_master, "a descriptor that is not a terminal")
+            .map(Self)
     }
 
     /// Sets its size, in characters. The command's foreground processes get SIGWINCH.

@@ -103,7 +103,7 @@ fn open_device(path: &HostPath) -> Result<Source> {
     let source = Source::open("open device", path)?;
     match kind_of(&source)? {
         SFlag::S_IFCHR | SFlag::S_IFBLK => Ok(source),
-        _ => Err(Error::invalid("device", format!("{:?} is none", path.full_path()))),
+        _ => Err(Error::invalid("device", format!("{:?} is not a device", path.full_path()))),
     }
 }
 

@@ -39,10 +39,9 @@ pub(crate) fn archive(state: &State, archive: &HostPath) -> Result<PathBuf> {
 /// Says of which file it is, and what may be the matter.
 fn no_archive(path: &Path, error: Error) -> Error {
     match error {
-        Error::Invalid { why, .. } => Error::invalid(
-            "image",
-            format!("{path:?} is no tar archive that is not compressed: {why}"),
-        ),
+        Error::Invalid { why, .. } => {
+            Error::invalid("image", format!("{path:?} is not an uncompressed tar archive: {why}"))
+        }
         other => other,
     }
 }
@@ -110,7 +109,8 @@ fn copy(
             .map_err(Error::io("start of a thread"))?;
         let sent = send(&mut to, &options, &mut CopyReport::default());
         drop(to);
-        let made = made.join().unwrap_or(Err(Error::Protocol { why: "a copy that panicked" }));
+        let panicked = || Error::io("copy")(std::io::Error::other("its thread has panicked"));
+        let made = made.join().unwrap_or_else(|_| Err(panicked()));
         match sent {
             // Who made it has stopped, and says why.
             Err(Error::Protocol { .. }) => made,

@@ -546,7 +546,7 @@ fn modified(attributes: &Attributes) -> Result<TimeSpec> {
     let time = attributes.modified;
     // Some higher numbers mean "now" or "as it is" to the kernel.
     if time.nanoseconds >= 1_000_000_000 {
-        return Err(Error::Protocol { why: "a time that is none" });
+        return Err(Error::Protocol { why: "a bad time" });
     }
     Ok(TimeSpec::new(time.seconds, time.nanoseconds.into()))
 }

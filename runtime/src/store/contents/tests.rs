@@ -27,7 +27,7 @@ fn without_rights(root: &Path) -> Command {
     command
         .args(["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "remove::contents::tests::empty_what_is_asked_for", "--ignored"])
+        .args(["--exact", "store::contents::tests::empty_what_is_asked_for", "--ignored"])
         .env(EMPTY, root);
     command
 }
@@ -247,11 +247,7 @@ fn a_removal_that_is_interrupted_goes_on() {
         let mut interruptions = 0;
         loop {
             let mut child = Command::new(std::env::current_exe().unwrap());
-            child.args([
-                "--exact",
-                "remove::contents::tests::empty_what_is_asked_for",
-                "--ignored",
-            ]);
+            child.args(["--exact", "store::contents::tests::empty_what_is_asked_for", "--ignored"]);
             let mut child = child.env(EMPTY, &root).stdout(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(5 + interruptions * 3));
             child.kill().unwrap();

@@ -161,7 +161,7 @@ impl Exporter<'_> {
         let options = self.tally.options;
         let Attributes { mode, uid, gid, modified } = *attributes;
         if modified.nanoseconds >= 1_000_000_000 {
-            return Err(Error::Protocol { why: "a time that is none" });
+            return Err(Error::Protocol { why: "a bad time" });
         }
         let mask = if options.set_ids { 0o7777 } else { 0o1777 };
         let (uid, gid) = if options.owners { (uid, gid) } else { (0, 0) };

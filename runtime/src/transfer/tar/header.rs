@@ -57,7 +57,7 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 /// A number, in octal digits or, with the first bit set, in binary.
 pub(super) fn number(bytes: &[u8]) -> Result<i64> {
-    let why = "a number that is none";
+    let why = "a bad number";
     if let [first @ (0x80 | 0xff), rest @ ..] = bytes {
         let start = if *first == 0xff { -1_i64 } else { 0 };
         return rest
@@ -291,7 +291,7 @@ fn most(range: &Range<usize>) -> u64 {
 /// A number in decimal digits.
 pub(super) fn count(digits: &[u8]) -> Result<u64> {
     let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
-    digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| malformed("a number that is none"))
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| malformed("a bad number"))
 }
 
 fn narrow(number: u64) -> Result<u32> {
@@ -308,7 +308,7 @@ fn decimal(time: Time) -> String {
 }
 
 fn time(value: &[u8]) -> Result<Time> {
-    let why = || malformed("a time that is none");
+    let why = || malformed("a bad time");
     let (is_negative, value) = match value.strip_prefix(b"-") {
         Some(value) => (true, value),
         None => (false, value),
