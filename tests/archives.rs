@@ -50,7 +50,7 @@ fn an_archive_is_unpacked_once_for_all_and_again_when_it_changes() {
         }
     });
     assert_eq!(unpacked(&home).len(), 1);
-    let mut sandbox = make();
+    let sandbox = make();
     shell(&sandbox, "echo changed > /who");
     sandbox.reset().unwrap();
     assert_eq!(shell(&sandbox, "cat /who"), "one");

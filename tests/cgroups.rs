@@ -98,7 +98,7 @@ fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
     let _alone = harness::alone();
     let home = Home::new();
     let live = |limits: Limits| {
-        let mut sandbox = sandbox(&home, limits);
+        let sandbox = sandbox(&home, limits);
         assert!(sandbox.shell("sleep 1000 & true").status().unwrap().success());
         sandbox.freeze().unwrap();
         sandbox.thaw().unwrap();
@@ -141,7 +141,7 @@ fn what_is_frozen_stands_and_goes_on() {
     }
     let home = Home::new();
     let limits = || Limits { accounting: true, ..Limits::default() };
-    let mut frozen = sandbox(&home, limits());
+    let frozen = sandbox(&home, limits());
     let mut command = frozen.shell("while :; do :; done");
     let child = command.spawn().unwrap();
     let time = |sandbox: &Sandbox| sandbox.stats().unwrap().cpu_time.unwrap();
@@ -222,7 +222,7 @@ fn what_is_told_of_an_end_is_of_that_end() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = sandbox(&home, memory(64 * MIB));
+    let sandbox = sandbox(&home, memory(64 * MIB));
     // What a job has left runs out of memory after its end.
     let script = format!(
         "import os, time\nif os.fork() == 0:\n\
@@ -319,14 +319,14 @@ fn nothing_is_left_of_cgroups() {
         assert!(left.is_empty(), "{left:?}");
     };
     for round in 0..50 {
-        let mut sandbox = sandbox(&home, all_limits());
+        let sandbox = sandbox(&home, all_limits());
         let before = cgroups_of(&sandbox);
         assert!(sandbox.shell("sleep 1000 & sleep 1000 & true").status().unwrap().success());
         match round % 3 {
             0 => {}
             1 => sandbox.reset().unwrap(),
             _ => {
-                let running = adl_runtime::Running::End;
+                let running = adl_runtime::IfRunning::End;
                 let options = SnapshotOptions { running, ..SnapshotOptions::default() };
                 drop(sandbox.snapshot_with(&options).unwrap());
             }
@@ -405,7 +405,7 @@ pub(crate) fn without_version_2(state: &Path) {
         let state_directory = Some(state.to_owned());
         Sandbox::create(Config { limits, state_directory, ..Config::default() }).unwrap()
     };
-    let mut sandbox = create();
+    let sandbox = create();
     let begin = Instant::now();
     let script = format!("setsid sleep 1000 & python3 -c \"{HOG}\"; exec sleep 1000");
     let status = sandbox.shell(script).status().unwrap();

@@ -93,7 +93,7 @@ pub(crate) fn live_often(state: &Path) {
             drop(command.args(["-c", attack]).stderr(Stdio::null()).spawn().unwrap());
         }
     };
-    let mut attacker = Sandbox::create(of_attacker).unwrap();
+    let attacker = Sandbox::create(of_attacker).unwrap();
     attack(&attacker);
 
     let life = Life { place, shared, config, limits: limits(256 << 20) };
@@ -166,7 +166,7 @@ impl Life {
             ],
             ..self.config.clone()
         };
-        let mut sandbox = Sandbox::create(config).unwrap();
+        let sandbox = Sandbox::create(config).unwrap();
 
         // Commands: their output, a terminal, one in the background, one that does not end by itself.
         assert_eq!(shell(&sandbox, "echo $((6 * 7)) > /root/answer; cat /root/answer"), "42\n");

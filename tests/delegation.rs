@@ -30,7 +30,7 @@ fn a_parent_is_where_the_cgroups_are() {
         let Err(Error::Unsupported { what, why, .. }) = refused else { panic!("{refused:?}") };
         assert!(what.contains("no-such-parent") || why.contains("no-such-parent"), "{what}: {why}");
     }
-    let mut sandbox = create(&at, memory(64 * MIB)).unwrap();
+    let sandbox = create(&at, memory(64 * MIB)).unwrap();
     for _ in 0..2 {
         assert!(sandbox.command("true").status().unwrap().success());
         assert!(cgroups_of(&sandbox).iter().any(|path| path.starts_with(&parent)));

@@ -77,7 +77,7 @@ fn a_guest_can_not_lock_devices_for_others() {
     let hold = "flock --exclusive /dev/null sh -c 'echo locked; exec sleep inf'";
     let mut holder = sandbox.shell(hold);
     let holder = holder.background().unwrap();
-    let locked = || holder.so_far().stdout == b"locked\n";
+    let locked = || holder.partial_output().stdout == b"locked\n";
     assert!(crate::harness::within(std::time::Duration::from_secs(20), locked));
     let attempt = "flock --nonblock --exclusive /dev/null true";
     assert!(Command::new("sh").args(["-c", attempt]).status().unwrap().success());

@@ -65,7 +65,7 @@ impl Drop for Ice {
 }
 
 /// Starts what says `ready`.
-fn ready(command: &mut Command<'_>) -> Child {
+fn ready(command: &mut Command) -> Child {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let stdout = child.stdout.as_mut().unwrap();
     std::io::Read::read_exact(stdout, &mut [0; 6]).unwrap();
@@ -142,7 +142,7 @@ fn an_end_that_takes_long_is_remembered_and_told_until_it_has_come() {
     let home = Home::new();
     let name = Some("ending".to_owned());
     let config = Config { name, ..home.config() };
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     let ice = Ice::new("ending");
     let child = ready(&mut sandbox.shell("echo ready; exec sleep 1000"));
     let job = sandbox.shell("exec sleep 1000").background().unwrap();
@@ -202,7 +202,7 @@ fn a_reset_that_cannot_be_made_leaves_the_sandbox_as_it_was() {
 /// The helper of the test above: with fewer and fewer descriptors, down to none.
 pub(crate) fn reset_without_descriptors(state: &Path) {
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
-    let mut sandbox = Sandbox::create(config).unwrap();
+    let sandbox = Sandbox::create(config).unwrap();
     // What is made once is made.
     sandbox.reset().unwrap();
     sandbox.snapshot().unwrap().delete().unwrap_err();
@@ -219,7 +219,7 @@ pub(crate) fn reset_without_descriptors(state: &Path) {
                 || sandbox.files().read_file("/root/file").is_ok_and(|file| file == b"kept\n");
             assert!(within(SOON, kept));
             let options = adl_runtime::SnapshotOptions {
-                running: adl_runtime::Running::End,
+                running: adl_runtime::IfRunning::End,
                 ..Default::default()
             };
             setrlimit(Resource::RLIMIT_NOFILE, lowest + spare, hard).unwrap();
@@ -252,7 +252,7 @@ pub(crate) fn reset_without_descriptors(state: &Path) {
 }
 
 /// A way to run a command in which what it writes is read here.
-type Way = fn(&mut Command<'_>) -> EndReason;
+type Way = fn(&mut Command) -> EndReason;
 
 /// All of them.
 fn ways() -> [(&'static str, Way); 5] {
@@ -308,10 +308,10 @@ fn bounds_of_what_no_one_reads_are_refused() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    let idle: fn(&mut Command<'_>) = |command| {
+    let idle: fn(&mut Command) = |command| {
         command.idle_timeout(SOON);
     };
-    let limit: fn(&mut Command<'_>) = |command| {
+    let limit: fn(&mut Command) = |command| {
         command.output_limit(1);
     };
     for bound in [idle, limit] {

@@ -8,12 +8,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use crate::harness::{
     BUILD_LIMIT, Home, Need, cargo, needs, repository, succeeds, target_directory,
 };
 
+/// The kernel that there is, and one that passes on what a receiver did not ask for.
+const KERNELS: [&str; 2] = ["this", "older"];
 /// What a call may take that waits for nothing but the machine, for its deadline of 300 ms, or for a
 /// second more.
 const SOON: Duration = Duration::from_secs(2);
@@ -65,19 +68,31 @@ impl Told {
     }
 }
 
+/// Kernels, and what is tried on each: ways and calls.
+type Run<'a> = (&'a str, &'a [(&'a str, &'a str)]);
+
 /// Makes calls, and checks all that must hold whatever init does: one of `results` begins what each
 /// returned, in time, and nothing is left of it.
 #[track_caller]
 fn survives(calls: &[(&str, &str)], results: &[&str], within: Duration) -> Vec<Told> {
     let home = Home::of_a_test_that_takes(BUILD_LIMIT);
-    let state = home.path("calls");
-    std::fs::create_dir(&state).unwrap();
-    let mut command = Command::new(host());
-    command.arg(&state);
-    for (way, call) in calls {
-        command.args([way, call]);
-    }
-    let output = succeeds(&mut command);
+    // Those that wait for long wait side by side.
+    let runs: Vec<Run<'_>> = match within > SOON {
+        true => KERNELS.iter().flat_map(|k| calls.chunks(1).map(|call| (*k, call))).collect(),
+        false => vec![("this,older", calls)],
+    };
+    let start = |(number, (kernels, calls)): (usize, Run<'_>)| {
+        let state = home.path(format!("calls-{number}"));
+        std::fs::create_dir(&state).unwrap();
+        let mut command = Command::new(host());
+        command.arg(&state).arg(kernels);
+        for (way, call) in calls {
+            command.args([way, call]);
+        }
+        thread::spawn(move || succeeds(&mut command))
+    };
+    let runs: Vec<_> = runs.into_iter().enumerate().map(start).collect();
+    let output: String = runs.into_iter().map(|run| run.join().unwrap()).collect();
     let mut all: Vec<Told> = Vec::new();
     for (key, value) in output.lines().filter_map(|line| line.split_once(' ')) {
         if key == "call" {

@@ -77,7 +77,7 @@ fn a_reset_costs_the_same_after_anything() {
     }
     let home = Home::of_a_test_that_takes(Duration::from_secs(1800));
     let name = Some("measured".to_owned());
-    let mut sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
     let upper = home.state().join("sandboxes/measured/0.upper");
     let larger = LARGER.map(|(what, make)| (what, make.to_owned()));
     let cases: Vec<_> = larger.into_iter().chain(crate::reset::large(1)).collect();

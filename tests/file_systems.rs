@@ -114,7 +114,7 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
     let disk = Mounted::btrfs(&home);
     let image = Image::directory(small_image(&home.path("")));
     let config = Config { upper: BTRFS, image, ..disk.config() };
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     let look = "cat /data/* /data/sub/* 2>/dev/null; ls /data";
     let new = shell(&sandbox, look);
     assert_eq!(new, "image\nother\nfile\nsub\n");
@@ -152,7 +152,7 @@ fn a_sandbox_on_btrfs_lives_as_any_other() {
     }
     assert_eq!(shell(&sandbox, look), "changed\n\nfile\nnew\nsub\n");
     // A fork of a fork, and its parents gone.
-    let [mut one, other] = forks;
+    let [one, other] = forks;
     other.delete().unwrap();
     let how = SnapshotOptions { name: Some("second".into()), ..SnapshotOptions::default() };
     let second = one.snapshot_with(&how).unwrap();
@@ -203,7 +203,7 @@ fn the_host_image_and_archives_are_images_on_btrfs_too() {
     }
     let home = Home::new();
     let disk = Mounted::btrfs(&home);
-    let mut sandbox = Sandbox::create(Config { upper: BTRFS, ..disk.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { upper: BTRFS, ..disk.config() }).unwrap();
     shell(&sandbox, "python3 -c 'print(1)' > /root/file; echo > /usr/share/new");
     let snapshot = sandbox.snapshot().unwrap();
     let one = Sandbox::create(snapshot.config()).unwrap();
@@ -254,7 +254,7 @@ fn subvolumes_that_a_guest_has_made_go_with_it() {
     let home = Home::new();
     let disk = Mounted::btrfs(&home);
     let config = Config { upper: BTRFS, ..disk.config() };
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     let before = disk.subvolumes();
     let make = |sandbox: &Sandbox| {
         let output = sandbox.command("python3").args(["-c", NESTED]).output().unwrap();
@@ -297,7 +297,7 @@ fn a_size_on_btrfs_holds_and_can_not_be_gone_around() {
 
 /// Fills a sandbox that may take 16 MiB, and resets it.
 fn full_and_reset(config: &Config) {
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     for _ in 0..3 {
         let fill = "cat /dev/zero > /data/large; cat /bin/sh > /data/more && sync";
         let output = sandbox.shell(fill).output().unwrap();
@@ -351,7 +351,7 @@ fn a_size_on_disk_holds_where_there_are_project_quotas() {
     sandbox.delete().unwrap();
 
     // What a snapshot keeps is not what the next one may take.
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     shell(
         &sandbox,
         "i=0; while test $i != 80; do cat /bin/sh > /data/$i || exit; i=$((i + 1)); done",
@@ -375,13 +375,13 @@ fn a_snapshot_that_is_full_can_be_the_image_of_others() {
     let disk = Mounted::ext4(&home, ",prjquota");
     let upper = Upper::Disk { size: Some(4 << 20) };
     let image = Image::directory(small_image(&disk.place));
-    let mut sandbox = Sandbox::create(Config { upper, image, ..disk.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { upper, image, ..disk.config() }).unwrap();
     // All inodes but those that the snapshot itself takes.
     let fill = "cd /tmp; i=0; while test $i != 20000; do : > f$i || exit; i=$((i + 1)); done";
     sandbox.shell(fill).status().unwrap();
     shell(&sandbox, "cd /tmp; test -e f1000; test ! -e f19999; rm f1 f2 f3 f4");
     let full = sandbox.snapshot().unwrap();
-    let mut fork = Sandbox::create(full.config()).unwrap();
+    let fork = Sandbox::create(full.config()).unwrap();
     let forks: Vec<_> = (0..12)
         .map(|_| {
             fork.reset().unwrap();
@@ -405,7 +405,7 @@ fn a_disk_that_a_guest_has_filled_is_emptied_by_a_reset() {
         let disk = Mounted::try_new(&home.path(""), &mkfs, "loop", 64 << 20).unwrap();
         let image = Image::directory(small_image(&home.path("")));
         let config = Config { upper, image, ..disk.config() };
-        let mut sandbox = Sandbox::create(config.clone()).unwrap();
+        let sandbox = Sandbox::create(config.clone()).unwrap();
         let fill =
             "cat /dev/zero > /data/large; i=0; while mkdir -p /data/$i/x; do i=$((i + 1)); done";
         let filled = |sandbox: &Sandbox| {
@@ -432,7 +432,7 @@ fn on_a_disk_without_room_no_root_is_read_only_without_a_word() {
     let disk = Mounted::try_new(&home.path(""), &mkfs, "loop", 32 << 20).unwrap();
     let image = Image::directory(small_image(&home.path("")));
     let config = Config { image, ..disk.config() };
-    let mut sandbox = Sandbox::create(config.clone()).unwrap();
+    let sandbox = Sandbox::create(config.clone()).unwrap();
     // The guest takes what there is for users; what is left for root lets the host go on.
     let fill = "cat /dev/zero > /data/large; i=0; while : > /data/$i; do i=$((i + 1)); done; \
                 while mkdir /data/d$i; do i=$((i + 1)); done";

@@ -596,7 +596,7 @@ fn a_user_can_do_what_its_commands_can_and_no_more() {
     let root = sandbox.files();
     let mut user = sandbox.files();
     user.user("1000");
-    type Call = fn(&Files<'_>) -> adl_runtime::Result<()>;
+    type Call = fn(&Files) -> adl_runtime::Result<()>;
     let denied: [(&str, Call); 12] = [
         ("read", |f| f.read_file("/tmp/secret").map(drop)),
         ("hard link", |f| f.read_file("/tmp/own/hard").map(drop)),

@@ -102,7 +102,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
         Config { limits: Limits { accounting: true, ..Limits::default() }, ..config(state) };
     // Where nothing can be counted, the rest is tried.
     let sandbox = Sandbox::create(with_counts).or_else(|_| Sandbox::create(config(state)));
-    let mut sandbox = sandbox.unwrap();
+    let sandbox = sandbox.unwrap();
     let options = SnapshotOptions { name: Some("kept".to_owned()), ..SnapshotOptions::default() };
     let snapshot = sandbox.snapshot_with(&options).unwrap();
     // Now the channel of the next one is ready.
@@ -111,7 +111,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
     let killed = sandbox.command("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
     let handle = child.handle();
     let job = sandbox.shell("echo said; sleep 1000").background().unwrap();
-    assert!(within(FORK, || job.so_far().stdout == b"said\n"));
+    assert!(within(FORK, || job.partial_output().stdout == b"said\n"));
     let reader = sandbox.files().open_read("/root/read").unwrap();
     let writer = sandbox.files().open_write("/root/written", WriteOptions::default()).unwrap();
 
@@ -149,7 +149,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
             refused(job.wait());
             refused(job.wait_timeout(Duration::ZERO));
             refused(job.kill());
-            assert!(job.so_far().stdout.is_empty());
+            assert!(job.partial_output().stdout.is_empty());
             for handle in [&handle, &child.as_ref().unwrap().handle()] {
                 refused(handle.wait());
                 refused(handle.wait_timeout(Duration::ZERO));
@@ -188,7 +188,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
 
     // All is as it was.
     let parts = parts.into_inner();
-    let (Some(mut sandbox), Some(snapshot), Some(mut child)) = (parts.0, parts.1, parts.2) else {
+    let (Some(sandbox), Some(snapshot), Some(mut child)) = (parts.0, parts.1, parts.2) else {
         panic!("these are the parent's")
     };
     let (mut killed, job) = (parts.3.unwrap(), parts.4.unwrap());
@@ -198,7 +198,7 @@ pub(crate) fn lend(state: &Path, lend_to: impl FnOnce(&dyn Fn())) {
     assert_eq!(child.wait().unwrap().code(), Some(11));
     assert_eq!(sandbox.jobs().len(), 1);
     assert!(job.try_wait().unwrap().is_none());
-    assert_eq!(job.so_far().stdout, b"said\n");
+    assert_eq!(job.partial_output().stdout, b"said\n");
     job.kill().unwrap();
     job.wait().unwrap();
     let mut text = String::new();
@@ -259,7 +259,7 @@ fn make_own(state: &Path, parents: &Sandbox) {
     // What is its parent's has an owner.
     assert_eq!(adl_runtime::collect_garbage(Some(state)).unwrap(), [""; 0]);
     let mut own = own.into_iter();
-    let mut first = own.next().unwrap();
+    let first = own.next().unwrap();
     first.reset().unwrap();
     let snapshot = first.snapshot().unwrap();
     shell(&Sandbox::create(snapshot.config()).unwrap(), "true");

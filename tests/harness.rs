@@ -195,7 +195,7 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 
 /// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a machine
 /// with much else to do.
-pub(crate) fn patient_files(sandbox: &Sandbox) -> Files<'_> {
+pub(crate) fn patient_files(sandbox: &Sandbox) -> Files {
     let mut files = sandbox.files();
     files.timeout(report::ORDINARY);
     files

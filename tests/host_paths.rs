@@ -486,7 +486,7 @@ fn a_snapshot_lies_on_no_link_that_came_after_it() {
     let make = |path: HostPath| {
         fs::create_dir(&base).unwrap();
         succeeds(Command::new("cp").arg("-a").arg(&host).arg(base.join("root")));
-        let mut sandbox = home.sandbox_of(Image::directory(path));
+        let sandbox = home.sandbox_of(Image::directory(path));
         shell(&sandbox, "mkdir /new");
         let snapshot = sandbox.snapshot().unwrap();
         sandbox.delete().unwrap();

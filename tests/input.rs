@@ -34,7 +34,7 @@ fn refused(home: &Home, config: Config) -> Error {
 
 /// Tries to run what can't be, in both ways of running; the stage and kind of the failure.
 #[track_caller]
-fn start_error(sandbox: &Sandbox, mut command: Command<'_>) -> (Stage, ErrorKind, Option<i32>) {
+fn start_error(sandbox: &Sandbox, mut command: Command) -> (Stage, ErrorKind, Option<i32>) {
     let of = |error: Error| match error {
         Error::Start { stage, source, .. } => (stage, source.kind(), source.raw_os_error()),
         other => panic!("{other:?}"),
@@ -47,7 +47,7 @@ fn start_error(sandbox: &Sandbox, mut command: Command<'_>) -> (Stage, ErrorKind
 }
 
 #[track_caller]
-fn assert_invalid(sandbox: &Sandbox, command: &mut Command<'_>, about: &str) {
+fn assert_invalid(sandbox: &Sandbox, command: &mut Command, about: &str) {
     match command.output() {
         Err(Error::Invalid { what, .. }) if what == about => {}
         other => panic!("{about}: {other:?}"),
@@ -371,6 +371,6 @@ fn who_is_root_of_a_user_namespace_only_is_told_so_or_served() {
         let output = command.output().unwrap();
         let told = stderr(&output);
         let served = output.stdout == b"served\n";
-        assert!(served || told.contains("is not to be had here"), "{refuse}: {told}");
+        assert!(served || told.contains("is not available here"), "{refuse}: {told}");
     }
 }

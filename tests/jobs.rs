@@ -36,7 +36,7 @@ fn names(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// Starts a command, and reads the line `ready` from it.
-fn ready(command: &mut Command<'_>) -> Child {
+fn ready(command: &mut Command) -> Child {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 6];
     child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
@@ -345,7 +345,7 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    let ends = |command: &mut Command<'_>| {
+    let ends = |command: &mut Command| {
         let output = command.output().unwrap();
         assert!(output.stdout.starts_with(b"partial\n"), "{output:?}");
         assert_eq!(members(&sandbox), 0);
@@ -374,7 +374,7 @@ fn every_end_is_told_as_what_it_was_with_what_was_written() {
     assert_eq!(ends(&mut slow), (EndReason::Exited, Some(0), None));
 
     let job = sandbox.shell(hangs).background().unwrap();
-    assert!(within(SOON, || job.so_far().stdout == b"partial\n"));
+    assert!(within(SOON, || job.partial_output().stdout == b"partial\n"));
     kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
     let output = job.wait_timeout(at_most(SOON)).unwrap().expect("the end is told");
     assert_eq!(output.status.reason(), EndReason::SandboxDied);
@@ -472,7 +472,7 @@ fn jobs_in_the_background_can_be_listed_read_waited_for_and_killed() {
     assert_eq!(second.program(), Path::new("sleep"));
     assert_eq!(shell(&sandbox, "pgrep -x sleep").trim(), second.pid().to_string());
 
-    let said = || (first.so_far().stdout, first.so_far().stderr);
+    let said = || (first.partial_output().stdout, first.partial_output().stderr);
     assert!(within(SOON, || said() == (b"one\n".to_vec(), b"err\n".to_vec())), "{:?}", said());
     assert_eq!(first.try_wait().unwrap(), None);
     assert!(first.wait_timeout(Duration::from_millis(1)).unwrap().is_none());

@@ -119,7 +119,7 @@ fn files_in_memory_and_the_page_cache_count() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = sandbox(&home, memory(64 * MIB));
+    let sandbox = sandbox(&home, memory(64 * MIB));
     // In memory: it can't be reclaimed.
     let status = sandbox.shell("exec head -c 100000000 /dev/zero > /dev/shm/f").status().unwrap();
     assert_eq!(status.reason(), EndReason::OutOfMemory, "{status}");
@@ -152,7 +152,7 @@ fn limits_are_changed_while_it_runs() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = sandbox(&home, Limits { accounting: true, ..memory(64 * MIB) });
+    let sandbox = sandbox(&home, Limits { accounting: true, ..memory(64 * MIB) });
     let hog =
         |sandbox: &Sandbox| sandbox.command("python3").args(["-c", HOG]).status().unwrap().reason();
     assert_eq!(hog(&sandbox), EndReason::OutOfMemory);
@@ -196,11 +196,11 @@ fn limits_are_changed_while_it_runs() {
         assert_eq!(holder.try_wait().unwrap(), None);
     }
     // What it has no cgroup of can't be set later.
-    let mut of_memory = self::sandbox(&home, memory(64 * MIB));
+    let of_memory = self::sandbox(&home, memory(64 * MIB));
     let refused = of_memory.set_limits(Limits { pids: Some(10), ..memory(64 * MIB) });
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     // Without a cgroup there is nothing to change.
-    let mut without = home.sandbox();
+    let without = home.sandbox();
     let refused = without.set_limits(memory(32 * MIB));
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     assert!(matches!(without.stats(), Err(Error::Unsupported { .. })));
@@ -291,7 +291,7 @@ fn bombs_stop_at_the_limit_and_jobs_still_start() {
         except RuntimeError: print('full', flush=True)\ntime.sleep(1000)";
     let home = Home::new();
     let limits = Limits { pids: Some(64), ..Limits::default() };
-    let mut sandbox = sandbox(&home, limits);
+    let sandbox = sandbox(&home, limits);
     let shell = ":(){ :|:& };:; sleep 1000";
     for bomb in [vec!["bash", "-c", shell], vec!["python3", "-c", THREADS]] {
         let (program, arguments) = bomb.split_first().unwrap();
@@ -405,7 +405,7 @@ fn a_disk_is_written_to_and_read_no_faster_than_that() {
         read_bytes: Some(4 * MIB),
         ..IoLimit::default()
     };
-    let mut limited = sandbox(&home, Limits { io: vec![io.clone()], ..Limits::default() });
+    let limited = sandbox(&home, Limits { io: vec![io.clone()], ..Limits::default() });
     let free = home.sandbox();
     let time = |sandbox: &Sandbox, script: &str| {
         let begin = Instant::now();

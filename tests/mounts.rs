@@ -147,7 +147,7 @@ fn what_is_made_in_a_volume_is_the_mapped_users_outside() {
         assert_eq!(shell(&sandbox, "stat -c %u:%g /data/of-user"), "1234:5678\n");
     }
     // It outlives a reset, and the sandbox.
-    let mut sandbox = sandbox;
+    let sandbox = sandbox;
     sandbox.reset().unwrap();
     assert_eq!(shell(&sandbox, "cat /data/of-root"), "root\n");
     sandbox.delete().unwrap();
@@ -190,7 +190,7 @@ fn a_copy_goes_with_a_reset_and_never_reaches_the_host() {
     let before = images::fingerprint(&path);
     for upper in [Upper::default(), Upper::Memory { size: 8 << 20 }] {
         let mounts = vec![Mount::volume(&path, "/data", Access::CopyOnWrite)];
-        let mut sandbox = Sandbox::create(Config { mounts, upper, ..home.config() }).unwrap();
+        let sandbox = Sandbox::create(Config { mounts, upper, ..home.config() }).unwrap();
         let change = "cd /data; echo > new; echo changed > file; mv sub moved; ls; cat file";
         assert_eq!(shell(&sandbox, change), "file\nmoved\nnew\nchanged\n");
         sandbox.reset().unwrap();
@@ -293,7 +293,7 @@ fn what_takes_the_name_of_a_source_is_not_mounted() {
     fs::write(secret.join("file"), "secret\n").unwrap();
     let mounts = [Access::ReadOnly, Access::ReadWrite]
         .map(|access| Mount::volume(&path, format!("/{access:?}"), access));
-    let mut sandbox = with(&home, mounts.to_vec());
+    let sandbox = with(&home, mounts.to_vec());
     fs::rename(&path, home.path("moved")).unwrap();
     symlink(&secret, &path).unwrap();
     let look = "cat /ReadOnly/file /ReadWrite/file";
@@ -409,7 +409,7 @@ fn a_tmpfs_has_its_size_and_is_new_after_a_reset() {
         return;
     }
     let home = Home::new();
-    let mut sandbox =
+    let sandbox =
         with(&home, vec![Mount::tmpfs("/scratch", 1 << 20), Mount::tmpfs("/dev/shm", 2 << 20)]);
     for (path, size) in [("/scratch", "1.0M"), ("/dev/shm", "2.0M")] {
         assert_eq!(shell(&sandbox, format!("df -h --output=size {path} | tail -1")).trim(), size);
@@ -483,7 +483,7 @@ fn a_device_is_there_where_it_was_asked_for() {
     succeeds(Command::new("mknod").args(["-m", "600"]).arg(&node).args(["c", "1", "5"]));
     let device =
         |target: &str| Mount::Device { source: node.clone().into(), target: target.into() };
-    let mut sandbox = with(&home, vec![device("/dev/sub/zeros"), device("/srv/zeros")]);
+    let sandbox = with(&home, vec![device("/dev/sub/zeros"), device("/srv/zeros")]);
     for _ in 0..2 {
         let look = "stat -c '%F %t,%T %a %u:%g' /dev/sub/zeros; head -c 2 /dev/sub/zeros /srv/zeros | od -An -c";
         let seen = shell(&sandbox, look);
@@ -555,7 +555,7 @@ fn a_source_stays_what_it_was_for_forks_from_elsewhere() {
     let (one, other) = (volume(&home, "one"), volume(&home, "other"));
     fs::write(other.join("file"), "other\n").unwrap();
     let cow = |source: &Path| vec![Mount::volume(source, "/data", Access::CopyOnWrite)];
-    let mut sandbox = with(&home, cow(&one));
+    let sandbox = with(&home, cow(&one));
     shell(&sandbox, "echo > /data/new");
     let snapshot = sandbox.snapshot().unwrap();
     // What was written lies on the one volume, and on no other.
@@ -604,7 +604,7 @@ fn mounts_cost_no_descriptor_that_is_not_given_back() {
             Mount::volume(&path, format!("/m/{number}"), access)
         })
         .collect();
-    let mut sandbox = with(&home, mounts);
+    let sandbox = with(&home, mounts);
     assert_eq!(shell(&sandbox, "cat /m/*/file | wc -l"), "40\n");
     sandbox.reset().unwrap();
     assert_eq!(shell(&sandbox, "cat /m/*/file | wc -l"), "40\n");

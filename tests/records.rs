@@ -76,7 +76,7 @@ fn a_name_of_a_snapshot_is_no_path() {
     }
     let home = Home::new();
     let canary = canary(&home);
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let unnamed = sandbox.snapshot().unwrap();
     let own = unnamed.name().to_owned();
     drop(sandbox.snapshot_with(&named("kept")).unwrap());
@@ -142,7 +142,7 @@ fn a_name_of_a_snapshot_is_no_path() {
 
 /// Makes a snapshot that lies on another, both with names, and a volume's changes in it.
 fn two_on_one_another(home: &Home) {
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(&sandbox, "echo below > /root/below");
     drop(sandbox.snapshot_with(&named("below")).unwrap());
     shell(&sandbox, "echo above > /root/above");
@@ -327,7 +327,7 @@ fn one_with_others_on_it_stays_however_that_is_known() {
         fs::remove_dir_all(&users).unwrap();
     }
     is_busy(&home);
-    let mut fork = create(&home, "above").unwrap();
+    let fork = create(&home, "above").unwrap();
     drop(fork.snapshot_with(&named("top")).unwrap());
     drop(fork);
     assert!(matches!(remove(&home, "above"), Err(Error::Busy { .. })));
@@ -344,7 +344,7 @@ fn one_with_others_on_it_stays_however_that_is_known() {
     mkfifo(&users.join("1.fifo"), Mode::S_IRWXU).unwrap();
     is_busy(&home);
     // The name of what lay on it may have become another's, that lies on nothing.
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     drop(sandbox.snapshot_with(&named("gone")).unwrap());
     drop(sandbox);
     is_busy(&home);
@@ -368,12 +368,12 @@ fn what_lies_on_one_is_forgotten_with_it() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let base = sandbox.snapshot_with(&named("base")).unwrap();
     let users = || entries(&snapshots(&home).join("base/users"));
     assert_eq!(users(), [""; 0]);
     for round in 0..3 {
-        let mut fork = Sandbox::create(base.config()).unwrap();
+        let fork = Sandbox::create(base.config()).unwrap();
         // One that does not come about leaves no trace.
         let failed = fork.snapshot_with(&named("base"));
         assert!(matches!(failed, Err(Error::NameInUse { .. })), "{failed:?}");
@@ -408,7 +408,7 @@ fn removing_one_costs_the_same_whatever_others_there_are() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     drop(sandbox.snapshot_with(&named("s0")).unwrap());
     drop(sandbox);
     let place = snapshots(&home);
@@ -440,7 +440,7 @@ fn the_end_of_a_chain_costs_the_same_for_each_of_it() {
     }
     let home = Home::new();
     let each = |length: u32| {
-        let mut sandbox = home.sandbox();
+        let sandbox = home.sandbox();
         let chain: Vec<_> = (0..length).map(|_| sandbox.snapshot().unwrap()).collect();
         drop(sandbox);
         // From below, so that all but the last find others on them.
@@ -609,7 +609,7 @@ fn what_is_odd_is_told_and_the_rest_is_collected() {
     }
     let home = Home::new();
     let canary = canary(&home);
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     drop(sandbox.snapshot_with(&named("kept")).unwrap());
     let unnamed = sandbox.snapshot().unwrap();
     let own = unnamed.name().to_owned();

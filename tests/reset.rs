@@ -87,7 +87,7 @@ fn nothing_that_was_left_is_found_after_a_reset() {
     }
     let home = Home::new();
     for upper in uppers() {
-        let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+        let sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
         assert_eq!(python(&sandbox, FIND), "\n");
         assert_eq!(python(&sandbox, PLANT), "planted\n");
         let members = census::tree(sandbox.init_pid());
@@ -113,7 +113,7 @@ fn the_tree_is_that_of_the_image_after_any_writes() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let new = shell(&sandbox, TREE);
     for round in 0..20 {
         // Another mess each time, and writers that go on.
@@ -142,7 +142,7 @@ pub(crate) fn sums_are_the_same(rounds: u32) {
         return;
     }
     let home = Home::of_a_test_that_takes(Duration::from_secs(10) * rounds);
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let mut watch = sandbox.command("python3");
     let new = watch.args(["-c", WRITE_AND_SUM, "-1"]).output().unwrap().stdout;
     assert!(new.len() > 60, "{new:?}");
@@ -207,7 +207,7 @@ fn flags_that_forbid_removal_forbid_none() {
     }
     let home = Home::new();
     let name = Some("flags".to_owned());
-    let mut sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { name, ..home.config() }).unwrap();
     shell(&sandbox, "mkdir -p /root/a/b; echo > /root/a/b/file; echo > /root/log; chmod 0 /root/a");
     let upper = home.state().join("sandboxes/flags/0.upper/root");
     for (flag, path) in [("+i", "a/b/file"), ("+i", "a/b"), ("+i", "a"), ("+a", "log"), ("+i", "")]
@@ -231,7 +231,7 @@ fn who_it_is_stays() {
     let home = Home::new();
     let config =
         Config { name: Some("kept".into()), hostname: Some("host".into()), ..home.config() };
-    let mut sandbox = Sandbox::create(config).unwrap();
+    let sandbox = Sandbox::create(config).unwrap();
     let (ids, pid) = (sandbox.id_range(), sandbox.init_pid());
     for _ in 0..3 {
         sandbox.reset().unwrap();
@@ -255,7 +255,7 @@ fn commands_that_run_are_told_of_a_reset() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let mut child = sandbox.command("sleep").arg("1000").spawn().unwrap();
     let mut reader = sandbox.shell("echo; exec sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = reader.stdout.take().unwrap();
@@ -282,7 +282,7 @@ fn a_sandbox_that_has_died_is_alive_after_a_reset() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(&sandbox, "echo > /tmp/file");
     kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
     while !matches!(sandbox.command("true").status(), Err(Error::SandboxDied)) {}
@@ -296,13 +296,13 @@ fn a_reset_that_fails_can_be_made_again() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let (sandboxes, away) = (home.state().join("sandboxes"), home.path("away"));
     // No directory can be made where there is none to make it in.
     std::fs::rename(&sandboxes, &away).unwrap();
     let blocked = home.sandbox();
     std::fs::remove_dir_all(&sandboxes).unwrap();
-    let mut blocked = blocked;
+    let blocked = blocked;
     let failed = blocked.reset();
     assert!(failed.is_err(), "{failed:?}");
     // Nothing was ended for it.
@@ -320,7 +320,7 @@ fn a_full_upper_is_the_guests_trouble_alone() {
     }
     let home = Home::new();
     let upper = Upper::Memory { size: 4 << 20 };
-    let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
     for fill in [
         "head -c 64m /dev/zero > /tmp/large",
         "i=0; while : > /tmp/$i; do i=$((i + 1)); done; exit 1",
@@ -419,9 +419,9 @@ fn a_thousand_resets_leave_no_descriptor_and_no_file() {
 /// The helper of the test above.
 pub(crate) fn count_resets(state: &Path) {
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
-    let mut sandbox = Sandbox::create(config).unwrap();
+    let sandbox = Sandbox::create(config).unwrap();
     let own = i32::try_from(std::process::id()).unwrap();
-    let mut resets = |count: u32| {
+    let resets = |count: u32| {
         for _ in 0..count {
             let _job = sandbox.shell("echo > /tmp/file; sleep 1000").spawn().unwrap();
             sandbox.reset().unwrap();
@@ -463,7 +463,7 @@ fn what_a_dead_caller_was_resetting_is_collected() {
 pub(crate) fn reset_for_ever(state: &Path) {
     let name = Some("mine".to_owned());
     let config = Config { name, state_directory: Some(state.to_owned()), ..Config::default() };
-    let mut sandbox = Sandbox::create(config).unwrap();
+    let sandbox = Sandbox::create(config).unwrap();
     loop {
         shell(&sandbox, "mkdir -p /tmp/a/b; echo > /tmp/a/b/c");
         say("resetting");

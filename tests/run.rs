@@ -126,7 +126,8 @@ impl Options {
             ignored: Ignored::Left,
             list: false,
             show_output: false,
-            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            // Some of them wait for most of their time.
+            workers: std::thread::available_parallelism().map_or(1, usize::from) + 1,
         };
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Access, Change, ChangeKind, Config, Error, Export, Image, Mount, Running, Sandbox, Snapshot,
+    Access, Change, ChangeKind, Config, Error, Export, IfRunning, Image, Mount, Sandbox, Snapshot,
     SnapshotOptions, Upper,
 };
 
@@ -41,7 +41,7 @@ fn a_fork_has_what_was_written_and_nothing_of_what_is_written_later() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(
         &sandbox,
         "echo one > /root/file; rm /etc/hosts; mkdir -p /tmp/a/b; chmod 700 /tmp/a
@@ -70,7 +70,7 @@ fn a_fork_has_what_was_written_and_nothing_of_what_is_written_later() {
     }
     assert_eq!(shell(&fork(&snapshot), look), expected);
     // A reset of a fork leads back to the snapshot, one of the sandbox to the image.
-    let [mut one, _other] = forks;
+    let [one, _other] = forks;
     one.reset().unwrap();
     assert_eq!(shell(&one, look), expected);
     sandbox.reset().unwrap();
@@ -86,7 +86,7 @@ fn a_snapshot_keeps_the_configuration() {
     let volume = home.path("volume");
     std::fs::create_dir(&volume).unwrap();
     std::fs::write(volume.join("of-the-host"), "host\n").unwrap();
-    let mut sandbox = Sandbox::create(Config {
+    let sandbox = Sandbox::create(Config {
         name: Some("first".into()),
         hostname: Some("box".into()),
         mounts: vec![
@@ -106,7 +106,7 @@ fn a_snapshot_keeps_the_configuration() {
     assert_eq!(shell(&sandbox, look), expected);
     // A volume is no part of the image.
     assert_eq!(lines(&first.changes().unwrap()), "");
-    let mut one = fork(&first);
+    let one = fork(&first);
     assert_eq!(shell(&one, look), expected);
     // On a second snapshot, too; and a fork may have other mounts.
     shell(&one, "rm /data/of-the-host");
@@ -123,7 +123,7 @@ fn one_with_a_name_is_there_until_it_is_deleted() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(&sandbox, "echo kept > /root/file");
     drop(sandbox.snapshot_with(&named("kept")).unwrap());
     assert_eq!(Snapshot::list(Some(&home.state())).unwrap(), ["kept"]);
@@ -161,12 +161,12 @@ fn one_without_a_name_goes_with_its_last_user() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(&sandbox, "echo > /root/file");
     let snapshot = sandbox.snapshot().unwrap();
     assert!(snapshot.name().starts_with('.'), "{}", snapshot.name());
     assert_eq!(Snapshot::list(Some(&home.state())).unwrap(), [""; 0]);
-    let mut one = fork(&snapshot);
+    let one = fork(&snapshot);
     let second = one.snapshot_with(&named("second")).unwrap();
     drop(snapshot);
     sandbox.reset().unwrap();
@@ -185,7 +185,7 @@ fn processes_are_refused_or_ended_as_asked() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     let child = sandbox.command("sleep").arg("1000").spawn().unwrap();
     // What a command has left behind counts, too.
     shell(&sandbox, "setsid sleep 1001 > /dev/null 2>&1 & echo > /root/file");
@@ -199,7 +199,7 @@ fn processes_are_refused_or_ended_as_asked() {
     }
     assert!(before.iter().all(|process| process.exists()), "{before:?}");
     assert_eq!(on_disk(&home), [""; 0]);
-    let how = SnapshotOptions { running: Running::End, ..SnapshotOptions::default() };
+    let how = SnapshotOptions { running: IfRunning::End, ..SnapshotOptions::default() };
     let snapshot = sandbox.snapshot_with(&how).unwrap();
     assert!(before.iter().all(|process| !process.exists()), "{before:?}");
     drop(child);
@@ -219,12 +219,12 @@ fn what_is_in_memory_can_not_be_kept() {
     }
     let home = Home::new();
     let upper = Upper::Memory { size: 1 << 20 };
-    let mut sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
+    let sandbox = Sandbox::create(Config { upper, ..home.config() }).unwrap();
     shell(&sandbox, "echo > /root/file");
     assert!(matches!(sandbox.snapshot(), Err(Error::Unsupported { .. })));
     assert_eq!(shell(&sandbox, "ls /root"), "file\n");
     // A sandbox on one can be.
-    let mut disk = home.sandbox();
+    let disk = home.sandbox();
     shell(&disk, "echo > /root/file");
     let snapshot = disk.snapshot().unwrap();
     let one = Sandbox::create(Config { upper, ..snapshot.config() }).unwrap();
@@ -237,7 +237,7 @@ fn a_hundred_forks_at_once_see_nothing_of_one_another() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     shell(&sandbox, "echo first > /root/file; mkdir /root/d; seq 1000 > /root/d/seq");
     let snapshot = sandbox.snapshot().unwrap();
     let make = |number: usize| {
@@ -327,7 +327,7 @@ fn more_layers_than_there_can_be_are_an_error() {
     let home = Home::new();
     let image = home.path("image");
     images::small(&image);
-    let mut sandbox = home.sandbox_of(Image::directory(&image));
+    let sandbox = home.sandbox_of(Image::directory(&image));
     let (mut last, mut written) = (None, 0);
     for _ in 0..200 {
         shell(&sandbox, "echo >> /count");
@@ -395,9 +395,9 @@ fn handles_and_forks_that_end_side_by_side_leave_nothing() {
     let home = Home::new();
     let work = || {
         for _ in 0..8 {
-            let mut sandbox = home.sandbox();
+            let sandbox = home.sandbox();
             let first = sandbox.snapshot().unwrap();
-            let mut one = fork(&first);
+            let one = fork(&first);
             let second = one.snapshot().unwrap();
             let other = fork(&second);
             std::thread::scope(|scope| {
@@ -418,7 +418,7 @@ fn a_snapshot_is_there_whoever_looks_whether_it_can_go() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     drop(sandbox.snapshot().unwrap());
     let kept = sandbox.snapshot_with(&named("kept")).unwrap();
     drop((sandbox, kept));
@@ -448,7 +448,7 @@ fn a_record_that_can_not_be_read_is_in_no_ones_way() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     for name in ["broken", "newer", "whole"] {
         drop(sandbox.snapshot_with(&named(name)).unwrap());
         sandbox.reset().unwrap();
@@ -478,7 +478,7 @@ fn it_takes_as_long_whatever_was_written() {
     let mut times = Vec::new();
     for size in ["1m", "512m"] {
         let mut both = Vec::new();
-        let mut sandbox = home.sandbox();
+        let sandbox = home.sandbox();
         shell(&sandbox, format!("head -c {size} /dev/zero > /root/large"));
         for _ in 0..9 {
             shell(&sandbox, "echo >> /root/large");
@@ -535,7 +535,7 @@ fn what_a_dead_caller_left_of_snapshots_is_collected() {
 /// The helper of the test above.
 pub(crate) fn snapshot_for_ever(state: &Path) {
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
-    let mut sandbox = Sandbox::create(config).unwrap();
+    let sandbox = Sandbox::create(config).unwrap();
     for number in 0.. {
         if number % 8 == 0 {
             sandbox.reset().unwrap();
@@ -604,7 +604,7 @@ fn changes_are_what_differs_from_the_image() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     assert_eq!(lines(&sandbox.changes().unwrap()), "");
     shell(
         &sandbox,
@@ -637,7 +637,7 @@ C /srv
     shell(&sandbox, "rm /etc/moved; echo > /etc/hosts");
     let later = lines(&sandbox.changes().unwrap());
     assert!(!later.contains("moved") && later.contains("C /etc/hosts"), "{later}");
-    let mut one = fork(&snapshot);
+    let one = fork(&snapshot);
     assert_eq!(lines(&one.changes().unwrap()), "");
     shell(&one, "rm /etc/moved; echo > /etc/hosts");
     assert_eq!(lines(&one.changes().unwrap()), "A /etc/hosts\nD /etc/moved\n");
@@ -664,7 +664,7 @@ fn an_export_is_an_image_again_or_a_layer_of_one() {
     for file in ["etc/a", "etc/b", "old/sub/file"] {
         std::fs::write(image.join(file), "image\n").unwrap();
     }
-    let mut sandbox = home.sandbox_of(Image::directory(&image));
+    let sandbox = home.sandbox_of(Image::directory(&image));
     let change = "cd /; echo changed > etc/a; rm etc/b; rm -r old; echo > new; : > etc/empty";
     shell(&sandbox, format!("{change}; cat etc/a > 'etc/a b'"));
     let snapshot = sandbox.snapshot().unwrap();
@@ -699,7 +699,7 @@ fn names_of_snapshots_are_checked() {
         return;
     }
     let home = Home::new();
-    let mut sandbox = home.sandbox();
+    let sandbox = home.sandbox();
     for name in ["", "a/b", "..", ".unnamed-1-1", "a\0b", "-x"] {
         assert!(
             matches!(sandbox.snapshot_with(&named(name)), Err(Error::Invalid { .. })),

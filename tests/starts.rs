@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Command, Error, Resource, Stage, Stdio};
+use adl_runtime::{Command, Error, Files, Resource, Stage, Stdio};
 use nix::errno::Errno;
 
 use crate::harness::{Home, Need, at_most, needs, shell, typical};
@@ -15,7 +15,7 @@ fn a_failure_to_start_is_told_by_stage_and_errno_and_at_once() {
     if !needs(&[]) {
         return;
     }
-    type Change = fn(&mut Command<'_>);
+    type Change = fn(&mut Command);
     let _alone = alone();
     let home = Home::new();
     let sandbox = home.sandbox();
@@ -87,7 +87,7 @@ fn users_are_those_of_the_sandboxs_own_files() {
          printf '%s\\n' alice:x:1001: audio:x:29:alice,bob video:x:44:bob staff:x:50:alice \\
              >> /etc/group",
     );
-    let who = |change: fn(&mut Command<'_>)| {
+    let who = |change: fn(&mut Command)| {
         let mut command = sandbox.shell(WHO);
         change(&mut command);
         String::from_utf8(command.output().unwrap().stdout).unwrap()
@@ -98,6 +98,21 @@ fn users_are_those_of_the_sandboxs_own_files() {
     assert_eq!(who(|c| _ = c.user("alice:7").env("HOME", "/h")), "1000 7 Groups: /h\n");
     assert_eq!(who(|c| _ = c.user("alice").groups([8, 9])), "1000 1001 Groups: 8 9 /home/alice\n");
     assert_eq!(who(|c| _ = c.user("1000")), "1000 1000 Groups: /root\n");
+    // The last one counts. A group that is named after a user is that user's.
+    assert_eq!(who(|c| _ = c.user("0").uid(1000)), "1000 0 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.uid(7).user("alice")), "1000 1001 Groups: 29 50 /home/alice\n");
+    assert_eq!(who(|c| _ = c.user("alice").uid(0).gid(5)), "0 5 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.user("alice").gid(44)), "1000 44 Groups: /home/alice\n");
+    let file = |change: fn(&mut Files)| {
+        let mut files = sandbox.files();
+        change(&mut files);
+        files.write_file("/tmp/whose", b"").unwrap();
+        let metadata = files.metadata("/tmp/whose").unwrap();
+        sandbox.files().remove_file("/tmp/whose").unwrap();
+        (metadata.uid, metadata.gid)
+    };
+    assert_eq!(file(|f| _ = f.user("0").uid(1000)), (1000, 0));
+    assert_eq!(file(|f| _ = f.uid(7).user("alice")), (1000, 1001));
     for unknown in ["bob", "alice:no-such-group", "Alice", "ali"] {
         let error = sandbox.command("true").user(unknown).status();
         assert!(matches!(error, Err(Error::Start { stage: Stage::Identity, .. })), "{error:?}");

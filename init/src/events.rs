@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use rustix::time::{ClockId, Timespec};
 
+use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
-use crate::sys::{ChildMemory, OwnedRequest};
-use crate::tree::{Sweeper, Tree, Turn};
-use crate::{PROTOCOL, job, sys};
+use crate::sys::{self, ChildMemory, OwnedRequest};
+use crate::{PROTOCOL, job};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
@@ -37,8 +37,8 @@ const PAUSE: u64 = 1_000_000;
 /// By how much later the end of a job may come meanwhile, in ns.
 const LONGEST_PAUSE: u64 = 20_000_000;
 
-/// How much is read from a job's channel at once, in bytes: some requests, of which the host sends each
-/// whole.
+/// How much is read from a job's channel at once, in bytes: some requests, of which the host sends
+/// each whole.
 const LONGEST_REQUESTS: usize = 64;
 
 /// What an epoll event is about, beyond the channels of jobs, which have the job's number.
@@ -46,11 +46,12 @@ const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
 
-/// How many children may be on their way to their programs in init's memory at once. Each takes up
-/// to 64 KiB for as long as a guest keeps it stopped, of the 32 MiB that init has.
+/// How many children may be on their way to their programs in init's memory at once. Each takes a
+/// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
+/// guest keeps it stopped, of the 48 MiB that init has.
 const STARTING: usize = 128;
-/// How long a tree may outrun the passes that end it before all processes are stopped for one, in ns;
-/// then twice as long, and so on.
+/// How long a tree may outrun the passes that end it before all processes are stopped for one, in
+/// ns; then twice as long, and so on.
 const OUTRUN: u64 = 50_000_000;
 
 /// How many descriptors init needs besides those of jobs that run: its own, those that come with a
@@ -593,8 +594,8 @@ impl Loop {
     }
 }
 
-/// Takes the first request out of bytes from a channel, if it is there as a whole: itself, unless it
-/// does not decode, and what follows it.
+/// Takes the first request out of bytes from a channel, if it is there as a whole: itself, unless
+/// it does not decode, and what follows it.
 fn first_request(bytes: &[u8]) -> Option<(Option<JobRequest>, &[u8])> {
     let (header, rest) = bytes.split_first_chunk()?;
     let (body, after) = match codec::body_length(*header) {

@@ -8,11 +8,11 @@
 //! * [`sys`]: the system calls that rustix keeps private, and the only unsafe code here
 //! * [`receive`]: frames and descriptors from the host
 //! * [`setup`]: the steps from a bare process to a sandbox, in one list
-//! * [`mounts`]: assembles the file system; [`proc_and_dev`]: `/proc` and `/dev`
+//! * [`setup::mounts`]: assembles the file system; [`setup::proc_and_dev`]: `/proc` and `/dev`
 //! * [`events`]: the loop, and the one place that waits for children
-//! * [`job`]: the steps from a fresh child to the job's program, in one list; [`builtin`]: jobs that
-//!   are no programs, [`files`] among them
-//! * [`tree`]: all that a job ever started, and the end of it
+//! * [`job`]: the steps from a fresh child to the job's program, in one list; [`job::builtin`]:
+//!   jobs that are no programs, [`files`] among them
+//! * [`job::tree`]: all that a job ever started, and the end of it
 #![no_std]
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -20,16 +20,14 @@ compile_error!("adl-init knows the system call ABI of x86_64 Linux only");
 
 extern crate alloc;
 
-mod builtin;
 mod events;
+mod failure;
 mod files;
 mod job;
-mod mounts;
-mod proc_and_dev;
+mod path;
 mod receive;
 mod setup;
 pub mod sys;
-mod tree;
 
 use alloc::boxed::Box;
 

@@ -42,9 +42,9 @@ struct Allocator {
     arena: UnsafeCell<[u8; ARENA]>,
 }
 
-/// The longest frame, the same again while it is taken out of the receive buffer, and a third
-/// for the lists in it; and the stacks and requests of children. A child with memory of its own
-/// walks trees that are 65,536 names deep.
+/// Six times the longest frame: the frame itself, a copy while it is taken out of the receive
+/// buffer, the lists in it; the rest is for the stacks and requests of children, and for a child
+/// with memory of its own that walks a tree 65,536 names deep.
 const ARENA: usize = 6 * adl_protocol::limits::MAX_FRAME;
 
 // SAFETY: the process has one thread, and its signals have no handlers.

@@ -127,7 +127,7 @@ pub(crate) fn send_frame(socket: impl AsFd, message: &impl Serialize) -> rustix:
     if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
-/// The same from a child that can't allocate, and with descriptors: one at most.
+/// Sends one small frame from a child that can't allocate, with one descriptor at most.
 pub(crate) fn send_small(
     socket: impl AsFd,
     message: &impl Serialize,

@@ -383,8 +383,8 @@ pub fn signal(number: u8) -> Option<Signal> {
     is_signal.then(|| unsafe { Signal::from_raw_unchecked(i32::from(number)) })
 }
 
-/// Sends a signal to every process of the sandbox but this one. None of them has a child to which it
-/// does not come: the kernel fails a fork in whose middle a signal comes.
+/// Sends a signal to every process of the sandbox but this one. None of them has a child to which
+/// it does not come: the kernel fails a fork in whose middle a signal comes.
 pub fn signal_all(signal: Signal) -> Result<()> {
     let signal = signal.as_raw().unsigned_abs() as usize;
     // SAFETY: takes no pointer; -1 is all processes that this one can see, without itself.
@@ -560,7 +560,7 @@ pub enum Restriction {
     ReadOnly,
     /// Programs that give rights, and devices; nor may all that is mounted below it.
     Data,
-    /// The same, and writing.
+    /// Programs that give rights, devices, and writing; nor may all that is mounted below it.
     ReadOnlyData,
     /// Programs: it is a device.
     Device,

@@ -47,7 +47,8 @@ pub enum FileAction<'a> {
         /// Whether a symbolic link is followed.
         follow: bool,
     },
-    /// Answers with a [`Listing`] of a directory, without `.` and `..`. A symbolic link is followed.
+    /// Answers with a [`Listing`] of a directory, without `.` and `..`. A symbolic link is
+    /// followed.
     List {
         /// Where to begin: 0, or [`Listing::next`] of the part before.
         start: u64,
@@ -111,7 +112,7 @@ pub enum FileAction<'a> {
 pub enum WriteHow {
     /// Puts a new file in its place, all at once at the end. A symbolic link is replaced, too.
     Replace,
-    /// The same, where there is nothing; else EEXIST.
+    /// Makes a new file; where there is something, it is EEXIST.
     CreateNew,
     /// Writes into the file itself, from its beginning, and cuts it off at the end. A symbolic
     /// link is followed, and a missing file is made.

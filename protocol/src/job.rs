@@ -130,7 +130,7 @@ pub enum StdioSource {
     Null,
     /// A descriptor that came with the request.
     Descriptor,
-    /// The same as the one before it: stderr joins stdout.
+    /// The stream before it: stderr goes where stdout goes.
     Previous,
 }
 
@@ -186,7 +186,8 @@ pub enum JobEvent {
     Exited(Exit),
 }
 
-/// The stages of a start, in the order in which they happen.
+/// The stages of a start. A program's come about in this order, but its streams are put in place
+/// before its identity, and once more after its terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Stage {

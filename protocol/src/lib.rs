@@ -62,8 +62,8 @@ pub enum Request<'a> {
     /// Build the sandbox; the first request, sent once.
     #[serde(borrow)]
     Setup(Setup<'a>),
-    /// Go on with the file system that comes with this as `/dev`, where there is a range of ids: the
-    /// second request then. The host makes it while init mounts the root.
+    /// Go on with the file system that comes with this as `/dev`, where there is a range of ids:
+    /// the second request then. The host makes it while init mounts the root.
     Dev,
     /// Start a job.
     #[serde(borrow)]

@@ -43,8 +43,8 @@ pub struct Setup<'a> {
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
     #[serde(borrow)]
     pub filters: Vec<&'a [u8]>,
-    /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the kernel
-    /// ignores, so that the filters let it pass. It is random, and no guest may learn it.
+    /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the
+    /// kernel ignores, so that the filters let it pass. It is random, and no guest may learn it.
     pub core_key: u64,
 }
 
@@ -169,7 +169,7 @@ pub struct SetupFailure<'a> {
     pub path: &'a [u8],
 }
 
-/// The steps of set-up, in the order in which they happen.
+/// The steps of set-up. `run` of init has the order in which they happen; some come twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Step {

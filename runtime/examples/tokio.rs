@@ -1,9 +1,10 @@
-//! Commands from an async program, with tokio: everything that waits is a descriptor.
+//! Commands from an async program, with tokio: what a command does is told by descriptors.
 //!
 //! The library has no async runtime and needs none. A child is readable when it has ended, a
-//! background job when all that it wrote is collected, a sandbox when it has died, and the ends of
-//! pipes are what tokio's own pipes are made of. Only [`Sandbox::create`] (a millisecond) and
-//! `delete` (half of one) do their work in the calling thread.
+//! background job when all that it wrote is collected, [`Sandbox::pidfd`] when the sandbox has
+//! died, and the ends of pipes are what tokio's own pipes are made of. Calls that make something
+//! block the calling thread: create, reset, snapshot and spawn for about a millisecond, file calls
+//! for as long as the file takes: use `spawn_blocking` for those.
 //!
 //! `cargo run --package adl-runtime --example tokio`
 

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::config::image::Image;
+use crate::config::limits::Limits;
 use crate::config::{Config, Network, Seccomp, Upper};
 use crate::error::{Error, Step};
-use crate::image::Image;
-use crate::limits::Limits;
 use crate::sandbox::Sandbox;
 
 /// One thing that a sandbox is made of.
@@ -100,8 +100,11 @@ fn kernel() -> Check {
 
 fn privileges() -> Check {
     const WHAT: &str = "ids";
-    if crate::ids::caller_may_map() {
-        return Check::good(WHAT, format!("a range of {} for each sandbox", crate::ids::LENGTH));
+    if crate::sys::id_ranges::caller_may_map() {
+        return Check::good(
+            WHAT,
+            format!("a range of {} for each sandbox", crate::sys::id_ranges::LENGTH),
+        );
     }
     Check::limited(
         WHAT,
@@ -113,7 +116,7 @@ fn privileges() -> Check {
 fn disk_limit(config: &Config) -> Check {
     const WHAT: &str = "a size of uppers on disk";
     let upper = Upper::Disk { size: Some(16 << 20) };
-    match Sandbox::create(Config { upper, ..config.clone() }).and_then(Sandbox::delete) {
+    match Sandbox::create(Config { upper, ..config.clone() }).and_then(|sandbox| sandbox.delete()) {
         Ok(()) => Check::good(WHAT, "by project quotas"),
         Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
         Err(error) => Check::limited(WHAT, error.to_string(), "see above"),
@@ -203,7 +206,7 @@ fn limits(config: &Config) -> Check {
         Err(Error::Unsupported { why, fix, .. }) => return Check::limited(WHAT, why, fix),
         Err(error) => return Check::limited(WHAT, error.to_string(), "see above"),
     };
-    let Some(group) = sandbox.control().group() else { return Check::limited(WHAT, "none", "") };
+    let Ok(group) = sandbox.group() else { return Check::limited(WHAT, "none", "") };
     let found = group.found();
     match group.missing() {
         Some(Error::Unsupported { what, fix, .. }) => {

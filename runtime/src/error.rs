@@ -11,6 +11,9 @@ pub use adl_protocol::{Stage, Step};
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why something was not done.
+///
+/// Its text tells the kernel's answer, too, and so [`std::error::Error::source`] is `None`: nothing
+/// is printed twice. That answer is the field `source` of the variants that have one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -23,7 +26,7 @@ pub enum Error {
         why: String,
     },
     /// This machine, or this user, can't give what was asked for.
-    #[error("{what} is not to be had here: {why}; {fix}")]
+    #[error("{what} is not available here: {why}; {fix}")]
     Unsupported {
         /// What was asked for.
         what: String,
@@ -40,7 +43,7 @@ pub enum Error {
         /// What it was done to, empty if the step says it all. Bytes from inside.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A command was not started; the sandbox and its other jobs are as before.
     #[error("{program:?} was not started, stage {stage:?}: {source}{}", Hint(.stage, .source))]
@@ -51,7 +54,7 @@ pub enum Error {
         /// absence, [`Stage::Exec`] with `NotFound` that of the program or its interpreter.
         stage: Stage,
         /// The kernel's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Something could not be done with a file of the sandbox.
     #[error("{operation} {path:?} in the sandbox: {source}")]
@@ -61,7 +64,7 @@ pub enum Error {
         /// The file, as it was named, or one below it. It may hold bytes that a guest chose.
         path: PathBuf,
         /// The kernel's answer, to what the user that was asked for may do inside.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Where a regular file was expected, there is something else that must not be read or written
     /// as one: a FIFO, a socket, a device, or a file of `/proc`.
@@ -149,11 +152,60 @@ pub enum Error {
         /// What it was done to, empty if nothing has a name.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
+/// What can be done about an error, told by [`Error::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The call asks for what can't be. Change the call.
+    Invalid,
+    /// This machine, or this user, can't give what was asked for. The error says what an
+    /// administrator can do.
+    Unsupported,
+    /// Something is in use, full or late. The same call may succeed later.
+    Temporary,
+    /// The sandbox is dead. Reset it, or make another.
+    Died,
+    /// What was tried inside failed by the rights, files and programs there. Tell whoever asked for
+    /// it.
+    Inside,
+    /// What came out of the sandbox breaks the rules. Don't trust what is inside.
+    Violation,
+    /// An operation of the host failed. Tell an administrator.
+    Host,
+}
+
 impl Error {
+    /// What can be done about it.
+    pub fn kind(&self) -> ErrorKind {
+        let is_short = |error: &io::Error| {
+            use libc::{EAGAIN, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC};
+            let errno = error.raw_os_error();
+            matches!(errno, Some(EAGAIN | EDQUOT | EMFILE | ENFILE | ENOMEM | ENOSPC))
+        };
+        match self {
+            Self::Invalid { .. }
+            | Self::ForkedProcess { .. }
+            | Self::NameInUse { .. }
+            | Self::NoSnapshot { .. } => ErrorKind::Invalid,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
+            Self::SandboxDied => ErrorKind::Died,
+            Self::Start { .. }
+            | Self::File { .. }
+            | Self::NotRegular { .. }
+            | Self::TooLarge { .. } => ErrorKind::Inside,
+            Self::Protocol { .. } | Self::Refused { .. } => ErrorKind::Violation,
+            Self::Io { source, .. } | Self::Setup { source, .. } if is_short(source) => {
+                ErrorKind::Temporary
+            }
+            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } => ErrorKind::Host,
+        }
+    }
+
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { what, why: why.into() }
     }
@@ -256,5 +308,41 @@ impl fmt::Display for Hint<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The kernel's error number as an error. A number that is none, which only a broken init sends,
+/// becomes one that says so.
+pub(crate) fn error_of(errno: i32) -> io::Error {
+    if (1..4096).contains(&errno) {
+        io::Error::from_raw_os_error(errno)
+    } else {
+        io::Error::other(format!("error number {errno}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+    use std::io;
+    use std::path::Path;
+
+    use super::{Error, ErrorKind};
+
+    #[test]
+    fn a_cause_is_printed_once() {
+        let error = Error::at("open", Path::new("/a"))(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!(error.to_string(), "open \"/a\": No such file or directory (os error 2)");
+        assert!(error.source().is_none());
+    }
+
+    #[test]
+    fn what_can_be_done_about_an_error_is_told() {
+        let io = |errno| Error::io("open")(io::Error::from_raw_os_error(errno));
+        assert_eq!(io(libc::EMFILE).kind(), ErrorKind::Temporary);
+        assert_eq!(io(libc::EPERM).kind(), ErrorKind::Host);
+        assert_eq!(Error::invalid("name", "empty").kind(), ErrorKind::Invalid);
+        assert_eq!(Error::SandboxDied.kind(), ErrorKind::Died);
+        assert_eq!(Error::Protocol { why: "" }.kind(), ErrorKind::Violation);
     }
 }

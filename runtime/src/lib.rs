@@ -9,10 +9,10 @@
 //! use adl_runtime::{Config, Image, Sandbox, Stdio};
 //!
 //! let sandbox = Sandbox::create(Config { image: Image::host(), ..Config::default() })?;
-//! let output = sandbox.command("/bin/echo").arg("hello").env("A", "b").current_dir("/tmp").output()?;
+//! let output = sandbox.command("/bin/echo").arg("hello").current_dir("/tmp").output()?;
 //! assert!(output.status.success());
 //! assert_eq!(output.stdout, b"hello\n");
-//! let mut child = sandbox.command("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+//! let mut child = sandbox.command("/bin/cat").stdin(Stdio::piped()).spawn()?;
 //! child.wait()?;
 //! sandbox.shell("echo hi | wc -c").output()?;
 //! sandbox.delete()?;
@@ -23,8 +23,10 @@
 //! new namespaces, maps its ids and sends it the plan; init mounts, gives up its rights, installs
 //! the system call filters and says that it is ready. `ARCHITECTURE.md` tells the whole.
 //!
-//! The library changes nothing of the process that uses it: no signal handler, no umask, no
-//! working directory. It needs Linux 5.19 or later on x86_64.
+//! The library sets no signal handler, no umask and no working directory of the process that uses
+//! it. It starts threads, each for a purpose that `ARCHITECTURE.md` names, and a process that ends
+//! normally waits up to ten seconds for the removal of what its sandboxes left on disk. It needs
+//! Linux 5.19 or later on x86_64.
 
 #![cfg_attr(
     test,
@@ -37,76 +39,43 @@
     )
 )]
 
-mod background;
-mod btrfs;
-mod bytes;
-mod capabilities;
 mod cgroup;
-mod changes;
-mod child;
-mod collect;
-mod command;
 mod config;
-mod control;
 pub mod doctor;
 mod error;
-mod exit;
 mod files;
 mod garbage;
-mod host_path;
-mod ids;
-mod image;
-mod init_binary;
-mod init_record;
-mod instance;
-mod launch;
-mod layers;
-mod limits;
-mod lock;
-#[cfg(test)]
-mod loop_disk;
-mod mount;
-mod open;
-mod owner;
-mod private;
-mod proc;
-mod quota;
-mod remove;
+mod job;
 mod root;
-mod running;
 mod sandbox;
 mod seccomp;
 mod snapshot;
-mod state;
-mod stats;
-mod stdio;
+mod store;
 mod sys;
-mod terminal;
-mod tree;
-mod unpack;
-mod user;
+mod transfer;
+mod wait;
 mod wire;
 
-pub use background::{Job, JobId, SoFar};
-pub use capabilities::{Capabilities, Capability};
-pub use child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
-pub use command::{Command, Leftovers, Resource};
+pub use cgroup::stats::Stats;
+pub use config::capabilities::{Capabilities, Capability};
+pub use config::host_path::HostPath;
+pub use config::image::Image;
+pub use config::limits::{IoLimit, Limits};
+pub use config::mount::{Access, Mount};
 pub use config::{Config, Network, RootAccess, Seccomp, Upper};
-pub use error::{Error, Result, Stage, Step};
-pub use exit::{EndReason, ExitStatus, Usage};
+pub use error::{Error, ErrorKind, Result, Stage, Step};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
-pub use host_path::HostPath;
-pub use image::Image;
-pub use limits::{IoLimit, Limits};
-pub use mount::{Access, Mount};
-pub use remove::{finish_removals, pending_removals};
-pub use running::{Handle, Scope};
+pub use job::background::{Job, JobId, PartialOutput};
+pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
+pub use job::command::{Command, Leftovers, Resource};
+pub use job::exit::{EndReason, ExitStatus, Usage};
+pub use job::running::{Handle, Scope};
+pub use job::stdio::Stdio;
+pub use job::terminal::Terminal;
 pub use sandbox::Sandbox;
-pub use snapshot::{Running, Snapshot, SnapshotOptions};
-pub use stats::Stats;
-pub use stdio::Stdio;
-pub use terminal::Terminal;
-pub use tree::{Change, ChangeKind, CopyReport, Export, Skipped};
+pub use snapshot::{IfRunning, Snapshot, SnapshotOptions};
+pub use store::remover::{finish_removals, pending_removals};
+pub use transfer::{Change, ChangeKind, CopyReport, Export, Skipped};

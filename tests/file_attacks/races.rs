@@ -72,7 +72,7 @@ while True:
 
 /// The calls of the race, one kind after the other. `read` is told what was read.
 fn race_once(
-    files: &Files<'_>,
+    files: &Files,
     at: &str,
     turn: u64,
     (source, target): (&Path, &Path),

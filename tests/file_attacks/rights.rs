@@ -30,7 +30,7 @@ ln -s ../root/root-600 own/link-600; ln -s ../own/mine sticky/link-own
 "#;
 
 /// A call, and a command that does the same.
-type Case<'a> = (&'a str, &'a dyn Fn(&Files<'_>, &str) -> Result<()>, &'a str);
+type Case<'a> = (&'a str, &'a dyn Fn(&Files, &str) -> Result<()>, &'a str);
 
 #[test]
 fn a_call_may_do_what_a_command_of_the_same_user_may() {

@@ -8,10 +8,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, SeekFrom, Stat, StatxAttrib
 use rustix::io::Errno;
 
 use super::stream::Input;
-use super::{
-    NEW, PERMISSIONS, kind_of, open_or_make_in_root, owner, place, rename_with, size_of, stat_entry,
-};
-use crate::job::{Failure, InStage};
+use super::{NEW, PERMISSIONS, kind_of, owner, place, rename_with, size_of, stat_entry};
+use crate::failure::{Failure, InStage};
+use crate::path::open_or_make_in_root;
 use crate::sys;
 
 /// What is held of what comes for a file, in bytes: all of a small one.

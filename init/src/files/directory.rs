@@ -10,11 +10,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{
-    DIRECTORY, PathBuffer, kind, kind_of, open_in_root, patiently, place, stat_entry, stream,
-    tell_where,
-};
-use crate::job::{Failure, InStage};
+use super::{PathBuffer, kind, kind_of, place, stat_entry, stream, tell_where};
+use crate::failure::{Failure, InStage};
+use crate::path::{DIRECTORY, open_in_root, patiently};
 
 /// How much of a directory is read at once, in bytes.
 const CHUNK: usize = 32 << 10;

@@ -14,8 +14,9 @@ use super::content::is_of_proc;
 use super::directory::{LISTED, Walk, each_entry, open_entry};
 use super::stream::{LONGEST_ENTRY, Output};
 use super::table::Table;
-use super::{kind, kind_of, mode_of, modified, open_in_root, size_of, stat_entry};
-use crate::job::{Failure, InStage};
+use super::{kind, kind_of, mode_of, modified, size_of, stat_entry};
+use crate::failure::{Failure, InStage};
+use crate::path::open_in_root;
 
 /// To open what is expected to be a regular file, without waiting for anything.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);

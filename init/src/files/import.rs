@@ -14,8 +14,9 @@ use super::content::{fill, make_temporary};
 use super::directory::{LISTED, Walk, below_top, without_slashes};
 use super::stream::Input;
 use super::table::Table;
-use super::{DIRECTORY, open_in_root, owner, place, rename, stat_entry, tell_where, timestamps};
-use crate::job::Failure;
+use super::{owner, place, rename, stat_entry, tell_where, timestamps};
+use crate::failure::Failure;
+use crate::path::{DIRECTORY, open_in_root};
 
 /// Until it has its own mode.
 const MADE: Mode = Mode::RWXU;
@@ -76,7 +77,8 @@ impl Import<'_> {
                 let stat = rustix::fs::fstat(&directory)?;
                 let file = (stat.st_dev, stat.st_ino);
                 if is_new {
-                    // One too many is not known again if it comes again, and keeps what it gets now.
+                    // One too many is not known again if it comes again, and keeps what it gets
+                    // now.
                     self.made.insert(file, ());
                 }
                 if is_new && attributes.is_none() {

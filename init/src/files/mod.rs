@@ -23,17 +23,14 @@ use core::mem::MaybeUninit;
 
 use adl_protocol::{FileAction, FileKind, FileTask, Metadata, Stage, Strings, Time, limits};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::thread::{Gid, Uid};
 
-use crate::job::{Failure, InStage};
+use crate::failure::{Failure, InStage};
+use crate::path::DIRECTORY;
+use crate::path::open_in_root;
 use crate::sys;
-
-/// A path on which only names hang, as a directory that is worked in.
-const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 /// What a new file has, without the bits of the umask.
 const NEW: Mode = Mode::from_raw_mode(0o666);
@@ -116,38 +113,6 @@ pub(crate) fn allocates(task: &FileTask<'_>) -> bool {
 
 fn single<'a>(path: &Strings<'a>) -> Result<&'a CStr, Failure> {
     path.single().ok_or(Failure(Stage::Request, Errno::INVAL))
-}
-
-/// Opens a path of the guest's; one that leads out of its root, or through a magic link of
-/// `/proc`, is refused.
-pub(crate) fn open_in_root(path: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    open_or_make_in_root(path, flags, Mode::empty())
-}
-
-/// The same, with the mode of what is made with [`OFlags::CREATE`].
-fn open_or_make_in_root(path: &CStr, flags: OFlags, new: Mode) -> rustix::io::Result<OwnedFd> {
-    let root = rustix::fs::open(c"/", DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mode = if flags.contains(OFlags::CREATE) { new } else { Mode::empty() };
-    patiently(|| rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, mode, resolve))
-}
-
-/// Tries again what a guest holds up: by renaming what lies on the path (openat2(2)), which is
-/// seldom in the way twice, or by a lease, for which it may have a moment to give it up.
-pub(crate) fn patiently<T>(
-    mut open: impl FnMut() -> rustix::io::Result<T>,
-) -> rustix::io::Result<T> {
-    const AT_ONCE: u32 = 64;
-    const SLOWLY: u32 = 20;
-    let pause = Timespec { tv_sec: 0, tv_nsec: 500_000 };
-    for attempt in 0..AT_ONCE + SLOWLY {
-        match open() {
-            Err(Errno::AGAIN) if attempt < AT_ONCE => {}
-            Err(Errno::AGAIN) => drop(rustix::thread::nanosleep(&pause)),
-            result => return result,
-        }
-    }
-    open()
 }
 
 /// The directory that a path's last name is in, and that name, with the slashes behind it: they say

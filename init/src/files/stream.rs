@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use serde::Serialize;
 
-use crate::job::{Failure, InStage};
+use crate::failure::{Failure, InStage};
 
 /// How much is held of a stream, in bytes: what a pipe holds unless it is told to hold more.
 const BUFFER: usize = 64 << 10;
@@ -33,7 +33,7 @@ pub(super) fn answer<T: Serialize>(message: &T, to: BorrowedFd<'_>) -> Result<()
     write_all(to, frame.get(..length).unwrap_or_default()).stage(Stage::Copy)
 }
 
-/// The same, of any size.
+/// Answers with a message of any size.
 pub(super) fn long_answer<T: Serialize>(message: &T, to: BorrowedFd<'_>) -> Result<(), Failure> {
     let mut frame = Vec::new();
     codec::encode(message, &mut frame).map_err(|_| Failure(Stage::Copy, Errno::MSGSIZE))?;

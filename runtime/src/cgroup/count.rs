@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::directory::{Directory, read_again};
 use super::hierarchy::{Controller, Version};
+use crate::cgroup::stats::Stats;
 use crate::error::{Error, Result};
-use crate::stats::Stats;
 
 /// Adds what a cgroup has counted by one controller, of a job.
 pub(super) fn count(

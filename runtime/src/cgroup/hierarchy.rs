@@ -1,9 +1,10 @@
 //! Where on this machine cgroups of each controller can be made.
 //!
 //! Nothing above or beside the caller's own cgroup is written to. With version 1, that is where a
-//! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on. So they
-//! go into the nearest one above that does, as far as that was delegated to the caller, as systemd
-//! does it; or into the caller's own, if that is the root, which is then made to hand them on.
+//! sandbox's cgroups go. With version 2 a cgroup that has processes can't hand controllers on. So
+//! they go into the nearest one above that does, as far as that was delegated to the caller, as
+//! systemd does it; or into the caller's own, if that is the root, which is then made to hand them
+//! on.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -14,8 +15,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use crate::error::{Error, Result};
-use crate::owner::PerProcess;
 use crate::sys;
+use crate::sys::owner::PerProcess;
 
 /// What a cgroup can limit or count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,8 +76,8 @@ struct Hierarchy {
     options: Vec<String>,
 }
 
-/// Finds a place for what can be had of what is `wanted`, what is `needed` before all; and tells for
-/// what of that there is none.
+/// Finds a place for what can be had of what is `wanted`, what is `needed` before all; and tells
+/// for what of that there is none.
 ///
 /// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup.
 pub(super) fn places(
@@ -165,8 +166,8 @@ impl Hierarchy {
         self.path_of(Path::new(std::ffi::OsStr::from_bytes(line)))
     }
 
-    /// Where a cgroup is that `/proc/self/cgroup` knows by `path`; `None` if it is not mounted, as one
-    /// outside the cgroup namespace, whose path begins with `/..`.
+    /// Where a cgroup is that `/proc/self/cgroup` knows by `path`; `None` if it is not mounted, as
+    /// one outside the cgroup namespace, whose path begins with `/..`.
     fn path_of(&self, path: &Path) -> Option<PathBuf> {
         let below = path.strip_prefix(&self.root).ok()?;
         let is_plain = below.components().all(|part| matches!(part, Component::Normal(_)));
@@ -189,8 +190,9 @@ impl Hierarchy {
         })
     }
 
-    /// The place in the hierarchy of version 2: where the most is of what is `needed`, and then of what is
-    /// `wanted`, and nearest to `lowest`, the caller's cgroup or the one that was `configured`.
+    /// The place in the hierarchy of version 2: where the most is of what is `needed`, and then of
+    /// what is `wanted`, and nearest to `lowest`, the caller's cgroup or the one that was
+    /// `configured`.
     fn unified_place(
         &self,
         lowest: &Path,
@@ -227,8 +229,8 @@ impl Hierarchy {
         if !nix::unistd::geteuid().is_root() {
             return true;
         }
-        // To root, all is writable. A container's own hierarchy was made for it; the root of all is what
-        // has no type. Of others, systemd tells.
+        // To root, all is writable. A container's own hierarchy was made for it; the root of all is
+        // what has no type. Of others, systemd tells.
         if path == self.mount {
             return path.join("cgroup.type").exists();
         }
@@ -241,8 +243,8 @@ impl Hierarchy {
     }
 }
 
-/// Whether what is made in a cgroup of version 2 can have processes: not in one that is threaded. The root
-/// of all has no type.
+/// Whether what is made in a cgroup of version 2 can have processes: not in one that is threaded.
+/// The root of all has no type.
 fn may_have_others(cgroup: &Path) -> bool {
     fs::read_to_string(cgroup.join("cgroup.type")).map_or_else(
         |error| error.kind() == std::io::ErrorKind::NotFound,
@@ -250,8 +252,8 @@ fn may_have_others(cgroup: &Path) -> bool {
     )
 }
 
-/// Has a cgroup of version 2 hand on what it may and does not yet. One that has processes is left as it is:
-/// some controllers it would hand on, but to threads alone.
+/// Has a cgroup of version 2 hand on what it may and does not yet. One that has processes is left
+/// as it is: some controllers it would hand on, but to threads alone.
 fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
     let is_root = !cgroup.join("cgroup.type").exists();
     let processes = fs::read(cgroup.join("cgroup.procs"));
@@ -262,7 +264,8 @@ fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
     let (available, handed_on) = (words(&cgroup.join("cgroup.controllers"))?, words(&control)?);
     for name in wanted.iter().map(|controller| controller.name(Version::V2)) {
         if available.iter().any(|other| other == name) && handed_on.iter().all(|o| o != name) {
-            // Refused where one is for the root alone: then what it hands on already is all that there is.
+            // Refused where one is for the root alone: then what it hands on already is all that
+            // there is.
             let _ = fs::write(&control, format!("+{name}"));
         }
     }

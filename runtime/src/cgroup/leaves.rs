@@ -1,8 +1,8 @@
 //! The cgroups of jobs, below those of their sandbox.
 //!
-//! A job joins its leaf itself, before it does anything else, by files that the host has opened. The
-//! next in it comes when nothing is in it any more: a job's leftovers keep it. Leaves are known by
-//! their numbers, and held open by nothing.
+//! A job joins its leaf itself, before it does anything else, by files that the host has opened.
+//! The next in it comes when nothing is in it any more: a job's leftovers keep it. Leaves are known
+//! by their numbers, and held open by nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -14,9 +14,9 @@ use super::count::{self, Peak};
 use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
 use super::{Group, Part, limit, processes};
+use crate::cgroup::stats::Stats;
 use crate::error::Result;
-use crate::lock::lock;
-use crate::stats::Stats;
+use crate::sys::lock::lock;
 
 /// The name of the one for what is done for the caller and is no program. No name of a file that
 /// cgroups have.
@@ -35,18 +35,19 @@ pub(super) struct Leaves {
     kills: Vec<u64>,
     /// Those of no job, in which leftovers may be; what has become free last comes first.
     free: VecDeque<usize>,
-    seats: HashMap<usize, Weak<Seat>>,
+    job_cgroups: HashMap<usize, Weak<JobCgroup>>,
     has_builtins: bool,
 }
 
 /// The leaf of a job, and what it has counted of it.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct JobCgroup {
     group: Arc<Group>,
     number: usize,
     /// How many kills it had counted before.
     kills: u64,
-    /// What it had counted before, where anyone may ask what the job has used. Until the end of that.
+    /// What it had counted before, where anyone may ask what the job has used. Until the end of
+    /// that.
     begin: Mutex<Option<(Stats, Peak)>>,
     /// Whether the job may still have to join it.
     is_expected: AtomicBool,
@@ -62,9 +63,9 @@ struct Last {
 
 /// What a job writes itself into, to be in its cgroups.
 #[derive(Debug, Default)]
-pub(crate) struct Entrance(Vec<fs::File>);
+pub(crate) struct JoinFiles(Vec<fs::File>);
 
-impl Entrance {
+impl JoinFiles {
     /// Its descriptors, for init.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         self.0.iter().map(AsRawFd::as_raw_fd)
@@ -76,8 +77,9 @@ impl Entrance {
     }
 }
 
-impl Seat {
-    /// Says whether a job is under way that has not joined yet, so that no other is let in before it.
+impl JobCgroup {
+    /// Says whether a job is under way that has not joined yet, so that no other is let in before
+    /// it.
     pub(crate) fn expect(&self, is_expected: bool) {
         self.is_expected.store(is_expected, Ordering::Relaxed);
     }
@@ -121,16 +123,16 @@ impl Seat {
         // In a fork, another thread of its parent may have held the lock.
         if self.group.owner.is_this_process() {
             let mut leaves = self.group.leaves();
-            leaves.seats.remove(&self.number);
+            leaves.job_cgroups.remove(&self.number);
             leaves.free.push_front(self.number);
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for JobCgroup {
     fn drop(&mut self) {
-        // A job that no one asks about any more goes on. Of one that may still have to join, the leaf is
-        // no one else's.
+        // A job that no one asks about any more goes on. Of one that may still have to join, the
+        // leaf is no one else's.
         if self.last.get().is_none() && !*self.is_expected.get_mut() {
             self.give_back();
         }
@@ -142,9 +144,12 @@ impl Group {
         lock(&self.leaves)
     }
 
-    /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has used,
-    /// which takes a while to find out.
-    pub(crate) fn seat(self: &Arc<Self>, counted: bool) -> Result<(Arc<Seat>, Entrance)> {
+    /// A leaf for a job, and how to come into it; `counted` is whether anyone may ask what it has
+    /// used, which takes a while to find out.
+    pub(crate) fn job_cgroup(
+        self: &Arc<Self>,
+        counted: bool,
+    ) -> Result<(Arc<JobCgroup>, JoinFiles)> {
         self.check_not_frozen()?;
         let mut leaves = self.leaves();
         let (number, is_new) = match self.find_free(&mut leaves) {
@@ -165,9 +170,9 @@ impl Group {
         }
         let (is_expected, last) = (AtomicBool::new(false), OnceLock::new());
         let (group, begin) = (Arc::clone(self), Mutex::new(begin));
-        let seat = Arc::new(Seat { group, number, kills, begin, is_expected, last });
-        leaves.seats.insert(number, Arc::downgrade(&seat));
-        Ok((seat, Entrance(files)))
+        let job_cgroup = Arc::new(JobCgroup { group, number, kills, begin, is_expected, last });
+        leaves.job_cgroups.insert(number, Arc::downgrade(&job_cgroup));
+        Ok((job_cgroup, JoinFiles(files)))
     }
 
     /// Finds a leaf that was used, and in which nothing is any more.
@@ -183,7 +188,7 @@ impl Group {
     }
 
     /// Makes a leaf ready for a job: how to come into it, and what it has counted.
-    #[expect(clippy::type_complexity, reason = "what a seat has of it")]
+    #[expect(clippy::type_complexity, reason = "what a cgroup of a job has of it")]
     fn ready(
         &self,
         number: usize,
@@ -206,14 +211,14 @@ impl Group {
     }
 
     /// The way into the leaf for what is done for the caller and is no program.
-    pub(crate) fn entrance_of_builtins(&self) -> Result<Entrance> {
+    pub(crate) fn join_files_of_builtins(&self) -> Result<JoinFiles> {
         self.check_not_frozen()?;
         let mut leaves = self.leaves();
         if !leaves.has_builtins {
             self.make_leaf(BUILTINS)?;
             leaves.has_builtins = true;
         }
-        Ok(Entrance(self.open_to_join(BUILTINS)?))
+        Ok(JoinFiles(self.open_to_join(BUILTINS)?))
     }
 
     /// Makes one in each part that has any.
@@ -291,8 +296,8 @@ impl Group {
         (0..count).map(|number| self.oom_kills_of(number)).sum::<u64>() + of_builtins
     }
 
-    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2 does
-    /// by itself.
+    /// Ends each job of which the kernel has killed a process because memory ran out, as version 2
+    /// does by itself.
     pub(super) fn end_where_memory_ran_out(&self) {
         // Held, so that what is in a leaf is the job's that has counted the kill.
         let mut leaves = self.leaves();
@@ -311,9 +316,10 @@ impl Group {
 
     /// Ends the count of all jobs: the sandbox has ended.
     pub(crate) fn settle(&self) {
-        let seats: Vec<_> = self.leaves().seats.values().filter_map(Weak::upgrade).collect();
-        for seat in seats {
-            seat.settle();
+        let job_cgroups: Vec<_> =
+            self.leaves().job_cgroups.values().filter_map(Weak::upgrade).collect();
+        for job_cgroup in job_cgroups {
+            job_cgroup.settle();
         }
         // Whoever still asks holds none of what was the sandbox's.
         drop(lock(&self.notice).take());

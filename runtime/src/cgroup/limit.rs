@@ -7,8 +7,8 @@ use nix::sys::stat::{major, minor, stat};
 
 use super::directory::{Directory, errno};
 use super::hierarchy::{Controller, Version};
+use crate::config::limits::{self, IoLimit, Limits};
 use crate::error::{Error, Result};
-use crate::limits::{self, IoLimit, Limits};
 
 /// The period of a CPU limit, in microseconds: the default of both versions.
 const PERIOD: u64 = 100_000;
@@ -167,8 +167,8 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
 /// What version 1 counts of the buffers of TCP and UDP.
 const BUFFERS: &str = "memory.kmem.tcp.limit_in_bytes";
 
-/// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a limit
-/// of its own; that which holds is above it.
+/// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a
+/// limit of its own; that which holds is above it.
 pub(super) fn count_buffers(leaf: &Directory) -> Result<()> {
     if leaf.has(BUFFERS) { leaf.write(BUFFERS, "-1") } else { Ok(()) }
 }

@@ -11,6 +11,7 @@ mod leaves;
 mod limit;
 mod oom;
 mod processes;
+pub(crate) mod stats;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,18 +27,18 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::cgroup::stats::Stats;
+use crate::config::limits::{IoLimit, Limits};
 use crate::error::{Error, Result};
-use crate::limits::{IoLimit, Limits};
-use crate::lock::lock;
-use crate::owner::Owner;
-use crate::sandbox::unique_name;
-use crate::state::DIRECTORY;
-use crate::stats::Stats;
+use crate::sys::lock::lock;
+use crate::sys::open::DIRECTORY;
+use crate::sys::owner::Owner;
+use crate::sys::unique::unique_name;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
 use leaves::Leaves;
-pub(crate) use leaves::{Entrance, Seat};
+pub(crate) use leaves::{JobCgroup, JoinFiles};
 use limit::Disk;
 use oom::Notice;
 
@@ -144,8 +145,8 @@ struct Part {
 
 impl Part {
     /// Whether there is a leaf for each job: where something is counted that is told of a job. With
-    /// version 1, limits of a disk do not hold for what is below a cgroup, and each would need a set of
-    /// CPUs of its own.
+    /// version 1, limits of a disk do not hold for what is below a cgroup, and each would need a
+    /// set of CPUs of its own.
     fn has_leaves(&self) -> bool {
         let counts = |c: &Controller| {
             matches!(c, Controller::CpuTime | Controller::Memory | Controller::Pids)
@@ -191,7 +192,7 @@ impl Group {
             Ok(()) => {
                 let this = Arc::new(this);
                 if let Some(notice) = &*lock(&this.notice) {
-                    notice.is_for(&this);
+                    notice.watch_for(&this);
                 }
                 Ok(this)
             }
@@ -383,8 +384,8 @@ fn needed(limits: &Limits) -> Vec<Controller> {
     .collect()
 }
 
-/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and what is
-/// no cgroup, or has another name than adl gives them, is left alone.
+/// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and
+/// what is no cgroup, or has another name than adl gives them, is left alone.
 pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
     remove_all(paths.iter().map(PathBuf::as_path).filter(|path| is_ours(path)))
 }

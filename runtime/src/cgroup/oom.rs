@@ -1,8 +1,9 @@
 //! The end of a whole job where memory ran out, which version 1 does not bring about by itself.
 //!
-//! Version 1 kills one process, and the rest of the job goes on without it. But it tells by an eventfd
-//! that it is about to. A thread waits for that of all sandboxes, looks which leaf has counted a kill,
-//! and ends all that is in it by `cgroup.kill` of version 2, as that would have done.
+//! Version 1 kills one process, and the rest of the job goes on without it. But it tells by an
+//! eventfd that it is about to. A thread waits for that of all sandboxes, looks which leaf has
+//! counted a kill, and ends all that is in it by `cgroup.kill` of version 2, as that would have
+//! done.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,8 +19,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::Group;
 use super::directory::Directory;
 use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::owner::{Owner, PerProcess};
+use crate::sys::lock::lock;
+use crate::sys::owner::{Owner, PerProcess};
 
 /// How long after it is told a kill may come.
 const KILL: Duration = Duration::from_millis(200);
@@ -45,7 +46,7 @@ pub(super) struct Notice {
 }
 
 impl Notice {
-    /// Asks for notices of a cgroup of version 1. They lead nowhere before [`Notice::is_for`].
+    /// Asks for notices of a cgroup of version 1. They lead nowhere before [`Notice::watch_for`].
     pub(super) fn of(directory: &Directory) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let watcher = watcher()?;
@@ -61,7 +62,7 @@ impl Notice {
         Ok(Self { number, watcher, event, owner: Owner::this_process() })
     }
 
-    pub(super) fn is_for(&self, group: &Arc<Group>) {
+    pub(super) fn watch_for(&self, group: &Arc<Group>) {
         self.watcher.groups().insert(self.number, Arc::downgrade(group));
     }
 }

@@ -10,7 +10,8 @@ use super::directory::{Directory, read_again, value};
 use super::hierarchy::Version;
 use crate::error::{Error, Result};
 use crate::sys::pidfd;
-use crate::wire::{self, Deadline};
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
 
 /// How long it may take until all have stopped.
 const FREEZING: Duration = Duration::from_secs(5);
@@ -61,7 +62,7 @@ fn wait_frozen(directory: &Directory, frozen: bool) -> Result<()> {
             return Ok(());
         }
         let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-        if !wire::wait_ready(&mut fds, deadline)? {
+        if !wait_ready(&mut fds, deadline)? {
             return Err(late());
         }
     }
@@ -81,8 +82,8 @@ pub(super) fn kill(directory: &Directory) -> Result<()> {
         for some in found.chunks(AT_ONCE) {
             let held: Vec<_> =
                 some.iter().filter_map(|pid| Some((*pid, pidfd::open(*pid).ok()?))).collect();
-            // An id was another's, if what had it in the cgroup has ended before it was held. What is in
-            // the cgroup while it is held either is what is held, or that has ended.
+            // An id was another's, if what had it in the cgroup has ended before it was held. What
+            // is in the cgroup while it is held either is what is held, or that has ended.
             let still = pids(directory)?;
             for (_, process) in held.iter().filter(|(pid, _)| still.contains(pid)) {
                 pidfd::kill(process).map_err(Error::io("pidfd_send_signal"))?;

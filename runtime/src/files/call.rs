@@ -17,13 +17,14 @@ use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
-use crate::child::builtin;
-use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::exit::EndReason;
-use crate::running::Running;
+use crate::job::child::builtin;
+use crate::job::exit::EndReason;
+use crate::job::life::Life;
+use crate::job::running::Running;
 use crate::sys;
-use crate::wire::{self, Deadline, Woken};
+use crate::wait::wait_beside_init;
+use crate::wait::{Deadline, Woken};
 
 /// How much later than the job is to end its end may be told.
 const TELLING: Duration = Duration::from_millis(30);
@@ -98,7 +99,7 @@ impl Call {
     /// Starts it, by its deadline. `prepare` is given the input before the job exists: what it
     /// writes must fit into the pipe.
     pub(crate) fn start(
-        control: &Control,
+        life: &Life,
         deadline: Deadline,
         identity: Identity,
         purpose: Purpose,
@@ -106,6 +107,7 @@ impl Call {
         streams: Streams,
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Self, Ends)> {
+        let control = &life.control;
         let (channel, channel_theirs) = control.take_channel()?;
         let mut stdio = [StdioSource::Null; 3];
         let [stdin, stdout, _] = &mut stdio;
@@ -127,17 +129,18 @@ impl Call {
         // For init, a little later than for whoever closes its input then.
         let clearing_up = if theirs_in.is_some() { CLEARING_UP } else { Duration::ZERO };
         let timeout = deadline.left().map(|left| left.saturating_add(clearing_up));
-        let entrance = control.entrance_of_builtins()?;
-        descriptors.extend(entrance.descriptors());
+        let join_files = control.join_files_of_builtins()?;
+        descriptors.extend(join_files.descriptors());
         let spawn = Spawn {
             stdio: JobStdio::Streams(stdio),
-            cgroups: entrance.count(),
+            cgroups: join_files.count(),
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
             ..builtin(Task::File(task), identity)
         };
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
         control.prepare_next();
-        let running = Running::new(purpose.path.clone(), channel, control.init(), None);
+        let running =
+            Running::new(purpose.path.clone(), channel, control.init(), None, life.beginning());
         let only_tells = streams == Streams::Output;
         Ok((Self { running, purpose, deadline, only_tells }, ends))
     }
@@ -152,7 +155,7 @@ impl Call {
         self.finish_by(self.wait())
     }
 
-    /// The same, by the deadline of a wait that has begun before.
+    /// Waits by the deadline of a wait that has begun before.
     pub(crate) fn finish_by(&self, deadline: Deadline) -> Result<()> {
         let status = match self.running.wait_until(deadline.later(TELLING)) {
             Ok(Some(status)) => status,
@@ -182,7 +185,7 @@ impl Call {
         self.error_at(Path::new(""), source)
     }
 
-    /// The same, of something below the path.
+    /// Makes the error of something below the path.
     pub(crate) fn error_at(&self, below: &Path, source: io::Error) -> Error {
         let path = &self.purpose.path;
         let path = if below.as_os_str().is_empty() { path.clone() } else { path.join(below) };
@@ -262,7 +265,7 @@ impl Call {
     /// Waits until there is something to read of what it writes.
     pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
         let init = self.running.init().as_fd();
-        match wire::wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
+        match wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
             Woken::Ready => Ok(()),
             Woken::InitDied => Err(Error::SandboxDied),
             Woken::Late => Err(self.give_up()),

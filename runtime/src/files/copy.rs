@@ -9,12 +9,12 @@ use adl_protocol::FileAction;
 
 use super::call::{Ends, Purpose, Span, Streams};
 use super::{COPY_LIMIT, COPY_TIMEOUT, Files, LONGEST_ANSWER, keep_input, no_input};
+use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-use crate::host_path::HostPath;
-use crate::open::Location;
-use crate::tree::{self, CopyOptions, CopyReport, Incoming, Outgoing};
+use crate::sys::open::Location;
+use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 
-impl Files<'_> {
+impl Files {
     /// Copies a file or a directory of the host into the sandbox, where it is called `to`, as
     /// `cp -r --no-target-directory` would: a directory there is added to, and keeps what it has
     /// itself; files and links that are there are replaced by files, each all at once, and by a
@@ -50,7 +50,7 @@ impl Files<'_> {
     }
 
     fn copy_in_from(&self, from: &Location, to: &Path) -> Result<CopyReport> {
-        self.send(to, |pipe, options, report| tree::send(from, pipe, options, report))
+        self.send(to, |pipe, options, report| transfer::send(from, pipe, options, report))
     }
 
     /// Copies a file or a directory out of the sandbox to the host, where it is called `to`; else
@@ -90,7 +90,7 @@ impl Files<'_> {
     }
 
     fn copy_out_to(&self, from: &Path, to: &Location) -> Result<CopyReport> {
-        self.receive(from, |pipe, options, report| tree::receive(pipe, to, options, report))
+        self.receive(from, |pipe, options, report| transfer::receive(pipe, to, options, report))
     }
 
     /// Unpacks a tar archive (ustar, pax or GNU, not compressed) in the sandbox's directory `to`.
@@ -103,7 +103,7 @@ impl Files<'_> {
     /// [`Files::copy_in`].
     pub fn import_tar(&self, mut archive: impl Read, to: impl AsRef<Path>) -> Result<CopyReport> {
         self.send(to.as_ref(), |pipe, options, report| {
-            tree::from_tar(&mut archive, pipe, options, report)
+            transfer::from_tar(&mut archive, pipe, options, report)
         })
     }
 
@@ -118,7 +118,7 @@ impl Files<'_> {
         mut archive: impl Write,
     ) -> Result<CopyReport> {
         self.receive(from.as_ref(), |pipe, options, report| {
-            tree::to_tar(pipe, &mut archive, options, report)
+            transfer::to_tar(pipe, &mut archive, options, report)
         })
     }
 

@@ -98,7 +98,7 @@ pub enum WriteMode {
     /// new file has the mode and, as far as the user may give it away, the owner of the old one.
     #[default]
     Replace,
-    /// The same, but what is there is an error (`EEXIST`).
+    /// Makes a file; one that is there already is an error (`EEXIST`).
     CreateNew,
     /// The file itself is cut off and written to, so that it stays the one that others have open or
     /// have a hard link to. A symbolic link is followed, inside.

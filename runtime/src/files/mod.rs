@@ -12,9 +12,11 @@ mod metadata;
 mod streams;
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{Chunk, FileAction, FileTask, Listing, MAX_CHUNK, Strings, WriteHow, limits};
@@ -23,9 +25,10 @@ use self::call::{Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
 use crate::error::{Error, Result};
-use crate::sandbox::Sandbox;
-use crate::user::{RunAs, UserName};
-use crate::wire::{self, Deadline};
+use crate::job::life::{Life, Lives};
+use crate::job::user::{self, RunAs};
+use crate::wait::Deadline;
+use crate::wire;
 
 /// How long a call may take unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,7 +46,7 @@ const AT_ONCE: usize = 4096 - 2 * Chunk::HEADER;
 /// The most that is appended in one piece, in bytes; see [`WriteMode::Append`].
 const APPENDED_AT_ONCE: usize = 4 << 10;
 
-/// Reads, writes and copies files of a sandbox; made by [`Sandbox::files`].
+/// Reads, writes and copies files of a sandbox; made by [`Sandbox::files`](crate::Sandbox::files).
 ///
 /// Paths are those inside: relative ones start at [`Files::current_dir`], symbolic links lead to
 /// what they mean there. All is done with the rights of one user, root of the sandbox unless
@@ -62,8 +65,8 @@ const APPENDED_AT_ONCE: usize = 4 << 10;
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Files<'a> {
-    sandbox: &'a Sandbox,
+pub struct Files {
+    lives: Arc<Lives>,
     run_as: RunAs,
     directory: PathBuf,
     timeout: Option<Duration>,
@@ -73,10 +76,10 @@ pub struct Files<'a> {
     set_ids: bool,
 }
 
-impl<'a> Files<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox) -> Self {
+impl Files {
+    pub(crate) fn new(lives: &Arc<Lives>) -> Self {
         Self {
-            sandbox,
+            lives: Arc::clone(lives),
             run_as: RunAs::ROOT,
             directory: "/".into(),
             timeout: None,
@@ -90,19 +93,20 @@ impl<'a> Files<'a> {
     /// Sets with whose rights it is done, as [`Command::user`](crate::Command::user) does. A name
     /// is looked up for each call, a number is not.
     pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.run_as.name = Some(UserName::parse(user.as_ref()));
+        self.run_as.set_user(user.as_ref());
         self
     }
 
-    /// Sets the user id, as it is inside.
+    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
+    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.run_as.uid = uid;
+        self.run_as.set_uid(uid);
         self
     }
 
-    /// Sets the group id, as it is inside.
+    /// Sets the group id, as it is inside, also of a user that was named before.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.run_as.gid = gid;
+        self.run_as.set_gid(gid);
         self
     }
 
@@ -157,8 +161,8 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     /// Of all calls: [`Error::File`] with the kernel's answer, as `ENOENT` or `EACCES`;
-    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Invalid`] for a path that can't be one.
-    /// Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or a file of `/proc`,
+    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Invalid`] for a path that can't be
+    /// one. Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or a file of `/proc`,
     /// [`Error::File`] with `EISDIR` for a directory and with `EAGAIN` where someone inside has a
     /// lease on the file (`fcntl(2)`), none of which is waited for; and [`Error::TooLarge`].
     pub fn read_file(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -202,8 +206,8 @@ impl<'a> Files<'a> {
     /// Writes a file, replacing what is there all at once; see [`WriteMode::Replace`].
     ///
     /// # Errors
-    /// As [`Files::read_file`]; what was there is as before, or where the job was killed or its time
-    /// was up, all of the new file may be in its place, never a part.
+    /// As [`Files::read_file`]; what was there is as before, or where the job was killed or its
+    /// time was up, all of the new file may be in its place, never a part.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
         self.write_with(path, bytes, WriteOptions::new())
     }
@@ -282,7 +286,7 @@ impl<'a> Files<'a> {
         self.stat(path.as_ref(), true)
     }
 
-    /// The same of a symbolic link itself.
+    /// Tells what is at a path; of a symbolic link, of the link itself.
     ///
     /// # Errors
     /// See [`Files::read_file`].
@@ -315,8 +319,8 @@ impl<'a> Files<'a> {
 
     /// The entries of a directory, in no order.
     ///
-    /// The names come in pages, and `path` is looked up for each: someone inside who lets it lead to
-    /// another directory meanwhile gets the names of both into the list.
+    /// The names come in pages, and `path` is looked up for each: someone inside who lets it lead
+    /// to another directory meanwhile gets the names of both into the list.
     ///
     /// # Errors
     /// See [`Files::read_file`]; [`Error::TooLarge`] beyond [`Files::entry_limit`].
@@ -387,7 +391,7 @@ impl<'a> Files<'a> {
             }
             entries.push(DirEntry {
                 name: OsStr::from_bytes(name).to_owned(),
-                kind: *kind.ok_or(Error::Protocol { why: "a kind of file that is none" })?,
+                kind: *kind.ok_or(Error::Protocol { why: "an unknown kind of file" })?,
             });
         }
         Ok(next.filter(|_| !kinds.is_empty()).map(Cursor))
@@ -470,7 +474,7 @@ impl<'a> Files<'a> {
         self.set_owner(path.as_ref(), uid, gid, true)
     }
 
-    /// The same of a symbolic link itself.
+    /// Changes the owner and group of a symbolic link itself.
     ///
     /// # Errors
     /// See [`Files::read_file`].
@@ -523,13 +527,16 @@ impl<'a> Files<'a> {
         let path = self.absolute(&purpose.path)?;
         let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
-        let found = self.run_as.find(self.sandbox, Deadline::after(purpose.timeout));
+        let by = Deadline::after(purpose.timeout);
+        let life = self.lives.now()?;
+        let read = |path| read_small(&life, path, user::LONGEST, by);
+        let found = self.run_as.find(life.control.identities(), read);
         let (identity, _) = found.map_err(|error| match error {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
         let task = FileTask { path: string(&path)?, action };
-        Call::start(self.sandbox.control(), deadline, identity, purpose, task, streams, prepare)
+        Call::start(&life, deadline, identity, purpose, task, streams, prepare)
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.
@@ -543,6 +550,25 @@ impl<'a> Files<'a> {
             return Err(Error::invalid("path", why));
         }
         terminated("path", &path)
+    }
+}
+
+/// Reads a file as root of the sandbox would; an absent one is empty.
+pub(crate) fn read_small(
+    life: &Life,
+    path: &'static str,
+    limit: u64,
+    deadline: Deadline,
+) -> Result<Vec<u8>> {
+    let mut files = Files::new(&Lives::new(life.clone()));
+    if let Some(left) = deadline.left() {
+        files.timeout(left);
+    }
+    match files.limit(limit).read_file(path) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        read => read,
     }
 }
 

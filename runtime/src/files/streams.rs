@@ -9,14 +9,14 @@ use nix::errno::Errno;
 use super::call::{Call, Ends};
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::tree::Outgoing;
-use crate::wire::Deadline;
+use crate::transfer::Outgoing;
+use crate::wait::Deadline;
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).
 ///
-/// Its end is only told ([`Read::read`] returns 0) if all was read: anything else is an error, which
-/// holds an [`Error`], and after which there is nothing more to read. Each read waits for no longer
-/// than the timeout of the call.
+/// Its end is only told ([`Read::read`] returns 0) if all was read: anything else is an error,
+/// which holds an [`Error`], and after which there is nothing more to read. Each read waits for no
+/// longer than the timeout of the call.
 #[derive(Debug)]
 pub struct FileReader {
     call: Call,
@@ -92,8 +92,8 @@ impl Drop for FileReader {
 /// A file of the sandbox that is being written, made by
 /// [`Files::open_write`](crate::Files::open_write).
 ///
-/// Nothing is done before [`FileWriter::finish`]: dropped without it, or with the end of the calling
-/// program, the file is as it was, except where it is written to itself
+/// Nothing is done before [`FileWriter::finish`]: dropped without it, or with the end of the
+/// calling program, the file is as it was, except where it is written to itself
 /// ([`WriteMode::Truncate`](crate::WriteMode), [`WriteMode::Append`](crate::WriteMode)). Each write
 /// waits for no longer than the timeout of the call.
 #[derive(Debug)]
@@ -161,8 +161,8 @@ impl FileWriter {
         send: impl FnOnce(&mut Outgoing) -> Result<()>,
     ) -> Result<()> {
         self.call.check_own()?;
-        let pipe =
-            self.pipe.as_mut().ok_or(Error::Protocol { why: "an earlier write has failed" })?;
+        let failed = || Error::invalid("writer", "an earlier write to it has failed");
+        let pipe = self.pipe.as_mut().ok_or_else(failed)?;
         pipe.set_deadline(deadline);
         let Err(error) = send(pipe) else { return Ok(()) };
         self.pipe = None;

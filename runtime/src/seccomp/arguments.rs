@@ -50,8 +50,8 @@ const PROTOCOLS: [i32; 6] = [
 ];
 
 /// The mask of a socket's type, without its flags, and the types that AF_INET and AF_INET6 have not
-/// without a module, or not at all: 5 and 6 have the kernel load SCTP and DCCP, and 10 turns AF_INET
-/// into AF_PACKET. SOCK_STREAM, SOCK_DGRAM and SOCK_RAW remain.
+/// without a module, or not at all: 5 and 6 have the kernel load SCTP and DCCP, and 10 turns
+/// AF_INET into AF_PACKET. SOCK_STREAM, SOCK_DGRAM and SOCK_RAW remain.
 const SOCKET_TYPE: u64 = 0xf;
 /// As a mask and what is left by it.
 const NO_SOCKET_TYPES: [(u64, u64); 3] = [(SOCKET_TYPE, 0), (4, 4), (8, 8)];
@@ -65,8 +65,8 @@ const TIOCSETD: u64 = 0x5423;
 /// Have someone else's `open(2)` wait for up to 45 s, and tell of what is done in a directory.
 const LEASES: [i32; 2] = [libc::F_SETLEASE, libc::F_NOTIFY];
 
-/// What makes subvolumes and snapshots of btrfs: `BTRFS_IOC_SUBVOL_CREATE`, `BTRFS_IOC_SNAP_CREATE`,
-/// and the second version of each.
+/// What makes subvolumes and snapshots of btrfs: `BTRFS_IOC_SUBVOL_CREATE`,
+/// `BTRFS_IOC_SNAP_CREATE`, and the second version of each.
 const SUBVOLUMES: [u64; 4] = [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417];
 
 /// Linux, with or without an old version's number, fixed addresses or both; and the question

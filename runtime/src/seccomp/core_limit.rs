@@ -2,8 +2,8 @@
 //!
 //! With a `core_pattern` of `|program` the kernel runs a program of the host as root, and hands it
 //! the memory of what crashed, unless that has `RLIMIT_CORE` 1; a lower limit does not keep it from
-//! that (core(5)). But programs that hold secrets, as ssh-agent and sudo, set it to 0, and end where
-//! that fails. So to set it succeeds, and changes nothing.
+//! that (core(5)). But programs that hold secrets, as ssh-agent and sudo, set it to 0, and end
+//! where that fails. So to set it succeeds, and changes nothing.
 
 use super::tree::{Instruction, RETURN_ALLOW, RETURN_ERRNO};
 
@@ -22,9 +22,9 @@ pub(super) const SETRLIMIT: [Instruction; 4] = [
     Instruction::ret(RETURN_ERRNO),
 ];
 
-/// `prlimit64(pid, resource, new, old)`: the beginning of a program, which leaves to what follows it
-/// all that it does not decide. Init's own changes carry `key` in the fifth argument, of which the
-/// kernel takes four.
+/// `prlimit64(pid, resource, new, old)`: the beginning of a program, which leaves to what follows
+/// it all that it does not decide. Init's own changes carry `key` in the fifth argument, of which
+/// the kernel takes four.
 pub(super) fn prlimit(key: u64) -> [Instruction; 16] {
     let [low, high] = [key as u32, (key >> 32) as u32];
     [

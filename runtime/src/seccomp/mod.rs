@@ -3,9 +3,9 @@
 //! How a filter is shaped decides what creating a sandbox costs. At install the kernel runs it once
 //! for each system call number; a chain of comparisons, one for each call of an allow-list, takes
 //! longer than all the rest of create. So the verdict on the number is a balanced tree over ranges
-//! of numbers ([`tree`]), which for the few calls on whose arguments it depends leads to a program of
-//! the call's own, compiled by seccompiler ([`arguments`]). The kernel keeps the verdict on a call
-//! that is allowed whatever its arguments, and runs the filter for the others each time.
+//! of numbers ([`tree`]), which for the few calls on whose arguments it depends leads to a program
+//! of the call's own, compiled by seccompiler ([`arguments`]). The kernel keeps the verdict on a
+//! call that is allowed whatever its arguments, and runs the filter for the others each time.
 
 mod arguments;
 mod core_limit;
@@ -17,7 +17,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::owner::PerProcess;
+use crate::sys::owner::PerProcess;
 
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub(crate) fn default_filter() -> Result<&'static [u8]> {
     Ok(filter)
 }
 
-/// What init shows the filters to change the limit of core dumps; the same for all sandboxes of this
-/// process.
+/// What init shows the filters to change the limit of core dumps; the same for all sandboxes of
+/// this process.
 pub(crate) fn core_key() -> Result<u64> {
     static KEY: PerProcess<u64> = PerProcess::new();
     let key = KEY.get_or_try(|| {

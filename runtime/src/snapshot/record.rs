@@ -15,13 +15,17 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use serde::{Deserialize, Serialize};
 
-use super::users;
 use crate::config::Config;
-use crate::config::name::{PartName, SnapshotName};
+use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-use crate::host_path::HostPath;
-use crate::root::{Layer, Root, Source, Tree, TreeKind};
-use crate::state::{DIRECTORY, IMAGES, SandboxDirectory, Shelf, State, check_own, open_own_file};
+use crate::root::source::Source;
+use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::store::directories::Directories;
+use crate::store::directory::SandboxDirectory;
+use crate::store::name::{PartName, SnapshotName};
+use crate::store::own_file::{check_own, open_own_file};
+use crate::store::{IMAGES, State};
+use crate::sys::open::DIRECTORY;
 
 /// The file that a snapshot's record is in, in its directory.
 const RECORD: &str = "snapshot.json";
@@ -44,10 +48,10 @@ pub(crate) struct Record {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TreeRecord {
-    #[serde(with = "crate::bytes")]
+    #[serde(with = "crate::config::bytes")]
     at: PathBuf,
-    /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies on,
-    /// and last the directories under all of them.
+    /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies
+    /// on, and last the directories under all of them.
     layers: Vec<LayerRecord>,
     changed: usize,
     is_volume: bool,
@@ -64,10 +68,16 @@ enum LayerRecord {
 }
 
 impl Record {
-    /// Of what a sandbox has written on top of `root`, under the name of the snapshot.
-    fn new(state: &State, config: &Config, root: &Root, name: &SnapshotName) -> Self {
-        let trees = root.uppers().map(|(tree, part)| {
-            let own = LayerRecord::Snapshot { name: name.clone(), part };
+    /// Of what a sandbox has written on top of trees, each in the part that is named, under the
+    /// name of the snapshot.
+    fn new(
+        state: &State,
+        config: &Config,
+        trees: &[(&Tree, PartName)],
+        name: &SnapshotName,
+    ) -> Self {
+        let trees = trees.iter().map(|(tree, part)| {
+            let own = LayerRecord::Snapshot { name: name.clone(), part: part.clone() };
             let below = tree.layers.iter().map(|layer| match layer {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
@@ -108,9 +118,10 @@ impl Record {
     }
 
     /// Opens its trees, but the sources of volumes and the parts of snapshots.
-    pub(super) fn open(&self, state: &Path, shelf: &Arc<Shelf>) -> Result<Vec<Tree>> {
+    pub(super) fn open(&self, state: &Path, directories: &Arc<Directories>) -> Result<Vec<Tree>> {
         let open = |tree: &TreeRecord| {
-            let layers = tree.layers.iter().map(|layer| layer.open(state, shelf, tree.is_volume));
+            let layers =
+                tree.layers.iter().map(|layer| layer.open(state, directories, tree.is_volume));
             Ok(Tree {
                 at: tree.at.clone(),
                 layers: layers.collect::<Result<_>>()?,
@@ -204,10 +215,10 @@ impl TreeRecord {
 }
 
 impl LayerRecord {
-    fn open(&self, state: &Path, shelf: &Arc<Shelf>, is_volume: bool) -> Result<Layer> {
+    fn open(&self, state: &Path, directories: &Arc<Directories>, is_volume: bool) -> Result<Layer> {
         Ok(match self {
             Self::Snapshot { name, part } => Layer::Snapshot {
-                shelf: Arc::clone(shelf),
+                directories: Arc::clone(directories),
                 snapshot: name.clone(),
                 part: part.clone(),
             },
@@ -248,17 +259,20 @@ fn is_image(path: &Path) -> bool {
 ///
 /// # Errors
 /// ENOENT and ENOTDIR if there is none.
-pub(super) fn open_directory(shelf: &Shelf, name: &SnapshotName) -> nix::Result<OwnedFd> {
-    openat(shelf.as_fd(), name.as_str(), DIRECTORY, Mode::empty())
+pub(super) fn open_directory(
+    directories: &Directories,
+    name: &SnapshotName,
+) -> nix::Result<OwnedFd> {
+    openat(directories.as_fd(), name.as_str(), DIRECTORY, Mode::empty())
 }
 
 /// Opens the record of a snapshot; `None` if there is no snapshot of that name.
 ///
 /// # Errors
 /// [`Error::Io`] for what is none of adl's.
-pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<File>> {
-    let path = path(shelf, name);
-    let directory = match open_directory(shelf, name) {
+pub(super) fn open_record(directories: &Directories, name: &SnapshotName) -> Result<Option<File>> {
+    let path = path(directories, name);
+    let directory = match open_directory(directories, name) {
         Ok(directory) => directory,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(errno) => return Err(Error::at("open", &path)(errno)),
@@ -271,19 +285,27 @@ pub(super) fn open_record(shelf: &Shelf, name: &SnapshotName) -> Result<Option<F
     }
 }
 
+/// The names of all snapshots.
+pub(super) fn names(directories: &Directories) -> Result<Vec<SnapshotName>> {
+    let names = directories.entries()?.into_iter();
+    let names = names.filter_map(|name| SnapshotName::parse(name.to_str()?).ok());
+    // What has no record is not one yet, or is being removed; one that can't be looked at is one.
+    Ok(names.filter(|name| !matches!(open_record(directories, name), Ok(None))).collect())
+}
+
 fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// Where the record of a snapshot is, for errors.
-pub(super) fn path(shelf: &Shelf, name: &SnapshotName) -> PathBuf {
-    shelf.path(Path::new(name.as_str()).join(RECORD))
+pub(super) fn path(directories: &Directories, name: &SnapshotName) -> PathBuf {
+    directories.path(Path::new(name.as_str()).join(RECORD))
 }
 
 /// Whether a record is still that of the snapshot of this name.
-pub(super) fn is_there(shelf: &Shelf, name: &SnapshotName, record: &File) -> bool {
+pub(super) fn is_there(directories: &Directories, name: &SnapshotName, record: &File) -> bool {
     let path = Path::new(name.as_str()).join(RECORD);
-    match (fstatat(shelf.as_fd(), &path, AtFlags::AT_SYMLINK_NOFOLLOW), fstat(record)) {
+    match (fstatat(directories.as_fd(), &path, AtFlags::AT_SYMLINK_NOFOLLOW), fstat(record)) {
         (Ok(there), Ok(own)) => (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino),
         _ => false,
     }
@@ -308,9 +330,9 @@ fn parse(text: &[u8], own: &SnapshotName) -> io::Result<Record> {
     Ok(record)
 }
 
-/// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known, it
-/// does if it names that anywhere; of what is no record at all, as a crash may leave one, nothing
-/// is known to lie on anything.
+/// Whether the snapshot `own`, whose record this is, lies on another. Of a form that is not known,
+/// it does if it names that anywhere; of what is no record at all, as a crash may leave one,
+/// nothing is known to lie on anything.
 pub(super) fn lies_on(file: &File, own: &SnapshotName, other: &SnapshotName) -> bool {
     fn names(value: &serde_json::Value, name: &str) -> bool {
         match value {
@@ -332,17 +354,16 @@ pub(super) fn write_record(
     state: &State,
     directory: &SandboxDirectory,
     config: &Config,
-    root: &Root,
+    trees: &[(&Tree, PartName)],
     name: &SnapshotName,
 ) -> Result<(Record, File)> {
-    let record = Record::new(state, config, root, name);
+    let record = Record::new(state, config, trees, name);
     let path = directory.path().join(RECORD);
     let text = serde_json::to_vec_pretty(&record)
         .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;
     if text.len() as u64 > LONGEST {
         return Err(Error::TooLarge { what: "the record of a snapshot, in bytes", limit: LONGEST });
     }
-    users::make(directory.as_fd()).map_err(Error::at("make a directory in", directory.path()))?;
     // One that failed may have left one.
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

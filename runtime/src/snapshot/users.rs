@@ -1,13 +1,13 @@
 //! Which snapshots lie on one.
 //!
-//! Each has a directory for that. A snapshot that lies directly on it has an empty file there, which
-//! is made before that snapshot is one and removed when it is none any more. So all that lie on it are
-//! found there, whoever dies when. What else is found has gone, or has never come about, and counts
-//! for nothing: it is removed by who has the snapshot for itself, so that no one can be about to
-//! make what it stands for.
+//! Each has a directory for that. A snapshot that lies directly on it has an empty file there,
+//! which is made before that snapshot is one and removed when it is none any more. So all that lie
+//! on it are found there, whoever dies when. What else is found has gone, or has never come about,
+//! and counts for nothing: it is removed by who has the snapshot for itself, so that no one can be
+//! about to make what it stands for.
 //!
-//! A snapshot of an earlier adl has no such directory. What lies on it is found in the records of all
-//! others.
+//! A snapshot of an earlier adl has no such directory. What lies on it is found in the records of
+//! all others.
 
 use std::fs::File;
 use std::io;
@@ -20,14 +20,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::names;
-use super::record::{lies_on, open_record};
-use crate::config::name::SnapshotName;
+use super::record::{lies_on, names, open_record};
 use crate::error::{Error, Result};
-use crate::open::{Purpose, beneath};
-use crate::quota;
-use crate::remove::entries;
-use crate::state::{DIRECTORY, Shelf};
+use crate::store::contents::entries;
+use crate::store::directories::Directories;
+use crate::store::name::SnapshotName;
+use crate::store::quota;
+use crate::sys::open::{DIRECTORY, Purpose, beneath};
 
 /// Where in a snapshot's directory those are named that lie on it.
 const USERS: &str = "users";
@@ -51,8 +50,8 @@ pub(super) fn make(directory: BorrowedFd<'_>) -> io::Result<()> {
     quota::exempt(openat(directory, USERS, DIRECTORY, Mode::empty())?.as_fd())
 }
 
-/// The entry of a snapshot, whose record this is: its name and, since another may come to have that, the
-/// number of its record's inode, which none can have while the record is open.
+/// The entry of a snapshot, whose record this is: its name and, since another may come to have
+/// that, the number of its record's inode, which none can have while the record is open.
 #[derive(Debug)]
 pub(super) struct Entry {
     inode: u64,
@@ -75,9 +74,9 @@ impl Entry {
     }
 
     /// Writes down that it lies on a snapshot, which has to be held.
-    pub(super) fn add(&self, shelf: &Shelf, below: &SnapshotName) -> Result<()> {
-        let path = path(shelf, below);
-        let Some(directory) = open(shelf, below)? else { return Ok(()) };
+    pub(super) fn add(&self, directories: &Directories, below: &SnapshotName) -> Result<()> {
+        let path = path(directories, below);
+        let Some(directory) = open(directories, below)? else { return Ok(()) };
         let flags = OFlag::O_WRONLY
             | OFlag::O_CREAT
             | OFlag::O_NOFOLLOW
@@ -89,16 +88,16 @@ impl Entry {
     }
 
     /// Undoes that. What can't be is not there any more for whoever looks.
-    pub(super) fn remove(&self, shelf: &Shelf, below: &SnapshotName) {
-        if let Ok(Some(directory)) = open(shelf, below) {
+    pub(super) fn remove(&self, directories: &Directories, below: &SnapshotName) {
+        if let Ok(Some(directory)) = open(directories, below) {
             let name = self.file_name();
             let _ = unlinkat(directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
 
     /// Whether it stands for a snapshot that lies on another.
-    fn is_there(&self, shelf: &Shelf, below: &SnapshotName) -> bool {
-        match open_record(shelf, &self.name) {
+    fn is_there(&self, directories: &Directories, below: &SnapshotName) -> bool {
+        match open_record(directories, &self.name) {
             // A name of its own never becomes another's; one that was given may. The number tells
             // nothing here: in a copy of the state directory it is another.
             Ok(Some(record)) => self.name.is_own() || lies_on(&record, &self.name, below),
@@ -109,32 +108,32 @@ impl Entry {
     }
 }
 
-fn path(shelf: &Shelf, name: &SnapshotName) -> PathBuf {
-    shelf.path(Path::new(name.as_str()).join(USERS))
+fn path(directories: &Directories, name: &SnapshotName) -> PathBuf {
+    directories.path(Path::new(name.as_str()).join(USERS))
 }
 
 /// Opens the directory; `None` if there is none.
-fn open(shelf: &Shelf, name: &SnapshotName) -> Result<Option<OwnedFd>> {
+fn open(directories: &Directories, name: &SnapshotName) -> Result<Option<OwnedFd>> {
     let relative = Path::new(name.as_str()).join(USERS);
-    match beneath(shelf.as_fd(), &relative, Purpose::List) {
+    match beneath(directories.as_fd(), &relative, Purpose::List) {
         Ok(directory) => Ok(Some(directory)),
         Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(Error::at("open", &path(shelf, name))(errno)),
+        Err(errno) => Err(Error::at("open", &path(directories, name))(errno)),
     }
 }
 
 /// A snapshot that lies on another, if there is one.
 pub(super) fn find(
-    shelf: &Shelf,
+    directories: &Directories,
     name: &SnapshotName,
     stale: Stale,
 ) -> Result<Option<SnapshotName>> {
-    let Some(directory) = open(shelf, name)? else { return search(shelf, name) };
-    let found = entries(directory.as_fd()).map_err(Error::at("read", &path(shelf, name)))?;
+    let Some(directory) = open(directories, name)? else { return search(directories, name) };
+    let found = entries(directory.as_fd()).map_err(Error::at("read", &path(directories, name)))?;
     for file_name in found {
         // Nothing that adl has made.
         let Some(entry) = Entry::parse(file_name.as_bytes()) else { continue };
-        if entry.is_there(shelf, name) {
+        if entry.is_there(directories, name) {
             return Ok(Some(entry.name));
         }
         if stale == Stale::Remove {
@@ -145,9 +144,9 @@ pub(super) fn find(
 }
 
 /// Finds that out by what all others say.
-fn search(shelf: &Shelf, name: &SnapshotName) -> Result<Option<SnapshotName>> {
-    let mut others = names(shelf)?.into_iter().filter(|other| other != name);
-    Ok(others.find(|other| match open_record(shelf, other) {
+fn search(directories: &Directories, name: &SnapshotName) -> Result<Option<SnapshotName>> {
+    let mut others = names(directories)?.into_iter().filter(|other| other != name);
+    Ok(others.find(|other| match open_record(directories, other) {
         Ok(record) => record.is_some_and(|record| lies_on(&record, other, name)),
         Err(_) => true,
     }))

@@ -1,8 +1,9 @@
 //! Whose a user namespace is: the user who makes it.
 //!
 //! What the kernel counts by user namespace (inotify instances and watches, pending signals and
-//! timers, bytes in message queues, locked memory) it also counts to the maker of that, whatever ids
-//! run inside. So that no sandbox takes another's, or root's own, each is made by an id of its own.
+//! timers, bytes in message queues, locked memory) it also counts to the maker of that, whatever
+//! ids run inside. So that no sandbox takes another's, or root's own, each is made by an id of its
+//! own.
 
 use std::io;
 use std::ptr;
@@ -10,7 +11,7 @@ use std::sync::Mutex;
 
 use super::per_process::PerProcess;
 use super::raw;
-use crate::lock::lock;
+use crate::sys::lock::lock;
 
 /// What a change of ids takes with it, and what they were.
 struct Before {
@@ -27,7 +28,8 @@ const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
 /// For setfsuid(2): no change, and so the question.
 const NO_ID: usize = u32::MAX as usize;
 
-/// Has this thread, and no other, be the user `id` while `make` runs; it keeps all its capabilities.
+/// Has this thread, and no other, be the user `id` while `make` runs; it keeps all its
+/// capabilities.
 ///
 /// # Errors
 /// If it can't become that user, before `make` is called.
@@ -35,7 +37,8 @@ const NO_ID: usize = u32::MAX as usize;
 /// # Aborts
 /// If it can't become again who it was.
 pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
-    /// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
+    /// Whether the process can be traced is not a thread's own: each leaves that as it was before
+    /// it.
     static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
     let _one_at_a_time = lock(ONE_AT_A_TIME.get());
     let _no_signals = NoSignals::begin().map_err(io::Error::from_raw_os_error)?;
@@ -50,9 +53,9 @@ pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
     made.map_err(io::Error::from_raw_os_error)
 }
 
-/// The signals that this thread has blocked, until this is dropped: all. The C library leaves out, in
-/// its own calls, those by which it has every thread change its ids when one does (nptl(7)): what that
-/// one wants would be undone here, and so waits.
+/// The signals that this thread has blocked, until this is dropped: all. The C library leaves out,
+/// in its own calls, those by which it has every thread change its ids when one does (nptl(7)):
+/// what that one wants would be undone here, and so waits.
 struct NoSignals(u64);
 
 impl NoSignals {
@@ -115,7 +118,8 @@ impl Before {
     }
 }
 
-/// Sets the real, effective and saved ids of this thread alone, which the C library would set for all.
+/// Sets the real, effective and saved ids of this thread alone, which the C library would set for
+/// all.
 fn set_ids(ids: [u32; 3]) -> Result<(), i32> {
     let [real, effective, saved] = ids.map(|id| id as usize);
     // SAFETY: takes no pointer.

@@ -18,9 +18,9 @@ pub(crate) enum SessionKeyring {
 /// No limit (`RLIM_INFINITY`).
 const NONE: u64 = u64::MAX;
 
-/// What each resource limit (`setrlimit(2)`) begins as, by its number: soft and hard, but never more
-/// than the caller's hard limit. Hard limits that a command may ask to have raised are lowered for
-/// jobs alone, by init.
+/// What each resource limit (`setrlimit(2)`) begins as, by its number: soft and hard, but never
+/// more than the caller's hard limit. Hard limits that a command may ask to have raised are lowered
+/// for jobs alone, by init.
 const LIMITS: [(u64, u64); 16] = [
     (NONE, NONE),       // RLIMIT_CPU
     (NONE, NONE),       // RLIMIT_FSIZE
@@ -40,8 +40,8 @@ const LIMITS: [(u64, u64); 16] = [
     (NONE, NONE),       // RLIMIT_RTTIME
 ];
 
-/// Gives up what the caller has and a sandbox must not have. What only holds the caller back, and by
-/// its own wish, it keeps: niceness above 0, `SCHED_IDLE`, lower hard limits.
+/// Gives up what the caller has and a sandbox must not have. What only holds the caller back, and
+/// by its own wish, it keeps: niceness above 0, `SCHED_IDLE`, lower hard limits.
 ///
 /// For a child that shares the caller's memory: nothing here belongs to memory, nor to the caller's
 /// other threads. The rest is in init's `setup::prepare`.
@@ -49,8 +49,9 @@ const LIMITS: [(u64, u64); 16] = [
 /// # Errors
 /// The kernel's error number.
 pub(super) fn give_up(keyring: SessionKeyring) -> Result<(), i32> {
-    // 1. The processor: the ordinary policy, no real-time priority, no negative niceness, no clamp on
-    //    its frequency, no slice of time of its own. `SCHED_RESET_ON_FORK` was cleared by the clone.
+    // 1. The processor: the ordinary policy, no real-time priority, no negative niceness, no clamp
+    //    on its frequency, no slice of time of its own. `SCHED_RESET_ON_FORK` was cleared by the
+    //    clone.
     ordinary_scheduling()?;
     every_processor()?;
     // 2. The disks: as the niceness says.
@@ -75,8 +76,8 @@ pub(super) fn give_up(keyring: SessionKeyring) -> Result<(), i32> {
         raw(libc::SYS_prctl, clock)?;
         // 7. Memory from any node. A kernel for machines with one does not know the call.
         unless(libc::ENOSYS, raw(libc::SYS_set_mempolicy, [0; 5]))?;
-        // 8. Keys. A kernel without them has no such call; EPERM is from a filter around the caller,
-        //    which is around the sandbox, too.
+        // 8. Keys. A kernel without them has no such call; EPERM is from a filter around the
+        //    caller, which is around the sandbox, too.
         if keyring == SessionKeyring::Own {
             let join =
                 raw(libc::SYS_keyctl, [libc::KEYCTL_JOIN_SESSION_KEYRING as usize, 0, 0, 0, 0]);
@@ -173,8 +174,8 @@ fn limit(resource: usize, soft: u64, hard: u64) -> Result<(), i32> {
     }
 }
 
-/// Gives a child the limit of core dumps that means none, where the caller's hard limit kept it from
-/// that: by 0, which is less, the kernel hands a dump to a program all the same (core(5)).
+/// Gives a child the limit of core dumps that means none, where the caller's hard limit kept it
+/// from that: by 0, which is less, the kernel hands a dump to a program all the same (core(5)).
 ///
 /// # Errors
 /// EPERM, without CAP_SYS_RESOURCE.

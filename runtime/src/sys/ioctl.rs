@@ -185,8 +185,8 @@ pub(crate) fn has_nested(subvolume: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Has a btrfs write all down, and begin to free what was in destroyed subvolumes, for which it takes
-/// half a minute else.
+/// Has a btrfs write all down, and begin to free what was in destroyed subvolumes, for which it
+/// takes half a minute else.
 pub(crate) fn sync(file: impl AsFd) -> io::Result<()> {
     // SAFETY: takes no argument.
     let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), SYNC) };

@@ -37,7 +37,8 @@ pub(crate) fn kill(process: impl AsFd) -> io::Result<()> {
 /// waits for all children or ignores SIGCHLD, is no error.
 pub(crate) fn reap(process: impl AsFd) -> io::Result<()> {
     loop {
-        // SAFETY: waitid fills `info`, which is large enough; P_PIDFD takes the descriptor's number.
+        // SAFETY: waitid fills `info`, which is large enough; P_PIDFD takes the descriptor's
+        // number.
         let result = unsafe {
             let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
             libc::waitid(

@@ -15,7 +15,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, shutdown, socketpair,
 };
 
-use crate::owner::Owner;
+use crate::sys::owner::Owner;
 
 /// The stack of a thread that does nothing but close, in bytes.
 const STACK: usize = 64 << 10;

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (state, calls) = arguments.split_first().expect("STATE WAY CALL");
+    let [state, kernels, calls @ ..] = &arguments[..] else { panic!("STATE KERNELS WAY CALL") };
     let state = Path::new(state);
     // All that there is once in a process is there from here on.
     sandbox(state, "behaves").unwrap().delete().unwrap();
@@ -39,7 +39,7 @@ fn main() {
     assert!(neighbour.command("true").status().unwrap().success());
     adl_runtime::finish_removals();
 
-    for kernel in ["this", "older"] {
+    for kernel in kernels.split(',') {
         if kernel == "older" {
             refuse_passrights();
         }
@@ -107,7 +107,7 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     if call == "create" {
         return timed(|| sandbox(state, way).map(drop), |()| "Ok".to_owned());
     }
-    let mut sandbox = sandbox(state, way).unwrap();
+    let sandbox = sandbox(state, way).unwrap();
     let ok = |()| "Ok".to_owned();
     match call {
         "delete" => timed(|| sandbox.delete(), ok),
@@ -236,7 +236,7 @@ fn begun(sandbox: &Sandbox) -> Child {
     child
 }
 
-fn file_call(call: &str, files: &mut Files<'_>, state: &Path) -> Outcome {
+fn file_call(call: &str, files: &mut Files, state: &Path) -> Outcome {
     let ok = |()| "Ok".to_owned();
     let files = files.timeout(BOUND).limit(1 << 20).entry_limit(1000);
     let out = state.join("out");

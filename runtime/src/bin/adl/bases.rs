@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use adl_runtime::{Access, Config, Error, HostPath, Image, Mount};
 
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 /// The most links on a way, as in the kernel.
 const MOST_LINKS: u32 = 40;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use adl_runtime::{CopyReport, Error, Files, Result};
 
 use crate::bases::Bases;
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 pub(crate) const HELP: &str = "\
 \x20     --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the
@@ -65,7 +65,7 @@ impl Transfer {
     }
 
     /// Copies into the sandbox.
-    pub(crate) fn copy_in(&self, files: &Files<'_>, bases: &Bases) -> CliResult<()> {
+    pub(crate) fn copy_in(&self, files: &Files, bases: &Bases) -> CliResult<()> {
         if let Some(above) = self.to.parent().filter(|above| !above.as_os_str().is_empty()) {
             files.create_dir_all(above)?;
         }
@@ -114,7 +114,7 @@ impl<'a> CopyOut<'a> {
         Ok(Self { transfer, directory: opened, name })
     }
 
-    fn copy(&self, files: &Files<'_>) -> Result<()> {
+    fn copy(&self, files: &Files) -> Result<()> {
         let from = &self.transfer.from;
         let report = files.copy_out_at(from, &self.directory, self.name)?;
         tell(from, &report);
@@ -123,7 +123,7 @@ impl<'a> CopyOut<'a> {
 }
 
 /// Copies all out that is to be, whatever becomes of each; whether all were copied.
-pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files<'_>) -> bool {
+pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files) -> bool {
     let mut is_all = true;
     for copy in copies {
         if let Err(error) = copy.copy(files) {

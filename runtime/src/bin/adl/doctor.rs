@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use adl_runtime::doctor::{Verdict, examine};
 use lexopt::Arg;
 
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 const HELP: &str = "\
 Usage: adl doctor [--json]

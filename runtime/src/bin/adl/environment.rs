@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::bases::Bases;
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 /// A variable's name and value.
 pub(crate) type Variable = (OsString, OsString);

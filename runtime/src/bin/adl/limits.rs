@@ -6,7 +6,7 @@ use std::time::Duration;
 use adl_runtime::{IoLimit, Limits, Stats};
 use lexopt::ValueExt as _;
 
-use crate::options::{CliResult, bytes};
+use crate::values::{CliResult, bytes};
 
 pub(crate) const HELP: &str = "\
 \x20     --memory SIZE        most memory that its jobs may use, as 512m, page cache and files in memory

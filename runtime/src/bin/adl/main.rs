@@ -15,6 +15,7 @@ mod session;
 mod snapshot;
 mod streams;
 mod sys;
+mod values;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use adl_runtime::{Access, Mount};
 
-use crate::options::{CliResult, bytes};
+use crate::values::{CliResult, bytes};
 
 pub(crate) const HELP: &str = "\
 \x20 -v, --volume SOURCE:TARGET[:MODE]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, Running, Sandbox, Snapshot,
+    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
     SnapshotOptions, Stage, Upper,
 };
 use lexopt::{Arg, ValueExt as _};
@@ -18,7 +18,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::bases::{Bases, Named};
 use crate::copies::{self, CopyOut, Transfer};
 use crate::environment::{self, Variable};
-use crate::options::{CliResult, SANDBOX_HELP, duration, exit_code_of, sandbox_option};
+use crate::options::{SANDBOX_HELP, exit_code_of, sandbox_option};
+use crate::values::{CliResult, duration};
 use crate::{limits, mounts, session, streams, sys};
 
 const RUN_HELP: &str = "\
@@ -148,7 +149,7 @@ fn run(
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let copies_out = CopyOut::open_all(&options.copies_out, &options.bases)?;
-    let mut sandbox = Sandbox::create(options.config.clone())?;
+    let sandbox = Sandbox::create(options.config.clone())?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
         files.user(user);
@@ -195,7 +196,7 @@ fn run(
         mask.thread_block()?;
     }
     if let Some(name) = &options.snapshot {
-        let how = SnapshotOptions { name: Some(name.clone()), running: Running::End };
+        let how = SnapshotOptions { name: Some(name.clone()), running: IfRunning::End };
         if let Err(error) = sandbox.snapshot_with(&how) {
             eprintln!("adl: --snapshot {name}: {error}");
             code = if code == 0 { super::OWN_ERROR } else { code };
@@ -224,7 +225,7 @@ fn spawn(
     }
 }
 
-fn prepare(command: &mut Command<'_>, options: &Options) -> CliResult<()> {
+fn prepare(command: &mut Command, options: &Options) -> CliResult<()> {
     if options.tty {
         let (rows, columns) = sys::window_size(io::stdin())?;
         command.terminal(rows, columns);

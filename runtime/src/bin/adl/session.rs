@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use adl_runtime::{Child, ExitStatus, Sandbox, Scope, Terminal};
@@ -18,8 +18,8 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-use crate::options::CliResult;
 use crate::sys;
+use crate::values::CliResult;
 
 /// The most that is kept of what one side has sent and the other has not taken yet, in bytes. It
 /// is more than the kernel keeps of what was printed, which is all that is read after the end.
@@ -49,7 +49,7 @@ pub(crate) fn run(
     fcntl(&terminal, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     let session = Session {
         child,
-        sandbox,
+        init: sandbox.pidfd()?,
         signals,
         pause,
         mode: RawMode::enter()?,
@@ -67,7 +67,8 @@ pub(crate) fn run(
 
 struct Session<'a> {
     child: &'a mut Child,
-    sandbox: &'a Sandbox,
+    /// Readable when the sandbox has died.
+    init: OwnedFd,
     signals: &'a SignalFd,
     pause: PollTimeout,
     mode: RawMode,
@@ -141,7 +142,7 @@ impl Session<'_> {
         let reads = terminal.filter(|_| self.printed.has_room());
         let wanted: [(Ready, Option<BorrowedFd>, PollFlags); 7] = [
             (Ready::Child, runs.then(|| self.child.as_fd()), PollFlags::POLLIN),
-            (Ready::Child, runs.then(|| self.sandbox.as_fd()), PollFlags::POLLIN),
+            (Ready::Child, runs.then(|| self.init.as_fd()), PollFlags::POLLIN),
             (Ready::Signals, Some(self.signals.as_fd()), PollFlags::POLLIN),
             (Ready::Typing, input.filter(|_| runs && self.typed.has_room()), PollFlags::POLLIN),
             (

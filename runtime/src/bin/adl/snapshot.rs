@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use adl_runtime::{ChangeKind, Export, Snapshot};
 use lexopt::{Arg, ValueExt as _};
 
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 const HELP: &str = "\
 Usage: adl snapshot ls                     list the snapshots

@@ -1,7 +1,8 @@
 //! The caller's standard streams and those of a command, joined by pipes of adl's own.
 //!
-//! So the command holds nothing of the caller's: no terminal to set up or type into, no file to lock or
-//! to move the position of, no stdin to write to. One loop, and no thread, as for a terminal.
+//! So the command holds nothing of the caller's: no terminal to set up or type into, no file to
+//! lock or to move the position of, no stdin to write to. One loop, and no thread, as for a
+//! terminal.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
@@ -16,21 +17,22 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Whence, getpgrp, lseek, tcgetpgrp};
 
-use crate::options::CliResult;
 use crate::session::{is_momentary, open_once_more};
 use crate::sys;
+use crate::values::CliResult;
 
 /// The most that is on its way in one direction, in bytes: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
-/// The most that is written at once where a write may wait, in bytes: what a pipe that is ready takes.
+/// The most that is written at once where a write may wait, in bytes: what a pipe that is ready
+/// takes.
 const WAITING_CHUNK: usize = 4096;
 
 /// How often a terminal that another job of the caller's shell has is looked at, in milliseconds.
 const BACKGROUND: u16 = 200;
 
 /// Says where the streams of a command lead: nowhere where the caller's do, else into pipes.
-pub(crate) fn prepare(command: &mut Command<'_>) -> io::Result<()> {
+pub(crate) fn prepare(command: &mut Command) -> io::Result<()> {
     let [stdin, stdout, stderr] =
         [own(io::stdin().as_fd())?, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?];
     for (name, file) in [("stdin", &stdin), ("stdout", &stdout), ("stderr", &stderr)] {
@@ -76,12 +78,14 @@ pub(crate) fn run(
         *stderr = Some(Flow::new(our_end(pipe.into())?, to, never_waits));
     }
     let closed_input = None;
-    Relay { child, sandbox, signals, pause, input, closed_input, outputs, delivered: true }.run()
+    let init = sandbox.pidfd()?;
+    Relay { child, init, signals, pause, input, closed_input, outputs, delivered: true }.run()
 }
 
 struct Relay<'a> {
     child: &'a mut Child,
-    sandbox: &'a Sandbox,
+    /// Readable when the sandbox has died.
+    init: OwnedFd,
     signals: &'a SignalFd,
     pause: PollTimeout,
     input: Option<Flow>,
@@ -147,7 +151,7 @@ impl Relay<'_> {
             self.outputs.each_ref().map(|(_, flow)| flow.as_ref().map(|flow| flow.interest(true)));
         let wanted = [
             child.map(|child| (child, PollFlags::POLLIN)),
-            child.map(|_| (self.sandbox.as_fd(), PollFlags::POLLIN)),
+            child.map(|_| (self.init.as_fd(), PollFlags::POLLIN)),
             Some((self.signals.as_fd(), PollFlags::POLLIN)),
             // That no one reads any more is told without being asked for.
             self.input.as_ref().map(|flow| (flow.to.as_fd(), PollFlags::empty())),
@@ -281,8 +285,8 @@ impl Flow {
         Ok(())
     }
 
-    /// Sets the position of a file to where the command has come to. Of what can't be read twice, what
-    /// was read ahead is lost.
+    /// Sets the position of a file to where the command has come to. Of what can't be read twice,
+    /// what was read ahead is lost.
     fn give_back(&self) {
         let is_file = self.from.metadata().is_ok_and(|metadata| metadata.is_file());
         let unread = sys::bytes_in_pipe(&self.to).unwrap_or(0) + self.rest().len();
@@ -299,9 +303,9 @@ fn our_end(pipe: OwnedFd) -> io::Result<File> {
     Ok(File::from(pipe))
 }
 
-/// One of adl's own streams, and whether to use it may wait for someone else. A pipe or a terminal is
-/// opened once more where that is allowed, so that it does not: the flag belongs to what the calling
-/// shell and others have open, too.
+/// One of adl's own streams, and whether to use it may wait for someone else. A pipe or a terminal
+/// is opened once more where that is allowed, so that it does not: the flag belongs to what the
+/// calling shell and others have open, too.
 fn own_end(stream: BorrowedFd<'_>, number: u8) -> io::Result<(File, bool)> {
     let file = own(stream)?;
     let kind = file.metadata()?.file_type();

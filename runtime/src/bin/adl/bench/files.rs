@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use adl_runtime::{Config, Error, Sandbox};
 
 use super::{LeftOut, Rows, Times};
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 /// What is copied, in bytes.
 const LARGE: u64 = 1 << 30;

@@ -19,7 +19,8 @@ use lexopt::{Arg, ValueExt as _};
 use serde::Serialize;
 
 use crate::bases::Named;
-use crate::options::{CliResult, SANDBOX_HELP, bytes, sandbox_option};
+use crate::options::{SANDBOX_HELP, sandbox_option};
+use crate::values::{CliResult, bytes};
 
 const HELP: &str = "\
 Usage: adl bench [options]
@@ -221,7 +222,7 @@ fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
     let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
     let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
     for _ in 0..rounds {
-        let mut sandbox = create.measure(|| Sandbox::create(config.clone()))?;
+        let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
         let put = sandbox
             .shell("cat > \"$0\" && chmod +x \"$0\"")
             .arg(PROBE)

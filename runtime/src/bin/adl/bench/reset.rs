@@ -3,14 +3,14 @@
 use adl_runtime::{Config, Sandbox, Upper};
 
 use super::{LeftOut, Rows, Times};
-use crate::options::CliResult;
+use crate::values::CliResult;
 
 /// Makes 100,000 files in 1,000 directories.
 const MAKE: &str =
     "cd /tmp && mkdir d{1..1000} && printf '%s\\n' d{1..1000}/{1..100} | xargs touch";
 
-/// Measures snapshots of sandboxes that have written 1 MiB and `large` bytes, in turns, and forks of
-/// them.
+/// Measures snapshots of sandboxes that have written 1 MiB and `large` bytes, in turns, and forks
+/// of them.
 pub(super) fn snapshots(
     config: &Config,
     count: usize,
@@ -29,11 +29,12 @@ pub(super) fn snapshots(
     let mut times = sizes.map(|_| (Times::default(), Times::default()));
     for _ in 0..count {
         for (size, (snapshot, fork)) in sizes.into_iter().zip(&mut times) {
-            let mut sandbox = Sandbox::create(config.clone())?;
+            let sandbox = Sandbox::create(config.clone())?;
             let write = format!("head -c {size} /dev/zero > /root/file && sync /root/file");
             let written = sandbox.command("/bin/bash").args(["-c", &write]).status()?;
             LeftOut::unless_made(ROWS, &format!("{size} bytes"), written)?;
-            // What takes seconds to write leaves cold caches, which is nothing that a snapshot does.
+            // What takes seconds to write leaves cold caches, which is nothing that a snapshot
+            // does.
             Sandbox::create(config.clone())?.delete()?;
             let made = snapshot.measure(|| sandbox.snapshot())?;
             for _ in 0..FORKS {
@@ -64,7 +65,7 @@ pub(super) fn large(config: &Config, resets: usize, rows: &mut Rows) -> CliResul
     if resets == 0 {
         return Ok(());
     }
-    let mut sandbox = Sandbox::create(config.clone())?;
+    let sandbox = Sandbox::create(config.clone())?;
     let mut reset = Times::default();
     for _ in 0..resets {
         let made = sandbox.command("/bin/bash").args(["-c", MAKE]).status()?;

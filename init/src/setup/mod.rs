@@ -1,0 +1,294 @@
+//! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
+
+mod failure;
+mod mounts;
+mod proc_and_dev;
+
+use core::ffi::CStr;
+
+use adl_protocol::{Identities, Request, Setup, Step, VERSION};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountPropagationFlags;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use crate::job::defaults::DEFAULT_UMASK;
+use crate::job::defaults::JobDefaults;
+use crate::receive::Receiver;
+use crate::setup::failure::{Failure, InStep, Result};
+use crate::setup::mounts::Assembly;
+use crate::sys;
+
+/// What the event loop needs to know of the sandbox.
+pub(crate) struct Init {
+    /// Readable when a child has ended.
+    pub(crate) child_signals: OwnedFd,
+    /// Readable when the host's process has ended.
+    pub(crate) owner: OwnedFd,
+    /// What every job starts from.
+    pub(crate) jobs: JobDefaults,
+}
+
+/// What is done before the request has come, while the host maps ids and opens layers.
+pub(crate) struct Early {
+    child_signals: OwnedFd,
+    null: OwnedFd,
+    loopback: rustix::io::Result<()>,
+}
+
+/// Takes back what came with the memory of the caller, which this process had until its execve. All
+/// else that a caller passes on was given up before that (`sys/inheritance.rs` of the host).
+fn give_up_callers_memory_settings() -> rustix::io::Result<()> {
+    // Large pages as the machine has them. No page is merged with one of the same content: how long
+    // a write to it takes would tell whoever has the other.
+    rustix::thread::disable_transparent_huge_pages(false)?;
+    sys::merge_no_memory()?;
+    // Its files in /proc are its own only while it is dumpable. No guest is there yet to use that.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let written = write_own_settings();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    written
+}
+
+fn write_own_settings() -> rustix::io::Result<()> {
+    // The kernel's, where it dumps at all.
+    match write_own(c"/proc/self/coredump_filter", |_| Some(b"0x33")) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    // Not spared when memory runs out because the caller is. That it goes before others is the
+    // caller's wish, and stays.
+    write_own(c"/proc/self/oom_score_adj", |now| now.starts_with(b"-").then_some(b"0"))
+}
+
+/// Writes what is made of the content to a short file of this process's own in `/proc`, which still
+/// is the host's.
+fn write_own(
+    path: &CStr,
+    change: impl FnOnce(&[u8]) -> Option<&'static [u8]>,
+) -> rustix::io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = [0; 16];
+    let length = rustix::io::read(&file, &mut content)?;
+    match change(content.get(..length).unwrap_or_default()) {
+        Some(new) => rustix::io::write(&file, new).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The steps that need to know nothing.
+pub(crate) fn prepare() -> Result<Early> {
+    // Before any other descriptor comes: 1 and 2 are taken by /dev/null.
+    let null = open_null().step(Step::Dev)?;
+    // Nothing that the host left ignored or blocked reaches a job.
+    sys::reset_signals().step(Step::Protocol)?;
+    let child_signals = sys::child_signals().step(Step::Protocol)?;
+    // Out of the caller's session: a stop of its process group stops no init, and where the
+    // scheduler shares by session (sched_autogroup, sched(7)), init does not wait its turn behind
+    // the caller's own threads.
+    rustix::process::setsid().step(Step::Protocol)?;
+    give_up_callers_memory_settings().step(Step::Limits)?;
+    // What is made below has the mode that it is made with.
+    rustix::process::umask(Mode::empty());
+    // Without this, mounts of the host would go on to appear here.
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change(c"/", private).step(Step::Propagation)?;
+    // 80 µs that are free now. In the host's network this is refused, and there is nothing to do;
+    // whether it was done where it must be is looked at below.
+    let loopback = sys::loopback_up();
+    Ok(Early { child_signals, null, loopback })
+}
+
+/// Builds the sandbox, and returns its mount namespace with it. Nothing of a guest runs before this
+/// has returned.
+pub(crate) fn run(
+    setup: &Setup<'_>,
+    receiver: &mut Receiver,
+    early: Early,
+) -> Result<(Init, OwnedFd)> {
+    // 1. Above: prepare.
+    let Early { child_signals, null, loopback } = early;
+    if setup.version != VERSION {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    }
+
+    let descriptors = receiver.descriptors();
+    let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
+
+    // 2. Root of the user namespace, in a way that no guest can imitate.
+    become_root(setup.identities).step(Step::Identity)?;
+
+    // 3. Names and devices of the namespaces.
+    rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
+    if setup.own_network {
+        loopback.step(Step::Loopback)?;
+    }
+
+    // 4. The file system: the root, /proc, /dev, and what the caller wants on top of that; then the
+    // host's root is let go.
+    let assembly = Assembly::begin(setup, descriptors)?;
+    proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
+    proc_and_dev::make_dev(match setup.identities {
+        Identities::Range => Some(receive_dev(receiver)?),
+        Identities::Single => None,
+    })?;
+    let proc = open_directory(c"m0/proc").step(Step::Proc)?;
+    let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
+    assembly.finish()?;
+    mounts::pivot().step(Step::Pivot)?;
+
+    // 5. What jobs inherit, and init's own limit of descriptors: one for each job.
+    rustix::process::umask(Mode::from_raw_mode(DEFAULT_UMASK));
+    let rlimits = limits_of_jobs();
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let files = Rlimit { current: files.maximum, maximum: files.maximum };
+    rustix::process::setrlimit(Resource::Nofile, files).step(Step::Limits)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mount_namespace = rustix::fs::openat(&proc, c"self/ns/mnt", flags, Mode::empty());
+    let mount_namespace = mount_namespace.step(Step::Proc)?;
+
+    let may_share_memory = setup.identities == Identities::Range
+        && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
+
+    // 6. Rights: what is given up here, no job can have.
+    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
+    drop_capabilities(capabilities).step(Step::Capabilities)?;
+
+    // 7. The filters last: they forbid most of the above.
+    for filter in &setup.filters {
+        sys::install_filter(filter).step(Step::Seccomp)?;
+    }
+
+    let identities = setup.identities;
+    let descriptors = files.maximum.unwrap_or(u64::MAX);
+    let jobs = JobDefaults {
+        may_share_memory,
+        descriptors,
+        null,
+        capabilities,
+        identities,
+        rlimits,
+        core_key: setup.core_key,
+        proc,
+        terminals,
+    };
+    Ok((Init { child_signals, owner, jobs }, mount_namespace))
+}
+
+/// Waits for the file system of `/dev`.
+fn receive_dev(receiver: &mut Receiver) -> Result<OwnedFd> {
+    let body = receiver.next().ok().flatten().ok_or(Failure::new(Step::Protocol, Errno::PIPE))?;
+    let Ok(Request::Dev) = adl_protocol::codec::decode(&body) else {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    };
+    receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
+}
+
+/// Whether a process that takes on another id becomes one that its new user may trace
+/// (`fs.suid_dumpable`, `proc_sys_fs(5)`), which holds until it says otherwise.
+fn changed_ids_are_dumpable(proc: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"sys/fs/suid_dumpable", flags, Mode::empty())?;
+    let mut text = [0];
+    Ok(rustix::io::read(&file, &mut text)? == 1 && text == *b"1")
+}
+
+fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The limits of a job that asks for no others, where they are lower than those of init, up to
+/// which a command may ask.
+fn limits_of_jobs() -> [adl_protocol::Rlimit; 3] {
+    /// What programs are used to; some go through all the descriptors that they could have.
+    const FILES: u64 = 1024;
+    /// What servers ask for. The end of a process that holds as many takes a moment, not seconds.
+    const MOST_FILES: u64 = 65_536;
+    /// No core dump, and none handed to a program of the host's either: that is what 1, unlike 0,
+    /// means (core(5)).
+    const CORE: u64 = 1;
+    /// The kernel's, in bytes.
+    const LOCKED: u64 = 8 << 20;
+    let of = |resource, number, soft: u64, hard: u64| {
+        let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        adl_protocol::Rlimit { resource: number, soft: soft.min(most), hard: hard.min(most) }
+    };
+    [
+        of(Resource::Nofile, 7, FILES, MOST_FILES),
+        of(Resource::Core, 4, CORE, CORE),
+        of(Resource::Memlock, 8, LOCKED, LOCKED),
+    ]
+}
+
+/// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
+/// one, and on another to keep.
+fn open_null() -> rustix::io::Result<OwnedFd> {
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
+    let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode)
+        == rustix::fs::FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if !is_null {
+        return Err(Errno::NODEV);
+    }
+    let kept = rustix::io::fcntl_dupfd_cloexec(&null, 3)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    sys::close_on_exec_from(0)?;
+    Ok(kept)
+}
+
+/// Takes on id 0, and, where there is more than one id, another saved id.
+///
+/// `prlimit(2)` lets a process change the limits of another one whose real, effective and saved
+/// ids all equal its own. With a saved id unlike the others, no guest is that process, whatever
+/// it becomes; otherwise root in the sandbox could set `RLIMIT_CPU` of init to one second, and
+/// the SIGKILL that follows is one of the few that a PID 1 doesn't survive.
+fn become_root(identities: Identities) -> rustix::io::Result<()> {
+    const OTHER: u32 = 65_534;
+    let saved = match identities {
+        Identities::Range => {
+            rustix::thread::set_thread_groups(&[])?;
+            OTHER
+        }
+        Identities::Single => 0,
+    };
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::from_raw(saved))?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::from_raw(saved))?;
+    // Not dumpable: /proc/1 then belongs to no one inside, and can't be traced. After the change
+    // of ids, since that resets it to what fs.suid_dumpable says.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"adl-init")
+}
+
+/// Leaves init with what it needs to start and signal jobs, and jobs with `jobs` at most.
+fn drop_capabilities(jobs: CapabilitySet) -> rustix::io::Result<()> {
+    // SYS_ADMIN marks the trees of jobs, SYS_PTRACE reads the marks. SYS_RESOURCE is in it for what
+    // it is not: a job's set. A process can't trace one that holds a capability that it lacks
+    // itself. In a user namespace it lifts no limit.
+    let own = jobs
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::KILL
+        | CapabilitySet::SYS_ADMIN
+        | CapabilitySet::SYS_PTRACE
+        | CapabilitySet::SYS_RESOURCE;
+    for capability in CapabilitySet::all() {
+        if !jobs.contains(capability) {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
+                // EINVAL: a capability that this kernel does not know.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    // Without inheritable ones there are no ambient ones either.
+    let sets =
+        CapabilitySets { effective: own, permitted: own, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)?;
+    rustix::thread::set_no_new_privs(true)
+}

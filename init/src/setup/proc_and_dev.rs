@@ -1,0 +1,141 @@
+//! `/proc` with its dangerous parts covered, and a `/dev` of our own.
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE_NODES, DeviceNode, Step, Strings};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::{Errno, Result as IoResult};
+use rustix::mount::MountFlags;
+
+use crate::setup::failure::{Failure, InStep, Result};
+use crate::setup::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
+use crate::sys;
+
+/// Mounts a procfs of this PID namespace on `/proc`, covers `masked` and protects `read_only`.
+pub(crate) fn mount_proc(
+    masked: Strings<'_>,
+    read_only: Strings<'_>,
+    pid_max: Option<u32>,
+) -> Result<()> {
+    const PROC: &CStr = c"m0/proc";
+    directory_in_root(one(b"proc\0", Step::Proc)?, Step::Proc)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount(c"proc", PROC, c"proc", flags, None).step(Step::Proc)?;
+
+    // Before it can't be written to any more.
+    if let Some(pid_max) = pid_max {
+        set_pid_max(pid_max).map_err(Failure::at(Step::Limits, PID_MAX.to_bytes()))?;
+    }
+    make_blanks().step(Step::Mask)?;
+    // In this order: what is covered may lie in what is read-only.
+    for name in read_only.iter() {
+        on_part(PROC, name, |path| {
+            rustix::mount::mount_bind(path, path)?;
+            let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+            rustix::mount::mount_remount(path, flags, c"")
+        })?;
+    }
+    for name in masked.iter() {
+        let blank = if name.ends_with(b"/\0") { BLANK_DIRECTORY } else { BLANK_FILE };
+        on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
+    }
+    Ok(())
+}
+
+/// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
+const PID_MAX: &CStr = c"m0/proc/sys/kernel/pid_max";
+
+fn set_pid_max(pid_max: u32) -> IoResult<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(PID_MAX, flags, Mode::empty())?;
+    let mut digits = [0; 12];
+    let number = i32::try_from(pid_max).map_err(|_| Errno::INVAL)?;
+    rustix::io::write(&file, sys::decimal(number, &mut digits)).map(drop)
+}
+
+/// Does something to a part of `/proc`, if this kernel has it.
+fn on_part(proc: &CStr, name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Result<()> {
+    let fail = |errno| Failure::at(Step::Mask, name.strip_suffix(b"\0").unwrap_or(name))(errno);
+    let mut path = Vec::from(proc.to_bytes());
+    path.push(b'/');
+    path.extend_from_slice(name);
+    let path = CStr::from_bytes_with_nul(&path).map_err(|_| fail(Errno::INVAL))?;
+    match act(path) {
+        Err(Errno::NOENT) => Ok(()),
+        done => done.map_err(fail),
+    }
+}
+
+/// Puts together `/dev`: the six harmless devices, a devpts of its own, shared memory and message
+/// queues.
+///
+/// `file_system` is a tmpfs with the devices, which the host has made for this sandbox alone: what
+/// is known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
+/// share it. A user namespace can make none, so without the host's help its own are bound one by
+/// one; they are taken from the host's root, which no guest has touched.
+pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
+    directory_in_root(one(b"dev\0", Step::Dev)?, Step::Dev)?;
+    let terminals = match file_system {
+        // Group 5 is tty, in every distribution.
+        Some(_) => c"ptmxmode=0666,mode=620,gid=5,max=64",
+        None => c"ptmxmode=0666,mode=620,max=64",
+    };
+    let made = match file_system {
+        Some(file_system) => attach(file_system, DEV),
+        None => bind_devices(),
+    };
+    made.and_then(|()| fill_dev(terminals)).map_err(Failure::at(Step::Dev, b"/dev"))
+}
+
+const DEV: &CStr = c"m0/dev";
+const DEV_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+
+fn bind_devices() -> IoResult<()> {
+    let path = |directory: &str, name: &CStr| {
+        let mut path = Vec::from(directory.as_bytes());
+        path.extend_from_slice(name.to_bytes());
+        CString::new(path).map_err(|_| Errno::INVAL)
+    };
+    let options = [b"mode=755,size=", DEV_SIZE.to_bytes(), b",nr_inodes=", DEV_INODES.to_bytes()];
+    let options = CString::new(options.concat()).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(c"tmpfs", DEV, c"tmpfs", DEV_FLAGS, Some(options.as_c_str()))?;
+    for DeviceNode { name, .. } in DEVICE_NODES {
+        let place = path("m0/dev/", name)?;
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(CWD, &place, FileType::RegularFile, mode, 0)?;
+        rustix::mount::mount_bind(path("/dev/", name)?, &place)?;
+    }
+    Ok(())
+}
+
+fn fill_dev(terminals: &CStr) -> IoResult<()> {
+    const LINKS: [(&CStr, &CStr); 5] = [
+        (c"m0/dev/fd", c"/proc/self/fd"),
+        (c"m0/dev/stdin", c"/proc/self/fd/0"),
+        (c"m0/dev/stdout", c"/proc/self/fd/1"),
+        (c"m0/dev/stderr", c"/proc/self/fd/2"),
+        (c"m0/dev/ptmx", c"pts/ptmx"),
+    ];
+    for (path, to) in LINKS {
+        rustix::fs::symlinkat(to, CWD, path)?;
+    }
+    // What is in /dev/shm is on the tmpfs of /dev, too: one mount less, and its size holds for
+    // both.
+    rustix::fs::mkdirat(CWD, c"m0/dev/shm", Mode::from_raw_mode(0o1777))?;
+    // The machine has 4,096 terminals for all (kernel.pty.max); `max` is what one guest may take.
+    for (path, kind, flags, options) in [
+        (c"m0/dev/pts", c"devpts", DEV_FLAGS, terminals),
+        (c"m0/dev/mqueue", c"mqueue", DEV_FLAGS | MountFlags::NODEV, c""),
+    ] {
+        rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755))?;
+        rustix::mount::mount(kind, path, kind, flags, Some(options))?;
+    }
+    Ok(())
+}
+
+fn one(component: &'static [u8], step: Step) -> Result<Strings<'static>> {
+    Strings::new(component).map_err(|_| Errno::INVAL).step(step)
+}

@@ -1,0 +1,50 @@
+//! What the root file system of a sandbox is at first.
+
+use serde::{Deserialize, Serialize};
+
+use super::host_path::HostPath;
+
+/// What a sandbox sees as its root file system at first. It can change all of it; the image stays
+/// as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image(pub(crate) Kind);
+
+/// Which one it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    #[default]
+    Host,
+    Directory(HostPath),
+    Archive(HostPath),
+    Snapshot(String),
+}
+
+impl Image {
+    /// The programs of the host, on any machine without a download: its `/usr`, and around it a
+    /// root with a minimal `/etc`. Nothing of its `/home`, `/root`, `/var` or its other `/etc` is
+    /// inside; of `/usr` all that any user of the host may read. What is not for all to read is
+    /// left out as of the last time that packages, or something at the top of `/usr/local`,
+    /// changed.
+    pub fn host() -> Self {
+        Self(Kind::Host)
+    }
+
+    /// A directory, such as `debootstrap` or `docker export` leave.
+    pub fn directory(path: impl Into<HostPath>) -> Self {
+        Self(Kind::Directory(path.into()))
+    }
+
+    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It
+    /// is unpacked by the first sandbox that is made of it, and again when the file has changed;
+    /// devices in it are left out, as are extended attributes.
+    pub fn archive(path: impl Into<HostPath>) -> Self {
+        Self(Kind::Archive(path.into()))
+    }
+
+    /// A snapshot of a sandbox, by its name in the state directory; see [`crate::Snapshot`]. Any
+    /// number of sandboxes can be made of it at once.
+    pub fn snapshot(name: impl Into<String>) -> Self {
+        Self(Kind::Snapshot(name.into()))
+    }
+}

@@ -1,0 +1,137 @@
+//! What a sandbox is made of, as plain data.
+
+pub(crate) mod bytes;
+pub(crate) mod capabilities;
+pub(crate) mod host_path;
+pub(crate) mod image;
+pub(crate) mod limits;
+pub(crate) mod mount;
+
+pub(crate) mod name;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::capabilities::Capabilities;
+use crate::config::image::Image;
+use crate::config::limits::Limits;
+use crate::config::mount::Mount;
+
+/// How a sandbox is built. Every field has a default; the default of all of them is the host's
+/// programs, nothing of its data, no network, and every protection on.
+///
+/// ```no_run
+/// use adl_runtime::{Config, Image, Network, Sandbox};
+///
+/// let sandbox = Sandbox::create(Config {
+///     image: Image::directory("/srv/debian"),
+///     network: Network::Host,
+///     ..Config::default()
+/// })?;
+/// # Ok::<(), adl_runtime::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// What the root file system looks like at first.
+    pub image: Image,
+    /// The name, unique in the state directory: letters, digits, `.`, `_` and `-`, at most 64.
+    /// By default a fresh one.
+    pub name: Option<String>,
+    /// What `uname -n` prints inside; by default the name.
+    pub hostname: Option<String>,
+    /// Which network it sees.
+    pub network: Network,
+    /// Where its writes go.
+    pub upper: Upper,
+    /// Whether its root file system can be written to.
+    pub root: RootAccess,
+    /// Volumes, tmpfs and devices.
+    pub mounts: Vec<Mount>,
+    /// The capabilities of jobs that run as root.
+    pub capabilities: Capabilities,
+    /// Which system calls there are.
+    pub seccomp: Seccomp,
+    /// What its jobs may use.
+    pub limits: Limits,
+    /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
+    /// there, in each hierarchy that is used, and with version 2 no process may be in it. By
+    /// default the caller's own or, with version 2, the nearest above it that was delegated to the
+    /// caller and hands the controllers on.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Where sandboxes keep what must be on disk. By default `$ADL_STATE_DIR`; else, for root,
+    /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
+    /// who can't write to a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.
+    #[serde(skip)]
+    pub state_directory: Option<PathBuf>,
+}
+
+/// Which network a sandbox sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Network {
+    /// One of its own, with a loopback device and nothing else.
+    #[default]
+    None,
+    /// The host's, with all that the calling program could reach.
+    Host,
+}
+
+/// Where the writes of a sandbox go. They are gone when it is deleted.
+///
+/// A size is that of content and what the file system keeps beside it. Where it is reached, writing
+/// fails inside with `ENOSPC` or `EDQUOT`, and nothing else is hurt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Upper {
+    /// A directory on disk, below the state directory.
+    Disk {
+        /// The most it may take, in bytes, by a project quota (ext4 and xfs, mounted with
+        /// `prjquota`). By default all that there is.
+        size: Option<u64>,
+    },
+    /// Memory.
+    Memory {
+        /// The most it may take, in bytes.
+        size: u64,
+    },
+    /// A btrfs subvolume below the state directory, which has to be on btrfs: a snapshot of one
+    /// that is made once of the image, so that the sandbox works on btrfs itself. A directory that
+    /// is a subvolume there is taken as it is; of another one a copy is made, which does not follow
+    /// changes below it. What of a host image is in `/usr` lies in an overlay all the same.
+    /// Programs inside can make subvolumes, unless there is a size, but no snapshot of the sandbox
+    /// takes them along.
+    Btrfs {
+        /// The most it may take beside what it shares with the image, in bytes, by a quota group
+        /// (`btrfs quota enable`). By default all that there is.
+        size: Option<u64>,
+    },
+}
+
+impl Default for Upper {
+    fn default() -> Self {
+        Self::Disk { size: None }
+    }
+}
+
+/// Whether the root file system of a sandbox can be written to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootAccess {
+    /// As far as its modes allow.
+    #[default]
+    ReadWrite,
+    /// By no one: only what is mounted there can.
+    ReadOnly,
+}
+
+/// Which system calls the programs in a sandbox may make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Seccomp {
+    /// Those that ordinary programs use; see `SECURITY.md`.
+    #[default]
+    Default,
+    /// All. Hostile code then reaches every corner of the kernel.
+    Unconfined,
+}

@@ -1,0 +1,238 @@
+//! Commands that run in the background, and what can be done with them from anywhere.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, Result};
+use crate::job::child::{Collection, GuestPid, Output};
+use crate::job::collect::Captures;
+use crate::job::exit::ExitStatus;
+use crate::job::running::{Handle, Scope};
+use crate::sys::lock::lock;
+use crate::sys::unique::unique_number;
+use crate::wait::Deadline;
+use crate::wait::wait_ready;
+use crate::wire::control::Control;
+
+/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
+const STACK: usize = 256 << 10;
+
+/// A command in the background, made by [`Command::background`](crate::Command::background).
+///
+/// Copies are of the same command. It runs on when all are dropped, and stays in
+/// [`Sandbox::jobs`](crate::Sandbox::jobs) until someone has waited for its end.
+#[derive(Debug, Clone)]
+pub struct Job(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    id: JobId,
+    pid: GuestPid,
+    handle: Handle,
+    captures: Captures,
+    control: Arc<Control>,
+    /// Where it is until someone has waited for its end.
+    jobs: Weak<Jobs>,
+    /// Readable when all is collected, and from then on.
+    done: EventFd,
+    result: Mutex<Option<Collected>>,
+}
+
+/// How it ended, and whether a stream is open still; or why that is not known.
+type Collected = std::result::Result<(ExitStatus, bool), String>;
+
+/// The result of work, also where that panics.
+fn whatever_becomes_of(work: impl FnOnce() -> Result<(ExitStatus, bool)>) -> Collected {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.map_or_else(
+        |_| Err("the thread has panicked".to_owned()),
+        |done| done.map_err(|error| error.to_string()),
+    )
+}
+
+/// The jobs in the background of one life of a sandbox, until someone has waited for their end.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs(Mutex<Vec<Job>>);
+
+impl Jobs {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Job>> {
+        lock(&self.0)
+    }
+}
+
+/// The number of a job, that no other job of the process has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a command in the background has written so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartialOutput {
+    /// To stdout, as far as it is kept.
+    pub stdout: Vec<u8>,
+    /// To stderr, likewise.
+    pub stderr: Vec<u8>,
+    /// The number of bytes left out in the middle of `stdout`.
+    pub stdout_dropped: u64,
+    /// The number of bytes left out in the middle of `stderr`.
+    pub stderr_dropped: u64,
+}
+
+impl Job {
+    pub(crate) fn start(
+        jobs: &Arc<Jobs>,
+        collection: Collection,
+        handle: Handle,
+        pid: GuestPid,
+    ) -> Result<Self> {
+        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
+        let job = Self(Arc::new(Shared {
+            id: JobId(unique_number()),
+            pid,
+            handle,
+            captures: Captures::new(collection.caps),
+            control: Arc::clone(&collection.control),
+            jobs: Arc::downgrade(jobs),
+            done,
+            result: Mutex::new(None),
+        }));
+        let collecting = job.clone();
+        let thread = std::thread::Builder::new()
+            .name("adl-job".to_owned())
+            .stack_size(STACK)
+            .spawn(move || collecting.collect(collection));
+        if let Err(error) = thread {
+            job.kill()?;
+            return Err(Error::io("start of a thread")(error));
+        }
+        jobs.lock().push(job.clone());
+        Ok(job)
+    }
+
+    /// Collects to the end, in a thread of its own. Whatever becomes of that, whoever waits is
+    /// told.
+    fn collect(&self, collection: Collection) {
+        let result = whatever_becomes_of(|| collection.run(&self.0.captures));
+        *lock(&self.0.result) = Some(result);
+        // It holds one number, so it has room for this.
+        let _ = self.0.done.write(1);
+    }
+
+    /// Its number.
+    pub fn id(&self) -> JobId {
+        self.0.id
+    }
+
+    /// Its process id inside the sandbox.
+    pub fn pid(&self) -> GuestPid {
+        self.0.pid
+    }
+
+    /// Its program.
+    pub fn program(&self) -> &Path {
+        self.0.handle.0.program()
+    }
+
+    /// What it has written so far; in a fork of the process that started it, nothing.
+    pub fn partial_output(&self) -> PartialOutput {
+        if !self.0.control.is_own() {
+            return PartialOutput::default();
+        }
+        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = self.0.captures.copy();
+        PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped }
+    }
+
+    /// Looks whether it has ended, and how.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if what it wrote could not be read.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
+        Ok(self.result()?.map(|(status, _)| status))
+    }
+
+    /// Waits until it has ended. From then on it is not in
+    /// [`Sandbox::jobs`](crate::Sandbox::jobs) any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if what it wrote could not be read.
+    pub fn wait(&self) -> Result<Output> {
+        let waited = self.wait_until(Deadline::NEVER)?;
+        waited.ok_or(Error::TimedOut { what: "a job to end", after: Duration::MAX })
+    }
+
+    /// Waits until it has ended, but no longer than `timeout`; `None` if it goes on then.
+    ///
+    /// # Errors
+    /// As [`Job::wait`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Output>> {
+        self.wait_until(Deadline::after(timeout))
+    }
+
+    fn wait_until(&self, deadline: Deadline) -> Result<Option<Output>> {
+        self.0.control.check_own()?;
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        if !wait_ready(&mut fds, deadline)? {
+            return Ok(None);
+        }
+        if let Some(jobs) = self.0.jobs.upgrade() {
+            jobs.lock().retain(|job| job.id() != self.id());
+        }
+        let Some((status, stdio_open)) = self.result()? else { return Ok(None) };
+        let PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped } =
+            self.partial_output();
+        Ok(Some(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open }))
+    }
+
+    fn result(&self) -> Result<Option<(ExitStatus, bool)>> {
+        self.0.control.check_own()?;
+        let result = lock(&self.0.result);
+        result.clone().transpose().map_err(|why| Error::io("collect output")(io::Error::other(why)))
+    }
+
+    /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].
+    ///
+    /// # Errors
+    /// As [`Handle::kill`].
+    pub fn kill(&self) -> Result<()> {
+        self.0.handle.kill()
+    }
+
+    /// Sends a signal; see [`Handle::signal`].
+    ///
+    /// # Errors
+    /// As [`Handle::signal`].
+    pub fn signal(&self, signal: u8, scope: Scope) -> Result<()> {
+        self.0.handle.signal(signal, scope)
+    }
+}
+
+/// Readable when it has ended and all that it wrote is there, and from then on. For `poll(2)` and
+/// event loops; not to be read from.
+impl AsFd for Job {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.done.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_thread_that_panics_has_a_result() {
+        let result = super::whatever_becomes_of(|| panic!("as it should not"));
+        assert!(result.is_err_and(|why| why.contains("panicked")));
+    }
+}

@@ -1,0 +1,561 @@
+//! Commands, in the idiom of `std::process::Command`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use adl_protocol::Leftovers;
+use adl_protocol::{
+    Identity, JobStdio, Program, Request, Rlimit, Spawn, StdioSource, Strings, Task, limits,
+};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use crate::error::{Error, Result};
+use crate::job::background::Job;
+use crate::job::child::{Child, Collection, Output};
+use crate::job::collect::{Bounds, Caps, Collector, Input};
+use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::life::{Life, Lives};
+use crate::job::running::Running;
+use crate::job::stdio::{Kind, Stdio, Stream, Which};
+use crate::job::user::{self, ReadFile, RunAs};
+use crate::sys;
+use crate::wait::Deadline;
+
+/// What a command's environment has unless it is changed.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command to be run in a sandbox, made by
+/// [`Sandbox::command`](crate::Sandbox::command).
+///
+/// Nothing of the calling program's environment, directory or descriptors reaches it. The
+/// environment is `PATH` and `HOME`, the directory `/`, the user root of the sandbox, and each
+/// stream `/dev/null`, except that [`Command::output`] collects stdout and stderr.
+#[derive(Debug)]
+pub struct Command {
+    lives: Arc<Lives>,
+    read: ReadFile,
+    programs: Vec<OsString>,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    /// Whether the caller has said what HOME is.
+    home_is_set: bool,
+    directory: PathBuf,
+    run_as: RunAs,
+    umask: u32,
+    rlimits: Vec<Rlimit>,
+    nice: i8,
+    oom_score_adj: i16,
+    timeout: Option<Duration>,
+    bounds: Bounds,
+    caps: Caps,
+    leftovers: Leftovers,
+    kill_on_drop: bool,
+    terminal: Option<(u16, u16)>,
+    input: Option<Vec<u8>>,
+    stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+}
+
+impl Command {
+    /// `read` is how the files of the sandbox's users are read.
+    pub(crate) fn new(lives: &Arc<Lives>, read: ReadFile, programs: &[&OsStr]) -> Self {
+        Self {
+            lives: Arc::clone(lives),
+            read,
+            programs: programs.iter().map(OsString::from).collect(),
+            arguments: Vec::new(),
+            environment: vec![("PATH".into(), PATH.into()), ("HOME".into(), "/root".into())],
+            home_is_set: false,
+            directory: PathBuf::from("/"),
+            run_as: RunAs::ROOT,
+            umask: 0o022,
+            rlimits: Vec::new(),
+            nice: 0,
+            oom_score_adj: 0,
+            timeout: None,
+            bounds: Bounds::default(),
+            caps: Caps::default(),
+            leftovers: Leftovers::Keep,
+            kill_on_drop: false,
+            terminal: None,
+            input: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, argument: impl AsRef<OsStr>) -> &mut Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args(&mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> &mut Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
+        self.env_remove(&name);
+        self.home_is_set |= name.as_ref() == "HOME";
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets environment variables.
+    pub fn envs(
+        &mut self,
+        variables: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
+    ) -> &mut Self {
+        for (name, value) in variables {
+            self.env(name, value);
+        }
+        self
+    }
+
+    /// Removes an environment variable.
+    pub fn env_remove(&mut self, name: impl AsRef<OsStr>) -> &mut Self {
+        self.environment.retain(|(other, _)| other != name.as_ref());
+        self
+    }
+
+    /// Removes all environment variables, `PATH` and `HOME` too.
+    pub fn env_clear(&mut self) -> &mut Self {
+        self.environment.clear();
+        self
+    }
+
+    /// Sets the working directory: a path in the sandbox, relative to its root.
+    pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Self {
+        self.directory = directory.as_ref().to_owned();
+        self
+    }
+
+    /// Sets who runs it: `USER` or `USER:GROUP`, each a number or a name in the sandbox's own
+    /// `/etc/passwd` and `/etc/group`. A user found by name has the groups and, unless `HOME` is
+    /// set otherwise, the home that are written there; one by number has the group of the same
+    /// number. A name that is not there is an error, and never root.
+    pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
+        self.run_as.set_user(user.as_ref());
+        self
+    }
+
+    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
+    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
+    pub fn uid(&mut self, uid: u32) -> &mut Self {
+        self.run_as.set_uid(uid);
+        self
+    }
+
+    /// Sets the group id, as it is inside, also of a user that was named before.
+    pub fn gid(&mut self, gid: u32) -> &mut Self {
+        self.run_as.set_gid(gid);
+        self
+    }
+
+    /// Sets the supplementary groups, at most 1,024; by default there are none.
+    pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
+        self.run_as.groups = Some(groups.into());
+        self
+    }
+
+    /// Sets the file mode creation mask (`umask(2)`), `0o022` by default.
+    pub fn umask(&mut self, umask: u32) -> &mut Self {
+        self.umask = umask;
+        self
+    }
+
+    /// Sets a resource limit (`setrlimit(2)`), soft and hard, in the unit of the resource;
+    /// `u64::MAX` is none. What the kernel refuses is [`Error::Start`] with [`Stage::Rlimit`].
+    ///
+    /// [`Stage::Rlimit`]: crate::Stage::Rlimit
+    pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Self {
+        self.rlimits.retain(|limit| limit.resource != resource as u32);
+        self.rlimits.push(Rlimit { resource: resource as u32, soft, hard });
+        self
+    }
+
+    /// Sets the niceness, from 0 to 19: how much it stands back for others (`nice(2)`). Less than
+    /// 0 needs a right that no sandbox has.
+    pub fn nice(&mut self, nice: i8) -> &mut Self {
+        self.nice = nice;
+        self
+    }
+
+    /// Sets how much sooner than others it is killed when memory runs out, from 0 to 1000
+    /// (`proc_pid_oom_score_adj(5)`). It can't be lowered without a right that no sandbox has.
+    pub fn oom_score_adj(&mut self, score: i16) -> &mut Self {
+        self.oom_score_adj = score;
+        self
+    }
+
+    /// Ends it, and all that it has started, when it has not ended by itself after so long. What
+    /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
+    ///
+    /// Where processes are started faster than they can be ended, all processes of the sandbox are
+    /// stopped for a moment. A shell with job control shows that of its children.
+    ///
+    /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
+    pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Ends it, and all that it has started, when it has written nothing for so long. The reason is
+    /// [`EndReason::Idle`].
+    ///
+    /// This is for [`Command::output`], [`Command::background`] and [`Child::wait_with_output`],
+    /// which read what it writes. Where nothing of that is read, it is [`Error::Invalid`].
+    ///
+    /// [`EndReason::Idle`]: crate::EndReason::Idle
+    pub fn idle_timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.bounds.idle = Some(timeout);
+        self
+    }
+
+    /// Ends it, and all that it has started, when it has written more than so many bytes. The
+    /// reason is [`EndReason::OutputLimit`], also where it has ended by itself before it was
+    /// noticed.
+    ///
+    /// Bytes count that this library reads, as for [`Command::idle_timeout`].
+    ///
+    /// [`EndReason::OutputLimit`]: crate::EndReason::OutputLimit
+    pub fn output_limit(&mut self, bytes: u64) -> &mut Self {
+        self.bounds.total = Some(bytes);
+        self
+    }
+
+    /// Sets how much of each stream is kept, in bytes, where this library reads it: so many of the
+    /// beginning and so many of the end, 8 MiB each by default. The number of those between is
+    /// counted, and the command not held up.
+    pub fn keep_output(&mut self, head: usize, tail: usize) -> &mut Self {
+        self.caps = Caps { head, tail };
+        self
+    }
+
+    /// Sets what becomes of the processes that it has started and that outlive it. By default they
+    /// live on.
+    pub fn leftovers(&mut self, leftovers: Leftovers) -> &mut Self {
+        self.leftovers = leftovers;
+        self
+    }
+
+    /// Kills it, and all that it has started, when its [`Child`] is dropped. By default it runs on.
+    pub fn kill_on_drop(&mut self, kill: bool) -> &mut Self {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Writes these bytes to its stdin and closes it, with [`Command::output`],
+    /// [`Command::status`] and [`Command::background`]. That it ends without having read all of
+    /// them is no error.
+    pub fn input(&mut self, bytes: impl Into<Vec<u8>>) -> &mut Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
+    /// Gives it a terminal of the sandbox's own, of so many characters, that is its stdin, stdout
+    /// and stderr and controls its session; see [`Child::terminal`].
+    pub fn terminal(&mut self, rows: u16, columns: u16) -> &mut Self {
+        self.terminal = Some((rows, columns));
+        self
+    }
+
+    /// Sets where stdin comes from.
+    pub fn stdin(&mut self, stdin: impl Into<Stdio>) -> &mut Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// Sets where stdout goes.
+    pub fn stdout(&mut self, stdout: impl Into<Stdio>) -> &mut Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Sets where stderr goes.
+    pub fn stderr(&mut self, stderr: impl Into<Stdio>) -> &mut Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// Starts the command and returns once its program runs.
+    ///
+    /// # Errors
+    /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
+    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`].
+    pub fn spawn(&mut self) -> Result<Child> {
+        if self.input.is_some() {
+            return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));
+        }
+        self.start_child(&self.lives.now()?, &Kind::Null)
+    }
+
+    /// Runs the command to its end and collects its stdout and stderr.
+    ///
+    /// Returns when the command's own process has ended, with all that it wrote; a background
+    /// process that it has left behind holds nothing up, and goes on: what it writes from then on
+    /// is dropped.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    pub fn output(&mut self) -> Result<Output> {
+        if self.terminal.is_some() {
+            return self.start_child(&self.lives.now()?, &Kind::Piped)?.wait_with_output();
+        }
+        let life = self.lives.now()?;
+        let started = self.start(&life, &Kind::Piped, None)?;
+        self.collection(&life, started)?.output()
+    }
+
+    /// Runs the command to its end.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    pub fn status(&mut self) -> Result<ExitStatus> {
+        if self.terminal.is_some() {
+            return Ok(self.output()?.status);
+        }
+        // It may have been given pipes, which are read then.
+        let life = self.lives.now()?;
+        let started = self.start(&life, &Kind::Null, None)?;
+        Ok(self.collection(&life, started)?.output()?.status)
+    }
+
+    /// Starts the command and returns once its program runs. It is read from in the background,
+    /// by a thread of its own, and can be waited for, looked at and ended from anywhere; see
+    /// [`Sandbox::jobs`](crate::Sandbox::jobs).
+    ///
+    /// # Errors
+    /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.
+    pub fn background(&mut self) -> Result<Job> {
+        if self.terminal.is_some() {
+            return Err(Error::invalid("terminal", "in the background no one is there to type"));
+        }
+        let life = self.lives.now()?;
+        let mut child = self.start_child(&life, &Kind::Piped)?;
+        let stdin = child.stdin.take().map(OwnedFd::from);
+        let mut collection = child.take_collection()?;
+        collection.collector.input = self.input_to(stdin)?;
+        Job::start(&life.jobs, collection, child.handle(), child.id())
+    }
+
+    fn start_child(&self, life: &Life, default: &Kind) -> Result<Child> {
+        let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+        let started = self.start(life, default, Some(notice_theirs))?;
+        let (stdin, collection) = self.split(life, started);
+        Child::started(stdin, collection, notice, self.kill_on_drop)
+    }
+
+    /// What is started by [`Self::start`], with the input that it gets.
+    fn collection(&self, life: &Life, started: Started) -> Result<Collection> {
+        let (stdin, mut collection) = self.split(life, started);
+        collection.collector.input = self.input_to(stdin)?;
+        Ok(collection)
+    }
+
+    /// What is written to a stdin that was piped for it. Without any, it is closed.
+    fn input_to(&self, stdin: Option<OwnedFd>) -> Result<Option<Input>> {
+        match (stdin, &self.input) {
+            (Some(stdin), Some(bytes)) => {
+                sys::set_blocking(&stdin, false).map_err(Error::io("fcntl"))?;
+                Ok(Some(Input::new(stdin, bytes.clone())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn split(&self, life: &Life, started: Started) -> (Option<OwnedFd>, Collection) {
+        let Started { running, stdin, pipes, identity } = started;
+        let collector = Collector {
+            running: Arc::new(running),
+            input: None,
+            pipes,
+            bounds: self.bounds,
+            is_terminal: self.terminal.is_some(),
+        };
+        let control = Arc::clone(&life.control);
+        let collection = Collection { collector, control, identity, caps: self.caps };
+        (stdin, collection)
+    }
+
+    /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
+    /// `notice` is closed when the program runs, or when it can't.
+    fn start(&self, life: &Life, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
+        let control = &life.control;
+        let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
+        let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
+        let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
+        let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
+        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
+        let (identity, home) = self
+            .run_as
+            .find(control.identities(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
+        // A guest may have held up the look-up: together they take no longer.
+        let timeout = if self.run_as.is_looked_up() { deadline.left() } else { self.timeout };
+        let environment = self.environment_block(home.as_deref())?;
+
+        let streams = self.streams(default)?;
+        self.check_bounds(&streams)?;
+        let stdio = match (self.terminal, &streams) {
+            (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
+            (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
+        };
+        let (channel, channel_theirs) = control.take_channel()?;
+        let mut descriptors = vec![channel_theirs.as_raw_fd()];
+        descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
+        descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
+
+        let (job_cgroup, join_files) = control.job_cgroup(notice.is_some())?;
+        descriptors.extend(join_files.descriptors());
+
+        let program_to_run = Program {
+            names: Strings::new(&names).map_err(too_many)?,
+            arguments: Strings::new(&arguments).map_err(too_many)?,
+            environment: Strings::new(&environment).map_err(too_many)?,
+        };
+        let spawn = Spawn {
+            task: Task::Program(program_to_run),
+            directory: Strings::new(&directory).map_err(too_many)?,
+            identity: identity.clone(),
+            umask: self.umask,
+            rlimits: self.rlimits.clone(),
+            nice: self.nice,
+            oom_score_adj: self.oom_score_adj,
+            stdio,
+            cgroups: join_files.count(),
+            start_notice: notice.is_some(),
+            timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
+            leftovers: self.leftovers,
+        };
+        let running = Running::new(program, channel, control.init(), timeout, life.beginning())
+            .with_cgroup(job_cgroup);
+        if self.terminal.is_some() {
+            running.messages().expect_descriptor()?;
+        }
+        let asked = control.request_by(running.overdue(), &Request::Spawn(spawn), &descriptors);
+        if let Err(error) = asked {
+            // Init may have a part of the request, and get the rest: it is no one's then.
+            let _ = running.end(EndReason::Signaled);
+            return Err(error);
+        }
+        running.mark_requested();
+        control.prepare_next();
+        let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
+        Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
+    }
+
+    /// Refuses bounds of what no one here would read.
+    fn check_bounds(&self, [_, stdout, stderr]: &[Stream<'_>; 3]) -> Result<()> {
+        let is_read = self.terminal.is_some() || stdout.ours.is_some() || stderr.ours.is_some();
+        match self.bounds.name() {
+            Some(name) if !is_read => {
+                Err(Error::invalid(name, "nothing that it writes is read: use `output`, or a pipe"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
+        if self.terminal.is_some() {
+            if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
+                return Err(Error::invalid("stdio", "a terminal is all three streams"));
+            }
+            if self.input.is_some() {
+                return Err(Error::invalid("input", "a terminal is written to by its holder"));
+            }
+            return Ok([Stream::none(), Stream::none(), Stream::none()]);
+        }
+        let stdin = match (&self.stdin, &self.input) {
+            (Some(_), Some(_)) => return Err(Error::invalid("input", "stdin is something else")),
+            (None, Some(_)) => &Kind::Piped,
+            (stdin, None) => stdin.as_ref().map_or(&Kind::Null, |s| &s.0),
+        };
+        let stdin = Stream::new(stdin, Which::Stdin)?;
+        let stdout = Stream::new(self.stdout.as_ref().map_or(default, |s| &s.0), Which::Stdout)?;
+        let stderr = Stream::new(self.stderr.as_ref().map_or(default, |s| &s.0), Which::Stderr)?;
+        if matches!(stdin.source, StdioSource::Previous)
+            || matches!(stdout.source, StdioSource::Previous)
+        {
+            return Err(Error::invalid("stdio", "only stderr can be the same as stdout"));
+        }
+        Ok([stdin, stdout, stderr])
+    }
+
+    fn environment_block(&self, home: Option<&[u8]>) -> Result<Vec<u8>> {
+        let mut block = Vec::new();
+        for (name, value) in &self.environment {
+            let (name, mut value) = (name.as_bytes(), value.as_bytes());
+            if let (b"HOME", false, Some(home)) = (name, self.home_is_set, home) {
+                value = home;
+            }
+            if name.is_empty() || name.contains(&b'=') {
+                return Err(Error::invalid(
+                    "environment",
+                    format!("{:?} is no name of a variable", OsStr::from_bytes(name)),
+                ));
+            }
+            let entry = [name, b"=", value].concat();
+            Strings::append(&mut block, &entry)
+                .map_err(|error| Error::invalid("environment", error.to_string()))?;
+        }
+        Ok(block)
+    }
+}
+
+/// A resource that can be limited (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum Resource {
+    /// CPU time of one process, in seconds.
+    Cpu = 0,
+    /// The size of a file, in bytes.
+    FileSize = 1,
+    /// The size of the data segment, in bytes.
+    Data = 2,
+    /// The size of the stack, in bytes.
+    Stack = 3,
+    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any
+    /// other a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't
+    /// change it.
+    Core = 4,
+    /// The number of processes and threads of the user.
+    Processes = 6,
+    /// The largest number of a descriptor, plus one.
+    OpenFiles = 7,
+    /// Memory that may be locked, in bytes.
+    LockedMemory = 8,
+    /// The size of the address space of one process, in bytes.
+    AddressSpace = 9,
+}
+
+/// A command that init was asked to start.
+struct Started {
+    running: Running,
+    stdin: Option<OwnedFd>,
+    pipes: [Option<OwnedFd>; 2],
+    identity: Identity,
+}
+
+fn strings<'a>(what: &'static str, list: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
+    let mut block = Vec::new();
+    for (number, string) in list.enumerate() {
+        Strings::append(&mut block, string)
+            .map_err(|error| Error::invalid(what, format!("number {number}: {error}")))?;
+    }
+    Ok(block)
+}
+
+fn too_many(_: adl_protocol::StringsError) -> Error {
+    Error::invalid("arguments", format!("more than {} strings", limits::MAX_STRINGS))
+}

@@ -1,0 +1,156 @@
+//! How a command ended.
+
+use std::fmt;
+use std::time::Duration;
+
+pub use adl_protocol::Usage;
+use adl_protocol::{Exit, Status};
+
+/// How a command ended, why, and what it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    status: Status,
+    reason: EndReason,
+    usage: Usage,
+    wall_time: Duration,
+    survivors: bool,
+}
+
+/// Why a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndReason {
+    /// It exited by itself; [`ExitStatus::code`] tells with what.
+    Exited,
+    /// A signal ended it, which came from inside, or from [`Child::signal`](crate::Child::signal);
+    /// [`ExitStatus::signal`] tells which.
+    Signaled,
+    /// Its time was up; see [`Command::timeout`](crate::Command::timeout).
+    TimedOut,
+    /// It wrote nothing for too long; see [`Command::idle_timeout`](crate::Command::idle_timeout).
+    Idle,
+    /// It was killed because the sandbox had used all its memory, or something was that it had
+    /// started; see [`Limits::memory`](crate::Limits::memory).
+    OutOfMemory,
+    /// It wrote more than it may, whether it then exited by itself or was killed for it; see
+    /// [`Command::output_limit`](crate::Command::output_limit).
+    OutputLimit,
+    /// The sandbox has ended, and with it every process inside: its init was killed, or the sandbox
+    /// deleted. The status is that of SIGKILL.
+    SandboxDied,
+}
+
+impl ExitStatus {
+    /// What init said; `asked` is why the host asked for the end, if it did, and `out_of_memory`
+    /// whether the kernel has killed any of it.
+    pub(crate) fn new(exit: &Exit, asked: Option<EndReason>, out_of_memory: bool) -> Self {
+        let reason = match (exit.timed_out, asked, exit.status) {
+            // Also where what it had started was killed, and it ended before it was itself.
+            (false, None, _) if out_of_memory => EndReason::OutOfMemory,
+            // It was quicker than what was to end it.
+            (_, _, Status::Code(_)) => EndReason::Exited,
+            (true, _, Status::Signal { .. }) => EndReason::TimedOut,
+            (false, Some(asked), Status::Signal { .. }) => asked,
+            (false, None, Status::Signal { .. }) => EndReason::Signaled,
+        };
+        Self {
+            status: exit.status,
+            reason,
+            usage: exit.usage,
+            wall_time: Duration::from_micros(exit.wall_us),
+            survivors: exit.survivors,
+        }
+    }
+
+    /// The end of the sandbox, after `wall_time`.
+    pub(crate) fn sandbox_died(wall_time: Duration) -> Self {
+        Self {
+            status: Status::Signal { signal: 9, core: false },
+            reason: EndReason::SandboxDied,
+            usage: Usage::default(),
+            wall_time,
+            survivors: false,
+        }
+    }
+
+    /// It was killed, and has not ended `wall_time` after its start.
+    pub(crate) fn not_ended(reason: EndReason, wall_time: Duration) -> Self {
+        Self { reason, survivors: true, ..Self::sandbox_died(wall_time) }
+    }
+
+    /// The end of a command that has written more than it may, whatever has ended it.
+    pub(crate) fn with_too_much_output(self) -> Self {
+        match self.reason {
+            EndReason::SandboxDied => self,
+            _ => Self { reason: EndReason::OutputLimit, ..self },
+        }
+    }
+
+    /// Whether it exited by itself, with 0.
+    pub fn success(&self) -> bool {
+        self.status == Status::Code(0) && self.reason == EndReason::Exited
+    }
+
+    /// What it exited with, unless a signal ended it.
+    pub fn code(&self) -> Option<u8> {
+        match self.status {
+            Status::Code(code) => Some(code),
+            Status::Signal { .. } => None,
+        }
+    }
+
+    /// The number of the signal that ended it, if one did.
+    pub fn signal(&self) -> Option<u8> {
+        match self.status {
+            Status::Code(_) => None,
+            Status::Signal { signal, .. } => Some(signal),
+        }
+    }
+
+    /// Whether a core was dumped. A sandbox sets `RLIMIT_CORE` to 1 byte, so it is unless the
+    /// command asked for more.
+    pub fn core_dumped(&self) -> bool {
+        matches!(self.status, Status::Signal { core: true, .. })
+    }
+
+    /// Why it ended.
+    pub fn reason(&self) -> EndReason {
+        self.reason
+    }
+
+    /// What it and the children that it waited for used, as `getrusage(2)` tells it. All zero
+    /// where the sandbox has died.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// From its start to its end, as init saw it.
+    pub fn wall_time(&self) -> Duration {
+        self.wall_time
+    }
+
+    /// Whether some of what it started, or itself, was killed and had not ended when this was told:
+    /// the kernel has it in a state in which it can't be killed. It ends when it leaves that. The
+    /// sandbox is better deleted.
+    pub fn survivors(&self) -> bool {
+        self.survivors
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            Status::Code(code) => write!(f, "exit status {code}")?,
+            Status::Signal { signal, core: false } => write!(f, "signal {signal}")?,
+            Status::Signal { signal, core: true } => write!(f, "signal {signal} (core dumped)")?,
+        }
+        f.write_str(match self.reason {
+            EndReason::Exited | EndReason::Signaled => "",
+            EndReason::TimedOut => ", timed out",
+            EndReason::Idle => ", silent for too long",
+            EndReason::OutOfMemory => ", out of memory",
+            EndReason::OutputLimit => ", too much output",
+            EndReason::SandboxDied => ", the sandbox has died",
+        })
+    }
+}

@@ -1,0 +1,13 @@
+//! What runs in a sandbox: how it is started, followed, and what becomes of it.
+
+pub(crate) mod background;
+mod beginning;
+pub(crate) mod child;
+pub(crate) mod collect;
+pub(crate) mod command;
+pub(crate) mod exit;
+pub(crate) mod life;
+pub(crate) mod running;
+pub(crate) mod stdio;
+pub(crate) mod terminal;
+pub(crate) mod user;

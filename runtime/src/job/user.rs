@@ -1,0 +1,237 @@
+//! Users and groups of a sandbox, by number or by the names that its own files give them.
+
+use std::io;
+
+use adl_protocol::{Identities, Identity, Stage, limits};
+
+use crate::error::{Error, Result};
+use crate::job::life::Life;
+use crate::wait::Deadline;
+
+/// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
+pub(crate) const LONGEST: u64 = 1 << 20;
+/// The largest id. The next one means "no change" to the kernel.
+const LARGEST: u32 = u32::MAX - 1;
+
+/// A user who was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    /// What its entry says, if it has been looked up.
+    pub(crate) home: Option<Vec<u8>>,
+}
+
+/// Who is to run a job, as far as it was said.
+#[derive(Debug, Clone)]
+pub(crate) struct RunAs {
+    who: Who,
+    /// In place of those that the user has.
+    pub(crate) groups: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Clone)]
+enum Who {
+    Ids { uid: u32, gid: u32 },
+    Name(UserName),
+}
+
+/// Reads a file of the sandbox as its root would, by a deadline, and no more than so many bytes; an
+/// absent one is empty.
+pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<u8>>;
+
+impl RunAs {
+    pub(crate) const ROOT: Self = Self { who: Who::Ids { uid: 0, gid: 0 }, groups: None };
+
+    /// Takes a user, and a group if one is named: `USER` or `USER:GROUP`, each a name or a number.
+    pub(crate) fn set_user(&mut self, user: &str) {
+        self.who = Who::Name(UserName::parse(user));
+    }
+
+    /// Takes a user by number, in place of one that was named with its group.
+    pub(crate) fn set_uid(&mut self, new: u32) {
+        match &mut self.who {
+            Who::Ids { uid, .. } => *uid = new,
+            Who::Name(_) => self.who = Who::Ids { uid: new, gid: 0 },
+        }
+    }
+
+    /// Takes a group by number, in place of the user's own.
+    pub(crate) fn set_gid(&mut self, new: u32) {
+        match &mut self.who {
+            Who::Ids { gid, .. } => *gid = new,
+            Who::Name(name) => name.group = Some(new.to_string()),
+        }
+    }
+
+    /// Whether it takes time to find out who that is.
+    pub(crate) fn is_looked_up(&self) -> bool {
+        matches!(self.who, Who::Name(_))
+    }
+
+    /// Finds out who that is, and where it is at home.
+    pub(crate) fn find(
+        &self,
+        identities: Identities,
+        read: impl Fn(&'static str) -> Result<Vec<u8>>,
+    ) -> Result<(Identity, Option<Vec<u8>>)> {
+        let user = match &self.who {
+            Who::Name(name) => name.find(read)?,
+            Who::Ids { uid, gid } => User { uid: *uid, gid: *gid, groups: Vec::new(), home: None },
+        };
+        let User { uid, gid, groups, home } = user;
+        let groups = self.groups.clone().unwrap_or(groups);
+        if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
+            return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
+        }
+        if groups.len() > limits::MAX_GROUPS {
+            return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
+        }
+        if ((uid, gid) != (0, 0) || !groups.is_empty()) && identities == Identities::Single {
+            return Err(Error::Unsupported {
+                what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
+                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
+                fix: "make the sandbox as root".to_owned(),
+            });
+        }
+        Ok((Identity { uid, gid, groups }, home))
+    }
+}
+
+/// A user and a group by name or number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserName {
+    user: String,
+    group: Option<String>,
+}
+
+impl UserName {
+    /// `USER` or `USER:GROUP`, each a name or a number.
+    pub(crate) fn parse(text: &str) -> Self {
+        match text.split_once(':') {
+            Some((user, group)) => Self { user: user.to_owned(), group: Some(group.to_owned()) },
+            None => Self { user: text.to_owned(), group: None },
+        }
+    }
+
+    /// Looks the names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits
+    /// is a number, whatever is in them.
+    fn find(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
+        let mut user = match number(&self.user)? {
+            Some(uid) => User { uid, gid: uid, groups: Vec::new(), home: None },
+            None => {
+                let passwd = read("/etc/passwd")?;
+                let mut user =
+                    passwd_entry(&passwd, self.user.as_bytes()).ok_or_else(|| self.unknown())?;
+                if self.group.is_none() {
+                    let group = read("/etc/group")?;
+                    user.groups = groups_of(&group, self.user.as_bytes());
+                    user.groups.retain(|gid| *gid != user.gid);
+                }
+                user
+            }
+        };
+        if let Some(group) = &self.group {
+            user.gid = match number(group)? {
+                Some(gid) => gid,
+                None => {
+                    let groups = read("/etc/group")?;
+                    group_entry(&groups, group.as_bytes()).ok_or_else(|| self.unknown())?
+                }
+            };
+        }
+        Ok(user)
+    }
+
+    fn unknown(&self) -> Error {
+        let group = self.group.iter().flat_map(|group| [":", group]);
+        let name: String = [self.user.as_str()].into_iter().chain(group).collect();
+        Error::Start {
+            program: name.into(),
+            stage: Stage::Identity,
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        }
+    }
+}
+
+fn number(text: &str) -> Result<Option<u32>> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return if text.is_empty() { Err(Error::invalid("user", "empty")) } else { Ok(None) };
+    }
+    match text.parse() {
+        Ok(id) if id <= LARGEST => Ok(Some(id)),
+        _ => Err(Error::invalid("user", format!("id {text} is larger than {LARGEST}"))),
+    }
+}
+
+/// The fields of the line that begins with `name`.
+fn entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Vec<&'a [u8]>> {
+    lines(file).find(|fields| fields.first() == Some(&name))
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn id(field: Option<&&[u8]>) -> Option<u32> {
+    std::str::from_utf8(field?).ok()?.parse().ok().filter(|id| *id <= LARGEST)
+}
+
+/// name:password:UID:GID:description:home:shell; a line that is not so is none.
+fn passwd_entry(file: &[u8], name: &[u8]) -> Option<User> {
+    let fields = entry(file, name)?;
+    let home = fields.get(5).filter(|home| home.starts_with(b"/")).map(|home| home.to_vec());
+    Some(User { uid: id(fields.get(2))?, gid: id(fields.get(3))?, groups: Vec::new(), home })
+}
+
+/// name:password:GID:members
+fn group_entry(file: &[u8], name: &[u8]) -> Option<u32> {
+    id(entry(file, name)?.get(2))
+}
+
+fn groups_of(file: &[u8], member: &[u8]) -> Vec<u32> {
+    lines(file)
+        .filter(|fields| {
+            fields.get(3).is_some_and(|all| all.split(|byte| *byte == b',').any(|m| m == member))
+        })
+        .filter_map(|fields| id(fields.get(2)))
+        .take(limits::MAX_GROUPS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{User, group_entry, groups_of, number, passwd_entry};
+
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nshort:x\ngames:x:5:60:g:/usr/games:/x\n\
+        big:x:4294967296:1::/:\nminus:x:-1:1::/:\nall:x:4294967295:1::/:\n:x:7:7::/:\n";
+    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:games,other\nvideo:x:44:mygames,games\nodd:x\n";
+
+    #[test]
+    fn an_entry_is_found_by_its_whole_name() {
+        let games = User { uid: 5, gid: 60, groups: Vec::new(), home: Some("/usr/games".into()) };
+        assert_eq!(passwd_entry(PASSWD, b"games"), Some(games));
+        assert_eq!(group_entry(GROUP, b"audio"), Some(29));
+        assert_eq!(groups_of(GROUP, b"games"), [29, 44]);
+        assert_eq!(groups_of(GROUP, b"none"), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_no_user_and_least_of_all_root() {
+        for name in ["game", "gamess", "short", "big", "minus", "all", "root:x", "x"] {
+            assert_eq!(passwd_entry(PASSWD, name.as_bytes()), None, "{name}");
+        }
+        assert_eq!(group_entry(GROUP, b"odd"), None);
+    }
+
+    #[test]
+    fn digits_are_a_number_and_have_to_fit() {
+        assert_eq!(number("12").unwrap(), Some(12));
+        assert_eq!(number("a12").unwrap(), None);
+        assert_eq!(number("-1").unwrap(), None);
+        for wrong in ["", "4294967295", "99999999999999999999"] {
+            assert!(number(wrong).is_err(), "{wrong}");
+        }
+    }
+}

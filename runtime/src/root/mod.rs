@@ -1,0 +1,11 @@
+//! What the root file system of a sandbox is made of: from the words of a configuration to opened
+//! directories.
+
+mod host;
+pub(crate) mod image;
+pub(crate) mod mounts;
+pub(crate) mod once;
+mod private;
+pub(crate) mod source;
+pub(crate) mod tree;
+pub(crate) mod unpack;

@@ -1,0 +1,154 @@
+//! The mounts that a configuration names, checked and opened.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use adl_protocol::limits;
+use nix::sys::stat::{SFlag, fstat};
+
+use crate::config::host_path::HostPath;
+use crate::config::mount::{Access, Mount};
+use crate::error::{Error, Result};
+use crate::root::source::Source;
+
+/// A mount that was checked and opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    /// The path inside, without the slash in front.
+    pub(crate) at: PathBuf,
+    pub(crate) what: OpenedWhat,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum OpenedWhat {
+    Volume { source: Source, access: Access },
+    Tmpfs { size: u64 },
+    Device(Source),
+}
+
+/// Checks mounts and opens their sources; those that others may lie on come first.
+pub(crate) fn open(mounts: &[Mount]) -> Result<Vec<Opened>> {
+    let mut opened = Vec::new();
+    for mount in mounts {
+        let at = relative(mount.target())?;
+        if opened.iter().any(|other: &Opened| other.at == at) {
+            return Err(invalid(mount.target(), "two mounts on it"));
+        }
+        let what = match mount {
+            Mount::Volume { source, access, .. } => {
+                OpenedWhat::Volume { source: open_volume(source, *access)?, access: *access }
+            }
+            Mount::Tmpfs { size, .. } => {
+                check_size("mount", *size)?;
+                OpenedWhat::Tmpfs { size: *size }
+            }
+            Mount::Device { source, .. } => OpenedWhat::Device(open_device(source)?),
+        };
+        opened.push(Opened { at, what });
+    }
+    opened.sort_by_key(|mount| mount.at.components().count());
+    Ok(opened)
+}
+
+/// Refuses a limit that would be none: to the kernel, 0 is, and so is what rounds up to 2^64.
+pub(crate) fn check_size(what: &'static str, size: u64) -> Result<()> {
+    const MOST: u64 = 1 << 62;
+    if size == 0 || size > MOST {
+        return Err(Error::invalid(what, format!("a size of {size} bytes: takes 1 to {MOST}")));
+    }
+    Ok(())
+}
+
+fn invalid(target: &Path, why: &str) -> Error {
+    Error::invalid("mount", format!("{target:?}: {why}"))
+}
+
+fn relative(target: &Path) -> Result<PathBuf> {
+    if !target.is_absolute() {
+        return Err(invalid(target, "not an absolute path"));
+    }
+    if target.as_os_str().as_bytes().contains(&0) || target.as_os_str().len() > limits::MAX_PATH {
+        return Err(invalid(target, "no path: a byte 0 in it, or too long"));
+    }
+    let mut at = PathBuf::new();
+    for component in target.components() {
+        match component {
+            Component::Normal(name) => at.push(name),
+            Component::ParentDir => return Err(invalid(target, "`..` in the path")),
+            _ => {}
+        }
+    }
+    // These, at the latest, are refused inside, where links are known.
+    if at.as_os_str().is_empty() || at.starts_with("proc") || at == Path::new("dev") {
+        return Err(invalid(target, "nothing can be mounted on `/`, `/proc` and `/dev`"));
+    }
+    Ok(at)
+}
+
+fn open_volume(path: &HostPath, access: Access) -> Result<Source> {
+    let source = Source::open("open volume", path)?;
+    let kind = kind_of(&source)?;
+    if kind == SFlag::S_IFDIR || kind == SFlag::S_IFREG && access != Access::CopyOnWrite {
+        return Ok(source);
+    }
+    // A socket least of all: read-only or not, what listens there could be talked to.
+    let why = match access {
+        Access::CopyOnWrite => "no directory, and only those can be copied on write",
+        _ => "neither a directory nor a regular file",
+    };
+    Err(Error::invalid("volume", format!("{:?} is {why}", path.full_path())))
+}
+
+fn open_device(path: &HostPath) -> Result<Source> {
+    let source = Source::open("open device", path)?;
+    match kind_of(&source)? {
+        SFlag::S_IFCHR | SFlag::S_IFBLK => Ok(source),
+        _ => Err(Error::invalid("device", format!("{:?} is not a device", path.full_path()))),
+    }
+}
+
+fn kind_of(source: &Source) -> Result<SFlag> {
+    let stat = fstat(&source.fd).map_err(Error::at("stat", &source.path))?;
+    Ok(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Mount, open, relative};
+
+    #[test]
+    fn targets_are_absolute_and_leave_the_rest_of_the_sandbox_alone() {
+        for wrong in [
+            "",
+            "a",
+            "/",
+            "//",
+            "/.",
+            "/a/../b",
+            "/..",
+            "/proc",
+            "/proc/sys",
+            "/dev",
+            "/dev/",
+            "/a\0",
+        ] {
+            assert!(relative(Path::new(wrong)).is_err(), "{wrong:?}");
+        }
+        for (target, at) in [("/a//b/", "a/b"), ("/./dev/shm", "dev/shm"), ("/devices", "devices")]
+        {
+            assert_eq!(relative(Path::new(target)).unwrap(), Path::new(at));
+        }
+    }
+
+    #[test]
+    fn what_lies_on_other_mounts_comes_after_them() {
+        let mounts = ["/a/b/c", "/d", "/a"].map(|target| Mount::tmpfs(target, 4096));
+        let opened = open(&mounts).unwrap();
+        let places: Vec<_> = opened.iter().map(|mount| mount.at.to_str().unwrap()).collect();
+        assert_eq!(places, ["d", "a", "a/b/c"]);
+        assert!(open(&[Mount::tmpfs("/a", 1), Mount::tmpfs("/a/", 1)]).is_err());
+        assert!(open(&[Mount::tmpfs("/a", 0)]).is_err());
+    }
+}

@@ -1,0 +1,214 @@
+//! Images that are made once, in the state directory, by the first who needs them.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::store::collected::{Collected, no_place};
+use crate::store::contents::{entries, remove_contents, remove_entry};
+use crate::store::{State, btrfs};
+use crate::sys;
+use crate::sys::open::DIRECTORY;
+
+/// How long another process may take to make an image.
+const MAKING: Duration = Duration::from_secs(600);
+/// How often it is asked: the kernel tells no one who waits for a while only.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
+/// What the name of an image begins with until it is whole. Who makes it has it locked; without a
+/// lock, it is of one who did not come to the end.
+const UNFINISHED: &str = ".making-";
+
+/// What the names of layers that hide private files begin with.
+pub(super) const PRIVATE: &str = "private-";
+
+/// What the names of whole images begin with.
+const KINDS: [&str; 4] = ["host-", "tar-", "copy-", PRIVATE];
+
+/// Takes a lock that another process may hold for as long as it makes an image, or for ever where
+/// it was stopped.
+fn lock_within(file: &File, limit: Duration) -> io::Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let why = format!("another process has held the lock for {limit:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
+/// Makes an image of a name, unless it is there. Of those who need the same one at once, one makes
+/// it, and the others wait.
+pub(crate) fn make_once(
+    state: &State,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let images = state.images()?;
+    let place = images.join(name);
+    if is_directory(&place) {
+        return Ok(place);
+    }
+    let aside = images.join(format!("{UNFINISHED}{name}"));
+    let lock = loop {
+        match make_directory(&aside) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::at("mkdir", &aside)(error)),
+        }
+        if let Some(lock) = Lock::wait(&aside)? {
+            break lock;
+        }
+    };
+    let made = if is_directory(&place) {
+        // By another, meanwhile.
+        remove_directory(&aside).map_err(Error::at("remove", &aside))
+    } else {
+        remove_contents(lock.0.as_fd())
+            .map_err(Error::at("remove what was left in", &aside))
+            .and_then(|()| fill(&aside))
+            .and_then(|()| fs::rename(&aside, &place).map_err(Error::at("rename", &aside)))
+    };
+    if made.is_err() {
+        // The error that is told is the first one.
+        let _ = remove_directory(&aside);
+    }
+    made.map(|()| place)
+}
+
+/// A directory that an image is made in, locked until this is dropped, whoever else has a copy.
+struct Lock(File);
+
+impl Lock {
+    /// Waits until it is no one else's; `None` if it has become an image then, or is gone.
+    fn wait(path: &Path) -> Result<Option<Self>> {
+        Self::take(path, |file| lock_within(file, MAKING).map(|()| true))
+    }
+
+    /// Takes it, unless it is someone else's.
+    fn try_take(path: &Path) -> Result<Option<Self>> {
+        Self::take(path, |file| match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })
+    }
+
+    fn take(path: &Path, lock: impl FnOnce(&File) -> io::Result<bool>) -> Result<Option<Self>> {
+        let file = match nix::fcntl::open(path, DIRECTORY, nix::sys::stat::Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(Error::at("open", path)(errno)),
+        };
+        if !lock(&file).map_err(Error::at("flock", path))? {
+            return Ok(None);
+        }
+        let this = Self(file);
+        let locked = this.0.metadata().map_err(Error::at("stat", path))?;
+        let is_there = fs::symlink_metadata(path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()));
+        Ok(is_there.then_some(this))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        sys::unlock(&self.0);
+    }
+}
+
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Removes images that were not made to their end, and that no one makes now.
+pub(crate) fn collect(state: &State, collected: &mut Collected) {
+    let found = state.images_if_any().and_then(|images| {
+        let Some(images) = images else { return Ok(Vec::new()) };
+        let directory = File::open(&images).map_err(Error::at("open", &images))?;
+        let names = entries(directory.as_fd()).map_err(Error::at("read", &images))?;
+        Ok(names.into_iter().map(|name| images.join(name)).collect())
+    });
+    match found {
+        Ok(found) => found.iter().for_each(|path| collect_one(path, collected)),
+        Err(error) => collected.failed(error),
+    }
+}
+
+fn collect_one(path: &Path, collected: &mut Collected) {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let is_kind = KINDS.iter().any(|kind| name.starts_with(kind));
+    // Looked at once: another may make it whole meanwhile, or make it anew.
+    let Ok(metadata) = path.symlink_metadata() else { return };
+    if !metadata.is_dir() || !is_kind && !is_unfinished(name) {
+        collected.failed(no_place(path));
+    } else if is_unfinished(name) {
+        let remove = || match Lock::try_take(path)? {
+            Some(_lock) => remove_directory(path).map_err(Error::at("remove", path)).map(|()| true),
+            None => Ok(false),
+        };
+        collected.one(name, remove());
+    }
+}
+
+/// Whether it is the name of an image that is not whole, also of an earlier adl.
+fn is_unfinished(name: &str) -> bool {
+    name.starts_with(UNFINISHED)
+        || name == ".unpacking"
+        || name.starts_with("host-") && name.contains('.')
+}
+
+/// Makes a directory for an image: on btrfs a subvolume, of which snapshots can be made.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let (parent, name) = parent_and_name(path)?;
+    if btrfs::is_btrfs(parent.as_fd()) {
+        return btrfs::create(parent.as_fd(), name);
+    }
+    DirBuilder::new().mode(0o755).create(path)
+}
+
+/// Removes a directory with all that is in it; one that is not there is no error.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    let (parent, name) = parent_and_name(path)?;
+    remove_entry(parent.as_fd(), name)
+}
+
+fn parent_and_name(path: &Path) -> io::Result<(File, &OsStr)> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    Ok((File::open(parent)?, path.file_name().unwrap_or(OsStr::from_bytes(b""))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    #[test]
+    fn a_lock_that_is_never_let_go_of_is_waited_for_so_long() {
+        let place = std::env::temp_dir().join(format!("adl-lock-{}", std::process::id()));
+        let held = File::create(&place).unwrap();
+        held.lock().unwrap();
+        let other = File::open(&place).unwrap();
+        let late = super::lock_within(&other, Duration::from_millis(30)).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        drop(held);
+        super::lock_within(&other, Duration::from_secs(20)).unwrap();
+        std::fs::remove_file(&place).unwrap();
+    }
+}

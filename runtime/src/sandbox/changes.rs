@@ -1,0 +1,162 @@
+//! What a sandbox has written, told and written out.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, Upper};
+use crate::error::{Error, Result};
+use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::sandbox::{Sandbox, alive};
+use crate::snapshot::Snapshot;
+use crate::sys::id_ranges;
+use crate::sys::open::{Purpose, beneath};
+use crate::transfer::{
+    self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind,
+};
+use crate::wait::Deadline;
+
+impl Sandbox {
+    /// Lists what it has written so far that differs from its image: all that was added, modified
+    /// or deleted, sorted. A file that was opened for writing counts as modified, whatever was
+    /// written; a directory that a mount lies on is none, and what is in volumes is no matter of
+    /// the image.
+    ///
+    /// What runs in it goes on, so the list may show things as they were one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a
+    /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
+    /// above a million changes.
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        let mut guard = self.now()?;
+        if let Upper::Memory { .. } = self.config.upper {
+            return Err(Error::Unsupported {
+                what: "the changes of the sandbox".to_owned(),
+                why: "what it has written is in memory, and no one outside can see it".to_owned(),
+                fix: "make the sandbox with the upper `disk` or `btrfs`".to_owned(),
+            });
+        }
+        let this = &alive(&mut guard)?.instance;
+        let (Some(root), Some(directory)) = (this.root(), this.directory()) else {
+            return Err(Error::SandboxDied);
+        };
+        let mut layers = Vec::new();
+        for (tree, name) in root.uppers().filter(|(tree, _)| !tree.is_volume) {
+            let mut opened = Layers::open(tree)?;
+            let path = directory.path().join(name.as_str());
+            opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
+            layers.push(opened);
+        }
+        // What is opened stays, whatever becomes of the sandbox.
+        drop(guard);
+        changes_of(&layers, &self.config)
+    }
+}
+
+impl Snapshot {
+    /// Lists what differs from the image that the sandbox was made of, which for a fork is the
+    /// snapshot that it is a fork of; see [`Sandbox::changes`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a
+    /// million changes.
+    pub fn changes(&self) -> Result<Vec<Change>> {
+        changes_of(&self.layers()?, &self.config())
+    }
+
+    /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of
+    /// what differs from the image, as a layer of an OCI image. Volumes are not in it, nor are
+    /// extended attributes, and devices, FIFOs and sockets, which the report names.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Export, Sandbox};
+    /// # let sandbox = Sandbox::create(Config::default())?;
+    /// let file = std::fs::File::create("layer.tar").expect("a new file");
+    /// sandbox.snapshot()?.export(Export::Layer, std::io::BufWriter::new(file))?;
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Snapshot::changes`], [`Error::Io`] of `to`, and [`Error::Refused`] where a layer can't
+    /// say it: a file inside has the name of a mark of OCI's, `.wh.…`.
+    pub fn export(&self, what: Export, mut to: impl Write + Send) -> Result<CopyReport> {
+        let layers = self.layers()?;
+        let options = CopyOptions {
+            owners: id_ranges::caller_may_map(),
+            set_ids: true,
+            limit: u64::MAX,
+            entries: u64::MAX,
+        };
+        let report = transfer::export(&stacks(&layers), what, &mut to, &options, Deadline::NEVER)?;
+        to.flush().map_err(Error::io("write the archive"))?;
+        Ok(report)
+    }
+
+    fn layers(&self) -> Result<Vec<Layers>> {
+        let trees = self.lease().trees()?;
+        trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
+    }
+}
+
+fn changes_of(layers: &[Layers], config: &Config) -> Result<Vec<Change>> {
+    let mut changes = transfer::changes(&stacks(layers))?;
+    // Where the image has no place for a mount, adl has made it.
+    let is_place = |path: &Path| {
+        [Path::new("/proc"), Path::new("/dev")].contains(&path)
+            || config.mounts.iter().any(|mount| mount.target() == path)
+    };
+    changes.retain(|change| change.kind != ChangeKind::Added || !is_place(&change.path));
+    Ok(changes)
+}
+
+/// The directories of a tree, opened to be read.
+struct Layers {
+    at: PathBuf,
+    kind: StackKind,
+    changed: Vec<OwnedFd>,
+    image: Vec<OwnedFd>,
+}
+
+impl Layers {
+    fn open(tree: &Tree) -> Result<Self> {
+        let open = |layer: &Layer| {
+            let source = layer.open()?;
+            open(source.as_fd(), Path::new("."), &source.path)
+        };
+        let (changed, image) = tree.layers.split_at(tree.changed.min(tree.layers.len()));
+        let (kind, most) = match tree.kind {
+            TreeKind::Overlay => (StackKind::Layers, usize::MAX),
+            // Each is a whole one.
+            TreeKind::Subvolume => (StackKind::Copy, 1),
+        };
+        Ok(Self {
+            at: tree.at.clone(),
+            kind,
+            changed: changed.iter().take(most).map(open).collect::<Result<_>>()?,
+            image: image.iter().take(most).map(open).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
+    beneath(at, name, Purpose::List).map_err(Error::at("open", path))
+}
+
+fn stacks(layers: &[Layers]) -> Vec<Stack<'_>> {
+    layers
+        .iter()
+        .map(|layers| {
+            let most = match layers.kind {
+                StackKind::Copy => 1,
+                StackKind::Layers => usize::MAX,
+            };
+            Stack {
+                at: layers.at.clone(),
+                changed: layers.changed.iter().take(most).map(AsFd::as_fd).collect(),
+                image: layers.image.iter().map(AsFd::as_fd).collect(),
+                kind: layers.kind,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,362 @@
+//! From an opened image to a running init: the steps on the host's side, in their one order.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adl_protocol::{
+    Identities, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+};
+use nix::errno::Errno;
+
+use crate::config::capabilities::{Capabilities, Capability};
+use crate::config::{self, Config, Network};
+use crate::error::{Error, Result, error_of};
+use crate::sandbox::init_binary;
+use crate::sandbox::layers::{self, Layers, OpenedPart};
+use crate::sandbox::root::Root;
+use crate::seccomp;
+use crate::store::directory::SandboxDirectory;
+use crate::store::ids::IdRange;
+use crate::sys::inheritance::{self, SessionKeyring};
+use crate::sys::socket::{self, Socket};
+use crate::sys::{self, Namespaces, OwnIdMaps, Process, id_ranges, pidfd, proc};
+use crate::wait::Deadline;
+use crate::wire::{self, Messages};
+
+/// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
+/// that hangs is given up.
+const SETUP: Duration = Duration::from_secs(20);
+
+/// Parts of `/proc` that tell of the host's devices, memory and users or act on them, below
+/// `/proc`. To write to those of `pressure` would also let a guest delay its own end: each trigger
+/// waits for the kernel to come to rest when it is closed.
+const MASKED: &[u8] =
+    b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
+    latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
+    sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
+/// Parts of `/proc` that can be read but not written.
+const READ_ONLY: &[u8] = b"sys\0";
+
+/// What is covered beyond that where init's own files belong to root inside, as with one id they
+/// do.
+const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\x001/fdinfo/\x001/task/\0";
+/// And what can't be written there: its `oom_score_adj` above all.
+const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
+
+/// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
+const FOR_SETUP: Capabilities = Capabilities::NONE
+    .with(Capability::CAP_CHOWN)
+    .with(Capability::CAP_DAC_OVERRIDE)
+    .with(Capability::CAP_FOWNER)
+    .with(Capability::CAP_KILL)
+    .with(Capability::CAP_NET_ADMIN)
+    .with(Capability::CAP_SETGID)
+    .with(Capability::CAP_SETPCAP)
+    .with(Capability::CAP_SETUID)
+    .with(Capability::CAP_SYS_ADMIN)
+    .with(Capability::CAP_SYS_PTRACE)
+    .with(Capability::CAP_SYS_RESOURCE);
+
+/// What a sandbox is built from, checked and opened.
+pub(crate) struct Plan<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) hostname: &'a str,
+    pub(crate) root: &'a Root,
+    pub(crate) directory: &'a SandboxDirectory,
+    /// A range of ids; `None` for a user without privilege, who has only their own.
+    pub(crate) ids: Option<&'a IdRange>,
+    /// The largest process id inside, where that is to bound how many there are.
+    pub(crate) pid_max: Option<u32>,
+}
+
+/// Starts init, in namespaces of its own and waiting for its set-up.
+///
+/// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
+/// the first makes the user namespace.
+pub(crate) fn start(config: &Config, ids: Option<&IdRange>) -> Result<(Process, Messages)> {
+    let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
+    let theirs = wire::above_stdio(theirs)?;
+    let messages = Messages::new(ours);
+    messages.expect_descriptor()?;
+    let namespaces = match config.network {
+        Network::None => Namespaces::BASE.with_network(),
+        Network::Host => Namespaces::BASE,
+    };
+    let maps = ids.is_none().then(OwnIdMaps::of_caller);
+    let maker = ids.map(IdRange::base);
+    let init = init_binary::memfd()?;
+    let capabilities = config.capabilities.union(FOR_SETUP).bits();
+    // Of keys an ordinary user may have 200, for all that they do.
+    let keyring = match config.seccomp {
+        config::Seccomp::Default if ids.is_none() => SessionKeyring::Callers,
+        _ => SessionKeyring::Own,
+    };
+    let control = theirs.as_fd();
+    let process =
+        sys::spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities, keyring)
+            .map_err(namespaces_refused)?;
+    Ok((process, messages))
+}
+
+/// Gives init its ids and its file systems, and waits until it says that all is done; does
+/// `meanwhile` what it needs not wait for.
+///
+/// Returns its mount namespace.
+pub(crate) fn set_up(
+    process: &Process,
+    messages: &Messages,
+    plan: &Plan<'_>,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<OwnedFd> {
+    match try_set_up(process, messages, plan, meanwhile) {
+        // Its end came before it was init: that tells why.
+        Err(error) => Err(process.launch_error().map_or(error, launch_failed)),
+        done => done,
+    }
+}
+
+fn try_set_up(
+    process: &Process,
+    messages: &Messages,
+    plan: &Plan<'_>,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<OwnedFd> {
+    let deadline = Deadline::after(SETUP);
+    let user_namespace = match plan.ids {
+        Some(range) => {
+            let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
+            write_id_maps(&place, range)?;
+            Some(open_user_namespace(&place)?)
+        }
+        None => None,
+    };
+
+    let parts = OpenedPart::all(plan.root, plan.directory)?;
+    let mut layers = Layers::new(user_namespace, plan.ids.map(IdRange::base));
+    let upper = match plan.config.upper {
+        config::Upper::Memory { size } => Upper::Memory { size },
+        config::Upper::Disk { .. } | config::Upper::Btrfs { .. } => {
+            Upper::Disk(layers.add(plan.directory.as_fd(), plan.directory.path())?)
+        }
+    };
+    let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
+    let filter = match plan.config.seccomp {
+        config::Seccomp::Unconfined => None,
+        config::Seccomp::Default => Some(seccomp::default_filter()?),
+    };
+    let of_upper = match plan.config.upper {
+        config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()?),
+        _ => None,
+    };
+    let (masked, read_only) = match plan.ids {
+        Some(_) => (MASKED.to_vec(), READ_ONLY.to_vec()),
+        None => {
+            ([MASKED, MASKED_WITH_ONE_ID].concat(), [READ_ONLY, READ_ONLY_WITH_ONE_ID].concat())
+        }
+    };
+    let setup = Setup {
+        version: VERSION,
+        hostname: plan.hostname.as_bytes(),
+        identities: if plan.ids.is_some() { Identities::Range } else { Identities::Single },
+        own_network: plan.config.network == Network::None,
+        upper,
+        mounts,
+        masked: Strings::new(&masked).map_err(strings_error)?,
+        read_only: Strings::new(&read_only).map_err(strings_error)?,
+        pid_max: plan.pid_max,
+        capabilities: plan.config.capabilities.bits(),
+        filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
+        core_key: seccomp::core_key()?,
+    };
+    let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
+    let mut descriptors = vec![owner.as_raw_fd()];
+    descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
+    let init = process.pidfd.as_fd();
+    // Before init looks what limits jobs can have.
+    let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
+    wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
+    // While init mounts the root.
+    if let Some(range) = plan.ids {
+        let dev = layers::dev(range.base())?;
+        match wire::send(messages.as_fd(), &Request::Dev, &[dev.as_raw_fd()], init, deadline) {
+            // What init failed at comes below.
+            Ok(()) | Err(Error::SandboxDied) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    meanwhile()?;
+    if plan.config.seccomp == config::Seccomp::Default {
+        no_dumps_leave(is_core_limited)?;
+    }
+    let is_spared = own_oom_score_is_negative()?;
+
+    if is_spared {
+        // Init has raised its own. How far it and what it starts may go back is what one with
+        // CAP_SYS_RESOURCE sets; without that, it is the caller's.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
+    }
+    let body = messages.next("init to set up the sandbox", init, deadline)?;
+    // It has no more to say here.
+    messages.no_more()?;
+    match wire::decode(&body)? {
+        Reply::Ready { version: VERSION } => messages.take_descriptor(
+            socket::is_other_mount_namespace,
+            "a sandbox without its mount namespace",
+        ),
+        Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
+        Reply::Failed(SetupFailure { step: Step::Limits, path, errno }) if !path.is_empty() => {
+            Err(Error::Unsupported {
+                what: "a limit of processes".to_owned(),
+                why: format!(
+                    "there is no cgroup controller pids to make one in, and a PID namespace has no bound of \
+                     its own: {}",
+                    error_of(errno)
+                ),
+                fix: "mount a cgroup hierarchy with pids, or use Linux 6.14 or later".to_owned(),
+            })
+        }
+        Reply::Failed(failure) => Err(setup_error(failure)),
+    }
+}
+
+/// Makes sure that the kernel hands the memory of what crashes to no one: a socket in the place of
+/// a file (Linux 6.16) gets it whatever the limit of core dumps is, and a program unless that is 1.
+fn no_dumps_leave(is_core_limited: bool) -> Result<()> {
+    let path = Path::new("/proc/sys/kernel/core_pattern");
+    let pattern = match fs::read_to_string(path) {
+        // A kernel that dumps nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::at("read", path))?,
+    };
+    let (what, fix) = match pattern.as_bytes().first() {
+        Some(b'@') => (
+            "a socket, which gets it whatever the limits are",
+            "set sysctl kernel.core_pattern to a file name or to |program",
+        ),
+        Some(b'|') if !is_core_limited => (
+            "a program, which gets it unless the limit of core dumps is 1, and the hard limit here is 0",
+            "raise the hard limit of core dumps to 1 or more (RLIMIT_CORE, LimitCORE= of systemd)",
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported {
+        what: "a sandbox whose memory stays in it when a program crashes".to_owned(),
+        why: format!("kernel.core_pattern is {:?}, {what}", pattern.trim_end()),
+        fix: fix.to_owned(),
+    })
+}
+
+/// Whether this process is spared when memory runs out (`proc_pid_oom_score_adj(5)`).
+fn own_oom_score_is_negative() -> Result<bool> {
+    let path = Path::new("/proc/self/oom_score_adj");
+    let score = fs::read(path).map_err(Error::at("read", path))?;
+    Ok(score.starts_with(b"-"))
+}
+
+/// Maps a range of ids.
+fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
+    let map = format!("0 {} {}\n", range.base(), id_ranges::LENGTH);
+    for name in ["uid_map", "gid_map"] {
+        let path = place.join(name);
+        let file = fs::File::options().write(true).open(&path);
+        // One write: the kernel takes a map whole or not at all.
+        file.and_then(|mut file| file.write_all(map.as_bytes())).map_err(|source| match source
+            .kind()
+        {
+            io::ErrorKind::PermissionDenied => Error::Unsupported {
+                what: "a map of ids for the user namespace".to_owned(),
+                why: format!("writing {path:?}: {source}"),
+                fix:
+                    "run as root with CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, \
+                      or as an ordinary user"
+                        .to_owned(),
+            },
+            _ => Error::at("write", &path)(source),
+        })?;
+    }
+    Ok(())
+}
+
+fn open_user_namespace(place: &Path) -> Result<OwnedFd> {
+    let path = place.join("ns/user");
+    fs::File::open(&path).map(OwnedFd::from).map_err(|source| match source.kind() {
+        // That of a process that is not dumpable.
+        io::ErrorKind::PermissionDenied => Error::Unsupported {
+            what: "the user namespace of init".to_owned(),
+            why: format!("opening {path:?}: {source}"),
+            fix: "run as root with CAP_SYS_PTRACE, or as an ordinary user".to_owned(),
+        },
+        _ => Error::at("open", &path)(source),
+    })
+}
+
+fn strings_error(error: adl_protocol::StringsError) -> Error {
+    Error::invalid("path", error.to_string())
+}
+
+fn setup_error(failure: SetupFailure<'_>) -> Error {
+    Error::Setup {
+        step: failure.step,
+        path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
+        source: error_of(failure.errno),
+    }
+}
+
+/// Whether it may do when there is less of something else.
+fn is_exhausted(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EMFILE, ENFILE, ENOMEM};
+    matches!(error.raw_os_error(), Some(EAGAIN | EMFILE | ENFILE | ENOMEM))
+}
+
+fn launch_failed(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("execute init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
+    let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "allow user namespaces in full: sysctl \
+             kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile; vm.memfd_noexec \
+             must not be 2"
+        }
+        Some(Errno::EDQUOT) => "raise sysctl kernel.keys.maxkeys, or delete sandboxes",
+        _ => "`adl doctor` tells more",
+    };
+    Error::Unsupported {
+        what: "an init in namespaces of its own".to_owned(),
+        why: error.to_string(),
+        fix: fix.to_owned(),
+    }
+}
+
+fn namespaces_refused(error: io::Error) -> Error {
+    if is_exhausted(&error) {
+        return Error::io("clone init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
+    let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone init")(error),
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
+             kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \
+             container, a seccomp profile that allows clone with namespaces. Root needs CAP_SETUID. \
+             A process in a chroot can't make them at all"
+        }
+        Some(Errno::ENOSPC | Errno::EUSERS) => {
+            "raise sysctl user.max_user_namespaces and its siblings for the other namespaces, or \
+             delete sandboxes"
+        }
+        Some(Errno::EINVAL | Errno::ENOSYS) => {
+            "use Linux 5.19 or later with CONFIG_USER_NS, CONFIG_PID_NS, CONFIG_NET_NS, \
+             CONFIG_IPC_NS, CONFIG_UTS_NS and CONFIG_CGROUPS"
+        }
+        _ => "`adl doctor` tells more",
+    };
+    Error::Unsupported {
+        what: "a process in namespaces of its own".to_owned(),
+        why: format!("clone: {error}"),
+        fix: fix.to_owned(),
+    }
+}

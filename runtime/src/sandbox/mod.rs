@@ -1,0 +1,540 @@
+//! A sandbox: its creation, its jobs, its end.
+
+mod changes;
+mod init_binary;
+mod instance;
+mod launch;
+mod layers;
+mod root;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::stats::Stats;
+use crate::cgroup::{self, Group};
+use crate::config::limits::Limits;
+use crate::config::name::check_name;
+use crate::config::{Config, Upper};
+use crate::error::{Error, Result};
+use crate::files::{self, Files};
+use crate::garbage;
+use crate::job::background::Job;
+use crate::job::command::Command;
+use crate::job::life::{Life, Lives};
+use crate::sandbox::instance::Instance;
+use crate::sandbox::root::Root;
+use crate::snapshot::{self, IfRunning, Snapshot, SnapshotOptions};
+use crate::store::directory::{Layout, SandboxDirectory};
+use crate::store::ids::IdRange;
+use crate::store::name::SnapshotName;
+use crate::store::{State, remover};
+use crate::sys::id_ranges;
+use crate::sys::lock::lock;
+use crate::sys::owner::PerProcess;
+use crate::sys::unique::{unique_name, unique_number};
+
+/// How long a file system may take to give back the room of what was removed.
+const ROOM: Duration = Duration::from_secs(20);
+/// How often it is asked.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+
+/// A running sandbox.
+///
+/// All methods take `&self`: threads share it in an [`Arc`], and any number of jobs may run at
+/// once. Resets, snapshots and a delete are made one after the other. What runs meanwhile ends as
+/// they say, and a command that begins meanwhile runs in what comes after them.
+///
+/// When it is dropped, or the process that made it ends in whatever way, all processes in it are
+/// killed and the kernel takes back all that they had. A fork of that process can't use it
+/// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
+#[derive(Debug)]
+pub struct Sandbox {
+    name: String,
+    config: Config,
+    state: State,
+    /// The first of the ids outside that the ids from 0 on inside are.
+    first_id: Option<u32>,
+    /// What commands and file calls are asked of.
+    lives: Arc<Lives>,
+    /// Of the instance that there is now.
+    init_pid: AtomicI32,
+    /// Taken for as long as something of it is changed; `None` once it was deleted.
+    now: Mutex<Option<Now>>,
+}
+
+/// What a sandbox has until it is deleted.
+#[derive(Debug)]
+struct Now {
+    /// What it is on as new: after a snapshot, the instance is on that.
+    image: Arc<Root>,
+    ids: Option<Arc<IdRange>>,
+    cgroups: Option<cgroup::Plan>,
+    limits: Limits,
+    instance: Instance,
+}
+
+/// What a sandbox has, unless it was deleted.
+fn alive(now: &mut Option<Now>) -> Result<&mut Now> {
+    now.as_mut().ok_or(Error::SandboxDied)
+}
+
+impl Sandbox {
+    /// Builds a sandbox and returns when it is ready to run commands.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Io`] for what is wrong with `config` and its paths;
+    /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
+    /// failed. Whatever the error, nothing is left behind.
+    pub fn create(mut config: Config) -> Result<Self> {
+        if let Some(name) = &config.name {
+            check_name("name", name)?;
+        }
+        if let Some(hostname) = &config.hostname {
+            check_name("hostname", hostname)?;
+        }
+        // A snapshot keeps them, for callers who may be elsewhere.
+        for mount in &mut config.mounts {
+            mount.make_absolute()?;
+        }
+        config.limits.check()?;
+        config.limits.make_absolute()?;
+        if let Some(parent) = &config.cgroup_parent {
+            cgroup::check_parent(parent)?;
+        }
+        remover::with_descriptors(|| Self::build(&config))
+    }
+
+    /// Builds what was checked.
+    fn build(config: &Config) -> Result<Self> {
+        let state = State::open(config.state_directory.as_deref())?;
+        collect_once(&state);
+        let image = Arc::new(Root::open(config, &state)?);
+        let layout = image.layout(config)?;
+
+        // The order is that of what takes time: while the child becomes init, the rest is made
+        // ready. From here on, dropping `instance` undoes everything.
+        let mut instance = Instance::start(config, fresh_ids()?)?;
+        instance.record_ids()?;
+        let directory = make_directory(&state, config.name.as_deref(), &layout)?;
+        let name = instance.attach_directory(directory).name().to_owned();
+        let hostname = config.hostname.as_deref().unwrap_or(&name);
+        let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
+            (limits, None) if limits.is_none() => None,
+            (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
+        };
+        instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        let lives = Lives::new(instance.life());
+        let ids = instance.ids().map(Arc::clone);
+        let init_pid = AtomicI32::new(instance.init_pid());
+        let limits = config.limits.clone();
+        let first_id = ids.as_deref().map(IdRange::base);
+        let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
+        Ok(Self { name, config: config.clone(), state, first_id, lives, init_pid, now })
+    }
+
+    /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
+    /// it: no process, file, shared memory, message queue, socket or host name. It takes as long
+    /// as [`Sandbox::create`], whatever was done inside; what was written to disk is removed soon
+    /// after, as by [`Sandbox::delete`].
+    ///
+    /// Commands that run are killed, and their ends are told as
+    /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
+    /// [`Error::SandboxDied`].
+    /// A sandbox that has died is alive again after it.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Sandbox};
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// sandbox.shell("rm -rf /usr; sleep inf &").status()?;
+    /// sandbox.reset()?;
+    /// assert!(sandbox.command("true").status()?.success());
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`]: all that can fail is done before anything is ended, and the sandbox
+    /// goes on as it was. Only where the disk is full, or processes inside have used up what is
+    /// needed, it is ended first, and dead if that was not enough.
+    ///
+    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is
+    /// dead then, and its processes are still ending; this can be called again, which tells the
+    /// same until they have ended, and succeeds from then on.
+    pub fn reset(&self) -> Result<()> {
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        if now.instance.is_ending() {
+            now.instance.end_processes()?;
+        }
+        let mut next = match self.make_next(now) {
+            // What it has used up is in the way of what it will, and goes first.
+            Err(error) if may_be_in_the_way(&error, &now.instance) => {
+                now.instance.end_processes()?;
+                now.instance.end()?;
+                remover::finish_within(ROOM);
+                self.make_next_when_there_is_room(now)?
+            }
+            next => next?,
+        };
+        // A command that begins from here on comes to the next, when there is nothing left of this
+        // one: there is no moment at which both do something. The name goes first: it is the last
+        // that can fail.
+        let mut life = self.lives.hold();
+        let this = &mut now.instance;
+        self.exchange_names(this, &mut next)?;
+        if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
+            // Its own again, for whoever calls again. If that fails, it is the next one's, and free
+            // with it.
+            let _ = self.exchange_names(this, &mut next);
+            return Err(error);
+        }
+        self.begin(&mut life, &next);
+        std::mem::replace(this, next).end()
+    }
+
+    /// Has the next instance be what the name stands for, or again this one.
+    fn exchange_names(&self, this: &mut Instance, next: &mut Instance) -> Result<()> {
+        let (Some(next), this) = (next.directory_mut(), this.directory_mut()) else {
+            return Ok(());
+        };
+        match this {
+            Some(this) if next.name() == self.name => this.take_name(&self.name, Some(next)),
+            this => next.take_name(&self.name, this),
+        }
+    }
+
+    /// Makes the next instance where what was in the way has just been removed. A btrfs gives the
+    /// room back when it has written that down, and a subvolume's in the background after that.
+    fn make_next_when_there_is_room(&self, now: &Now) -> Result<Instance> {
+        let end = Instant::now() + ROOM;
+        loop {
+            self.state.make_room()?;
+            match self.make_next(now) {
+                Err(error) if error.is_no_space() && Instant::now() < end => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
+                }
+                made => return made,
+            }
+        }
+    }
+
+    /// Makes the instance on the image that is to take the place of this one.
+    fn make_next(&self, now: &Now) -> Result<Instance> {
+        remover::with_descriptors(|| self.try_to_make_next(now))
+    }
+
+    fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
+        let mut next = self.start_next(now.ids.as_ref())?;
+        next.attach_directory(self.state.make_aside(&now.image.layout(&self.config)?)?);
+        let image = Arc::clone(&now.image);
+        next.set_up(&self.config, self.hostname(), image, now.cgroups.as_ref())?;
+        Ok(next)
+    }
+
+    fn hostname(&self) -> &str {
+        self.config.hostname.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of;
+    /// see [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and
+    /// copies nothing.
+    ///
+    /// The sandbox goes on with the same files, and otherwise as after a reset; the next reset
+    /// takes it back to its image. Only its files are kept, so no process may run in it; see
+    /// [`Sandbox::snapshot_with`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
+    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there
+    /// are subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel
+    /// takes (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no
+    /// snapshot comes about, the call can be made again; where only the sandbox can't go on, the
+    /// snapshot is returned, and the sandbox is dead until it is reset.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        self.snapshot_with(&SnapshotOptions::default())
+    }
+
+    /// Keeps all that it has written, with a name, or where something runs in it.
+    ///
+    /// # Errors
+    /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
+    pub fn snapshot_with(&self, options: &SnapshotOptions) -> Result<Snapshot> {
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
+        let unsupported = |why: &str, fix: &str| Error::Unsupported {
+            what: "a snapshot of the sandbox".to_owned(),
+            why: why.to_owned(),
+            fix: fix.to_owned(),
+        };
+        if let Upper::Memory { .. } = self.config.upper {
+            let fix = "make the sandbox with the upper `disk` or `btrfs`";
+            return Err(unsupported("what it has written is in memory", fix));
+        }
+        if now.instance.is_ending() {
+            now.instance.end_processes()?;
+        }
+        // From here on no command begins.
+        let mut life = self.lives.hold();
+        let is_busy = || Ok::<_, Error>(life.is_beginning() || now.instance.is_busy()?);
+        if options.running == IfRunning::Refuse && is_busy()? {
+            let what = format!("the sandbox {:?}", self.name);
+            return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
+        }
+        let config = Config { limits: now.limits.clone(), ..self.config.clone() };
+        let this = &mut now.instance;
+        let (Some(directory), Some(root)) = (this.directory(), this.root()) else {
+            return Err(unsupported("its files are gone", "reset it first"));
+        };
+        // All that can be wrong shows before anything is ended or moved.
+        root.check_layers(1)?;
+        if directory.has_nested_subvolumes()? {
+            let why = "subvolumes were made in it, which a btrfs snapshot does not take along";
+            return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
+        }
+        let root = Arc::clone(root);
+        let trees: Vec<_> = root.uppers().collect();
+        let making =
+            snapshot::PendingSnapshot::begin(&self.state, directory, &config, &trees, name)?;
+        let mut next = self.start_next(now.ids.as_ref())?;
+        let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
+        next.attach_directory(self.state.make_aside(&layout)?);
+        // What is set up after the end takes descriptors, which are there then.
+        let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
+        this.end_processes()?;
+        next.record_ids()?;
+        drop(reserved);
+        this.remove_cgroups()?;
+        if let Some(directory) = next.directory_mut() {
+            directory.take_name(&self.name, this.directory_mut())?;
+        }
+        // If this fails, the files are the sandbox's still, and the next attempt's.
+        let Some(directory) = this.directory_mut() else {
+            return Err(Error::SandboxDied);
+        };
+        let snapshot = making.publish(directory)?;
+        // From here on they are the snapshot's, and whatever happens, the caller has that.
+        this.detach_directory();
+        let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
+        match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
+            Ok(()) => {
+                self.begin(&mut life, &next);
+                std::mem::replace(&mut now.instance, next).end()?;
+            }
+            // It is dead, as any command will tell.
+            Err(_) => now.instance.end()?,
+        }
+        Ok(snapshot)
+    }
+
+    /// Sets up an instance that was started to take the place of one that has ended.
+    fn set_up_on(
+        &self,
+        next: &mut Instance,
+        root: Arc<Root>,
+        cgroups: Option<&cgroup::Plan>,
+    ) -> Result<()> {
+        if let Some(directory) = next.directory() {
+            directory.add_subvolume(&root.layout(&self.config)?)?;
+        }
+        next.set_up(&self.config, self.hostname(), root, cgroups)
+    }
+
+    /// Has an instance be what commands are asked of from here on.
+    fn begin(&self, life: &mut Life, next: &Instance) {
+        *life = next.life();
+        self.init_pid.store(next.init_pid(), Ordering::Relaxed);
+    }
+
+    /// What it is now, for the one who changes it.
+    fn now(&self) -> Result<MutexGuard<'_, Option<Now>>> {
+        // In a fork, a thread of its parent may have had the lock.
+        self.lives.check_own()?;
+        Ok(lock(&self.now))
+    }
+
+    /// Starts the instance that is to take the place of this one.
+    fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Instance> {
+        let ids = match ids {
+            Some(ids) => Some(Arc::clone(ids)),
+            None => fresh_ids()?,
+        };
+        Instance::start(&self.config, ids)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id of its init, as the host sees it: another after each reset and snapshot. Once
+    /// it has died, this is no process, or another.
+    pub fn init_pid(&self) -> i32 {
+        self.init_pid.load(Ordering::Relaxed)
+    }
+
+    /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops:
+    /// a pidfd of its init, which a reset or a snapshot ends, too.
+    ///
+    /// # Errors
+    /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.
+    pub fn pidfd(&self) -> Result<OwnedFd> {
+        let mut now = self.now()?;
+        let pidfd = alive(&mut now)?.instance.as_fd().try_clone_to_owned();
+        pidfd.map_err(Error::io("dup"))
+    }
+
+    /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
+    /// the first one and their number.
+    pub fn id_range(&self) -> Option<(u32, u32)> {
+        self.first_id.map(|first| (first, id_ranges::LENGTH))
+    }
+
+    /// Prepares a command: a program of the sandbox, started without a shell. A name without a
+    /// slash is looked for in the `PATH` of the command's environment.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_of(&[program.as_ref()])
+    }
+
+    /// Prepares a script: for bash if the sandbox has it, else for sh.
+    pub fn shell(&self, script: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.command_of(&["/bin/bash".as_ref(), "/bin/sh".as_ref()]);
+        command.arg("-c").arg(script);
+        command
+    }
+
+    fn command_of(&self, programs: &[&std::ffi::OsStr]) -> Command {
+        Command::new(&self.lives, files::read_small, programs)
+    }
+
+    /// Reads, writes and copies its files.
+    pub fn files(&self) -> Files {
+        Files::new(&self.lives)
+    }
+
+    /// Sets other limits, also for what runs; those that are not set are none from here on. What is
+    /// counted stays as it was when the sandbox was created, whatever [`Limits::accounting`] says.
+    ///
+    /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of
+    /// version 2 kills, and one of version 1 refuses.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
+    /// created without [`Limits::accounting`] and without any limit of that controller;
+    /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
+    /// of the limits may be the new ones.
+    pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
+        limits.check()?;
+        limits.make_absolute()?;
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        let control = Arc::clone(now.instance.control());
+        let (Some(plan), Some(group)) = (&mut now.cgroups, control.group()) else {
+            return Err(cgroup::none());
+        };
+        plan.change(&limits, group)?;
+        // What is counted was settled when it was created.
+        let accounting = now.limits.accounting;
+        now.limits = Limits { accounting, ..limits };
+        Ok(())
+    }
+
+    /// What all its jobs have used since it was created or reset.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it has no cgroup, as for [`Sandbox::set_limits`].
+    pub fn stats(&self) -> Result<Stats> {
+        self.group()?.stats()
+    }
+
+    /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand.
+    /// Commands and calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can
+    /// be reset and deleted. Where cgroups of version 1 alone are mounted, a job that stands is not
+    /// killed before it goes on; by its timeout it is told as a survivor.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five
+    /// seconds, as when it waits for a device: then all go on.
+    pub fn freeze(&self) -> Result<()> {
+        self.group()?.freeze(true)
+    }
+
+    /// Lets its jobs go on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.group()?.freeze(false)
+    }
+
+    pub(crate) fn group(&self) -> Result<Arc<Group>> {
+        self.lives.now()?.control.group().map(Arc::clone).ok_or_else(cgroup::none)
+    }
+
+    /// Ends all its processes and gives back all that it had. What it has written is removed, and
+    /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. From then on all
+    /// that it is asked is [`Error::SandboxDied`]. Dropping it does the same, but can't tell what
+    /// went wrong.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if the kernel could not end a process within ten seconds, as when it
+    /// waits for a device that does not answer; at once where [`Sandbox::reset`] has told so
+    /// before. A thread waits for it then and gives back the rest, the name among it. [`Error::Io`]
+    /// where a file could not be removed. `adl gc` removes what is left once the calling process
+    /// has ended.
+    pub fn delete(&self) -> Result<()> {
+        let now = self.now()?.take();
+        // Deleted before, it is gone.
+        now.map_or(Ok(()), |mut now| now.instance.end())
+    }
+
+    /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
+    /// and those that have ended and that no one has waited for yet. In a fork of the process that
+    /// made it, none.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.lives.now().map_or_else(|_| Vec::new(), |life| life.jobs.lock().clone())
+    }
+}
+
+/// Whether something could not be made because of what a sandbox has used up.
+fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
+    let is_busy = || instance.is_busy().unwrap_or(true);
+    error.is_no_space() || error.is_exhausted() && is_busy()
+}
+
+/// A range of ids, for who can map them.
+fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
+    Ok(if id_ranges::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+}
+
+/// Takes so many descriptors, to be let go of when others are needed in their place.
+fn reserve_descriptors(any: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
+    let reserved: std::io::Result<_> = (0..count).map(|_| any.try_clone_to_owned()).collect();
+    reserved.map_err(Error::io("dup"))
+}
+
+fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {
+    if let Some(name) = name {
+        return state.make_sandbox(name, layout);
+    }
+    let name = format!("sb-{}-{}", std::process::id(), unique_number());
+    match state.make_sandbox(&name, layout) {
+        // By another process of the same number: of another PID namespace, or an earlier one.
+        Err(Error::NameInUse { .. }) => state.make_sandbox(&unique_name("sb-"), layout),
+        made => made,
+    }
+}
+
+/// Removes what owners that have ended left behind, once in a process, beside its first creation.
+fn collect_once(state: &State) {
+    static COLLECTED: PerProcess<AtomicBool> = PerProcess::new();
+    if COLLECTED.get().swap(true, Ordering::Relaxed) || state.is_surely_empty() {
+        return;
+    }
+    let state = state.clone();
+    // Whatever goes wrong here is not the caller's business; `adl gc` tells it.
+    let _ = std::thread::Builder::new()
+        .name("adl-collect".to_owned())
+        .spawn(move || garbage::collect(&state));
+}

@@ -1,0 +1,282 @@
+//! Ranges of user and group ids, one for each sandbox that root makes.
+//!
+//! Two sandboxes that shared ids would share what the kernel counts by id (pages of pipes, keys,
+//! descriptors in flight), and one could signal the other where they met. What it counts by who has
+//! made a user namespace is that sandbox's own as well, since the first of its ids has. A range is
+//! held by a lock on one byte of a file, which the kernel lets go of when its holder ends, however
+//! it ends: nothing is to be cleaned up. Its processes may go on for a moment after that, so which
+//! init has a range is in the file, too.
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::error::{Error, Result};
+use crate::store::init_record::{InitRecord, LONGEST, Life};
+use crate::sys;
+use crate::sys::id_ranges::END;
+use crate::sys::id_ranges::FIRST;
+use crate::sys::id_ranges::LENGTH;
+use crate::sys::lock::lock;
+use crate::sys::owner::{Owner, PerProcess};
+
+const RANGES: u32 = (END - FIRST) / LENGTH;
+
+/// Where the locks are: one place for all programs of the machine, whatever their state directory.
+const DIRECTORY: &str = "/run/adl";
+const FILE: &str = "/run/adl/ids";
+
+/// How much of the file each range has for its record, in bytes.
+const RECORD: usize = 64;
+const _: () = assert!(LONGEST <= RECORD);
+
+/// The ranges of this process. Its own locks don't keep it out, so it must remember.
+static HELD: PerProcess<Mutex<Held>> = PerProcess::new();
+
+#[derive(Default)]
+struct Held {
+    /// Opened by this process: a fork that used its parent's would have its locks.
+    file: Option<File>,
+    ranges: BTreeSet<u32>,
+    /// Where to look next: far from where other processes do, also those with another `/run`, as in
+    /// containers that begin with the same process ids.
+    next: Option<u32>,
+}
+
+/// A range that is this sandbox's until it is dropped.
+#[derive(Debug)]
+pub(crate) struct IdRange {
+    number: u32,
+    owner: Owner,
+}
+
+impl IdRange {
+    /// Takes a free range.
+    pub(crate) fn take() -> Result<Self> {
+        // Of an init that can't be seen it is not known whether it has ended. So its range comes
+        // last, when whoever had it has let go of it long ago.
+        match Self::find(|life| matches!(life, Life::Ended))? {
+            Some(range) => Ok(range),
+            None => Self::find(|life| !matches!(life, Life::Alive(_)))?.ok_or_else(|| {
+                Error::Unsupported {
+                    what: "a range of ids for the user namespace".to_owned(),
+                    why: format!("all {RANGES} are in use"),
+                    fix: "delete sandboxes that are no longer needed".to_owned(),
+                }
+            }),
+        }
+    }
+
+    /// Takes a range that no one has locked, and whose last init is as asked for.
+    fn find(is_free: impl Fn(&Life) -> bool) -> Result<Option<Self>> {
+        let mut held = lock(HELD.get());
+        let Held { file, ranges, next } = &mut *held;
+        let file = match file {
+            Some(file) => file,
+            None => file.insert(open()?),
+        };
+        let start = *next.get_or_insert_with(|| anywhere(Owner::this_process()));
+        // Those whose record this process can write come first.
+        let fitting = fitting();
+        let first = (0..fitting).map(|offset| (start % fitting + offset) % fitting);
+        for number in first.chain(fitting..RANGES) {
+            if ranges.contains(&number) || !lock_range(file, number, libc::F_WRLCK)? {
+                continue;
+            }
+            if !is_free(&life(file, number)?) {
+                lock_range(file, number, libc::F_UNLCK)?;
+                continue;
+            }
+            ranges.insert(number);
+            *next = Some((number + 1) % RANGES);
+            return Ok(Some(Self { number, owner: Owner::this_process() }));
+        }
+        Ok(None)
+    }
+
+    /// Writes down who has it from here on: before that, nothing of a guest's runs with its ids.
+    pub(crate) fn record(&self, init: &InitRecord) -> Result<()> {
+        let held = lock(HELD.get());
+        let Some(file) = &held.file else { return Ok(()) };
+        write(file, self.number, &init.to_string())
+    }
+
+    /// The id outside that id 0 inside is.
+    pub(crate) fn base(&self) -> u32 {
+        FIRST + self.number * LENGTH
+    }
+}
+
+impl Drop for IdRange {
+    fn drop(&mut self) {
+        // A fork has a copy of its parent's.
+        if !self.owner.is_this_process() {
+            return;
+        }
+        let mut held = lock(HELD.get());
+        if let Some(file) = &held.file {
+            // All that had these ids has ended. A record is for those who die before they see that:
+            // to judge it takes as long as to take a range, and one from elsewhere can't be judged.
+            let _ = write(file, self.number, "");
+            // A lock that can't be let go of is gone when the process is.
+            let _ = lock_range(file, self.number, libc::F_UNLCK);
+        }
+        held.ranges.remove(&self.number);
+    }
+}
+
+fn anywhere(process: Owner) -> u32 {
+    u32::try_from(process.number() % u64::from(RANGES)).unwrap_or_default()
+}
+
+/// The directory of what root has once on a machine, which is made if it is not there.
+pub(crate) fn directory() -> Result<&'static Path> {
+    let directory = Path::new(DIRECTORY);
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::at("mkdir", directory)(error))
+        }
+        _ => Ok(directory),
+    }
+}
+
+fn open() -> Result<File> {
+    directory()?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
+        .open(FILE)
+        .map_err(Error::at("open", Path::new(FILE)))
+}
+
+fn place_of(number: u32) -> u64 {
+    u64::from(number) * RECORD as u64
+}
+
+/// How many ranges have their records where this process may write: beyond that, to try is to get
+/// SIGXFSZ.
+fn fitting() -> u32 {
+    let most = sys::longest_file() / RECORD as u64;
+    u32::try_from(most).unwrap_or(RANGES).min(RANGES)
+}
+
+/// Writes a record, if this process may. Where it may not, the lock alone tells.
+fn write(file: &File, number: u32, record: &str) -> Result<()> {
+    if number >= fitting() {
+        return Ok(());
+    }
+    let mut bytes = [0; RECORD];
+    bytes.iter_mut().zip(record.bytes()).for_each(|(place, byte)| *place = byte);
+    file.write_all_at(&bytes, place_of(number)).map_err(Error::at("write", Path::new(FILE)))
+}
+
+/// What is known of the init that had a range last. Where there is no record, none has run.
+fn life(file: &File, number: u32) -> Result<Life> {
+    let mut bytes = [0; RECORD];
+    let count =
+        file.read_at(&mut bytes, place_of(number)).map_err(Error::at("read", Path::new(FILE)))?;
+    let bytes = bytes.get(..count).unwrap_or_default();
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let record = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    Ok(record.map_or(Life::Ended, |record: InitRecord| record.life()))
+}
+
+/// Changes the lock on one byte; `false` if another process holds it. The locks belong to the
+/// open file and not to the process, so closing another descriptor of it lets go of nothing.
+fn lock_range(file: &File, number: u32, kind: i32) -> Result<bool> {
+    let range = libc::flock {
+        l_type: i16::try_from(kind).unwrap_or(0),
+        l_whence: 0,
+        l_start: i64::from(number),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(Error::at("lock", Path::new(FILE))(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::{HELD, IdRange, LENGTH};
+    use crate::store::init_record::Sleeper;
+    use crate::sys::id_ranges::caller_may_map;
+    use crate::sys::in_fork;
+    use crate::sys::lock::lock;
+
+    /// For tests that say where to look next.
+    static ONE: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn no_two_sandboxes_share_an_id() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let ranges: Vec<_> = (0..50).map(|_| IdRange::take().unwrap()).collect();
+        let bases: std::collections::BTreeSet<_> = ranges.iter().map(IdRange::base).collect();
+        assert_eq!(bases.len(), 50);
+        assert!(bases.iter().all(|base| base % LENGTH == 0));
+    }
+
+    #[test]
+    fn a_range_whose_init_has_not_ended_is_no_one_elses() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let own = IdRange::take().unwrap();
+        let (sleeper, init) = Sleeper::start();
+        own.record(&init).unwrap();
+        let number = own.number;
+        let find_there = || {
+            lock(HELD.get()).next = Some(number);
+            IdRange::take().unwrap()
+        };
+        // As its owner's death leaves it: no lock is on it.
+        let forget = |range: IdRange| {
+            let held = &mut *lock(HELD.get());
+            super::lock_range(held.file.as_ref().unwrap(), range.number, libc::F_UNLCK).unwrap();
+            held.ranges.remove(&range.number);
+            std::mem::forget(range);
+        };
+        forget(own);
+        assert_ne!(find_there().number, number);
+        drop(sleeper);
+        assert_eq!(find_there().number, number);
+    }
+
+    #[test]
+    fn a_fork_takes_ranges_of_its_own_and_gives_back_none_of_its_parents() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let own = IdRange::take().unwrap();
+        let number = own.number;
+        let take_there = || {
+            lock(HELD.get()).next = Some(number);
+            IdRange::take().unwrap()
+        };
+        let mut own = Some(own);
+        assert!(in_fork(|| {
+            let is_other = take_there().number != number;
+            drop(own.take());
+            // Its parent has it still.
+            is_other && take_there().number != number && in_fork(|| take_there().number != number)
+        }));
+    }
+}

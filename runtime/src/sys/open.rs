@@ -1,0 +1,240 @@
+//! Opening, on the host, what a guest may have had a hand in.
+//!
+//! A guest puts links, FIFOs and sockets where files are expected, and one thing in the place of
+//! another between a look and a use. So what it may have touched is opened below a directory that
+//! is open already, and through no symbolic link (`openat2(2)`); no open waits, and what was opened
+//! is looked at before it is used. Links are followed on a path that is the caller's word alone.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::NixPath;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat};
+
+use crate::error::{Error, Result};
+
+/// How a directory is opened that is to be read or locked: itself, and not what a link leads to.
+pub(crate) const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
+/// What something is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To look at it or to mount it, whatever it is: no driver hears of that.
+    Look,
+    /// A directory, to go through it.
+    Pass,
+    /// A directory, to list it.
+    List,
+    /// To read it. What is no regular file does not wait, but has to be looked at.
+    Read,
+}
+
+impl Purpose {
+    fn flags(self) -> OFlag {
+        let reading = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        match self {
+            Self::Look => OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Self::Pass => OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY,
+            Self::List => reading | OFlag::O_DIRECTORY,
+            Self::Read => reading,
+        }
+    }
+}
+
+/// Opens what is below a directory, through no link.
+///
+/// # Errors
+/// ELOOP for a link anywhere on the way, EXDEV for what leads out, as `..` does.
+pub(crate) fn beneath(
+    directory: impl AsFd,
+    path: &(impl NixPath + ?Sized),
+    purpose: Purpose,
+) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(directory, path, OpenHow::new().flags(purpose.flags()).resolve(resolve))
+}
+
+/// Opens the directory above one, to list it. A guest may have moved that: who goes back up
+/// compares what this opens with what the way down went through.
+pub(crate) fn above(directory: impl AsFd) -> nix::Result<OwnedFd> {
+    nix::fcntl::openat(directory, "..", Purpose::List.flags(), Mode::empty())
+}
+
+/// Opens what is below a directory, or, where there is none, what a path leads to that is the
+/// caller's word.
+#[derive(Debug)]
+pub(crate) struct Location {
+    base: Option<OwnedFd>,
+    path: PathBuf,
+    /// For errors.
+    shown: PathBuf,
+}
+
+impl Location {
+    /// What a path leads to, links and all.
+    pub(crate) fn followed(path: PathBuf) -> Self {
+        Self { base: None, shown: path.clone(), path }
+    }
+
+    /// What is below a directory.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a path that leads out.
+    pub(crate) fn beneath(base: OwnedFd, path: &Path, shown: PathBuf) -> Result<Self> {
+        let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !path.components().all(is_below) {
+            let why = format!("{path:?} leads out of its base: takes a relative one without `..`");
+            return Err(Error::invalid("path", why));
+        }
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        Ok(Self { base: Some(base), path: path.to_owned(), shown })
+    }
+
+    /// What is below a directory of the caller's.
+    pub(crate) fn at(directory: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+        let base = directory.try_clone_to_owned().map_err(Error::io("dup"))?;
+        Self::beneath(base, path, path.to_owned())
+    }
+
+    /// How errors name it.
+    pub(crate) fn shown(&self) -> &Path {
+        &self.shown
+    }
+
+    pub(crate) fn open(&self, operation: &'static str, purpose: Purpose) -> Result<OwnedFd> {
+        self.open_path(operation, &self.path, purpose)
+    }
+
+    /// Opens a regular file to read it. Nothing else is opened, since to a driver that may be an
+    /// order, nor waited for.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with `what` for something else.
+    pub(crate) fn open_file(&self, what: &'static str) -> Result<OwnedFd> {
+        let check = |file: &OwnedFd| {
+            let stat = fstat(file).map_err(Error::at("stat", &self.shown))?;
+            if stat.st_mode & libc::S_IFMT == libc::S_IFREG {
+                return Ok(());
+            }
+            let why = format!("{:?} is {}, not a regular file", self.shown, kind(&stat));
+            Err(Error::invalid(what, why))
+        };
+        check(&self.open("open", Purpose::Look)?)?;
+        let file = self.open("open", Purpose::Read)?;
+        check(&file)?;
+        Ok(file)
+    }
+
+    /// The directory that it is in or is to be in, and its name there; `.` for one without a name,
+    /// which no link can be.
+    pub(crate) fn parent(&self) -> Result<(OwnedFd, CString)> {
+        let (parent, name) = match (self.path.parent(), self.path.file_name()) {
+            (Some(parent), Some(name)) if parent.as_os_str().is_empty() => (Path::new("."), name),
+            (Some(parent), Some(name)) => (parent, name),
+            _ => (self.path.as_path(), ".".as_ref()),
+        };
+        let name = CString::new(name.as_bytes())
+            .map_err(|_| Error::invalid("target", "a path with a NUL byte"))?;
+        Ok((self.open_path("open", parent, Purpose::Pass)?, name))
+    }
+
+    fn open_path(&self, operation: &'static str, path: &Path, purpose: Purpose) -> Result<OwnedFd> {
+        let Some(base) = &self.base else {
+            return nix::fcntl::open(path, purpose.flags(), Mode::empty())
+                .map_err(Error::at(operation, path));
+        };
+        beneath(base, path, purpose).map_err(|errno| match errno {
+            Errno::ELOOP => {
+                let why = "leads through a symbolic link, and none is followed there";
+                Error::invalid("path", format!("{:?} {why}", self.shown))
+            }
+            errno => Error::at(operation, &self.shown)(errno),
+        })
+    }
+}
+
+/// What something is, in words.
+fn kind(stat: &FileStat) -> &'static str {
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => "a regular file",
+        libc::S_IFDIR => "a directory",
+        libc::S_IFIFO => "a FIFO",
+        libc::S_IFSOCK => "a socket",
+        libc::S_IFCHR | libc::S_IFBLK => "a device",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    use nix::errno::Errno;
+    use nix::sys::stat::Mode;
+
+    use super::{Location, Path, PathBuf, Purpose, beneath};
+    use crate::error::Error;
+
+    fn temporary(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("adl-open-{name}-{}", std::process::id()))
+    }
+
+    const ALL: [Purpose; 4] = [Purpose::Look, Purpose::Pass, Purpose::List, Purpose::Read];
+
+    #[test]
+    fn nothing_leads_out_of_a_directory_and_no_link_is_followed_in_it() {
+        let top = temporary("beneath");
+        fs::create_dir_all(top.join("base/a/b")).unwrap();
+        fs::create_dir(top.join("out")).unwrap();
+        fs::write(top.join("base/a/file"), "").unwrap();
+        for (target, link) in [("a/b", "in"), ("../out", "out"), ("/proc/self", "magic")] {
+            symlink(target, top.join("base").join(link)).unwrap();
+        }
+        let base = File::open(top.join("base")).unwrap();
+        for purpose in ALL {
+            // Each is there for who follows.
+            for link in ["in", "out", "in/.", "out/.", "magic/root", "magic/cwd"] {
+                File::open(top.join("base").join(link)).unwrap();
+                let refused = beneath(&base, link, purpose).map(drop);
+                assert_eq!(refused, Err(Errno::ELOOP), "{link} {purpose:?}");
+            }
+            for out in ["..", "../out", "a/../../out", "/"] {
+                let refused = beneath(&base, out, purpose).map(drop);
+                assert_eq!(refused, Err(Errno::EXDEV), "{out} {purpose:?}");
+            }
+            for there in ["a", "a/b", "."] {
+                beneath(&base, there, purpose).unwrap();
+            }
+        }
+        for out in ["..", "a/..", "../base/a", "/", "/a"] {
+            let made = Location::at(base.as_fd(), Path::new(out)).map(drop);
+            assert!(matches!(made, Err(Error::Invalid { .. })), "{out}: {made:?}");
+        }
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_to_be_read_and_nothing_is_waited_for() {
+        let top = temporary("kinds");
+        fs::create_dir(&top).unwrap();
+        nix::unistd::mkfifo(&top.join("fifo"), Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(top.join("socket")).unwrap();
+        fs::write(top.join("file"), "").unwrap();
+        let of = |path: &Path| Location::followed(path.to_owned()).open_file("thing");
+        of(&top.join("file")).unwrap();
+        for path in [&top, &top.join("fifo"), &top.join("socket"), Path::new("/dev/null")] {
+            let error = of(path).unwrap_err();
+            assert!(matches!(error, Error::Invalid { what: "thing", .. }), "{path:?}: {error}");
+        }
+        fs::remove_dir_all(top).unwrap();
+    }
+}

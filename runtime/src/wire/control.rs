@@ -1,0 +1,203 @@
+//! The control socket of a sandbox: what is asked of its init.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use adl_protocol::{Identities, Request};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::cgroup::{Group, JobCgroup, JoinFiles};
+use crate::error::Result;
+use crate::sys::lock::lock;
+use crate::sys::owner::Owner;
+use crate::sys::socket::Socket;
+use crate::wait::Deadline;
+use crate::wire::{self, Messages};
+
+/// How long init may take to read a request: it never waits for anything itself.
+pub(crate) const REQUEST: Duration = Duration::from_secs(10);
+
+/// The way to a sandbox's init, shared by the sandbox and its commands.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// What init says there, in set-up alone.
+    messages: Messages,
+    /// Readable when init has ended.
+    init: Arc<OwnedFd>,
+    /// What is still to be sent of a request that was begun: before that, no other can be.
+    begun: Mutex<Begun>,
+    /// A pair of sockets for the next job, made while there was nothing else to do.
+    next_channel: Mutex<Option<(Socket, OwnedFd)>>,
+    /// Its cgroups, if it has any.
+    group: OnceLock<Arc<Group>>,
+    /// The channels of commands that someone may wait for who does not hold the sandbox.
+    waited_for: Mutex<Vec<Weak<Messages>>>,
+    /// Which ids there are inside.
+    identities: Identities,
+    owner: Owner,
+}
+
+/// The request that was begun last.
+#[derive(Debug, Default)]
+struct Begun {
+    number: u64,
+    /// Of its frame.
+    rest: Vec<u8>,
+}
+
+impl Control {
+    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, identities: Identities) -> Arc<Self> {
+        Arc::new(Self {
+            messages,
+            init,
+            begun: Mutex::default(),
+            next_channel: Mutex::default(),
+            group: OnceLock::new(),
+            waited_for: Mutex::default(),
+            identities,
+            owner: Owner::this_process(),
+        })
+    }
+
+    /// Readable when init has ended.
+    pub(crate) fn init(&self) -> &Arc<OwnedFd> {
+        &self.init
+    }
+
+    /// Whether the caller is the process that made it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    /// Refuses a fork of the process that made it: that has the same socket, and each lock as a
+    /// thread of its parent may have held it.
+    pub(crate) fn check_own(&self) -> Result<()> {
+        self.owner.check("the sandbox")
+    }
+
+    /// Gives it cgroups, for all jobs from here on.
+    pub(crate) fn give_group(&self, group: Arc<Group>) {
+        self.group.get_or_init(|| group);
+    }
+
+    /// The way into the cgroups of what is no program, if there are any.
+    pub(crate) fn join_files_of_builtins(&self) -> Result<JoinFiles> {
+        self.check_own()?;
+        self.group
+            .get()
+            .map_or_else(|| Ok(JoinFiles::default()), |group| group.join_files_of_builtins())
+    }
+
+    /// Cgroups for a job, if there are any, and the way into them; see [`Group::job_cgroup`].
+    pub(crate) fn job_cgroup(&self, counted: bool) -> Result<(Option<Arc<JobCgroup>>, JoinFiles)> {
+        self.check_own()?;
+        let Some(group) = self.group.get() else { return Ok((None, JoinFiles::default())) };
+        group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
+    }
+
+    pub(crate) fn group(&self) -> Option<&Arc<Group>> {
+        self.group.get()
+    }
+
+    /// The socket itself, for set-up.
+    pub(crate) fn messages(&self) -> &Messages {
+        &self.messages
+    }
+
+    /// Sends a request to init by the deadline.
+    ///
+    /// # Errors
+    /// [`TimedOut`](crate::Error::TimedOut) where init does not read it. If a part has gone by
+    /// then, the rest goes before the next request.
+    pub(crate) fn request_by(
+        &self,
+        deadline: Deadline,
+        request: &Request<'_>,
+        descriptors: &[RawFd],
+    ) -> Result<()> {
+        self.check_own()?;
+        let frame = wire::frame_of(request)?;
+        let deadline = deadline.min(Deadline::after(REQUEST));
+        let (socket, init) = (self.messages.as_fd(), self.init.as_fd());
+        let mut own = None;
+        loop {
+            let mut begun = lock(&self.begun);
+            // It may be done by whoever comes next.
+            if own.is_some_and(|own| own != begun.number) {
+                return Ok(());
+            }
+            self.send_rest(&mut begun)?;
+            if begun.rest.is_empty() && own.is_none() {
+                let sent = wire::send_now(socket, &frame, descriptors)?;
+                if sent != 0 {
+                    begun.number += 1;
+                    begun.rest.extend_from_slice(frame.get(sent..).unwrap_or_default());
+                    own = Some(begun.number);
+                }
+            }
+            if begun.rest.is_empty() && own.is_some() {
+                return Ok(());
+            }
+            // The others wait beside this one, and not for it.
+            drop(begun);
+            wire::wait_for_room(socket, init, deadline)?;
+        }
+    }
+
+    /// Sends as much as there is room for of what was begun.
+    fn send_rest(&self, begun: &mut Begun) -> Result<()> {
+        while !begun.rest.is_empty() {
+            match wire::send_now(self.messages.as_fd(), &begun.rest, &[])? {
+                0 => break,
+                sent => drop(begun.rest.drain(..sent)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what can be asked of init: from here on, that is [`Error::SandboxDied`].
+    pub(crate) fn close(&self) {
+        // It fails where there is no other end any more.
+        let _ = shutdown(self.messages.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Which ids there are inside.
+    pub(crate) fn identities(&self) -> Identities {
+        self.identities
+    }
+
+    /// Remembers the channel of a command that someone may wait for who does not hold the sandbox.
+    pub(crate) fn add_waited_for(&self, channel: &Arc<Messages>) {
+        let mut all = lock(&self.waited_for);
+        // Looked through when it would grow, and so for a moment of each command's time.
+        if all.len() == all.capacity() {
+            all.retain(|channel| channel.strong_count() != 0);
+        }
+        all.push(Arc::downgrade(channel));
+    }
+
+    /// Wakes up all that wait for a command: the sandbox is at its end, whether or not the kernel
+    /// can end each process of it.
+    pub(crate) fn end_waits(&self) {
+        self.close();
+        for channel in lock(&self.waited_for).drain(..).filter_map(|channel| channel.upgrade()) {
+            channel.end();
+        }
+    }
+
+    /// A channel for a job: our end, and init's.
+    pub(crate) fn take_channel(&self) -> Result<(Socket, OwnedFd)> {
+        self.check_own()?;
+        lock(&self.next_channel).take().map_or_else(wire::channel, Ok)
+    }
+
+    /// Makes ready what the next job takes: to be called when init has something to do.
+    pub(crate) fn prepare_next(&self) {
+        let mut next = lock(&self.next_channel);
+        if next.is_none() {
+            // If there is none now, the next job says why.
+            *next = wire::channel().ok();
+        }
+    }
+}
