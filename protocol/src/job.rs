@@ -189,7 +189,6 @@ pub enum JobEvent {
 /// The stages of a start. A program's come about in this order, but its streams are put in place
 /// before its identity, and once more after its terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Stage {
     /// Read the request and its descriptors.
     Request,

@@ -171,7 +171,6 @@ pub struct SetupFailure<'a> {
 
 /// The steps of set-up. `run` of init has the order in which they happen; some come twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Step {
     /// Read the request.
     Protocol,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use adl_protocol::{Stage, Step};
+use crate::mirror::mirror;
 
 /// What this library's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -154,6 +154,89 @@ pub enum Error {
         /// The kernel's answer.
         r#source: io::Error,
     },
+}
+
+mirror! {
+/// The stages of a start. A program's come about in this order, but its streams are put in place
+/// before its identity, and once more after its terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Read the request and its descriptors.
+    Request,
+    /// Make the process.
+    Fork,
+    /// Join its cgroups.
+    Cgroup,
+    /// Make its session.
+    Session,
+    /// Set its resource limits.
+    Rlimit,
+    /// Set its niceness.
+    Nice,
+    /// Set what the kernel thinks of it when memory runs out.
+    OomScore,
+    /// Take on its groups and ids.
+    Identity,
+    /// Give up capabilities.
+    Capabilities,
+    /// Make its terminal.
+    Terminal,
+    /// Put its standard descriptors in place and close all others.
+    Stdio,
+    /// Enter its working directory.
+    Directory,
+    /// Run the program.
+    Exec,
+    /// Find the file, or make it.
+    File,
+    /// See whether it is a regular file. The error number says nothing more.
+    Kind,
+    /// Move bytes.
+    Copy,
+}
+}
+
+mirror! {
+/// The steps of building a sandbox. Some come about more than once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Step {
+    /// Read the request.
+    Protocol,
+    /// Become root of the user namespace.
+    Identity,
+    /// Set the host name.
+    Hostname,
+    /// Bring the loopback device up.
+    Loopback,
+    /// Cut the mount namespace off from the host's.
+    Propagation,
+    /// Mount the file system that the layers are gathered on.
+    Scratch,
+    /// Attach a read-only layer.
+    Layer,
+    /// Attach or mount the writable layer.
+    Upper,
+    /// Mount an overlay.
+    Overlay,
+    /// Mount `/proc`.
+    Proc,
+    /// Cover a path below `/proc`, or make it read-only.
+    Mask,
+    /// Make `/dev`.
+    Dev,
+    /// Put a volume, a tmpfs or a device in its place.
+    Mount,
+    /// Make the assembled tree the root, and let go of the host's.
+    Pivot,
+    /// Set limits: init's own, and the largest process id.
+    Limits,
+    /// Give up all capabilities that are not needed.
+    Capabilities,
+    /// Install the system call filters.
+    Seccomp,
+}
 }
 
 /// What can be done about an error, told by [`Error::kind`].

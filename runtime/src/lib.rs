@@ -46,6 +46,7 @@ mod error;
 mod files;
 mod garbage;
 mod job;
+mod mirror;
 mod root;
 mod sandbox;
 mod seccomp;

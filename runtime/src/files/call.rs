@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use adl_protocol::{FileTask, Identity, JobStdio, Request, Spawn, Stage, StdioSource, Task};
+use adl_protocol::{FileTask, Identity, JobStdio, Request, Spawn, StdioSource, Task};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stage};
 use crate::job::child::builtin;
 use crate::job::exit::EndReason;
 use crate::job::life::Life;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use adl_protocol::Leftovers;
 use adl_protocol::{
     Identity, JobStdio, Program, Request, Rlimit, Spawn, StdioSource, Strings, Task, limits,
 };
@@ -23,6 +22,7 @@ use crate::job::life::{Life, Lives};
 use crate::job::running::Running;
 use crate::job::stdio::{Kind, Stdio, Stream, Which};
 use crate::job::user::{self, ReadFile, RunAs};
+use crate::mirror::mirror;
 use crate::sys;
 use crate::wait::Deadline;
 
@@ -435,7 +435,7 @@ impl Command {
             cgroups: join_files.count(),
             start_notice: notice.is_some(),
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
-            leftovers: self.leftovers,
+            leftovers: self.leftovers.into(),
         };
         let running = Running::new(program, channel, control.init(), timeout, life.beginning())
             .with_cgroup(job_cgroup);
@@ -510,6 +510,18 @@ impl Command {
         }
         Ok(block)
     }
+}
+
+mirror! {
+/// What becomes of the processes that a command has started and that outlive it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Leftovers {
+    /// They live on, as a server that `server &` has started must.
+    #[default]
+    Keep,
+    /// They are killed, all of them, before the command's end is told.
+    End,
+}
 }
 
 /// A resource that can be limited (`setrlimit(2)`).

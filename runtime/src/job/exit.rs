@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-pub use adl_protocol::Usage;
 use adl_protocol::{Exit, Status};
 
 /// How a command ended, why, and what it used.
@@ -14,6 +13,49 @@ pub struct ExitStatus {
     usage: Usage,
     wall_time: Duration,
     survivors: bool,
+}
+
+/// What a command used (`getrusage(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub user_time: Duration,
+    /// CPU time in the kernel.
+    pub system_time: Duration,
+    /// The largest resident set of any one process, in bytes.
+    pub max_resident: u64,
+    /// Page faults without I/O.
+    pub minor_faults: u64,
+    /// Page faults with I/O.
+    pub major_faults: u64,
+    /// Read from file systems, in bytes.
+    pub read: u64,
+    /// Written to file systems, in bytes.
+    pub written: u64,
+    /// Context switches by waiting.
+    pub voluntary_switches: u64,
+    /// Context switches by preemption.
+    pub involuntary_switches: u64,
+}
+
+impl From<adl_protocol::Usage> for Usage {
+    fn from(wire: adl_protocol::Usage) -> Self {
+        const KIB: u64 = 1 << 10;
+        const BLOCK: u64 = 512;
+        // An init that was taken over may say anything.
+        Self {
+            user_time: Duration::from_micros(wire.user_us),
+            system_time: Duration::from_micros(wire.system_us),
+            max_resident: wire.max_rss_kib.saturating_mul(KIB),
+            minor_faults: wire.minor_faults,
+            major_faults: wire.major_faults,
+            read: wire.blocks_in.saturating_mul(BLOCK),
+            written: wire.blocks_out.saturating_mul(BLOCK),
+            voluntary_switches: wire.voluntary_switches,
+            involuntary_switches: wire.involuntary_switches,
+        }
+    }
 }
 
 /// Why a command ended.
@@ -56,7 +98,7 @@ impl ExitStatus {
         Self {
             status: exit.status,
             reason,
-            usage: exit.usage,
+            usage: exit.usage.into(),
             wall_time: Duration::from_micros(exit.wall_us),
             survivors: exit.survivors,
         }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use adl_protocol::Scope;
 use adl_protocol::{JobEvent, JobRequest, Stage};
 use nix::poll::PollFlags;
 
@@ -15,6 +14,7 @@ use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::job::beginning::Beginning;
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::mirror::mirror;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::wait_beside_init;
@@ -25,6 +25,20 @@ use crate::wire::{self, Messages};
 /// How much later than a job is to end its caller is told that it does not, where init does not say
 /// so: by then, init should have ended all that can be, and says at once what can't.
 const OVERDUE: Duration = Duration::from_secs(1);
+
+mirror! {
+/// Who gets a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The process that was started, alone.
+    Process,
+    /// Its process group.
+    Group,
+    /// All that it ever started, whatever sessions and groups they have moved to. SIGKILL leaves
+    /// none of them; any other signal is sent to each that exists at some moment after.
+    Tree,
+}
+}
 
 /// A job that init was asked to start. Any number of threads may wait for it: after its end was
 /// told, the channel stays readable for all of them.
@@ -284,7 +298,7 @@ impl Running {
     }
 
     pub(crate) fn start_error(&self, stage: Stage, errno: i32) -> Error {
-        Error::Start { program: self.program.clone(), stage, source: error_of(errno) }
+        Error::Start { program: self.program.clone(), stage: stage.into(), source: error_of(errno) }
     }
 
     /// Sends a signal. What has ended is no error.
@@ -306,7 +320,7 @@ impl Running {
             state.overdue = state.overdue.min(Deadline::after(OVERDUE));
         }
         drop(state);
-        self.request(&JobRequest::Signal { signal, scope }, Deadline::after(REQUEST))
+        self.request(&JobRequest::Signal { signal, scope: scope.into() }, Deadline::after(REQUEST))
     }
 
     /// Has all of it killed, if it goes on for so long from now on. Nobody need wait for that.
@@ -336,7 +350,7 @@ impl Running {
         state.asked.get_or_insert(reason);
         state.overdue = state.overdue.min(Deadline::after(OVERDUE));
         drop(state);
-        let kill = JobRequest::Signal { signal: 9, scope: Scope::Tree };
+        let kill = JobRequest::Signal { signal: 9, scope: Scope::Tree.into() };
         match self.request(&kill, Deadline::after(Duration::ZERO)) {
             Err(Error::TimedOut { .. }) => Ok(()),
             other => other,
@@ -436,9 +450,9 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use adl_protocol::{Exit, JobEvent, Request, Scope, Status, Usage};
+    use adl_protocol::{Exit, JobEvent, Request, Status, Usage};
 
-    use super::{Beginning, Handle, OVERDUE, Running};
+    use super::{Beginning, Handle, OVERDUE, Running, Scope};
     use crate::error::Error;
     use crate::job::exit::EndReason;
     use crate::sys::pidfd;

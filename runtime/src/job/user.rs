@@ -2,9 +2,9 @@
 
 use std::io;
 
-use adl_protocol::{Identities, Identity, Stage, limits};
+use adl_protocol::{Identities, Identity, limits};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stage};
 use crate::job::life::Life;
 use crate::wait::Deadline;
 

@@ -300,7 +300,7 @@ fn strings_error(error: adl_protocol::StringsError) -> Error {
 
 fn setup_error(failure: SetupFailure<'_>) -> Error {
     Error::Setup {
-        step: failure.step,
+        step: failure.step.into(),
         path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
         source: error_of(failure.errno),
     }
