@@ -48,8 +48,9 @@ pub(crate) fn cgroups_of(sandbox: &Sandbox) -> Vec<PathBuf> {
     found
 }
 
-/// What is set in each cgroup that is no sandbox's: its files that can be written to, but those that
-/// count, and those that say who is in it; and that it is there. Those of other tests say whose they are.
+/// What is set in each cgroup that is no sandbox's: its files that can be written to, but those
+/// that count, and those that say who is in it; and that it is there. Those of other tests say
+/// whose they are.
 fn settings() -> BTreeMap<PathBuf, String> {
     use std::os::unix::fs::PermissionsExt;
     const COUNTERS: [&str; 7] =
@@ -108,8 +109,8 @@ fn nothing_is_set_outside_the_cgroups_of_a_sandbox() {
         sandbox.delete().unwrap();
         adl_runtime::finish_removals();
     };
-    // Where version 2 is alone, the tests are in the root, which hands its controllers on from the first time
-    // on.
+    // Where version 2 is alone, the tests are in the root, which hands its controllers on from the
+    // first time on.
     if is_pure_v2() {
         live(all_limits());
     }
@@ -339,7 +340,8 @@ fn nothing_is_left_of_cgroups() {
         gone(&before);
         gone(&after);
     }
-    // Where it could not be made, too: of version 1, there is no such limit; of version 2, no such CPU.
+    // Where it could not be made, too: of version 1, there is no such limit; of version 2, no such
+    // CPU.
     let sandbox = sandbox(&home, all_limits());
     let (parent, at) = parent_of(&sandbox);
     let wrong = match is_pure_v2() {
@@ -363,8 +365,8 @@ fn nothing_is_left_of_cgroups() {
     fs::remove_dir(&parent).unwrap();
 }
 
-/// A cgroup beside those of a sandbox, with the controller memory: where it is, and what it is called
-/// by.
+/// A cgroup beside those of a sandbox, with the controller memory: where it is, and what it is
+/// called by.
 pub(crate) fn parent_of(sandbox: &Sandbox) -> (PathBuf, PathBuf) {
     let mut of_sandbox = cgroups_of(sandbox).into_iter();
     let with_memory = |path: &PathBuf| {

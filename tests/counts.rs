@@ -1,8 +1,8 @@
 //! What the kernel counts for the machine or by user, a guest can't use up for others.
 //!
-//! `SECURITY.md` has the table; here is a test for each row. `counts.c` takes as much as it gets of one
-//! kind and holds it, while others try to have some. What is refused inside is tried where nothing
-//! refuses it, too, or the refusal would prove nothing.
+//! `SECURITY.md` has the table; here is a test for each row. `counts.c` takes as much as it gets of
+//! one kind and holds it, while others try to have some. What is refused inside is tried where
+//! nothing refuses it, too, or the refusal would prove nothing.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

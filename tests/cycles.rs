@@ -19,7 +19,8 @@ use crate::{census, images};
 /// How much later than its deadline a call may come back.
 const LATE: Duration = Duration::from_millis(50);
 
-/// How many lives there are: as many as the environment says, on machines where that takes too long.
+/// How many lives there are: as many as the environment says, on machines where that takes too
+/// long.
 fn lives() -> usize {
     std::env::var("ADL_LIVES").map_or(1000, |count| count.parse().unwrap())
 }
@@ -168,7 +169,8 @@ impl Life {
         };
         let sandbox = Sandbox::create(config).unwrap();
 
-        // Commands: their output, a terminal, one in the background, one that does not end by itself.
+        // Commands: their output, a terminal, one in the background, one that does not end by
+        // itself.
         assert_eq!(shell(&sandbox, "echo $((6 * 7)) > /root/answer; cat /root/answer"), "42\n");
         let output = sandbox.command("cat").input(*b"fed").output().unwrap();
         assert_eq!(output.stdout, b"fed");

@@ -78,8 +78,8 @@ fn a_user_without_a_cgroup_is_told_what_to_do() {
     assert!(said.contains("memory") && said.contains("systemd-run"), "{said}");
 }
 
-/// A cgroup that hands controllers on, as systemd makes it for a service with `DelegateSubgroup=`: it, and
-/// one further below where the service's own processes are.
+/// A cgroup that hands controllers on, as systemd makes it for a service with `DelegateSubgroup=`:
+/// it, and one further below where the service's own processes are.
 struct Service {
     path: PathBuf,
     processes: PathBuf,
@@ -131,8 +131,9 @@ fn root_goes_no_further_up_than_was_delegated() {
         }
         command.arg("run").args(limit).args(["--", "cat", "/proc/self/cgroup"]).output().unwrap()
     };
-    // Above it is what limits it: its sandboxes would not be in that. What it is in itself can't hand
-    // controllers on, but to threads, with which it would be of no use to the service any more.
+    // Above it is what limits it: its sandboxes would not be in that. What it is in itself can't
+    // hand controllers on, but to threads, with which it would be of no use to the service any
+    // more.
     for limit in [["--memory", "64m"], ["--pids-limit", "50"], ["--cpus", "1"], ["--cpuset", "0"]] {
         let output = run(&limit);
         let said = String::from_utf8(output.stderr).unwrap();

@@ -8,8 +8,8 @@ use adl_runtime::{Sandbox, Stdio};
 
 use crate::harness::{Home, Need, adl, needs, shell, stderr};
 
-/// Prints one line for each time that a device is opened meanwhile, from the first line of its input
-/// to its end.
+/// Prints one line for each time that a device is opened meanwhile, from the first line of its
+/// input to its end.
 const WATCH: &str = "
 import ctypes, os, select, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

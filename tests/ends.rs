@@ -18,12 +18,12 @@ use crate::harness::{Home, Need, at_most, needs, shell, within};
 use crate::helper::{Helper, say};
 use crate::jobs::SOON;
 
-/// How much later than its deadline a call may return: what is promised is 50 ms, on a machine that has
-/// time for it. A wait for what can't be killed took 15 s.
+/// How much later than its deadline a call may return: what is promised is 50 ms, on a machine that
+/// has time for it. A wait for what can't be killed took 15 s.
 const LATE: Duration = Duration::from_secs(8);
 
-/// A cgroup of version 1 whose processes are not scheduled: SIGKILL has no effect on them, as on one
-/// that waits for a dead disk, until they are thawed.
+/// A cgroup of version 1 whose processes are not scheduled: SIGKILL has no effect on them, as on
+/// one that waits for a dead disk, until they are thawed.
 struct Ice(PathBuf);
 
 impl Ice {

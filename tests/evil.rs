@@ -17,8 +17,8 @@ use crate::harness::{
 
 /// The kernel that there is, and one that passes on what a receiver did not ask for.
 const KERNELS: [&str; 2] = ["this", "older"];
-/// What a call may take that waits for nothing but the machine, for its deadline of 300 ms, or for a
-/// second more.
+/// What a call may take that waits for nothing but the machine, for its deadline of 300 ms, or for
+/// a second more.
 const SOON: Duration = Duration::from_secs(2);
 /// How much more that may be where the machine does other things: much less than what init holds up
 /// whoever closes what it has sent.

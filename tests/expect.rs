@@ -144,7 +144,8 @@ fn package(program: &str) -> &str {
     }
 }
 
-/// Looks once for all tests, of this process or of this run: to look may take long, and disturb others.
+/// Looks once for all tests, of this process or of this run: to look may take long, and disturb
+/// others.
 fn found_once(name: &str, look: impl FnOnce() -> Option<String>) -> Option<String> {
     static FOUND: Mutex<BTreeMap<String, Option<String>>> = Mutex::new(BTreeMap::new());
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,7 +225,8 @@ fn verdict(expected: &str, missing: Vec<Missing>) -> Verdict {
     }
 }
 
-/// Why no cgroup with limits can be made, if so, by the one of each controller that this process is in.
+/// Why no cgroup with limits can be made, if so, by the one of each controller that this process is
+/// in.
 fn no_cgroups() -> Option<String> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     ["cpu", "memory", "pids", "cpuset"].into_iter().find_map(|controller| {

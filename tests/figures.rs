@@ -122,8 +122,8 @@ fn dying() -> u64 {
     line.unwrap().parse().unwrap()
 }
 
-/// How many cycles there are: as many as the environment says, for machines on which ten thousand take
-/// too long.
+/// How many cycles there are: as many as the environment says, for machines on which ten thousand
+/// take too long.
 fn cycles() -> usize {
     std::env::var("ADL_CYCLES").map_or(10_000, |count| count.parse().unwrap())
 }
@@ -146,7 +146,8 @@ fn ten_thousand_creates_with_limits_cost_the_last_no_more_than_the_first() {
         ..Limits::default()
     };
     let none = Limits::default();
-    // In memory, where the disk, whose creates take longer the more was removed a moment ago, has no part.
+    // In memory, where the disk, whose creates take longer the more was removed a moment ago, has
+    // no part.
     let upper = Upper::Memory { size: 16 << 20 };
     let config = |limits: &Limits| Config { limits: limits.clone(), upper, ..home.config() };
     let cycle = |limits: &Limits| {

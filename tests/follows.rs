@@ -2,8 +2,8 @@
 //!
 //! What a guest may have had a hand in is opened by `runtime/src/sys/open.rs` alone: beneath a
 //! directory that is open, through no link, without waiting. This reads the sources for calls that
-//! take a path and follow it. A new one makes it fail: use `sys/open.rs`, or say here why no guest can
-//! have had a hand in that path.
+//! take a path and follow it. A new one makes it fail: use `sys/open.rs`, or say here why no guest
+//! can have had a hand in that path.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -99,8 +99,8 @@ pub(crate) fn tell(line: &Line) -> bool {
 }
 
 /// Says how long the calling test may take from now on. Where no runner looks after it, the whole
-/// program is ended, and so what hangs in it, unless the result is dropped in time: the waits of the
-/// library for a command have no end, and rightly so.
+/// program is ended, and so what hangs in it, unless the result is dropped in time: the waits of
+/// the library for a command have no end, and rightly so.
 fn takes(limit: Duration) -> Option<Sender<()>> {
     if tell(&Line::Takes(limit)) {
         return None;
@@ -117,8 +117,8 @@ fn takes(limit: Duration) -> Option<Sender<()>> {
     Some(sender)
 }
 
-/// For those who measure, and for those who would be measured with it. Comes before anything is made:
-/// where a runner has started this test beside others, it ends here, and is run again later.
+/// For those who measure, and for those who would be measured with it. Comes before anything is
+/// made: where a runner has started this test beside others, it ends here, and is run again later.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     if std::env::var_os(report::ALONE).is_none() && tell(&Line::Alone) {
@@ -153,21 +153,21 @@ pub(crate) fn is_idle() -> bool {
     std::env::var_os("ADL_TEST_IDLE").is_some()
 }
 
-/// How long something may take here that takes `limit` at most on a machine that does nothing else. On any
-/// other it is a time in which only what hangs has not happened; it is shorter than the 45 s for which the
-/// kernel lets the holder of a lease wait.
+/// How long something may take here that takes `limit` at most on a machine that does nothing else.
+/// On any other it is a time in which only what hangs has not happened; it is shorter than the 45 s
+/// for which the kernel lets the holder of a lease wait.
 pub(crate) fn at_most(limit: Duration) -> Duration {
     if is_idle() { limit } else { limit + Duration::from_secs(30) }
 }
 
-/// The median of times on a machine that does nothing else; on any other the least of them, which shows
-/// what is waited for in all of them, and nothing of what came between.
+/// The median of times on a machine that does nothing else; on any other the least of them, which
+/// shows what is waited for in all of them, and nothing of what came between.
 pub(crate) fn typical(times: &mut [Duration]) -> Duration {
     crate::figures::percentile(times, if is_idle() { 50 } else { 0 })
 }
 
-/// How much processor time the calling thread takes for something: that depends on what is done, and not on
-/// how busy a disk is, or the machine.
+/// How much processor time the calling thread takes for something: that depends on what is done,
+/// and not on how busy a disk is, or the machine.
 pub(crate) fn processor_time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     let now = || {
         let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
@@ -178,8 +178,8 @@ pub(crate) fn processor_time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     (now() - begin, result)
 }
 
-/// Looks until something holds that comes to hold within `limit` on a machine that does nothing else;
-/// whether it did.
+/// Looks until something holds that comes to hold within `limit` on a machine that does nothing
+/// else; whether it did.
 pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + at_most(limit);
     loop {
@@ -193,8 +193,8 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a machine
-/// with much else to do.
+/// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a
+/// machine with much else to do.
 pub(crate) fn patient_files(sandbox: &Sandbox) -> Files {
     let mut files = sandbox.files();
     files.timeout(report::ORDINARY);
@@ -288,8 +288,8 @@ impl Drop for OrdinaryUser {
     }
 }
 
-/// Copies a program, by another process: a child that another test forks while this one has the copy
-/// open for writing would have it, too, and it could not be run (ETXTBSY).
+/// Copies a program, by another process: a child that another test forks while this one has the
+/// copy open for writing would have it, too, and it could not be run (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: &Path) {
     succeeds(Command::new("cp").arg("-L").arg(from).arg(to));
 }

@@ -22,14 +22,14 @@ impl Helper {
         Self::start_by(&["env"], role, state)
     }
 
-    /// The same, where what is mounted at `hidden` is not.
+    /// Starts it where what is mounted at `hidden` is not.
     pub(crate) fn start_without(hidden: &str, role: &str, state: &Path) -> Self {
         let unmount = format!("umount -R {hidden} && exec \"$@\"");
         let by = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &unmount, "sh"];
         Self::start_by(&by, role, state)
     }
 
-    /// The same, where the machine started five seconds later.
+    /// Starts it where the machine seems to have started five seconds later.
     pub(crate) fn start_at_another_time(role: &str, state: &Path) -> Self {
         let by = ["unshare", "--time", "--boottime", "-5", "--fork", "--kill-child"];
         Self::start_by(&by, role, state)

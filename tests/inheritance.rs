@@ -1,5 +1,5 @@
-//! What a job begins with is the same whoever calls, and of what the caller holds it gets nothing that
-//! was not meant for it.
+//! What a job begins with is the same whoever calls, and of what the caller holds it gets nothing
+//! that was not meant for it.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +16,8 @@ use nix::pty::openpty;
 use crate::harness::{Home, Need, OrdinaryUser, adl, needs, shell, succeeds, within};
 use crate::jobs::alone;
 
-/// Prints all that a program begins with; three lines by themselves are what a caller's wish is kept of.
+/// Prints all that a program begins with; three lines by themselves are what a caller's wish is
+/// kept of.
 const PROBE: &str = r#"
 grep -E '^(Umask|Sig(Blk|Ign|Cgt)|NoNewPrivs|Speculation|Cpus_al|Mems_al|THP_en)' /proc/self/status
 for file in limits personality coredump_filter; do echo $file; cat /proc/self/$file; done
@@ -258,7 +259,8 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     // The program itself is told by the kernel whether it was dumped.
     let status = inside.shell("ulimit -c 0 && kill -SEGV $$").status().unwrap();
     assert_eq!((status.signal(), status.core_dumped()), (Some(11), false));
-    // A caller whose own hard limit is below the 1 that means none, as `* hard core 0` has it for all.
+    // A caller whose own hard limit is below the 1 that means none, as `* hard core 0` has it for
+    // all.
     let zero = adl_by(&home, &["prlimit", "--core=0:0"], &[])
         .args(["sh", "-c", &crash(":", &format!("{name}0"))])
         .output()
@@ -292,7 +294,8 @@ assert ctypes.CDLL(None).syscall(160, 4, l) == 0; os.kill(os.getpid(), 0)'; ulim
     assert!(!helper.has_noted(&format!("{name}0")));
 }
 
-/// What a change of ids makes of whether a process is dumped, for the whole machine, until it is dropped.
+/// What a change of ids makes of whether a process is dumped, for the whole machine, until it is
+/// dropped.
 struct DumpableAfterChange(String);
 
 const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";

@@ -37,8 +37,9 @@ pub(crate) fn all_limits() -> Limits {
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// Has 200 MiB of a file in the page cache, on disk as soon as they are written: where they are not, a
-/// kernel with the multi-generational LRU kills rather than that it waits for the disk (seen with 6.12).
+/// Has 200 MiB of a file in the page cache, on disk as soon as they are written: where they are
+/// not, a kernel with the multi-generational LRU kills rather than that it waits for the disk (seen
+/// with 6.12).
 const WRITE: &str = "dd if=/dev/zero of=/tmp/f bs=1M count=200 oflag=dsync status=none";
 
 /// Takes 300 MiB of memory, which is written to.
@@ -90,7 +91,8 @@ fn a_job_that_ran_out_of_memory_ends_as_a_whole() {
     let sandbox = sandbox(&home, memory(64 * MIB));
     let other = sandbox.command("sleep").arg("1000").spawn().unwrap();
     for round in 0..20 {
-        // The hog is a child, and not the only one; and what has started it would say that all went well.
+        // The hog is a child, and not the only one; and what has started it would say that all went
+        // well.
         let last = if round % 2 == 0 { "exec sleep 1000" } else { "true" };
         let script = format!("setsid sleep 1000 & python3 -c \"{HOG}\"; {last}");
         let begin = Instant::now();

@@ -1,8 +1,8 @@
 //! What adl promises, tried on the real thing. One module for each kind of promise.
 //!
-//! The tests run as root and as an ordinary user, each in a process of its own that `run.rs` starts.
-//! What a machine or a user can't give makes a test say why it is skipped, unless `ADL_EXPECT` names
-//! it; see [`harness::needs`].
+//! The tests run as root and as an ordinary user, each in a process of its own that `run.rs`
+//! starts. What a machine or a user can't give makes a test say why it is skipped, unless
+//! `ADL_EXPECT` names it; see [`harness::needs`].
 
 #![allow(
     clippy::unwrap_used,

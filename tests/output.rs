@@ -276,7 +276,8 @@ fn keys_of_a_terminal_do_what_they_do() {
     let mut child = script.terminal(24, 80).spawn().unwrap();
     let terminal = child.terminal.as_mut().unwrap();
     shown(terminal, "ready\r\n");
-    // No look at "^C": the kernel signals before it echoes, and a dead leader's terminal is hung up.
+    // No look at "^C": the kernel signals before it echoes, and a dead leader's terminal is hung
+    // up.
     terminal.write_all(b"\x03").unwrap();
     let status =
         child.wait_timeout(at_most(Duration::from_secs(10))).unwrap().expect("Ctrl-C ends it");

@@ -17,8 +17,8 @@ pub(crate) const TESTS: &str = "ADL_TEST_BINARY";
 /// Begins what is to be done about a program that is missing: the names of packages follow.
 pub(crate) const INSTALL: &str = "apt-get install ";
 
-/// How long a test may take that does not say it: what takes 30 s on an idle machine ends in that on
-/// one with much else to do.
+/// How long a test may take that does not say it: what takes 30 s on an idle machine ends in that
+/// on one with much else to do.
 pub(crate) const ORDINARY: Duration = Duration::from_secs(240);
 
 /// One line of a report.

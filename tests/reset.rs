@@ -156,8 +156,9 @@ pub(crate) fn sums_are_the_same(rounds: u32) {
     }
 }
 
-/// Prints a sum over all of the root file system but most of /usr, then changes it at random, another way
-/// for each number, and leaves processes that go on to; none of it for a negative number.
+/// Prints a sum over all of the root file system but most of /usr, then changes it at random,
+/// another way for each number, and leaves processes that go on to; none of it for a negative
+/// number.
 const WRITE_AND_SUM: &str = r#"
 import hashlib, os, random, shutil, stat, sys
 sum = hashlib.sha256()
@@ -335,7 +336,8 @@ fn a_full_upper_is_the_guests_trouble_alone() {
     }
 }
 
-/// What makes a reset wait, where it does: programs in Python. Each makes a part of it: one of so many.
+/// What makes a reset wait, where it does: programs in Python. Each makes a part of it: one of so
+/// many.
 pub(crate) fn large(part: u32) -> [(&'static str, String); 5] {
     let (directories, depth, links) = (1000 / part, 50_000 / part, 5000 / part);
     let (closed, mebibytes) = (500 / part, 256 / part);

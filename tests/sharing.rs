@@ -1,10 +1,14 @@
 //! Threads share a sandbox: whatever one changes of it, the others are told what became of theirs.
 
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-use adl_runtime::{Error, IfRunning, Limits, Result, Sandbox, SnapshotOptions, Upper};
+use adl_runtime::{Error, IfRunning, Limits, Result, Sandbox, SnapshotOptions, Stdio, Upper};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::harness::{Home, within};
 use crate::lifetime::GONE;
@@ -105,11 +109,11 @@ fn a_snapshot_that_refuses_what_runs_hurts_no_command_of_another_thread() {
     let sandbox = Arc::new(home.sandbox());
     // So much that it takes the caller a while between a look at the sandbox and the request.
     let large = "x".repeat(100 << 10);
-    let others = Others::start(2, &sandbox, move |sandbox, _| {
+    let others = Others::start(1, &sandbox, move |sandbox, _| {
         sandbox.command("/bin/true").args(vec![&large; 10]).output().map(drop)
     });
     let (mut made, mut refused) = (0, 0);
-    for _ in 0..300 {
+    for _ in 0..3000 {
         match sandbox.snapshot() {
             Ok(snapshot) => {
                 made += 1;
@@ -123,7 +127,7 @@ fn a_snapshot_that_refuses_what_runs_hurts_no_command_of_another_thread() {
         }
     }
     let errors = others.end();
-    assert!(refused != 0, "{made} made");
+    assert!(refused != 0 && made != 0, "{made} made, {refused} refused");
     assert!(errors.is_empty(), "{made} made, {refused} refused: {errors:?}");
     // The control: one that ends what runs.
     let others = Others::start(2, &sandbox, |sandbox, _| {
@@ -161,6 +165,131 @@ fn limits_and_counts_are_there_for_all() {
     let errors = others.end();
     assert!(errors.iter().all(is_death), "{errors:?}");
     sandbox.set_limits(limits).unwrap();
+    // What is set in one life holds in the next.
+    sandbox.set_limits(Limits { pids: Some(5), accounting: true, ..Limits::default() }).unwrap();
+    sandbox.reset().unwrap();
+    let output = sandbox.shell("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done").output().unwrap();
+    assert!(!output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn who_freezes_beside_an_end_hinders_no_end() {
+    let home = Home::new();
+    let limits = Limits { accounting: true, ..Limits::default() };
+    let config = adl_runtime::Config { limits, ..home.config() };
+    for is_deleted in [false, true] {
+        let sandbox = match Sandbox::create(config.clone()) {
+            Err(Error::Unsupported { what, .. }) => return eprintln!("skipped: {what}"),
+            made => Arc::new(made.unwrap()),
+        };
+        match sandbox.freeze() {
+            Err(Error::Unsupported { what, .. }) => return eprintln!("skipped: {what}"),
+            frozen => frozen.unwrap(),
+        }
+        sandbox.thaw().unwrap();
+        for _ in 0..5 {
+            // Many, so that their end takes a while.
+            let many = "for i in $(seq 100); do sleep 1000 & done; echo ready; wait";
+            let mut child = sandbox.shell(many).stdout(Stdio::piped()).spawn().unwrap();
+            let mut ready = [0; 6];
+            child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+            let others = Others::start(1, &sandbox, |sandbox, _| sandbox.freeze());
+            others.await_more(1);
+            match is_deleted {
+                true => sandbox.delete().unwrap(),
+                false => sandbox.reset().unwrap(),
+            }
+            others.await_more(1);
+            let errors = others.end();
+            assert!(errors.iter().all(is_death), "{errors:?}");
+            if is_deleted {
+                break;
+            }
+            sandbox.thaw().unwrap();
+        }
+        drop(sandbox);
+        home.assert_settled();
+    }
+}
+
+#[test]
+fn a_list_is_of_one_life() {
+    let home = Home::new();
+    let sandbox = Arc::new(home.sandbox());
+    let others = Others::start(2, &sandbox, |sandbox, _| {
+        let mut files = sandbox.files();
+        let mut names: Vec<_> =
+            files.entry_limit(1 << 20).list_dir("/tmp")?.into_iter().map(|e| e.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "of two lives");
+        match sandbox.changes() {
+            Ok(changes) => {
+                let there = changes.iter().filter(|c| c.path.starts_with("/tmp/")).count();
+                assert!(there <= 9_000);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    });
+    for _ in 0..5 {
+        let fill = "cd /tmp && seq 9000 | xargs touch";
+        assert!(sandbox.shell(fill).status().unwrap().success());
+        let changes = sandbox.changes().unwrap();
+        let there = changes.iter().filter(|c| c.path.starts_with("/tmp/")).count();
+        assert_eq!(there, 9_000);
+        others.await_more(1);
+        sandbox.reset().unwrap();
+    }
+    let errors = others.end();
+    assert!(errors.iter().all(is_death_or_moved), "{errors:?}");
+}
+
+fn is_death_or_moved(error: &Error) -> bool {
+    // A directory that is emptied while it is looked at may be told as moved.
+    is_death(error) || matches!(error, Error::File { .. } | Error::Io { .. })
+}
+
+#[test]
+fn of_several_who_delete_it_none_returns_before_it_is_gone() {
+    let home = Home::new();
+    for _ in 0..20 {
+        let config = adl_runtime::Config { name: Some("shared".to_owned()), ..home.config() };
+        let sandbox = Arc::new(Sandbox::create(config.clone()).unwrap());
+        sandbox.shell("for i in $(seq 100); do sleep 1000 & done").status().unwrap();
+        let init = sandbox.pidfd().unwrap();
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (sandbox, init) = (Arc::clone(&sandbox), init.try_clone().unwrap());
+                thread::spawn(move || {
+                    sandbox.delete().unwrap();
+                    let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+                    poll(&mut fds, PollTimeout::ZERO).unwrap()
+                })
+            })
+            .collect();
+        let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(ended, [1; 3]);
+    }
+}
+
+#[test]
+fn what_was_deleted_holds_no_descriptor() {
+    let home = Home::new();
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let make = || {
+        let sandbox = home.sandbox();
+        assert!(sandbox.command("true").status().unwrap().success());
+        sandbox.delete().unwrap();
+        adl_runtime::finish_removals();
+        sandbox
+    };
+    let mut kept = vec![make()];
+    let before = open();
+    kept.extend((0..10).map(|_| make()));
+    // Each has its state directory open, and no more.
+    assert!(open() - before <= 10, "{} for {} more", open() - before, kept.len() - 1);
 }
 
 #[test]

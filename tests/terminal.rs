@@ -77,8 +77,8 @@ impl<'a> Tmux<'a> {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits until a line of the screen is just that; or is after a prompt, as where a command was typed
-    /// before there was one.
+    /// Waits until a line of the screen is just that; or is after a prompt, as where a command was
+    /// typed before there was one.
     #[track_caller]
     fn shows(&self, line: &str) {
         self.shows_a_line(line, |shown| {

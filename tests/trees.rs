@@ -1,4 +1,5 @@
-//! A signal to a tree comes to all of it, once, and the end of a tree comes to those that outrun it.
+//! A signal to a tree comes to all of it, once, and the end of a tree comes to those that outrun
+//! it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;

@@ -7,6 +7,7 @@ mod proc_and_dev;
 use core::ffi::CStr;
 
 use adl_protocol::{Identities, Request, Setup, Step, VERSION};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -131,7 +132,7 @@ pub(crate) fn run(
     let assembly = Assembly::begin(setup, descriptors)?;
     proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
     proc_and_dev::make_dev(match setup.identities {
-        Identities::Range => Some(receive_dev(receiver)?),
+        Identities::Range => Some(receive_dev(receiver, &owner)?),
         Identities::Single => None,
     })?;
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
@@ -177,9 +178,26 @@ pub(crate) fn run(
     Ok((Init { child_signals, owner, jobs }, mount_namespace))
 }
 
-/// Waits for the file system of `/dev`.
-fn receive_dev(receiver: &mut Receiver) -> Result<OwnedFd> {
-    let body = receiver.next().ok().flatten().ok_or(Failure::new(Step::Protocol, Errno::PIPE))?;
+/// Waits for the file system of `/dev`, or the end of the host's process: the socket alone does not
+/// end with that where a fork of it holds the other end.
+fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
+    let failed = |errno| Failure::new(Step::Protocol, errno);
+    let body = loop {
+        if let Some(body) = receiver.take_frame().map_err(|_| failed(Errno::PROTO))? {
+            break body;
+        }
+        let mut fds = [PollFd::new(receiver, PollFlags::IN), PollFd::new(owner, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        let [_, owner_event] = &fds;
+        let has_ended = !owner_event.revents().is_empty();
+        let is_open = receiver.read_available().map_err(|_| failed(Errno::PROTO))?;
+        if !is_open || has_ended {
+            return Err(failed(Errno::PIPE));
+        }
+    };
     let Ok(Request::Dev) = adl_protocol::codec::decode(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };

@@ -15,7 +15,7 @@ use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
 use super::{Group, Part, limit, processes};
 use crate::cgroup::stats::Stats;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::lock::lock;
 
 /// The name of the one for what is done for the caller and is no program. No name of a file that
@@ -37,6 +37,31 @@ pub(super) struct Leaves {
     free: VecDeque<usize>,
     job_cgroups: HashMap<usize, Weak<JobCgroup>>,
     has_builtins: bool,
+    pub(super) state: State,
+}
+
+/// What the jobs of a sandbox may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum State {
+    #[default]
+    Run,
+    Stand,
+    /// All of it was killed, or is about to be.
+    End,
+}
+
+impl State {
+    /// Refuses to start what would not go on.
+    fn check(self) -> Result<()> {
+        match self {
+            Self::Run => Ok(()),
+            Self::Stand => Err(Error::Busy {
+                what: "a sandbox that is frozen".to_owned(),
+                by: "what stands in it".to_owned(),
+            }),
+            Self::End => Err(Error::SandboxDied),
+        }
+    }
 }
 
 /// The leaf of a job, and what it has counted of it.
@@ -140,7 +165,7 @@ impl Drop for JobCgroup {
 }
 
 impl Group {
-    fn leaves(&self) -> MutexGuard<'_, Leaves> {
+    pub(super) fn leaves(&self) -> MutexGuard<'_, Leaves> {
         lock(&self.leaves)
     }
 
@@ -150,8 +175,8 @@ impl Group {
         self: &Arc<Self>,
         counted: bool,
     ) -> Result<(Arc<JobCgroup>, JoinFiles)> {
-        self.check_not_frozen()?;
         let mut leaves = self.leaves();
+        leaves.state.check()?;
         let (number, is_new) = match self.find_free(&mut leaves) {
             Some(number) => (number, false),
             None => (leaves.kills.len(), true),
@@ -212,8 +237,8 @@ impl Group {
 
     /// The way into the leaf for what is done for the caller and is no program.
     pub(crate) fn join_files_of_builtins(&self) -> Result<JoinFiles> {
-        self.check_not_frozen()?;
         let mut leaves = self.leaves();
+        leaves.state.check()?;
         if !leaves.has_builtins {
             self.make_leaf(BUILTINS)?;
             leaves.has_builtins = true;

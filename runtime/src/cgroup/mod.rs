@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ use crate::sys::unique::unique_name;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
-use leaves::Leaves;
 pub(crate) use leaves::{JobCgroup, JoinFiles};
+use leaves::{Leaves, State};
 use limit::Disk;
 use oom::Notice;
 
@@ -132,7 +132,6 @@ pub(crate) struct Group {
     notice: Mutex<Option<Notice>>,
     /// The disks that have limits.
     disks: Mutex<BTreeSet<Disk>>,
-    is_frozen: AtomicBool,
     owner: Owner,
 }
 
@@ -176,7 +175,6 @@ impl Group {
             leaves: Mutex::default(),
             notice: Mutex::default(),
             disks: Mutex::default(),
-            is_frozen: AtomicBool::new(false),
             owner: Owner::this_process(),
         };
         let made = places.iter().zip(paths).try_for_each(|(place, path)| {
@@ -297,6 +295,9 @@ impl Group {
 
     /// What all jobs have used.
     pub(crate) fn stats(&self) -> Result<Stats> {
+        if self.leaves().state == State::End {
+            return Err(Error::SandboxDied);
+        }
         let mut stats = Stats::default();
         for Part { directory, controllers } in &self.parts {
             for controller in controllers {
@@ -320,23 +321,42 @@ impl Group {
                 fix: "mount the one or the other".to_owned(),
             });
         };
-        let before = self.is_frozen.swap(frozen, Ordering::Relaxed);
-        processes::freeze(&part.directory, frozen).inspect_err(|_| {
-            self.is_frozen.store(before && !frozen, Ordering::Relaxed);
-        })
-    }
-
-    /// Refuses to start what would not go on.
-    fn check_not_frozen(&self) -> Result<()> {
-        if !self.is_frozen.load(Ordering::Relaxed) {
-            return Ok(());
+        let (from, to) = match frozen {
+            true => (State::Run, State::Stand),
+            false => (State::Stand, State::Run),
+        };
+        self.change_state(part, to)?;
+        // Another may want something else meanwhile.
+        let is_over = || self.leaves().state != to;
+        let done = processes::wait_frozen(&part.directory, frozen, is_over);
+        match self.leaves().state {
+            State::End => return Err(Error::SandboxDied),
+            state if state != to => return Ok(()),
+            _ => {}
         }
-        let (what, by) = ("a sandbox that is frozen".to_owned(), "what stands in it".to_owned());
-        Err(Error::Busy { what, by })
+        if done.is_err() && frozen {
+            // The error that is told is the first one.
+            let _ = self.change_state(part, from);
+        }
+        done
     }
 
-    /// Lets go on what version 1 could not kill otherwise.
-    pub(crate) fn thaw_for_end(&self) {
+    /// Has jobs stand or go on, unless they are at their end: what version 1 has frozen can't be
+    /// killed.
+    fn change_state(&self, freezer: &Part, to: State) -> Result<()> {
+        let mut leaves = self.leaves();
+        if leaves.state == State::End {
+            return Err(Error::SandboxDied);
+        }
+        processes::set_frozen(&freezer.directory, to == State::Stand)?;
+        leaves.state = to;
+        Ok(())
+    }
+
+    /// Has no job begin and none be frozen from here on, and lets go on what version 1 could not
+    /// kill otherwise: all of it is about to be killed.
+    pub(crate) fn end(&self) {
+        self.leaves().state = State::End;
         if let Some(part) = self.part(Controller::Freezer)
             && part.directory.version == Version::V1
         {

@@ -22,17 +22,7 @@ const PASSES: usize = 100;
 /// How many descriptors of processes are held at once.
 const AT_ONCE: usize = 64;
 
-/// Stops all in a cgroup and those below it, or lets them go on, and waits until it is so. If it
-/// does not come to that, they go on.
-pub(super) fn freeze(directory: &Directory, frozen: bool) -> Result<()> {
-    let done = set_frozen(directory, frozen).and_then(|()| wait_frozen(directory, frozen));
-    if done.is_err() && frozen {
-        // The error that is told is the first one.
-        let _ = set_frozen(directory, false);
-    }
-    done
-}
-
+/// Has all in a cgroup and those below it stop, or go on.
 pub(super) fn set_frozen(directory: &Directory, frozen: bool) -> Result<()> {
     match directory.version {
         Version::V1 => directory.write("freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
@@ -40,12 +30,20 @@ pub(super) fn set_frozen(directory: &Directory, frozen: bool) -> Result<()> {
     }
 }
 
-fn wait_frozen(directory: &Directory, frozen: bool) -> Result<()> {
+/// Waits until all have stopped, or go on, or there is nothing more to wait for.
+pub(super) fn wait_frozen(
+    directory: &Directory,
+    frozen: bool,
+    is_over: impl Fn() -> bool,
+) -> Result<()> {
     let late = || Error::TimedOut { what: "all processes to stop", after: FREEZING };
     if directory.version == Version::V1 {
         let state = if frozen { "FROZEN" } else { "THAWED" };
         let begin = Instant::now();
         while directory.read("freezer.state")?.is_none_or(|now| now.trim() != state) {
+            if is_over() {
+                return Ok(());
+            }
             if begin.elapsed() > FREEZING {
                 return Err(late());
             }
@@ -58,7 +56,7 @@ fn wait_frozen(directory: &Directory, frozen: bool) -> Result<()> {
     loop {
         let text = read_again(&events)
             .map_err(Error::at("read", &directory.path().join("cgroup.events")))?;
-        if value(&text, "frozen") == Some(u64::from(frozen)) {
+        if is_over() || value(&text, "frozen") == Some(u64::from(frozen)) {
             return Ok(());
         }
         let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];

@@ -137,12 +137,18 @@ impl Call {
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
             ..builtin(Task::File(task), identity)
         };
-        control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
-        control.prepare_next();
         let running =
             Running::new(purpose.path.clone(), channel, control.init(), None, life.beginning());
+        control.add_waited_for(running.messages());
+        control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
+        control.prepare_next();
         let only_tells = streams == Streams::Output;
         Ok((Self { running, purpose, deadline, only_tells }, ends))
+    }
+
+    /// Takes down that it has written something: a process of it was there.
+    pub(crate) fn mark_started(&self) {
+        self.running.mark_started();
     }
 
     /// Refuses a fork of the process that had it started.

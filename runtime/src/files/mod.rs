@@ -328,12 +328,15 @@ impl Files {
         let path = path.as_ref();
         let started = std::time::Instant::now();
         let (mut entries, mut from) = (Vec::new(), None);
+        // A reset between two pages is an error, and not a list of both.
+        let timeout = self.timeout.unwrap_or(TIMEOUT);
+        let life = self.lives.begin(Deadline::after(timeout))?;
+        let of_this_life = Self { lives: Lives::new(life), ..self.clone() };
         loop {
             let left = self.entry_limit.saturating_sub(entries.len() as u64);
             let most = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);
-            let mut rest = self.clone();
+            let mut rest = of_this_life.clone();
             // All pages together have the time of one call.
-            let timeout = self.timeout.unwrap_or(TIMEOUT);
             rest.timeout = Some(timeout.saturating_sub(started.elapsed()));
             let next = rest.page(path, from, most, &mut entries).map_err(|error| match error {
                 Error::TimedOut { what, .. } => Error::TimedOut { what, after: timeout },
@@ -528,7 +531,10 @@ impl Files {
         let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
         let by = Deadline::after(purpose.timeout);
-        let life = self.lives.now()?;
+        let life = self.lives.begin(by).map_err(|error| match error {
+            Error::TimedOut { .. } => purpose.timed_out(),
+            error => error,
+        })?;
         let read = |path| read_small(&life, path, user::LONGEST, by);
         let found = self.run_as.find(life.control.identities(), read);
         let (identity, _) = found.map_err(|error| match error {

@@ -48,7 +48,10 @@ impl FileReader {
                 Ok(0) => return self.call.finish_by(deadline).map(|()| 0),
                 // Init has counted, too; it need not be believed.
                 Ok(count) if count as u64 > self.left => return Err(self.call.too_large()),
-                Ok(count) => return Ok(count),
+                Ok(count) => {
+                    self.call.mark_started();
+                    return Ok(count);
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.call.wait_for_output(self.pipe.as_fd(), deadline)?,
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),

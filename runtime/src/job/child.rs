@@ -168,7 +168,7 @@ impl Child {
         kill_on_drop: bool,
     ) -> Result<Self> {
         let running = Arc::clone(&collection.collector.running);
-        running.mark_shared(&collection.control);
+        running.mark_shared();
         let deadline = Deadline::after(START).min(running.overdue());
         let started = (|| {
             let (fd, init) = (notice.as_fd(), running.init().as_fd());

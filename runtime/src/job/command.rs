@@ -297,7 +297,7 @@ impl Command {
         if self.input.is_some() {
             return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));
         }
-        self.start_child(&self.lives.now()?, &Kind::Null)
+        self.start_now(&Kind::Null)
     }
 
     /// Runs the command to its end and collects its stdout and stderr.
@@ -310,10 +310,10 @@ impl Command {
     /// As [`Command::spawn`].
     pub fn output(&mut self) -> Result<Output> {
         if self.terminal.is_some() {
-            return self.start_child(&self.lives.now()?, &Kind::Piped)?.wait_with_output();
+            return self.start_now(&Kind::Piped)?.wait_with_output();
         }
-        let life = self.lives.now()?;
-        let started = self.start(&life, &Kind::Piped, None)?;
+        let (life, deadline) = self.begin()?;
+        let started = self.start(&life, deadline, &Kind::Piped, None)?;
         self.collection(&life, started)?.output()
     }
 
@@ -326,8 +326,8 @@ impl Command {
             return Ok(self.output()?.status);
         }
         // It may have been given pipes, which are read then.
-        let life = self.lives.now()?;
-        let started = self.start(&life, &Kind::Null, None)?;
+        let (life, deadline) = self.begin()?;
+        let started = self.start(&life, deadline, &Kind::Null, None)?;
         Ok(self.collection(&life, started)?.output()?.status)
     }
 
@@ -341,17 +341,28 @@ impl Command {
         if self.terminal.is_some() {
             return Err(Error::invalid("terminal", "in the background no one is there to type"));
         }
-        let life = self.lives.now()?;
-        let mut child = self.start_child(&life, &Kind::Piped)?;
+        let (life, deadline) = self.begin()?;
+        let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
         let stdin = child.stdin.take().map(OwnedFd::from);
         let mut collection = child.take_collection()?;
         collection.collector.input = self.input_to(stdin)?;
         Job::start(&life.jobs, collection, child.handle(), child.id())
     }
 
-    fn start_child(&self, life: &Life, default: &Kind) -> Result<Child> {
+    /// The life that it begins in, and when its time is up.
+    fn begin(&self) -> Result<(Life, Deadline)> {
+        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
+        Ok((self.lives.begin(deadline)?, deadline))
+    }
+
+    fn start_now(&self, default: &Kind) -> Result<Child> {
+        let (life, deadline) = self.begin()?;
+        self.start_child(&life, deadline, default)
+    }
+
+    fn start_child(&self, life: &Life, deadline: Deadline, default: &Kind) -> Result<Child> {
         let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-        let started = self.start(life, default, Some(notice_theirs))?;
+        let started = self.start(life, deadline, default, Some(notice_theirs))?;
         let (stdin, collection) = self.split(life, started);
         Child::started(stdin, collection, notice, self.kill_on_drop)
     }
@@ -390,18 +401,23 @@ impl Command {
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
     /// `notice` is closed when the program runs, or when it can't.
-    fn start(&self, life: &Life, default: &Kind, notice: Option<OwnedFd>) -> Result<Started> {
+    fn start(
+        &self,
+        life: &Life,
+        deadline: Deadline,
+        default: &Kind,
+        notice: Option<OwnedFd>,
+    ) -> Result<Started> {
         let control = &life.control;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
-        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
         let (identity, home) = self
             .run_as
             .find(control.identities(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
-        // A guest may have held up the look-up: together they take no longer.
-        let timeout = if self.run_as.is_looked_up() { deadline.left() } else { self.timeout };
+        // A guest may have held up the look-up, and a reset the beginning: all take no longer.
+        let timeout = deadline.left();
         let environment = self.environment_block(home.as_deref())?;
 
         let streams = self.streams(default)?;
@@ -442,6 +458,7 @@ impl Command {
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;
         }
+        control.add_waited_for(running.messages());
         let asked = control.request_by(running.overdue(), &Request::Spawn(spawn), &descriptors);
         if let Err(error) = asked {
             // Init may have a part of the request, and get the rest: it is no one's then.

@@ -1,11 +1,14 @@
 //! The life of a sandbox that commands and file calls are asked of: a reset begins another.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::beginning::Beginning;
+use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
+use crate::wait::Deadline;
 use crate::wire::control::Control;
 
 /// One life of a sandbox, as a command sees it that begins in it.
@@ -25,24 +28,29 @@ impl Life {
     pub(crate) fn beginning(&self) -> Beginning {
         self.beginning.clone()
     }
-
-    /// Whether a command begins in it, of which no process may be there yet.
-    pub(crate) fn is_beginning(&self) -> bool {
-        // One is that of the life itself.
-        self.beginning.count() > 1
-    }
 }
 
 /// The life that there is now.
 #[derive(Debug)]
 pub(crate) struct Lives {
-    now: RwLock<Life>,
+    now: Mutex<Now>,
+    /// It is not held any more.
+    let_go: Condvar,
     owner: Owner,
+}
+
+#[derive(Debug)]
+struct Now {
+    /// `None` once the sandbox was deleted.
+    life: Option<Life>,
+    /// Whether no command is to begin.
+    is_held: bool,
 }
 
 impl Lives {
     pub(crate) fn new(first: Life) -> Arc<Self> {
-        Arc::new(Self { now: RwLock::new(first), owner: Owner::this_process() })
+        let now = Mutex::new(Now { life: Some(first), is_held: false });
+        Arc::new(Self { now, let_go: Condvar::new(), owner: Owner::this_process() })
     }
 
     /// Refuses a fork of the process that made it: a thread of its parent may have had a lock.
@@ -50,14 +58,60 @@ impl Lives {
         self.owner.check("the sandbox")
     }
 
-    /// The life that there is now. Where it is held, this waits for the next.
-    pub(crate) fn now(&self) -> Result<Life> {
+    /// The life that a command begins in. Where it is held, this waits for the next.
+    pub(crate) fn begin(&self, deadline: Deadline) -> Result<Life> {
         self.check_own()?;
-        Ok(self.now.read().unwrap_or_else(PoisonError::into_inner).clone())
+        let mut now = lock(&self.now);
+        while now.is_held {
+            now = match deadline.left() {
+                None => self.let_go.wait(now).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => {
+                    let what = "the sandbox, which another thread resets or keeps";
+                    return Err(Error::TimedOut { what, after: deadline.length() });
+                }
+                Some(left) => {
+                    let waited = self.let_go.wait_timeout(now, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        now.life.clone().ok_or(Error::SandboxDied)
     }
 
-    /// Has no command begin until the next life is put in its place, or this is dropped.
-    pub(crate) fn hold(&self) -> RwLockWriteGuard<'_, Life> {
-        self.now.write().unwrap_or_else(PoisonError::into_inner)
+    /// The control and the jobs of the life that there is, for who only looks.
+    pub(crate) fn look(&self) -> Result<(Arc<Control>, Arc<Jobs>)> {
+        self.check_own()?;
+        let now = lock(&self.now);
+        let life = now.life.as_ref().ok_or(Error::SandboxDied)?;
+        Ok((Arc::clone(&life.control), Arc::clone(&life.jobs)))
+    }
+
+    /// Has no command begin until what this returns is dropped.
+    pub(crate) fn hold(&self) -> Hold<'_> {
+        lock(&self.now).is_held = true;
+        Hold(self)
+    }
+}
+
+/// Keeps commands from beginning. There is one at a time, since who has it changes the sandbox.
+pub(crate) struct Hold<'a>(&'a Lives);
+
+impl Hold<'_> {
+    /// Whether a command begins in the life that there is, of which no process may be there yet.
+    pub(crate) fn is_beginning(&self) -> bool {
+        // One is that of the life itself.
+        lock(&self.0.now).life.as_ref().is_some_and(|life| life.beginning.count() > 1)
+    }
+
+    /// Puts the next life in the place of that one; none where the sandbox is deleted.
+    pub(crate) fn replace(&self, next: Option<Life>) {
+        lock(&self.0.now).life = next;
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.now).is_held = false;
+        self.0.let_go.notify_all();
     }
 }

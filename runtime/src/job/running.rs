@@ -19,7 +19,7 @@ use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
-use crate::wire::control::{Control, REQUEST};
+use crate::wire::control::REQUEST;
 use crate::wire::{self, Messages};
 
 /// How much later than a job is to end its caller is told that it does not, where init does not say
@@ -254,10 +254,9 @@ impl Running {
         self.lock().overdue
     }
 
-    /// Takes down that several may wait for it, and has the end of the sandbox wake them.
-    pub(crate) fn mark_shared(&self, control: &Control) {
+    /// Takes down that several may wait for it.
+    pub(crate) fn mark_shared(&self) {
         self.lock().is_shared = true;
-        control.add_waited_for(&self.messages);
     }
 
     fn note(&self, state: &mut State, body: &[u8]) -> Result<()> {
@@ -432,9 +431,10 @@ impl Handle {
 /// [`Handle::try_wait`] tells. For `poll(2)` and event loops; reading from it would take the
 /// message away.
 ///
-/// An event loop that is to rely on nothing inside watches [`Sandbox`](crate::Sandbox), too, which
-/// is readable when its init has died however that came about, and has a timer of its own where the
-/// command has a timeout: when either comes, [`Handle::try_wait`] tells the end.
+/// An event loop that is to rely on nothing inside watches
+/// [`Sandbox::pidfd`](crate::Sandbox::pidfd), too, which is readable when its init has died however
+/// that came about, and has a timer of its own where the command has a timeout: when either comes,
+/// [`Handle::try_wait`] tells the end.
 impl AsFd for Handle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -569,7 +569,8 @@ mod tests {
         let (init, running) = Init::start(None);
         let (ours, _theirs) = wire::channel().unwrap();
         let control = Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Identities::Range);
-        running.mark_shared(&control);
+        running.mark_shared();
+        control.add_waited_for(running.messages());
         let handle = Handle(Arc::clone(&running));
         let waits = std::thread::spawn(move || handle.wait().unwrap());
         control.end_waits();

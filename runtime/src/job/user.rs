@@ -23,18 +23,21 @@ pub(crate) struct User {
     pub(crate) home: Option<Vec<u8>>,
 }
 
-/// Who is to run a job, as far as it was said.
+/// Who is to run a job, as far as it was said: the last that was said of each counts.
 #[derive(Debug, Clone)]
 pub(crate) struct RunAs {
-    who: Who,
+    user: Who,
+    /// In place of the user's own, or of 0 where the user is said by `uid`.
+    group: Option<Who>,
     /// In place of those that the user has.
     pub(crate) groups: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Who {
-    Ids { uid: u32, gid: u32 },
-    Name(UserName),
+    Id(u32),
+    /// A name, or a number as text.
+    Name(String),
 }
 
 /// Reads a file of the sandbox as its root would, by a deadline, and no more than so many bytes; an
@@ -42,32 +45,25 @@ enum Who {
 pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<u8>>;
 
 impl RunAs {
-    pub(crate) const ROOT: Self = Self { who: Who::Ids { uid: 0, gid: 0 }, groups: None };
+    pub(crate) const ROOT: Self = Self { user: Who::Id(0), group: None, groups: None };
 
     /// Takes a user, and a group if one is named: `USER` or `USER:GROUP`, each a name or a number.
-    pub(crate) fn set_user(&mut self, user: &str) {
-        self.who = Who::Name(UserName::parse(user));
+    pub(crate) fn set_user(&mut self, text: &str) {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(Who::Name(group.to_owned()))),
+            None => (text, None),
+        };
+        (self.user, self.group) = (Who::Name(user.to_owned()), group);
     }
 
-    /// Takes a user by number, in place of one that was named with its group.
-    pub(crate) fn set_uid(&mut self, new: u32) {
-        match &mut self.who {
-            Who::Ids { uid, .. } => *uid = new,
-            Who::Name(_) => self.who = Who::Ids { uid: new, gid: 0 },
-        }
+    /// Takes a user by number. A group that was said stays.
+    pub(crate) fn set_uid(&mut self, uid: u32) {
+        self.user = Who::Id(uid);
     }
 
-    /// Takes a group by number, in place of the user's own.
-    pub(crate) fn set_gid(&mut self, new: u32) {
-        match &mut self.who {
-            Who::Ids { gid, .. } => *gid = new,
-            Who::Name(name) => name.group = Some(new.to_string()),
-        }
-    }
-
-    /// Whether it takes time to find out who that is.
-    pub(crate) fn is_looked_up(&self) -> bool {
-        matches!(self.who, Who::Name(_))
+    /// Takes a group by number.
+    pub(crate) fn set_gid(&mut self, gid: u32) {
+        self.group = Some(Who::Id(gid));
     }
 
     /// Finds out who that is, and where it is at home.
@@ -76,10 +72,7 @@ impl RunAs {
         identities: Identities,
         read: impl Fn(&'static str) -> Result<Vec<u8>>,
     ) -> Result<(Identity, Option<Vec<u8>>)> {
-        let user = match &self.who {
-            Who::Name(name) => name.find(read)?,
-            Who::Ids { uid, gid } => User { uid: *uid, gid: *gid, groups: Vec::new(), home: None },
-        };
+        let user = self.look_up(read)?;
         let User { uid, gid, groups, home } = user;
         let groups = self.groups.clone().unwrap_or(groups);
         if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
@@ -97,56 +90,49 @@ impl RunAs {
         }
         Ok((Identity { uid, gid, groups }, home))
     }
-}
 
-/// A user and a group by name or number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UserName {
-    user: String,
-    group: Option<String>,
-}
-
-impl UserName {
-    /// `USER` or `USER:GROUP`, each a name or a number.
-    pub(crate) fn parse(text: &str) -> Self {
-        match text.split_once(':') {
-            Some((user, group)) => Self { user: user.to_owned(), group: Some(group.to_owned()) },
-            None => Self { user: text.to_owned(), group: None },
-        }
-    }
-
-    /// Looks the names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits
-    /// is a number, whatever is in them.
-    fn find(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
-        let mut user = match number(&self.user)? {
-            Some(uid) => User { uid, gid: uid, groups: Vec::new(), home: None },
-            None => {
-                let passwd = read("/etc/passwd")?;
-                let mut user =
-                    passwd_entry(&passwd, self.user.as_bytes()).ok_or_else(|| self.unknown())?;
-                if self.group.is_none() {
-                    let group = read("/etc/group")?;
-                    user.groups = groups_of(&group, self.user.as_bytes());
-                    user.groups.retain(|gid| *gid != user.gid);
+    /// Looks names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits is a
+    /// number, whatever is in them.
+    fn look_up(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
+        let by_number = |uid, gid| User { uid, gid, groups: Vec::new(), home: None };
+        let mut user = match &self.user {
+            Who::Id(uid) => by_number(*uid, 0),
+            Who::Name(name) => match number(name)? {
+                Some(uid) => by_number(uid, uid),
+                None => {
+                    let passwd = read("/etc/passwd")?;
+                    let mut user =
+                        passwd_entry(&passwd, name.as_bytes()).ok_or_else(|| self.unknown())?;
+                    if self.group.is_none() {
+                        let group = read("/etc/group")?;
+                        user.groups = groups_of(&group, name.as_bytes());
+                        user.groups.retain(|gid| *gid != user.gid);
+                    }
+                    user
                 }
-                user
-            }
+            },
         };
-        if let Some(group) = &self.group {
-            user.gid = match number(group)? {
+        user.gid = match &self.group {
+            None => user.gid,
+            Some(Who::Id(gid)) => *gid,
+            Some(Who::Name(group)) => match number(group)? {
                 Some(gid) => gid,
                 None => {
                     let groups = read("/etc/group")?;
                     group_entry(&groups, group.as_bytes()).ok_or_else(|| self.unknown())?
                 }
-            };
-        }
+            },
+        };
         Ok(user)
     }
 
     fn unknown(&self) -> Error {
-        let group = self.group.iter().flat_map(|group| [":", group]);
-        let name: String = [self.user.as_str()].into_iter().chain(group).collect();
+        let name = |who: &Who| match who {
+            Who::Id(id) => id.to_string(),
+            Who::Name(name) => name.clone(),
+        };
+        let group = self.group.iter().map(|group| format!(":{}", name(group)));
+        let name: String = [name(&self.user)].into_iter().chain(group).collect();
         Error::Start {
             program: name.into(),
             stage: Stage::Identity,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
@@ -25,7 +26,8 @@ impl Sandbox {
     /// What runs in it goes on, so the list may show things as they were one after the other.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a
+    /// [`Error::SandboxDied`] if it is reset, kept or deleted meanwhile; [`Error::Unsupported`] with
+    /// [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a
     /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
     /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
@@ -48,9 +50,13 @@ impl Sandbox {
             opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
         }
-        // What is opened stays, whatever becomes of the sandbox.
+        // What it lies on stays, whatever becomes of the sandbox; what it has written may be removed
+        // meanwhile, and then nothing that is found counts.
+        let (_root, control) = (Arc::clone(root), Arc::clone(this.control()));
         drop(guard);
-        changes_of(&layers, &self.config)
+        let changes = changes_of(&layers, &self.config)?;
+        let (now, _) = self.lives.look()?;
+        if Arc::ptr_eq(&now, &control) { Ok(changes) } else { Err(Error::SandboxDied) }
     }
 }
 

@@ -103,8 +103,9 @@ impl Instance {
         let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
         let ids = self.ids.as_deref();
         let plan = Plan { config, hostname, root, directory, ids, pid_max };
+        // Before init knows of the directory: who finds that without an owner waits for init's end.
+        directory.record_init(&InitRecord::of_child(self.init.pid))?;
         let meanwhile = || {
-            directory.record_init(&InitRecord::of_child(self.init.pid))?;
             if let Some(cgroups) = cgroups.filter(|cgroups| !cgroups.is_empty()) {
                 let record = |paths: &[_]| directory.record_cgroups(paths);
                 self.control.give_group(Group::create(cgroups, record)?);
@@ -193,9 +194,8 @@ impl Instance {
         if !matches!(self.end, End::None) {
             return Ok(());
         }
-        // Of version 1, what is frozen can't be killed.
         if let Some(group) = self.control.group() {
-            group.thaw_for_end();
+            group.end();
         }
         pidfd::kill(&self.init.pidfd).map_err(Error::io("pidfd_send_signal"))?;
         self.end = End::Pending(Deadline::after(END));

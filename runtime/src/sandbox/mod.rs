@@ -22,7 +22,7 @@ use crate::files::{self, Files};
 use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
-use crate::job::life::{Life, Lives};
+use crate::job::life::{Hold, Lives};
 use crate::sandbox::instance::Instance;
 use crate::sandbox::root::Root;
 use crate::snapshot::{self, IfRunning, Snapshot, SnapshotOptions};
@@ -162,8 +162,8 @@ impl Sandbox {
     /// dead then, and its processes are still ending; this can be called again, which tells the
     /// same until they have ended, and succeeds from then on.
     pub fn reset(&self) -> Result<()> {
-        let mut now = self.now()?;
-        let now = alive(&mut now)?;
+        let mut guard = self.now()?;
+        let now = alive(&mut guard)?;
         if now.instance.is_ending() {
             now.instance.end_processes()?;
         }
@@ -180,7 +180,7 @@ impl Sandbox {
         // A command that begins from here on comes to the next, when there is nothing left of this
         // one: there is no moment at which both do something. The name goes first: it is the last
         // that can fail.
-        let mut life = self.lives.hold();
+        let hold = self.lives.hold();
         let this = &mut now.instance;
         self.exchange_names(this, &mut next)?;
         if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
@@ -189,8 +189,12 @@ impl Sandbox {
             let _ = self.exchange_names(this, &mut next);
             return Err(error);
         }
-        self.begin(&mut life, &next);
-        std::mem::replace(this, next).end()
+        self.begin(&hold, &next);
+        let mut ended = std::mem::replace(this, next);
+        // What may take long is in no one's way.
+        drop(hold);
+        drop(guard);
+        ended.end()
     }
 
     /// Has the next instance be what the name stands for, or again this one.
@@ -276,8 +280,8 @@ impl Sandbox {
             now.instance.end_processes()?;
         }
         // From here on no command begins.
-        let mut life = self.lives.hold();
-        let is_busy = || Ok::<_, Error>(life.is_beginning() || now.instance.is_busy()?);
+        let hold = self.lives.hold();
+        let is_busy = || Ok::<_, Error>(hold.is_beginning() || now.instance.is_busy()?);
         if options.running == IfRunning::Refuse && is_busy()? {
             let what = format!("the sandbox {:?}", self.name);
             return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
@@ -319,7 +323,7 @@ impl Sandbox {
         let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
         match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
             Ok(()) => {
-                self.begin(&mut life, &next);
+                self.begin(&hold, &next);
                 std::mem::replace(&mut now.instance, next).end()?;
             }
             // It is dead, as any command will tell.
@@ -342,8 +346,8 @@ impl Sandbox {
     }
 
     /// Has an instance be what commands are asked of from here on.
-    fn begin(&self, life: &mut Life, next: &Instance) {
-        *life = next.life();
+    fn begin(&self, hold: &Hold<'_>, next: &Instance) {
+        hold.replace(Some(next.life()));
         self.init_pid.store(next.init_pid(), Ordering::Relaxed);
     }
 
@@ -380,8 +384,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.
     pub fn pidfd(&self) -> Result<OwnedFd> {
-        let mut now = self.now()?;
-        let pidfd = alive(&mut now)?.instance.as_fd().try_clone_to_owned();
+        let (control, _) = self.lives.look()?;
+        let pidfd = control.init().try_clone();
         pidfd.map_err(Error::io("dup"))
     }
 
@@ -469,7 +473,8 @@ impl Sandbox {
     }
 
     pub(crate) fn group(&self) -> Result<Arc<Group>> {
-        self.lives.now()?.control.group().map(Arc::clone).ok_or_else(cgroup::none)
+        let (control, _) = self.lives.look()?;
+        control.group().map(Arc::clone).ok_or_else(cgroup::none)
     }
 
     /// Ends all its processes and gives back all that it had. What it has written is removed, and
@@ -484,16 +489,19 @@ impl Sandbox {
     /// where a file could not be removed. `adl gc` removes what is left once the calling process
     /// has ended.
     pub fn delete(&self) -> Result<()> {
-        let now = self.now()?.take();
-        // Deleted before, it is gone.
-        now.map_or(Ok(()), |mut now| now.instance.end())
+        let mut guard = self.now()?;
+        // Whoever comes second finds that it is gone.
+        let Some(mut now) = guard.take() else { return Ok(()) };
+        let ended = now.instance.end();
+        self.lives.hold().replace(None);
+        ended
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
     /// and those that have ended and that no one has waited for yet. In a fork of the process that
     /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
-        self.lives.now().map_or_else(|_| Vec::new(), |life| life.jobs.lock().clone())
+        self.lives.look().map_or_else(|_| Vec::new(), |(_, jobs)| jobs.lock().clone())
     }
 }
 

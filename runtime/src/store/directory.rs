@@ -241,7 +241,8 @@ impl SandboxDirectory {
     /// take it in between; where there is none, no one has it.
     pub(crate) fn take_name(&mut self, name: &str, from: Option<&mut Self>) -> Result<()> {
         let rename = |flags| renameat2(&self.parent, self.name.as_str(), &self.parent, name, flags);
-        let mut from = from;
+        // What has another name has lost this one: who has it now is not to be touched.
+        let mut from = from.filter(|from| from.name == name);
         let renamed = match &from {
             Some(_) => match rename(RenameFlags::RENAME_EXCHANGE) {
                 // An attempt that failed has left it without.

@@ -32,7 +32,8 @@ pub(crate) struct Control {
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
     /// The channels of commands that someone may wait for who does not hold the sandbox.
-    waited_for: Mutex<Vec<Weak<Messages>>>,
+    /// `None` from the end of the sandbox on.
+    waited_for: Mutex<Option<Vec<Weak<Messages>>>>,
     /// Which ids there are inside.
     identities: Identities,
     owner: Owner,
@@ -54,7 +55,7 @@ impl Control {
             begun: Mutex::default(),
             next_channel: Mutex::default(),
             group: OnceLock::new(),
-            waited_for: Mutex::default(),
+            waited_for: Mutex::new(Some(Vec::new())),
             identities,
             owner: Owner::this_process(),
         })
@@ -167,9 +168,10 @@ impl Control {
         self.identities
     }
 
-    /// Remembers the channel of a command that someone may wait for who does not hold the sandbox.
+    /// Remembers the channel of a command, whose waits end with the sandbox.
     pub(crate) fn add_waited_for(&self, channel: &Arc<Messages>) {
         let mut all = lock(&self.waited_for);
+        let Some(all) = &mut *all else { return channel.end() };
         // Looked through when it would grow, and so for a moment of each command's time.
         if all.len() == all.capacity() {
             all.retain(|channel| channel.strong_count() != 0);
@@ -181,9 +183,9 @@ impl Control {
     /// can end each process of it.
     pub(crate) fn end_waits(&self) {
         self.close();
-        for channel in lock(&self.waited_for).drain(..).filter_map(|channel| channel.upgrade()) {
-            channel.end();
-        }
+        *lock(&self.next_channel) = None;
+        let all = lock(&self.waited_for).take().unwrap_or_default();
+        all.into_iter().filter_map(|channel| channel.upgrade()).for_each(|channel| channel.end());
     }
 
     /// A channel for a job: our end, and init's.

@@ -1,8 +1,8 @@
-//! A caller of the library in which an evil init is embedded: makes calls, each to a sandbox that is
-//! evil in one way, and tells what came of each, how long that took, and what it has cost.
+//! A caller of the library in which an evil init is embedded: makes calls, each to a sandbox that
+//! is evil in one way, and tells what came of each, how long that took, and what it has cost.
 //!
-//! `evil-host STATE WAY CALL [WAY CALL]…`, where STATE is a directory of its own. All calls are made
-//! twice: the second time the kernel does not know SO_PASSRIGHTS, as before Linux 6.16.
+//! `evil-host STATE WAY CALL [WAY CALL]…`, where STATE is a directory of its own. All calls are
+//! made twice: the second time the kernel does not know SO_PASSRIGHTS, as before Linux 6.16.
 
 #![allow(
     clippy::unwrap_used,
@@ -227,7 +227,8 @@ fn started(sandbox: &Sandbox) -> adl_runtime::Result<Child> {
     Ok(child)
 }
 
-/// A job that has told, by its stdout, that it has done what it wanted to, when it was known to run.
+/// A job that has told, by its stdout, that it has done what it wanted to, when it was known to
+/// run.
 fn begun(sandbox: &Sandbox) -> Child {
     let mut child = sandbox.command("x").stdout(Stdio::piped()).spawn().unwrap();
     child.signal(1, Scope::Process).unwrap();

@@ -71,8 +71,8 @@ pub(crate) fn frame_of(body: &[u8]) -> Vec<u8> {
     [&length.to_le_bytes(), body].concat()
 }
 
-/// Sends bytes with descriptors, which are closed here then, so that whoever gets them has the last;
-/// without them, where the host takes none.
+/// Sends bytes with descriptors, which are closed here then, so that whoever gets them has the
+/// last; without them, where the host takes none.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8], descriptors: Vec<OwnedFd>) {
     let flags = SendFlags::NOSIGNAL;
     if send_away(&socket, bytes, descriptors, flags) == Err(Errno::PERM) {
@@ -80,7 +80,7 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], descriptors: Vec<OwnedFd>) {
     }
 }
 
-/// The same, and nothing where it takes none.
+/// Sends them so that nothing goes where it takes none.
 pub(crate) fn send_away(
     socket: impl AsFd,
     bytes: &[u8],
