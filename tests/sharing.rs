@@ -243,12 +243,7 @@ fn a_list_is_of_one_life() {
         sandbox.reset().unwrap();
     }
     let errors = others.end();
-    assert!(errors.iter().all(is_death_or_moved), "{errors:?}");
-}
-
-fn is_death_or_moved(error: &Error) -> bool {
-    // A directory that is emptied while it is looked at may be told as moved.
-    is_death(error) || matches!(error, Error::File { .. } | Error::Io { .. })
+    assert!(errors.iter().all(is_death), "{errors:?}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Plan {
                 fix: "create the sandbox with that limit".to_owned(),
             });
         }
-        group.limit(&limits, Some(&self.limits))?;
+        group.unless_ended(group.limit(&limits, Some(&self.limits)))?;
         self.limits = limits;
         Ok(())
     }
@@ -295,9 +295,15 @@ impl Group {
 
     /// What all jobs have used.
     pub(crate) fn stats(&self) -> Result<Stats> {
-        if self.leaves().state == State::End {
-            return Err(Error::SandboxDied);
-        }
+        self.unless_ended(self.count_all())
+    }
+
+    /// What was read or written of the cgroups, unless they are at their end and may have gone.
+    fn unless_ended<T>(&self, result: Result<T>) -> Result<T> {
+        if self.leaves().state == State::End { Err(Error::SandboxDied) } else { result }
+    }
+
+    fn count_all(&self) -> Result<Stats> {
         let mut stats = Stats::default();
         for Part { directory, controllers } in &self.parts {
             for controller in controllers {
@@ -331,7 +337,10 @@ impl Group {
         let done = processes::wait_frozen(&part.directory, frozen, is_over);
         match self.leaves().state {
             State::End => return Err(Error::SandboxDied),
-            state if state != to => return Ok(()),
+            state if state != to => {
+                let (what, by) = ("the freezer of the sandbox", "another thread, which undid this");
+                return Err(Error::Busy { what: what.to_owned(), by: by.to_owned() });
+            }
             _ => {}
         }
         if done.is_err() && frozen {

@@ -97,14 +97,15 @@ impl Files {
         self
     }
 
-    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
-    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
+    /// Sets the user id, as it is inside, in place of a user that was named before. A group that
+    /// was said stays; where none was, it is 0.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
         self.run_as.set_uid(uid);
         self
     }
 
-    /// Sets the group id, as it is inside, also of a user that was named before.
+    /// Sets the group id, as it is inside, in place of the group of a user that was named. Such a
+    /// user then has no supplementary groups, unless [`Self::groups`] says some.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
         self.run_as.set_gid(gid);
         self
@@ -330,7 +331,11 @@ impl Files {
         let (mut entries, mut from) = (Vec::new(), None);
         // A reset between two pages is an error, and not a list of both.
         let timeout = self.timeout.unwrap_or(TIMEOUT);
-        let life = self.lives.begin(Deadline::after(timeout))?;
+        let late = |error| match error {
+            Error::TimedOut { .. } => Error::TimedOut { what: "list", after: timeout },
+            error => error,
+        };
+        let life = self.lives.begin(Deadline::after(timeout)).map_err(late)?;
         let of_this_life = Self { lives: Lives::new(life), ..self.clone() };
         loop {
             let left = self.entry_limit.saturating_sub(entries.len() as u64);

@@ -149,14 +149,15 @@ impl Command {
         self
     }
 
-    /// Sets the user id, as it is inside. It takes the place of a user that was named before, and
-    /// of that user's group: the group is 0 then, unless [`Self::gid`] says another.
+    /// Sets the user id, as it is inside, in place of a user that was named before. A group that
+    /// was said stays; where none was, it is 0.
     pub fn uid(&mut self, uid: u32) -> &mut Self {
         self.run_as.set_uid(uid);
         self
     }
 
-    /// Sets the group id, as it is inside, also of a user that was named before.
+    /// Sets the group id, as it is inside, in place of the group of a user that was named. Such a
+    /// user then has no supplementary groups, unless [`Self::groups`] says some.
     pub fn gid(&mut self, gid: u32) -> &mut Self {
         self.run_as.set_gid(gid);
         self
@@ -292,7 +293,9 @@ impl Command {
     ///
     /// # Errors
     /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
-    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`].
+    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`]; [`Error::Busy`]
+    /// where the sandbox is frozen; [`Error::TimedOut`] where another thread resets or keeps the
+    /// sandbox for longer than [`Command::timeout`] says.
     pub fn spawn(&mut self) -> Result<Child> {
         if self.input.is_some() {
             return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));

@@ -45,11 +45,13 @@ struct Now {
     life: Option<Life>,
     /// Whether no command is to begin.
     is_held: bool,
+    /// Whether what that life has written may be removed just now.
+    is_gone: bool,
 }
 
 impl Lives {
     pub(crate) fn new(first: Life) -> Arc<Self> {
-        let now = Mutex::new(Now { life: Some(first), is_held: false });
+        let now = Mutex::new(Now { life: Some(first), is_held: false, is_gone: false });
         Arc::new(Self { now, let_go: Condvar::new(), owner: Owner::this_process() })
     }
 
@@ -86,6 +88,13 @@ impl Lives {
         Ok((Arc::clone(&life.control), Arc::clone(&life.jobs)))
     }
 
+    /// Whether a control is still that of the life that there is, with all that it has written.
+    pub(crate) fn is_whole(&self, control: &Arc<Control>) -> bool {
+        let now = lock(&self.now);
+        let life = now.life.as_ref().filter(|_| !now.is_gone);
+        life.is_some_and(|life| Arc::ptr_eq(&life.control, control))
+    }
+
     /// Has no command begin until what this returns is dropped.
     pub(crate) fn hold(&self) -> Hold<'_> {
         lock(&self.now).is_held = true;
@@ -105,7 +114,13 @@ impl Hold<'_> {
 
     /// Puts the next life in the place of that one; none where the sandbox is deleted.
     pub(crate) fn replace(&self, next: Option<Life>) {
-        lock(&self.0.now).life = next;
+        let mut now = lock(&self.0.now);
+        (now.life, now.is_gone) = (next, false);
+    }
+
+    /// Takes down that what that life has written is about to be removed.
+    pub(crate) fn mark_gone(&self) {
+        lock(&self.0.now).is_gone = true;
     }
 }
 

@@ -167,10 +167,13 @@ impl Sandbox {
         if now.instance.is_ending() {
             now.instance.end_processes()?;
         }
+        let mut hold = None;
         let mut next = match self.make_next(now) {
             // What it has used up is in the way of what it will, and goes first.
             Err(error) if may_be_in_the_way(&error, &now.instance) => {
+                let hold = hold.insert(self.lives.hold());
                 now.instance.end_processes()?;
+                hold.mark_gone();
                 now.instance.end()?;
                 remover::finish_within(ROOM);
                 self.make_next_when_there_is_room(now)?
@@ -180,7 +183,7 @@ impl Sandbox {
         // A command that begins from here on comes to the next, when there is nothing left of this
         // one: there is no moment at which both do something. The name goes first: it is the last
         // that can fail.
-        let hold = self.lives.hold();
+        let hold = hold.unwrap_or_else(|| self.lives.hold());
         let this = &mut now.instance;
         self.exchange_names(this, &mut next)?;
         if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
@@ -191,9 +194,8 @@ impl Sandbox {
         }
         self.begin(&hold, &next);
         let mut ended = std::mem::replace(this, next);
-        // What may take long is in no one's way.
         drop(hold);
-        drop(guard);
+        // Before another deletes what comes next, and waits for the removal of all.
         ended.end()
     }
 
@@ -324,6 +326,7 @@ impl Sandbox {
         match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
             Ok(()) => {
                 self.begin(&hold, &next);
+                drop(hold);
                 std::mem::replace(&mut now.instance, next).end()?;
             }
             // It is dead, as any command will tell.
@@ -492,9 +495,13 @@ impl Sandbox {
         let mut guard = self.now()?;
         // Whoever comes second finds that it is gone.
         let Some(mut now) = guard.take() else { return Ok(()) };
-        let ended = now.instance.end();
-        self.lives.hold().replace(None);
-        ended
+        let hold = self.lives.hold();
+        // If they can't be ended now, a thread does that, and it is told below.
+        let _ = now.instance.end_processes();
+        // Before its files are given away: who looks at them learns that.
+        hold.replace(None);
+        drop(hold);
+        now.instance.end()
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,
@@ -502,6 +509,13 @@ impl Sandbox {
     /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
         self.lives.look().map_or_else(|_| Vec::new(), |(_, jobs)| jobs.lock().clone())
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // There is no one to tell; what is left is for the collector. In a fork, nothing is done.
+        let _ = self.delete();
     }
 }
 

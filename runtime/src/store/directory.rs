@@ -245,9 +245,12 @@ impl SandboxDirectory {
         let mut from = from.filter(|from| from.name == name);
         let renamed = match &from {
             Some(_) => match rename(RenameFlags::RENAME_EXCHANGE) {
-                // An attempt that failed has left it without.
+                // Someone has removed or moved it, and no one has the name: it is not to be given up
+                // by the one that had it.
                 Err(Errno::ENOENT) => {
-                    from = None;
+                    if let Some(from) = from.take() {
+                        from.name = aside_name();
+                    }
                     rename(RenameFlags::RENAME_NOREPLACE)
                 }
                 renamed => renamed,
