@@ -141,8 +141,7 @@ impl Sandbox {
     ///
     /// Commands that run are killed, and their ends are told as
     /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
-    /// [`Error::SandboxDied`].
-    /// A sandbox that has died is alive again after it.
+    /// [`Error::SandboxDied`]. A sandbox that has died is alive again after it.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Sandbox};
@@ -195,7 +194,8 @@ impl Sandbox {
         self.begin(&hold, &next);
         let mut ended = std::mem::replace(this, next);
         drop(hold);
-        // Before another deletes what comes next, and waits for the removal of all.
+        // With the lock still held: who deletes the sandbox next, and then waits for all removals,
+        // finds this one among them.
         ended.end()
     }
 
