@@ -220,7 +220,7 @@ const ALLOWED: &[Allowed] = &[
         PROC,
     ),
     (
-        "sandbox/layers.rs",
+        "sandbox/descriptors.rs",
         &[("FchmodatFlags::FollowSymlink", 1)],
         "a node just made on a tmpfs of its own",
     ),

@@ -34,7 +34,7 @@ mod job;
 pub mod limits;
 mod setup;
 mod strings;
-mod tree;
+mod transfer;
 
 pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
@@ -46,7 +46,7 @@ pub use setup::{
     Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
-pub use tree::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
+pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
 
 use serde::{Deserialize, Serialize};
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::tree::{Layer, Tree};
+use crate::root::stack::{Layer, Tree};
 use crate::root::{once, private};
 use crate::store::State;
 use crate::sys::id_ranges;

@@ -4,7 +4,7 @@ use crate::config::host_path::HostPath;
 use crate::config::{Network, Upper};
 use crate::error::Result;
 use crate::root::source::Source;
-use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Tree, TreeKind};
 use crate::root::{host, unpack};
 use crate::store::State;
 

@@ -7,5 +7,5 @@ pub(crate) mod mounts;
 pub(crate) mod once;
 mod private;
 pub(crate) mod source;
-pub(crate) mod tree;
+pub(crate) mod stack;
 pub(crate) mod unpack;

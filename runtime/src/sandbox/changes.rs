@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
-use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Tree, TreeKind};
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::Snapshot;
 use crate::sys::id_ranges;

@@ -15,8 +15,8 @@ use nix::errno::Errno;
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::config::{self, Config, Network};
 use crate::error::{Error, Result, error_of};
+use crate::sandbox::descriptors::{self, Layers, OpenedPart};
 use crate::sandbox::init_binary;
-use crate::sandbox::layers::{self, Layers, OpenedPart};
 use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
@@ -181,7 +181,7 @@ fn try_set_up(
     wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
     // While init mounts the root.
     if let Some(range) = plan.ids {
-        let dev = layers::dev(range.base())?;
+        let dev = descriptors::dev(range.base())?;
         match wire::send(messages.as_fd(), &Request::Dev, &[dev.as_raw_fd()], init, deadline) {
             // What init failed at comes below.
             Ok(()) | Err(Error::SandboxDied) => {}

@@ -1,10 +1,10 @@
 //! A sandbox: its creation, its jobs, its end.
 
 mod changes;
+mod descriptors;
 mod init_binary;
 mod instance;
 mod launch;
-mod layers;
 mod root;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
 use crate::root::mounts::{self, OpenedWhat};
 use crate::root::source::Source;
-use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Tree, TreeKind};
 use crate::snapshot::{self, Lease};
 use crate::store::State;
 use crate::store::directory::Layout;

@@ -11,7 +11,7 @@ use seccompiler::{
 };
 
 use super::core_limit;
-use super::tree::{Checks, Instruction};
+use super::ranges::{Checks, Instruction};
 
 /// Namespaces, as flags of `clone(2)`. CLONE_NEWTIME is not one: the bit is a part of the exit
 /// signal there.

@@ -5,7 +5,7 @@
 //! that (core(5)). But programs that hold secrets, as ssh-agent and sudo, set it to 0, and end
 //! where that fails. So to set it succeeds, and changes nothing.
 
-use super::tree::{Instruction, RETURN_ALLOW, RETURN_ERRNO};
+use super::ranges::{Instruction, RETURN_ALLOW, RETURN_ERRNO};
 
 /// The low half of an argument; the high one is at 4 more.
 const fn argument(number: u32) -> u32 {

@@ -9,8 +9,8 @@
 
 mod arguments;
 mod core_limit;
+mod ranges;
 mod table;
-mod tree;
 
 use std::fs::File;
 use std::io::Read;
@@ -38,7 +38,7 @@ pub(crate) fn default_filter() -> Result<&'static [u8]> {
     let filter = FILTER.get_or_try(|| {
         let checks = arguments::compile(core_key()?)
             .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-        Ok(tree::compile(table::TABLE, &checks))
+        Ok(ranges::compile(table::TABLE, &checks))
     })?;
     Ok(filter)
 }
@@ -133,10 +133,10 @@ mod tests {
 
     #[test]
     fn each_number_gets_the_verdict_of_the_table() {
-        let allowed = |name: &str| vec![tree::Instruction::ret(ALLOW | number(name))];
+        let allowed = |name: &str| vec![ranges::Instruction::ret(ALLOW | number(name))];
         let checked = TABLE.iter().filter(|row| row.2 == Check);
         let checks = checked.map(|row| (row.0, allowed(row.1))).collect();
-        let program = tree::compile(TABLE, &checks);
+        let program = ranges::compile(TABLE, &checks);
         for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
             let row = TABLE.iter().find(|row| row.0 == number);
             let expected = match row.map_or(Missing, |row| row.2) {
@@ -155,7 +155,7 @@ mod tests {
             TABLE.iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
         assert_eq!(arguments::compile(0).unwrap().into_keys().collect::<Vec<_>>(), checked);
         // What has none all the same is refused.
-        let program = tree::compile(TABLE, &tree::Checks::new());
+        let program = ranges::compile(TABLE, &ranges::Checks::new());
         assert_eq!(run(&program, X86_64, number("clone"), [0; 6]), EPERM);
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
 use crate::error::{Error, Result};
-use crate::root::tree::{Layer, Tree};
+use crate::root::stack::{Layer, Tree};
 use crate::store::State;
 use crate::store::directories::Directories;
 use crate::store::name::{PartName, SnapshotName};

@@ -23,7 +23,7 @@ use crate::config::image::Image;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
-use crate::root::tree::Tree;
+use crate::root::stack::Tree;
 use crate::store::State;
 use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::tree::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Tree, TreeKind};
 use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::{PartName, SnapshotName};

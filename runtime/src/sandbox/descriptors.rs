@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::tree::TreeKind;
+use crate::root::stack::TreeKind;
 use crate::sandbox::root::{Mounted, Part, Root};
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
@@ -45,7 +45,7 @@ impl OpenedPart {
             Part::Tree { tree, access, .. } => {
                 let what = match tree.kind {
                     TreeKind::Overlay => {
-                        let layers = tree.layers.iter().map(crate::root::tree::Layer::open);
+                        let layers = tree.layers.iter().map(crate::root::stack::Layer::open);
                         What::Overlay(layers.collect::<Result<_>>()?)
                     }
                     TreeKind::Subvolume => {
