@@ -1,5 +1,6 @@
 //! The request that turns a bare process in fresh namespaces into a sandbox.
 
+use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -140,7 +141,7 @@ pub const DEV_SIZE: &CStr = c"64m";
 pub const DEV_INODES: &CStr = c"16384";
 
 /// A directory of the host; of a volume and a device, a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layer<'a> {
     /// A detached mount that comes as a descriptor (made with the host's authority).
     Descriptor,
@@ -149,7 +150,7 @@ pub enum Layer<'a> {
     Path {
         /// The absolute path, without its NUL.
         #[serde(borrow)]
-        path: &'a [u8],
+        path: Cow<'a, [u8]>,
         /// `st_dev` of what the host checked.
         device: u64,
         /// `st_ino` of what the host checked.

@@ -340,7 +340,7 @@ fn open_layer(
         Layer::Descriptor => descriptors.pop_front().ok_or(Failure::new(step, Errno::BADF)),
         Layer::Path { path, device, inode } => {
             let fail = |errno| Failure::at(step, path)(errno);
-            let name = CString::new(*path).map_err(|_| fail(Errno::INVAL))?;
+            let name = CString::new(&**path).map_err(|_| fail(Errno::INVAL))?;
             let mount = rustix::mount::open_tree(
                 CWD,
                 name.as_c_str(),

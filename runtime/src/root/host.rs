@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::stack::{Layer, Tree};
+use crate::root::stack::{Layer, Stack};
 use crate::root::{once, private};
 use crate::store::State;
 use crate::sys::id_ranges;
@@ -63,13 +63,13 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// Opens it: the root first, then what lies on it.
-pub(super) fn open(state: &State, network: Network) -> Result<Vec<Tree>> {
+pub(super) fn open(state: &State, network: Network) -> Result<Vec<Stack>> {
     let name = format!("host-{:016x}", fingerprint(network));
     let skeleton = once::make_once(state, &name, |aside| {
         fill_skeleton(aside, network).map_err(Error::at("make the host image", aside))
     })?;
     let root = Source::directory("open image", &skeleton.into())?;
-    let mut trees = vec![Tree::of_image("", root)];
+    let mut stacks = vec![Stack::of_image("", root)];
     let is_directory = |name: &&str| {
         fs::symlink_metadata(Path::new("/").join(name)).is_ok_and(|metadata| metadata.is_dir())
     };
@@ -81,16 +81,16 @@ pub(super) fn open(state: &State, network: Network) -> Result<Vec<Tree>> {
     };
     for name in names {
         let of_host = Source::directory("open image", &Path::new("/").join(name).into())?;
-        let mut tree = Tree::of_image(name, of_host);
+        let mut stack = Stack::of_image(name, of_host);
         if let Some(hiding) =
             private.as_ref().map(|layer| layer.join(name)).filter(|at| at.is_dir())
         {
             let hiding = Source::directory("open image", &hiding.into())?;
-            tree.layers.insert(0, Layer::Image(hiding));
+            stack.layers.insert(0, Layer::Image(hiding));
         }
-        trees.push(tree);
+        stacks.push(stack);
     }
-    Ok(trees)
+    Ok(stacks)
 }
 
 /// Changes when what the skeleton is made from does.

@@ -4,7 +4,7 @@ use crate::config::host_path::HostPath;
 use crate::config::{Network, Upper};
 use crate::error::Result;
 use crate::root::source::Source;
-use crate::root::stack::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Stack, StackKind};
 use crate::root::{host, unpack};
 use crate::store::State;
 
@@ -12,33 +12,33 @@ use crate::store::State;
 #[derive(Debug, Default)]
 pub(crate) struct OpenedImage {
     /// The first is the root.
-    pub(crate) trees: Vec<Tree>,
+    pub(crate) stacks: Vec<Stack>,
     /// What a snapshot has kept of volumes that are copied on write, without the volumes.
-    pub(crate) volumes: Vec<Tree>,
+    pub(crate) volumes: Vec<Stack>,
 }
 
 impl OpenedImage {
     /// The programs of the host.
     pub(crate) fn host(state: &State, network: Network, upper: Upper) -> Result<Self> {
-        Self::of_trees(state, host::open(state, network)?, upper)
+        Self::of_stacks(state, host::open(state, network)?, upper)
     }
 
     pub(crate) fn directory(state: &State, path: &HostPath, upper: Upper) -> Result<Self> {
-        let root = Tree::of_image("", Source::directory("open image", path)?);
-        Self::of_trees(state, vec![root], upper)
+        let root = Stack::of_image("", Source::directory("open image", path)?);
+        Self::of_stacks(state, vec![root], upper)
     }
 
     pub(crate) fn archive(state: &State, path: &HostPath, upper: Upper) -> Result<Self> {
         Self::directory(state, &unpack::archive(state, path)?.into(), upper)
     }
 
-    fn of_trees(state: &State, mut trees: Vec<Tree>, upper: Upper) -> Result<Self> {
-        if let (Upper::Btrfs { .. }, Some(root)) = (upper, trees.first_mut()) {
+    fn of_stacks(state: &State, mut stacks: Vec<Stack>, upper: Upper) -> Result<Self> {
+        if let (Upper::Btrfs { .. }, Some(root)) = (upper, stacks.first_mut()) {
             for layer in &mut root.layers {
                 *layer = Layer::Image(unpack::subvolume(state, &layer.open()?)?);
             }
-            root.kind = TreeKind::Subvolume;
+            root.kind = StackKind::Subvolume;
         }
-        Ok(Self { trees, volumes: Vec::new() })
+        Ok(Self { stacks, volumes: Vec::new() })
     }
 }

@@ -10,44 +10,87 @@ use crate::config::host_path::HostPath;
 use crate::config::mount::{Access, Mount};
 use crate::error::{Error, Result};
 use crate::root::source::Source;
+use crate::root::stack::Stack;
 
-/// A mount that was checked and opened.
+/// One mount of a root file system, checked and opened.
 #[derive(Debug, Clone)]
-pub(crate) struct Opened {
-    /// The path inside, without the slash in front.
-    pub(crate) at: PathBuf,
-    pub(crate) what: OpenedWhat,
+pub(crate) enum OpenedMount {
+    /// Files that the sandbox can change without the image or the volume being changed.
+    Stack { stack: Stack, access: adl_protocol::Access },
+    /// A file or directory as it is.
+    Volume { at: PathBuf, source: Source, access: adl_protocol::Access },
+    /// An empty file system in memory.
+    Tmpfs { at: PathBuf, size: u64 },
+    /// A device node.
+    Device { at: PathBuf, source: Source },
 }
 
-#[derive(Debug, Clone)]
-pub(crate) enum OpenedWhat {
-    Volume { source: Source, access: Access },
-    Tmpfs { size: u64 },
-    Device(Source),
+impl OpenedMount {
+    /// The path inside, without the slash in front; empty for the root itself.
+    pub(crate) fn at(&self) -> &Path {
+        match self {
+            Self::Stack { stack, .. } => &stack.at,
+            Self::Volume { at, .. } | Self::Tmpfs { at, .. } | Self::Device { at, .. } => at,
+        }
+    }
+
+    pub(crate) fn access(&self) -> adl_protocol::Access {
+        match self {
+            Self::Stack { access, .. } | Self::Volume { access, .. } => *access,
+            Self::Tmpfs { .. } | Self::Device { .. } => adl_protocol::Access::ReadWrite,
+        }
+    }
+
+    pub(crate) fn stack(&self) -> Option<&Stack> {
+        match self {
+            Self::Stack { stack, .. } => Some(stack),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn stack_mut(&mut self) -> Option<&mut Stack> {
+        match self {
+            Self::Stack { stack, .. } => Some(stack),
+            _ => None,
+        }
+    }
 }
 
-/// Checks mounts and opens their sources; those that others may lie on come first.
-pub(crate) fn open(mounts: &[Mount]) -> Result<Vec<Opened>> {
-    let mut opened = Vec::new();
+/// Checks mounts and opens their sources; those that others may lie on come first. `saved` is what
+/// a snapshot has kept of volumes that are copied on write.
+pub(crate) fn open(mounts: &[Mount], saved: &[Stack]) -> Result<Vec<OpenedMount>> {
+    let mut opened: Vec<OpenedMount> = Vec::new();
     for mount in mounts {
         let at = relative(mount.target())?;
-        if opened.iter().any(|other: &Opened| other.at == at) {
+        if opened.iter().any(|other| other.at() == at) {
             return Err(invalid(mount.target(), "two mounts on it"));
         }
-        let what = match mount {
-            Mount::Volume { source, access, .. } => {
-                OpenedWhat::Volume { source: open_volume(source, *access)?, access: *access }
-            }
-            Mount::Tmpfs { size, .. } => {
-                check_size("mount", *size)?;
-                OpenedWhat::Tmpfs { size: *size }
-            }
-            Mount::Device { source, .. } => OpenedWhat::Device(open_device(source)?),
-        };
-        opened.push(Opened { at, what });
+        opened.push(open_at(at, mount, saved)?);
     }
-    opened.sort_by_key(|mount| mount.at.components().count());
+    opened.sort_by_key(|mount| mount.at().components().count());
     Ok(opened)
+}
+
+fn open_at(at: PathBuf, mount: &Mount, saved: &[Stack]) -> Result<OpenedMount> {
+    let access = |can_write| match can_write {
+        true => adl_protocol::Access::ReadWrite,
+        false => adl_protocol::Access::ReadOnly,
+    };
+    Ok(match mount {
+        Mount::Volume { source, access: Access::CopyOnWrite, .. } => {
+            let stack = Stack::of_volume(at, open_volume(source, Access::CopyOnWrite)?, saved)?;
+            OpenedMount::Stack { stack, access: access(true) }
+        }
+        Mount::Volume { source, access: said, .. } => {
+            let source = open_volume(source, *said)?;
+            OpenedMount::Volume { at, source, access: access(*said == Access::ReadWrite) }
+        }
+        Mount::Tmpfs { size, .. } => {
+            check_size("mount", *size)?;
+            OpenedMount::Tmpfs { at, size: *size }
+        }
+        Mount::Device { source, .. } => OpenedMount::Device { at, source: open_device(source)? },
+    })
 }
 
 /// Refuses a limit that would be none: to the kernel, 0 is, and so is what rounds up to 2^64.
@@ -145,10 +188,10 @@ mod tests {
     #[test]
     fn what_lies_on_other_mounts_comes_after_them() {
         let mounts = ["/a/b/c", "/d", "/a"].map(|target| Mount::tmpfs(target, 4096));
-        let opened = open(&mounts).unwrap();
-        let places: Vec<_> = opened.iter().map(|mount| mount.at.to_str().unwrap()).collect();
+        let opened = open(&mounts, &[]).unwrap();
+        let places: Vec<_> = opened.iter().map(|mount| mount.at().to_str().unwrap()).collect();
         assert_eq!(places, ["d", "a", "a/b/c"]);
-        assert!(open(&[Mount::tmpfs("/a", 1), Mount::tmpfs("/a/", 1)]).is_err());
-        assert!(open(&[Mount::tmpfs("/a", 0)]).is_err());
+        assert!(open(&[Mount::tmpfs("/a", 1), Mount::tmpfs("/a/", 1)], &[]).is_err());
+        assert!(open(&[Mount::tmpfs("/a", 0)], &[]).is_err());
     }
 }

@@ -44,45 +44,45 @@ impl Layer {
 
 /// Files of a sandbox that it can change.
 #[derive(Debug, Clone)]
-pub(crate) struct Tree {
+pub(crate) struct Stack {
     /// Where it lies below the root; empty for the root itself.
     pub(crate) at: PathBuf,
     /// The topmost first.
     pub(crate) layers: Vec<Layer>,
     /// How many of the layers, from the top, hold changes since the image.
     pub(crate) changed: usize,
-    pub(crate) kind: TreeKind,
+    pub(crate) kind: StackKind,
     /// Whether it is a volume that is copied on write, and not of the image.
     pub(crate) is_volume: bool,
 }
 
 /// How changes are kept apart from the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TreeKind {
+pub(crate) enum StackKind {
     /// By an overlay, which has an upper for them.
     Overlay,
     /// By btrfs: what can be written to is a snapshot of the topmost layer.
     Subvolume,
 }
 
-impl Tree {
+impl Stack {
     pub(crate) fn of_image(at: impl Into<PathBuf>, directory: Source) -> Self {
         let layers = vec![Layer::Image(directory)];
-        Self { at: at.into(), layers, changed: 0, kind: TreeKind::Overlay, is_volume: false }
+        Self { at: at.into(), layers, changed: 0, kind: StackKind::Overlay, is_volume: false }
     }
 
     /// Files of a volume that is copied on write, with what a snapshot has kept of it.
-    pub(crate) fn of_volume(at: PathBuf, source: Source, saved: &[Tree]) -> Result<Self> {
+    pub(crate) fn of_volume(at: PathBuf, source: Source, saved: &[Stack]) -> Result<Self> {
         let Some(saved) = saved.iter().find(|saved| saved.at == at) else {
             return Ok(Self { is_volume: true, ..Self::of_image(at, source) });
         };
-        let mut tree = saved.clone();
-        match tree.layers.last_mut() {
+        let mut stack = saved.clone();
+        match stack.layers.last_mut() {
             Some(Layer::Volume(path)) if path.full_path() == source.path => {
-                if let Some(last) = tree.layers.last_mut() {
+                if let Some(last) = stack.layers.last_mut() {
                     *last = Layer::Image(source);
                 }
-                Ok(tree)
+                Ok(stack)
             }
             // What was written would come to lie on files that it has nothing to do with.
             _ => Err(Error::invalid(

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{Config, Upper};
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::root::stack::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Stack, StackKind};
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::Snapshot;
 use crate::sys::id_ranges;
 use crate::sys::open::{Purpose, beneath};
 use crate::transfer::{
-    self, Change, ChangeKind, CopyOptions, CopyReport, Export, Stack, StackKind,
+    self, Change, ChangeForm, ChangeKind, CopyOptions, CopyReport, Export, OpenedStack,
 };
 use crate::wait::Deadline;
 
@@ -27,12 +27,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::SandboxDied`] if it is reset, kept or deleted meanwhile; [`Error::Unsupported`] with
-    /// [`Upper::Memory`]; [`Error::File`] with `ESTALE` where a
+    /// [`Upper::Memory`](crate::Upper::Memory); [`Error::File`] with `ESTALE` where a
     /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
     /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
         let mut guard = self.now()?;
-        if let Upper::Memory { .. } = self.config.upper {
+        if alive(&mut guard)?.image.memory().is_some() {
             return Err(Error::Unsupported {
                 what: "the changes of the sandbox".to_owned(),
                 why: "what it has written is in memory, and no one outside can see it".to_owned(),
@@ -44,8 +44,8 @@ impl Sandbox {
             return Err(Error::SandboxDied);
         };
         let mut layers = Vec::new();
-        for (tree, name) in root.uppers().filter(|(tree, _)| !tree.is_volume) {
-            let mut opened = Layers::open(tree)?;
+        for (stack, name) in root.uppers().filter(|(stack, _)| !stack.is_volume) {
+            let mut opened = Layers::open(stack)?;
             let path = directory.path().join(name.as_str());
             opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
@@ -54,7 +54,7 @@ impl Sandbox {
         // meanwhile, and then nothing that is found counts.
         let (_root, control) = (Arc::clone(root), Arc::clone(this.control()));
         drop(guard);
-        let changes = changes_of(&layers, &self.config);
+        let changes = changes_of(&layers, self.plan.config());
         if self.lives.is_whole(&control) { changes } else { Err(Error::SandboxDied) }
     }
 }
@@ -99,8 +99,8 @@ impl Snapshot {
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
-        let trees = self.lease().trees()?;
-        trees.iter().filter(|tree| !tree.is_volume).map(Layers::open).collect()
+        let stacks = self.lease().stacks()?;
+        stacks.iter().filter(|stack| !stack.is_volume).map(Layers::open).collect()
     }
 }
 
@@ -115,28 +115,28 @@ fn changes_of(layers: &[Layers], config: &Config) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The directories of a tree, opened to be read.
+/// The directories of a stack, opened to be read.
 struct Layers {
     at: PathBuf,
-    kind: StackKind,
+    kind: ChangeForm,
     changed: Vec<OwnedFd>,
     image: Vec<OwnedFd>,
 }
 
 impl Layers {
-    fn open(tree: &Tree) -> Result<Self> {
+    fn open(stack: &Stack) -> Result<Self> {
         let open = |layer: &Layer| {
             let source = layer.open()?;
             open(source.as_fd(), Path::new("."), &source.path)
         };
-        let (changed, image) = tree.layers.split_at(tree.changed.min(tree.layers.len()));
-        let (kind, most) = match tree.kind {
-            TreeKind::Overlay => (StackKind::Layers, usize::MAX),
+        let (changed, image) = stack.layers.split_at(stack.changed.min(stack.layers.len()));
+        let (kind, most) = match stack.kind {
+            StackKind::Overlay => (ChangeForm::Whiteouts, usize::MAX),
             // Each is a whole one.
-            TreeKind::Subvolume => (StackKind::Copy, 1),
+            StackKind::Subvolume => (ChangeForm::WholeCopy, 1),
         };
         Ok(Self {
-            at: tree.at.clone(),
+            at: stack.at.clone(),
             kind,
             changed: changed.iter().take(most).map(open).collect::<Result<_>>()?,
             image: image.iter().take(most).map(open).collect::<Result<_>>()?,
@@ -148,15 +148,15 @@ fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
     beneath(at, name, Purpose::List).map_err(Error::at("open", path))
 }
 
-fn stacks(layers: &[Layers]) -> Vec<Stack<'_>> {
+fn stacks(layers: &[Layers]) -> Vec<OpenedStack<'_>> {
     layers
         .iter()
         .map(|layers| {
             let most = match layers.kind {
-                StackKind::Copy => 1,
-                StackKind::Layers => usize::MAX,
+                ChangeForm::WholeCopy => 1,
+                ChangeForm::Whiteouts => usize::MAX,
             };
-            Stack {
+            OpenedStack {
                 at: layers.at.clone(),
                 changed: layers.changed.iter().take(most).map(AsFd::as_fd).collect(),
                 image: layers.image.iter().map(AsFd::as_fd).collect(),

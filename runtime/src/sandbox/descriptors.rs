@@ -1,141 +1,121 @@
 //! What is opened on the host, made into what init can mount.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use adl_protocol::{Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount};
+use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, What};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::{Error, Result};
+use crate::root::mounts::OpenedMount;
 use crate::root::source::Source;
-use crate::root::stack::TreeKind;
-use crate::sandbox::root::{Mounted, Part, Root};
+use crate::root::stack::StackKind;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
-use crate::sys;
+use crate::sys::mount::{Below, detached_mount, detached_tmpfs, map_ids};
 use crate::sys::open::{Purpose, beneath};
 
-/// A part of a root file system with all that it lies on.
-pub(crate) struct OpenedPart {
-    at: PathBuf,
-    access: Access,
-    what: What,
-}
-
-enum What {
-    Overlay(Vec<Source>),
-    Volume(Source),
-    Device(Source),
-    Tmpfs { size: u64 },
-}
-
-impl OpenedPart {
-    /// Opens the parts of a sandbox that has a directory.
-    pub(crate) fn all(root: &Root, directory: &SandboxDirectory) -> Result<Vec<Self>> {
-        root.parts.iter().map(|part| Self::open(part, directory)).collect()
-    }
-
-    fn open(part: &Part, directory: &SandboxDirectory) -> Result<Self> {
-        let (at, access, what) = match part {
-            Part::Tree { tree, access, .. } => {
-                let what = match tree.kind {
-                    TreeKind::Overlay => {
-                        let layers = tree.layers.iter().map(crate::root::stack::Layer::open);
-                        What::Overlay(layers.collect::<Result<_>>()?)
-                    }
-                    TreeKind::Subvolume => {
-                        let path = directory.path().join(SUBVOLUME);
-                        let fd = beneath(directory.as_fd(), SUBVOLUME, Purpose::List)
-                            .map_err(Error::at("open", &path))?;
-                        What::Volume(Source { path, base: None, fd: fd.into() })
-                    }
-                };
-                (&tree.at, *access, what)
-            }
-            Part::Mount { at, what } => match what {
-                Mounted::Volume { source, access } => (at, *access, What::Volume(source.clone())),
-                Mounted::Device(source) => (at, Access::ReadWrite, What::Device(source.clone())),
-                Mounted::Tmpfs { size } => (at, Access::ReadWrite, What::Tmpfs { size: *size }),
-            },
-        };
-        Ok(Self { at: at.clone(), access, what })
-    }
-}
-
 /// The descriptors of what init is to mount, in the order in which they are named.
-pub(crate) struct Layers {
+pub(crate) struct Descriptors {
     user_namespace: Option<OwnedFd>,
     /// The id outside that is 0 inside, where there is a range of them.
     base: Option<u32>,
-    pub(crate) descriptors: Vec<OwnedFd>,
+    all: Vec<OwnedFd>,
 }
 
-impl Layers {
+impl Descriptors {
     pub(crate) fn new(user_namespace: Option<OwnedFd>, base: Option<u32>) -> Self {
-        Self { user_namespace, base, descriptors: Vec::new() }
+        Self { user_namespace, base, all: Vec::new() }
     }
 
-    /// Names a part to init.
-    pub(crate) fn mount<'a>(&mut self, part: &'a OpenedPart) -> Result<Mount<'a>> {
-        let what = match &part.what {
-            What::Overlay(layers) => adl_protocol::What::Overlay(
-                layers
-                    .iter()
-                    .map(|layer| self.add(layer.as_fd(), &layer.path))
-                    .collect::<Result<_>>()?,
-            ),
-            What::Volume(source) => adl_protocol::What::Volume(self.add_with(
-                source.as_fd(),
-                &source.path,
-                sys::Below::Included,
-            )?),
-            What::Device(source) => adl_protocol::What::Device(self.device(source)?),
-            What::Tmpfs { size } => adl_protocol::What::Tmpfs { size: *size },
+    /// As numbers, to be sent.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        self.all.iter().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Names a mount to init; `directory` is the sandbox's.
+    pub(crate) fn mount<'a>(
+        &mut self,
+        mount: &'a OpenedMount,
+        directory: &SandboxDirectory,
+    ) -> Result<Mount<'a>> {
+        let what = match mount {
+            OpenedMount::Stack { stack, .. } => match stack.kind {
+                StackKind::Overlay => {
+                    let layers = stack.layers.iter().map(|layer| self.add(&layer.open()?));
+                    What::Overlay(layers.collect::<Result<_>>()?)
+                }
+                StackKind::Subvolume => {
+                    What::Volume(self.add_with(&subvolume(directory)?, Below::Included)?)
+                }
+            },
+            OpenedMount::Volume { source, .. } => {
+                What::Volume(self.add_with(source, Below::Included)?)
+            }
+            OpenedMount::Device { source, .. } => What::Device(self.device(source)?),
+            OpenedMount::Tmpfs { size, .. } => What::Tmpfs { size: *size },
         };
-        Ok(Mount { at: part.at.as_os_str().as_bytes(), access: part.access, what })
+        Ok(Mount { at: mount.at().as_os_str().as_bytes(), access: mount.access(), what })
+    }
+
+    /// Names the directory that has the uppers.
+    pub(crate) fn upper(&mut self, directory: &SandboxDirectory) -> Result<Layer<'static>> {
+        self.directory(directory.as_fd(), directory.path(), Below::LeftOut)
+    }
+
+    fn add(&mut self, source: &Source) -> Result<Layer<'static>> {
+        self.add_with(source, Below::LeftOut)
+    }
+
+    fn add_with(&mut self, source: &Source, below: Below) -> Result<Layer<'static>> {
+        self.directory(source.as_fd(), &source.path, below)
     }
 
     /// As root: a detached mount in which the ids of files are those of the sandbox, whatever
     /// they are on disk. Otherwise the path, to be opened by init in a mount namespace of its own.
-    pub(crate) fn add<'a>(&mut self, fd: BorrowedFd<'_>, path: &'a Path) -> Result<Layer<'a>> {
-        self.add_with(fd, path, sys::Below::LeftOut)
-    }
-
-    fn add_with<'a>(
+    fn directory(
         &mut self,
         fd: BorrowedFd<'_>,
-        path: &'a Path,
-        below: sys::Below,
-    ) -> Result<Layer<'a>> {
+        path: &Path,
+        below: Below,
+    ) -> Result<Layer<'static>> {
         let Some(user_namespace) = &self.user_namespace else { return by_path(fd, path) };
-        let mount = sys::detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
-        sys::map_ids(mount.as_fd(), user_namespace.as_fd(), below)
+        let mount = detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
+        map_ids(mount.as_fd(), user_namespace.as_fd(), below)
             .map_err(|error| no_id_mapping(path, error))?;
-        self.descriptors.push(mount);
+        self.all.push(mount);
         Ok(Layer::Descriptor)
     }
 
     /// As root: a node of the same device that belongs to root inside, since the host's file system
     /// of devices can't map ids. Otherwise the path.
-    fn device<'a>(&mut self, source: &'a Source) -> Result<Layer<'a>> {
+    fn device(&mut self, source: &Source) -> Result<Layer<'static>> {
         let Some(base) = self.base else { return by_path(source.as_fd(), &source.path) };
         let stat = fstat(&source.fd).map_err(Error::at("stat", &source.path))?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         let mode = Mode::from_bits_truncate(stat.st_mode);
         let make = || {
             let options = [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0711")];
-            let place = sys::detached_tmpfs(&options)?;
+            let place = detached_tmpfs(&options)?;
             make_node(&place, DEVICE, (kind, mode), stat.st_rdev, base)?;
             Ok::<_, io::Error>(place)
         };
-        self.descriptors.push(make().map_err(Error::at("make a node of", &source.path))?);
+        self.all.push(make().map_err(Error::at("make a node of", &source.path))?);
         Ok(Layer::Descriptor)
     }
+}
+
+/// The root of a sandbox, where that is a subvolume.
+fn subvolume(directory: &SandboxDirectory) -> Result<Source> {
+    let path = directory.path().join(SUBVOLUME);
+    let fd =
+        beneath(directory.as_fd(), SUBVOLUME, Purpose::List).map_err(Error::at("open", &path))?;
+    Ok(Source { path, base: None, fd: fd.into() })
 }
 
 /// The file system of `/dev` of one sandbox, with its device nodes; it belongs to root inside.
@@ -148,7 +128,7 @@ pub(crate) fn dev(base: u32) -> Result<OwnedFd> {
         (c"mode", c"0755"),
     ];
     let make = || {
-        let dev = sys::detached_tmpfs(&options)?;
+        let dev = detached_tmpfs(&options)?;
         let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
         fchownat(&dev, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
         let mode = (SFlag::S_IFCHR, Mode::from_bits_truncate(0o666));
@@ -185,9 +165,9 @@ fn make_node<P: ?Sized + nix::NixPath>(
     fchmodat(at, name, mode, FchmodatFlags::FollowSymlink)
 }
 
-fn by_path<'a>(fd: BorrowedFd<'_>, path: &'a Path) -> Result<Layer<'a>> {
+fn by_path(fd: BorrowedFd<'_>, path: &Path) -> Result<Layer<'static>> {
     let stat = fstat(fd).map_err(Error::at("stat", path))?;
-    let path = path.as_os_str().as_bytes();
+    let path = path.as_os_str().as_bytes().to_owned().into();
     Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino })
 }
 

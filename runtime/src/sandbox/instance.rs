@@ -10,44 +10,63 @@ use adl_protocol::Identities;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
-use crate::sandbox::launch::{self, Plan};
+use crate::sandbox::launch::{self, Build};
+use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
 use crate::store::remover::{Removal, remove_later};
+use crate::sys::clone::Process;
 use crate::sys::owner::Owner;
-use crate::sys::{Process, pidfd, proc};
+use crate::sys::{pidfd, proc};
 use crate::wait::{Deadline, wait_ready};
 use crate::wire::control::Control;
 
 /// How long the kernel may take to end all processes.
 const END: Duration = Duration::from_secs(10);
 
-/// An init, and what it was given. When it is dropped, all of it ends and is given back.
+/// An init that was cloned and waits for its set-up. When it is dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct Started(Processes);
+
+/// A sandbox that was set up. When it is dropped, all of it ends and is given back.
 #[derive(Debug)]
 pub(crate) struct Instance {
+    processes: Processes,
+    /// `None` once it was ended.
+    files: Option<Files>,
+}
+
+/// An init, and all that it starts. When they are dropped, they end.
+#[derive(Debug)]
+struct Processes {
     init: Process,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
-    /// Its own from [`Instance::set_up`] on.
-    directory: Option<SandboxDirectory>,
-    /// Its mount namespace. While that is held, the end of its processes does not wait for the
-    /// kernel to forget the files that a guest has made, of which there may be millions.
-    mounts: Option<OwnedFd>,
-    /// What its file systems lie on.
-    root: Option<Arc<Root>>,
     /// Shared with what comes after it, and with what ends late.
     ids: Option<Arc<IdRange>>,
     owner: Owner,
     end: End,
 }
 
-/// How far its end has come.
+/// What a sandbox has on disk and in its mount namespace.
+#[derive(Debug)]
+struct Files {
+    /// `None` once it has become a snapshot's.
+    directory: Option<SandboxDirectory>,
+    /// While that is held, the end of its processes does not wait for the kernel to forget the
+    /// files that a guest has made, of which there may be millions. `None` where init did not come
+    /// so far.
+    mounts: Option<OwnedFd>,
+    /// What they lie on.
+    root: Arc<Root>,
+}
+
+/// How far an end has come.
 #[derive(Debug, Clone, Copy)]
 enum End {
     None,
@@ -57,52 +76,162 @@ enum End {
     Done,
 }
 
-impl Instance {
-    /// Starts init. It makes what needs no layer, and waits for [`Instance::set_up`].
-    pub(crate) fn start(config: &Config, ids: Option<Arc<IdRange>>) -> Result<Self> {
-        let (init, control) = launch::start(config, ids.as_deref())?;
+impl Started {
+    /// Starts init. It makes what needs no layer, and waits for [`Started::set_up`].
+    pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
+        let (init, control) = launch::start(plan, ids.as_deref())?;
         let identities = match ids {
             Some(_) => Identities::Range,
             None => Identities::Single,
         };
         let control = Control::new(control, Arc::clone(&init.pidfd), identities);
-        let owner = Owner::this_process();
-        let (directory, mounts, root) = (None, None, None);
-        let jobs = Arc::default();
-        Ok(Self { init, control, jobs, directory, mounts, root, ids, owner, end: End::None })
-    }
-
-    /// Gives it a directory: from here on it is removed with it.
-    pub(crate) fn attach_directory(
-        &mut self,
-        directory: SandboxDirectory,
-    ) -> &mut SandboxDirectory {
-        self.directory.insert(directory)
+        let (jobs, owner) = (Arc::default(), Owner::this_process());
+        Ok(Self(Processes { init, control, jobs, ids, owner, end: End::None }))
     }
 
     /// Writes down that the ids are its own, once no other has any process with them.
     pub(crate) fn record_ids(&self) -> Result<()> {
-        self.ids.as_ref().map_or(Ok(()), |ids| ids.record(&InitRecord::of_child(self.init.pid)))
+        self.0.record_ids()
+    }
+
+    /// Has init build the sandbox in its directory, and waits until it has. Where that fails, all
+    /// of it ends and is given back.
+    pub(crate) fn set_up(
+        self,
+        plan: &Plan,
+        hostname: &str,
+        directory: SandboxDirectory,
+        root: Arc<Root>,
+        cgroups: Option<&cgroup::Plan>,
+    ) -> Result<Instance> {
+        let mut processes = self.0;
+        let built = processes.set_up(plan, hostname, &directory, &root, cgroups);
+        let (mounts, result) = match built {
+            Ok(mounts) => (Some(mounts), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let files = Some(Files { directory: Some(directory), mounts, root });
+        let this = Instance { processes, files };
+        result.map(|()| this)
+    }
+}
+
+impl AsFd for Started {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Instance {
+    /// Writes down that the ids are its own, once no other has any process with them.
+    pub(crate) fn record_ids(&self) -> Result<()> {
+        self.processes.record_ids()
     }
 
     /// Removes its cgroups. Its processes have ended.
     pub(crate) fn remove_cgroups(&self) -> Result<()> {
-        self.directory.as_ref().map_or(Ok(()), SandboxDirectory::remove_cgroups)
+        self.directory().map_or(Ok(()), SandboxDirectory::remove_cgroups)
     }
 
-    /// Has init build the sandbox in its directory, and waits until it has.
-    pub(crate) fn set_up(
+    pub(crate) fn init_pid(&self) -> i32 {
+        self.processes.init.pid
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.processes.control
+    }
+
+    /// What commands and file calls are asked of.
+    pub(crate) fn life(&self) -> Life {
+        let Processes { control, jobs, .. } = &self.processes;
+        Life::new(Arc::clone(control), Arc::clone(jobs))
+    }
+
+    pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {
+        self.processes.ids.as_ref()
+    }
+
+    /// Its directory, if it has one still.
+    pub(crate) fn directory(&self) -> Option<&SandboxDirectory> {
+        self.files.as_ref()?.directory.as_ref()
+    }
+
+    pub(crate) fn directory_mut(&mut self) -> Option<&mut SandboxDirectory> {
+        self.files.as_mut()?.directory.as_mut()
+    }
+
+    /// Has its directory not be removed: it has become something else.
+    pub(crate) fn detach_directory(&mut self) {
+        if let Some(files) = &mut self.files {
+            files.directory = None;
+        }
+    }
+
+    /// What its file systems lie on, until it was ended.
+    pub(crate) fn root(&self) -> Option<&Arc<Root>> {
+        self.files.as_ref().map(|files| &files.root)
+    }
+
+    /// Whether any process but init runs in it.
+    pub(crate) fn is_busy(&self) -> Result<bool> {
+        self.processes.are_busy()
+    }
+
+    /// Whether it was killed, and the kernel has not been seen to have ended all of it.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self.processes.end, End::Pending(_))
+    }
+
+    /// Kills all processes and waits until they are gone, which is when init is.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where the kernel takes too long to end one. All that the instance had
+    /// stays its own then, and the next call looks again; from then on without waiting.
+    pub(crate) fn end_processes(&mut self) -> Result<()> {
+        self.processes.end()
+    }
+
+    /// Ends all processes and has the rest removed. Where that takes long, a thread does both:
+    /// it is not its own any more then.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        if !self.processes.owner.is_this_process() {
+            // Of a fork's copy nothing may be undone.
+            return Ok(());
+        }
+        let files = self.files.take();
+        if let Err(error) = self.processes.end() {
+            self.processes.end_late(files);
+            return Err(error);
+        }
+        // Whoever makes the next sandbox may have them.
+        self.processes.ids = None;
+        files.map_or(Ok(()), Files::remove)
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // There is no one to tell; what is left is for the collector.
+        let _ = self.end();
+    }
+}
+
+impl Processes {
+    fn record_ids(&self) -> Result<()> {
+        self.ids.as_ref().map_or(Ok(()), |ids| ids.record(&InitRecord::of_child(self.init.pid)))
+    }
+
+    /// Has init build the sandbox, and waits until it has. Returns its mount namespace.
+    fn set_up(
         &mut self,
-        config: &Config,
+        plan: &Plan,
         hostname: &str,
-        root: Arc<Root>,
+        directory: &SandboxDirectory,
+        root: &Root,
         cgroups: Option<&cgroup::Plan>,
-    ) -> Result<()> {
-        let root = self.root.insert(root);
-        let Some(directory) = &self.directory else { return Err(Error::SandboxDied) };
+    ) -> Result<OwnedFd> {
         let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
-        let ids = self.ids.as_deref();
-        let plan = Plan { config, hostname, root, directory, ids, pid_max };
+        let build = Build { plan, hostname, root, directory, ids: self.ids.as_deref(), pid_max };
         // Before init knows of the directory: who finds that without an owner waits for init's end.
         directory.record_init(&InitRecord::of_child(self.init.pid))?;
         let meanwhile = || {
@@ -112,49 +241,13 @@ impl Instance {
             }
             Ok(())
         };
-        let messages = self.control.messages();
-        self.mounts = Some(launch::set_up(&self.init, messages, &plan, meanwhile)?);
+        let mounts = launch::set_up(&self.init, self.control.messages(), &build, meanwhile)?;
         self.init.launched();
-        Ok(())
+        Ok(mounts)
     }
 
-    pub(crate) fn init_pid(&self) -> i32 {
-        self.init.pid
-    }
-
-    pub(crate) fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
-
-    /// What commands and file calls are asked of.
-    pub(crate) fn life(&self) -> Life {
-        Life::new(Arc::clone(&self.control), Arc::clone(&self.jobs))
-    }
-
-    pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {
-        self.ids.as_ref()
-    }
-
-    pub(crate) fn directory(&self) -> Option<&SandboxDirectory> {
-        self.directory.as_ref()
-    }
-
-    pub(crate) fn directory_mut(&mut self) -> Option<&mut SandboxDirectory> {
-        self.directory.as_mut()
-    }
-
-    /// Has its directory not be removed: it has become something else.
-    pub(crate) fn detach_directory(&mut self) {
-        self.directory = None;
-    }
-
-    /// What its file systems lie on.
-    pub(crate) fn root(&self) -> Option<&Arc<Root>> {
-        self.root.as_ref()
-    }
-
-    /// Whether any process but init runs in it.
-    pub(crate) fn is_busy(&self) -> Result<bool> {
+    /// Whether there is any but init.
+    fn are_busy(&self) -> Result<bool> {
         if self.has_died()? {
             return Ok(false);
         }
@@ -202,17 +295,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Whether it was killed, and the kernel has not been seen to have ended all of it.
-    pub(crate) fn is_ending(&self) -> bool {
-        matches!(self.end, End::Pending(_))
-    }
-
-    /// Kills all processes and waits until they are gone, which is when init is.
-    ///
-    /// # Errors
-    /// [`Error::TimedOut`] where the kernel takes too long to end one. All that the instance had
-    /// stays its own then, and the next call looks again; from then on without waiting.
-    pub(crate) fn end_processes(&mut self) -> Result<()> {
+    /// See [`Instance::end_processes`].
+    fn end(&mut self) -> Result<()> {
         self.kill()?;
         let End::Pending(deadline) = self.end else { return Ok(()) };
         // They hold on to the control socket, which holds on to them.
@@ -237,38 +321,12 @@ impl Instance {
         pidfd::reap(self).map_err(Error::io("waitid"))
     }
 
-    /// Ends all processes and has the rest removed. Where that takes long, a thread does both:
-    /// it is not its own any more then.
-    pub(crate) fn end(&mut self) -> Result<()> {
-        if !self.owner.is_this_process() {
-            // Of a fork's copy nothing may be undone.
-            return Ok(());
-        }
-        if let Err(error) = self.end_processes() {
-            self.end_late();
-            self.end = End::Done;
-            return Err(error);
-        }
-        self.ids = None;
-        let mounts = self.mounts.take();
-        let directory = self.directory.take();
-        let removed = match (&mounts, &directory) {
-            (None, None) => Ok(()),
-            _ => remove_later(Removal::new(mounts, directory)),
-        };
-        // Held until here: it is what the directory's overlays lie on.
-        self.root = None;
-        removed
-    }
-
     /// Leaves to a thread what could not be waited for. Until it is done, the ids are no one
     /// else's.
-    fn end_late(&mut self) {
+    fn end_late(&mut self, files: Option<Files>) {
+        self.end = End::Done;
         // Lost, if there can be no thread: better than given to a sandbox beside what still runs.
         let ids = ManuallyDrop::new(self.ids.take());
-        let mounts = self.mounts.take();
-        let directory = self.directory.take();
-        let root = self.root.take();
         let pidfd = Arc::clone(&self.init.pidfd);
         let wait = move || {
             let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -277,24 +335,37 @@ impl Instance {
             // The caller was told already that something went wrong.
             if is_over.is_ok() {
                 drop(ManuallyDrop::into_inner(ids));
-                drop(remove_later(Removal::new(mounts, directory)));
-                drop(root);
+                drop(files.map(Files::remove));
             }
         };
         drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
     }
 }
 
-/// Readable when it has died, or was ended.
-impl AsFd for Instance {
+/// Readable when init has died, or was ended.
+impl AsFd for Processes {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.init.pidfd.as_fd()
     }
 }
 
-impl Drop for Instance {
+impl Drop for Processes {
     fn drop(&mut self) {
-        // There is no one to tell; what is left is for the collector.
-        let _ = self.end();
+        if self.owner.is_this_process() && self.end().is_err() {
+            self.end_late(None);
+        }
+    }
+}
+
+impl Files {
+    /// Has them removed, once all processes have ended.
+    fn remove(self) -> Result<()> {
+        let removed = match (&self.mounts, &self.directory) {
+            (None, None) => Ok(()),
+            _ => remove_later(Removal::new(self.mounts, self.directory)),
+        };
+        // Held until here: it is what the directory's overlays lie on.
+        drop(self.root);
+        removed
     }
 }

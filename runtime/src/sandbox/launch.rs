@@ -13,17 +13,18 @@ use adl_protocol::{
 use nix::errno::Errno;
 
 use crate::config::capabilities::{Capabilities, Capability};
-use crate::config::{self, Config, Network};
 use crate::error::{Error, Result, error_of};
-use crate::sandbox::descriptors::{self, Layers, OpenedPart};
+use crate::sandbox::descriptors::{self, Descriptors};
 use crate::sandbox::init_binary;
+use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
+use crate::sys::clone::{Namespaces, OwnIdMaps, Process, spawn_in_namespaces};
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
-use crate::sys::{self, Namespaces, OwnIdMaps, Process, id_ranges, pidfd, proc};
+use crate::sys::{id_ranges, pidfd, proc};
 use crate::wait::Deadline;
 use crate::wire::{self, Messages};
 
@@ -61,9 +62,9 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
     .with(Capability::CAP_SYS_PTRACE)
     .with(Capability::CAP_SYS_RESOURCE);
 
-/// What a sandbox is built from, checked and opened.
-pub(crate) struct Plan<'a> {
-    pub(crate) config: &'a Config,
+/// What one life of a sandbox is built from, opened.
+pub(crate) struct Build<'a> {
+    pub(crate) plan: &'a Plan,
     pub(crate) hostname: &'a str,
     pub(crate) root: &'a Root,
     pub(crate) directory: &'a SandboxDirectory,
@@ -77,27 +78,27 @@ pub(crate) struct Plan<'a> {
 ///
 /// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
 /// the first makes the user namespace.
-pub(crate) fn start(config: &Config, ids: Option<&IdRange>) -> Result<(Process, Messages)> {
+pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Messages)> {
     let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
     let messages = Messages::new(ours);
     messages.expect_descriptor()?;
-    let namespaces = match config.network {
-        Network::None => Namespaces::BASE.with_network(),
-        Network::Host => Namespaces::BASE,
+    let namespaces = match plan.has_own_network {
+        true => Namespaces::BASE.with_network(),
+        false => Namespaces::BASE,
     };
     let maps = ids.is_none().then(OwnIdMaps::of_caller);
     let maker = ids.map(IdRange::base);
     let init = init_binary::memfd()?;
-    let capabilities = config.capabilities.union(FOR_SETUP).bits();
+    let capabilities = plan.capabilities | FOR_SETUP.bits();
     // Of keys an ordinary user may have 200, for all that they do.
-    let keyring = match config.seccomp {
-        config::Seccomp::Default if ids.is_none() => SessionKeyring::Callers,
-        _ => SessionKeyring::Own,
+    let keyring = match plan.is_filtered && ids.is_none() {
+        true => SessionKeyring::Callers,
+        false => SessionKeyring::Own,
     };
     let control = theirs.as_fd();
     let process =
-        sys::spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities, keyring)
+        spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities, keyring)
             .map_err(namespaces_refused)?;
     Ok((process, messages))
 }
@@ -109,10 +110,10 @@ pub(crate) fn start(config: &Config, ids: Option<&IdRange>) -> Result<(Process, 
 pub(crate) fn set_up(
     process: &Process,
     messages: &Messages,
-    plan: &Plan<'_>,
+    build: &Build<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
-    match try_set_up(process, messages, plan, meanwhile) {
+    match try_set_up(process, messages, build, meanwhile) {
         // Its end came before it was init: that tells why.
         Err(error) => Err(process.launch_error().map_or(error, launch_failed)),
         done => done,
@@ -122,11 +123,11 @@ pub(crate) fn set_up(
 fn try_set_up(
     process: &Process,
     messages: &Messages,
-    plan: &Plan<'_>,
+    build: &Build<'_>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
-    let user_namespace = match plan.ids {
+    let user_namespace = match build.ids {
         Some(range) => {
             let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
             write_id_maps(&place, range)?;
@@ -135,24 +136,22 @@ fn try_set_up(
         None => None,
     };
 
-    let parts = OpenedPart::all(plan.root, plan.directory)?;
-    let mut layers = Layers::new(user_namespace, plan.ids.map(IdRange::base));
-    let upper = match plan.config.upper {
-        config::Upper::Memory { size } => Upper::Memory { size },
-        config::Upper::Disk { .. } | config::Upper::Btrfs { .. } => {
-            Upper::Disk(layers.add(plan.directory.as_fd(), plan.directory.path())?)
-        }
+    let mut descriptors = Descriptors::new(user_namespace, build.ids.map(IdRange::base));
+    let upper = match build.root.memory() {
+        Some(size) => Upper::Memory { size },
+        None => Upper::Disk(descriptors.upper(build.directory)?),
     };
-    let mounts = parts.iter().map(|part| layers.mount(part)).collect::<Result<_>>()?;
-    let filter = match plan.config.seccomp {
-        config::Seccomp::Unconfined => None,
-        config::Seccomp::Default => Some(seccomp::default_filter()?),
+    let mounts = build.root.mounts.iter().map(|mount| descriptors.mount(mount, build.directory));
+    let mounts = mounts.collect::<Result<_>>()?;
+    let filter = match build.plan.is_filtered {
+        true => Some(seccomp::default_filter()?),
+        false => None,
     };
-    let of_upper = match plan.config.upper {
-        config::Upper::Btrfs { size: Some(_) } => Some(seccomp::no_subvolumes()?),
-        _ => None,
+    let of_upper = match build.root.takes_subvolumes() {
+        true => None,
+        false => Some(seccomp::no_subvolumes()?),
     };
-    let (masked, read_only) = match plan.ids {
+    let (masked, read_only) = match build.ids {
         Some(_) => (MASKED.to_vec(), READ_ONLY.to_vec()),
         None => {
             ([MASKED, MASKED_WITH_ONE_ID].concat(), [READ_ONLY, READ_ONLY_WITH_ONE_ID].concat())
@@ -160,27 +159,26 @@ fn try_set_up(
     };
     let setup = Setup {
         version: VERSION,
-        hostname: plan.hostname.as_bytes(),
-        identities: if plan.ids.is_some() { Identities::Range } else { Identities::Single },
-        own_network: plan.config.network == Network::None,
+        hostname: build.hostname.as_bytes(),
+        identities: if build.ids.is_some() { Identities::Range } else { Identities::Single },
+        own_network: build.plan.has_own_network,
         upper,
         mounts,
         masked: Strings::new(&masked).map_err(strings_error)?,
         read_only: Strings::new(&read_only).map_err(strings_error)?,
-        pid_max: plan.pid_max,
-        capabilities: plan.config.capabilities.bits(),
+        pid_max: build.pid_max,
+        capabilities: build.plan.capabilities,
         filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
         core_key: seccomp::core_key()?,
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
-    let mut descriptors = vec![owner.as_raw_fd()];
-    descriptors.extend(layers.descriptors.iter().map(AsRawFd::as_raw_fd));
+    let numbers: Vec<_> = [owner.as_raw_fd()].into_iter().chain(descriptors.numbers()).collect();
     let init = process.pidfd.as_fd();
     // Before init looks what limits jobs can have.
     let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
-    wire::send(messages.as_fd(), &Request::Setup(setup), &descriptors, init, deadline)?;
+    wire::send(messages.as_fd(), &Request::Setup(setup), &numbers, init, deadline)?;
     // While init mounts the root.
-    if let Some(range) = plan.ids {
+    if let Some(range) = build.ids {
         let dev = descriptors::dev(range.base())?;
         match wire::send(messages.as_fd(), &Request::Dev, &[dev.as_raw_fd()], init, deadline) {
             // What init failed at comes below.
@@ -189,7 +187,7 @@ fn try_set_up(
         }
     }
     meanwhile()?;
-    if plan.config.seccomp == config::Seccomp::Default {
+    if build.plan.is_filtered {
         no_dumps_leave(is_core_limited)?;
     }
     let is_spared = own_oom_score_is_negative()?;

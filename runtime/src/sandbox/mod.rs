@@ -5,30 +5,30 @@ mod descriptors;
 mod init_binary;
 mod instance;
 mod launch;
+mod plan;
 mod root;
+mod snapshot;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
+use crate::config::Config;
 use crate::config::limits::Limits;
-use crate::config::name::check_name;
-use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
 use crate::job::life::{Hold, Lives};
-use crate::sandbox::instance::Instance;
+use crate::sandbox::instance::{Instance, Started};
+use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
-use crate::snapshot::{self, IfRunning, Snapshot, SnapshotOptions};
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
-use crate::store::name::SnapshotName;
 use crate::store::{State, remover};
 use crate::sys::id_ranges;
 use crate::sys::lock::lock;
@@ -52,7 +52,7 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Sandbox {
     name: String,
-    config: Config,
+    plan: Arc<Plan>,
     state: State,
     /// The first of the ids outside that the ids from 0 on inside are.
     first_id: Option<u32>,
@@ -87,51 +87,40 @@ impl Sandbox {
     /// [`Error::Invalid`] and [`Error::Io`] for what is wrong with `config` and its paths;
     /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
     /// failed. Whatever the error, nothing is left behind.
-    pub fn create(mut config: Config) -> Result<Self> {
-        if let Some(name) = &config.name {
-            check_name("name", name)?;
-        }
-        if let Some(hostname) = &config.hostname {
-            check_name("hostname", hostname)?;
-        }
-        // A snapshot keeps them, for callers who may be elsewhere.
-        for mount in &mut config.mounts {
-            mount.make_absolute()?;
-        }
-        config.limits.check()?;
-        config.limits.make_absolute()?;
-        if let Some(parent) = &config.cgroup_parent {
-            cgroup::check_parent(parent)?;
-        }
-        remover::with_descriptors(|| Self::build(&config))
+    pub fn create(config: Config) -> Result<Self> {
+        let plan = Arc::new(Plan::new(config)?);
+        let state = State::open(plan.config().state_directory.as_deref())?;
+        collect_once(&state);
+        remover::with_descriptors(|| Self::build(&plan, &state))
     }
 
-    /// Builds what was checked.
-    fn build(config: &Config) -> Result<Self> {
-        let state = State::open(config.state_directory.as_deref())?;
-        collect_once(&state);
-        let image = Arc::new(Root::open(config, &state)?);
-        let layout = image.layout(config)?;
+    /// Opens what the plan names, and builds a first instance on that.
+    fn build(plan: &Arc<Plan>, state: &State) -> Result<Self> {
+        let config = plan.config();
+        let image = Arc::new(Root::open(config, state)?);
+        let layout = image.layout()?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
-        // ready. From here on, dropping `instance` undoes everything.
-        let mut instance = Instance::start(config, fresh_ids()?)?;
-        instance.record_ids()?;
-        let directory = make_directory(&state, config.name.as_deref(), &layout)?;
-        let name = instance.attach_directory(directory).name().to_owned();
-        let hostname = config.hostname.as_deref().unwrap_or(&name);
+        // ready. From here on, dropping `started` undoes everything.
+        let started = Started::new(plan, fresh_ids()?)?;
+        started.record_ids()?;
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
             (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
         };
-        instance.set_up(config, hostname, Arc::clone(&image), cgroups.as_ref())?;
+        let directory = make_directory(state, config.name.as_deref(), &layout)?;
+        let name = directory.name().to_owned();
+        let hostname = plan.hostname.as_deref().unwrap_or(&name);
+        let instance =
+            started.set_up(plan, hostname, directory, Arc::clone(&image), cgroups.as_ref())?;
         let lives = Lives::new(instance.life());
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();
         let first_id = ids.as_deref().map(IdRange::base);
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
-        Ok(Self { name, config: config.clone(), state, first_id, lives, init_pid, now })
+        let (plan, state) = (Arc::clone(plan), state.clone());
+        Ok(Self { name, plan, state, first_id, lives, init_pid, now })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -231,121 +220,14 @@ impl Sandbox {
     }
 
     fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
-        let mut next = self.start_next(now.ids.as_ref())?;
-        next.attach_directory(self.state.make_aside(&now.image.layout(&self.config)?)?);
+        let next = self.start_next(now.ids.as_ref())?;
+        let directory = self.state.make_aside(&now.image.layout()?)?;
         let image = Arc::clone(&now.image);
-        next.set_up(&self.config, self.hostname(), image, now.cgroups.as_ref())?;
-        Ok(next)
+        next.set_up(&self.plan, self.hostname(), directory, image, now.cgroups.as_ref())
     }
 
     fn hostname(&self) -> &str {
-        self.config.hostname.as_deref().unwrap_or(&self.name)
-    }
-
-    /// Keeps all that it has written, as a snapshot that any number of sandboxes can be made of;
-    /// see [`Snapshot`]. It takes about as long as [`Sandbox::create`], whatever was written, and
-    /// copies nothing.
-    ///
-    /// The sandbox goes on with the same files, and otherwise as after a reset; the next reset
-    /// takes it back to its image. Only its files are kept, so no process may run in it; see
-    /// [`Sandbox::snapshot_with`].
-    ///
-    /// # Errors
-    /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
-    /// [`Upper::Memory`], of which a snapshot could not be kept on disk, and on btrfs where there
-    /// are subvolumes inside. [`Error::Invalid`] where there would be more layers than the kernel
-    /// takes (about 120). Otherwise as [`Sandbox::reset`]. What was written is not lost: where no
-    /// snapshot comes about, the call can be made again; where only the sandbox can't go on, the
-    /// snapshot is returned, and the sandbox is dead until it is reset.
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        self.snapshot_with(&SnapshotOptions::default())
-    }
-
-    /// Keeps all that it has written, with a name, or where something runs in it.
-    ///
-    /// # Errors
-    /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
-    pub fn snapshot_with(&self, options: &SnapshotOptions) -> Result<Snapshot> {
-        let mut now = self.now()?;
-        let now = alive(&mut now)?;
-        let name = options.name.as_deref().map(SnapshotName::given).transpose()?;
-        let unsupported = |why: &str, fix: &str| Error::Unsupported {
-            what: "a snapshot of the sandbox".to_owned(),
-            why: why.to_owned(),
-            fix: fix.to_owned(),
-        };
-        if let Upper::Memory { .. } = self.config.upper {
-            let fix = "make the sandbox with the upper `disk` or `btrfs`";
-            return Err(unsupported("what it has written is in memory", fix));
-        }
-        if now.instance.is_ending() {
-            now.instance.end_processes()?;
-        }
-        // From here on no command begins.
-        let hold = self.lives.hold();
-        let is_busy = || Ok::<_, Error>(hold.is_beginning() || now.instance.is_busy()?);
-        if options.running == IfRunning::Refuse && is_busy()? {
-            let what = format!("the sandbox {:?}", self.name);
-            return Err(Error::Busy { what, by: "processes that run in it".to_owned() });
-        }
-        let config = Config { limits: now.limits.clone(), ..self.config.clone() };
-        let this = &mut now.instance;
-        let (Some(directory), Some(root)) = (this.directory(), this.root()) else {
-            return Err(unsupported("its files are gone", "reset it first"));
-        };
-        // All that can be wrong shows before anything is ended or moved.
-        root.check_layers(1)?;
-        if directory.has_nested_subvolumes()? {
-            let why = "subvolumes were made in it, which a btrfs snapshot does not take along";
-            return Err(unsupported(why, "remove them inside, or use the upper `disk`"));
-        }
-        let root = Arc::clone(root);
-        let trees: Vec<_> = root.uppers().collect();
-        let making =
-            snapshot::PendingSnapshot::begin(&self.state, directory, &config, &trees, name)?;
-        let mut next = self.start_next(now.ids.as_ref())?;
-        let layout = Layout { subvolume: None, ..root.layout(&self.config)? };
-        next.attach_directory(self.state.make_aside(&layout)?);
-        // What is set up after the end takes descriptors, which are there then.
-        let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
-        this.end_processes()?;
-        next.record_ids()?;
-        drop(reserved);
-        this.remove_cgroups()?;
-        if let Some(directory) = next.directory_mut() {
-            directory.take_name(&self.name, this.directory_mut())?;
-        }
-        // If this fails, the files are the sandbox's still, and the next attempt's.
-        let Some(directory) = this.directory_mut() else {
-            return Err(Error::SandboxDied);
-        };
-        let snapshot = making.publish(directory)?;
-        // From here on they are the snapshot's, and whatever happens, the caller has that.
-        this.detach_directory();
-        let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
-        match self.set_up_on(&mut next, root, now.cgroups.as_ref()) {
-            Ok(()) => {
-                self.begin(&hold, &next);
-                drop(hold);
-                std::mem::replace(&mut now.instance, next).end()?;
-            }
-            // It is dead, as any command will tell.
-            Err(_) => now.instance.end()?,
-        }
-        Ok(snapshot)
-    }
-
-    /// Sets up an instance that was started to take the place of one that has ended.
-    fn set_up_on(
-        &self,
-        next: &mut Instance,
-        root: Arc<Root>,
-        cgroups: Option<&cgroup::Plan>,
-    ) -> Result<()> {
-        if let Some(directory) = next.directory() {
-            directory.add_subvolume(&root.layout(&self.config)?)?;
-        }
-        next.set_up(&self.config, self.hostname(), root, cgroups)
+        self.plan.hostname.as_deref().unwrap_or(&self.name)
     }
 
     /// Has an instance be what commands are asked of from here on.
@@ -362,12 +244,12 @@ impl Sandbox {
     }
 
     /// Starts the instance that is to take the place of this one.
-    fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Instance> {
+    fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Started> {
         let ids = match ids {
             Some(ids) => Some(Arc::clone(ids)),
             None => fresh_ids()?,
         };
-        Instance::start(&self.config, ids)
+        Started::new(&self.plan, ids)
     }
 
     /// Its name.
@@ -528,12 +410,6 @@ fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
 /// A range of ids, for who can map them.
 fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
     Ok(if id_ranges::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
-}
-
-/// Takes so many descriptors, to be let go of when others are needed in their place.
-fn reserve_descriptors(any: BorrowedFd<'_>, count: usize) -> Result<Vec<OwnedFd>> {
-    let reserved: std::io::Result<_> = (0..count).map(|_| any.try_clone_to_owned()).collect();
-    reserved.map_err(Error::io("dup"))
 }
 
 fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {

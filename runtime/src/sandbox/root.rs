@@ -1,43 +1,27 @@
 //! The root file system of one sandbox: all that it is put together from, opened.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use adl_protocol::limits;
+use adl_protocol::{Access, limits};
 
 use crate::config::image::Kind;
-use crate::config::mount::Access;
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
-use crate::root::mounts::{self, OpenedWhat};
-use crate::root::source::Source;
-use crate::root::stack::{Layer, Tree, TreeKind};
+use crate::root::mounts::{self, OpenedMount};
+use crate::root::stack::{Layer, Stack, StackKind};
 use crate::snapshot::{self, Lease};
 use crate::store::State;
 use crate::store::directory::Layout;
 use crate::store::name::PartName;
 
-/// One mount of a root file system.
-#[derive(Debug, Clone)]
-pub(crate) enum Part {
-    Tree { tree: Tree, access: adl_protocol::Access },
-    Mount { at: PathBuf, what: Mounted },
-}
-
-/// What is mounted as it is.
-#[derive(Debug, Clone)]
-pub(crate) enum Mounted {
-    Volume { source: Source, access: adl_protocol::Access },
-    Tmpfs { size: u64 },
-    Device(Source),
-}
-
 /// A root file system: all that it is put together from, and what keeps that from going away.
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
     /// In the order of mounting; the first is the root itself.
-    pub(crate) parts: Vec<Part>,
+    pub(crate) mounts: Vec<OpenedMount>,
+    /// Where what is written goes.
+    upper: Upper,
     /// The topmost snapshot among the layers; the others can't go before it.
     pub(crate) lease: Option<Arc<Lease>>,
 }
@@ -47,95 +31,84 @@ impl Root {
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
         let (opened, lease) = open_image(config, state)?;
         let access = match config.root {
-            RootAccess::ReadWrite => adl_protocol::Access::ReadWrite,
-            RootAccess::ReadOnly => adl_protocol::Access::ReadOnly,
+            RootAccess::ReadWrite => Access::ReadWrite,
+            RootAccess::ReadOnly => Access::ReadOnly,
         };
-        let of_image = opened.trees.into_iter();
-        let mut parts: Vec<Part> = of_image.map(|tree| Part::Tree { tree, access }).collect();
-        for mount in mounts::open(&config.mounts)? {
-            let at = mount.at;
-            parts.push(match mount.what {
-                OpenedWhat::Volume { source, access: Access::CopyOnWrite } => {
-                    let tree = Tree::of_volume(at, source, &opened.volumes)?;
-                    Part::Tree { tree, access: adl_protocol::Access::ReadWrite }
-                }
-                OpenedWhat::Volume { source, access } => {
-                    let access = match access {
-                        Access::ReadOnly => adl_protocol::Access::ReadOnly,
-                        Access::ReadWrite | Access::CopyOnWrite => adl_protocol::Access::ReadWrite,
-                    };
-                    Part::Mount { at, what: Mounted::Volume { source, access } }
-                }
-                OpenedWhat::Tmpfs { size } => Part::Mount { at, what: Mounted::Tmpfs { size } },
-                OpenedWhat::Device(source) => Part::Mount { at, what: Mounted::Device(source) },
-            });
-        }
-        let this = Self { parts, lease };
-        this.check_size(config)?;
+        let of_image = opened.stacks.into_iter();
+        let mut mounts: Vec<_> =
+            of_image.map(|stack| OpenedMount::Stack { stack, access }).collect();
+        mounts.extend(mounts::open(&config.mounts, &opened.volumes)?);
+        let this = Self { mounts, upper: config.upper, lease };
+        this.check_size()?;
         this.check_layers(0)?;
         Ok(this)
     }
 
-    /// All trees.
-    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
-        self.parts.iter().filter_map(|part| match part {
-            Part::Tree { tree, .. } => Some(tree),
-            Part::Mount { .. } => None,
-        })
+    /// All stacks.
+    pub(crate) fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.mounts.iter().filter_map(OpenedMount::stack)
     }
 
-    /// The names, in a sandbox's directory, of what holds the changes of each tree.
-    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Tree, PartName)> {
+    /// The names, in a sandbox's directory, of what holds the changes of each stack.
+    pub(crate) fn uppers(&self) -> impl Iterator<Item = (&Stack, PartName)> {
         let mut overlays = 0..;
-        self.trees().map(move |tree| {
-            let name = match tree.kind {
-                TreeKind::Subvolume => PartName::subvolume(),
-                TreeKind::Overlay => PartName::upper(overlays.next().unwrap_or_default()),
+        self.stacks().map(move |stack| {
+            let name = match stack.kind {
+                StackKind::Subvolume => PartName::subvolume(),
+                StackKind::Overlay => PartName::upper(overlays.next().unwrap_or_default()),
             };
-            (tree, name)
+            (stack, name)
         })
     }
 
     /// What a sandbox needs on disk.
-    pub(crate) fn layout(&self, config: &Config) -> Result<Layout> {
-        let overlays = self.trees().filter(|tree| tree.kind == TreeKind::Overlay).count();
-        let (overlays, size) = match config.upper {
+    pub(crate) fn layout(&self) -> Result<Layout> {
+        let overlays = self.stacks().filter(|stack| stack.kind == StackKind::Overlay).count();
+        let (overlays, size) = match self.upper {
             Upper::Memory { .. } => (0, None),
             Upper::Disk { size } | Upper::Btrfs { size } => (overlays, size),
         };
-        let root = self.trees().find(|tree| tree.kind == TreeKind::Subvolume);
-        let subvolume = root.and_then(|tree| tree.layers.first()).map(Layer::open).transpose()?;
+        let root = self.stacks().find(|stack| stack.kind == StackKind::Subvolume);
+        let subvolume = root.and_then(|stack| stack.layers.first()).map(Layer::open).transpose()?;
         let subvolume = subvolume.map(|source| source.fd);
-        let is_btrfs = matches!(config.upper, Upper::Btrfs { .. });
+        let is_btrfs = matches!(self.upper, Upper::Btrfs { .. });
         Ok(Layout { overlays, subvolume, size, is_btrfs })
+    }
+
+    /// The size of the memory that what is written goes to, if it goes there.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        match self.upper {
+            Upper::Memory { size } => Some(size),
+            Upper::Disk { .. } | Upper::Btrfs { .. } => None,
+        }
+    }
+
+    /// Whether programs inside may make subvolumes: not where those would be out of its size.
+    pub(crate) fn takes_subvolumes(&self) -> bool {
+        !matches!(self.upper, Upper::Btrfs { size: Some(_) })
     }
 
     /// A root on top of what a snapshot has kept of this one.
     pub(crate) fn on_top(&self, snapshot: Arc<Lease>) -> Self {
         let mut next = self.clone();
         let names: Vec<PartName> = self.uppers().map(|(_, name)| name).collect();
-        let trees = next.parts.iter_mut().filter_map(|part| match part {
-            Part::Tree { tree, .. } => Some(tree),
-            Part::Mount { .. } => None,
-        });
-        for (tree, name) in trees.zip(names) {
-            tree.layers.insert(0, snapshot.layer(name));
-            tree.changed += 1;
+        let stacks = next.mounts.iter_mut().filter_map(OpenedMount::stack_mut);
+        for (stack, name) in stacks.zip(names) {
+            stack.layers.insert(0, snapshot.layer(name));
+            stack.changed += 1;
         }
         next.lease = Some(snapshot);
         next
     }
 
     /// More layers than the kernel takes, or than go to init at once, with so many more in each
-    /// tree.
+    /// stack.
     pub(crate) fn check_layers(&self, more: usize) -> Result<()> {
         // The owner's, that of /dev, and the directory's.
         let mut descriptors = 3;
-        for part in &self.parts {
-            let count = match part {
-                Part::Tree { tree, .. } if tree.kind == TreeKind::Overlay => {
-                    tree.layers.len() + more
-                }
+        for mount in &self.mounts {
+            let count = match mount.stack() {
+                Some(stack) if stack.kind == StackKind::Overlay => stack.layers.len() + more,
                 _ => 1,
             };
             if count > limits::MAX_LAYERS {
@@ -152,26 +125,26 @@ impl Root {
     }
 
     /// How many descriptors it takes at once to set up an instance with one layer more in each
-    /// tree: each layer and each mount is opened and mounted, and there is what goes along.
+    /// stack: each layer and each mount is opened and mounted, and there is what goes along.
     pub(crate) fn descriptors_to_set_up(&self) -> usize {
         const OTHERS: usize = 8;
-        let layers = self.parts.iter().map(|part| match part {
-            Part::Tree { tree, .. } => tree.layers.len() + 1,
-            Part::Mount { .. } => 1,
+        let layers = self.mounts.iter().map(|mount| match mount.stack() {
+            Some(stack) => stack.layers.len() + 1,
+            None => 1,
         });
         2 * layers.sum::<usize>() + OTHERS
     }
 
     /// A size that would not hold for all that can be written.
-    fn check_size(&self, config: &Config) -> Result<()> {
-        match config.upper {
+    fn check_size(&self) -> Result<()> {
+        match self.upper {
             Upper::Disk { size: None } | Upper::Btrfs { size: None } => return Ok(()),
             Upper::Disk { size: Some(size) } | Upper::Memory { size } => {
                 return mounts::check_size("upper", size);
             }
             Upper::Btrfs { size: Some(size) } => mounts::check_size("upper", size)?,
         }
-        if self.trees().all(|tree| tree.kind == TreeKind::Subvolume) {
+        if self.stacks().all(|stack| stack.kind == StackKind::Subvolume) {
             return Ok(());
         }
         Err(Error::Unsupported {

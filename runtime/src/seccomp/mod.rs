@@ -66,7 +66,7 @@ pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::Verdict::{Allow, Check, Deny, Missing};
-    use super::{arguments, default_filter, no_subvolumes, table::TABLE, tree};
+    use super::{arguments, default_filter, no_subvolumes, ranges, table::TABLE};
 
     const X86_64: u32 = 0xC000_003E;
     const I386: u32 = 0x4000_0003;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
 use crate::error::{Error, Result};
-use crate::root::stack::{Layer, Tree};
+use crate::root::stack::{Layer, Stack};
 use crate::store::State;
 use crate::store::directories::Directories;
 use crate::store::name::{PartName, SnapshotName};
@@ -143,8 +143,8 @@ impl Lease {
         &self.record
     }
 
-    /// Opens its trees, but the sources of volumes and the parts of snapshots.
-    pub(crate) fn trees(&self) -> Result<Vec<Tree>> {
+    /// Opens its stacks, but the sources of volumes and the parts of snapshots.
+    pub(crate) fn stacks(&self) -> Result<Vec<Stack>> {
         self.record.open(&self.state, &self.directories)
     }
 

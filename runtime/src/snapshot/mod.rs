@@ -23,7 +23,7 @@ use crate::config::image::Image;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
-use crate::root::stack::Tree;
+use crate::root::stack::Stack;
 use crate::store::State;
 use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;
@@ -166,10 +166,10 @@ pub(crate) fn open_image(
         return Err(Error::invalid("snapshot", format!("{:?}: {why}", name.as_str())));
     }
     let mut opened = OpenedImage::default();
-    for mut tree in this.trees()? {
+    for mut stack in this.stacks()? {
         // What changes from now on are changes to this snapshot.
-        tree.changed = 0;
-        if tree.is_volume { opened.volumes.push(tree) } else { opened.trees.push(tree) }
+        stack.changed = 0;
+        if stack.is_volume { opened.volumes.push(stack) } else { opened.stacks.push(stack) }
     }
     Ok((opened, this))
 }
@@ -194,7 +194,7 @@ impl PendingSnapshot {
         state: &State,
         directory: &SandboxDirectory,
         config: &Config,
-        trees: &[(&Tree, PartName)],
+        stacks: &[(&Stack, PartName)],
         name: Option<SnapshotName>,
     ) -> Result<Self> {
         let directories = state.snapshots()?;
@@ -217,7 +217,7 @@ impl PendingSnapshot {
         };
         users::make(directory.as_fd())
             .map_err(Error::at("make a directory in", directory.path()))?;
-        let (record, file) = write_record(state, directory, config, trees, &this.name)?;
+        let (record, file) = write_record(state, directory, config, stacks, &this.name)?;
         if let Some(below) = record.below() {
             let entry = Entry::of(&this.name, &file)
                 .map_err(Error::at("stat the record in", directory.path()))?;

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
-use crate::root::stack::{Layer, Tree, TreeKind};
+use crate::root::stack::{Layer, Stack, StackKind};
 use crate::store::directories::Directories;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::{PartName, SnapshotName};
@@ -43,11 +43,12 @@ pub(crate) struct Record {
     form: u32,
     /// Of the sandbox that it was made of, without a name.
     pub(super) config: Config,
-    trees: Vec<TreeRecord>,
+    #[serde(rename = "trees")]
+    stacks: Vec<StackRecord>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct TreeRecord {
+struct StackRecord {
     #[serde(with = "crate::config::bytes")]
     at: PathBuf,
     /// The topmost, which is the snapshot's own, first; then those of the snapshots that it lies
@@ -68,95 +69,95 @@ enum LayerRecord {
 }
 
 impl Record {
-    /// Of what a sandbox has written on top of trees, each in the part that is named, under the
+    /// Of what a sandbox has written on top of stacks, each in the part that is named, under the
     /// name of the snapshot.
     fn new(
         state: &State,
         config: &Config,
-        trees: &[(&Tree, PartName)],
+        stacks: &[(&Stack, PartName)],
         name: &SnapshotName,
     ) -> Self {
-        let trees = trees.iter().map(|(tree, part)| {
+        let stacks = stacks.iter().map(|(stack, part)| {
             let own = LayerRecord::Snapshot { name: name.clone(), part: part.clone() };
-            let below = tree.layers.iter().map(|layer| match layer {
+            let below = stack.layers.iter().map(|layer| match layer {
                 Layer::Snapshot { snapshot, part, .. } => {
                     LayerRecord::Snapshot { name: snapshot.clone(), part: part.clone() }
                 }
                 Layer::Image(source) => directory(state, source.host_path()),
                 Layer::Volume(path) => directory(state, path.clone()),
             });
-            TreeRecord {
-                at: tree.at.clone(),
+            StackRecord {
+                at: stack.at.clone(),
                 layers: [own].into_iter().chain(below).collect(),
-                changed: tree.changed + 1,
-                is_volume: tree.is_volume,
-                is_subvolume: tree.kind == TreeKind::Subvolume,
+                changed: stack.changed + 1,
+                is_volume: stack.is_volume,
+                is_subvolume: stack.kind == StackKind::Subvolume,
             }
         });
         let config = Config { name: None, state_directory: None, ..config.clone() };
-        Self { form: FORM, config, trees: trees.collect() }
+        Self { form: FORM, config, stacks: stacks.collect() }
     }
 
     /// Whether its root is a subvolume.
     pub(super) fn is_on_btrfs(&self) -> bool {
-        self.trees.iter().any(|tree| tree.is_subvolume)
+        self.stacks.iter().any(|stack| stack.is_subvolume)
     }
 
     /// The snapshot that it lies on directly. That lies on all others that this one lies on.
     pub(super) fn below(&self) -> Option<&SnapshotName> {
-        self.trees.first()?.snapshots().nth(1)
+        self.stacks.first()?.snapshots().nth(1)
     }
 
     /// All that it lies on, the topmost first.
     pub(super) fn all_below(&self) -> Vec<SnapshotName> {
-        self.trees.first().map_or(Vec::new(), |root| root.snapshots().skip(1).cloned().collect())
+        self.stacks.first().map_or(Vec::new(), |root| root.snapshots().skip(1).cloned().collect())
     }
 
     /// Whether it lies on a snapshot, directly or not.
     pub(super) fn lies_on(&self, name: &SnapshotName) -> bool {
-        self.trees.iter().any(|tree| tree.snapshots().skip(1).any(|below| below == name))
+        self.stacks.iter().any(|stack| stack.snapshots().skip(1).any(|below| below == name))
     }
 
-    /// Opens its trees, but the sources of volumes and the parts of snapshots.
-    pub(super) fn open(&self, state: &Path, directories: &Arc<Directories>) -> Result<Vec<Tree>> {
-        let open = |tree: &TreeRecord| {
+    /// Opens its stacks, but the sources of volumes and the parts of snapshots.
+    pub(super) fn open(&self, state: &Path, directories: &Arc<Directories>) -> Result<Vec<Stack>> {
+        let open = |stack: &StackRecord| {
             let layers =
-                tree.layers.iter().map(|layer| layer.open(state, directories, tree.is_volume));
-            Ok(Tree {
-                at: tree.at.clone(),
+                stack.layers.iter().map(|layer| layer.open(state, directories, stack.is_volume));
+            Ok(Stack {
+                at: stack.at.clone(),
                 layers: layers.collect::<Result<_>>()?,
-                changed: tree.changed,
-                kind: if tree.is_subvolume { TreeKind::Subvolume } else { TreeKind::Overlay },
-                is_volume: tree.is_volume,
+                changed: stack.changed,
+                kind: if stack.is_subvolume { StackKind::Subvolume } else { StackKind::Overlay },
+                is_volume: stack.is_volume,
             })
         };
-        self.trees.iter().map(open).collect()
+        self.stacks.iter().map(open).collect()
     }
 
     /// Refuses what is not as [`Record::new`] makes it; `own` is the snapshot whose it is.
     fn check(&self, own: &SnapshotName) -> std::result::Result<(), &'static str> {
-        let Some(root) = self.trees.first() else { return Err("no root") };
+        let Some(root) = self.stacks.first() else { return Err("no root") };
         if self.form != FORM {
             return Err("of another version of adl");
         }
-        if self.trees.len() > limits::MAX_DESCRIPTORS {
-            return Err("more trees than there can be");
+        if self.stacks.len() > limits::MAX_DESCRIPTORS {
+            return Err("more stacks than there can be");
         }
         if !root.at.as_os_str().is_empty() || root.is_volume {
-            return Err("the first tree is not the root");
+            return Err("the first stack is not the root");
         }
-        for tree in &self.trees {
-            tree.check(own)?;
+        for stack in &self.stacks {
+            stack.check(own)?;
             // The root lies on all of them, which is what keeps them there.
-            if !tree.snapshots().all(|name| root.snapshots().any(|other| other == name)) {
-                return Err("a tree on a snapshot that the root does not lie on");
+            if !stack.snapshots().all(|name| root.snapshots().any(|other| other == name)) {
+                return Err("a stack on a snapshot that the root does not lie on");
             }
         }
         Ok(())
     }
 }
 
-impl TreeRecord {
+impl StackRecord {
     fn snapshots(&self) -> impl Iterator<Item = &SnapshotName> {
         self.layers.iter().filter_map(|layer| match layer {
             LayerRecord::Snapshot { name, .. } => Some(name),
@@ -166,13 +167,13 @@ impl TreeRecord {
 
     fn check(&self, own: &SnapshotName) -> std::result::Result<(), &'static str> {
         if !is_plain(&self.at) || self.at.as_os_str().len() > limits::MAX_PATH {
-            return Err("a tree with a place that leads elsewhere");
+            return Err("a stack with a place that leads elsewhere");
         }
         let is_part = |layer: &&LayerRecord| matches!(layer, LayerRecord::Snapshot { .. });
         let (parts, directories) =
             self.layers.split_at(self.layers.iter().take_while(is_part).count());
         if directories.is_empty() {
-            return Err("a tree that lies on no directory");
+            return Err("a stack that lies on no directory");
         }
         for directory in directories {
             self.check_directory(directory)?;
@@ -196,7 +197,7 @@ impl TreeRecord {
     }
 }
 
-impl TreeRecord {
+impl StackRecord {
     fn check_directory(&self, layer: &LayerRecord) -> std::result::Result<(), &'static str> {
         let LayerRecord::Directory { path } = layer else {
             return Err("a directory on top of a snapshot");
@@ -354,10 +355,10 @@ pub(super) fn write_record(
     state: &State,
     directory: &SandboxDirectory,
     config: &Config,
-    trees: &[(&Tree, PartName)],
+    stacks: &[(&Stack, PartName)],
     name: &SnapshotName,
 ) -> Result<(Record, File)> {
-    let record = Record::new(state, config, trees, name);
+    let record = Record::new(state, config, stacks, name);
     let path = directory.path().join(RECORD);
     let text = serde_json::to_vec_pretty(&record)
         .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::sys::Process;
+use crate::sys::clone::Process;
 use crate::sys::owner::PerProcess;
 
 /// What process ids mean to the caller.

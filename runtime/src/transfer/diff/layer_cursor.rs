@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::super::cursor::DirCursor;
 use super::super::sender::kind_of;
-use super::{ChangeKind, Stack, StackKind};
+use super::{ChangeForm, ChangeKind, OpenedStack};
 use crate::sys;
 use crate::sys::open::{Purpose, beneath};
 
@@ -61,17 +61,17 @@ pub(super) struct LayerCursor {
     pub(super) layers: Vec<DirCursor>,
     /// How many of them are of how it is now.
     pub(super) now: usize,
-    pub(super) kind: StackKind,
+    pub(super) kind: ChangeForm,
 }
 
 impl LayerCursor {
-    pub(super) fn new(stack: &Stack<'_>, against: Against) -> io::Result<Self> {
+    pub(super) fn new(stack: &OpenedStack<'_>, against: Against) -> io::Result<Self> {
         let mut now = stack.changed.clone();
         let mut before = stack.image.clone();
         match (against, stack.kind) {
             (Against::Image, _) => {}
-            (Against::Nothing, StackKind::Layers) => now.append(&mut before),
-            (Against::Nothing, StackKind::Copy) => before.clear(),
+            (Against::Nothing, ChangeForm::Whiteouts) => now.append(&mut before),
+            (Against::Nothing, ChangeForm::WholeCopy) => before.clear(),
         }
         let layers = now.iter().chain(&before).map(|layer| {
             let directory = beneath(layer, c".", Purpose::List)?;
@@ -97,7 +97,7 @@ impl LayerCursor {
             };
             if kind_of(&stat) == FileKind::Directory {
                 let Some((directory, stat)) = open(spot, name)? else { continue };
-                let is_opaque = self.kind == StackKind::Layers
+                let is_opaque = self.kind == ChangeForm::Whiteouts
                     && is_opaque(directory.as_fd()).map_err(|errno| ("getxattr", errno))?;
                 merged.push(Opened { layer, directory, stat });
                 if is_opaque {
@@ -141,7 +141,7 @@ fn open(spot: &DirCursor, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Fa
 
 /// What has become of something.
 pub(super) fn compare(
-    kind: StackKind,
+    kind: ChangeForm,
     now: &Found,
     before: &Found,
     is_hidden: bool,
@@ -159,7 +159,7 @@ pub(super) fn compare(
             is_other.then_some(ChangeKind::Modified)
         }
         (Found::Other { stat: now, .. }, Found::Other { stat: before, .. })
-            if kind == StackKind::Copy && is_untouched(now, before) =>
+            if kind == ChangeForm::WholeCopy && is_untouched(now, before) =>
         {
             None
         }
@@ -180,8 +180,8 @@ fn is_untouched(now: &FileStat, before: &FileStat) -> bool {
     now.st_ino == before.st_ino && times(now) == times(before)
 }
 
-fn is_whiteout(kind: StackKind, stat: &FileStat) -> bool {
-    kind == StackKind::Layers && kind_of(stat) == FileKind::CharacterDevice && stat.st_rdev == 0
+fn is_whiteout(kind: ChangeForm, stat: &FileStat) -> bool {
+    kind == ChangeForm::Whiteouts && kind_of(stat) == FileKind::CharacterDevice && stat.st_rdev == 0
 }
 
 /// Whether overlayfs shows nothing of lower layers in a directory.

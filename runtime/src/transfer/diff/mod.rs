@@ -32,26 +32,26 @@ const MOST_CHANGES: usize = if cfg!(test) { 20_000 } else { 1 << 20 };
 /// The most that their paths may take, in bytes: one of a deep tree alone may take 16 MiB.
 const MOST_PATHS: usize = 256 << 20;
 
-/// The layers that one mount of a root file system is put together from.
+/// The layers that one mount of a root file system is put together from, opened.
 #[derive(Debug)]
-pub(crate) struct Stack<'a> {
+pub(crate) struct OpenedStack<'a> {
     /// Where it lies below the root: relative, and empty for the root itself.
     pub(crate) at: PathBuf,
     /// Layers that hold changes, topmost first.
     pub(crate) changed: Vec<BorrowedFd<'a>>,
     /// Layers of the image, topmost first.
     pub(crate) image: Vec<BorrowedFd<'a>>,
-    pub(crate) kind: StackKind,
+    pub(crate) kind: ChangeForm,
 }
 
 /// How a stack tells what was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StackKind {
+pub(crate) enum ChangeForm {
     /// The layers with changes are uppers of overlays, with whiteouts and opaque directories.
-    Layers,
+    Whiteouts,
     /// The one layer with changes is a whole tree that began as a btrfs snapshot of the image:
     /// what is not in it was deleted. There, guests can make what looks like a whiteout.
-    Copy,
+    WholeCopy,
 }
 
 /// One path that is not as in the image.
@@ -96,7 +96,7 @@ pub enum Export {
 /// # Errors
 /// [`Error::File`] for what can't be read, with ESTALE for a directory that was moved meanwhile and
 /// ENOENT for a stack whose place is gone, and [`Error::TooLarge`].
-pub(crate) fn changes(stacks: &[Stack<'_>]) -> Result<Vec<Change>> {
+pub(crate) fn changes(stacks: &[OpenedStack<'_>]) -> Result<Vec<Change>> {
     let mut walk = Walk::new(stacks, Against::Image)?;
     let mut changes = Vec::new();
     let mut size = 0;
@@ -129,7 +129,7 @@ pub(crate) fn changes(stacks: &[Stack<'_>]) -> Result<Vec<Change>> {
 /// As [`changes`], those of `out`, [`Error::TimedOut`], and [`Error::Refused`] for a layer of which
 /// an entry would be taken for the mark of a deletion.
 pub(crate) fn export(
-    stacks: &[Stack<'_>],
+    stacks: &[OpenedStack<'_>],
     what: Export,
     out: &mut dyn Write,
     options: &CopyOptions,
@@ -162,7 +162,7 @@ pub(crate) fn export(
 /// # Errors
 /// As [`export`].
 pub(crate) fn send(
-    stacks: &[Stack<'_>],
+    stacks: &[OpenedStack<'_>],
     what: Export,
     to: &mut Outgoing,
     options: &CopyOptions,

@@ -23,24 +23,24 @@ const EVERYTHING: CopyOptions = CopyOptions { owners: true, set_ids: true, ..OPT
 /// Layers on disk, of one stack or more.
 struct Layers {
     scratch: Scratch,
-    stacks: Vec<(PathBuf, Vec<File>, Vec<File>, StackKind)>,
+    stacks: Vec<(PathBuf, Vec<File>, Vec<File>, ChangeForm)>,
 }
 
 impl Layers {
     /// One stack at the root, with new directories.
     fn new(changed: &[&str], image: &[&str]) -> Self {
         let mut this = Self { scratch: Scratch::new(), stacks: Vec::new() };
-        this.add("", changed, image, StackKind::Layers);
+        this.add("", changed, image, ChangeForm::Whiteouts);
         this
     }
 
     fn copy() -> Self {
         let mut this = Self { scratch: Scratch::new(), stacks: Vec::new() };
-        this.add("", &["new"], &["image"], StackKind::Copy);
+        this.add("", &["new"], &["image"], ChangeForm::WholeCopy);
         this
     }
 
-    fn add(&mut self, at: &str, changed: &[&str], image: &[&str], kind: StackKind) {
+    fn add(&mut self, at: &str, changed: &[&str], image: &[&str], kind: ChangeForm) {
         let open = |name: &&str| {
             let path = self.scratch.path(name);
             fs::create_dir_all(&path).unwrap();
@@ -55,11 +55,11 @@ impl Layers {
         self.scratch.path(name)
     }
 
-    fn with<T>(&self, act: impl FnOnce(&[Stack<'_>]) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&[OpenedStack<'_>]) -> T) -> T {
         let stacks: Vec<_> = self
             .stacks
             .iter()
-            .map(|(at, changed, image, kind)| Stack {
+            .map(|(at, changed, image, kind)| OpenedStack {
                 at: at.clone(),
                 changed: changed.iter().map(AsFd::as_fd).collect(),
                 image: image.iter().map(AsFd::as_fd).collect(),
@@ -345,9 +345,9 @@ fn hard_links_and_content_come_out() {
 #[test]
 fn stacks_lie_below_one_another() {
     let mut layers = Layers::new(&["upper"], &["image"]);
-    layers.add("usr", &["usr-upper"], &["usr-image"], StackKind::Layers);
-    layers.add("a/b/data", &["data-upper"], &["data-image"], StackKind::Layers);
-    layers.add("usr/share/x", &["x-upper"], &["x-image"], StackKind::Layers);
+    layers.add("usr", &["usr-upper"], &["usr-image"], ChangeForm::Whiteouts);
+    layers.add("a/b/data", &["data-upper"], &["data-image"], ChangeForm::Whiteouts);
+    layers.add("usr/share/x", &["x-upper"], &["x-image"], ChangeForm::Whiteouts);
     make(&layers.path("image"), "a a/b a/b/other= a/b/data z= usr");
     // What a mount lies on is not seen.
     make(&layers.path("upper"), "usr usr/hidden=");
@@ -374,7 +374,7 @@ fn stacks_lie_below_one_another() {
 #[test]
 fn a_stack_whose_place_is_gone_is_an_error() {
     let mut layers = Layers::new(&["upper"], &["image"]);
-    layers.add("a/b/data", &["data-upper"], &["data-image"], StackKind::Layers);
+    layers.add("a/b/data", &["data-upper"], &["data-image"], ChangeForm::Whiteouts);
     make(&layers.path("upper"), "a a/b=no directory");
     let error = layers.with(|stacks| changes(stacks).unwrap_err());
     let Error::File { path, source, .. } = error else { panic!("{error:?}") };

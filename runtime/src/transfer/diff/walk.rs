@@ -11,7 +11,7 @@ use nix::sys::stat::{FileStat, fstat};
 use super::super::cursor::{DirCursor, list, sort};
 use super::super::{Tally, Trail};
 use super::layer_cursor::{Against, Found, LayerCursor, compare, is_other_directory};
-use super::{ChangeKind, Stack, StackKind};
+use super::{ChangeForm, ChangeKind, OpenedStack};
 use crate::error::{Error, Result};
 
 /// The most names of directories that the walk is in, all layers together: what it has to
@@ -77,7 +77,7 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub(super) fn new(stacks: &[Stack<'_>], against: Against) -> Result<Self> {
+    pub(super) fn new(stacks: &[OpenedStack<'_>], against: Against) -> Result<Self> {
         let piles: Result<Vec<_>> = stacks
             .iter()
             .map(|stack| {
@@ -155,7 +155,7 @@ impl Walk {
         let now = found(&level.now)?;
         let before = found(&level.before)?;
         let is_covered = level.is_covered;
-        let is_hidden = is_covered || kind == StackKind::Copy;
+        let is_hidden = is_covered || kind == ChangeForm::WholeCopy;
         let change = compare(kind, &now, &before, is_hidden);
         let was_there = matches!(before, Found::Directory { .. } | Found::Other { .. });
         let shines = was_there && !is_covered;
@@ -236,7 +236,7 @@ impl Walk {
     fn push(&mut self, mut level: Level) -> Result<()> {
         let depth = self.levels.len();
         let Some(pile) = self.piles.get(level.pile) else { return Ok(()) };
-        let lookup_before = level.is_covered || pile.kind == StackKind::Copy;
+        let lookup_before = level.is_covered || pile.kind == ChangeForm::WholeCopy;
         let before = level.before.iter().filter(|_| lookup_before);
         let limit = MOST_AT_ONCE.saturating_sub(self.at_once);
         for &layer in level.now.iter().chain(before) {
