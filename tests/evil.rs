@@ -166,10 +166,10 @@ promises! {
     ] => ["Protocol: protocol violated by init: init speaks another version"], SOON;
     a_failure_of_set_up_is_told_whatever_its_number: [
         "ready-failed-0" "create", "ready-failed-minus" "create", "ready-failed-million" "create"
-    ] => [r#"Setup: setting up the sandbox failed at step Hostname \"/x\": error number"#], SOON;
+    ] => [r#"Setup: the sandbox was not built: could not set the host name \"/x\": error number"#], SOON;
     a_path_of_a_failure_is_told_without_what_a_terminal_would_obey: [
         "ready-failed-nul" "create", "ready-failed-path" "create"
-    ] => [r#"Setup: setting up the sandbox failed at step Hostname \"/"#], SOON;
+    ] => [r#"Setup: the sandbox was not built: could not set the host name \"/"#], SOON;
     a_path_that_is_too_long_is_no_frame: [
         "ready-failed-too-long" "create"
     ] => ["Protocol"], SOON;

@@ -336,7 +336,7 @@ fn jobs_have_the_capabilities_of_the_configuration() {
     let default = Capabilities::default();
     // As `docker run` has them by default: without NET_ADMIN, SYS_ADMIN, SYS_PTRACE and the like.
     assert_eq!(default.bits(), 0xa804_25fb);
-    let more = default.with(Capability::CAP_SYS_NICE);
+    let more = default.with(Capability::SysNice);
     for capabilities_of_root in [default, none, more] {
         let config = Config { capabilities: capabilities_of_root, ..home.config() };
         let sandbox = Sandbox::create(config).unwrap();
@@ -405,7 +405,7 @@ fn no_namespace_and_no_mount_can_be_made_inside() {
         assert!(refused.iter().any(|text| stderr.contains(text)), "{attempt}: {stderr}");
     }
     // Control: the same, where the configuration lets it.
-    let capabilities = Capabilities::default().with(Capability::CAP_SYS_ADMIN);
+    let capabilities = Capabilities::default().with(Capability::SysAdmin);
     let config = Config { seccomp: Seccomp::Unconfined, capabilities, ..home.config() };
     let weak = Sandbox::create(config).unwrap();
     for attempt in [

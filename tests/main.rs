@@ -21,6 +21,7 @@ mod collector;
 mod copies;
 mod counts;
 mod cycles;
+mod defaults;
 mod delegation;
 mod dependent;
 mod descriptors;

@@ -97,9 +97,9 @@ fn users_are_those_of_the_sandboxs_own_files() {
     assert_eq!(who(|c| _ = c.user("alice:video")), "1000 44 Groups: /home/alice\n");
     assert_eq!(who(|c| _ = c.user("alice:7").env("HOME", "/h")), "1000 7 Groups: /h\n");
     assert_eq!(who(|c| _ = c.user("alice").groups([8, 9])), "1000 1001 Groups: 8 9 /home/alice\n");
-    assert_eq!(who(|c| _ = c.user("1000")), "1000 1000 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.user("1000")), "1000 1000 Groups: /home/alice\n");
     // The last one counts. A group that is named after a user is that user's.
-    assert_eq!(who(|c| _ = c.user("0").uid(1000)), "1000 0 Groups: /root\n");
+    assert_eq!(who(|c| _ = c.user("0").uid(1000)), "1000 0 Groups: /home/alice\n");
     assert_eq!(who(|c| _ = c.uid(7).user("alice")), "1000 1001 Groups: 29 50 /home/alice\n");
     assert_eq!(who(|c| _ = c.user("alice").uid(0).gid(5)), "0 5 Groups: /root\n");
     assert_eq!(who(|c| _ = c.user("alice").gid(44)), "1000 44 Groups: /home/alice\n");

@@ -410,13 +410,14 @@ pub fn execve(
     program: &CStr,
     name: &CStr,
     arguments: Strings<'_>,
-    environment: Strings<'_>,
+    environment: [Strings<'_>; 2],
     space: &PointerSpace,
 ) -> Errno {
     // SAFETY: the parent does not touch it after it has started the child, and the child comes
     // here alone, with no other reference alive.
     let pointers = unsafe { &mut *space.0.get() };
-    if pointers.capacity() < 1 + arguments.len() + environment.len() + 2 {
+    let of_environment: usize = environment.iter().map(Strings::len).sum();
+    if pointers.capacity() < 1 + arguments.len() + of_environment + 2 {
         return Errno::TOOBIG;
     }
     pointers.clear();
@@ -424,7 +425,7 @@ pub fn execve(
     pointers.extend(arguments.iter().map(<[u8]>::as_ptr));
     pointers.push(ptr::null());
     let start_of_environment = pointers.len();
-    pointers.extend(environment.iter().map(<[u8]>::as_ptr));
+    pointers.extend(environment.iter().flat_map(Strings::iter).map(<[u8]>::as_ptr));
     pointers.push(ptr::null());
     let argv = pointers.as_ptr();
     let envp = argv.wrapping_add(start_of_environment);

@@ -66,9 +66,35 @@ pub struct Program<'a> {
     /// The arguments from 1 on.
     #[serde(borrow)]
     pub arguments: Strings<'a>,
-    /// The whole environment, `NAME=value` each.
+    /// The environment, `NAME=value` each.
     #[serde(borrow)]
     pub environment: Strings<'a>,
+    /// What is added to the environment.
+    pub login: Login,
+}
+
+/// Which variables of a login a job is to have, by the first entry of its user id in the sandbox's
+/// own `/etc/passwd`, as the job's user can read it. Where there is none, `HOME` is `/`, and there
+/// are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Login {
+    /// `HOME`
+    pub home: bool,
+    /// `USER`
+    pub user: bool,
+    /// `LOGNAME`
+    pub logname: bool,
+    /// `SHELL`; `/bin/sh` where the entry names none.
+    pub shell: bool,
+}
+
+impl Login {
+    /// All of them.
+    pub const ALL: Self = Self { home: true, user: true, logname: true, shell: true };
+    /// None of them.
+    pub const NONE: Self = Self { home: false, user: false, logname: false, shell: false };
+    /// How many they are at most.
+    pub const COUNT: usize = 4;
 }
 
 /// What becomes of the processes that a job has started and that outlive it.

@@ -59,6 +59,7 @@ mod wire;
 
 pub use cgroup::stats::Stats;
 pub use config::capabilities::{Capabilities, Capability};
+pub use config::defaults::{Defaults, Resource, Rlimit};
 pub use config::host_path::HostPath;
 pub use config::image::Image;
 pub use config::limits::{IoLimit, Limits};
@@ -71,7 +72,7 @@ pub use files::{
 pub use garbage::collect_garbage;
 pub use job::background::{Job, JobId, PartialOutput};
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
-pub use job::command::{Command, Leftovers, Resource};
+pub use job::command::{Command, Leftovers};
 pub use job::exit::{EndReason, ExitStatus, Usage};
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;

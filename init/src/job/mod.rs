@@ -2,6 +2,7 @@
 
 mod builtin;
 pub(crate) mod defaults;
+mod login;
 pub(crate) mod tree;
 
 use alloc::collections::VecDeque;
@@ -9,8 +10,8 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use adl_protocol::{
-    Identities, Identity, JobEvent, JobStdio, Program, Request, Rlimit, Spawn, Stage, StdioSource,
-    Strings, Task, limits,
+    Identities, Identity, JobEvent, JobStdio, Login, Program, Request, Rlimit, Spawn, Stage,
+    StdioSource, Strings, Task, limits,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -23,6 +24,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use crate::failure::{Failure, InStage};
 use crate::files;
 use crate::job::defaults::{DEFAULT_UMASK, JobDefaults};
+use crate::job::login::Variables;
 use crate::path::open_in_root;
 use crate::receive::send_small;
 use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
@@ -109,7 +111,8 @@ impl Start {
             && request.length() <= LARGEST_SHARED;
         let (shares, strings) = match &spawn.task {
             Task::Program(program) => {
-                (may_share, program.arguments.len() + program.environment.len())
+                let strings = program.arguments.len() + program.environment.len();
+                (may_share, strings + Login::COUNT)
             }
             // It may go on for as long as the host likes, and what it holds is init's memory.
             Task::File(task) => (may_share && !is_crowded && !files::allocates(task), 0),
@@ -129,7 +132,10 @@ pub(crate) fn run(start: &Start) -> ! {
     let Request::Spawn(spawn) = start.request.get() else { sys::exit(NOT_STARTED) };
     let mut channel = start.resources.channel;
     let result = prepare(spawn, start, &mut channel).and_then(|()| match &spawn.task {
-        Task::Program(program) => Err(Failure(Stage::Exec, execute(program, &start.pointers))),
+        Task::Program(program) => {
+            let login = Variables::of(spawn.identity.uid, program.login);
+            Err(Failure(Stage::Exec, execute(program, login.strings(), &start.pointers)))
+        }
         task => builtin::run(task),
     });
     let Err(Failure(stage, errno)) = result else { sys::exit(0) };
@@ -337,11 +343,11 @@ fn enter(directory: Strings<'_>) -> rustix::io::Result<()> {
 }
 
 /// Runs the first of the programs that exists; returns why it could not.
-fn execute(program: &Program<'_>, pointers: &PointerSpace) -> Errno {
+fn execute(program: &Program<'_>, login: Strings<'_>, pointers: &PointerSpace) -> Errno {
     for name in program.names.iter() {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { return Errno::INVAL };
-        let run =
-            |path: &CStr| sys::execve(path, name, program.arguments, program.environment, pointers);
+        let environment = [program.environment, login];
+        let run = |path: &CStr| sys::execve(path, name, program.arguments, environment, pointers);
         match search(name, program.environment, run) {
             Errno::NOENT => {}
             errno => return errno,

@@ -1,6 +1,6 @@
-//! Paths in what is written as JSON, which has no bytes: as text where they are, else as numbers.
+//! Bytes in what is written as JSON, which has none: as text where they are, else as numbers.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -14,29 +14,72 @@ enum Form<T, B> {
 }
 
 pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    match path.to_str() {
-        Some(text) => Form::Text(text),
-        None => Form::Bytes(path.as_os_str().as_bytes()),
-    }
-    .serialize(serializer)
+    form(path.as_os_str()).serialize(serializer)
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    Ok(match Form::<String, Vec<u8>>::deserialize(deserializer)? {
+    Form::deserialize(deserializer).map(|form| text(form).into())
+}
+
+fn form(text: &OsStr) -> Form<&str, &[u8]> {
+    match text.to_str() {
+        Some(text) => Form::Text(text),
+        None => Form::Bytes(text.as_bytes()),
+    }
+}
+
+fn text(form: Form<String, Vec<u8>>) -> OsString {
+    match form {
         Form::Text(text) => text.into(),
-        Form::Bytes(bytes) => OsString::from_vec(bytes).into(),
-    })
+        Form::Bytes(bytes) => OsString::from_vec(bytes),
+    }
+}
+
+/// Names with values.
+pub(crate) mod pairs {
+    use std::ffi::OsString;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Form, form, text};
+
+    pub(crate) fn serialize<S: Serializer>(
+        pairs: &[(OsString, OsString)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let pairs = pairs.iter().map(|(name, value)| (form(name), form(value)));
+        pairs.collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(OsString, OsString)>, D::Error> {
+        type One = Form<String, Vec<u8>>;
+        let pairs = Vec::<(One, One)>::deserialize(deserializer)?;
+        Ok(pairs.into_iter().map(|(name, value)| (text(name), text(value))).collect())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
+    use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
 
     use super::{Deserialize, PathBuf, Serialize};
 
     #[derive(Serialize, Deserialize)]
     struct Holder(#[serde(with = "super")] PathBuf);
+
+    #[derive(Serialize, Deserialize)]
+    struct Variables(#[serde(with = "super::pairs")] Vec<(OsString, OsString)>);
+
+    #[test]
+    fn any_variable_comes_back_as_it_was() {
+        let bytes = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+        let all = vec![("A".into(), bytes(b"\xff\n")), (bytes(b"\xfe"), "".into())];
+        let text = serde_json::to_string(&Variables(all.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Variables>(&text).unwrap().0, all, "{text}");
+    }
 
     #[test]
     fn any_path_comes_back_as_it_was() {

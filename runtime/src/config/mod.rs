@@ -2,6 +2,7 @@
 
 pub(crate) mod bytes;
 pub(crate) mod capabilities;
+pub(crate) mod defaults;
 pub(crate) mod host_path;
 pub(crate) mod image;
 pub(crate) mod limits;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::capabilities::Capabilities;
+use crate::config::defaults::Defaults;
 use crate::config::image::Image;
 use crate::config::limits::Limits;
 use crate::config::mount::Mount;
@@ -55,6 +57,8 @@ pub struct Config {
     pub seccomp: Seccomp,
     /// What its jobs may use.
     pub limits: Limits,
+    /// What its commands and file calls start from.
+    pub defaults: Defaults,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
     /// there, in each hierarchy that is used, and with version 2 no process may be in it. By
     /// default the caller's own or, with version 2, the nearest above it that was delegated to the

@@ -74,8 +74,14 @@ impl Purpose {
     }
 
     pub(crate) fn timed_out(&self) -> Error {
-        Error::TimedOut { what: self.operation, after: self.timeout }
+        Error::TimedOut { what: "a file call to end", after: self.timeout }
     }
+}
+
+/// Who does it.
+pub(crate) struct Actor {
+    pub(crate) identity: Identity,
+    pub(crate) umask: u32,
 }
 
 /// A job under way.
@@ -101,7 +107,7 @@ impl Call {
     pub(crate) fn start(
         life: &Life,
         deadline: Deadline,
-        identity: Identity,
+        actor: Actor,
         purpose: Purpose,
         task: FileTask<'_>,
         streams: Streams,
@@ -135,7 +141,8 @@ impl Call {
             stdio: JobStdio::Streams(stdio),
             cgroups: join_files.count(),
             timeout_us: timeout.and_then(|timeout| u64::try_from(timeout.as_micros()).ok()),
-            ..builtin(Task::File(task), identity)
+            umask: actor.umask,
+            ..builtin(Task::File(task), actor.identity)
         };
         let running =
             Running::new(purpose.path.clone(), channel, control.init(), None, life.beginning());

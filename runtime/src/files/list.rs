@@ -9,6 +9,7 @@ use adl_protocol::{FileAction, Listing, limits};
 
 use super::call::Streams;
 use super::{Cursor, DirEntry, FileKind, Files, TIMEOUT};
+use crate::config::defaults::Defaults;
 use crate::error::{Error, Result};
 use crate::job::life::Lives;
 use crate::wait::Deadline;
@@ -29,11 +30,13 @@ impl Files {
         // A reset between two pages is an error, and not a list of both.
         let timeout = self.timeout.unwrap_or(TIMEOUT);
         let late = |error| match error {
-            Error::TimedOut { .. } => Error::TimedOut { what: "list", after: timeout },
+            Error::TimedOut { .. } => {
+                Error::TimedOut { what: "a file call to end", after: timeout }
+            }
             error => error,
         };
         let life = self.lives.begin(Deadline::after(timeout)).map_err(late)?;
-        let of_this_life = Self { lives: Lives::new(life), ..self.clone() };
+        let of_this_life = Self { lives: Lives::new(life, Defaults::default()), ..self.clone() };
         loop {
             let left = self.entry_limit.saturating_sub(entries.len() as u64);
             let most = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);

@@ -22,12 +22,13 @@ use std::time::Duration;
 
 use adl_protocol::{Chunk, FileAction, FileTask, MAX_CHUNK, Strings, WriteHow, limits};
 
-use self::call::{Call, Ends, Purpose, Span, Streams};
+use self::call::{Actor, Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
+use crate::config::defaults::Defaults;
 use crate::error::{Error, Result};
 use crate::job::life::{Life, Lives};
-use crate::job::user::{self, RunAs};
+use crate::job::user::{self, RunAs, run_as_methods};
 use crate::wait::Deadline;
 use crate::wire;
 
@@ -50,8 +51,9 @@ const APPENDED_AT_ONCE: usize = 4 << 10;
 /// Reads, writes and copies files of a sandbox; made by [`Sandbox::files`](crate::Sandbox::files).
 ///
 /// Paths are those inside: relative ones start at [`Files::current_dir`], symbolic links lead to
-/// what they mean there. All is done with the rights of one user, root of the sandbox unless
-/// another is named; whatever [`Error::File`] says is what a command of that user would have met.
+/// what they mean there. All is done with the rights of one user. User, directory and umask are
+/// those of [`Config::defaults`](crate::Config::defaults) unless others are said; whatever
+/// [`Error::File`] says is what a command of that user would have met.
 ///
 /// ```no_run
 /// # use adl_runtime::{Config, Sandbox};
@@ -70,6 +72,7 @@ pub struct Files {
     lives: Arc<Lives>,
     run_as: RunAs,
     directory: PathBuf,
+    umask: u32,
     timeout: Option<Duration>,
     limit: Option<u64>,
     entry_limit: u64,
@@ -79,10 +82,12 @@ pub struct Files {
 
 impl Files {
     pub(crate) fn new(lives: &Arc<Lives>) -> Self {
+        let defaults = lives.defaults();
         Self {
             lives: Arc::clone(lives),
-            run_as: RunAs::ROOT,
-            directory: "/".into(),
+            run_as: RunAs::of(defaults),
+            directory: Path::new("/").join(&defaults.current_dir),
+            umask: defaults.umask,
             timeout: None,
             limit: None,
             entry_limit: ENTRY_LIMIT,
@@ -91,34 +96,9 @@ impl Files {
         }
     }
 
-    /// Sets with whose rights it is done, as [`Command::user`](crate::Command::user) does. A name
-    /// is looked up for each call, a number is not.
-    pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.run_as.set_user(user.as_ref());
-        self
-    }
+    run_as_methods! {}
 
-    /// Sets the user id, as it is inside, in place of a user that was named before. A group that
-    /// was said stays; where none was, it is 0.
-    pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.run_as.set_uid(uid);
-        self
-    }
-
-    /// Sets the group id, as it is inside, in place of the group of a user that was named. Such a
-    /// user then has no supplementary groups, unless [`Self::groups`] says some.
-    pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.run_as.set_gid(gid);
-        self
-    }
-
-    /// Sets the supplementary groups, at most 1,024; by default there are none.
-    pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
-        self.run_as.groups = Some(groups.into());
-        self
-    }
-
-    /// Sets where relative paths start: a path in the sandbox, `/` by default.
+    /// Sets where relative paths start: a path in the sandbox.
     pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Self {
         self.directory = Path::new("/").join(directory);
         self
@@ -298,7 +278,7 @@ impl Files {
 
     fn stat(&self, path: &Path, follow: bool) -> Result<Metadata> {
         let action = FileAction::Metadata { follow };
-        let (call, ends) = self.start("stat", path, LONGEST_ANSWER, action, Streams::Output)?;
+        let (call, ends) = self.start("look at", path, LONGEST_ANSWER, action, Streams::Output)?;
         let answer = call.answer(ends, LONGEST_ANSWER)?;
         Ok(wire::decode_frame::<adl_protocol::Metadata>(&answer)?.into())
     }
@@ -319,14 +299,14 @@ impl Files {
         }
     }
 
-    /// Makes a directory, and those above it that are missing, each with mode 0755. One that
-    /// exists is no error.
+    /// Makes a directory, and those above it that are missing, each with mode 0755 as far as the
+    /// umask lets it. One that exists is no error.
     ///
     /// # Errors
     /// See [`Files::read_file`].
     pub fn create_dir_all(&self, path: impl AsRef<Path>) -> Result<()> {
         let action = FileAction::CreateDirectories { mode: 0o755 };
-        self.run("create directory", path.as_ref(), action)
+        self.run("create the directory", path.as_ref(), action)
     }
 
     /// Removes a file, or anything else but a directory. A symbolic link is not followed.
@@ -365,7 +345,11 @@ impl Files {
     /// See [`Files::read_file`].
     pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
         let target = terminated("target", target.as_ref())?;
-        self.run("link", path.as_ref(), FileAction::SymbolicLink { target: string(&target)? })
+        self.run(
+            "make a link at",
+            path.as_ref(),
+            FileAction::SymbolicLink { target: string(&target)? },
+        )
     }
 
     /// What a symbolic link says: bytes that its maker chose.
@@ -375,7 +359,7 @@ impl Files {
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
         let action = FileAction::ReadLink;
         let (call, ends) =
-            self.start("read link", path.as_ref(), LONGEST_ANSWER, action, Streams::Output)?;
+            self.start("read the link", path.as_ref(), LONGEST_ANSWER, action, Streams::Output)?;
         Ok(OsString::from_vec(call.answer(ends, LONGEST_ANSWER)?).into())
     }
 
@@ -384,7 +368,7 @@ impl Files {
     /// # Errors
     /// See [`Files::read_file`].
     pub fn set_permissions(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
-        self.run("chmod", path.as_ref(), FileAction::SetMode { mode })
+        self.run("set the mode of", path.as_ref(), FileAction::SetMode { mode })
     }
 
     /// Sets owner and group, as they are inside; `None` leaves one as it is. A symbolic link is
@@ -415,7 +399,7 @@ impl Files {
             return Err(Error::invalid("owner", "id 4294967295 means no change to the kernel"));
         }
         let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
-        self.run("chown", path, FileAction::SetOwner { uid, gid, follow })
+        self.run("set the owner of", path, FileAction::SetOwner { uid, gid, follow })
     }
 
     /// Does what tells nothing.
@@ -461,7 +445,8 @@ impl Files {
             error => error,
         })?;
         let task = FileTask { path: string(&path)?, action };
-        Call::start(&life, deadline, identity, purpose, task, streams, prepare)
+        let actor = Actor { identity, umask: self.umask };
+        Call::start(&life, deadline, actor, purpose, task, streams, prepare)
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.
@@ -485,7 +470,7 @@ pub(crate) fn read_small(
     limit: u64,
     deadline: Deadline,
 ) -> Result<Vec<u8>> {
-    let mut files = Files::new(&Lives::new(life.clone()));
+    let mut files = Files::new(&Lives::new(life.clone(), Defaults::default()));
     if let Some(left) = deadline.left() {
         files.timeout(left);
     }

@@ -8,46 +8,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Identity, JobStdio, Program, Request, Rlimit, Spawn, StdioSource, Strings, Task, limits,
+    Identity, JobStdio, Program, Request, Spawn, StdioSource, Strings, Task, limits,
 };
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
+use crate::config::defaults::{Resource, Rlimit};
 use crate::error::{Error, Result};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
 use crate::job::collect::{Bounds, Caps, Collector, Input};
+use crate::job::environment::Environment;
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::{Life, Lives};
 use crate::job::running::Running;
 use crate::job::stdio::{Kind, Stdio, Stream, Which};
-use crate::job::user::{self, ReadFile, RunAs};
+use crate::job::user::{self, ReadFile, RunAs, run_as_methods};
 use crate::mirror::mirror;
 use crate::sys;
 use crate::wait::Deadline;
 
-/// What a command's environment has unless it is changed.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// A command to be run in a sandbox, made by
 /// [`Sandbox::command`](crate::Sandbox::command).
 ///
-/// Nothing of the calling program's environment, directory or descriptors reaches it. The
-/// environment is `PATH` and `HOME`, the directory `/`, the user root of the sandbox, and each
-/// stream `/dev/null`, except that [`Command::output`] collects stdout and stderr.
+/// Nothing of the calling program's environment, directory or descriptors reaches it. It starts
+/// from [`Config::defaults`](crate::Config::defaults): as root of the sandbox in `/` where those
+/// say nothing else. Each stream is `/dev/null`, except that [`Command::output`] collects stdout
+/// and stderr.
+///
+/// Its environment is `PATH`, `LANG=C.UTF-8`, on a terminal `TERM=xterm`, and `HOME`, `USER`,
+/// `LOGNAME` and `SHELL` as the sandbox's own `/etc/passwd` has them for its user: by the name, or
+/// by the number in the first entry that has it. A user without an entry has `HOME=/` and none of
+/// the others.
 #[derive(Debug)]
 pub struct Command {
     lives: Arc<Lives>,
     read: ReadFile,
     programs: Vec<OsString>,
     arguments: Vec<OsString>,
-    environment: Vec<(OsString, OsString)>,
-    /// Whether the caller has said what HOME is.
-    home_is_set: bool,
+    environment: Environment,
     directory: PathBuf,
     run_as: RunAs,
     umask: u32,
-    rlimits: Vec<Rlimit>,
+    rlimits: Vec<adl_protocol::Rlimit>,
     nice: i8,
     oom_score_adj: i16,
     timeout: Option<Duration>,
@@ -65,20 +68,20 @@ pub struct Command {
 impl Command {
     /// `read` is how the files of the sandbox's users are read.
     pub(crate) fn new(lives: &Arc<Lives>, read: ReadFile, programs: &[&OsStr]) -> Self {
-        Self {
+        let defaults = lives.defaults();
+        let mut this = Self {
             lives: Arc::clone(lives),
             read,
             programs: programs.iter().map(OsString::from).collect(),
             arguments: Vec::new(),
-            environment: vec![("PATH".into(), PATH.into()), ("HOME".into(), "/root".into())],
-            home_is_set: false,
-            directory: PathBuf::from("/"),
-            run_as: RunAs::ROOT,
-            umask: 0o022,
+            environment: Environment::new(&defaults.env),
+            directory: defaults.current_dir.clone(),
+            run_as: RunAs::of(defaults),
+            umask: defaults.umask,
             rlimits: Vec::new(),
             nice: 0,
             oom_score_adj: 0,
-            timeout: None,
+            timeout: defaults.timeout,
             bounds: Bounds::default(),
             caps: Caps::default(),
             leftovers: Leftovers::Keep,
@@ -88,7 +91,11 @@ impl Command {
             stdin: None,
             stdout: None,
             stderr: None,
+        };
+        for Rlimit { resource, soft, hard } in &defaults.rlimits {
+            this.rlimit(*resource, *soft, *hard);
         }
+        this
     }
 
     /// Adds an argument.
@@ -105,9 +112,7 @@ impl Command {
 
     /// Sets an environment variable.
     pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
-        self.env_remove(&name);
-        self.home_is_set |= name.as_ref() == "HOME";
-        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.set(name.as_ref(), value.as_ref());
         self
     }
 
@@ -122,13 +127,13 @@ impl Command {
         self
     }
 
-    /// Removes an environment variable.
+    /// Removes an environment variable, also one that every command has.
     pub fn env_remove(&mut self, name: impl AsRef<OsStr>) -> &mut Self {
-        self.environment.retain(|(other, _)| other != name.as_ref());
+        self.environment.remove(name.as_ref());
         self
     }
 
-    /// Removes all environment variables, `PATH` and `HOME` too.
+    /// Removes all environment variables, those that every command has too.
     pub fn env_clear(&mut self) -> &mut Self {
         self.environment.clear();
         self
@@ -140,34 +145,7 @@ impl Command {
         self
     }
 
-    /// Sets who runs it: `USER` or `USER:GROUP`, each a number or a name in the sandbox's own
-    /// `/etc/passwd` and `/etc/group`. A user found by name has the groups and, unless `HOME` is
-    /// set otherwise, the home that are written there; one by number has the group of the same
-    /// number. A name that is not there is an error, and never root.
-    pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
-        self.run_as.set_user(user.as_ref());
-        self
-    }
-
-    /// Sets the user id, as it is inside, in place of a user that was named before. A group that
-    /// was said stays; where none was, it is 0.
-    pub fn uid(&mut self, uid: u32) -> &mut Self {
-        self.run_as.set_uid(uid);
-        self
-    }
-
-    /// Sets the group id, as it is inside, in place of the group of a user that was named. Such a
-    /// user then has no supplementary groups, unless [`Self::groups`] says some.
-    pub fn gid(&mut self, gid: u32) -> &mut Self {
-        self.run_as.set_gid(gid);
-        self
-    }
-
-    /// Sets the supplementary groups, at most 1,024; by default there are none.
-    pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
-        self.run_as.groups = Some(groups.into());
-        self
-    }
+    run_as_methods! {}
 
     /// Sets the file mode creation mask (`umask(2)`), `0o022` by default.
     pub fn umask(&mut self, umask: u32) -> &mut Self {
@@ -181,7 +159,7 @@ impl Command {
     /// [`Stage::Rlimit`]: crate::Stage::Rlimit
     pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Self {
         self.rlimits.retain(|limit| limit.resource != resource as u32);
-        self.rlimits.push(Rlimit { resource: resource as u32, soft, hard });
+        self.rlimits.push(adl_protocol::Rlimit { resource: resource as u32, soft, hard });
         self
     }
 
@@ -416,12 +394,13 @@ impl Command {
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
-        let (identity, home) = self
+        let (identity, entry) = self
             .run_as
             .find(control.identities(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
         // A guest may have held up the look-up, and a reset the beginning: all take no longer.
         let timeout = deadline.left();
-        let environment = self.environment_block(home.as_deref())?;
+        let on_terminal = self.terminal.is_some();
+        let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 
         let streams = self.streams(default)?;
         self.check_bounds(&streams)?;
@@ -441,6 +420,7 @@ impl Command {
             names: Strings::new(&names).map_err(too_many)?,
             arguments: Strings::new(&arguments).map_err(too_many)?,
             environment: Strings::new(&environment).map_err(too_many)?,
+            login,
         };
         let spawn = Spawn {
             task: Task::Program(program_to_run),
@@ -510,26 +490,6 @@ impl Command {
         }
         Ok([stdin, stdout, stderr])
     }
-
-    fn environment_block(&self, home: Option<&[u8]>) -> Result<Vec<u8>> {
-        let mut block = Vec::new();
-        for (name, value) in &self.environment {
-            let (name, mut value) = (name.as_bytes(), value.as_bytes());
-            if let (b"HOME", false, Some(home)) = (name, self.home_is_set, home) {
-                value = home;
-            }
-            if name.is_empty() || name.contains(&b'=') {
-                return Err(Error::invalid(
-                    "environment",
-                    format!("{:?} is no name of a variable", OsStr::from_bytes(name)),
-                ));
-            }
-            let entry = [name, b"=", value].concat();
-            Strings::append(&mut block, &entry)
-                .map_err(|error| Error::invalid("environment", error.to_string()))?;
-        }
-        Ok(block)
-    }
 }
 
 mirror! {
@@ -542,33 +502,6 @@ pub enum Leftovers {
     /// They are killed, all of them, before the command's end is told.
     End,
 }
-}
-
-/// A resource that can be limited (`setrlimit(2)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-#[repr(u32)]
-pub enum Resource {
-    /// CPU time of one process, in seconds.
-    Cpu = 0,
-    /// The size of a file, in bytes.
-    FileSize = 1,
-    /// The size of the data segment, in bytes.
-    Data = 2,
-    /// The size of the stack, in bytes.
-    Stack = 3,
-    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any
-    /// other a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't
-    /// change it.
-    Core = 4,
-    /// The number of processes and threads of the user.
-    Processes = 6,
-    /// The largest number of a descriptor, plus one.
-    OpenFiles = 7,
-    /// Memory that may be locked, in bytes.
-    LockedMemory = 8,
-    /// The size of the address space of one process, in bytes.
-    AddressSpace = 9,
 }
 
 /// A command that init was asked to start.

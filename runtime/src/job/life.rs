@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::config::defaults::Defaults;
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::beginning::Beginning;
@@ -37,6 +38,8 @@ pub(crate) struct Lives {
     /// It is not held any more.
     let_go: Condvar,
     owner: Owner,
+    /// What is asked of any life starts from them.
+    defaults: Defaults,
 }
 
 #[derive(Debug)]
@@ -50,9 +53,15 @@ struct Now {
 }
 
 impl Lives {
-    pub(crate) fn new(first: Life) -> Arc<Self> {
+    pub(crate) fn new(first: Life, defaults: Defaults) -> Arc<Self> {
         let now = Mutex::new(Now { life: Some(first), is_held: false, is_gone: false });
-        Arc::new(Self { now, let_go: Condvar::new(), owner: Owner::this_process() })
+        let owner = Owner::this_process();
+        Arc::new(Self { now, let_go: Condvar::new(), owner, defaults })
+    }
+
+    /// What commands and file calls start from.
+    pub(crate) fn defaults(&self) -> &Defaults {
+        &self.defaults
     }
 
     /// Refuses a fork of the process that made it: a thread of its parent may have had a lock.
@@ -68,7 +77,7 @@ impl Lives {
             now = match deadline.left() {
                 None => self.let_go.wait(now).unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => {
-                    let what = "the sandbox, which another thread resets or keeps";
+                    let what = "another thread to reset the sandbox, or to make a snapshot of it";
                     return Err(Error::TimedOut { what, after: deadline.length() });
                 }
                 Some(left) => {

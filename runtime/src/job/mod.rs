@@ -5,6 +5,7 @@ mod beginning;
 pub(crate) mod child;
 pub(crate) mod collect;
 pub(crate) mod command;
+pub(crate) mod environment;
 pub(crate) mod exit;
 pub(crate) mod life;
 pub(crate) mod running;

@@ -4,6 +4,7 @@ use std::io;
 
 use adl_protocol::{Identities, Identity, limits};
 
+use crate::config::defaults::Defaults;
 use crate::error::{Error, Result, Stage};
 use crate::job::life::Life;
 use crate::wait::Deadline;
@@ -20,7 +21,15 @@ pub(crate) struct User {
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     /// What its entry says, if it has been looked up.
-    pub(crate) home: Option<Vec<u8>>,
+    pub(crate) entry: Option<Entry>,
+}
+
+/// What an entry of `/etc/passwd` says of a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    pub(crate) home: Vec<u8>,
+    pub(crate) shell: Vec<u8>,
 }
 
 /// Who is to run a job, as far as it was said: the last that was said of each counts.
@@ -47,6 +56,15 @@ pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<
 impl RunAs {
     pub(crate) const ROOT: Self = Self { user: Who::Id(0), group: None, groups: None };
 
+    /// Who the defaults of a sandbox say.
+    pub(crate) fn of(defaults: &Defaults) -> Self {
+        let mut this = Self::ROOT;
+        if let Some(user) = &defaults.user {
+            this.set_user(user);
+        }
+        this
+    }
+
     /// Takes a user, and a group if one is named: `USER` or `USER:GROUP`, each a name or a number.
     pub(crate) fn set_user(&mut self, text: &str) {
         let (user, group) = match text.split_once(':') {
@@ -66,14 +84,24 @@ impl RunAs {
         self.group = Some(Who::Id(gid));
     }
 
-    /// Finds out who that is, and where it is at home.
+    /// Refuses what names no one in any sandbox.
+    pub(crate) fn check(&self) -> Result<()> {
+        for who in [Some(&self.user), self.group.as_ref()].into_iter().flatten() {
+            if let Who::Name(name) = who {
+                number(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out who that is, and what its entry says if it had to be looked up.
     pub(crate) fn find(
         &self,
         identities: Identities,
         read: impl Fn(&'static str) -> Result<Vec<u8>>,
-    ) -> Result<(Identity, Option<Vec<u8>>)> {
+    ) -> Result<(Identity, Option<Entry>)> {
         let user = self.look_up(read)?;
-        let User { uid, gid, groups, home } = user;
+        let User { uid, gid, groups, entry } = user;
         let groups = self.groups.clone().unwrap_or(groups);
         if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
             return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
@@ -88,13 +116,13 @@ impl RunAs {
                 fix: "make the sandbox as root".to_owned(),
             });
         }
-        Ok((Identity { uid, gid, groups }, home))
+        Ok((Identity { uid, gid, groups }, entry))
     }
 
     /// Looks names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits is a
     /// number, whatever is in them.
     fn look_up(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
-        let by_number = |uid, gid| User { uid, gid, groups: Vec::new(), home: None };
+        let by_number = |uid, gid| User { uid, gid, groups: Vec::new(), entry: None };
         let mut user = match &self.user {
             Who::Id(uid) => by_number(*uid, 0),
             Who::Name(name) => match number(name)? {
@@ -141,6 +169,43 @@ impl RunAs {
     }
 }
 
+/// The methods by which callers say who does something, of a type that has a `run_as`.
+macro_rules! run_as_methods {
+    () => {
+        /// Sets as whom it is done: `USER` or `USER:GROUP`, each a number or a name in the sandbox's
+        /// own `/etc/passwd` and `/etc/group`. A user found by name has the groups that are written
+        /// there; one by number has the group of the same number. A name is looked up for each
+        /// command or call. One that is not there is an error, and never root.
+        pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
+            self.run_as.set_user(user.as_ref());
+            self
+        }
+
+        /// Sets the user id, as it is inside, in place of a user that was named before. A group that
+        /// was said stays; where none was, it is 0.
+        pub fn uid(&mut self, uid: u32) -> &mut Self {
+            self.run_as.set_uid(uid);
+            self
+        }
+
+        /// Sets the group id, as it is inside, in place of the group of a user that was named. Such
+        /// a user then has no supplementary groups, unless [`Self::groups`] says some.
+        pub fn gid(&mut self, gid: u32) -> &mut Self {
+            self.run_as.set_gid(gid);
+            self
+        }
+
+        /// Sets the supplementary groups, at most 1,024; by default those of a user that was named,
+        /// else none.
+        pub fn groups(&mut self, groups: impl Into<Vec<u32>>) -> &mut Self {
+            self.run_as.groups = Some(groups.into());
+            self
+        }
+    };
+}
+
+pub(crate) use run_as_methods;
+
 fn number(text: &str) -> Result<Option<u32>> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return if text.is_empty() { Err(Error::invalid("user", "empty")) } else { Ok(None) };
@@ -167,8 +232,14 @@ fn id(field: Option<&&[u8]>) -> Option<u32> {
 /// name:password:UID:GID:description:home:shell; a line that is not so is none.
 fn passwd_entry(file: &[u8], name: &[u8]) -> Option<User> {
     let fields = entry(file, name)?;
-    let home = fields.get(5).filter(|home| home.starts_with(b"/")).map(|home| home.to_vec());
-    Some(User { uid: id(fields.get(2))?, gid: id(fields.get(3))?, groups: Vec::new(), home })
+    let field = |number: usize| fields.get(number).copied();
+    let entry = Entry {
+        name: name.to_owned(),
+        home: field(5).filter(|home| home.starts_with(b"/")).unwrap_or(b"/").to_owned(),
+        shell: field(6).filter(|shell| !shell.is_empty()).unwrap_or(b"/bin/sh").to_owned(),
+    };
+    let (uid, gid) = (id(fields.get(2))?, id(fields.get(3))?);
+    Some(User { uid, gid, groups: Vec::new(), entry: Some(entry) })
 }
 
 /// name:password:GID:members
@@ -188,7 +259,7 @@ fn groups_of(file: &[u8], member: &[u8]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{User, group_entry, groups_of, number, passwd_entry};
+    use super::{Entry, User, group_entry, groups_of, number, passwd_entry};
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nshort:x\ngames:x:5:60:g:/usr/games:/x\n\
         big:x:4294967296:1::/:\nminus:x:-1:1::/:\nall:x:4294967295:1::/:\n:x:7:7::/:\n";
@@ -196,7 +267,8 @@ mod tests {
 
     #[test]
     fn an_entry_is_found_by_its_whole_name() {
-        let games = User { uid: 5, gid: 60, groups: Vec::new(), home: Some("/usr/games".into()) };
+        let entry = Entry { name: "games".into(), home: "/usr/games".into(), shell: "/x".into() };
+        let games = User { uid: 5, gid: 60, groups: Vec::new(), entry: Some(entry) };
         assert_eq!(passwd_entry(PASSWD, b"games"), Some(games));
         assert_eq!(group_entry(GROUP, b"audio"), Some(29));
         assert_eq!(groups_of(GROUP, b"games"), [29, 44]);

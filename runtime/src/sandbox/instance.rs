@@ -315,7 +315,7 @@ impl Processes {
     fn wait_for_end(&self, deadline: Deadline) -> Result<()> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if !wait_ready(&mut fds, deadline)? {
-            let what = "the sandbox's processes, which were killed and are still ending";
+            let what = "the sandbox's processes to end, which were killed";
             return Err(Error::TimedOut { what, after: deadline.length() });
         }
         pidfd::reap(self).map_err(Error::io("waitid"))

@@ -50,17 +50,17 @@ const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
 
 /// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
 const FOR_SETUP: Capabilities = Capabilities::NONE
-    .with(Capability::CAP_CHOWN)
-    .with(Capability::CAP_DAC_OVERRIDE)
-    .with(Capability::CAP_FOWNER)
-    .with(Capability::CAP_KILL)
-    .with(Capability::CAP_NET_ADMIN)
-    .with(Capability::CAP_SETGID)
-    .with(Capability::CAP_SETPCAP)
-    .with(Capability::CAP_SETUID)
-    .with(Capability::CAP_SYS_ADMIN)
-    .with(Capability::CAP_SYS_PTRACE)
-    .with(Capability::CAP_SYS_RESOURCE);
+    .with(Capability::Chown)
+    .with(Capability::DacOverride)
+    .with(Capability::Fowner)
+    .with(Capability::Kill)
+    .with(Capability::NetAdmin)
+    .with(Capability::Setgid)
+    .with(Capability::Setpcap)
+    .with(Capability::Setuid)
+    .with(Capability::SysAdmin)
+    .with(Capability::SysPtrace)
+    .with(Capability::SysResource);
 
 /// What one life of a sandbox is built from, opened.
 pub(crate) struct Build<'a> {

@@ -113,7 +113,7 @@ impl Sandbox {
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
         let instance =
             started.set_up(plan, hostname, directory, Arc::clone(&image), cgroups.as_ref())?;
-        let lives = Lives::new(instance.life());
+        let lives = Lives::new(instance.life(), config.defaults.clone());
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();

@@ -5,6 +5,7 @@ use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp};
 use crate::error::Result;
+use crate::job::user::RunAs;
 
 /// What every life of a sandbox is built from, beside its root file system and its cgroups, which
 /// it may come to have others of.
@@ -36,6 +37,8 @@ impl Plan {
         }
         config.limits.check()?;
         config.limits.make_absolute()?;
+        config.defaults.check()?;
+        RunAs::of(&config.defaults).check()?;
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }

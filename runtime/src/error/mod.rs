@@ -1,10 +1,12 @@
 //! The one error type, by what a caller can do about it.
 
-use std::fmt;
+mod words;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::words::{Count, Listed, NotStarted, Of, Remedy};
 use crate::mirror::mirror;
 
 /// What this library's functions return.
@@ -36,7 +38,7 @@ pub enum Error {
         fix: String,
     },
     /// A step of building the sandbox failed; all of it is undone.
-    #[error("setting up the sandbox failed at step {step:?}{}: {source}", Of(.path))]
+    #[error("the sandbox was not built: could not {step}{}: {source}", Of(.path))]
     Setup {
         /// The step.
         step: Step,
@@ -46,7 +48,7 @@ pub enum Error {
         r#source: io::Error,
     },
     /// A command was not started; the sandbox and its other jobs are as before.
-    #[error("{program:?} was not started, stage {stage:?}: {source}{}", Hint(.stage, .source))]
+    #[error("{}", NotStarted(.program, *.stage, .source))]
     Start {
         /// What was to be run; the user, if there is none of that name.
         program: PathBuf,
@@ -57,7 +59,7 @@ pub enum Error {
         r#source: io::Error,
     },
     /// Something could not be done with a file of the sandbox.
-    #[error("{operation} {path:?} in the sandbox: {source}")]
+    #[error("could not {operation} {path:?} in the sandbox: {source}")]
     File {
         /// What was to be done.
         operation: &'static str,
@@ -68,7 +70,7 @@ pub enum Error {
     },
     /// Where a regular file was expected, there is something else that must not be read or written
     /// as one: a FIFO, a socket, a device, or a file of `/proc`.
-    #[error("{path:?} in the sandbox is no regular file")]
+    #[error("{path:?} in the sandbox is not a regular file, and is not read or written")]
     NotRegular {
         /// The path, as it was named.
         path: PathBuf,
@@ -83,22 +85,22 @@ pub enum Error {
     },
     /// What came out of the sandbox would have harmed the host, as a name with a `/` in it: it was
     /// refused, and nothing was made of it.
-    #[error("refused from the sandbox: {why}")]
+    #[error("refused what came from the sandbox: {why}")]
     Refused {
         /// What was wrong.
         why: &'static str,
     },
     /// The sandbox has ended: its init was killed, or it was deleted. Nothing runs in it any more.
-    #[error("the sandbox has died")]
+    #[error("the sandbox has died: reset it, or create another")]
     SandboxDied,
     /// A sandbox, or a snapshot, of this name exists.
-    #[error("the name {name:?} is in use already")]
+    #[error("the name {name:?} is in use: choose another, or remove what has it")]
     NameInUse {
         /// The name.
         name: String,
     },
     /// There is no snapshot of this name.
-    #[error("there is no snapshot named {name:?}")]
+    #[error("there is no snapshot named {name:?}: `adl snapshot ls` lists them")]
     NoSnapshot {
         /// The name.
         name: String,
@@ -123,7 +125,7 @@ pub enum Error {
         by: String,
     },
     /// The other side did not answer in time.
-    #[error("no answer within {after:?} while waiting for {what}")]
+    #[error("waited {after:?} for {what}, and gave up")]
     TimedOut {
         /// What was waited for.
         what: &'static str,
@@ -131,7 +133,7 @@ pub enum Error {
         after: Duration,
     },
     /// The other side sent something that the protocol does not allow.
-    #[error("protocol violated by init: {why}")]
+    #[error("the init of the sandbox broke the protocol: {why}")]
     Protocol {
         /// What was wrong.
         why: &'static str,
@@ -331,69 +333,6 @@ impl Error {
     }
 }
 
-/// A path behind what was done to it. Escaped: it may hold bytes that a guest chose.
-struct Of<'a>(&'a Path);
-
-impl fmt::Display for Of<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
-    }
-}
-
-/// What to do about it, where that is known.
-struct Remedy<'a>(&'a io::Error);
-
-impl fmt::Display for Remedy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.raw_os_error() {
-            Some(libc::EMFILE) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
-            Some(libc::ENFILE) => f.write_str("; raise the sysctl fs.file-max"),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// How many there are.
-struct Count<'a>(&'a [Error]);
-
-impl fmt::Display for Count<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
-            1 => f.write_str("one thing"),
-            count => write!(f, "{count} things"),
-        }
-    }
-}
-
-/// All of them, one behind the other.
-struct Listed<'a>(&'a [Error]);
-
-impl fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, error) in self.0.iter().enumerate() {
-            write!(f, "{}{error}", if number == 0 { "" } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-/// What a failure to start means, where the kernel's words for it don't say.
-struct Hint<'a>(&'a Stage, &'a io::Error);
-
-impl fmt::Display for Hint<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0, self.1.kind()) {
-            (Stage::Identity, io::ErrorKind::NotFound) => {
-                f.write_str("; no such user or group in /etc/passwd and /etc/group of the sandbox")
-            }
-            (Stage::Directory, io::ErrorKind::NotFound) => {
-                f.write_str("; the working directory is not there")
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// The kernel's error number as an error. A number that is none, which only a broken init sends,
 /// becomes one that says so.
 pub(crate) fn error_of(errno: i32) -> io::Error {
@@ -406,18 +345,9 @@ pub(crate) fn error_of(errno: i32) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error as _;
     use std::io;
-    use std::path::Path;
 
     use super::{Error, ErrorKind};
-
-    #[test]
-    fn a_cause_is_printed_once() {
-        let error = Error::at("open", Path::new("/a"))(io::Error::from_raw_os_error(libc::ENOENT));
-        assert_eq!(error.to_string(), "open \"/a\": No such file or directory (os error 2)");
-        assert!(error.source().is_none());
-    }
 
     #[test]
     fn what_can_be_done_about_an_error_is_told() {

@@ -1,0 +1,133 @@
+//! What commands and file calls of a sandbox start from.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use adl_protocol::limits;
+use serde::{Deserialize, Serialize};
+
+use crate::config::bytes;
+use crate::error::{Error, Result};
+
+/// What commands and file calls of a sandbox start from; each of them can say otherwise.
+///
+/// ```no_run
+/// use adl_runtime::{Config, Defaults, Sandbox};
+///
+/// let sandbox = Sandbox::create(Config {
+///     defaults: Defaults {
+///         env: vec![("STAGE".into(), "test".into())],
+///         user: Some("1000".to_owned()),
+///         current_dir: "/work".into(),
+///         ..Defaults::default()
+///     },
+///     ..Config::default()
+/// })?;
+/// let output = sandbox.shell("pwd; echo $STAGE").output()?;
+/// assert_eq!(output.stdout, b"/work\ntest\n");
+/// # Ok::<(), adl_runtime::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Defaults {
+    /// Environment variables, beside those that every command has ([`crate::Command`]). Of two with
+    /// one name the last counts.
+    #[serde(with = "bytes::pairs")]
+    pub env: Vec<(OsString, OsString)>,
+    /// Where commands start, and what relative paths of file calls lead from: a path in the
+    /// sandbox, `/` by default.
+    #[serde(with = "bytes")]
+    pub current_dir: PathBuf,
+    /// Who runs commands and makes file calls, as [`crate::Command::user`] takes it. By default
+    /// root of the sandbox.
+    pub user: Option<String>,
+    /// The file mode creation mask (`umask(2)`), 0o022 by default.
+    pub umask: u32,
+    /// Resource limits of commands (`setrlimit(2)`).
+    pub rlimits: Vec<Rlimit>,
+    /// The longest that a command may run, as [`crate::Command::timeout`]. By default there is no
+    /// end.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            env: Vec::new(),
+            current_dir: PathBuf::from("/"),
+            user: None,
+            umask: 0o022,
+            rlimits: Vec::new(),
+            timeout: None,
+        }
+    }
+}
+
+/// A resource limit of one process (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// What is limited.
+    pub resource: Resource,
+    /// The soft limit, in the unit of the resource; `u64::MAX` is none.
+    pub soft: u64,
+    /// The hard limit, in the unit of the resource; `u64::MAX` is none.
+    pub hard: u64,
+}
+
+/// A resource that can be limited (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum Resource {
+    /// CPU time of one process, in seconds.
+    Cpu = 0,
+    /// The size of a file, in bytes.
+    FileSize = 1,
+    /// The size of the data segment, in bytes.
+    Data = 2,
+    /// The size of the stack, in bytes.
+    Stack = 3,
+    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any
+    /// other a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't
+    /// change it.
+    Core = 4,
+    /// The number of processes and threads of the user.
+    Processes = 6,
+    /// The largest number of a descriptor, plus one.
+    OpenFiles = 7,
+    /// Memory that may be locked, in bytes.
+    LockedMemory = 8,
+    /// The size of the address space of one process, in bytes.
+    AddressSpace = 9,
+}
+
+impl Defaults {
+    /// Refuses what no command could start from.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (name, value) in &self.env {
+            check_variable(name.as_encoded_bytes(), value.as_encoded_bytes())?;
+        }
+        let directory = self.current_dir.as_os_str().as_encoded_bytes();
+        if directory.contains(&0) || directory.len() > limits::MAX_PATH {
+            let why = format!("{:?} is no path: a byte 0 in it, or too long", self.current_dir);
+            return Err(Error::invalid("directory", why));
+        }
+        if self.umask > 0o777 {
+            return Err(Error::invalid("umask", format!("{:#o}: takes 0 to 0o777", self.umask)));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what can be no variable of an environment.
+pub(crate) fn check_variable(name: &[u8], value: &[u8]) -> Result<()> {
+    let why = match name {
+        [] => "the name is empty",
+        name if name.contains(&b'=') => "there is a = in the name",
+        name if name.contains(&0) || value.contains(&0) => "there is a byte 0 in it",
+        _ => return Ok(()),
+    };
+    let name = String::from_utf8_lossy(name);
+    Err(Error::invalid("environment", format!("the variable {name:?}: {why}")))
+}

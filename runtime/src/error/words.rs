@@ -1,0 +1,208 @@
+//! How errors are told: in sentences, with what to do where that is known.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::{Error, Stage, Step};
+
+impl Stage {
+    /// What is done, as it follows "could not".
+    fn action(self) -> &'static str {
+        match self {
+            Self::Request => "read the request",
+            Self::Fork => "make a process",
+            Self::Cgroup => "join its cgroup",
+            Self::Session => "make a session",
+            Self::Rlimit => "set its resource limits",
+            Self::Nice => "set its niceness",
+            Self::OomScore => "set its OOM score",
+            Self::Identity => "become its user",
+            Self::Capabilities => "give up capabilities",
+            Self::Terminal => "make its terminal",
+            Self::Stdio => "put its standard streams in place",
+            Self::Directory => "enter its working directory",
+            Self::Exec => "execute it",
+            Self::File => "open the file",
+            Self::Kind => "see which kind of file it is",
+            Self::Copy => "move bytes",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.action())
+    }
+}
+
+impl Step {
+    /// What is done, as it follows "could not".
+    fn action(self) -> &'static str {
+        match self {
+            Self::Protocol => "read the request",
+            Self::Identity => "become root of the user namespace",
+            Self::Hostname => "set the host name",
+            Self::Loopback => "bring the loopback device up",
+            Self::Propagation => "cut the mounts off from the host's",
+            Self::Scratch => "mount a file system to gather the layers on",
+            Self::Layer => "attach a read-only layer",
+            Self::Upper => "attach the writable layer",
+            Self::Overlay => "mount the overlay",
+            Self::Proc => "mount /proc",
+            Self::Mask => "cover a part of /proc",
+            Self::Dev => "make /dev",
+            Self::Mount => "mount a volume, tmpfs or device at",
+            Self::Pivot => "change the root",
+            Self::Limits => "set limits",
+            Self::Capabilities => "give up capabilities",
+            Self::Seccomp => "install the system call filter",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.action())
+    }
+}
+
+/// A path behind what was done to it. Escaped: it may hold bytes that a guest chose.
+pub(super) struct Of<'a>(pub(super) &'a Path);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, " {:?}", self.0) }
+    }
+}
+
+/// What to do about it, where that is known.
+pub(super) struct Remedy<'a>(pub(super) &'a io::Error);
+
+impl fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::EMFILE) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
+            Some(libc::ENFILE) => f.write_str("; raise the sysctl fs.file-max"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many there are.
+pub(super) struct Count<'a>(pub(super) &'a [Error]);
+
+impl fmt::Display for Count<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => f.write_str("one thing"),
+            count => write!(f, "{count} things"),
+        }
+    }
+}
+
+/// All of them, one behind the other.
+pub(super) struct Listed<'a>(pub(super) &'a [Error]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if number == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a command was not started: what it means, where the kernel's words don't say that.
+pub(super) struct NotStarted<'a>(pub(super) &'a Path, pub(super) Stage, pub(super) &'a io::Error);
+
+impl fmt::Display for NotStarted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(program, stage, source) = self;
+        let why = match (stage, source.raw_os_error()) {
+            (Stage::Identity, Some(libc::ENOENT)) => {
+                return write!(
+                    f,
+                    "there is no user or group {program:?} in /etc/passwd and /etc/group of the \
+                     sandbox"
+                );
+            }
+            (Stage::Exec, Some(libc::ENOENT)) => {
+                "there is no such program in the sandbox, or its interpreter is missing"
+            }
+            (Stage::Exec, Some(libc::EACCES)) => {
+                "it is no file, or its user may not execute it in the sandbox"
+            }
+            (Stage::Exec, Some(libc::ENOEXEC)) => {
+                "it is neither a program for this machine nor a script that begins with #!"
+            }
+            (Stage::Directory, Some(libc::ENOENT)) => {
+                "its working directory does not exist in the sandbox"
+            }
+            _ => return write!(f, "{program:?} did not start: could not {stage}: {source}"),
+        };
+        write!(f, "{program:?} did not start: {why}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::{Error, Stage, Step};
+
+    fn os(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
+    }
+
+    #[test]
+    fn a_failure_to_start_is_told_in_a_sentence() {
+        let told = |stage, errno| {
+            Error::Start { program: "p".into(), stage, source: os(errno) }.to_string()
+        };
+        for (stage, errno, text) in [
+            (
+                Stage::Exec,
+                libc::ENOENT,
+                "\"p\" did not start: there is no such program in the sandbox, or its interpreter is \
+                 missing",
+            ),
+            (
+                Stage::Identity,
+                libc::ENOENT,
+                "there is no user or group \"p\" in /etc/passwd and /etc/group of the sandbox",
+            ),
+            (
+                Stage::Rlimit,
+                libc::EINVAL,
+                "\"p\" did not start: could not set its resource limits: Invalid argument (os error \
+                 22)",
+            ),
+        ] {
+            assert_eq!(told(stage, errno), text);
+        }
+    }
+
+    #[test]
+    fn a_failure_to_build_is_told_in_a_sentence() {
+        let error = |step, path: &str| {
+            let path = path.into();
+            Error::Setup { step, path, source: os(libc::EPERM) }.to_string()
+        };
+        let text = "the sandbox was not built: could not mount /proc: Operation not permitted (os \
+                    error 1)";
+        assert_eq!(error(Step::Proc, ""), text);
+        assert!(
+            error(Step::Mount, "/a")
+                .contains("could not mount a volume, tmpfs or device at \"/a\"")
+        );
+    }
+
+    #[test]
+    fn a_cause_is_printed_once() {
+        let error = Error::at("open", Path::new("/a"))(os(libc::ENOENT));
+        assert_eq!(error.to_string(), "open \"/a\": No such file or directory (os error 2)");
+        assert!(std::error::Error::source(&error).is_none());
+    }
+}
