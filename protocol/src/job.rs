@@ -77,24 +77,33 @@ pub struct Program<'a> {
 /// own `/etc/passwd`, as the job's user can read it. Where there is none, `HOME` is `/`, and there
 /// are no others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Login {
-    /// `HOME`
-    pub home: bool,
-    /// `USER`
-    pub user: bool,
-    /// `LOGNAME`
-    pub logname: bool,
-    /// `SHELL`; `/bin/sh` where the entry names none.
-    pub shell: bool,
-}
+pub struct Login(u8);
 
 impl Login {
+    /// `HOME`
+    pub const HOME: Self = Self(1);
+    /// `USER`
+    pub const USER: Self = Self(2);
+    /// `LOGNAME`
+    pub const LOGNAME: Self = Self(4);
+    /// `SHELL`; `/bin/sh` where the entry names none.
+    pub const SHELL: Self = Self(8);
     /// All of them.
-    pub const ALL: Self = Self { home: true, user: true, logname: true, shell: true };
+    pub const ALL: Self = Self(15);
     /// None of them.
-    pub const NONE: Self = Self { home: false, user: false, logname: false, shell: false };
+    pub const NONE: Self = Self(0);
     /// How many they are at most.
     pub const COUNT: usize = 4;
+
+    /// Whether some of `other` are among them.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Takes those of `other` out.
+    pub fn remove(&mut self, other: Self) {
+        self.0 &= !other.0;
+    }
 }
 
 /// What becomes of the processes that a job has started and that outlive it.

@@ -34,7 +34,9 @@ impl Variables {
     /// Those that are wanted, of the user `uid`.
     pub(crate) fn of(uid: u32, wanted: Login) -> Self {
         let mut this = Self { bytes: [0; ROOM], length: 0 };
-        if wanted != Login::NONE && !matches!(find(uid, &mut this, wanted), Ok(true)) && wanted.home
+        if wanted != Login::NONE
+            && !matches!(find(uid, &mut this, wanted), Ok(true))
+            && wanted.has(Login::HOME)
         {
             this.length = 0;
             this.add(b"HOME=", b"/");
@@ -50,13 +52,13 @@ impl Variables {
     fn add_all(&mut self, entry: &Entry<'_>, wanted: Login) {
         let home = if entry.home.starts_with(b"/") { entry.home } else { b"/" };
         let shell = if entry.shell.is_empty() { b"/bin/sh" } else { entry.shell };
-        for (is_wanted, name, value) in [
-            (wanted.home, &b"HOME="[..], home),
-            (wanted.user, b"USER=", entry.name),
-            (wanted.logname, b"LOGNAME=", entry.name),
-            (wanted.shell, b"SHELL=", shell),
+        for (variable, name, value) in [
+            (Login::HOME, &b"HOME="[..], home),
+            (Login::USER, b"USER=", entry.name),
+            (Login::LOGNAME, b"LOGNAME=", entry.name),
+            (Login::SHELL, b"SHELL=", shell),
         ] {
-            if is_wanted {
+            if wanted.has(variable) {
                 self.add(name, value);
             }
         }
@@ -174,7 +176,7 @@ mod tests {
         let games = b"games:x:5:60:g:/usr/games:/usr/sbin/nologin";
         let all = ["HOME=/usr/games", "USER=games", "LOGNAME=games", "SHELL=/usr/sbin/nologin"];
         assert_eq!(variables(games, 5, Login::ALL).unwrap(), all);
-        let some = Login { user: true, ..Login::NONE };
+        let some = Login::USER;
         assert_eq!(variables(games, 5, some).unwrap(), ["USER=games"]);
         assert_eq!(variables(games, 60, Login::ALL), None);
         let bare = ["HOME=/", "USER=b", "LOGNAME=b", "SHELL=/bin/sh"];

@@ -44,10 +44,10 @@ impl Environment {
     pub(crate) fn remove(&mut self, name: &OsStr) {
         self.variables.retain(|(other, _)| other != name);
         match name.as_bytes() {
-            b"HOME" => self.login.home = false,
-            b"USER" => self.login.user = false,
-            b"LOGNAME" => self.login.logname = false,
-            b"SHELL" => self.login.shell = false,
+            b"HOME" => self.login.remove(Login::HOME),
+            b"USER" => self.login.remove(Login::USER),
+            b"LOGNAME" => self.login.remove(Login::LOGNAME),
+            b"SHELL" => self.login.remove(Login::SHELL),
             b"TERM" => self.term = false,
             _ => {}
         }
@@ -74,13 +74,13 @@ impl Environment {
             append(&mut block, TERM.0.as_bytes(), TERM.1.as_bytes())?;
         }
         let Some(user) = user else { return Ok((block, self.login)) };
-        for (is_wanted, name, value) in [
-            (self.login.home, "HOME", &user.home),
-            (self.login.user, "USER", &user.name),
-            (self.login.logname, "LOGNAME", &user.name),
-            (self.login.shell, "SHELL", &user.shell),
+        for (variable, name, value) in [
+            (Login::HOME, "HOME", &user.home),
+            (Login::USER, "USER", &user.name),
+            (Login::LOGNAME, "LOGNAME", &user.name),
+            (Login::SHELL, "SHELL", &user.shell),
         ] {
-            if is_wanted {
+            if self.login.has(variable) {
                 append(&mut block, name.as_bytes(), value)?;
             }
         }
