@@ -233,7 +233,8 @@ fn a_shell_completes_commands_options_and_values() {
     assert_eq!(complete(&["adl", "snapshot", "export", "--l"]), ["--layer"]);
     for command in ["run", "shell", "bench", "doctor"] {
         let help = succeeds(adl_command(&home.state()).args([command, "--help"]));
-        let listed = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+        let listed =
+            help.lines().filter(|line| line.starts_with("  -") || line.starts_with("      --"));
         let mut names: Vec<_> = listed
             .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")))
             .collect();

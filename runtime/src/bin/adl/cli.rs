@@ -1,4 +1,4 @@
-//! The commands of `adl`, as clap reads them: help, completions and manual pages come from here too.
+//! The commands of `adl`, as clap reads them; help, completions and manual pages are made of them.
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ use crate::values::{CliResult, duration, of_bytes};
 #[derive(Args)]
 #[command(next_help_heading = "Command")]
 pub(crate) struct CommandOptions {
-    /// Take stdin from here; so it always is, read ahead of the command
+    /// Take stdin from here, as is done without it too; it is read ahead of the command
     #[arg(short, long)]
     interactive: bool,
 

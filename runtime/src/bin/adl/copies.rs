@@ -13,20 +13,23 @@ use clap::{Args, ValueHint};
 use crate::bases::Bases;
 use crate::values::{CliResult, of_bytes};
 
+/// What help says of copies beside their options.
+pub(crate) const HELP: &str = "\
+A copy is called TO, or, if that ends with a slash, has its old name in TO. Directories that are \
+there are added to, those above TO inside are made. The path inside can't have a `:`. What is \
+copied out is made by this user, without set-user-id bits; no link of the sandbox's is followed, \
+and the directory that it is made in has to be there before the command runs. Inside, copies are \
+done with the rights of --user.";
+
 #[derive(Args)]
 pub(crate) struct CopyOptions {
-    /// Before the command runs, copy a file or directory of this machine to the path TO inside; may
-    /// be given several times, as may be the next one
+    /// Before the command runs, copy a file or directory of this machine to the path TO inside
     #[arg(long, value_name = "FROM:TO", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(Transfer::into_sandbox))]
     pub(crate) copy_in: Vec<Transfer>,
 
     /// When the command has ended, however it did, copy what is at the path FROM inside to this
-    /// machine; it is made by this user, without set-user-id bits, and no link of the sandbox's is
-    /// followed. The directory that it is made in has to be there before the command runs. The copy
-    /// is called TO, or, if that ends with a slash, has its old name in TO. Directories that are
-    /// there are added to, those above TO inside are made. Done with the rights of --user inside.
-    /// The path inside can't have a `:`
+    /// machine
     #[arg(long, value_name = "FROM:TO", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(Transfer::out_of_sandbox))]
     pub(crate) copy_out: Vec<Transfer>,

@@ -12,6 +12,11 @@ use crate::limits::LimitOptions;
 use crate::mounts::MountOptions;
 use crate::values::{CliResult, of_bytes, size};
 
+/// What help says of paths of this machine beside the options that name them.
+pub(crate) const HELP: &str = "\
+No link is followed below --beneath, below a volume that is `rw`, or below what is copied out. Any \
+other path that an option names is followed, whoever made the links on its way.";
+
 #[derive(Args)]
 pub(crate) struct SandboxOptions {
     #[command(flatten, next_help_heading = "Mounts")]
@@ -46,9 +51,7 @@ struct RootOptions {
     image: ImageOption,
 
     /// Guests have written in DIR, as in what was copied out: paths of this machine that options
-    /// name below it are opened without following a link. So are those below what is mounted `rw`
-    /// or made by --copy-out here; any other path is followed, whoever made the links on its way.
-    /// May be given several times
+    /// name below it are opened without following a link
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     beneath: Vec<PathBuf>,
 
@@ -60,7 +63,7 @@ struct RootOptions {
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
 
-    /// `none` is a loopback device only
+    /// The network inside; `none` is a loopback device only
     #[arg(long, value_name = "MODE", default_value = "none")]
     network: NetworkMode,
 

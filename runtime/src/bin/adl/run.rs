@@ -17,7 +17,7 @@ use crate::command::{CommandOptions, Settled};
 use crate::copies::{self, CopyOut};
 use crate::environment::Variable;
 use crate::values::{CliResult, take_any_value};
-use crate::{limits, session, streams, sys};
+use crate::{limits, options, session, streams, sys};
 
 const RUN_HELP: &str = "\
 Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time \
@@ -27,7 +27,7 @@ SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its proce
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl run [OPTIONS] [--] COMMAND [ARGUMENT]...")]
-#[command(after_help = RUN_HELP)]
+#[command(after_help = with_details(RUN_HELP))]
 pub(crate) struct RunOptions {
     /// The program, and all that follows: arguments of its own, options among them
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
@@ -46,7 +46,7 @@ as with `adl run`.";
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl shell [OPTIONS] [-- ARGUMENT...]")]
-#[command(after_help = SHELL_HELP)]
+#[command(after_help = with_details(SHELL_HELP))]
 pub(crate) struct ShellOptions {
     /// Arguments of the shell
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true)]
@@ -54,6 +54,10 @@ pub(crate) struct ShellOptions {
 
     #[command(flatten)]
     options: CommandOptions,
+}
+
+fn with_details(help: &str) -> String {
+    format!("{help}\n\n{}\n\n{}", copies::HELP, options::HELP)
 }
 
 /// The shells that there may be, the best first.

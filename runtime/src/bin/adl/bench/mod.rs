@@ -18,7 +18,7 @@ use adl_runtime::{Config, ExitStatus, Sandbox};
 use clap::Args;
 use serde::Serialize;
 
-use crate::options::SandboxOptions;
+use crate::options::{self, SandboxOptions};
 use crate::values::{CliResult, count, number, size_or_zero, take_any_value};
 
 const HELP: &str = "\
@@ -27,7 +27,7 @@ its file calls.";
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
-#[command(after_help = HELP)]
+#[command(after_help = format!("{HELP}\n\n{}", options::HELP))]
 pub(crate) struct BenchOptions {
     /// Sandboxes to make
     #[arg(long, value_name = "N", default_value = "200", value_parser = count)]
