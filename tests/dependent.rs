@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::harness::{
-    BUILD_LIMIT, Home, Need, cargo, needs, repository, stderr, target_directory,
+    BUILD_LIMIT, Home, Need, cargo, needs, repository, stderr, succeeds, target_directory,
     temporary_directory,
 };
 use crate::readme;
@@ -22,7 +22,7 @@ fn a_crate_elsewhere_builds_and_runs_the_example_of_the_readme() {
     fs::create_dir_all(crate_root.join("src")).unwrap();
     let manifest = format!(
         "[package]\nname = \"dependent\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\nadl-runtime = {{ path = {:?} }}\n",
+         [dependencies]\nadl-runtime = {{ path = {:?}, default-features = false }}\n",
         repository().join("runtime")
     );
     fs::write(crate_root.join("Cargo.toml"), manifest).unwrap();
@@ -35,8 +35,20 @@ fn a_crate_elsewhere_builds_and_runs_the_example_of_the_readme() {
         output = build_and_run(&crate_root, &home, false);
     }
     assert!(output.status.success(), "{example}\n{}", stderr(&output));
+    let tree = dependencies(&crate_root, &["--offline"]);
+    assert!(tree.contains("adl-protocol") && !tree.contains("\nclap v"), "{tree}");
+    // Control: the command line has it.
+    let tree = dependencies(&repository(), &["--package", "adl-runtime"]);
+    assert!(tree.contains("adl-protocol") && tree.contains("\nclap v"), "{tree}");
     // A program that ends without waiting for the removal of files leaves it to the collector.
     adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+}
+
+/// The crates that a program is made of.
+fn dependencies(crate_root: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new(cargo());
+    command.args(["tree", "--edges", "normal", "--prefix", "none"]).args(arguments);
+    succeeds(command.current_dir(crate_root))
 }
 
 /// A whole program, if the example is only a body.

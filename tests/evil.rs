@@ -163,7 +163,7 @@ promises! {
     // Versions and failures.
     no_other_version_is_spoken: [
         "ready-version-0" "create", "ready-version-max" "create"
-    ] => ["Protocol: protocol violated by init: init speaks another version"], SOON;
+    ] => ["Protocol: the init of the sandbox broke the protocol: init speaks another version"], SOON;
     a_failure_of_set_up_is_told_whatever_its_number: [
         "ready-failed-0" "create", "ready-failed-minus" "create", "ready-failed-million" "create"
     ] => [r#"Setup: the sandbox was not built: could not set the host name \"/x\": error number"#], SOON;

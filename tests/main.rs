@@ -13,6 +13,7 @@
 )]
 
 mod archives;
+mod arguments;
 mod cargo;
 mod census;
 mod cgroups;

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One of the rights that root is made of (`capabilities(7)`). In a sandbox each of them reaches the
-/// sandbox's own things only.
+/// One of the rights that root is made of (`capabilities(7)`). In a sandbox each of them reaches
+/// the sandbox's own things only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 #[repr(u8)]

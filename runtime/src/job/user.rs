@@ -172,17 +172,17 @@ impl RunAs {
 /// The methods by which callers say who does something, of a type that has a `run_as`.
 macro_rules! run_as_methods {
     () => {
-        /// Sets as whom it is done: `USER` or `USER:GROUP`, each a number or a name in the sandbox's
-        /// own `/etc/passwd` and `/etc/group`. A user found by name has the groups that are written
-        /// there; one by number has the group of the same number. A name is looked up for each
-        /// command or call. One that is not there is an error, and never root.
+        /// Sets as whom it is done: `USER` or `USER:GROUP`, each a number or a name in the
+        /// sandbox's own `/etc/passwd` and `/etc/group`. A user found by name has the groups that
+        /// are written there; one by number has the group of the same number. A name is looked up
+        /// for each command or call. One that is not there is an error, and never root.
         pub fn user(&mut self, user: impl AsRef<str>) -> &mut Self {
             self.run_as.set_user(user.as_ref());
             self
         }
 
-        /// Sets the user id, as it is inside, in place of a user that was named before. A group that
-        /// was said stays; where none was, it is 0.
+        /// Sets the user id, as it is inside, in place of a user that was named before. A group
+        /// that was said stays; where none was, it is 0.
         pub fn uid(&mut self, uid: u32) -> &mut Self {
             self.run_as.set_uid(uid);
             self

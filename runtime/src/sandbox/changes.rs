@@ -26,8 +26,8 @@ impl Sandbox {
     /// What runs in it goes on, so the list may show things as they were one after the other.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`] if it is reset, kept or deleted meanwhile; [`Error::Unsupported`] with
-    /// [`Upper::Memory`](crate::Upper::Memory); [`Error::File`] with `ESTALE` where a
+    /// [`Error::SandboxDied`] if it is reset, kept or deleted meanwhile; [`Error::Unsupported`]
+    /// with [`Upper::Memory`](crate::Upper::Memory); [`Error::File`] with `ESTALE` where a
     /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
     /// above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
@@ -50,8 +50,8 @@ impl Sandbox {
             opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
             layers.push(opened);
         }
-        // What it lies on stays, whatever becomes of the sandbox; what it has written may be removed
-        // meanwhile, and then nothing that is found counts.
+        // What it lies on stays, whatever becomes of the sandbox; what it has written may be
+        // removed meanwhile, and then nothing that is found counts.
         let (_root, control) = (Arc::clone(root), Arc::clone(this.control()));
         drop(guard);
         let changes = changes_of(&layers, self.plan.config());

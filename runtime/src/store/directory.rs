@@ -245,8 +245,8 @@ impl SandboxDirectory {
         let mut from = from.filter(|from| from.name == name);
         let renamed = match &from {
             Some(_) => match rename(RenameFlags::RENAME_EXCHANGE) {
-                // Someone has removed or moved it, and no one has the name: it is not to be given up
-                // by the one that had it.
+                // Someone has removed or moved it, and no one has the name: it is not to be given
+                // up by the one that had it.
                 Err(Errno::ENOENT) => {
                     if let Some(from) = from.take() {
                         from.name = aside_name();

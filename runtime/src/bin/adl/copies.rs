@@ -8,24 +8,35 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use adl_runtime::{CopyReport, Error, Files, Result};
+use clap::{Args, ValueHint};
 
 use crate::bases::Bases;
-use crate::values::CliResult;
+use crate::values::{CliResult, of_bytes};
 
+/// What help says of copies beside their options.
 pub(crate) const HELP: &str = "\
-\x20     --copy-in FROM:TO    before the command runs, copy a file or directory of this machine to the
-                           path TO inside; may be given several times, as may be the next one
-      --copy-out FROM:TO   when the command has ended, however it did, copy what is at the path
-                           FROM inside to this machine; it is made by this user, without
-                           set-user-id bits, and no link of the sandbox's is followed. The
-                           directory that it is made in has to be there before the command runs.
-                           The copy is called TO, or, if that ends with a slash, has its old name
-                           in TO. Directories that are there are added to, those above TO inside
-                           are made. Done with the rights of --user inside. The path inside can't
-                           have a `:`.
-";
+A copy is called TO, or, if that ends with a slash, has its old name in TO. Directories that are \
+there are added to, those above TO inside are made. The path inside can't have a `:`. What is \
+copied out is made by this user, without set-user-id bits; no link of the sandbox's is followed, \
+and the directory that it is made in has to be there before the command runs. Inside, copies are \
+done with the rights of --user.";
+
+#[derive(Args)]
+pub(crate) struct CopyOptions {
+    /// Before the command runs, copy a file or directory of this machine to the path TO inside
+    #[arg(long, value_name = "FROM:TO", value_hint = ValueHint::AnyPath)]
+    #[arg(value_parser = of_bytes(Transfer::into_sandbox))]
+    pub(crate) copy_in: Vec<Transfer>,
+
+    /// When the command has ended, however it did, copy what is at the path FROM inside to this
+    /// machine
+    #[arg(long, value_name = "FROM:TO", value_hint = ValueHint::AnyPath)]
+    #[arg(value_parser = of_bytes(Transfer::out_of_sandbox))]
+    pub(crate) copy_out: Vec<Transfer>,
+}
 
 /// One copy.
+#[derive(Clone)]
 pub(crate) struct Transfer {
     from: PathBuf,
     to: PathBuf,
@@ -33,16 +44,16 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     /// Reads `FROM:TO`, of which FROM is on this machine.
-    pub(crate) fn into_sandbox(text: &OsStr) -> CliResult<Self> {
-        Self::parse("--copy-in", text, text.as_bytes().iter().rposition(|byte| *byte == b':'))
+    fn into_sandbox(text: &OsStr) -> std::result::Result<Self, &'static str> {
+        Self::parse(text, text.as_bytes().iter().rposition(|byte| *byte == b':'))
     }
 
     /// Reads `FROM:TO`, of which TO is on this machine.
-    pub(crate) fn out_of_sandbox(text: &OsStr) -> CliResult<Self> {
-        Self::parse("--copy-out", text, text.as_bytes().iter().position(|byte| *byte == b':'))
+    fn out_of_sandbox(text: &OsStr) -> std::result::Result<Self, &'static str> {
+        Self::parse(text, text.as_bytes().iter().position(|byte| *byte == b':'))
     }
 
-    fn parse(option: &str, text: &OsStr, colon: Option<usize>) -> CliResult<Self> {
+    fn parse(text: &OsStr, colon: Option<usize>) -> std::result::Result<Self, &'static str> {
         let bytes = text.as_bytes();
         let parts = colon.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
         match parts {
@@ -50,12 +61,11 @@ impl Transfer {
                 let from = PathBuf::from(OsStr::from_bytes(from));
                 let mut to: PathBuf = OsStr::from_bytes(to).into();
                 if bytes.ends_with(b"/") {
-                    let why = || format!("{option} {}: FROM has no name to keep", text.display());
-                    to.push(from.file_name().ok_or_else(why)?);
+                    to.push(from.file_name().ok_or("FROM has no name to keep")?);
                 }
                 Ok(Self { from, to })
             }
-            _ => Err(format!("{option} {}: takes FROM:TO", text.display()).into()),
+            _ => Err("takes FROM:TO"),
         }
     }
 

@@ -1,35 +1,27 @@
 //! `adl doctor`: what this machine can do.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use adl_runtime::doctor::{Verdict, examine};
-use lexopt::Arg;
+use clap::Args;
 
 use crate::values::CliResult;
 
 const HELP: &str = "\
-Usage: adl doctor [--json]
+Tries what a sandbox is made of, as the calling user, and says what to do about what is \
+missing. Exits with 0 if sandboxes work, else with 1.";
 
-Tries what a sandbox is made of, as the calling user, and says what to do about what is missing.
-Exits with 0 if sandboxes work, else with 1.
-";
+#[derive(Args)]
+#[command(after_help = HELP)]
+pub(crate) struct DoctorOptions {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
-pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let mut json = false;
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Short('h') | Arg::Long("help") => {
-                print!("{HELP}");
-                return Ok(ExitCode::SUCCESS);
-            }
-            Arg::Long("json") => json = true,
-            other => return Err(other.unexpected().into()),
-        }
-    }
+pub(crate) fn main(options: &DoctorOptions) -> CliResult<ExitCode> {
     let checks = examine(None);
-    if json {
+    if options.json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
     } else {
         for check in &checks {

@@ -13,8 +13,8 @@ use crate::values::CliResult;
 pub(crate) type Variable = (OsString, OsString);
 
 /// Reads `NAME=VALUE`, or `NAME` for the value that it has here; nothing if it has none.
-pub(crate) fn variable(text: &OsStr) -> CliResult<Option<Variable>> {
-    parse(text.as_bytes()).map_err(|why| format!("--env {}: {why}", text.display()).into())
+pub(crate) fn variable(text: &OsStr) -> Result<Option<Variable>, &'static str> {
+    parse(text.as_bytes())
 }
 
 /// Reads a file with a variable on each line. Empty lines and those that begin with `#` are left

@@ -1,71 +1,75 @@
 //! Limits on the command line, as docker writes them, and what was used.
 
-use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use adl_runtime::{IoLimit, Limits, Stats};
-use lexopt::ValueExt as _;
+use clap::{Args, ValueHint};
 
-use crate::values::{CliResult, bytes};
+use crate::values::{number, size, size_or_zero};
 
-pub(crate) const HELP: &str = "\
-\x20     --memory SIZE        most memory that its jobs may use, as 512m, page cache and files in memory
-                           with it
-      --memory-high SIZE   memory above which they are slowed down (cgroup v2)
-      --swap SIZE          swap beside the memory (default: none, where --memory is given)
-      --cpus NUMBER        CPU time: 1.5 is that of one CPU and a half, as is 150%
-      --cpu-weight N       share of CPU time where it is scarce, 1 to 10000 (default: 100)
-      --cpuset LIST        CPUs to run on, as 0-3,6
-      --pids-limit N       most processes and threads
-      --io DEVICE:RATE,…   what may be read from and written to a block device in a second, as
-                           /dev/sda:rbps=10m,wbps=1m,riops=100,wiops=100
-      --cgroup-parent PATH make its cgroups below this one
-";
+#[derive(Args)]
+pub(crate) struct LimitOptions {
+    /// Most memory that its jobs may use, as 512m, page cache and files in memory with it
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
 
-/// Takes an option that is a limit; `false` if it is another.
-pub(crate) fn option(
-    limits: &mut Limits,
-    name: &str,
-    parser: &mut lexopt::Parser,
-) -> CliResult<bool> {
-    let size = |value: &OsStr| {
-        let size = value.to_str().and_then(bytes).filter(|size| *size != 0);
-        size.ok_or_else(|| format!("--{name} {}: takes a size, as 512m", value.display()))
-    };
-    match name {
-        "memory" => limits.memory = Some(size(&parser.value()?)?),
-        "memory-high" => limits.memory_high = Some(size(&parser.value()?)?),
-        "swap" => {
-            let value = parser.value()?;
-            let swap = value.to_str().and_then(bytes);
-            limits.swap = Some(
-                swap.ok_or_else(|| format!("--swap {}: takes a size, as 512m", value.display()))?,
-            );
+    /// Memory above which they are slowed down (cgroup v2)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_high: Option<u64>,
+
+    /// Swap beside the memory; by default none, where --memory is given
+    #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
+    swap: Option<u64>,
+
+    /// CPU time: 1.5 is that of one CPU and a half, as is 150%
+    #[arg(long, value_name = "NUMBER", value_parser = cpus)]
+    cpus: Option<u32>,
+
+    /// Share of CPU time where it is scarce, 1 to 10000; by default 100
+    #[arg(long, value_name = "N", value_parser = number::<u32>)]
+    cpu_weight: Option<u32>,
+
+    /// CPUs to run on, as 0-3,6
+    #[arg(long, value_name = "LIST")]
+    cpuset: Option<String>,
+
+    /// Most processes and threads
+    #[arg(long, value_name = "N", value_parser = number::<u32>)]
+    pids_limit: Option<u32>,
+
+    /// What may be read from and written to a block device in a second, as
+    /// /dev/sda:rbps=10m,wbps=1m,riops=100,wiops=100
+    #[arg(long, value_name = "DEVICE:RATE[,RATE]", value_parser = io)]
+    io: Vec<IoLimit>,
+
+    /// Make its cgroups below this one
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) cgroup_parent: Option<PathBuf>,
+}
+
+impl LimitOptions {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            memory: self.memory,
+            memory_high: self.memory_high,
+            swap: self.swap,
+            cpu: self.cpus,
+            cpu_weight: self.cpu_weight,
+            cpuset: self.cpuset.clone(),
+            pids: self.pids_limit,
+            io: self.io.clone(),
+            ..Limits::default()
         }
-        "cpus" => {
-            let value = parser.value()?;
-            let cpus = value.to_str().and_then(cpus);
-            limits.cpu = Some(cpus.ok_or_else(|| {
-                format!("--cpus {}: takes a number, as 1.5 or 150%", value.display())
-            })?);
-        }
-        "cpu-weight" => limits.cpu_weight = Some(parser.value()?.parse()?),
-        "cpuset" => limits.cpuset = Some(parser.value()?.string()?),
-        "pids-limit" => limits.pids = Some(parser.value()?.parse()?),
-        "io" => {
-            let value = parser.value()?;
-            let io = value.to_str().and_then(io);
-            limits.io.push(io.ok_or_else(|| {
-                format!("--io {}: takes DEVICE:RATE, as /dev/sda:rbps=10m", value.display())
-            })?);
-        }
-        _ => return Ok(false),
     }
-    Ok(true)
 }
 
 /// Reads a number of CPUs, in thousandths.
-fn cpus(text: &str) -> Option<u32> {
+fn cpus(text: &str) -> Result<u32, &'static str> {
+    thousandths(text).ok_or("takes a number, as 1.5 or 150%")
+}
+
+fn thousandths(text: &str) -> Option<u32> {
     let (number, places) = match text.strip_suffix('%') {
         Some(number) => (number, 1),
         None => (text, 3),
@@ -81,7 +85,11 @@ fn cpus(text: &str) -> Option<u32> {
 }
 
 /// Reads `DEVICE:rbps=RATE,wiops=N`.
-fn io(text: &str) -> Option<IoLimit> {
+fn io(text: &str) -> Result<IoLimit, &'static str> {
+    rates(text).ok_or("takes DEVICE:RATE, as /dev/sda:rbps=10m")
+}
+
+fn rates(text: &str) -> Option<IoLimit> {
     let (device, rates) = text.rsplit_once(':')?;
     let mut limit = IoLimit { device: device.into(), ..IoLimit::default() };
     for rate in rates.split(',') {
@@ -93,7 +101,7 @@ fn io(text: &str) -> Option<IoLimit> {
             "wiops" => &mut limit.write_operations,
             _ => return None,
         };
-        *place = Some(bytes(value).filter(|value| *value != 0)?);
+        *place = Some(size(value).ok()?);
     }
     (!device.is_empty()).then_some(limit)
 }
@@ -137,10 +145,10 @@ mod tests {
             ("2.0009", 2000),
             ("150%", 1500),
         ] {
-            assert_eq!(cpus(text), Some(thousandths), "{text}");
+            assert_eq!(cpus(text), Ok(thousandths), "{text}");
         }
         for wrong in ["", ".", "-1", "1e3", "1,5", "%", "x", "99999999999"] {
-            assert_eq!(cpus(wrong), None, "{wrong}");
+            assert!(cpus(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -152,7 +160,7 @@ mod tests {
             write_operations: Some(100),
             ..IoLimit::default()
         };
-        assert_eq!(io("/dev/sda:rbps=10m,wiops=100"), Some(limit));
+        assert_eq!(io("/dev/sda:rbps=10m,wiops=100"), Ok(limit));
         for wrong in [
             "",
             "/dev/sda",
@@ -162,7 +170,7 @@ mod tests {
             ":rbps=1",
             "/dev/sda:x=1",
         ] {
-            assert_eq!(io(wrong), None, "{wrong}");
+            assert!(io(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -5,72 +5,75 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use adl_runtime::{Access, Mount};
+use clap::{Args, ValueHint};
 
-use crate::values::{CliResult, bytes};
+use crate::values::{of_bytes, size};
 
-pub(crate) const HELP: &str = "\
-\x20 -v, --volume SOURCE:TARGET[:MODE]
-                           mount a directory or file of this machine at TARGET inside; MODE is `rw`
-                           (default), `ro`, or `cow`: writes go to a copy that is gone afterwards
-      --tmpfs TARGET[:size=SIZE]
-                           mount an empty file system in memory (default size: 64m)
-      --device PATH[:TARGET]
-                           have a device of this machine inside
-      --read-only          let no one inside write but to what is mounted there
-";
+#[derive(Args)]
+pub(crate) struct MountOptions {
+    /// Mount a directory or file of this machine at TARGET inside; MODE is `rw` (default), `ro`, or
+    /// `cow`: writes go to a copy that is gone afterwards
+    #[arg(short, long, value_name = "SOURCE:TARGET[:MODE]", value_hint = ValueHint::AnyPath)]
+    #[arg(value_parser = of_bytes(volume))]
+    volume: Vec<Mount>,
+
+    /// Mount an empty file system in memory; by default of 64m
+    #[arg(long, value_name = "TARGET[:size=SIZE]", value_parser = of_bytes(tmpfs))]
+    tmpfs: Vec<Mount>,
+
+    /// Have a device of this machine inside
+    #[arg(long, value_name = "PATH[:TARGET]", value_hint = ValueHint::FilePath)]
+    #[arg(value_parser = of_bytes(device))]
+    device: Vec<Mount>,
+}
 
 /// The size of a tmpfs of which none is said.
 const TMPFS: u64 = 64 << 20;
 
 /// Reads `SOURCE:TARGET` or `SOURCE:TARGET:MODE`.
-pub(crate) fn volume(text: &OsStr) -> CliResult<Mount> {
+fn volume(text: &OsStr) -> Result<Mount, &'static str> {
     let parts = split(text);
     let access = match parts.get(2).map(|mode| mode.as_bytes()) {
         None | Some(b"rw") => Access::ReadWrite,
         Some(b"ro") => Access::ReadOnly,
         Some(b"cow") => Access::CopyOnWrite,
-        Some(_) => return Err(wrong("--volume", text, "the mode is `ro`, `rw` or `cow`")),
+        Some(_) => return Err("the mode is `ro`, `rw` or `cow`"),
     };
     match &*parts {
         [source, target] | [source, target, _] if !source.is_empty() && !target.is_empty() => {
             Ok(Mount::volume(source, target, access))
         }
-        _ => Err(wrong("--volume", text, "takes SOURCE:TARGET or SOURCE:TARGET:MODE")),
+        _ => Err("takes SOURCE:TARGET or SOURCE:TARGET:MODE"),
     }
 }
 
 /// Reads `TARGET` or `TARGET:size=SIZE`.
-pub(crate) fn tmpfs(text: &OsStr) -> CliResult<Mount> {
+fn tmpfs(text: &OsStr) -> Result<Mount, &'static str> {
     match &*split(text) {
         [target] => Ok(Mount::tmpfs(target, TMPFS)),
-        [target, size] => {
-            let size = size.to_str().and_then(|size| bytes(size.strip_prefix("size=")?));
-            let size = size.filter(|size| *size != 0);
-            let size = size.ok_or_else(|| wrong("--tmpfs", text, "takes a size as size=64m"))?;
-            Ok(Mount::tmpfs(target, size))
+        [target, option] => {
+            let text = option.to_str().and_then(|option| option.strip_prefix("size="));
+            let size = text.and_then(|text| size(text).ok());
+            Ok(Mount::tmpfs(target, size.ok_or("takes a size as size=64m")?))
         }
-        _ => Err(wrong("--tmpfs", text, "takes TARGET or TARGET:size=SIZE")),
+        _ => Err("takes TARGET or TARGET:size=SIZE"),
     }
 }
 
 /// Reads `PATH` or `SOURCE:TARGET`.
-pub(crate) fn device(text: &OsStr) -> CliResult<Mount> {
+fn device(text: &OsStr) -> Result<Mount, &'static str> {
     match &*split(text) {
         [path] => Ok(Mount::device(path)),
         [source, target] => {
             Ok(Mount::Device { source: source.into(), target: PathBuf::from(target) })
         }
-        _ => Err(wrong("--device", text, "takes PATH or SOURCE:TARGET")),
+        _ => Err("takes PATH or SOURCE:TARGET"),
     }
 }
 
 fn split(text: &OsStr) -> Vec<OsString> {
     let parts = text.as_bytes().split(|byte| *byte == b':');
     parts.map(|part| OsString::from_vec(part.to_vec())).collect()
-}
-
-fn wrong(option: &str, text: &OsStr, why: &str) -> Box<dyn std::error::Error> {
-    format!("{option} {}: {why}", text.display()).into()
 }
 
 #[cfg(test)]

@@ -1,100 +1,185 @@
-//! Options that several commands share.
+//! Options that say what a sandbox is like, as several commands share them.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
-use adl_runtime::{Config, Error, Image, Network, RootAccess, Seccomp, Upper};
-use lexopt::ValueExt as _;
+use adl_runtime::{Capabilities, Config, Error, Image, Network, RootAccess, Seccomp, Upper};
+use clap::{Args, ValueEnum, ValueHint};
 
-use crate::bases::Named;
-use crate::values::{CliResult, bytes};
-use crate::{limits, mounts};
+use crate::bases::{Bases, Named};
+use crate::in_order::InOrder;
+use crate::limits::LimitOptions;
+use crate::mounts::MountOptions;
+use crate::values::{CliResult, of_bytes, size};
 
-/// The help of the options that [`sandbox_option`] knows.
-pub(crate) const SANDBOX_HELP: &str = "\
-\x20     --image IMAGE        a directory with a root file system, a tar archive of one,
-                           `snapshot:NAME`, or `host` for the programs of this machine (default)
-      --beneath DIR        guests have written in DIR, as in what was copied out: paths of this
-                           machine that options name below it are opened without following a link.
-                           So are those below what is mounted `rw` or made by --copy-out here; any
-                           other path is followed, whoever made the links on its way. May be given
-                           several times
-      --name NAME          name of the sandbox
-      --hostname NAME      host name inside (default: the name)
-      --network MODE       `none`, a loopback device only (default), or `host`
-      --upper WHERE        where writes go: `disk` (default), `btrfs`, either of them with a limit, as
-                           disk:2g, or `memory:SIZE`, as memory:512m
-      --cap-add NAMES      capabilities for root inside, beyond the default, comma-separated; `all`
-                           for all
-      --cap-drop NAMES     capabilities to take from the default; `all` for all
-      --security-opt seccomp=unconfined
-                           allow all system calls; hostile code then reaches all of the kernel
-";
+/// What help says of paths of this machine beside the options that name them.
+pub(crate) const HELP: &str = "\
+No link is followed below --beneath, below a volume that is `rw`, or below what is copied out. Any \
+other path that an option names is followed, whoever made the links on its way.";
 
-/// Takes an option that says what the sandbox is like; `false` if it is another. [`Named::settle`]
-/// has to follow.
-pub(crate) fn sandbox_option(
-    config: &mut Config,
-    named: &mut Named,
-    name: &str,
-    parser: &mut lexopt::Parser,
-) -> CliResult<bool> {
-    match name {
-        "image" => {
-            let image = parser.value()?;
-            let text = image.to_str().unwrap_or_default();
-            named.image = None;
-            if image == "host" {
-                config.image = Image::host();
-            } else if let Some(name) = text.strip_prefix("snapshot:") {
-                config.image = Image::snapshot(name);
-            } else {
-                named.image = Some(image.into());
-            }
-        }
-        "beneath" => named.beneath.push(parser.value()?.into()),
-        "name" => config.name = Some(parser.value()?.string()?),
-        "hostname" => config.hostname = Some(parser.value()?.string()?),
-        "network" => {
-            config.network = match parser.value()?.to_str() {
-                Some("none") => Network::None,
-                Some("host") => Network::Host,
-                _ => return Err("--network takes `none` or `host`".into()),
-            };
-        }
-        "upper" => config.upper = upper(&parser.value()?)?,
-        "volume" => config.mounts.push(mounts::volume(&parser.value()?)?),
-        "tmpfs" => config.mounts.push(mounts::tmpfs(&parser.value()?)?),
-        "device" => config.mounts.push(mounts::device(&parser.value()?)?),
-        "read-only" => config.root = RootAccess::ReadOnly,
-        "cap-add" => {
-            let names = parser.value()?.string()?;
-            let added = match &*names {
-                "all" | "ALL" => adl_runtime::Capabilities::ALL,
-                names => names.parse()?,
-            };
-            config.capabilities = config.capabilities.union(added);
-        }
-        "cap-drop" => {
-            let names = parser.value()?.string()?;
-            config.capabilities = match &*names {
-                "all" | "ALL" => adl_runtime::Capabilities::NONE,
-                names => config.capabilities.difference(names.parse()?),
-            };
-        }
-        "security-opt" => match parser.value()?.to_str() {
-            Some("seccomp=unconfined") => config.seccomp = Seccomp::Unconfined,
-            _ => return Err("--security-opt takes `seccomp=unconfined`".into()),
-        },
-        "cgroup-parent" => config.cgroup_parent = Some(parser.value()?.into()),
-        _ => return limits::option(&mut config.limits, name, parser),
-    }
-    Ok(true)
+#[derive(Args)]
+pub(crate) struct SandboxOptions {
+    #[command(flatten, next_help_heading = "Mounts")]
+    mounts: InOrder<MountOptions, adl_runtime::Mount>,
+
+    /// Let no one inside write but to what is mounted there
+    #[arg(long)]
+    read_only: bool,
+
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: LimitOptions,
+
+    #[command(flatten, next_help_heading = "Sandbox")]
+    root: RootOptions,
+
+    #[command(flatten)]
+    capabilities: InOrder<CapabilityOptions, CapabilityChange>,
+
+    /// Switch a protection off: `seccomp=unconfined` allows all system calls, and hostile code then
+    /// reaches all of the kernel
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<SecurityOption>,
 }
 
-fn upper(value: &OsString) -> CliResult<Upper> {
-    let text = value.to_str().unwrap_or_default();
+// What the root is made of, and the names of the sandbox. (A doc comment would be help.)
+#[derive(Args)]
+struct RootOptions {
+    /// A directory with a root file system, a tar archive of one, `snapshot:NAME`, or `host` for
+    /// the programs of this machine
+    #[arg(long, default_value = "host", value_hint = ValueHint::AnyPath)]
+    #[arg(value_parser = of_bytes(image))]
+    image: ImageOption,
+
+    /// Guests have written in DIR, as in what was copied out: paths of this machine that options
+    /// name below it are opened without following a link
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    beneath: Vec<PathBuf>,
+
+    /// Name of the sandbox
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Host name inside; by default the name
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+
+    /// The network inside; `none` is a loopback device only
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    network: NetworkMode,
+
+    /// Where writes go: `disk`, `btrfs`, either of them with a limit, as disk:2g, or `memory:SIZE`,
+    /// as memory:512m
+    #[arg(long, value_name = "WHERE", value_parser = upper, default_value = "disk")]
+    upper: Upper,
+}
+
+#[derive(Args)]
+struct CapabilityOptions {
+    /// Capabilities for root inside, beyond the default, comma-separated; `all` for all
+    #[arg(long, value_name = "NAMES", value_parser = added)]
+    cap_add: Vec<CapabilityChange>,
+
+    /// Capabilities to take from the default; `all` for all
+    #[arg(long, value_name = "NAMES", value_parser = dropped)]
+    cap_drop: Vec<CapabilityChange>,
+}
+
+#[derive(Clone, Copy)]
+enum CapabilityChange {
+    Add(Capabilities),
+    Drop(Capabilities),
+}
+
+#[derive(Clone)]
+enum ImageOption {
+    Known(Image),
+    Path(PathBuf),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NetworkMode {
+    None,
+    Host,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SecurityOption {
+    #[value(name = "seccomp=unconfined")]
+    SeccompUnconfined,
+}
+
+impl SandboxOptions {
+    /// What the options say, and how paths of this machine are to be opened. Guests may write
+    /// `targets`, too.
+    pub(crate) fn settle<'a>(
+        &self,
+        targets: impl IntoIterator<Item = &'a Path>,
+    ) -> CliResult<(Config, Bases)> {
+        let RootOptions { image, beneath, name, hostname, network, upper } = &self.root;
+        let mut named = Named { image: None, beneath: beneath.clone() };
+        let mut config = Config {
+            name: name.clone(),
+            hostname: hostname.clone(),
+            network: match network {
+                NetworkMode::None => Network::None,
+                NetworkMode::Host => Network::Host,
+            },
+            upper: *upper,
+            mounts: self.mounts.values.clone(),
+            limits: self.limits.limits(),
+            cgroup_parent: self.limits.cgroup_parent.clone(),
+            ..Config::default()
+        };
+        match image {
+            ImageOption::Known(image) => config.image = image.clone(),
+            ImageOption::Path(path) => named.image = Some(path.clone()),
+        }
+        if self.read_only {
+            config.root = RootAccess::ReadOnly;
+        }
+        for change in &self.capabilities.values {
+            config.capabilities = match *change {
+                CapabilityChange::Add(added) => config.capabilities.union(added),
+                CapabilityChange::Drop(dropped) => config.capabilities.difference(dropped),
+            };
+        }
+        for option in &self.security_opt {
+            match option {
+                SecurityOption::SeccompUnconfined => config.seccomp = Seccomp::Unconfined,
+            }
+        }
+        let bases = named.settle(&mut config, targets)?;
+        Ok((config, bases))
+    }
+}
+
+fn image(text: &OsStr) -> Result<ImageOption, &'static str> {
+    let snapshot = text.to_str().and_then(|text| text.strip_prefix("snapshot:"));
+    Ok(match snapshot {
+        Some(name) => ImageOption::Known(Image::snapshot(name)),
+        None if text == "host" => ImageOption::Known(Image::host()),
+        None => ImageOption::Path(text.into()),
+    })
+}
+
+fn added(names: &str) -> Result<CapabilityChange, Error> {
+    capabilities(names).map(CapabilityChange::Add)
+}
+
+fn dropped(names: &str) -> Result<CapabilityChange, Error> {
+    capabilities(names).map(CapabilityChange::Drop)
+}
+
+fn capabilities(names: &str) -> Result<Capabilities, Error> {
+    match names {
+        "all" | "ALL" => Ok(Capabilities::ALL),
+        names => names.parse(),
+    }
+}
+
+fn upper(text: &str) -> Result<Upper, &'static str> {
     let (kind, size) = match text.split_once(':') {
-        Some((kind, size)) => (kind, Some(bytes(size).filter(|size| *size != 0))),
+        Some((kind, text)) => (kind, Some(size(text).ok())),
         None => (text, None),
     };
     match (kind, size) {
@@ -103,21 +188,7 @@ fn upper(value: &OsString) -> CliResult<Upper> {
         ("disk", Some(Some(size))) => Ok(Upper::Disk { size: Some(size) }),
         ("btrfs", Some(Some(size))) => Ok(Upper::Btrfs { size: Some(size) }),
         ("memory", Some(Some(size))) => Ok(Upper::Memory { size }),
-        _ => {
-            Err("--upper takes `disk`, `btrfs`, `disk:SIZE`, `btrfs:SIZE` or `memory:SIZE`, with \
-                  a size as 64m or 1g"
-                .into())
-        }
-    }
-}
-
-/// What to exit with for an error, as shells do.
-pub(crate) fn exit_code_of(error: &Error) -> u8 {
-    match error {
-        Error::Start { stage: adl_runtime::Stage::Exec, source, .. } => match source.kind() {
-            std::io::ErrorKind::NotFound => 127,
-            _ => 126,
-        },
-        _ => super::OWN_ERROR,
+        _ => Err("takes `disk`, `btrfs`, `disk:SIZE`, `btrfs:SIZE` or `memory:SIZE`, with a size \
+                  as 64m or 1g"),
     }
 }

@@ -1,50 +1,53 @@
 //! `adl snapshot`: what was kept of sandboxes.
 
-use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use adl_runtime::{ChangeKind, Export, Snapshot};
-use lexopt::{Arg, ValueExt as _};
+use clap::Subcommand;
 
 use crate::values::CliResult;
 
 const HELP: &str = "\
-Usage: adl snapshot ls                     list the snapshots
-       adl snapshot changes NAME           list what differs from the image: A, C or D, for what was
-                                           added, changed and deleted, and its path
-       adl snapshot export [--layer] NAME  write its files to stdout as a tar archive: all of the
-                                           root file system, or, with --layer, what differs from
-                                           the image, as a layer of an OCI image
-       adl snapshot rm NAME…               remove snapshots
+`adl run --snapshot NAME` makes one, and `--image snapshot:NAME` makes a sandbox of it.";
 
-`adl run --snapshot NAME` makes one, and `--image snapshot:NAME` makes a sandbox of it.
-";
+#[derive(Subcommand)]
+#[command(arg_required_else_help = false)]
+#[command(after_help = HELP)]
+pub(crate) enum Commands {
+    /// List the snapshots
+    Ls,
+    /// List what differs from the image: A, C or D, for added, changed and deleted, and the path
+    Changes {
+        /// Its name
+        name: String,
+    },
+    /// Write its files to stdout as a tar archive
+    Export {
+        /// Only what differs from the image, as a layer of an OCI image, and not all of the root
+        /// file system
+        #[arg(long)]
+        layer: bool,
+        /// Its name
+        name: String,
+    },
+    /// Remove snapshots
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
 
-pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let mut what = Export::Tree;
-    let mut values: Vec<String> = Vec::new();
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Short('h') | Arg::Long("help") => {
-                print!("{HELP}");
-                return Ok(ExitCode::SUCCESS);
-            }
-            Arg::Long("layer") => what = Export::Layer,
-            Arg::Value(value) => values.push(value.string()?),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let values: Vec<&str> = values.iter().map(String::as_str).collect();
-    match &*values {
-        ["ls"] => {
+pub(crate) fn main(command: &Commands) -> CliResult<ExitCode> {
+    match command {
+        Commands::Ls => {
             for name in Snapshot::list(None)? {
                 println!("{name}");
             }
         }
-        ["changes", name] => {
+        Commands::Changes { name } => {
             let mut out = io::stdout().lock();
             for change in Snapshot::open(None, name)?.changes()? {
                 let letter = match change.kind {
@@ -59,19 +62,19 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
                 writeln!(out, "{letter} {path}")?;
             }
         }
-        ["export", name] => {
+        Commands::Export { layer, name } => {
             if io::stdout().is_terminal() {
                 return Err("stdout is a terminal, and an archive is nothing to read".into());
             }
+            let what = if *layer { Export::Layer } else { Export::Tree };
             let snapshot = Snapshot::open(None, name)?;
             snapshot.export(what, io::BufWriter::with_capacity(1 << 20, io::stdout()))?;
         }
-        ["rm", names @ ..] if !names.is_empty() => {
+        Commands::Rm { names } => {
             for name in names {
                 Snapshot::remove(None, name)?;
             }
         }
-        _ => return Err("takes ls, changes, export or rm; try `adl snapshot --help`".into()),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,51 @@
 //! Values of options, as docker writes them, and what a command returns.
 
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
 use std::time::Duration;
+
+use clap::Arg;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// What a command of the command line returns.
 pub(crate) type CliResult<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Makes clap read a value that may hold any bytes.
+pub(crate) fn of_bytes<T: Clone + Send + Sync + 'static>(
+    parse: fn(&OsStr) -> Result<T, &'static str>,
+) -> impl TypedValueParser<Value = T> {
+    OsStringValueParser::new().try_map(move |text| parse(&text))
+}
+
+/// Lets the value of an option begin with a dash, as getopt does: a path may.
+pub(crate) fn take_any_value(argument: Arg) -> Arg {
+    let takes = !argument.is_positional() && argument.get_action().takes_values();
+    if takes { argument.allow_hyphen_values(true) } else { argument }
+}
+
+/// Reads a whole number.
+pub(crate) fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "takes a whole number")
+}
+
+/// Reads a whole number that is not zero.
+pub(crate) fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "takes a whole number, at least 1")
+}
+
+/// Reads a size that is not zero.
+pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
+    bytes(text).filter(|size| *size != 0).ok_or("takes a size, as 512m")
+}
+
+/// Reads a size that may be zero.
+pub(crate) fn size_or_zero(text: &str) -> Result<u64, &'static str> {
+    bytes(text).ok_or("takes a size, as 512m, or 0")
+}
+
 /// Reads a size: a number of bytes, or with one of the suffixes k, m, g, t of 1024.
-pub(crate) fn bytes(text: &str) -> Option<u64> {
+fn bytes(text: &str) -> Option<u64> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(['k', 'm', 'g', 't']);
     let factor: u64 = match lower.strip_prefix(digits)? {
@@ -22,7 +61,11 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
 
 /// Reads a length of time: a number of seconds, or with one of the suffixes ms, s, m, h. A fraction
 /// is allowed; nothing is not.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
+    positive_duration(text).ok_or("takes a time, as 10, 1.5s or 2m")
+}
+
+fn positive_duration(text: &str) -> Option<Duration> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let seconds = match text.strip_prefix(number)? {
         "ms" => 1e-3,
@@ -41,7 +84,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
 mod tests {
     use std::time::Duration;
 
-    use super::{bytes, duration};
+    use super::{bytes, positive_duration as duration};
 
     #[test]
     fn sizes_are_read_as_docker_reads_them() {

@@ -8,36 +8,62 @@ mod files;
 mod reset;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, ExitStatus, Sandbox};
-use lexopt::{Arg, ValueExt as _};
+use clap::Args;
 use serde::Serialize;
 
-use crate::bases::Named;
-use crate::options::{SANDBOX_HELP, sandbox_option};
-use crate::values::{CliResult, bytes};
+use crate::options::{self, SandboxOptions};
+use crate::values::{CliResult, count, number, size_or_zero, take_any_value};
 
 const HELP: &str = "\
-Usage: adl bench [options]
+Measures creating, resetting, keeping and deleting a sandbox, running commands in it, and \
+its file calls.";
 
-Measures creating, resetting, keeping and deleting a sandbox, running commands in it, and its file calls.
+#[derive(Args)]
+#[command(mut_args = take_any_value)]
+#[command(after_help = format!("{HELP}\n\n{}", options::HELP))]
+pub(crate) struct BenchOptions {
+    /// Sandboxes to make
+    #[arg(long, value_name = "N", default_value = "200", value_parser = count)]
+    rounds: NonZeroUsize,
 
-      --rounds N           sandboxes to make (default: 200)
-      --jobs N             commands and file calls of each kind to run in each (default: 5)
-      --resets N           resets after 100,000 files were made (default: 10)
-      --snapshots N        snapshots of 1 MiB, and as many of what --large says (default: 5)
-      --large SIZE         what to write before those (default: 1g)
-      --copies N           files of 1 GiB to copy in and out, by way of the temporary directory
-                           (default: 3)
-      --ballast SIZE       hold so much touched memory meanwhile, as 4g: what the size of the
-                           calling program costs
-      --json               print JSON
-";
+    /// Commands and file calls of each kind to run in each
+    #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
+    jobs: NonZeroUsize,
+
+    /// Resets after 100,000 files were made
+    #[arg(long, value_name = "N", default_value = "10", value_parser = number::<usize>)]
+    resets: usize,
+
+    /// Snapshots of 1 MiB, and as many of what --large says
+    #[arg(long, value_name = "N", default_value = "5", value_parser = number::<usize>)]
+    snapshots: usize,
+
+    /// What to write before those
+    #[arg(long, value_name = "SIZE", default_value = "1g", value_parser = size_or_zero)]
+    large: u64,
+
+    /// Files of 1 GiB to copy in and out, by way of the temporary directory
+    #[arg(long, value_name = "N", default_value = "3", value_parser = number::<usize>)]
+    copies: usize,
+
+    /// Hold so much touched memory meanwhile, as 4g: what the size of the calling program costs
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size_or_zero)]
+    ballast: u64,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sandbox: SandboxOptions,
+}
 
 /// The commands, as arguments; each also runs on the host, for comparison.
 const COMMANDS: [(&str, &[&str]); 3] = [
@@ -148,54 +174,16 @@ impl Times {
     }
 }
 
-pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
-    let (mut config, mut named) = (Config::default(), Named::default());
-    let (mut rounds, mut jobs) = (200_usize, 5_usize);
-    let (mut resets, mut copies) = (10_usize, 3_usize);
-    let (mut snapshots, mut large) = (5_usize, 1_u64 << 30);
-    let (mut ballast, mut json) = (0, false);
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Short('h') | Arg::Long("help") => {
-                print!("{HELP}{}{}{SANDBOX_HELP}", crate::mounts::HELP, crate::limits::HELP);
-                return Ok(ExitCode::SUCCESS);
-            }
-            Arg::Long("rounds") => rounds = parser.value()?.parse()?,
-            Arg::Long("jobs") => jobs = parser.value()?.parse()?,
-            Arg::Long("resets") => resets = parser.value()?.parse()?,
-            Arg::Long("snapshots") => snapshots = parser.value()?.parse()?,
-            Arg::Long("large") => {
-                let size = parser.value()?.string()?;
-                large = bytes(&size).ok_or("--large takes a size, as 10g")?;
-            }
-            Arg::Long("copies") => copies = parser.value()?.parse()?,
-            Arg::Long("ballast") => {
-                let size = parser.value()?.string()?;
-                ballast = bytes(&size).ok_or("--ballast takes a size, as 4g")?;
-            }
-            Arg::Long("json") => json = true,
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !sandbox_option(&mut config, &mut named, &name, &mut parser)? {
-                    return Err(format!("unknown option --{name}; try `adl bench --help`").into());
-                }
-            }
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    named.settle(&mut config, [])?;
-    if rounds == 0 || jobs == 0 {
-        return Err("--rounds and --jobs must be at least 1".into());
-    }
+pub(crate) fn main(options: &BenchOptions) -> CliResult<ExitCode> {
+    let (config, _) = options.sandbox.settle([])?;
     // Not zeroes, which the kernel would give as one page for all.
-    let ballast = vec![1_u8; usize::try_from(ballast)?];
-    let mut rows = measure(&config, rounds, jobs)?;
+    let ballast = vec![1_u8; usize::try_from(options.ballast)?];
+    let mut rows = measure(&config, options.rounds.get(), options.jobs.get())?;
     for measured in [
-        reset::large(&config, resets, &mut rows),
-        reset::snapshots(&config, snapshots, large, &mut rows),
+        reset::large(&config, options.resets, &mut rows),
+        reset::snapshots(&config, options.snapshots, options.large, &mut rows),
         files::listings(&config, &mut rows),
-        files::copies(&config, copies, &mut rows),
+        files::copies(&config, options.copies, &mut rows),
     ] {
         match measured {
             Err(error) if error.is::<LeftOut>() => eprintln!("adl: {error}"),
@@ -203,7 +191,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
         }
     }
     drop(std::hint::black_box(ballast));
-    if json {
+    if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
         print_table(&rows);

@@ -1,0 +1,90 @@
+//! The commands of `adl`, as clap reads them; help, completions and manual pages are made of them.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::values::CliResult;
+use crate::{bench, doctor, gc, manual, run, snapshot};
+
+const HELP: &str = "\
+`adl COMMAND --help` tells the options of a command. adl exits with 125 for an error of its own.";
+
+/// Run commands in sandboxes
+#[derive(Parser)]
+#[command(name = "adl", bin_name = "adl", version, max_term_width = 100)]
+// Of an option that is given twice the last one counts, if it has one value only.
+#[command(args_override_self = true, arg_required_else_help = false)]
+#[command(after_help = HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+// A variant is a command: its name, its help and its options; `run` below says what it does. Only
+// the options of the command that is given are made.
+#[derive(Subcommand)]
+#[command(defer = true, arg_required_else_help = false)]
+enum Commands {
+    /// Run a command in a new sandbox
+    Run(Box<run::RunOptions>),
+    /// Run a shell in a new sandbox
+    Shell(Box<run::ShellOptions>),
+    /// List, export and remove what was kept of sandboxes
+    #[command(subcommand)]
+    Snapshot(snapshot::Commands),
+    /// Measure this machine
+    Bench(Box<bench::BenchOptions>),
+    /// Say what this machine can do
+    Doctor(doctor::DoctorOptions),
+    /// Remove what dead programs left behind
+    Gc,
+    /// Print a script by which a shell completes adl's command lines
+    Completions(manual::CompletionsOptions),
+    /// Print a manual page
+    Man(manual::ManOptions),
+}
+
+impl Commands {
+    fn run(self) -> CliResult<ExitCode> {
+        match self {
+            Self::Run(options) => run::main(&options),
+            Self::Shell(options) => run::shell(*options),
+            Self::Snapshot(command) => snapshot::main(&command),
+            Self::Bench(options) => bench::main(&options),
+            Self::Doctor(options) => doctor::main(&options),
+            Self::Gc => gc::main(),
+            Self::Completions(options) => manual::completions(&options, Cli::command()),
+            Self::Man(options) => manual::page(&options, Cli::command()),
+        }
+    }
+}
+
+/// Does what a command line says.
+pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> CliResult<ExitCode> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments);
+    match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
+        Ok(cli) => cli.command.run(),
+        // Help or the version, which was asked for.
+        Err(message) if !message.use_stderr() => {
+            message.print()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            let told = error.format(&mut command).to_string();
+            Err(told.strip_prefix("error: ").unwrap_or(&told).trim_end().into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_commands_fit_together() {
+        super::Cli::command().debug_assert();
+    }
+}

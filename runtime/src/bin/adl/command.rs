@@ -1,0 +1,86 @@
+//! Options of the command that `adl run` and `adl shell` start.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use adl_runtime::Config;
+use clap::{Args, ValueHint};
+
+use crate::bases::Bases;
+use crate::copies::{CopyOptions, Transfer};
+use crate::environment::{self, Variable};
+use crate::options::SandboxOptions;
+use crate::values::{CliResult, duration, of_bytes};
+
+#[derive(Args)]
+#[command(next_help_heading = "Command")]
+pub(crate) struct CommandOptions {
+    /// Take stdin from here, as is done without it too; it is read ahead of the command
+    #[arg(short, long)]
+    interactive: bool,
+
+    /// Give it a terminal of the sandbox's own, joined to this one, which has to be stdin; what is
+    /// typed, as Ctrl-C, goes there, and TERM is this one's
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// Kill it, and all that it has started, after so long: seconds, or with a unit, as 500ms,
+    /// 1.5s, 10m, 2h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Set an environment variable; NAME alone takes this one's value
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = of_bytes(environment::variable))]
+    env: Vec<Option<Variable>>,
+
+    /// Set those of a file, one on each line, as for --env, which comes first; lines that are empty
+    /// or begin with # are left out
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    env_file: Vec<PathBuf>,
+
+    /// Working directory; by default /
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<OsString>,
+
+    /// Who runs it: names in the image's /etc/passwd and /etc/group, or numbers; by default 0:0
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+
+    /// When it has ended, print to stderr what it has used
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// When it has ended, and what it has left running was killed, keep the files as NAME, for
+    /// --image snapshot:NAME
+    #[arg(long, value_name = "NAME")]
+    pub(crate) snapshot: Option<String>,
+
+    #[command(flatten, next_help_heading = "Copies")]
+    pub(crate) copies: CopyOptions,
+
+    #[command(flatten)]
+    sandbox: SandboxOptions,
+}
+
+/// What the options come to, once all of them are known.
+pub(crate) struct Settled {
+    pub(crate) config: Config,
+    pub(crate) bases: Bases,
+    pub(crate) environment: Vec<Variable>,
+}
+
+impl CommandOptions {
+    pub(crate) fn settle(&self) -> CliResult<Settled> {
+        let targets = self.copies.copy_out.iter().map(Transfer::target);
+        let (mut config, bases) = self.sandbox.settle(targets)?;
+        config.limits.accounting = self.stats;
+        let mut environment = Vec::new();
+        for path in &self.env_file {
+            environment.extend(environment::file(path, &bases)?);
+        }
+        // Later ones count.
+        environment.extend(self.env.iter().flatten().cloned());
+        Ok(Settled { config, bases, environment })
+    }
+}

@@ -1,0 +1,20 @@
+//! `adl gc`: what dead programs left behind.
+
+use std::process::ExitCode;
+
+use crate::OWN_ERROR;
+use crate::values::CliResult;
+
+pub(crate) fn main() -> CliResult<ExitCode> {
+    let (removed, errors) = match adl_runtime::collect_garbage(None) {
+        Err(adl_runtime::Error::Uncollected { removed, errors }) => (removed, errors),
+        collected => (collected?, Vec::new()),
+    };
+    for name in removed {
+        println!("{name}");
+    }
+    for error in &errors {
+        eprintln!("adl: {error}");
+    }
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(OWN_ERROR) })
+}
