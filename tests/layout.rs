@@ -15,7 +15,7 @@ use crate::harness::{Need, needs, repository};
 type Modules = BTreeMap<String, String>;
 
 /// The files below a directory of the repository that end so, without those that are built.
-fn files(top: &str, ending: &str) -> Vec<(PathBuf, String)> {
+pub(crate) fn files(top: &str, ending: &str) -> Vec<(PathBuf, String)> {
     let top = repository().join(top);
     let mut found = Vec::new();
     let mut directories = vec![top.clone()];
@@ -280,4 +280,36 @@ fn prose_is_read_out_of_context() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The names under the headings of a manifest that this chooses.
+fn dependencies(manifest: &str, chosen: fn(&str) -> bool) -> BTreeSet<String> {
+    let text = fs::read_to_string(repository().join(manifest)).unwrap();
+    let mut is_chosen = false;
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        if line.starts_with('[') {
+            is_chosen = chosen(line);
+        } else if let Some((name, _)) = line.split_once(['.', ' ']).filter(|_| is_chosen) {
+            found.insert(name.to_owned());
+        }
+    }
+    found.remove("#");
+    found
+}
+
+#[test]
+fn whoever_has_what_the_library_needs_has_what_init_is_made_of() {
+    if !needs(&[Need::Workspace]) {
+        return;
+    }
+    let plain = |heading: &str| heading == "[dependencies]";
+    let all = |heading: &str| heading == "[dependencies]" || heading.contains("cfg(any())");
+    let library = dependencies("runtime/Cargo.toml", all);
+    let mut init = dependencies("init/Cargo.toml", plain);
+    assert!(
+        init.contains("rustix") && !dependencies("runtime/Cargo.toml", plain).contains("rustix")
+    );
+    init.retain(|name| !library.contains(name));
+    assert_eq!(init, BTreeSet::new(), "name them in runtime/Cargo.toml, where rustix is");
 }

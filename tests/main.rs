@@ -50,6 +50,7 @@ mod jobs;
 mod layout;
 mod lifetime;
 mod limits;
+mod links;
 mod long;
 mod mounts;
 mod output;

@@ -54,7 +54,12 @@ fn every_command_runs() {
     }
     let home = Home::of_a_test_that_takes(BUILD_LIMIT);
     let blocks = blocks(&readme(), "sh");
-    assert!(!blocks.is_empty(), "no block marked sh");
+    let first = blocks.first().expect("a block marked sh");
+    assert!(first.starts_with("cargo install "), "the README begins with {first:?}");
+    // What is installed there is what the other commands find.
+    let mut path = home.path("bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
     for block in blocks {
         let commands: Vec<_> =
             commands(&block).into_iter().filter(|c| !runs_the_tests(c)).collect();
@@ -62,7 +67,7 @@ fn every_command_runs() {
         let mut sh = Command::new("sh");
         sh.args(["-exc", &commands.join("\n")]).current_dir(repository()).stdin(Stdio::null());
         sh.env("ADL_STATE_DIR", home.state()).env("CARGO_TARGET_DIR", target_directory());
-        sh.env("TMPDIR", home.path(""));
+        sh.env("TMPDIR", home.path("")).env("CARGO_INSTALL_ROOT", home.path("")).env("PATH", &path);
         let output = sh.output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}:\n{block}\n{stderr}", output.status);
