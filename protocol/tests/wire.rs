@@ -16,9 +16,9 @@ use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
     Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity,
-    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, MAX_CHUNK, Metadata, Mount, Program,
-    Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step,
-    Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login, MAX_CHUNK, Metadata, Mount,
+    Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource,
+    Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,11 @@ fn setup() -> Request<'static> {
             Mount {
                 at: b"srv/data",
                 access: Access::ReadWrite,
-                what: What::Volume(Layer::Path { path: b"/data", device: 300, inode: 7 }),
+                what: What::Volume(Layer::Path {
+                    path: b"/data"[..].into(),
+                    device: 300,
+                    inode: 7,
+                }),
             },
             Mount { at: b"tmp", access: Access::ReadWrite, what: What::Tmpfs { size: 4096 } },
         ],
@@ -86,6 +90,7 @@ fn spawn() -> Request<'static> {
             names: Strings::new(b"/bin/sh\0").unwrap(),
             arguments: Strings::new(b"-c\0true\0").unwrap(),
             environment: Strings::new(b"A=b\0").unwrap(),
+            login: Login::ALL,
         }),
         directory: Strings::new(b"/tmp\0").unwrap(),
         identity: Identity { uid: 1000, gid: 1000, groups: vec![5] },

@@ -153,6 +153,7 @@ fn number(digits: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use alloc::borrow::ToOwned;
     use alloc::string::String;
