@@ -4,11 +4,11 @@
 //! more. The guest may have written the file: what is no regular one is not read, and no line of it
 //! is longer than what there is room for. Nothing is allocated.
 
-use adl_protocol::{Login, Strings};
-use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
+use core::mem::ManuallyDrop;
 
-use crate::path::open_in_root;
+use adl_protocol::{Login, Strings};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 /// The longest line of an entry, in bytes.
 const LONGEST_LINE: usize = 1023;
@@ -77,16 +77,19 @@ impl Variables {
 
 /// Adds the variables of the first entry of a user; `false` if there is none.
 fn find(uid: u32, into: &mut Variables, wanted: Login) -> rustix::io::Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = open_in_root(c"/etc/passwd", flags)?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+    // The root is the sandbox's own, as with any program of the user. The execve closes it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let (path, resolve) = (c"/etc/passwd", ResolveFlags::NO_MAGICLINKS);
+    let file = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)?;
+    let file = ManuallyDrop::new(file);
+    if FileType::from_raw_mode(rustix::fs::fstat(&*file)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }
     let mut line = Line { bytes: [0; LONGEST_LINE], length: 0, is_too_long: false };
     let mut chunk = [0_u8; 2048];
     let mut total = 0;
     while total < LONGEST_FILE {
-        let count = rustix::io::read(&file, &mut chunk)?;
+        let count = rustix::io::read(&*file, &mut chunk)?;
         let read = chunk.get(..count).unwrap_or_default();
         for byte in read {
             if *byte != b'\n' {

@@ -288,6 +288,8 @@ fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::pro
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
+        // A program that reads its locale takes its time for that, here as inside.
+        .env("LANG", "C.UTF-8")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
