@@ -8,7 +8,7 @@
 //! Its manifests have other names: of a directory with a `Cargo.toml`, cargo packages nothing. So
 //! the workspace that init is built in is put together in `OUT_DIR`.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -62,7 +62,7 @@ fn init() -> Result<PathBuf, String> {
             || name.starts_with("CARGO_CFG_")
             || name.starts_with("CARGO_FEATURE_")
             || name.starts_with("CARGO_BUILD_")
-            || name.starts_with("CARGO_TARGET_")
+            || name.starts_with("CARGO_TARGET_") && !name.ends_with("_LINKER")
             || matches!(&*name, "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER")
         {
             cargo.env_remove(&*name);
@@ -73,6 +73,8 @@ fn init() -> Result<PathBuf, String> {
         "-Ctarget-feature=+crt-static",
         // A program that aborts on panic never reads them.
         "-Cforce-unwind-tables=no",
+        // A later compiler may find more.
+        "--cap-lints=warn",
     ];
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     cargo.env("CARGO_BUILD_BUILD_DIR", &target_dir).env("CARGO_INCREMENTAL", "0");
@@ -150,14 +152,28 @@ fn put_link(from: &Path, to: &Path) -> io::Result<()> {
 /// file, and leaves out what init does without. That file lies above what is built, above where
 /// cargo was called, or, if both are elsewhere, in the package.
 fn lock_as_around(places: [&Path; 3], workspace: &Path) -> Result<(), String> {
-    let mut candidates =
-        places.into_iter().flat_map(Path::ancestors).map(|above| above.join("Cargo.lock"));
+    let owner = fs::metadata(workspace).map_err(|error| error.to_string())?.uid();
+    // One that another user could have put there, as into /tmp, decides nothing.
+    let is_trusted = |above: &&Path| {
+        let is_closed = |is_right: fn(&fs::Metadata) -> bool, path: &Path| {
+            let is_ours = |meta: &fs::Metadata| [0, owner].contains(&meta.uid());
+            fs::symlink_metadata(path)
+                .is_ok_and(|meta| is_right(&meta) && is_ours(&meta) && meta.mode() & 0o002 == 0)
+        };
+        is_closed(fs::Metadata::is_dir, above)
+            && is_closed(fs::Metadata::is_file, &above.join("Cargo.lock"))
+    };
+    let places_above = places.into_iter().flat_map(Path::ancestors).filter(is_trusted);
+    let mut candidates = places_above.map(|above| above.join("Cargo.lock"));
     let names_this = |lock: &PathBuf| {
         let text = fs::read_to_string(lock).unwrap_or_default();
         text.lines().any(|line| line == "name = \"adl-runtime\"")
     };
     let lock = candidates.find(names_this).ok_or_else(|| {
-        format!("no Cargo.lock above {places:?} names adl-runtime: run `cargo generate-lockfile`")
+        format!(
+            "no Cargo.lock above {places:?} names adl-runtime: run `cargo generate-lockfile`, or \
+             name an adl-init that is built already by ADL_INIT"
+        )
     })?;
     println!("cargo::rerun-if-changed={}", lock.display());
     // No copy of the file, which may be read-only.

@@ -192,7 +192,7 @@ fn a_sandbox_that_dies_is_an_error_of_adls() {
     kill(Pid::from_raw(init), Signal::SIGKILL).unwrap();
     let output = adl.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert_eq!(stderr(&output), "adl: the sandbox has died: reset it, or create another\n");
+    assert_eq!(stderr(&output), "adl: the sandbox has died, or was reset meanwhile\n");
 }
 
 #[test]

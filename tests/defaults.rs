@@ -23,6 +23,7 @@ fn login(sandbox: &Sandbox, change: impl FnOnce(&mut Command)) -> Vec<String> {
     lines
 }
 
+const ENTRY: &str = "alice:x:1000:1001:Alice:/home/alice:/bin/alicesh";
 const ALICE: [&str; 4] = ["HOME=/home/alice", "LOGNAME=alice", "SHELL=/bin/alicesh", "USER=alice"];
 
 #[test]
@@ -99,7 +100,6 @@ fn a_hostile_file_of_users_gives_a_number_no_login_and_holds_nothing_up() {
     }
     let home = Home::new();
     let sandbox = home.sandbox();
-    const ENTRY: &str = "alice:x:1000:1001:Alice:/home/alice:/bin/alicesh";
     let long = "head -c 4000 /dev/zero | tr '\\0' a";
     for (make, has_entry) in [
         (format!("echo {ENTRY} > passwd"), true),
@@ -128,6 +128,15 @@ fn a_hostile_file_of_users_gives_a_number_no_login_and_holds_nothing_up() {
         match has_entry {
             true => assert_eq!(all, ALICE, "{make}"),
             false => assert_eq!(all, ["HOME=/"], "{make}"),
+        }
+        // By name, the host looks it up as root: the same lines are entries for both, or an error.
+        let mut by_name = sandbox.command("env");
+        match by_name.user("alice").output() {
+            Ok(output) => {
+                let text = String::from_utf8(output.stdout).unwrap();
+                assert!(text.contains("HOME=/home/alice\n") && !text.contains("EVIL"), "{text}");
+            }
+            Err(error) => assert!(!matches!(error, Error::Invalid { .. }), "{make}: {error}"),
         }
     }
 }
@@ -223,10 +232,62 @@ fn what_no_command_could_start_from_is_refused_when_the_sandbox_is_made() {
         Defaults { user: Some("1:".to_owned()), ..Defaults::default() },
         Defaults { user: Some("4294967295".to_owned()), ..Defaults::default() },
         Defaults { umask: 0o1000, ..Defaults::default() },
+        Defaults { current_dir: "".into(), ..Defaults::default() },
+        Defaults {
+            rlimits: vec![Rlimit { resource: Resource::OpenFiles, soft: 20, hard: 10 }],
+            ..Defaults::default()
+        },
     ] {
         let what = format!("{wrong:?}");
         let created = Sandbox::create(Config { defaults: wrong, ..home.config() });
         assert!(matches!(created, Err(Error::Invalid { .. })), "{what}: {created:?}");
     }
     assert_eq!(home.left(), [""; 0]);
+    if !nix::unistd::geteuid().is_root() {
+        let defaults = Defaults { user: Some("1000".to_owned()), ..Defaults::default() };
+        let created = Sandbox::create(Config { defaults, ..home.config() });
+        assert!(matches!(created, Err(Error::Unsupported { .. })), "{created:?}");
+    }
+}
+
+#[test]
+fn a_login_is_found_whatever_may_be_open() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    shell(&sandbox, format!("echo {} >> /etc/passwd", ENTRY));
+    // A shell's own needs are small; those of init's child, of which init's are a part, are not.
+    let run = |files: u64| {
+        let mut command = sandbox.shell("echo $HOME $USER");
+        let output = command.uid(1000).rlimit(Resource::OpenFiles, files, files).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(8), "/home/alice alice\n");
+    let children: Vec<_> = (0..20)
+        .map(|_| sandbox.command("sleep").arg("1000").kill_on_drop(true).spawn().unwrap())
+        .collect();
+    assert_eq!(run(8), "/home/alice alice\n");
+    drop(children);
+}
+
+#[test]
+fn a_user_by_number_is_not_in_the_group_of_the_defaults_user() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let defaults = Defaults { user: Some("1000:50".to_owned()), ..Defaults::default() };
+    let sandbox = Sandbox::create(Config { defaults, ..home.config() }).unwrap();
+    let ids = |change: fn(&mut Command)| {
+        let mut command = sandbox.shell("echo $(id -u) $(id -g)");
+        change(&mut command);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(ids(|_| {}), "1000 50\n");
+    assert_eq!(ids(|c| _ = c.uid(7)), "7 0\n");
+    assert_eq!(ids(|c| _ = c.gid(9)), "1000 9\n");
+    assert_eq!(ids(|c| _ = c.gid(9).uid(7)), "7 9\n");
+    assert_eq!(ids(|c| _ = c.user("8")), "8 8\n");
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Handle, Leftovers, Resource, Sandbox, Scope, Stdio,
+    Child, Command, Config, EndReason, Error, Handle, Leftovers, Resource, Sandbox, Scope, Stdio,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -593,4 +593,62 @@ fn no_signal_is_lost_among_others() {
         let status = child.wait_timeout(SOON).unwrap().unwrap_or_else(|| panic!("{others}"));
         assert_eq!(status.signal(), Some(9), "{others}");
     }
+}
+
+#[test]
+fn what_a_child_has_left_behind_outlives_the_child_that_has_ended() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let leaves = |script: &str| {
+        let mut command = sandbox.shell(script);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        if script.ends_with("exit 0") {
+            assert!(child.wait().unwrap().success());
+        }
+        drop(child);
+        let sleeps = || census::tree(sandbox.init_pid()).len() - 1;
+        // A kill would be on its way: what is asked after it has come is answered after it.
+        assert!(sandbox.command("true").status().unwrap().success());
+        let count = sleeps();
+        sandbox.reset().unwrap();
+        count
+    };
+    assert_eq!(leaves("setsid sleep 1000 > /dev/null 2>&1 & exit 0"), 1);
+    // The control: while it runs, dropping it ends all of it.
+    let gone = || leaves("setsid sleep 1000 > /dev/null 2>&1 & sleep 1001; true") == 0;
+    assert!(within(Duration::from_secs(10), gone));
+}
+
+#[test]
+fn in_the_background_no_one_writes_to_a_pipe() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let refused = sandbox.command("cat").stdin(Stdio::piped()).background();
+    assert!(matches!(refused, Err(Error::Invalid { what: "stdin", .. })), "{refused:?}");
+    let job = sandbox.command("cat").stdin(Stdio::piped()).input("text").background().unwrap();
+    assert_eq!(job.wait().unwrap().stdout, b"text");
+}
+
+#[test]
+fn a_job_is_found_by_its_number_and_has_a_handle() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let job = sandbox.command("sleep").arg("1000").background().unwrap();
+    let number = job.id().as_u64();
+    assert_eq!(sandbox.job(number).map(|found| found.id()), Some(job.id()));
+    assert!(sandbox.job(number + 1000).is_none());
+    let handle = job.handle();
+    assert_eq!(handle.try_wait().unwrap(), None);
+    handle.kill().unwrap();
+    assert_eq!(job.wait().unwrap().status.signal(), Some(9));
+    assert!(sandbox.job(number).is_none());
 }

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::census;
 use crate::figures::percentile;
-use crate::harness::{Home, Need, needs, processor_time, shell};
+use crate::harness::{Home, Need, needs, processor_time, shell, within};
 use crate::helper::{Helper, say};
 use crate::lifetime::GONE;
 
@@ -286,8 +286,11 @@ fn a_sandbox_that_has_died_is_alive_after_a_reset() {
     let sandbox = home.sandbox();
     shell(&sandbox, "echo > /tmp/file");
     kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
-    while !matches!(sandbox.command("true").status(), Err(Error::SandboxDied)) {}
+    assert!(within(GONE, || !sandbox.is_alive()));
+    let died = sandbox.command("true").status();
+    assert!(matches!(died, Err(Error::SandboxDied)), "{died:?}");
     sandbox.reset().unwrap();
+    assert!(sandbox.is_alive());
     assert_eq!(shell(&sandbox, "ls /tmp"), "");
 }
 

@@ -76,7 +76,7 @@ fn use_it(sandbox: &Sandbox, number: usize) -> Result<()> {
 
 fn is_death(error: &Error) -> bool {
     match error {
-        Error::SandboxDied => true,
+        Error::SandboxDied | Error::Deleted => true,
         Error::Start { .. } | Error::File { .. } => false,
         other => panic!("{other}: {other:?}"),
     }
@@ -297,7 +297,8 @@ fn a_sandbox_that_was_deleted_says_so_to_all() {
     others.await_more(4);
     let errors = others.end();
     assert!(!errors.is_empty() && errors.iter().all(is_death), "{errors:?}");
-    let died = |result: Result<()>| matches!(result, Err(Error::SandboxDied));
+    let died = |result: Result<()>| matches!(result, Err(Error::Deleted));
+    assert!(!sandbox.is_alive());
     assert!(died(sandbox.command("true").status().map(drop)));
     assert!(died(sandbox.files().read_file("/etc/passwd").map(drop)));
     assert!(died(sandbox.reset()));

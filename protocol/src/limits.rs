@@ -30,5 +30,9 @@ pub const MAX_HOSTNAME: usize = 64;
 /// each takes space in init.
 pub const MAX_GROUPS: usize = 1024;
 
+/// The longest line of `/etc/passwd` that is an entry, in bytes. Its fields go to the environment,
+/// and init keeps a line on a stack.
+pub const MAX_PASSWD_LINE: usize = 1023;
+
 /// Where init finds its control socket.
 pub const CONTROL_DESCRIPTOR: i32 = 0;

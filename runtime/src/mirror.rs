@@ -11,18 +11,19 @@ macro_rules! mirror {
             $($(#[$of_variant])* $variant,)+
         }
 
-        impl From<adl_protocol::$name> for $name {
-            fn from(wire: adl_protocol::$name) -> Self {
+        // No `From`: that would be public.
+        impl $name {
+            #[allow(dead_code, reason = "some come from the wire alone")]
+            pub(crate) fn from_wire(wire: adl_protocol::$name) -> Self {
                 match wire {
                     $(adl_protocol::$name::$variant => Self::$variant,)+
                 }
             }
-        }
 
-        impl From<$name> for adl_protocol::$name {
-            fn from(this: $name) -> Self {
-                match this {
-                    $($name::$variant => Self::$variant,)+
+            #[allow(dead_code, reason = "some go to the wire alone")]
+            pub(crate) fn to_wire(self) -> adl_protocol::$name {
+                match self {
+                    $($name::$variant => adl_protocol::$name::$variant,)+
                 }
             }
         }

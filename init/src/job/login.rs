@@ -6,16 +6,17 @@
 
 use core::mem::ManuallyDrop;
 
-use adl_protocol::{Login, Strings};
+use adl_protocol::limits::MAX_PASSWD_LINE;
+use adl_protocol::{Login, Stage, Strings};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// The longest line of an entry, in bytes.
-const LONGEST_LINE: usize = 1023;
+use crate::failure::Failure;
+
 /// How much of the file is looked at, in bytes: as much as the host reads of it.
 const LONGEST_FILE: usize = 1 << 20;
 /// What all variables take at most, of one entry: its name is in two of them.
-const ROOM: usize = "HOME=USER=LOGNAME=SHELL=/bin/sh".len() + Login::COUNT + 2 * LONGEST_LINE;
+const ROOM: usize = "HOME=USER=LOGNAME=SHELL=/bin/sh".len() + Login::COUNT + 2 * MAX_PASSWD_LINE;
 
 /// The variables, each `NAME=value` and a NUL.
 pub(crate) struct Variables {
@@ -32,16 +33,23 @@ struct Entry<'a> {
 
 impl Variables {
     /// Those that are wanted, of the user `uid`.
-    pub(crate) fn of(uid: u32, wanted: Login) -> Self {
+    pub(crate) fn of(uid: u32, wanted: Login) -> Result<Self, Failure> {
         let mut this = Self { bytes: [0; ROOM], length: 0 };
-        if wanted != Login::NONE
-            && !matches!(find(uid, &mut this, wanted), Ok(true))
-            && wanted.has(Login::HOME)
-        {
-            this.length = 0;
+        if wanted == Login::NONE {
+            return Ok(this);
+        }
+        match find(uid, &mut this, wanted) {
+            Ok(true) => return Ok(this),
+            // No word about the user.
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                return Err(Failure(Stage::Identity, errno));
+            }
+            Ok(false) | Err(_) => {}
+        }
+        if wanted.has(Login::HOME) {
             this.add(b"HOME=", b"/");
         }
-        this
+        Ok(this)
     }
 
     /// As `execve(2)` takes them.
@@ -85,7 +93,7 @@ fn find(uid: u32, into: &mut Variables, wanted: Login) -> rustix::io::Result<boo
     if FileType::from_raw_mode(rustix::fs::fstat(&*file)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }
-    let mut line = Line { bytes: [0; LONGEST_LINE], length: 0, is_too_long: false };
+    let mut line = Line { bytes: [0; MAX_PASSWD_LINE], length: 0, is_too_long: false };
     let mut chunk = [0_u8; 2048];
     let mut total = 0;
     while total < LONGEST_FILE {
@@ -114,7 +122,7 @@ fn find(uid: u32, into: &mut Variables, wanted: Login) -> rustix::io::Result<boo
 
 /// A line, as far as it has been read.
 struct Line {
-    bytes: [u8; LONGEST_LINE],
+    bytes: [u8; MAX_PASSWD_LINE],
     length: usize,
     is_too_long: bool,
 }
@@ -163,10 +171,10 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use super::{LONGEST_LINE, Line, Login, ROOM, Variables};
+    use super::{Line, Login, MAX_PASSWD_LINE, ROOM, Variables};
 
     fn variables(text: &[u8], uid: u32, wanted: Login) -> Option<Vec<String>> {
-        let mut line = Line { bytes: [0; LONGEST_LINE], length: 0, is_too_long: false };
+        let mut line = Line { bytes: [0; MAX_PASSWD_LINE], length: 0, is_too_long: false };
         text.iter().for_each(|byte| line.push(*byte));
         let entry = line.entry_of(uid)?;
         let mut this = Variables { bytes: [0; ROOM], length: 0 };
@@ -206,10 +214,10 @@ mod tests {
     #[test]
     fn the_longest_line_has_room_and_a_longer_one_is_none() {
         let line = |length| [b"n:x:1:1::/", &vec![b'h'; length - 10][..]].concat();
-        let found = variables(&line(LONGEST_LINE), 1, Login::ALL).unwrap();
+        let found = variables(&line(MAX_PASSWD_LINE), 1, Login::ALL).unwrap();
         assert_eq!(found.len(), Login::COUNT);
-        assert_eq!(variables(&line(LONGEST_LINE + 1), 1, Login::ALL), None);
-        let name = [vec![b'n'; LONGEST_LINE - 8], b":x:1:1::".to_vec()].concat();
+        assert_eq!(variables(&line(MAX_PASSWD_LINE + 1), 1, Login::ALL), None);
+        let name = [vec![b'n'; MAX_PASSWD_LINE - 8], b":x:1:1::".to_vec()].concat();
         assert_eq!(variables(&name, 1, Login::ALL).unwrap().len(), Login::COUNT);
     }
 }

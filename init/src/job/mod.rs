@@ -133,10 +133,14 @@ pub(crate) fn run(start: &Start) -> ! {
     let mut channel = start.resources.channel;
     let result = prepare(spawn, start, &mut channel).and_then(|()| match &spawn.task {
         Task::Program(program) => {
-            let login = Variables::of(spawn.identity.uid, program.login);
+            let login = Variables::of(spawn.identity.uid, program.login)?;
+            limit_open_files(spawn, start)?;
             Err(Failure(Stage::Exec, execute(program, login.strings(), &start.pointers)))
         }
-        task => builtin::run(task),
+        task => {
+            limit_open_files(spawn, start)?;
+            builtin::run(task)
+        }
     });
     let Err(Failure(stage, errno)) = result else { sys::exit(0) };
     let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
@@ -162,13 +166,12 @@ fn prepare(
         rustix::process::setsid().stage(Stage::Session)?;
     }
 
-    // 2. What execve passes on: signals, umask, limits, niceness.
+    // 2. What execve passes on: signals, umask, limits, niceness. The limit of open files is last.
     sys::unblock_signals().stage(Stage::Session)?;
     if spawn.umask != DEFAULT_UMASK {
         rustix::process::umask(Mode::from_raw_mode(spawn.umask));
     }
-    let is_default = |limit: &&Rlimit| spawn.rlimits.iter().all(|l| l.resource != limit.resource);
-    for limit in start.defaults.rlimits.iter().filter(is_default).chain(&spawn.rlimits) {
+    for limit in limits_of(spawn, start).filter(|limit| limit.resource != OPEN_FILES) {
         set_limit(limit, start.defaults.core_key).stage(Stage::Rlimit)?;
     }
     if spawn.nice != 0 {
@@ -204,6 +207,23 @@ fn prepare(
 
     // 6. Its directory, as itself: it is not led where it could not go.
     enter(spawn.directory).stage(Stage::Directory)
+}
+
+/// `RLIMIT_NOFILE`
+const OPEN_FILES: u32 = 7;
+
+/// The limits of a job: those that all have, unless it asks for others, and those that it asks for.
+fn limits_of<'a>(spawn: &'a Spawn<'_>, start: &Start) -> impl Iterator<Item = &'a Rlimit> {
+    let defaults: &'static JobDefaults = start.defaults;
+    let is_default = |limit: &&Rlimit| spawn.rlimits.iter().all(|l| l.resource != limit.resource);
+    defaults.rlimits.iter().filter(is_default).chain(&spawn.rlimits)
+}
+
+/// Sets how many files it may have open: when nothing more is opened here, where init's own are
+/// still there.
+fn limit_open_files(spawn: &Spawn<'_>, start: &Start) -> Result<(), Failure> {
+    let mut limits = limits_of(spawn, start).filter(|limit| limit.resource == OPEN_FILES);
+    limits.try_for_each(|limit| set_limit(limit, start.defaults.core_key)).stage(Stage::Rlimit)
 }
 
 /// Makes a terminal in the sandbox's own devpts, as the job's user, and sends its master side to

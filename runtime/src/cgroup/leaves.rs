@@ -56,8 +56,8 @@ impl State {
         match self {
             Self::Run => Ok(()),
             Self::Stand => Err(Error::Busy {
-                what: "a sandbox that is frozen".to_owned(),
-                by: "what stands in it".to_owned(),
+                what: "the sandbox".to_owned(),
+                by: "a freeze, until it is thawed".to_owned(),
             }),
             Self::End => Err(Error::SandboxDied),
         }

@@ -154,8 +154,9 @@ impl Capabilities {
     }
 }
 
-/// What containers have by default, in Docker as here. In a user namespace each of them reaches
-/// the sandbox's own things only.
+/// What containers have by default, in Docker as here: `AUDIT_WRITE`, `CHOWN`, `DAC_OVERRIDE`,
+/// `FOWNER`, `FSETID`, `KILL`, `MKNOD`, `NET_BIND_SERVICE`, `NET_RAW`, `SETFCAP`, `SETGID`,
+/// `SETPCAP`, `SETUID`, `SYS_CHROOT`.
 impl Default for Capabilities {
     fn default() -> Self {
         [

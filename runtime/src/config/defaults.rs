@@ -19,24 +19,25 @@ use crate::error::{Error, Result};
 ///     defaults: Defaults {
 ///         env: vec![("STAGE".into(), "test".into())],
 ///         user: Some("1000".to_owned()),
-///         current_dir: "/work".into(),
+///         current_dir: "/tmp".into(),
 ///         ..Defaults::default()
 ///     },
 ///     ..Config::default()
 /// })?;
 /// let output = sandbox.shell("pwd; echo $STAGE").output()?;
-/// assert_eq!(output.stdout, b"/work\ntest\n");
+/// assert_eq!(output.stdout, b"/tmp\ntest\n");
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Defaults {
     /// Environment variables, beside those that every command has ([`crate::Command`]). Of two with
-    /// one name the last counts.
+    /// one name the last counts. The record of a snapshot keeps them, in a file that only the
+    /// caller's user can read: what is secret is better given to each command.
     #[serde(with = "bytes::pairs")]
     pub env: Vec<(OsString, OsString)>,
     /// Where commands start, and what relative paths of file calls lead from: a path in the
-    /// sandbox, `/` by default.
+    /// sandbox, `/` by default. It is not made.
     #[serde(with = "bytes")]
     pub current_dir: PathBuf,
     /// Who runs commands and makes file calls, as [`crate::Command::user`] takes it. By default
@@ -47,7 +48,7 @@ pub struct Defaults {
     /// Resource limits of commands (`setrlimit(2)`).
     pub rlimits: Vec<Rlimit>,
     /// The longest that a command may run, as [`crate::Command::timeout`]. By default there is no
-    /// end.
+    /// end. A command that says [`Duration::MAX`] has none.
     pub timeout: Option<Duration>,
 }
 
@@ -109,15 +110,29 @@ impl Defaults {
             check_variable(name.as_encoded_bytes(), value.as_encoded_bytes())?;
         }
         let directory = self.current_dir.as_os_str().as_encoded_bytes();
-        if directory.contains(&0) || directory.len() > limits::MAX_PATH {
-            let why = format!("{:?} is no path: a byte 0 in it, or too long", self.current_dir);
+        if directory.is_empty() || directory.contains(&0) || directory.len() > limits::MAX_PATH {
+            let why =
+                format!("{:?} is no path: empty, a byte 0 in it, or too long", self.current_dir);
             return Err(Error::invalid("directory", why));
         }
-        if self.umask > 0o777 {
-            return Err(Error::invalid("umask", format!("{:#o}: takes 0 to 0o777", self.umask)));
+        check_umask(self.umask)?;
+        for Rlimit { resource, soft, hard } in &self.rlimits {
+            if soft > hard {
+                let why =
+                    format!("{resource:?}: the soft limit {soft} is above the hard one, {hard}");
+                return Err(Error::invalid("resource limit", why));
+            }
         }
         Ok(())
     }
+}
+
+/// Refuses what is no file mode creation mask.
+pub(crate) fn check_umask(umask: u32) -> Result<u32> {
+    if umask > 0o777 {
+        return Err(Error::invalid("umask", format!("{umask:#o}: takes 0 to 0o777")));
+    }
+    Ok(umask)
 }
 
 /// Refuses what can be no variable of an environment.

@@ -26,6 +26,9 @@ impl Image {
     /// inside; of `/usr` all that any user of the host may read. What is not for all to read is
     /// left out as of the last time that packages, or something at the top of `/usr/local`,
     /// changed.
+    ///
+    /// Its `/tmp`, `/home` and `/root` are on the writable layer, and so in snapshots; `/dev/shm` is
+    /// memory. Its `/etc/passwd` has root and nobody, and any number can be a user.
     pub fn host() -> Self {
         Self(Kind::Host)
     }

@@ -10,7 +10,7 @@ use self::words::{Count, Listed, NotStarted, Of, Remedy};
 use crate::mirror::mirror;
 
 /// What this library's functions return.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why something was not done.
 ///
@@ -50,7 +50,7 @@ pub enum Error {
     /// A command was not started; the sandbox and its other jobs are as before.
     #[error("{}", NotStarted(.program, *.stage, .source))]
     Start {
-        /// What was to be run; the user, if there is none of that name.
+        /// What was to be run; the user or the working directory, where that is what is wrong.
         program: PathBuf,
         /// How far it came. [`Stage::Directory`] with `NotFound` is the working directory's
         /// absence, [`Stage::Exec`] with `NotFound` that of the program or its interpreter.
@@ -90,9 +90,14 @@ pub enum Error {
         /// What was wrong.
         why: &'static str,
     },
-    /// The sandbox has ended: its init was killed, or it was deleted. Nothing runs in it any more.
-    #[error("the sandbox has died: reset it, or create another")]
+    /// The sandbox has died, or another thread has reset it meanwhile or made a snapshot of it: what
+    /// was asked for, or a part of it, was not done. [`Sandbox::is_alive`](crate::Sandbox::is_alive)
+    /// tells whether the call can be made again, or a reset is due.
+    #[error("the sandbox has died, or was reset meanwhile")]
     SandboxDied,
+    /// The sandbox was deleted.
+    #[error("the sandbox was deleted: create another")]
+    Deleted,
     /// A sandbox, or a snapshot, of this name exists.
     #[error("the name {name:?} is in use: choose another, or remove what has it")]
     NameInUse {
@@ -100,7 +105,7 @@ pub enum Error {
         name: String,
     },
     /// There is no snapshot of this name.
-    #[error("there is no snapshot named {name:?}: `adl snapshot ls` lists them")]
+    #[error("there is no snapshot named {name:?} in the state directory")]
     NoSnapshot {
         /// The name.
         name: String,
@@ -252,7 +257,10 @@ pub enum ErrorKind {
     Unsupported,
     /// Something is in use, full or late. The same call may succeed later.
     Temporary,
-    /// The sandbox is dead. Reset it, or make another.
+    /// The sandbox has died, or was reset meanwhile. If [`Sandbox::is_alive`] says so, the call can
+    /// be made again; else reset it first, or make another.
+    ///
+    /// [`Sandbox::is_alive`]: crate::Sandbox::is_alive
     Died,
     /// What was tried inside failed by the rights, files and programs there. Tell whoever asked for
     /// it.
@@ -274,11 +282,15 @@ impl Error {
         match self {
             Self::Invalid { .. }
             | Self::ForkedProcess { .. }
+            | Self::Deleted
             | Self::NameInUse { .. }
             | Self::NoSnapshot { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
             Self::SandboxDied => ErrorKind::Died,
+            Self::Start { stage: Stage::Fork | Stage::Cgroup, source, .. } if is_short(source) => {
+                ErrorKind::Temporary
+            }
             Self::Start { .. }
             | Self::File { .. }
             | Self::NotRegular { .. }

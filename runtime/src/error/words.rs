@@ -120,6 +120,15 @@ impl fmt::Display for NotStarted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(program, stage, source) = self;
         let why = match (stage, source.raw_os_error()) {
+            (Stage::Directory, Some(libc::ENOENT)) => {
+                return write!(
+                    f,
+                    "the working directory {program:?} does not exist in the sandbox"
+                );
+            }
+            (Stage::Directory, _) => {
+                return write!(f, "could not enter the working directory {program:?}: {source}");
+            }
             (Stage::Identity, Some(libc::ENOENT)) => {
                 return write!(
                     f,
@@ -135,9 +144,6 @@ impl fmt::Display for NotStarted<'_> {
             }
             (Stage::Exec, Some(libc::ENOEXEC)) => {
                 "it is neither a program for this machine nor a script that begins with #!"
-            }
-            (Stage::Directory, Some(libc::ENOENT)) => {
-                "its working directory does not exist in the sandbox"
             }
             _ => return write!(f, "{program:?} did not start: could not {stage}: {source}"),
         };

@@ -121,7 +121,7 @@ impl WriteOptions {
     }
 
     /// Sets the permissions (`chmod(2)`), whatever the umask. Without it they are those of the
-    /// replaced file, or 0644.
+    /// replaced file, or 0666 less the umask.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self

@@ -25,7 +25,7 @@ use adl_protocol::{Chunk, FileAction, FileTask, MAX_CHUNK, Strings, WriteHow, li
 use self::call::{Actor, Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
-use crate::config::defaults::Defaults;
+use crate::config::defaults::{Defaults, check_umask};
 use crate::error::{Error, Result};
 use crate::job::life::{Life, Lives};
 use crate::job::user::{self, RunAs, run_as_methods};
@@ -101,6 +101,12 @@ impl Files {
     /// Sets where relative paths start: a path in the sandbox.
     pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Self {
         self.directory = Path::new("/").join(directory);
+        self
+    }
+
+    /// Sets the file mode creation mask (`umask(2)`), of what is made without a mode that is said.
+    pub fn umask(&mut self, umask: u32) -> &mut Self {
+        self.umask = umask;
         self
     }
 
@@ -444,8 +450,13 @@ impl Files {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
+        // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
+        let umask = match action {
+            FileAction::Import { .. } => 0o077,
+            _ => check_umask(self.umask)?,
+        };
         let task = FileTask { path: string(&path)?, action };
-        let actor = Actor { identity, umask: self.umask };
+        let actor = Actor { identity, umask };
         Call::start(&life, deadline, actor, purpose, task, streams, prepare)
     }
 

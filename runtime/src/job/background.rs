@@ -72,6 +72,13 @@ impl Jobs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(u64);
 
+impl JobId {
+    /// The number, to be kept elsewhere; [`Sandbox::job`](crate::Sandbox::job) finds the job by it.
+    pub fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -145,6 +152,11 @@ impl Job {
     /// Its program.
     pub fn program(&self) -> &Path {
         self.0.handle.0.program()
+    }
+
+    /// What any thread can wait for it with, signal and end it, and see what it has used.
+    pub fn handle(&self) -> Handle {
+        self.0.handle.clone()
     }
 
     /// What it has written so far; in a fork of the process that started it, nothing.

@@ -291,7 +291,8 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.kill_on_drop {
+        // What has ended has left behind what may go on.
+        if self.kill_on_drop && !matches!(self.handle.try_wait(), Ok(Some(_))) {
             // There is no one to tell that the sandbox is beyond being told.
             let _ = self.handle.kill();
         }

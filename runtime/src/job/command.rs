@@ -13,7 +13,7 @@ use adl_protocol::{
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::config::defaults::{Resource, Rlimit};
+use crate::config::defaults::{Resource, Rlimit, check_umask};
 use crate::error::{Error, Result};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
@@ -180,6 +180,9 @@ impl Command {
     /// Ends it, and all that it has started, when it has not ended by itself after so long. What
     /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
     ///
+    /// This is time on the clock. For the CPU time of one process there is [`Resource::Cpu`], whose
+    /// end is signal 24 (`SIGXCPU`).
+    ///
     /// Where processes are started faster than they can be ended, all processes of the sandbox are
     /// stopped for a moment. A shell with job control shows that of its children.
     ///
@@ -201,11 +204,12 @@ impl Command {
         self
     }
 
-    /// Ends it, and all that it has started, when it has written more than so many bytes. The
-    /// reason is [`EndReason::OutputLimit`], also where it has ended by itself before it was
+    /// Ends it, and all that it has started, when it has written more than so many bytes, to both
+    /// streams together. What it wrote until then is kept, which may be some more. The reason is [`EndReason::OutputLimit`], also where it has ended by itself before it was
     /// noticed.
     ///
-    /// Bytes count that this library reads, as for [`Command::idle_timeout`].
+    /// Bytes count that this library reads, as for [`Command::idle_timeout`]. Of a [`Child`] whose
+    /// pipes you read yourself, none do, and [`Child::wait`] is [`Error::Invalid`].
     ///
     /// [`EndReason::OutputLimit`]: crate::EndReason::OutputLimit
     pub fn output_limit(&mut self, bytes: u64) -> &mut Self {
@@ -228,7 +232,9 @@ impl Command {
         self
     }
 
-    /// Kills it, and all that it has started, when its [`Child`] is dropped. By default it runs on.
+    /// Kills it, and all that it has started, when its [`Child`] is dropped before it has ended. By
+    /// default it runs on. What it has left behind, once it has ended, is not touched; see
+    /// [`Command::leftovers`].
     pub fn kill_on_drop(&mut self, kill: bool) -> &mut Self {
         self.kill_on_drop = kill;
         self
@@ -321,6 +327,9 @@ impl Command {
     pub fn background(&mut self) -> Result<Job> {
         if self.terminal.is_some() {
             return Err(Error::invalid("terminal", "in the background no one is there to type"));
+        }
+        if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
+            return Err(Error::invalid("stdin", "in the background no one writes to a pipe"));
         }
         let (life, deadline) = self.begin()?;
         let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
@@ -426,7 +435,7 @@ impl Command {
             task: Task::Program(program_to_run),
             directory: Strings::new(&directory).map_err(too_many)?,
             identity: identity.clone(),
-            umask: self.umask,
+            umask: check_umask(self.umask)?,
             rlimits: self.rlimits.clone(),
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
@@ -434,9 +443,10 @@ impl Command {
             cgroups: join_files.count(),
             start_notice: notice.is_some(),
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
-            leftovers: self.leftovers.into(),
+            leftovers: self.leftovers.to_wire(),
         };
         let running = Running::new(program, channel, control.init(), timeout, life.beginning())
+            .in_directory(self.directory.clone())
             .with_cgroup(job_cgroup);
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;

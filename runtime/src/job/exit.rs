@@ -39,8 +39,8 @@ pub struct Usage {
     pub involuntary_switches: u64,
 }
 
-impl From<adl_protocol::Usage> for Usage {
-    fn from(wire: adl_protocol::Usage) -> Self {
+impl Usage {
+    fn from_wire(wire: adl_protocol::Usage) -> Self {
         const KIB: u64 = 1 << 10;
         const BLOCK: u64 = 512;
         // An init that was taken over may say anything.
@@ -98,7 +98,7 @@ impl ExitStatus {
         Self {
             status: exit.status,
             reason,
-            usage: exit.usage.into(),
+            usage: Usage::from_wire(exit.usage),
             wall_time: Duration::from_micros(exit.wall_us),
             survivors: exit.survivors,
         }

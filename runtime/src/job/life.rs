@@ -86,14 +86,14 @@ impl Lives {
                 }
             };
         }
-        now.life.clone().ok_or(Error::SandboxDied)
+        now.life.clone().ok_or(Error::Deleted)
     }
 
     /// The control and the jobs of the life that there is, for who only looks.
     pub(crate) fn look(&self) -> Result<(Arc<Control>, Arc<Jobs>)> {
         self.check_own()?;
         let now = lock(&self.now);
-        let life = now.life.as_ref().ok_or(Error::SandboxDied)?;
+        let life = now.life.as_ref().ok_or(Error::Deleted)?;
         Ok((Arc::clone(&life.control), Arc::clone(&life.jobs)))
     }
 

@@ -45,6 +45,8 @@ pub enum Scope {
 #[derive(Debug)]
 pub(crate) struct Running {
     program: PathBuf,
+    /// Where it starts.
+    directory: PathBuf,
     messages: Arc<Messages>,
     /// Readable when the sandbox's init has ended. The channel may not say so: its other end is
     /// what init makes of it.
@@ -89,6 +91,7 @@ impl Running {
             .map_or(Deadline::NEVER, Deadline::after);
         Self {
             program,
+            directory: PathBuf::new(),
             messages: Arc::new(Messages::new(channel)),
             init: Arc::clone(init),
             started: Instant::now(),
@@ -102,6 +105,11 @@ impl Running {
             }),
             owner: Owner::this_process(),
         }
+    }
+
+    /// Has an error name where it starts.
+    pub(crate) fn in_directory(self, directory: PathBuf) -> Self {
+        Self { directory, ..self }
     }
 
     /// Gives it cgroups of its own, if there are any.
@@ -297,7 +305,15 @@ impl Running {
     }
 
     pub(crate) fn start_error(&self, stage: Stage, errno: i32) -> Error {
-        Error::Start { program: self.program.clone(), stage: stage.into(), source: error_of(errno) }
+        let program = match stage {
+            Stage::Directory => self.directory.clone(),
+            _ => self.program.clone(),
+        };
+        Error::Start {
+            program,
+            stage: crate::error::Stage::from_wire(stage),
+            source: error_of(errno),
+        }
     }
 
     /// Sends a signal. What has ended is no error.
@@ -319,7 +335,10 @@ impl Running {
             state.overdue = state.overdue.min(Deadline::after(OVERDUE));
         }
         drop(state);
-        self.request(&JobRequest::Signal { signal, scope: scope.into() }, Deadline::after(REQUEST))
+        self.request(
+            &JobRequest::Signal { signal, scope: scope.to_wire() },
+            Deadline::after(REQUEST),
+        )
     }
 
     /// Has all of it killed, if it goes on for so long from now on. Nobody need wait for that.
@@ -349,7 +368,7 @@ impl Running {
         state.asked.get_or_insert(reason);
         state.overdue = state.overdue.min(Deadline::after(OVERDUE));
         drop(state);
-        let kill = JobRequest::Signal { signal: 9, scope: Scope::Tree.into() };
+        let kill = JobRequest::Signal { signal: 9, scope: Scope::Tree.to_wire() };
         match self.request(&kill, Deadline::after(Duration::ZERO)) {
             Err(Error::TimedOut { .. }) => Ok(()),
             other => other,

@@ -39,6 +39,10 @@ impl Stdio {
         Self(Kind::Inherit)
     }
 
+    pub(crate) fn is_piped(&self) -> bool {
+        matches!(self.0, Kind::Piped)
+    }
+
     /// For stderr: whatever stdout is, so that the two come in the order in which they were
     /// written.
     pub fn same_as_stdout() -> Self {

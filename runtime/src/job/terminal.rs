@@ -14,7 +14,8 @@ use crate::wire::Messages;
 ///
 /// What is written is typed; what is read is what the command prints, and bytes from inside: to
 /// show them on a real terminal is to let a guest send it escapes. Reading ends when no process
-/// has the terminal open. It converts into an [`OwnedFd`].
+/// has the terminal open; of a descriptor that it was converted into, as `EIO`. To read and to write
+/// from two threads, share it (`&Terminal` reads and writes, too) or see [`Terminal::try_clone`].
 #[derive(Debug)]
 pub struct Terminal(OwnedFd);
 
@@ -27,6 +28,14 @@ impl Terminal {
         messages
             .take_descriptor(socket::is_terminal_master, "a descriptor that is not a terminal")
             .map(Self)
+    }
+
+    /// Another one of the same terminal, for another thread.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there can be no descriptor.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.0.try_clone().map(Self).map_err(Error::io("dup"))
     }
 
     /// Sets its size, in characters. The command's foreground processes get SIGWINCH.
@@ -52,6 +61,12 @@ impl AsFd for Terminal {
 
 impl Read for Terminal {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self).read(buffer)
+    }
+}
+
+impl Read for &Terminal {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match nix::unistd::read(&self.0, buffer) {
             // The other side is closed.
             Err(Errno::EIO) => Ok(0),
@@ -61,6 +76,16 @@ impl Read for Terminal {
 }
 
 impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for &Terminal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         nix::unistd::write(&self.0, bytes).map_err(io::Error::from)
     }

@@ -40,6 +40,8 @@ pub(crate) struct RunAs {
     group: Option<Who>,
     /// In place of those that the user has.
     pub(crate) groups: Option<Vec<u32>>,
+    /// Whether the defaults of the sandbox say so, and no one else has.
+    is_default: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +56,15 @@ enum Who {
 pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<u8>>;
 
 impl RunAs {
-    pub(crate) const ROOT: Self = Self { user: Who::Id(0), group: None, groups: None };
+    pub(crate) const ROOT: Self =
+        Self { user: Who::Id(0), group: None, groups: None, is_default: false };
 
     /// Who the defaults of a sandbox say.
     pub(crate) fn of(defaults: &Defaults) -> Self {
         let mut this = Self::ROOT;
         if let Some(user) = &defaults.user {
             this.set_user(user);
+            this.is_default = true;
         }
         this
     }
@@ -71,25 +75,34 @@ impl RunAs {
             Some((user, group)) => (user, Some(Who::Name(group.to_owned()))),
             None => (text, None),
         };
-        (self.user, self.group) = (Who::Name(user.to_owned()), group);
+        (self.user, self.group, self.is_default) = (Who::Name(user.to_owned()), group, false);
     }
 
-    /// Takes a user by number. A group that was said stays.
+    /// Takes a user by number. A group that was said stays; one of the defaults is that of their
+    /// user.
     pub(crate) fn set_uid(&mut self, uid: u32) {
         self.user = Who::Id(uid);
+        if self.is_default {
+            (self.group, self.is_default) = (None, false);
+        }
     }
 
     /// Takes a group by number.
     pub(crate) fn set_gid(&mut self, gid: u32) {
-        self.group = Some(Who::Id(gid));
+        (self.group, self.is_default) = (Some(Who::Id(gid)), false);
     }
 
-    /// Refuses what names no one in any sandbox.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses what names no one in any sandbox with these ids.
+    pub(crate) fn check(&self, identities: Identities) -> Result<()> {
+        let mut is_known = true;
         for who in [Some(&self.user), self.group.as_ref()].into_iter().flatten() {
             if let Who::Name(name) = who {
-                number(name)?;
+                is_known &= number(name)?.is_some();
             }
+        }
+        // A name is looked up when the files are there.
+        if is_known {
+            self.find(identities, |_| Ok(Vec::new()))?;
         }
         Ok(())
     }
@@ -221,17 +234,24 @@ fn entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Vec<&'a [u8]>> {
     lines(file).find(|fields| fields.first() == Some(&name))
 }
 
+/// Whether init would take it for an entry of `/etc/passwd`, too: it goes to the environment.
+fn is_sound(fields: &[&[u8]]) -> bool {
+    let length: usize = fields.iter().map(|field| field.len() + 1).sum();
+    length <= limits::MAX_PASSWD_LINE + 1 && !fields.iter().any(|field| field.contains(&0))
+}
+
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
 }
 
 fn id(field: Option<&&[u8]>) -> Option<u32> {
-    std::str::from_utf8(field?).ok()?.parse().ok().filter(|id| *id <= LARGEST)
+    let digits = field.filter(|field| field.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|id| *id <= LARGEST)
 }
 
 /// name:password:UID:GID:description:home:shell; a line that is not so is none.
 fn passwd_entry(file: &[u8], name: &[u8]) -> Option<User> {
-    let fields = entry(file, name)?;
+    let fields = entry(file, name).filter(|fields| is_sound(fields))?;
     let field = |number: usize| fields.get(number).copied();
     let entry = Entry {
         name: name.to_owned(),

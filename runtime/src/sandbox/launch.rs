@@ -298,7 +298,7 @@ fn strings_error(error: adl_protocol::StringsError) -> Error {
 
 fn setup_error(failure: SetupFailure<'_>) -> Error {
     Error::Setup {
-        step: failure.step.into(),
+        step: crate::error::Step::from_wire(failure.step),
         path: PathBuf::from(std::ffi::OsStr::from_bytes(failure.path)),
         source: error_of(failure.errno),
     }

@@ -9,10 +9,12 @@ mod plan;
 mod root;
 mod snapshot;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
@@ -34,6 +36,7 @@ use crate::sys::id_ranges;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::{unique_name, unique_number};
+use crate::wait::{Deadline, wait_ready};
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
@@ -77,7 +80,7 @@ struct Now {
 
 /// What a sandbox has, unless it was deleted.
 fn alive(now: &mut Option<Now>) -> Result<&mut Now> {
-    now.as_mut().ok_or(Error::SandboxDied)
+    now.as_mut().ok_or(Error::Deleted)
 }
 
 impl Sandbox {
@@ -89,9 +92,11 @@ impl Sandbox {
     /// failed. Whatever the error, nothing is left behind.
     pub fn create(config: Config) -> Result<Self> {
         let plan = Arc::new(Plan::new(config)?);
-        let state = State::open(plan.config().state_directory.as_deref())?;
-        collect_once(&state);
-        remover::with_descriptors(|| Self::build(&plan, &state))
+        remover::with_descriptors(|| {
+            let state = State::open(plan.config().state_directory.as_deref())?;
+            collect_once(&state);
+            Self::build(&plan, &state)
+        })
     }
 
     /// Opens what the plan names, and builds a first instance on that.
@@ -131,6 +136,9 @@ impl Sandbox {
     /// Commands that run are killed, and their ends are told as
     /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
     /// [`Error::SandboxDied`]. A sandbox that has died is alive again after it.
+    ///
+    /// As new means as its image was. To come back to a state that was prepared, make a
+    /// [`Sandbox::snapshot`] of it, and a sandbox on that image.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Sandbox};
@@ -263,11 +271,18 @@ impl Sandbox {
         self.init_pid.load(Ordering::Relaxed)
     }
 
+    /// Whether its init runs, so that commands can. It may have died when this returns.
+    pub fn is_alive(&self) -> bool {
+        let Ok((control, _)) = self.lives.look() else { return false };
+        let mut fds = [PollFd::new(control.init().as_fd(), PollFlags::POLLIN)];
+        matches!(wait_ready(&mut fds, Deadline::after(Duration::ZERO)), Ok(false))
+    }
+
     /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops:
     /// a pidfd of its init, which a reset or a snapshot ends, too.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`] if it was deleted, [`Error::Io`] if there can be no descriptor.
+    /// [`Error::Deleted`]; [`Error::Io`] if there can be no descriptor.
     pub fn pidfd(&self) -> Result<OwnedFd> {
         let (control, _) = self.lives.look()?;
         let pidfd = control.init().try_clone();
@@ -364,7 +379,7 @@ impl Sandbox {
 
     /// Ends all its processes and gives back all that it had. What it has written is removed, and
     /// what it had mounted let go of, soon after; see [`crate::finish_removals`]. From then on all
-    /// that it is asked is [`Error::SandboxDied`]. Dropping it does the same, but can't tell what
+    /// that it is asked is [`Error::Deleted`]. Dropping it does the same, but can't tell what
     /// went wrong.
     ///
     /// # Errors
@@ -391,6 +406,12 @@ impl Sandbox {
     /// made it, none.
     pub fn jobs(&self) -> Vec<Job> {
         self.lives.look().map_or_else(|_| Vec::new(), |(_, jobs)| jobs.lock().clone())
+    }
+
+    /// The job of this number ([`JobId::as_u64`](crate::JobId::as_u64)) among
+    /// [`Sandbox::jobs`].
+    pub fn job(&self, number: u64) -> Option<Job> {
+        self.jobs().into_iter().find(|job| job.id().as_u64() == number)
     }
 }
 

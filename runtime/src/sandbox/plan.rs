@@ -1,11 +1,14 @@
 //! What every life of a sandbox is built from: made once of its configuration, and checked.
 
+use adl_protocol::Identities;
+
 use crate::cgroup;
 use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp};
 use crate::error::Result;
 use crate::job::user::RunAs;
+use crate::sys::id_ranges;
 
 /// What every life of a sandbox is built from, beside its root file system and its cgroups, which
 /// it may come to have others of.
@@ -38,7 +41,11 @@ impl Plan {
         config.limits.check()?;
         config.limits.make_absolute()?;
         config.defaults.check()?;
-        RunAs::of(&config.defaults).check()?;
+        let identities = match id_ranges::caller_may_map() {
+            true => Identities::Range,
+            false => Identities::Single,
+        };
+        RunAs::of(&config.defaults).check(identities)?;
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }

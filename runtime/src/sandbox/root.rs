@@ -15,6 +15,9 @@ use crate::store::State;
 use crate::store::directory::Layout;
 use crate::store::name::PartName;
 
+/// What to do where snapshots of snapshots have become too many layers.
+const NEW_BASE: &str = "export a snapshot as a tree, and begin again with that archive as image";
+
 /// A root file system: all that it is put together from, and what keeps that from going away.
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
@@ -112,13 +115,14 @@ impl Root {
                 _ => 1,
             };
             if count > limits::MAX_LAYERS {
-                let why = format!("more than {} layers", limits::MAX_LAYERS);
+                let why = format!("more than {} layers: {NEW_BASE}", limits::MAX_LAYERS);
                 return Err(Error::invalid("image", why));
             }
             descriptors += count;
         }
         if descriptors > limits::MAX_DESCRIPTORS {
-            let why = format!("more than {} layers and mounts", limits::MAX_DESCRIPTORS);
+            let why =
+                format!("more than {} layers and mounts: {NEW_BASE}", limits::MAX_DESCRIPTORS);
             return Err(Error::invalid("image", why));
         }
         Ok(())

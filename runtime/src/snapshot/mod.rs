@@ -127,7 +127,7 @@ impl Snapshot {
         let Some(this) = Arc::into_inner(self.0) else {
             return Err(Error::Busy {
                 what: "the snapshot".to_owned(),
-                by: "a sandbox of this process, or by another handle".to_owned(),
+                by: "a sandbox of this process, or another handle of it".to_owned(),
             });
         };
         let (directories, name) = this.into_name();

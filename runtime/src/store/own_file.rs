@@ -80,6 +80,9 @@ pub(crate) fn make_private(path: &Path) -> Result<()> {
     }
     Err(Error::invalid(
         "state directory",
-        format!("{path:?} must be a directory of the calling user's that no one else can enter"),
+        format!(
+            "{path:?} has to be a directory that belongs to the calling user and that no one else can \
+             enter: chmod 700 it, or name another"
+        ),
     ))
 }

@@ -52,7 +52,7 @@ pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
 pub(crate) fn frame_of(message: &impl Serialize) -> Result<Vec<u8>> {
     let mut frame = Vec::with_capacity(512);
     codec::encode(message, &mut frame)
-        .map_err(|error| Error::invalid("request", error.to_string()))?;
+        .map_err(|error| Error::invalid("request, arguments and environment", error.to_string()))?;
     Ok(frame)
 }
 
