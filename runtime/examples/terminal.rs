@@ -28,8 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     terminal.write_all(b"stty size\n")?;
     println!("{:?}", read_until(&mut terminal, "ready> ")?);
 
-    // Control-C ends what runs in the foreground, and the shell goes on.
-    terminal.write_all(b"echo started; sleep 1000\n")?;
+    // Control-C ends what runs in the foreground, and the shell goes on. It is the program itself
+    // that says when it is there.
+    terminal.write_all(b"sh -c 'echo started; exec sleep 1000'\n")?;
     read_until(&mut terminal, "\nstarted\r\n")?;
     terminal.write_all(b"\x03")?;
     println!("interrupted: {:?}", read_until(&mut terminal, "ready> ")?);
