@@ -8,18 +8,13 @@
 use std::error::Error;
 use std::time::Duration;
 
-use adl_runtime::{Config, EndReason, ErrorKind, Limits, Output, Resource, Sandbox};
+use adl_runtime::{Config, EndReason, ErrorKind, Leftovers, Limits, Output, Resource, Sandbox};
 
 const MEMORY: u64 = 64 << 20;
 const PROCESSES: u32 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let limits = Limits {
-        memory: Some(MEMORY),
-        pids: Some(PROCESSES),
-        cpu: Some(1000),
-        ..Limits::default()
-    };
+    let limits = Limits { memory: Some(MEMORY), pids: Some(PROCESSES), ..Limits::default() };
     let (sandbox, has_cgroups) = match Sandbox::create(Config { limits, ..Config::default() }) {
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             println!("without cgroups: {error}");
@@ -40,10 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // It keeps all that it reads, as far as that has no end of a line.
     tell("memory", &command("tail /dev/zero").output()?);
 
-    // Where there can be no more processes, to start one fails inside. What is left ends, too.
-    let many = "for i in $(seq 64); do sleep 1000 & done";
-    let mut many = command(&format!("exec sh -c '{many}'"));
-    many.leftovers(adl_runtime::Leftovers::End).timeout(Duration::from_secs(2));
+    // Where there can be no more processes, to start one fails inside. A shell gives up then, at
+    // once or after some attempts. What it has started ends with it.
+    let mut many = command("exec sh -c 'for i in $(seq 64); do sleep 1000 & done'");
+    many.leftovers(Leftovers::End).timeout(Duration::from_secs(2));
     tell("processes", &many.output()?);
 
     // What a command wrote until its time was up is kept; all that it has started is gone.
