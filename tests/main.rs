@@ -29,6 +29,7 @@ mod descriptors;
 mod devices;
 mod ends;
 mod evil;
+mod examples;
 mod exec;
 mod expect;
 mod figures;

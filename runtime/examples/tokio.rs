@@ -6,7 +6,7 @@
 //! block the calling thread: create, reset, snapshot and spawn for about a millisecond, file calls
 //! for as long as the file takes: use `spawn_blocking` for those.
 //!
-//! `cargo run --package adl-runtime --example tokio`
+//! `cargo run --example tokio`
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
