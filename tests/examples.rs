@@ -45,8 +45,7 @@ const EXAMPLES: [(&str, &[&str]); 8] = [
              such program in the sandbox, or its interpreter is missing)",
             "unreadable: tell whoever asked for it (could not read \"/no/such/file\" in the \
              sandbox: No such file or directory (os error 2))",
-            "late: reset the sandbox, or make another (the sandbox has died: reset it, or create \
-             another)",
+            "late: change the call (the sandbox was deleted: create another)",
         ],
     ),
     (
@@ -90,7 +89,7 @@ const EXAMPLES: [(&str, &[&str]); 8] = [
              exit status 0",
             "thread 2: it was reset (signal 9, the sandbox has died); its file is there: false; \
              exit status 0",
-            "deleted: the others are told that it has died",
+            "deleted: the others are told that it was",
         ],
     ),
     ("tokio", &["through the sandbox", "cat: exit status 0", "sleep: signal 9", "collected"]),

@@ -44,7 +44,7 @@ fn advice(error: Option<Error>) -> String {
         ErrorKind::Invalid => "change the call",
         ErrorKind::Unsupported => "change the machine, or ask for less",
         ErrorKind::Temporary => "try again later",
-        ErrorKind::Died => "reset the sandbox, or make another",
+        ErrorKind::Died => "try again if the sandbox is alive, else reset it",
         ErrorKind::Inside => "tell whoever asked for it",
         ErrorKind::Violation => "trust nothing that is in it",
         // The host's own failures, and what later versions add.

@@ -34,7 +34,7 @@ fn main() -> std::result::Result<(), Box<dyn StdError>> {
     let other = Arc::clone(&sandbox);
     sandbox.delete()?;
     match other.command("true").status() {
-        Err(Error::SandboxDied) => println!("deleted: the others are told that it has died"),
+        Err(Error::Deleted) => println!("deleted: the others are told that it was"),
         other => println!("deleted: {other:?}"),
     }
     Ok(())

@@ -27,8 +27,8 @@ impl Image {
     /// left out as of the last time that packages, or something at the top of `/usr/local`,
     /// changed.
     ///
-    /// Its `/tmp`, `/home` and `/root` are on the writable layer, and so in snapshots; `/dev/shm` is
-    /// memory. Its `/etc/passwd` has root and nobody, and any number can be a user.
+    /// Its `/tmp`, `/home` and `/root` are on the writable layer, and so in snapshots; `/dev/shm`
+    /// is memory. Its `/etc/passwd` has root and nobody, and any number can be a user.
     pub fn host() -> Self {
         Self(Kind::Host)
     }

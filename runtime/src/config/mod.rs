@@ -65,9 +65,10 @@ pub struct Config {
     /// caller and hands the controllers on.
     pub cgroup_parent: Option<PathBuf>,
     /// Where sandboxes keep what must be on disk. It is made, with mode 0700, where it is missing;
-    /// one that is there has to belong to the caller and be closed to all others. By default `$ADL_STATE_DIR`; else, for root,
-    /// `/var/lib/adl`; else `$XDG_STATE_HOME/adl`, `$HOME/.local/state/adl` or, for a user
-    /// who can't write to a home, `/tmp/adl-UID`. It is no part of what a snapshot keeps.
+    /// one that is there has to belong to the caller and be closed to all others. By default
+    /// `$ADL_STATE_DIR`; else, for root, `/var/lib/adl`; else `$XDG_STATE_HOME/adl`,
+    /// `$HOME/.local/state/adl` or, for a user who can't write to a home, `/tmp/adl-UID`. It is no
+    /// part of what a snapshot keeps.
     #[serde(skip)]
     pub state_directory: Option<PathBuf>,
 }

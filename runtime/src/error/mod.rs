@@ -90,9 +90,10 @@ pub enum Error {
         /// What was wrong.
         why: &'static str,
     },
-    /// The sandbox has died, or another thread has reset it meanwhile or made a snapshot of it: what
-    /// was asked for, or a part of it, was not done. [`Sandbox::is_alive`](crate::Sandbox::is_alive)
-    /// tells whether the call can be made again, or a reset is due.
+    /// The sandbox has died, or another thread has reset it meanwhile or made a snapshot of it:
+    /// what was asked for, or a part of it, was not done.
+    /// [`Sandbox::is_alive`](crate::Sandbox::is_alive) tells whether the call can be made again, or
+    /// a reset is due.
     #[error("the sandbox has died, or was reset meanwhile")]
     SandboxDied,
     /// The sandbox was deleted.

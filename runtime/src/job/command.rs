@@ -205,8 +205,8 @@ impl Command {
     }
 
     /// Ends it, and all that it has started, when it has written more than so many bytes, to both
-    /// streams together. What it wrote until then is kept, which may be some more. The reason is [`EndReason::OutputLimit`], also where it has ended by itself before it was
-    /// noticed.
+    /// streams together. What it wrote until then is kept, which may be some more. The reason is
+    /// [`EndReason::OutputLimit`], also where it has ended by itself before it was noticed.
     ///
     /// Bytes count that this library reads, as for [`Command::idle_timeout`]. Of a [`Child`] whose
     /// pipes you read yourself, none do, and [`Child::wait`] is [`Error::Invalid`].

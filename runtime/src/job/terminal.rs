@@ -13,8 +13,8 @@ use crate::wire::Messages;
 /// [`Command::terminal`](crate::Command::terminal).
 ///
 /// What is written is typed; what is read is what the command prints, and bytes from inside: to
-/// show them on a real terminal is to let a guest send it escapes. Reading ends when no process
-/// has the terminal open; of a descriptor that it was converted into, as `EIO`. To read and to write
+/// show them on a real terminal is to let a guest send it escapes. Reading ends when no process has
+/// the terminal open; of a descriptor that it was converted into, as `EIO`. To read and to write
 /// from two threads, share it (`&Terminal` reads and writes, too) or see [`Terminal::try_clone`].
 #[derive(Debug)]
 pub struct Terminal(OwnedFd);
