@@ -5,7 +5,7 @@
 //! is open already, and through no symbolic link (`openat2(2)`); no open waits, and what was opened
 //! is looked at before it is used. Links are followed on a path that is the caller's word alone.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -49,7 +49,8 @@ impl Purpose {
 /// Opens what is below a directory, through no link.
 ///
 /// # Errors
-/// ELOOP for a link anywhere on the way, EXDEV for what leads out, as `..` does.
+/// ELOOP for a link anywhere on the way, EXDEV for what leads out, as `..` does; ESTALE where a
+/// guest has moved what was found out of the directory before it was open.
 pub(crate) fn beneath(
     directory: impl AsFd,
     path: &(impl NixPath + ?Sized),
@@ -58,7 +59,19 @@ pub(crate) fn beneath(
     let resolve = ResolveFlag::RESOLVE_BENEATH
         | ResolveFlag::RESOLVE_NO_SYMLINKS
         | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(directory, path, OpenHow::new().flags(purpose.flags()).resolve(resolve))
+    match openat2(directory, path, OpenHow::new().flags(purpose.flags()).resolve(resolve)) {
+        Err(Errno::EXDEV) if leads_down(path) => Err(Errno::ESTALE),
+        opened => opened,
+    }
+}
+
+/// Whether a path leads nowhere but down, as long as no one moves anything.
+fn leads_down(path: &(impl NixPath + ?Sized)) -> bool {
+    let leads_down = |path: &CStr| {
+        let path = path.to_bytes();
+        !path.starts_with(b"/") && path.split(|byte| *byte == b'/').all(|name| name != b"..")
+    };
+    path.with_nix_path(leads_down).unwrap_or(false)
 }
 
 /// Opens the directory above one, to list it. A guest may have moved that: who goes back up
@@ -219,6 +232,32 @@ mod tests {
             let made = Location::at(base.as_fd(), Path::new(out)).map(drop);
             assert!(matches!(made, Err(Error::Invalid { .. })), "{out}: {made:?}");
         }
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn what_is_moved_away_meanwhile_is_stale_and_no_one_has_led_out() {
+        let top = temporary("moved");
+        fs::create_dir_all(top.join("base/a")).unwrap();
+        fs::create_dir_all(top.join("out")).unwrap();
+        let base = File::open(top.join("base")).unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    fs::rename(top.join("base/a"), top.join("out/a")).unwrap();
+                    fs::rename(top.join("out/a"), top.join("base/a")).unwrap();
+                }
+                is_over.store(true, order);
+            });
+            while !is_over.load(order) {
+                let opened = beneath(&base, "a", Purpose::Pass).map(drop);
+                let is_told = matches!(opened, Ok(()) | Err(Errno::ENOENT | Errno::ESTALE));
+                assert!(is_told, "{opened:?}");
+            }
+        });
+        assert_eq!(beneath(&base, "a", Purpose::Pass).map(drop), Ok(()));
         fs::remove_dir_all(top).unwrap();
     }
 
