@@ -243,7 +243,7 @@ impl Group {
         if let Some(missing) = needed(limits).into_iter().find(|c| self.part(*c).is_none()) {
             return Err(Error::Unsupported {
                 what: format!("a limit by the cgroup controller {}", missing.name(Version::V2)),
-                why: "the sandbox has no cgroup of that".to_owned(),
+                why: "the sandbox has no cgroup of that controller".to_owned(),
                 fix: "create it with such a limit, or with `Limits::accounting`".to_owned(),
             });
         }

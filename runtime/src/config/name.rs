@@ -11,7 +11,7 @@ pub(crate) const LONGEST_NAME: usize = limits::MAX_HOSTNAME;
 pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let why = if name.is_empty() {
-        "empty".to_owned()
+        "it is empty".to_owned()
     } else if name.len() > LONGEST_NAME {
         format!("longer than {LONGEST_NAME} bytes")
     } else if !name.chars().all(allowed) {

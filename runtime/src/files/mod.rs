@@ -463,7 +463,7 @@ impl Files {
     /// A path from the root of the sandbox on, with a NUL behind it.
     fn absolute(&self, path: &Path) -> Result<Vec<u8>> {
         if path.as_os_str().is_empty() {
-            return Err(Error::invalid("path", "empty"));
+            return Err(Error::invalid("path", "it is empty"));
         }
         let path = self.directory.join(path);
         if path.as_os_str().len() > limits::MAX_PATH {

@@ -282,7 +282,10 @@ impl Command {
     /// sandbox for longer than [`Command::timeout`] says.
     pub fn spawn(&mut self) -> Result<Child> {
         if self.input.is_some() {
-            return Err(Error::invalid("input", "a child's stdin is piped, for you to write to"));
+            return Err(Error::invalid(
+                "input",
+                "`spawn` takes none: write to the stdin of the child",
+            ));
         }
         self.start_now(&Kind::Null)
     }
@@ -326,10 +329,16 @@ impl Command {
     /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.
     pub fn background(&mut self) -> Result<Job> {
         if self.terminal.is_some() {
-            return Err(Error::invalid("terminal", "in the background no one is there to type"));
+            return Err(Error::invalid(
+                "terminal",
+                "a command in the background can have none: use `spawn`",
+            ));
         }
         if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
-            return Err(Error::invalid("stdin", "in the background no one writes to a pipe"));
+            return Err(Error::invalid(
+                "stdin",
+                "no one writes to a pipe in the background: use `input`",
+            ));
         }
         let (life, deadline) = self.begin()?;
         let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
@@ -478,15 +487,23 @@ impl Command {
     fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
         if self.terminal.is_some() {
             if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
-                return Err(Error::invalid("stdio", "a terminal is all three streams"));
+                return Err(Error::invalid(
+                    "stdio",
+                    "a command on a terminal has no others: set none",
+                ));
             }
             if self.input.is_some() {
-                return Err(Error::invalid("input", "a terminal is written to by its holder"));
+                return Err(Error::invalid(
+                    "input",
+                    "a command on a terminal takes none: write to the terminal",
+                ));
             }
             return Ok([Stream::none(), Stream::none(), Stream::none()]);
         }
         let stdin = match (&self.stdin, &self.input) {
-            (Some(_), Some(_)) => return Err(Error::invalid("input", "stdin is something else")),
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid("input", "stdin was set, too: set one of them"));
+            }
             (None, Some(_)) => &Kind::Piped,
             (stdin, None) => stdin.as_ref().map_or(&Kind::Null, |s| &s.0),
         };
@@ -496,7 +513,7 @@ impl Command {
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {
-            return Err(Error::invalid("stdio", "only stderr can be the same as stdout"));
+            return Err(Error::invalid("stdio", "only stderr can go where stdout goes"));
         }
         Ok([stdin, stdout, stderr])
     }

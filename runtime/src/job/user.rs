@@ -221,7 +221,11 @@ pub(crate) use run_as_methods;
 
 fn number(text: &str) -> Result<Option<u32>> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return if text.is_empty() { Err(Error::invalid("user", "empty")) } else { Ok(None) };
+        return if text.is_empty() {
+            Err(Error::invalid("user", "the name is empty"))
+        } else {
+            Ok(None)
+        };
     }
     match text.parse() {
         Ok(id) if id <= LARGEST => Ok(Some(id)),
