@@ -56,10 +56,12 @@
 //!         Ok(status) => Ok(status.success()),
 //!         // No such program, or not for this user: an answer for who asked.
 //!         Err(error) if error.kind() == ErrorKind::Inside => Ok(false),
-//!         // Another thread has reset it meanwhile.
-//!         Err(error) if error.kind() == ErrorKind::Died && sandbox.is_alive() => run(sandbox, program),
-//!         // It was ended from inside or outside; what ran in it is gone.
-//!         Err(error) if error.kind() == ErrorKind::Died => sandbox.reset().and(Ok(false)),
+//!         Err(error) if error.kind() == ErrorKind::Died => match sandbox.is_alive() {
+//!             // Another thread has reset it meanwhile.
+//!             true => run(sandbox, program),
+//!             // It was ended from inside or outside; what ran in it is gone.
+//!             false => sandbox.reset().and(Ok(false)),
+//!         },
 //!         Err(error) => Err(error),
 //!     }
 //! }
