@@ -152,16 +152,15 @@ fn put_link(from: &Path, to: &Path) -> io::Result<()> {
 /// file, and leaves out what init does without. That file lies above what is built, above where
 /// cargo was called, or, if both are elsewhere, in the package.
 fn lock_as_around(places: [&Path; 3], workspace: &Path) -> Result<(), String> {
-    let owner = fs::metadata(workspace).map_err(|error| error.to_string())?.uid();
-    // One that another user could have put there, as into /tmp, decides nothing.
+    let owner = |path: &Path| fs::metadata(path).map(|meta| meta.uid()).ok();
+    let owners = [Some(0), owner(workspace), owner(places[1]), owner(places[2])];
+    // In a directory for all, as /tmp, it may be anyone's: it decides nothing.
     let is_trusted = |above: &&Path| {
-        let is_closed = |is_right: fn(&fs::Metadata) -> bool, path: &Path| {
-            let is_ours = |meta: &fs::Metadata| [0, owner].contains(&meta.uid());
-            fs::symlink_metadata(path)
-                .is_ok_and(|meta| is_right(&meta) && is_ours(&meta) && meta.mode() & 0o002 == 0)
+        let is_lock = fs::metadata(above.join("Cargo.lock")).is_ok_and(|meta| meta.is_file());
+        let is_closed = |meta: &fs::Metadata| {
+            meta.mode() & 0o1002 != 0o1002 && owners.contains(&Some(meta.uid()))
         };
-        is_closed(fs::Metadata::is_dir, above)
-            && is_closed(fs::Metadata::is_file, &above.join("Cargo.lock"))
+        is_lock && fs::metadata(above).as_ref().is_ok_and(is_closed)
     };
     let places_above = places.into_iter().flat_map(Path::ancestors).filter(is_trusted);
     let mut candidates = places_above.map(|above| above.join("Cargo.lock"));

@@ -105,6 +105,7 @@ fn entry() {
         "few-descriptors" => crate::shares::few_descriptors(&state),
         "write-for-ever" => crate::files::write_for_ever(&state),
         "reset-for-ever" => crate::reset::reset_for_ever(&state),
+        "in-flight" => crate::shares::in_flight(&state),
         "count-resets" => crate::reset::count_resets(&state),
         "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),
         "hold-one" => crate::shares::hold_one(&state),

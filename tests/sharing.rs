@@ -316,3 +316,34 @@ fn a_sandbox_that_was_deleted_says_so_to_all() {
     };
     Sandbox::create(config).unwrap();
 }
+
+#[test]
+fn who_asks_beside_a_snapshot_or_a_reset_is_told_that_it_is_alive() {
+    let home = Home::new();
+    let sandbox = Arc::new(home.sandbox());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let asks = {
+        let (sandbox, is_over) = (Arc::clone(&sandbox), Arc::clone(&is_over));
+        thread::spawn(move || {
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                assert!(sandbox.is_alive(), "after {count} times");
+                count += 1;
+            }
+            count
+        })
+    };
+    for turn in 0..40 {
+        if turn % 2 == 0 {
+            sandbox.reset().unwrap();
+        } else {
+            let running = IfRunning::End;
+            let options = SnapshotOptions { running, ..SnapshotOptions::default() };
+            drop(sandbox.snapshot_with(&options).unwrap());
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    assert!(asks.join().unwrap() > 40);
+    sandbox.delete().unwrap();
+    assert!(!sandbox.is_alive());
+}

@@ -222,7 +222,8 @@ pub enum JobEvent {
 }
 
 /// The stages of a start. A program's come about in this order, but its streams are put in place
-/// before its identity, and once more after its terminal.
+/// before its identity, and once more after its terminal; and how many files it may have open is
+/// set last before it is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
     /// Read the request and its descriptors.

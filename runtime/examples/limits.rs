@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // What a command wrote until its time was up is kept; all that it has started is gone.
     let mut slow = command("echo so far; sleep 1000 & setsid sleep 1000");
-    tell("time", &slow.timeout(Duration::from_millis(200)).output()?);
+    tell("time", &slow.timeout(Duration::from_secs(2)).output()?);
     let mut silent = command("echo so far; sleep 1000");
     tell("silence", &silent.idle_timeout(Duration::from_millis(200)).output()?);
 

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, Sandbox, Scope};
 
@@ -50,8 +50,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("asked {question}: {}", String::from_utf8_lossy(&answer.stdout).trim_end());
     }
 
-    let log = server.partial_output();
-    print!("log so far:\n{}", String::from_utf8_lossy(&log.stdout));
+    // What it has written is read by another thread, a moment later at most.
+    let begin = Instant::now();
+    let log = loop {
+        let log = server.partial_output().stdout;
+        if log.ends_with(b"two\n") || begin.elapsed() > SOON {
+            break log;
+        }
+        std::thread::yield_now();
+    };
+    print!("log so far:\n{}", String::from_utf8_lossy(&log));
 
     // Asked to end, then made to. Its whole log is there when it has ended.
     server.signal(SIGTERM, Scope::Process)?;

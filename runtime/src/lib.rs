@@ -56,12 +56,13 @@
 //!         Ok(status) => Ok(status.success()),
 //!         // No such program, or not for this user: an answer for who asked.
 //!         Err(error) if error.kind() == ErrorKind::Inside => Ok(false),
-//!         Err(error) if error.kind() == ErrorKind::Died => match sandbox.is_alive() {
-//!             // Another thread has reset it meanwhile.
-//!             true => run(sandbox, program),
-//!             // It was ended from inside or outside; what ran in it is gone.
-//!             false => sandbox.reset().and(Ok(false)),
-//!         },
+//!         Err(error) if error.kind() == ErrorKind::Died => {
+//!             // Else another thread has reset it meanwhile, and the call can be made again.
+//!             if !sandbox.is_alive() {
+//!                 sandbox.reset()?;
+//!             }
+//!             Ok(false)
+//!         }
 //!         Err(error) => Err(error),
 //!     }
 //! }

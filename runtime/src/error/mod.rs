@@ -166,7 +166,8 @@ pub enum Error {
 
 mirror! {
 /// The stages of a start. A program's come about in this order, but its streams are put in place
-/// before its identity, and once more after its terminal.
+/// before its identity, and once more after its terminal; and how many files it may have open is
+/// set last before it is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
@@ -289,9 +290,12 @@ impl Error {
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
             Self::SandboxDied => ErrorKind::Died,
-            Self::Start { stage: Stage::Fork | Stage::Cgroup, source, .. } if is_short(source) => {
-                ErrorKind::Temporary
-            }
+            Self::Start {
+                stage:
+                    Stage::Fork | Stage::Cgroup | Stage::Identity | Stage::Directory | Stage::Terminal,
+                source,
+                ..
+            } if is_short(source) => ErrorKind::Temporary,
             Self::Start { .. }
             | Self::File { .. }
             | Self::NotRegular { .. }

@@ -232,9 +232,9 @@ impl Command {
         self
     }
 
-    /// Kills it, and all that it has started, when its [`Child`] is dropped before it has ended. By
-    /// default it runs on. What it has left behind, once it has ended, is not touched; see
-    /// [`Command::leftovers`].
+    /// Kills it, and all that it has started, when its [`Child`] is dropped before its end was told
+    /// ([`Child::try_wait`]). By default it runs on. What it has left behind, once it has ended, is
+    /// not touched: [`Leftovers::End`] is for that.
     pub fn kill_on_drop(&mut self, kill: bool) -> &mut Self {
         self.kill_on_drop = kill;
         self

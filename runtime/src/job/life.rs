@@ -97,6 +97,15 @@ impl Lives {
         Ok((Arc::clone(&life.control), Arc::clone(&life.jobs)))
     }
 
+    /// Whether a command can begin, now or when what is held goes on.
+    pub(crate) fn is_alive(&self) -> bool {
+        if self.check_own().is_err() {
+            return false;
+        }
+        let now = lock(&self.now);
+        now.life.as_ref().is_some_and(|life| now.is_held || life.control.is_alive())
+    }
+
     /// Whether a control is still that of the life that there is, with all that it has written.
     pub(crate) fn is_whole(&self, control: &Arc<Control>) -> bool {
         let now = lock(&self.now);

@@ -30,7 +30,9 @@ impl Terminal {
             .map(Self)
     }
 
-    /// Another one of the same terminal, for another thread.
+    /// Another one of the same terminal, for another thread. Both share the open file: while
+    /// [`Child::wait_with_output`](crate::Child::wait_with_output) reads one, neither waits for
+    /// anything, and what can't be done at once is an error of kind `WouldBlock`.
     ///
     /// # Errors
     /// [`Error::Io`] if there can be no descriptor.

@@ -241,7 +241,9 @@ fn entry<'a>(file: &'a [u8], name: &[u8]) -> Option<Vec<&'a [u8]>> {
 /// Whether init would take it for an entry of `/etc/passwd`, too: it goes to the environment.
 fn is_sound(fields: &[&[u8]]) -> bool {
     let length: usize = fields.iter().map(|field| field.len() + 1).sum();
-    length <= limits::MAX_PASSWD_LINE + 1 && !fields.iter().any(|field| field.contains(&0))
+    fields.len() >= 6
+        && length <= limits::MAX_PASSWD_LINE + 1
+        && !fields.iter().any(|field| field.contains(&0))
 }
 
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {

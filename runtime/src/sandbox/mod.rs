@@ -9,12 +9,10 @@ mod plan;
 mod root;
 mod snapshot;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-
-use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
@@ -36,7 +34,6 @@ use crate::sys::id_ranges;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::{unique_name, unique_number};
-use crate::wait::{Deadline, wait_ready};
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
@@ -271,11 +268,11 @@ impl Sandbox {
         self.init_pid.load(Ordering::Relaxed)
     }
 
-    /// Whether its init runs, so that commands can. It may have died when this returns.
+    /// Whether commands can run in it: not where its init has died or was deleted, and not in a fork
+    /// of the process that made it. While another thread resets it or makes a snapshot of it, it is
+    /// alive: commands wait for what comes then. It may have died when this returns.
     pub fn is_alive(&self) -> bool {
-        let Ok((control, _)) = self.lives.look() else { return false };
-        let mut fds = [PollFd::new(control.init().as_fd(), PollFlags::POLLIN)];
-        matches!(wait_ready(&mut fds, Deadline::after(Duration::ZERO)), Ok(false))
+        self.lives.is_alive()
     }
 
     /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops:

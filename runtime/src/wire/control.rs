@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use adl_protocol::{Identities, Request};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::cgroup::{Group, JobCgroup, JoinFiles};
@@ -12,7 +13,7 @@ use crate::error::Result;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
-use crate::wait::Deadline;
+use crate::wait::{Deadline, wait_ready};
 use crate::wire::{self, Messages};
 
 /// How long init may take to read a request: it never waits for anything itself.
@@ -102,6 +103,16 @@ impl Control {
     }
 
     /// The socket itself, for set-up.
+    /// Whether init runs, and its end of the socket is open.
+    pub(crate) fn is_alive(&self) -> bool {
+        let mut fds = [
+            PollFd::new(self.init.as_fd(), PollFlags::POLLIN),
+            // Its end alone: there may be something to read.
+            PollFd::new(self.messages.as_fd(), PollFlags::empty()),
+        ];
+        matches!(wait_ready(&mut fds, Deadline::after(Duration::ZERO)), Ok(false))
+    }
+
     pub(crate) fn messages(&self) -> &Messages {
         &self.messages
     }
