@@ -277,9 +277,10 @@ impl Command {
     ///
     /// # Errors
     /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
-    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`]; [`Error::Busy`]
-    /// where the sandbox is frozen; [`Error::TimedOut`] where another thread resets or keeps the
-    /// sandbox for longer than [`Command::timeout`] says.
+    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`];
+    /// [`Error::Deleted`]; [`Error::Busy`] where the sandbox is frozen; [`Error::TimedOut`] where
+    /// another thread resets the sandbox, or makes a snapshot of it, for longer than
+    /// [`Command::timeout`] says.
     pub fn spawn(&mut self) -> Result<Child> {
         if self.input.is_some() {
             return Err(Error::invalid(

@@ -422,7 +422,7 @@ impl Handle {
     /// Looks whether it has ended.
     ///
     /// # Errors
-    /// None that a command causes.
+    /// As [`Handle::wait`].
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         self.0.try_exit()
     }

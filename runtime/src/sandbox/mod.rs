@@ -268,9 +268,9 @@ impl Sandbox {
         self.init_pid.load(Ordering::Relaxed)
     }
 
-    /// Whether commands can run in it: not where its init has died or was deleted, and not in a fork
-    /// of the process that made it. While another thread resets it or makes a snapshot of it, it is
-    /// alive: commands wait for what comes then. It may have died when this returns.
+    /// Whether commands can run in it: not where its init has died or it was deleted, and not in a
+    /// fork of the process that made it. While another thread resets it or makes a snapshot of it,
+    /// it is alive: commands wait for what comes then. It may have died when this returns.
     pub fn is_alive(&self) -> bool {
         self.lives.is_alive()
     }
@@ -321,8 +321,8 @@ impl Sandbox {
     /// version 2 kills, and one of version 1 refuses.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
-    /// created without [`Limits::accounting`] and without any limit of that controller;
+    /// [`Error::Deleted`]; [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where
+    /// the sandbox was created without [`Limits::accounting`] and without any limit of that controller;
     /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
     /// of the limits may be the new ones.
     pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
@@ -344,7 +344,8 @@ impl Sandbox {
     /// What all its jobs have used since it was created or reset.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where it has no cgroup, as for [`Sandbox::set_limits`].
+    /// [`Error::Deleted`]; [`Error::Unsupported`] where it has no cgroup, as for
+    /// [`Sandbox::set_limits`].
     pub fn stats(&self) -> Result<Stats> {
         self.group()?.stats()
     }
