@@ -1,4 +1,4 @@
-//! Running commands, as `std::process` has them.
+//! A command that was started: its handle `Child`, its `Output`, and drains of its pipes.
 
 use std::fmt;
 use std::io::{self, Read, Write};

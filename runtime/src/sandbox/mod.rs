@@ -1,4 +1,4 @@
-//! A sandbox: its creation, its jobs, its end.
+//! `Sandbox`: what a caller asks of it, and the order of create, reset and delete.
 
 mod changes;
 mod descriptors;
@@ -321,10 +321,10 @@ impl Sandbox {
     /// version 2 kills, and one of version 1 refuses.
     ///
     /// # Errors
-    /// [`Error::Deleted`]; [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where
-    /// the sandbox was created without [`Limits::accounting`] and without any limit of that controller;
-    /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
-    /// of the limits may be the new ones.
+    /// [`Error::Deleted`]; [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`]
+    /// where the sandbox was created without [`Limits::accounting`] and without any limit of that
+    /// controller; [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an
+    /// error, some of the limits may be the new ones.
     pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
         limits.check()?;
         limits.make_absolute()?;
