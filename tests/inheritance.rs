@@ -1,4 +1,4 @@
-//! A job begins in one way whoever calls, and gets nothing of the caller's that is not meant for it.
+//! A job begins in one way whoever calls, and gets nothing of the caller's that it is not given.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};

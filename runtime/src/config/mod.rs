@@ -127,7 +127,7 @@ pub enum RootAccess {
     /// As far as its modes allow.
     #[default]
     ReadWrite,
-    /// By no one: only what is mounted there can.
+    /// No one can write to the root; what is mounted in it may be writable.
     ReadOnly,
 }
 
