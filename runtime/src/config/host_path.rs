@@ -13,8 +13,8 @@ use crate::sys::open::{Location, Purpose};
 /// A path of the host, and how far what lies there is trusted.
 ///
 /// Any path can be used as a `HostPath`. The library then trusts it and follows its symbolic
-/// links. Where a guest, or a tenant of the caller's, had a hand in what lies there or in
-/// the path itself, as in what was copied out of a sandbox or in a volume that one may write,
+/// links. Where a guest, or a tenant of the caller's, had a hand in what lies there or in the path
+/// itself, as in what was copied out of a sandbox or in a volume that one may write,
 /// [`HostPath::beneath`] says from where on nothing is trusted.
 ///
 /// ```no_run
