@@ -55,8 +55,8 @@ pub struct Limits {
     /// kernel counts swap.
     pub swap: Option<u64>,
     /// Processes and threads. A job starts even when the limit is reached; the processes that it
-    /// makes count. Where the controller is nowhere, the PID namespace is the bound (Linux 6.14): of
-    /// 301 at least, and with no room for a job where it is reached.
+    /// makes count. Where the controller is nowhere, the PID namespace is the bound (Linux 6.14):
+    /// of 301 at least, and with no room for a job where it is reached.
     pub pids: Option<u32>,
     /// What may be read from and written to disks.
     pub io: Vec<IoLimit>,
