@@ -1,4 +1,4 @@
-//! Archives as images.
+//! An archive as image is unpacked once, whole, and below nothing but itself.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What cargo builds for the tests: for those who run them and for those that run a program.
+//! Builds programs by cargo for the runner and for tests; no tests of its own.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

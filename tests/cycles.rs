@@ -1,5 +1,6 @@
-//! Every feature once in each of a thousand lives, beside an attacker: what is left, what was
-//! touched, and how late each call came back.
+//! Every feature works in each of a thousand lives, beside an attacker, and leaves nothing.
+//!
+//! What is looked at: what is left, what was touched, and how late each call came back.
 //!
 //! `cargo test --release --package adl-tests -- --ignored cycles:: --nocapture`
 

@@ -1,5 +1,4 @@
-//! What commands and file calls start from: what a login of their user has, and the defaults of the
-//! sandbox.
+//! Commands and file calls start from the login of their user and `Config::defaults`.
 
 use std::time::{Duration, Instant};
 

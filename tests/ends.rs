@@ -1,5 +1,6 @@
-//! What is waited for ends: by its deadline, by the end of the sandbox, whatever the kernel or init
-//! makes of it. And it is told as what it was.
+//! What is waited for ends, by its deadline or with the sandbox, and is told as what it was.
+//!
+//! It ends whatever the kernel or init makes of it.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,7 @@
-//! An init that was taken over can do no more to the host than its sandbox could: each call ends in
-//! time and says what is wrong, nothing of it stays, and the other sandboxes of the caller go on.
+//! An init that was taken over can do no more to the host than its sandbox could.
+//!
+//! Each call ends in time and says what is wrong, nothing of it stays, and the other sandboxes of
+//! the caller go on.
 //!
 //! The library embeds its init. So `evil/host`, a caller of its own, is built with `evil/init` in
 //! it, and each test here is some ways to be evil and the calls that meet them, in a process of

@@ -1,4 +1,4 @@
-//! What is promised in figures, measured alone and in one run with what it is compared to:
+//! What is promised in figures is measured alone, in one run with what it is compared to.
 //!
 //! `cargo test --release --package adl-tests -- --ignored --test-threads 1 figures::`
 

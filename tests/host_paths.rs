@@ -1,5 +1,7 @@
-//! What a guest has put on a path of the host leads the host nowhere: not when something is copied
-//! out, nor when what came out, or lies in a volume, is given to a sandbox again.
+//! What a guest has put on a path of the host leads the host nowhere.
+//!
+//! It does not when something is copied out, nor when what came out, or lies in a volume, is given
+//! to a sandbox again.
 
 use std::fs;
 use std::os::fd::AsFd;

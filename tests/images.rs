@@ -1,4 +1,4 @@
-//! Root file systems to make sandboxes of.
+//! Makes root file systems for tests; no tests of its own.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};

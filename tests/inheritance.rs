@@ -1,5 +1,4 @@
-//! What a job begins with is the same whoever calls, and of what the caller holds it gets nothing
-//! that was not meant for it.
+//! A job begins in one way whoever calls, and gets nothing of the caller's that it is not given.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! What other tests do a few times, done until it takes minutes:
+//! What other tests do a few times, done until it takes minutes.
 //!
 //! `cargo test --package adl-tests -- --ignored long::`
 

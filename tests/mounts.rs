@@ -1,4 +1,4 @@
-//! Volumes, tmpfs, devices and read-only roots.
+//! Volumes, tmpfs, devices and read-only roots let through what they say, and no more.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

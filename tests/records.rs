@@ -1,5 +1,6 @@
-//! The state directory: what lies there is looked at before it is believed, names are no paths, and
-//! what is odd or left behind is in no one's way.
+//! What lies in the state directory is looked at before it is believed, and names are no paths.
+//!
+//! What is odd or left behind is in no one's way.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};

@@ -1,7 +1,7 @@
-//! Runs the tests, each in a process of its own: whatever one does, the others go on, and in the
-//! end there is a result. Takes the arguments that the test harness of Rust takes, as far as they
-//! choose tests: `cargo test --package adl-tests -- [FILTER…] [--skip FILTER] [--exact] [--ignored]
-//! …`
+//! Runs the tests, each in a process of its own, and ends with a result whatever one does.
+//!
+//! Takes the arguments that the test harness of Rust takes, as far as they choose tests:
+//! `cargo test --package adl-tests -- [FILTER…] [--skip FILTER] [--exact] [--ignored] …`
 //!
 //! A test tells what the runner must know by lines in a file (`report.rs`): that it is skipped,
 //! that it takes long, that it must be alone.

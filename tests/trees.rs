@@ -1,5 +1,4 @@
-//! A signal to a tree comes to all of it, once, and the end of a tree comes to those that outrun
-//! it.
+//! A signal to a tree comes to all of it, once, and no process outruns the end of a tree.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Opening what lies at a path of the guest's.
+//! Opens paths of a guest inside its root, through no magic link.
 
 use core::ffi::CStr;
 

@@ -1,4 +1,4 @@
-//! Starting a job, steering it, and the truth about its end.
+//! Messages about jobs: start, signals, deadlines, ends.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,6 @@
-//! Enums of the API that the wire has, too: what is public can stay while the wire changes.
+//! The macro that defines a public enum with the variants of one of the wire's.
+//!
+//! What is public can stay while the wire changes.
 
 /// Defines an enum, and how it is made of the wire's of the same name and variants, and the other
 /// way.

@@ -1,4 +1,4 @@
-//! Waiting: each wait has an end.
+//! Deadlines, and waits that end by them or with init.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
-//! What a hostile guest does to file calls: it swaps what paths lead over, puts in their way what
-//! is no file, fights the jobs that do them, and makes trees that are meant for the host.
+//! What a hostile guest does to file calls, and that they end well all the same.
+//!
+//! It swaps what paths lead over, puts in their way what is no file, fights the jobs that do them,
+//! and makes trees that are meant for the host.
 
 //!
 //! * [`races`]: paths that are swapped while calls go through them

@@ -1,4 +1,4 @@
-//! What is remembered of files, by device and inode.
+//! A bounded hash table by device and inode, to know a file again by another name.
 
 use alloc::vec::Vec;
 

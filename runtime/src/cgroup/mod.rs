@@ -1,5 +1,6 @@
-//! The cgroups of a sandbox: one in each hierarchy that has something to give, and below those that
-//! count, a leaf for each job that runs.
+//! The cgroups of a sandbox, one in each hierarchy, and below them a leaf for each job.
+//!
+//! A hierarchy that has nothing to give has none, and there are leaves in those that count.
 //!
 //! Names below the parent begin with [`PREFIX`]; what is written down of them in the sandbox's
 //! directory is enough to remove them.

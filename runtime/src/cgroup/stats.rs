@@ -12,8 +12,8 @@ pub struct Stats {
     /// How long it had to wait because of [`Limits::cpu`](crate::Limits::cpu), added up over CPUs.
     /// Of a sandbox only.
     pub throttled: Option<Duration>,
-    /// Memory in use, in bytes, the page cache's with it. Of a job, what it has added to that of
-    /// its cgroup, in which pages may be of files that another has read before it.
+    /// Memory in use, in bytes, with the page cache. For a job it is what its cgroup has grown by;
+    /// pages that an earlier job has read do not count.
     pub memory: Option<u64>,
     /// The most memory that was in use at once, in bytes. With version 2 before Linux 6.12, of a
     /// job only if it was the first in its cgroup, which jobs one after another share.

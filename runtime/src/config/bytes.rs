@@ -1,4 +1,4 @@
-//! Bytes in what is written as JSON, which has none: as text where they are, else as numbers.
+//! Paths and variables in JSON: as text where they are UTF-8, else as numbers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

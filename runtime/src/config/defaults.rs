@@ -89,8 +89,8 @@ pub enum Resource {
     Data = 2,
     /// The size of the stack, in bytes.
     Stack = 3,
-    /// The size of a core dump, in bytes. By default it is 1, by which there is none. With any
-    /// other a program that `kernel.core_pattern` names gets the dump, also with 0; the guest can't
+    /// The size of a core dump, in bytes. The default 1 means no dump. With any other value, 0 too,
+    /// the kernel gives a dump to the program that `kernel.core_pattern` names. The guest can't
     /// change it.
     Core = 4,
     /// The number of processes and threads of the user.

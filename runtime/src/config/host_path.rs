@@ -12,9 +12,9 @@ use crate::sys::open::{Location, Purpose};
 
 /// A path of the host, and how far what lies there is trusted.
 ///
-/// Every path is one, and then it is the caller's word: it is resolved as for any program, symbolic
-/// links and all. Where a guest, or a tenant of the caller's, had a hand in what lies there or in
-/// the path itself, as in what was copied out of a sandbox or in a volume that one may write,
+/// Any path can be used as a `HostPath`. The library then trusts it and follows its symbolic
+/// links. Where a guest, or a tenant of the caller's, had a hand in what lies there or in the path
+/// itself, as in what was copied out of a sandbox or in a volume that one may write,
 /// [`HostPath::beneath`] says from where on nothing is trusted.
 ///
 /// ```no_run

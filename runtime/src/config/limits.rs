@@ -54,18 +54,19 @@ pub struct Limits {
     /// Swap beside the memory, in bytes. By default none where `memory` is limited, as far as the
     /// kernel counts swap.
     pub swap: Option<u64>,
-    /// Processes and threads. A job is started also where it is reached; what that starts counts.
-    /// Where the controller is nowhere, the PID namespace is the bound (Linux 6.14): of 301 at
-    /// least, and with no room for a job where it is reached.
+    /// Processes and threads. A job starts even when the limit is reached; the processes that it
+    /// makes count. Where the controller is nowhere, the PID namespace is the bound (Linux 6.14):
+    /// of 301 at least, and with no room for a job where it is reached.
     pub pids: Option<u32>,
     /// What may be read from and written to disks.
     pub io: Vec<IoLimit>,
     /// The CPUs to run on, as `0-3,6`.
     pub cpuset: Option<String>,
-    /// Have cgroups of all controllers that there are, for
-    /// [`Sandbox::stats`](crate::Sandbox::stats) and limits that are set later. Without it there
-    /// are those that limits take, and what each of version 2 has: CPU time, pressure, and
-    /// [`Sandbox::freeze`](crate::Sandbox::freeze).
+    /// All controllers of this machine get a cgroup, so that everything is counted
+    /// ([`Sandbox::stats`](crate::Sandbox::stats)) and any limit can be set later. Without it, only
+    /// the controllers that a limit needs get one, or all below
+    /// [`Config::cgroup_parent`](crate::Config::cgroup_parent). Any cgroup of version 2 counts CPU
+    /// time and pressure, and allows [`Sandbox::freeze`](crate::Sandbox::freeze).
     pub accounting: bool,
 }
 

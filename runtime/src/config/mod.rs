@@ -38,10 +38,10 @@ use crate::config::mount::Mount;
 pub struct Config {
     /// What the root file system looks like at first.
     pub image: Image,
-    /// The name, unique in the state directory: letters, digits, `.`, `_` and `-`, at most 64.
-    /// By default a fresh one.
+    /// The name, unique in the state directory: letters, digits, `.`, `_` and `-`, at most 64. It
+    /// does not begin with `.` or `-`. By default a fresh one.
     pub name: Option<String>,
-    /// What `uname -n` prints inside; by default the name.
+    /// What `uname -n` prints inside; by default the name. By the same rules.
     pub hostname: Option<String>,
     /// Which network it sees.
     pub network: Network,
@@ -127,7 +127,7 @@ pub enum RootAccess {
     /// As far as its modes allow.
     #[default]
     ReadWrite,
-    /// By no one: only what is mounted there can.
+    /// No one can write to the root; what is mounted in it may be writable.
     ReadOnly,
 }
 

@@ -11,8 +11,8 @@ use crate::error::Result;
 ///
 /// A target is an absolute path inside without `..`. Symbolic links on the way lead where they
 /// would lead a program inside, and what is missing of it is made, by the rights of root inside.
-/// Nothing is mounted on `/`, in `/proc` or on `/dev`, whatever links lead there. Mounts on other
-/// mounts, by the names as they are written, come after those.
+/// Nothing is mounted on `/`, in `/proc` or on `/dev`, whatever links lead there. Mounts are made
+/// by the depth of their targets as written, so a mount below another comes after it.
 ///
 /// ```no_run
 /// use adl_runtime::{Access, Config, Mount, Sandbox};

@@ -1,4 +1,4 @@
-//! Names, checked before they are part of a path, wherever they come from.
+//! The rules for names that callers give: of sandboxes, snapshots and hosts.
 
 use adl_protocol::limits;
 

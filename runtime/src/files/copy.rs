@@ -16,10 +16,9 @@ use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 
 impl Files {
     /// Copies a file or a directory of the host into the sandbox, where it is called `to`, as
-    /// `cp -r --no-target-directory` would: a directory there is added to, and keeps what it has
-    /// itself; files and links that are there are replaced by files, each all at once, and by a
-    /// directory not at all (`ENOTDIR`). The directory that `to` is in
-    /// must exist.
+    /// `cp -r --no-target-directory` would. If `to` is a directory, the copy adds to it and its
+    /// mode and owner stay. A file or link with the same name is replaced by a file in one step; a
+    /// directory never replaces one (`ENOTDIR`). The directory that `to` is in must exist.
     ///
     /// Modes, times of modification, symbolic links as such, hard links and holes are kept; what
     /// has no content to copy (devices, FIFOs, sockets) is left out and reported. `from` is

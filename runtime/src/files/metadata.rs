@@ -74,9 +74,8 @@ pub struct DirEntry {
     pub kind: FileKind,
 }
 
-/// Where a page of a directory ends and the next one begins. It is of one directory, and holds for
-/// as long as that is not changed; what is added or removed meanwhile may be missed or told twice,
-/// and no more than that.
+/// Where a page of a directory ends and the next one begins. A cursor belongs to one directory and
+/// is valid while that does not change; after a change, entries may be missed or told twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor(pub(crate) u64);
 
@@ -103,8 +102,8 @@ pub enum WriteMode {
     /// The file itself is cut off and written to, so that it stays the one that others have open or
     /// have a hard link to. A symbolic link is followed, inside.
     Truncate,
-    /// The file itself is written to at its end. A symbolic link is followed, inside. Each
-    /// 4 KiB come to it in one piece.
+    /// The file itself is written to at its end. A symbolic link is followed, inside. The bytes
+    /// are written in pieces of at most 4 KiB, each in one step.
     Append,
 }
 

@@ -149,10 +149,11 @@ impl Files {
     ///
     /// # Errors
     /// Of all calls: [`Error::File`] with the kernel's answer, as `ENOENT` or `EACCES`;
-    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Invalid`] for a path that can't be
-    /// one. Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or a file of `/proc`,
-    /// [`Error::File`] with `EISDIR` for a directory and with `EAGAIN` where someone inside has a
-    /// lease on the file (`fcntl(2)`), none of which is waited for; and [`Error::TooLarge`].
+    /// [`Error::TimedOut`]; [`Error::SandboxDied`]; [`Error::Deleted`]; [`Error::Invalid`] for a
+    /// path that can't be one. Here as well [`Error::NotRegular`] for a FIFO, a socket, a device or
+    /// a file of `/proc`, [`Error::File`] with `EISDIR` for a directory and with `EAGAIN` where
+    /// someone inside has a lease on the file (`fcntl(2)`), none of which is waited for; and
+    /// [`Error::TooLarge`].
     pub fn read_file(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         let limit = self.limit.unwrap_or(READ_LIMIT);
         self.read(path.as_ref(), 0, limit, true)

@@ -14,9 +14,9 @@ use crate::wait::Deadline;
 
 /// A file of the sandbox that is being read, made by [`Files::open_read`](crate::Files::open_read).
 ///
-/// Its end is only told ([`Read::read`] returns 0) if all was read: anything else is an error,
-/// which holds an [`Error`], and after which there is nothing more to read. Each read waits for no
-/// longer than the timeout of the call.
+/// `read` returns 0 only after the whole file was read. Any other end is an error that holds an
+/// [`Error`], and nothing can be read after it. Each read waits for no longer than the timeout of
+/// the call.
 #[derive(Debug)]
 pub struct FileReader {
     call: Call,

@@ -1,4 +1,4 @@
-//! Commands that begin, counted.
+//! Counts commands whose program does not run yet, for a snapshot to know of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

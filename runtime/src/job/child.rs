@@ -1,4 +1,4 @@
-//! Running commands, as `std::process` has them.
+//! A command that was started: its handle `Child`, its `Output`, and drains of its pipes.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -335,9 +335,9 @@ fn first_events(
     }
 }
 
-/// Readable when the command has ended, or its sandbox was reset or deleted, and from then on:
-/// [`Child::try_wait`] tells. For `poll(2)` and event loops, which may have to watch more: see
-/// [`Handle`].
+/// Readable when the command has ended, or its sandbox was reset, deleted or made into a snapshot,
+/// and from then on: [`Child::try_wait`] tells. For `poll(2)` and event loops, which may have to
+/// watch more: see [`Handle`].
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()

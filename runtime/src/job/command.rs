@@ -206,10 +206,10 @@ impl Command {
 
     /// Ends it, and all that it has started, when it has written more than so many bytes, to both
     /// streams together. What it wrote until then is kept, which may be some more. The reason is
-    /// [`EndReason::OutputLimit`], also where it has ended by itself before it was noticed.
+    /// [`EndReason::OutputLimit`] even when the command ended by itself before the library noticed.
     ///
-    /// Bytes count that this library reads, as for [`Command::idle_timeout`]. Of a [`Child`] whose
-    /// pipes you read yourself, none do, and [`Child::wait`] is [`Error::Invalid`].
+    /// Only bytes that this library reads count, as for [`Command::idle_timeout`]. Of a [`Child`]
+    /// whose pipes you read yourself, none do, and [`Child::wait`] is [`Error::Invalid`].
     ///
     /// [`EndReason::OutputLimit`]: crate::EndReason::OutputLimit
     pub fn output_limit(&mut self, bytes: u64) -> &mut Self {
@@ -217,9 +217,9 @@ impl Command {
         self
     }
 
-    /// Sets how much of each stream is kept, in bytes, where this library reads it: so many of the
-    /// beginning and so many of the end, 8 MiB each by default. The number of those between is
-    /// counted, and the command not held up.
+    /// Sets how much of its output is kept where this library reads it. The library keeps the first
+    /// `head` and the last `tail` bytes of each stream, 8 MiB each by default. It counts the bytes
+    /// between and drops them; the command never waits for that.
     pub fn keep_output(&mut self, head: usize, tail: usize) -> &mut Self {
         self.caps = Caps { head, tail };
         self
@@ -277,9 +277,10 @@ impl Command {
     ///
     /// # Errors
     /// [`Error::Start`] if the program could not be run; [`Error::Invalid`] for what no kernel
-    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`]; [`Error::Busy`]
-    /// where the sandbox is frozen; [`Error::TimedOut`] where another thread resets or keeps the
-    /// sandbox for longer than [`Command::timeout`] says.
+    /// would take, before anything is asked of the sandbox; [`Error::SandboxDied`];
+    /// [`Error::Deleted`]; [`Error::Busy`] where the sandbox is frozen; [`Error::TimedOut`] where
+    /// another thread resets the sandbox, or makes a snapshot of it, for longer than
+    /// [`Command::timeout`] says.
     pub fn spawn(&mut self) -> Result<Child> {
         if self.input.is_some() {
             return Err(Error::invalid(

@@ -77,8 +77,8 @@ pub enum EndReason {
     /// It wrote more than it may, whether it then exited by itself or was killed for it; see
     /// [`Command::output_limit`](crate::Command::output_limit).
     OutputLimit,
-    /// The sandbox has ended, and with it every process inside: its init was killed, or the sandbox
-    /// deleted. The status is that of SIGKILL.
+    /// The sandbox ended, and every process inside with it: its init died, or the sandbox was
+    /// reset, deleted or made into a snapshot. The status is that of SIGKILL.
     SandboxDied,
 }
 
@@ -149,8 +149,8 @@ impl ExitStatus {
         }
     }
 
-    /// Whether a core was dumped. A sandbox sets `RLIMIT_CORE` to 1 byte, so it is unless the
-    /// command asked for more.
+    /// Whether a core was dumped. By default none is, since `RLIMIT_CORE` is 1 byte; a command that
+    /// raises [`Resource::Core`](crate::Resource) can have one.
     pub fn core_dumped(&self) -> bool {
         matches!(self.status, Status::Signal { core: true, .. })
     }

@@ -35,7 +35,8 @@ pub enum Scope {
     /// Its process group.
     Group,
     /// All that it ever started, whatever sessions and groups they have moved to. SIGKILL leaves
-    /// none of them; any other signal is sent to each that exists at some moment after.
+    /// none of them. Any other signal is sent once to each process of the tree that exists shortly
+    /// after the call.
     Tree,
 }
 }
@@ -422,7 +423,7 @@ impl Handle {
     /// Looks whether it has ended.
     ///
     /// # Errors
-    /// None that a command causes.
+    /// As [`Handle::wait`].
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         self.0.try_exit()
     }
@@ -446,14 +447,13 @@ impl Handle {
     }
 }
 
-/// Readable when the command has ended, or its sandbox was reset or deleted, and from then on:
-/// [`Handle::try_wait`] tells. For `poll(2)` and event loops; reading from it would take the
-/// message away.
+/// Readable when the command has ended, or its sandbox was reset, deleted or made into a snapshot,
+/// and from then on: [`Handle::try_wait`] tells. For `poll(2)` and event loops; reading from it
+/// would take the message away.
 ///
-/// An event loop that is to rely on nothing inside watches
-/// [`Sandbox::pidfd`](crate::Sandbox::pidfd), too, which is readable when its init has died however
-/// that came about, and has a timer of its own where the command has a timeout: when either comes,
-/// [`Handle::try_wait`] tells the end.
+/// An event loop that must not trust the sandbox also watches
+/// [`Sandbox::pidfd`](crate::Sandbox::pidfd) and has its own timer for the timeout; after either
+/// one, [`Handle::try_wait`] tells the end.
 impl AsFd for Handle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

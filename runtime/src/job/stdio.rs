@@ -50,9 +50,8 @@ impl Stdio {
     }
 }
 
-/// A file, socket or pipe of the caller's. The command can do with it whatever the descriptor
-/// allows, for as long as it likes: lock the file, move its position, have others who hold the same
-/// open file not wait (`O_NONBLOCK`).
+/// A file, socket or pipe of the caller's. The command can lock the file, move its position or set
+/// `O_NONBLOCK`, and everyone who has the same open file sees that.
 ///
 /// [`Error::Invalid`] is what comes of a directory, which would let it out of the sandbox; of a
 /// terminal, whose settings and input it could change after its end

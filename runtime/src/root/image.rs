@@ -1,4 +1,4 @@
-//! Images, opened: each is an ordered stack of read-only layers.
+//! Images, opened: a list of stacks of layers, the root's first.
 
 use crate::config::host_path::HostPath;
 use crate::config::{Network, Upper};

@@ -1,5 +1,4 @@
-//! What the root file system of a sandbox is made of: from the words of a configuration to opened
-//! directories.
+//! Opens what the root file system of a sandbox is made of, as a configuration names it.
 
 mod host;
 pub(crate) mod image;

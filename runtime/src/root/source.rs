@@ -1,4 +1,4 @@
-//! What of the host a root file system lies on, opened.
+//! A file or directory of the host, opened once, for an image, a volume or a device.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -26,10 +26,10 @@ impl Sandbox {
     /// What runs in it goes on, so the list may show things as they were one after the other.
     ///
     /// # Errors
-    /// [`Error::SandboxDied`] if it is reset, kept or deleted meanwhile; [`Error::Unsupported`]
-    /// with [`Upper::Memory`](crate::Upper::Memory); [`Error::File`] with `ESTALE` where a
-    /// directory was moved while it was looked at, for the caller to try again; [`Error::TooLarge`]
-    /// above a million changes.
+    /// [`Error::Deleted`]; [`Error::SandboxDied`] if it is reset, made into a snapshot or deleted
+    /// meanwhile; [`Error::Unsupported`] with [`Upper::Memory`](crate::Upper::Memory);
+    /// [`Error::File`] with `ESTALE` where a directory was moved while it was looked at, for the
+    /// caller to try again; [`Error::TooLarge`] above a million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
         let mut guard = self.now()?;
         if alive(&mut guard)?.image.memory().is_some() {

@@ -1,4 +1,4 @@
-//! What is opened on the host, made into what init can mount.
+//! Makes detached mounts, and `/dev`, of what was opened on the host, for init to mount.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -1,4 +1,4 @@
-//! A sandbox: its creation, its jobs, its end.
+//! `Sandbox`: what a caller asks of it, and the order of create, reset and delete.
 
 mod changes;
 mod descriptors;
@@ -43,8 +43,9 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// A running sandbox.
 ///
 /// All methods take `&self`: threads share it in an [`Arc`], and any number of jobs may run at
-/// once. Resets, snapshots and a delete are made one after the other. What runs meanwhile ends as
-/// they say, and a command that begins meanwhile runs in what comes after them.
+/// once. Resets, snapshots and a delete are made one after the other. A command that runs while
+/// the sandbox is reset, deleted or made into a snapshot ends as that method says; a command that
+/// starts meanwhile runs in the sandbox as it is afterwards, or is [`Error::Deleted`].
 ///
 /// When it is dropped, or the process that made it ends in whatever way, all processes in it are
 /// killed and the kernel takes back all that they had. A fork of that process can't use it
@@ -268,9 +269,9 @@ impl Sandbox {
         self.init_pid.load(Ordering::Relaxed)
     }
 
-    /// Whether commands can run in it: not where its init has died or was deleted, and not in a fork
-    /// of the process that made it. While another thread resets it or makes a snapshot of it, it is
-    /// alive: commands wait for what comes then. It may have died when this returns.
+    /// Whether commands can run in it: not where its init has died or it was deleted, and not in a
+    /// fork of the process that made it. While another thread resets it or makes a snapshot of it,
+    /// it is alive: commands wait for what comes then. It may have died when this returns.
     pub fn is_alive(&self) -> bool {
         self.lives.is_alive()
     }
@@ -286,8 +287,8 @@ impl Sandbox {
         pidfd.map_err(Error::io("dup"))
     }
 
-    /// The ids outside that the ids from 0 on inside are, if the sandbox has a range of its own:
-    /// the first one and their number.
+    /// The first id on the host and the number of ids that the sandbox has; the first one is root
+    /// inside. `None` where it has no range of its own.
     pub fn id_range(&self) -> Option<(u32, u32)> {
         self.first_id.map(|first| (first, id_ranges::LENGTH))
     }
@@ -314,17 +315,17 @@ impl Sandbox {
         Files::new(&self.lives)
     }
 
-    /// Sets other limits, also for what runs; those that are not set are none from here on. What is
-    /// counted stays as it was when the sandbox was created, whatever [`Limits::accounting`] says.
+    /// Sets other limits, also for what runs; those that are not set are none from here on. This
+    /// call ignores [`Limits::accounting`]: what is counted was fixed by [`Sandbox::create`].
     ///
     /// Memory in use above a new limit is reclaimed. Where that does not suffice, a cgroup of
     /// version 2 kills, and one of version 1 refuses.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`] where the sandbox was
-    /// created without [`Limits::accounting`] and without any limit of that controller;
-    /// [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an error, some
-    /// of the limits may be the new ones.
+    /// [`Error::Deleted`]; [`Error::Invalid`] for what no limit can be; [`Error::Unsupported`]
+    /// where the sandbox was created without [`Limits::accounting`] and without any limit of that
+    /// controller; [`Error::Busy`] where version 1 can't reclaim what is above the limit. After an
+    /// error, some of the limits may be the new ones.
     pub fn set_limits(&self, mut limits: Limits) -> Result<()> {
         limits.check()?;
         limits.make_absolute()?;
@@ -344,15 +345,16 @@ impl Sandbox {
     /// What all its jobs have used since it was created or reset.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where it has no cgroup, as for [`Sandbox::set_limits`].
+    /// [`Error::Deleted`]; [`Error::Unsupported`] where it has no cgroup, as for
+    /// [`Sandbox::set_limits`].
     pub fn stats(&self) -> Result<Stats> {
         self.group()?.stats()
     }
 
     /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand.
     /// Commands and calls of [`Sandbox::files`] are refused meanwhile, as [`Error::Busy`]. It can
-    /// be reset and deleted. Where cgroups of version 1 alone are mounted, a job that stands is not
-    /// killed before it goes on; by its timeout it is told as a survivor.
+    /// be reset and deleted. Where cgroups of version 1 alone are mounted, a frozen job can't be
+    /// killed until it is thawed; when its timeout comes, its status says `survivors`.
     ///
     /// # Errors
     /// As [`Sandbox::stats`]; [`Error::TimedOut`] if a process can't be stopped within five

@@ -26,9 +26,10 @@ impl Sandbox {
     /// [`Error::Busy`] if a process runs in it, which is not hurt. [`Error::Unsupported`] with
     /// [`Upper::Memory`](crate::Upper::Memory), of which a snapshot could not be kept on disk, and
     /// on btrfs where there are subvolumes inside. [`Error::Invalid`] where there would be more
-    /// layers than the kernel takes (about 120). Otherwise as [`Sandbox::reset`]. What was written
-    /// is not lost: where no snapshot comes about, the call can be made again; where only the
-    /// sandbox can't go on, the snapshot is returned, and the sandbox is dead until it is reset.
+    /// layers than can be handed to init (about 120). Otherwise as [`Sandbox::reset`]. What was
+    /// written is not lost: where no snapshot comes about, the call can be made again; where only
+    /// the sandbox can't go on, the snapshot is returned, and the sandbox is dead until it is
+    /// reset.
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.snapshot_with(&SnapshotOptions::default())
     }

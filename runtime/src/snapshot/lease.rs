@@ -1,4 +1,4 @@
-//! Who uses a snapshot.
+//! The hold of a process on a snapshot: while it is there, no one can remove that.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};

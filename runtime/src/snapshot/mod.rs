@@ -111,7 +111,7 @@ impl Snapshot {
         }
     }
 
-    /// It as an image.
+    /// This snapshot as an image.
     pub fn image(&self) -> Image {
         Image::snapshot(self.name())
     }

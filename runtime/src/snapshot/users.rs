@@ -1,4 +1,4 @@
-//! Which snapshots lie on one.
+//! Which snapshots lie directly on a snapshot: one file for each, in `users/`.
 //!
 //! Each has a directory for that. A snapshot that lies directly on it has an empty file there,
 //! which is made before that snapshot is one and removed when it is none any more. So all that lie

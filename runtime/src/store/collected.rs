@@ -1,4 +1,4 @@
-//! What comes of a collection of what the dead have left.
+//! What a collection has removed, and what it could not.
 
 use std::ffi::OsStr;
 use std::io;

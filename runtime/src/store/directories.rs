@@ -1,5 +1,4 @@
-//! A directory of directories, each locked by who uses it: those of sandboxes, and those of
-//! snapshots.
+//! A directory of directories, each locked by who uses it: of sandboxes, or of snapshots.
 //!
 //! The lock is a `flock(2)` on the directory itself, which the kernel lets go of when the owner
 //! ends, however it ends. So a directory whose lock can be had has no owner. Its processes may end

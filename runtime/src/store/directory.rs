@@ -24,7 +24,7 @@ use crate::sys::open::DIRECTORY;
 use crate::sys::unique::unique_name;
 use crate::{cgroup, sys};
 
-/// Where in a sandbox's directory the paths of its cgroups are, each ended by a NUL.
+/// Where in a sandbox's directory the paths of its cgroups are, with a NUL between them.
 const CGROUPS: &str = "cgroups";
 
 /// The most that may be there, in bytes: a path for each controller that there could be.

@@ -1,5 +1,6 @@
-//! Names of snapshots, and of what lies in a sandbox's directory: checked before they are part of a
-//! path, wherever they come from.
+//! Names of snapshots, and of what lies in a sandbox's directory, with their rules.
+//!
+//! Wherever they come from, they are checked before they are part of a path.
 
 use std::fmt;
 

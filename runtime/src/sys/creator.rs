@@ -1,4 +1,4 @@
-//! Whose a user namespace is: the user who makes it.
+//! Makes the calling thread another user while it clones, to whom the kernel counts the sandbox.
 //!
 //! What the kernel counts by user namespace (inotify instances and watches, pending signals and
 //! timers, bytes in message queues, locked memory) it also counts to the maker of that, whatever

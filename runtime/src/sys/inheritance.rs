@@ -1,5 +1,7 @@
-//! What a process passes on to its children without being asked, and what a sandbox begins with
-//! instead: the same whoever calls.
+//! Has a sandbox begin with settings of its own, not with those that its caller passes on.
+//!
+//! A process passes much on to its children without being asked; a sandbox begins in one way,
+//! whoever calls.
 
 use std::io;
 use std::ptr;

@@ -1,5 +1,6 @@
-//! Processes as `/proc` tells of them, which may be mounted of another PID namespace than the
-//! caller's: a child of fork(2) in a new one has its parent's `/proc` until it mounts another.
+//! Processes as `/proc` tells of them, also where that is of another PID namespace.
+//!
+//! A child of fork(2) in a new PID namespace has its parent's `/proc` until it mounts another.
 
 use std::fs;
 use std::io;

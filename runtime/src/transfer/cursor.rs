@@ -1,4 +1,4 @@
-//! Where a walk through a tree is.
+//! Places in a tree that is walked: one open directory, and the checked way back up.
 
 use std::ffi::{CStr, CString};
 use std::io;

@@ -1,5 +1,6 @@
-//! Trees of files between the host and a job, which may be hostile, as a stream of
-//! [`adl_protocol::Entry`]s.
+//! Trees of files between the host and a job, as a stream of [`adl_protocol::Entry`]s.
+//!
+//! The job may be hostile.
 //!
 //! On the host a tree is a directory or a tar archive. However it comes, nothing in it is taken as
 //! a path: names are single ones, used in the directory that is open, and never followed.

@@ -1,4 +1,4 @@
-//! A tree of the host, on its way to a job.
+//! Walks a tree of the host and sends it to a job.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};

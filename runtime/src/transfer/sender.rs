@@ -1,4 +1,4 @@
-//! Files, directories and links, on their way into a stream.
+//! Writes files, directories and links as entries of the stream.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};

@@ -1,5 +1,7 @@
-//! A caller of the library in which an evil init is embedded: makes calls, each to a sandbox that
-//! is evil in one way, and tells what came of each, how long that took, and what it has cost.
+//! A caller of the library with an evil init: makes calls, and tells what came of each.
+//!
+//! Each call is to a sandbox that is evil in one way. Told are what came of it, how long that took,
+//! and what it has cost.
 //!
 //! `evil-host STATE WAY CALL [WAY CALL]…`, where STATE is a directory of its own. All calls are
 //! made twice: the second time the kernel does not know SO_PASSRIGHTS, as before Linux 6.16.

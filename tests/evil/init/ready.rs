@@ -1,4 +1,4 @@
-//! The answer to the set-up.
+//! Lies in the answer to the set-up.
 
 use adl_protocol::{JobEvent, Reply, SetupFailure, Step, VERSION, limits};
 use rustix::net::SendFlags;

@@ -1,4 +1,4 @@
-//! `adl gc`: what dead programs left behind.
+//! `adl gc`: removes what dead programs left behind.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Limits on the command line, as docker writes them, and what was used.
+//! Limits of cgroups on the command line, and what `--stats` prints.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The `adl` command line.
+//! The program `adl`: its modules and its exit statuses.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 

@@ -1,4 +1,4 @@
-//! `adl snapshot`: what was kept of sandboxes.
+//! `adl snapshot`: lists, exports and removes snapshots.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;

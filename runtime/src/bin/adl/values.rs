@@ -1,4 +1,4 @@
-//! Values of options, as docker writes them, and what a command returns.
+//! Readers of values that several options use, and `CliResult`.
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
