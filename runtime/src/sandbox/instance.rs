@@ -260,8 +260,10 @@ impl Processes {
                 std::fs::read_to_string(place.join("task").join(number).join("children"))?;
             Ok::<_, io::Error>((place, children))
         };
-        match children() {
-            Ok((place, children)) => {
+        let are_there = || {
+            let mut before = None;
+            loop {
+                let (place, children) = children()?;
                 // A drain goes by itself when no one can write to its pipe any more, which another
                 // thread's new init can until it executes its program. Who takes its name has
                 // itself to thank.
@@ -270,8 +272,19 @@ impl Processes {
                         Ok(name) => name == b"adl-drain\n",
                         Err(error) => error.kind() == io::ErrorKind::NotFound,
                     };
-                Ok(!children.split_whitespace().all(is_drain))
+                if !children.split_whitespace().all(is_drain) {
+                    return Ok::<_, io::Error>(true);
+                }
+                // One that ends while the list is read, after it was in it, can hide the next
+                // (proc_tid_children(5)). It is not there any more when the list is read again.
+                if before.as_ref() == Some(&children) {
+                    return Ok(false);
+                }
+                before = Some(children);
             }
+        };
+        match are_there() {
+            Ok(are_there) => Ok(are_there),
             Err(_) if self.has_died()? => Ok(false),
             Err(error) => Err(Error::io("read the children of init")(error)),
         }
