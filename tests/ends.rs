@@ -394,3 +394,30 @@ fn a_request_that_is_read_in_part_ends_with_its_time_and_is_in_no_ones_way() {
     let alone = || census::tree(sandbox.init_pid()).len() == 1;
     assert!(within(SOON, alone), "{:?}", census::tree(sandbox.init_pid()));
 }
+
+#[test]
+fn the_end_of_the_process_waits_for_removals_as_long_as_it_was_told() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("exit-when-removed", &home.state()).finish();
+    assert_eq!(home.left(), [""; 0]);
+    Helper::start("exit-at-once", &home.state()).finish();
+    // So much is not removed in no time, and nothing of it is lost to the collector.
+    assert_eq!(home.left().len(), 1);
+    assert_eq!(adl_runtime::collect_garbage(Some(&home.state())).unwrap().len(), 1);
+    assert_eq!(home.left(), [""; 0]);
+}
+
+/// The helper of the test above.
+pub(crate) fn exit_after_a_delete(state: &Path, limit: Option<Duration>) {
+    if let Some(limit) = limit {
+        adl_runtime::wait_at_exit(limit);
+    }
+    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let sandbox = Sandbox::create(config).unwrap();
+    let made = sandbox.shell("mkdir /root/d; cd /root/d; seq 50000 | xargs touch").status();
+    assert!(made.unwrap().success());
+    sandbox.delete().unwrap();
+}

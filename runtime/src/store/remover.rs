@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -272,8 +272,9 @@ pub(crate) fn with_descriptors<T>(mut attempt: impl FnMut() -> Result<T>) -> Res
 /// Waits until the files of all sandboxes that this process has deleted are gone.
 ///
 /// Deleting a sandbox gives back at once all but the disk space of what it has written, which a
-/// thread of this library removes. A process that ends normally waits for that, for
-/// at most ten seconds; after any other end, [`crate::collect_garbage`] of another does the rest.
+/// thread of this library removes. A process that ends normally waits for that, for at most ten
+/// seconds ([`wait_at_exit`]); after any other end, [`crate::collect_garbage`] of another does the
+/// rest.
 pub fn finish_removals() {
     let remover = REMOVER.get();
     remover.help();
@@ -285,9 +286,24 @@ pub(crate) fn finish_within(limit: Duration) {
     REMOVER.get().finish(Some(Instant::now() + limit));
 }
 
-/// How long the end of the process may be held up.
-const AT_EXIT: Duration = Duration::from_secs(10);
+/// How long the end of the process may be held up, in milliseconds.
+static AT_EXIT: AtomicU64 = AtomicU64::new(10_000);
+
+/// Sets how long a normal end of this process (`exit(3)`) waits until the files of all sandboxes
+/// that it has deleted are gone: ten seconds by default, and with [`Duration::ZERO`] not at all.
+/// What is left then is removed by [`crate::collect_garbage`] of another process.
+///
+/// ```
+/// adl_runtime::wait_at_exit(std::time::Duration::ZERO);
+/// ```
+pub fn wait_at_exit(limit: Duration) {
+    AT_EXIT.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
 
 extern "C" fn finish_at_exit() {
-    REMOVER.get().finish(Some(Instant::now() + AT_EXIT));
+    let limit = Duration::from_millis(AT_EXIT.load(Ordering::Relaxed));
+    if limit != Duration::ZERO {
+        let end = Instant::now().checked_add(limit);
+        REMOVER.get().finish(end);
+    }
 }
