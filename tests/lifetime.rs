@@ -35,7 +35,9 @@ fn a_thousand_orphans_are_reaped_and_cost_init_nothing() {
     let before = census::resident(sandbox.init_pid());
     orphans(1000);
     let after = census::resident(sandbox.init_pid());
-    assert_eq!(before, after, "KiB of init before and after");
+    // A page of code or of the stack may be needed for the first time. To lose 17 bytes an orphan
+    // would show.
+    assert!(after < before + 16, "init takes {after} KiB, before {before}");
     assert!(before < 1024, "init takes {before} KiB");
     assert_eq!(shell(&sandbox, "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"), "0\n");
 }
