@@ -80,7 +80,7 @@ fn init() -> Result<PathBuf, String> {
     cargo.env("CARGO_BUILD_BUILD_DIR", &target_dir).env("CARGO_INCREMENTAL", "0");
     for (key, value) in [
         ("PANIC", "abort"),
-        ("OPT_LEVEL", "s"),
+        ("OPT_LEVEL", "z"),
         ("LTO", "fat"),
         ("CODEGEN_UNITS", "1"),
         ("DEBUG", "false"),
