@@ -55,6 +55,7 @@ mod links;
 mod long;
 mod mounts;
 mod output;
+mod programs;
 mod readme;
 mod records;
 mod report;

@@ -76,11 +76,12 @@ const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Compiles all rules of the default policy, for each call. What a machine may lack fails as there,
-/// the rest with EPERM.
+/// so that programs do without; the rest with EPERM.
 pub(super) fn compile(core_key: u64) -> Result<Checks, BackendError> {
     let of_errors = [
         (libc::ENOMEM, no_huge_pages()?),
         (libc::EINVAL, no_leases_and_drivers()?),
+        (libc::EAFNOSUPPORT, no_families()?),
         (libc::ESOCKTNOSUPPORT, no_socket_types()?),
         (libc::EPROTONOSUPPORT, no_protocols()?),
         (libc::EPERM, refused()?),
@@ -124,6 +125,15 @@ fn no_leases_and_drivers() -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
+/// As on a kernel without those families: what logs in or makes users asks for some, and takes no
+/// other error for an answer that it can go on with.
+fn no_families() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    add(&mut rules, libc::SYS_socket, none_of(0, FAMILIES.map(value))?)?;
+    add(&mut rules, libc::SYS_socketpair, vec![is_not(0, value(libc::AF_UNIX))?])?;
+    Ok(rules)
+}
+
 fn no_socket_types() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     for family in [libc::AF_INET, libc::AF_INET6].map(value) {
@@ -135,8 +145,16 @@ fn no_socket_types() -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
+/// Of netlink, routes and links alone: not the audit log, above all.
 fn no_protocols() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
+    let netlink = vec![is(0, value(libc::AF_NETLINK))?, is_not(2, 0)?];
+    add(&mut rules, libc::SYS_socket, netlink)?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut conditions = vec![is(0, value(family))?];
+        conditions.extend(none_of(2, PROTOCOLS.map(value))?);
+        add(&mut rules, libc::SYS_socket, conditions)?;
+    }
     let of = |family, kind| {
         let [family, kind] = [family, kind].map(value);
         Ok(vec![is(0, family)?, masked(1, SOCKET_TYPE, kind)?])
@@ -166,15 +184,6 @@ fn refused() -> Result<Rules, BackendError> {
     // What init marks the processes of a job with; to a guest the kernel refuses it, for want of
     // CAP_SYS_ADMIN.
     refuse(libc::SYS_unshare, vec![is_not(0, value(libc::CLONE_NEWCGROUP))?])?;
-
-    refuse(libc::SYS_socket, none_of(0, FAMILIES.map(value))?)?;
-    refuse(libc::SYS_socket, vec![is(0, value(libc::AF_NETLINK))?, is_not(2, 0)?])?;
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut conditions = vec![is(0, value(family))?];
-        conditions.extend(none_of(2, PROTOCOLS.map(value))?);
-        refuse(libc::SYS_socket, conditions)?;
-    }
-    refuse(libc::SYS_socketpair, vec![is_not(0, value(libc::AF_UNIX))?])?;
 
     for request in TERMINAL_INPUT {
         refuse(libc::SYS_ioctl, vec![is(1, request)?])?;
