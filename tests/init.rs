@@ -6,10 +6,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Sandbox, Seccomp};
+use adl_runtime::{Config, Sandbox, Scope, Seccomp, Stdio};
 
 use crate::census;
-use crate::harness::{Home, Need, at_most, needs, shell};
+use crate::harness::{Home, Need, at_most, needs, shell, within};
+use crate::lifetime::GONE;
 
 /// Asks for an answer as any caller would: init is alive and does its work.
 #[track_caller]
@@ -93,6 +94,39 @@ os.kill(child, 9)";
     let output = sandbox.command("python3").args(["-c", seize]).output().unwrap();
     assert_eq!(output.stdout, b"True False\nFalse True\n", "{output:?}");
     assert_answers(&sandbox);
+}
+
+#[test]
+fn a_job_that_has_made_init_its_tracer_goes_on_and_its_end_is_told() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let script = "import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.ptrace(0, 0, 0, 0) == 0, ctypes.get_errno()
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+os.kill(os.getpid(), signal.SIGUSR1)
+assert seen == [1]
+assert libc.ptrace(0, 0, 0, 0) == 0, ctypes.get_errno()
+os.execv('/bin/sh', ['sh', '-c', 'kill -STOP $$; exit 7'])";
+    for seccomp in [Seccomp::Default, Seccomp::Unconfined] {
+        let sandbox = Sandbox::create(Config { seccomp, ..home.config() }).unwrap();
+        let mut command = sandbox.command("python3");
+        let mut child = command.args(["-c", script]).stderr(Stdio::piped()).spawn().unwrap();
+        // It stands at the signal that it has sent itself, which is no end, and goes on by another.
+        let stands = || {
+            let stopped = |process: &census::Process| process.status("State");
+            let all = census::tree(sandbox.init_pid());
+            all.iter().filter_map(stopped).any(|state| state.starts_with('T'))
+        };
+        assert!(within(GONE, stands), "{:?}", child.wait_with_output());
+        assert!(child.try_wait().unwrap().is_none());
+        child.signal(18, Scope::Process).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+        assert_answers(&sandbox);
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, Timespec};
 use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
-use crate::sys::{self, ChildMemory, OwnedRequest};
+use crate::sys::{self, ChildMemory, OwnedRequest, Reaped};
 use crate::{PROTOCOL, job};
 
 /// How many ended processes are reaped before the loop looks at other things again.
@@ -546,7 +546,8 @@ impl Loop {
     fn reap(&mut self) -> usize {
         for reaped in 0..REAP_AT_ONCE {
             let (pid, status, usage) = match sys::reap() {
-                Ok(Some(reaped)) => reaped,
+                Ok(Some(Reaped::Ended(pid, status, usage))) => (pid, status, usage),
+                Ok(Some(Reaped::Released)) => continue,
                 // ECHILD: none is left at all.
                 Ok(None) | Err(_) => return reaped,
             };

@@ -27,6 +27,7 @@ mod nr {
     pub(super) const WAIT4: usize = 61;
     pub(super) const KILL: usize = 62;
     pub(super) const GETCWD: usize = 79;
+    pub(super) const PTRACE: usize = 101;
     pub(super) const PRCTL: usize = 157;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const UNSHARE: usize = 272;
@@ -314,8 +315,16 @@ pub fn working_directory_is_reachable() -> Result<bool> {
     Ok(path.first() == Some(&b'/'))
 }
 
+/// A child of which the kernel has something to tell.
+pub enum Reaped {
+    /// It has ended, and is gone.
+    Ended(i32, Status, Usage),
+    /// It had made init trace it (`PTRACE_TRACEME`), and stopped. It goes on untraced.
+    Released,
+}
+
 /// Reaps one child that has ended; `None` if there is none. Never waits.
-pub fn reap() -> Result<Option<(i32, Status, Usage)>> {
+pub fn reap() -> Result<Option<Reaped>> {
     const WNOHANG_ALL: usize = 1 | 0x4000_0000;
     let mut status = 0_i32;
     let mut usage = [0_i64; 18];
@@ -330,8 +339,28 @@ pub fn reap() -> Result<Option<(i32, Status, Usage)>> {
             0,
         )
     }?;
-    let pid = i32::try_from(pid).ok().filter(|pid| *pid != 0);
-    Ok(pid.map(|pid| (pid, decode_status(status), decode_usage(&usage))))
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid != 0) else { return Ok(None) };
+    if status & 0x7f == 0x7f {
+        release(pid, status);
+        return Ok(Some(Reaped::Released));
+    }
+    Ok(Some(Reaped::Ended(pid, decode_status(status), decode_usage(&usage))))
+}
+
+/// Lets go of a child that has made init its tracer: it gets the signal at which it has stopped, as
+/// if no one traced it. What stopped at a program's start, or at a call, got none.
+fn release(pid: i32, status: i32) {
+    const PTRACE_DETACH: usize = 17;
+    const SIGTRAP: i32 = 5;
+    let signal = match status >> 8 {
+        SIGTRAP => 0,
+        // An event of ptrace's has its number above the signal.
+        signal if signal > 0xff => 0,
+        signal => signal,
+    };
+    let (pid, signal) = (pid.unsigned_abs() as usize, signal.unsigned_abs() as usize);
+    // SAFETY: takes no pointer. If it fails, the child was killed meanwhile.
+    let _ = unsafe { syscall(nr::PTRACE, PTRACE_DETACH, pid, 0, signal, 0) };
 }
 
 fn decode_status(status: i32) -> Status {
