@@ -144,7 +144,7 @@ fn try_set_up(
     let mounts = build.root.mounts.iter().map(|mount| descriptors.mount(mount, build.directory));
     let mounts = mounts.collect::<Result<_>>()?;
     let filter = match build.plan.is_filtered {
-        true => Some(seccomp::default_filter()?),
+        true => Some(seccomp::default_filter(build.plan.capabilities)?),
         false => None,
     };
     let of_upper = match build.root.takes_subvolumes() {
