@@ -77,6 +77,13 @@ const SUBVOLUMES: [u64; 4] = [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417
 /// `ADDR_LIMIT_3GB`.
 const PERSONALITIES: i32 = 0x8 | 0x2_0000 | 0x4_0000 | 0x20_0000 | 0x80_0000 | 0x800_0000;
 
+/// What sets options of a tracer: `PTRACE_SETOPTIONS`, the older number of it, `PTRACE_SEIZE`.
+const TRACING_OPTIONS: [u64; 3] = [0x4200, 21, 0x4206];
+
+/// `PTRACE_O_TRACEEXIT`: the traced one stops on its way out, and SIGKILL does not move it. Two
+/// that do so to each other never end, nor does the sandbox that they are in.
+const TRACE_EXIT: u64 = 0x40;
+
 /// The process id of init, inside.
 const INIT: u64 = 1;
 
@@ -198,6 +205,10 @@ fn refused() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     for request in TERMINAL_INPUT {
         add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
+    }
+    for request in TRACING_OPTIONS {
+        let conditions = vec![is(0, request)?, masked(3, TRACE_EXIT, TRACE_EXIT)?];
+        add(&mut rules, libc::SYS_ptrace, conditions)?;
     }
     // With one id, or with CAP_SYS_RESOURCE, nothing else keeps init's limits from a guest.
     add(&mut rules, libc::SYS_prlimit64, vec![is(0, INIT)?])?;

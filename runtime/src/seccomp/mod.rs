@@ -43,6 +43,8 @@ enum Refusal {
     Deny,
     /// With ENOSYS.
     Missing,
+    /// As its rule says, if its arguments are not harmless.
+    Check,
 }
 
 /// The capabilities that calls of the table are bound to, as bits. The kernel asks for others, too,
@@ -79,6 +81,7 @@ fn table_for(capabilities: u64) -> Vec<Row> {
             Verdict::Held(capability, _) if capabilities & capability != 0 => Verdict::Allow,
             Verdict::Held(_, Refusal::Deny) => Verdict::Deny,
             Verdict::Held(_, Refusal::Missing) => Verdict::Missing,
+            Verdict::Held(_, Refusal::Check) => Verdict::Check,
             other => other,
         };
         (number, name, verdict)
@@ -182,14 +185,15 @@ mod tests {
     #[test]
     fn each_number_gets_the_verdict_of_the_table() {
         let allowed = |name: &str| vec![ranges::Instruction::ret(ALLOW | number(name))];
-        let checked = TABLE.iter().filter(|row| row.2 == Check);
+        let table = table_for(0);
+        let checked = table.iter().filter(|row| row.2 == Check);
         let checks = checked.map(|row| (row.0, allowed(row.1))).collect();
-        let program = ranges::compile(&table_for(0), &checks);
+        let program = ranges::compile(&table, &checks);
         for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
             let row = TABLE.iter().find(|row| row.0 == number);
             let expected = match row.map_or(Missing, |row| row.2) {
                 Allow => ALLOW,
-                Check => ALLOW | number,
+                Check | Held(_, Refusal::Check) => ALLOW | number,
                 Deny | Held(_, Refusal::Deny) => EPERM,
                 Missing | Held(_, Refusal::Missing) => ENOSYS,
                 Unsupported => EOPNOTSUPP,
@@ -201,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_checked_has_a_program_and_nothing_else_has() {
         let checked: Vec<u32> =
-            TABLE.iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
+            table_for(0).iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
         assert_eq!(arguments::compile(0).unwrap().into_keys().collect::<Vec<_>>(), checked);
         // What has none all the same is refused.
         let program = ranges::compile(&table_for(0), &ranges::Checks::new());
@@ -440,6 +444,28 @@ mod tests {
         let all = BOUND.into_iter().fold(0, |all, one| all | one);
         assert_eq!(place(all), place(u64::MAX));
         assert_ne!(place(SYS_NICE), place(SYS_PTRACE));
+    }
+
+    #[test]
+    fn no_process_holds_up_the_end_of_another_unless_it_may_trace_all() {
+        const EXIT: u64 = 0x40;
+        let of = |capabilities: u64, request: u64, options: u64| {
+            let arguments = [request, 7, 0, options, 0, 0];
+            run(default_filter(capabilities).unwrap(), X86_64, number("ptrace"), arguments)
+        };
+        // PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_OLDSETOPTIONS.
+        for request in [0x4200, 0x4206, 21, 0x4200 | 1 << 32] {
+            for options in [EXIT, EXIT | 0x1f, EXIT | 1 << 40] {
+                assert_eq!(of(0, request, options), EPERM, "{request:#x} {options:#x}");
+                assert_eq!(of(SYS_PTRACE, request, options), ALLOW, "{request:#x} {options:#x}");
+            }
+            // PTRACE_O_EXITKILL and all others but that.
+            assert_eq!(of(0, request, 0x10_00bf), ALLOW, "{request:#x}");
+        }
+        // PTRACE_TRACEME, PEEKDATA, POKEDATA, CONT, ATTACH, DETACH, GETREGSET, INTERRUPT.
+        for request in [0, 2, 5, 7, 16, 17, 0x4204, 0x4207] {
+            assert_eq!(of(0, request, EXIT), ALLOW, "{request:#x}");
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ use super::{Refusal, SYS_ADMIN, SYS_NICE, SYS_PTRACE};
 const NICE: Verdict = Held(SYS_NICE, Refusal::Missing);
 /// What takes the right to trace the other process. Newer than programs rely on.
 const PTRACE: Verdict = Held(SYS_PTRACE, Refusal::Missing);
+/// Two who hold up the ends of each other are left by themselves where the right is not held.
+const TRACE: Verdict = Held(SYS_PTRACE, Refusal::Check);
 /// The names of the sandbox's own UTS namespace.
 const ADMIN: Verdict = Held(SYS_ADMIN, Refusal::Deny);
 
@@ -122,7 +124,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (98, "getrusage", Allow),
     (99, "sysinfo", Allow),
     (100, "times", Allow),
-    (101, "ptrace", Allow),
+    (101, "ptrace", TRACE),
     (102, "getuid", Allow),
     (103, "syslog", Deny),
     (104, "getgid", Allow),
