@@ -524,4 +524,88 @@ mod tests {
             assert_eq!(call("personality", &[persona]), EPERM, "{persona:#x}");
         }
     }
+
+    /// The rows of a table of `docs/seccomp.md`, by its heading.
+    fn documented(heading: &str) -> Vec<Vec<String>> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/seccomp.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let section = text.split("\n## ").find_map(|part| part.strip_prefix(heading)).unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+        rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    }
+
+    /// What is in backticks.
+    fn quoted(cell: &str) -> Vec<&str> {
+        cell.split('`').skip(1).step_by(2).collect()
+    }
+
+    fn said(word: &str) -> u32 {
+        match word {
+            "there" => ALLOW,
+            "succeeds" => 0x0005_0000,
+            "EPERM" => EPERM,
+            "ENOSYS" => ENOSYS,
+            "EOPNOTSUPP" => EOPNOTSUPP,
+            "EINVAL" => EINVAL,
+            "ENOMEM" => ENOMEM,
+            "EAFNOSUPPORT" => EAFNOSUPPORT,
+            "EPROTONOSUPPORT" => EPROTONOSUPPORT,
+            "ESOCKTNOSUPPORT" => ESOCKTNOSUPPORT,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_document_says_of_each_call_what_the_filter_does() {
+        let mut seen = Vec::new();
+        for row in documented("Calls that are refused") {
+            for name in quoted(&row[1]) {
+                // Whatever is held.
+                for capabilities in [0, u64::MAX] {
+                    let filter = default_filter(capabilities).unwrap();
+                    let verdict = run(filter, X86_64, number(name), [0; 6]);
+                    assert_eq!(verdict, said(&row[2]), "{name}");
+                }
+                seen.push(name.to_owned());
+            }
+        }
+        for row in documented("Calls that take a capability") {
+            let held = match quoted(&row[2])[..] {
+                ["SYS_NICE"] => SYS_NICE,
+                ["SYS_PTRACE"] => SYS_PTRACE,
+                ["SYS_ADMIN"] => SYS_ADMIN,
+                ref other => panic!("{other:?}"),
+            };
+            for name in quoted(&row[1]) {
+                let of = |capabilities| {
+                    run(default_filter(capabilities).unwrap(), X86_64, number(name), [0; 6])
+                };
+                let [without, with] = [of(!held), of(held)];
+                assert_eq!((without, with), (said(&row[3]), ALLOW), "{name}");
+                seen.push(name.to_owned());
+            }
+        }
+        let mut examples = std::collections::BTreeSet::new();
+        for row in documented("Calls that depend on arguments") {
+            for example in quoted(&row[1]) {
+                let (name, values) = example.strip_suffix(')').unwrap().split_once('(').unwrap();
+                let values: Vec<u64> = values.split(", ").map(value).collect();
+                assert_eq!(call(name, &values), said(&row[2]), "{example}");
+                examples.insert(name.to_owned());
+            }
+        }
+        seen.extend(examples);
+        seen.sort();
+        let table = table_for(0).into_iter().filter(|row| row.2 != Allow);
+        let mut all: Vec<_> = table.map(|row| row.1.to_owned()).collect();
+        all.sort();
+        assert_eq!(seen, all);
+    }
+
+    fn value(text: &str) -> u64 {
+        match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+            None => text.parse().unwrap(),
+        }
+    }
 }
