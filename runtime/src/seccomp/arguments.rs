@@ -23,7 +23,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWTIME;
 
-/// The same of `clone(2)`, where the bit of CLONE_NEWTIME is a part of the exit signal.
+/// Those of `clone(2)`, where the bit of CLONE_NEWTIME is a part of the exit signal.
 const CLONED_NAMESPACES: i32 = NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWCGROUP;
 
 /// Families of sockets that programs use; of the others, each has been a way into the kernel.

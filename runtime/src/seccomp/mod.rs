@@ -3,9 +3,9 @@
 //! How a filter is shaped decides what creating a sandbox costs. At install the kernel runs it once
 //! for each system call number; a chain of comparisons, one for each call of an allow-list, takes
 //! longer than all the rest of create. So the verdict on the number is a balanced tree over ranges
-//! of numbers ([`ranges`]), which for the few calls on whose arguments it depends leads to a program
-//! of the call's own ([`arguments`]). The kernel keeps the verdict on a
-//! call that is allowed whatever its arguments, and runs the filter for the others each time.
+//! of numbers ([`ranges`]), which for the few calls on whose arguments it depends leads to a
+//! program of the call's own ([`arguments`]). The kernel keeps the verdict on a call that is
+//! allowed whatever its arguments, and runs the filter for the others each time.
 
 mod arguments;
 mod core_limit;
