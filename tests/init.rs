@@ -4,12 +4,15 @@
 //! must succeed, or its failure would prove nothing.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, Sandbox, Scope, Seccomp, Stdio};
+use adl_runtime::{
+    Capabilities, Capability, Child, Config, EndReason, Sandbox, Scope, Seccomp, Stdio,
+};
 
 use crate::census;
-use crate::harness::{Home, Need, at_most, needs, shell, within};
+use crate::harness::{Home, Need, OrdinaryUser, at_most, needs, shell, succeeds, within};
 use crate::lifetime::GONE;
 
 /// Asks for an answer as any caller would: init is alive and does its work.
@@ -73,27 +76,370 @@ fn nothing_of_init_can_be_read_through_proc() {
     }
 }
 
+/// Looks at the process `target` and at one of its own, in each way that there is to see or change
+/// what another process has: a line for each way that works, with what it was tried on.
+const LOOK: &str = r#"
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    arguments = [ctypes.c_long(value) for value in arguments]
+    return libc.syscall(ctypes.c_long(number), *arguments, *[ctypes.c_long(0)] * 2)
+class Piece(ctypes.Structure): _fields_ = [('base', ctypes.c_void_p), ('size', ctypes.c_size_t)]
+buffer = ctypes.create_string_buffer(8)
+here = ctypes.addressof(buffer)
+def places(pid):
+    # Where init has its code, and what a child has where its parent has it.
+    return [0x200000, 0x201000, 0x400000] if pid == target else [here]
+def vm(number, pid):
+    ours = Piece(here, 8)
+    for place in places(pid):
+        theirs = Piece(place, 8)
+        one, other = ctypes.addressof(ours), ctypes.addressof(theirs)
+        if call(number, pid, one, 1, other, 1) == 8: return True
+def seize(request):
+    def act(pid):
+        if call(101, request, pid, 0, 0): return False
+        if request == 0x4206: call(101, 0x4207, pid, 0, 0)
+        os.waitpid(pid, 0x40000000)
+        return call(101, 17, pid, 0, 0) == 0
+    return act
+def descriptor(pid):
+    # Descriptors 0 to 15: pidfd_open, pidfd_getfd.
+    pidfd = call(434, pid, 0)
+    return pidfd >= 0 and any(call(438, pidfd, number, 0) >= 0 for number in range(16))
+def opens(name, flags):
+    def act(pid):
+        try: os.close(os.open(f'/proc/{pid}/{name}', flags)); return True
+        except OSError: return False
+    return act
+def lists(name):
+    def act(pid):
+        try: return bool(os.listdir(f'/proc/{pid}/{name}'))
+        except OSError: return False
+    return act
+ways = {
+    'seize': seize(0x4206), 'attach': seize(16),
+    'readv': lambda pid: vm(310, pid), 'writev': lambda pid: vm(311, pid),
+    'getfd': descriptor,
+    'kcmp': lambda pid: call(312, pid, os.getpid(), 1, 0, 0) >= 0,
+    'mem': opens('mem', os.O_RDWR), 'environ': opens('environ', os.O_RDONLY),
+    'maps': opens('maps', os.O_RDONLY), 'score': opens('oom_score_adj', os.O_WRONLY),
+    'fd': lists('fd'), 'root': lists('root'), 'limits': lambda pid: call(302, pid, 7, 0, here) == 0,
+}
+def look(pid, name):
+    for way, act in ways.items():
+        if act(pid): print(name, way, flush=True)
+"#;
+
+/// Tries all on init, and then on a child.
+fn look_at_init() -> String {
+    format!(
+        "{LOOK}
+target = 1
+look(1, 'init')
+child = os.fork()
+if child == 0: signal.pause()
+look(child, 'own')
+os.kill(child, 9)"
+    )
+}
+
+/// What a process can do to another one of its own, whatever it holds: all but to take a
+/// descriptor, for which there is a call only where the filter has it.
+const OWN: [&str; 12] = [
+    "seize", "attach", "readv", "writev", "kcmp", "mem", "environ", "maps", "score", "fd", "root",
+    "limits",
+];
+
+#[track_caller]
+fn assert_init_is_untouched(printed: &str, can_take_descriptors: bool, is_seen: &[&str]) {
+    let of = |who: &str| -> Vec<String> {
+        let lines = printed.lines().filter_map(|line| line.strip_prefix(who));
+        lines.map(|way| way.trim().to_owned()).collect()
+    };
+    assert_eq!(of("init "), is_seen, "{printed}");
+    // Control.
+    let own = of("own ");
+    assert!(OWN.iter().all(|way| own.iter().any(|done| done == way)), "control: {printed}");
+    assert_eq!(own.iter().any(|way| way == "getfd"), can_take_descriptors, "{printed}");
+}
+
 #[test]
-fn init_cannot_be_traced() {
+fn init_is_out_of_reach_of_whoever_may_trace() {
     if !needs(&[Need::Program("python3")]) {
         return;
     }
     let home = Home::new();
-    let seize = "import ctypes, os, sys
+    let usual = Capabilities::default();
+    for capabilities in [usual, usual.with(Capability::SysPtrace), Capabilities::ALL] {
+        for seccomp in [Seccomp::Default, Seccomp::Unconfined] {
+            let config = Config { seccomp, capabilities, ..home.config() };
+            let is_filtered = seccomp == Seccomp::Default;
+            // CAP_SYS_RESOURCE is the right to see any limits.
+            let shows_limits = !is_filtered && capabilities == Capabilities::ALL;
+            let shows_limits = shows_limits || !is_filtered && !nix::unistd::geteuid().is_root();
+            let sandbox = Sandbox::create(config).unwrap();
+            let output = sandbox.command("python3").args(["-c", &look_at_init()]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let printed = String::from_utf8(output.stdout).unwrap();
+            let takes = !is_filtered || capabilities.contains(Capability::SysPtrace);
+            let seen = if shows_limits { &["limits"][..] } else { &[] };
+            assert_init_is_untouched(&printed, takes, seen);
+            assert_answers(&sandbox);
+        }
+    }
+}
+
+#[test]
+fn an_ordinary_users_init_is_out_of_reach_of_whoever_may_trace() {
+    if !needs(&[Need::Program("python3"), Need::Userns]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    let run = |options: &[&str]| {
+        let mut adl = user.command(user.adl());
+        adl.arg("run").args(options).args(["--", "python3", "-c", &look_at_init()]);
+        succeeds(&mut adl)
+    };
+    assert_init_is_untouched(&run(&[]), false, &[]);
+    assert_init_is_untouched(&run(&["--cap-add", "SYS_PTRACE"]), true, &[]);
+    // There the ids are the same, which is all that the kernel asks of who looks at limits.
+    let options = ["--cap-add", "SYS_PTRACE", "--security-opt", "seccomp=unconfined"];
+    assert_init_is_untouched(&run(&options), true, &["limits"]);
+}
+
+/// Waits for a process of a name and looks at it, from inside.
+fn look_at(name: &str) -> String {
+    format!(
+        "{LOOK}
+def named():
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            if open(f'/proc/{{pid}}/comm').read().strip() == '{name}' and pid != '1': return int(pid)
+        except OSError: pass
+while not (target := named()): pass
+look(target, 'it')
+print('seen', open(f'/proc/{{target}}/comm').read().strip())"
+    )
+}
+
+#[test]
+fn what_acts_for_the_host_inside_cannot_be_traced() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let usual = Capabilities::default();
+    for capabilities in [usual, usual.with(Capability::SysPtrace)] {
+        for seccomp in [Seccomp::Default, Seccomp::Unconfined] {
+            let config = Config { seccomp, capabilities, ..home.config() };
+            let sandbox = Sandbox::create(config).unwrap();
+            shell(&sandbox, "head -c 10000000 /dev/zero > /file; sleep 1000 & exec sleep 1000 &");
+            // It is there for as long as no one reads from it.
+            let mut reader = sandbox.files().open_read("/file").unwrap();
+            let mut command = sandbox.command("python3");
+            let output = command.args(["-c", &look_at("adl-file")]).output().unwrap();
+            let printed = String::from_utf8(output.stdout).unwrap();
+            // The limits are those of the same ids, and to see them is no harm.
+            let seen = ["it limits\n", ""].map(|limits| format!("{limits}seen adl-file\n"));
+            assert!(seen.contains(&printed), "{printed}{}", stderr_of(&output.stderr));
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut content).unwrap();
+            assert_eq!(content.len(), 10_000_000);
+        }
+    }
+}
+
+fn stderr_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_job_cannot_be_traced_before_its_program_runs() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    // It stops the next process as soon as it is there, until one still is a copy of init.
+    let script = format!(
+        "{LOOK}
+print('ready', flush=True)
+def caught():
+    target = int(open('/proc/loadavg').read().split()[-1]) + 1
+    for _ in range(1000):
+        try: os.kill(target, signal.SIGSTOP); break
+        except ProcessLookupError: pass
+    # It came and went meanwhile.
+    else: return None
+    # What it has come to when it stands.
+    try:
+        while open(f'/proc/{{target}}/stat').read().rsplit(')')[-1].split()[0] != 'T': pass
+        name = open(f'/proc/{{target}}/comm').read().strip()
+    except OSError: return None
+    if name == 'adl-init': return target
+    os.kill(target, signal.SIGCONT)
+while not (target := caught()): pass
+look(target, 'it')
+print('caught', flush=True)
+os.kill(target, signal.SIGCONT)"
+    );
+    let home = Home::new();
+    let usual = Capabilities::default();
+    for capabilities in [usual, usual.with(Capability::SysPtrace)] {
+        let config = Config { capabilities, ..home.config() };
+        let sandbox = Sandbox::create(config).unwrap();
+        let mut command = sandbox.command("python3");
+        command.args(["-c", &script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut attacker = command.spawn().unwrap();
+        let mut lines = BufReader::new(attacker.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "ready");
+        // As many as it takes.
+        let caught = within(Duration::from_secs(60), || {
+            sandbox.command("true").status().unwrap();
+            attacker.try_wait().unwrap().is_some()
+        });
+        assert!(caught);
+        let printed: Vec<_> = lines.map(|line| line.unwrap()).collect();
+        assert!(printed == ["it limits", "caught"] || printed == ["caught"], "{printed:?}");
+        assert_answers(&sandbox);
+    }
+}
+
+/// Traces the process that the first argument names, with the options that the second is, and never
+/// looks after it.
+const HOLD: &str = "import ctypes, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+print(libc.ptrace(0x4206, int(sys.argv[1]), 0, int(sys.argv[2])), flush=True)
+signal.pause()";
+
+/// A job and one that holds it up at its end: as a zombie that no one reaps, or, with
+/// `PTRACE_O_TRACEEXIT`, before it is one.
+fn hold(sandbox: &Sandbox, child: &Child, options: u32) -> Child {
+    let (pid, options) = (child.id().as_raw().to_string(), options.to_string());
+    let mut command = sandbox.command("python3");
+    command.args(["-c", HOLD, &pid, &options]).stdout(Stdio::piped());
+    let mut holder = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "0\n");
+    holder
+}
+
+#[test]
+fn a_tracer_holds_up_the_end_of_no_job() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    const TRACE_EXIT: u32 = 0x40;
+    let home = Home::new();
+    let capabilities = Capabilities::default().with(Capability::SysPtrace);
+    let config = Config { capabilities, ..home.config() };
+    let sandbox = Sandbox::create(config).unwrap();
+    for options in [0, TRACE_EXIT] {
+        // The job's time is up; then it is killed.
+        for is_killed in [false, true] {
+            let mut command = sandbox.command("sleep");
+            command.arg("1000");
+            if !is_killed {
+                command.timeout(Duration::from_secs(3));
+            }
+            let mut job = command.spawn().unwrap();
+            let mut holder = hold(&sandbox, &job, options);
+            let begin = Instant::now();
+            if is_killed {
+                job.kill().unwrap();
+            }
+            let status = job.wait().unwrap();
+            // Less than what init waits for one that the kernel has wait.
+            let limit = if is_killed { 3 } else { 6 };
+            assert!(begin.elapsed() < at_most(Duration::from_secs(limit)), "{:?}", begin.elapsed());
+            assert_eq!(status.reason() == EndReason::TimedOut, !is_killed, "{status:?}");
+            // It was held up.
+            assert!(status.survivors(), "{options}: {status:?}");
+            assert_answers(&sandbox);
+            holder.kill().unwrap();
+        }
+    }
+    // Reset and delete end what holds and what is held.
+    for options in [0, TRACE_EXIT] {
+        let mut job = sandbox.command("sleep").arg("1000").spawn().unwrap();
+        let holder = hold(&sandbox, &job, options);
+        job.signal(9, Scope::Process).unwrap();
+        drop((job, holder));
+        let begin = Instant::now();
+        sandbox.reset().unwrap();
+        assert!(begin.elapsed() < at_most(Duration::from_secs(5)), "{:?}", begin.elapsed());
+    }
+    let job = sandbox.command("sleep").arg("1000").spawn().unwrap();
+    drop(hold(&sandbox, &job, 0));
+    drop(job);
+    sandbox.delete().unwrap();
+}
+
+#[test]
+fn no_two_processes_can_hold_up_each_others_end() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let script = "import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long] * 4
 child = os.fork()
-if child == 0:
-    import time; time.sleep(1000)
-for pid in [1, child]:
-    print(pid == 1, libc.ptrace(0x4206, pid, 0, 0) == 0)
+if child == 0: signal.pause()
+for options in 0x40, 0x100040: print(libc.ptrace(0x4206, child, 0, options), ctypes.get_errno())
+print(libc.ptrace(0x4206, child, 0, 0x10003f))
+print(libc.ptrace(0x4200, child, 0, 0x40), ctypes.get_errno())
 os.kill(child, 9)";
-    // Whatever the filter says: it must hold by init's own rights.
-    let config = Config { seccomp: Seccomp::Unconfined, ..home.config() };
-    let sandbox = Sandbox::create(config).unwrap();
-    let output = sandbox.command("python3").args(["-c", seize]).output().unwrap();
-    assert_eq!(output.stdout, b"True False\nFalse True\n", "{output:?}");
-    assert_answers(&sandbox);
+    let run = |sandbox: &Sandbox| {
+        let output = sandbox.command("python3").args(["-c", script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(&home.sandbox()), "-1 1\n-1 1\n0\n-1 1\n");
+    // Control: what it would do to one process, the test above shows.
+    let capabilities = Capabilities::default().with(Capability::SysPtrace);
+    let with = Sandbox::create(Config { capabilities, ..home.config() }).unwrap();
+    assert!(run(&with).starts_with("0 "), "{}", run(&with));
+}
+
+#[test]
+fn a_tracer_gets_no_call_past_the_filter() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    // The child asks for its own id, and who traces it makes another call of that: io_setup, whose
+    // pointer is 0, so that it fails with EFAULT where it is there.
+    let script = "import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+ORIG_RAX, RDI, RSI, SYSCALL = 15 * 8, 14 * 8, 13 * 8, 24
+child = os.fork()
+if child == 0:
+    libc.ptrace(0, 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    libc.syscall(ctypes.c_long(39))
+    os._exit(ctypes.get_errno())
+os.waitpid(child, 0)
+done = False
+while True:
+    libc.ptrace(SYSCALL, child, 0, 0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status): break
+    if not done and libc.ptrace(3, child, ORIG_RAX, 0) == 39:
+        libc.ptrace(6, child, ORIG_RAX, 206)
+        libc.ptrace(6, child, RDI, 1)
+        libc.ptrace(6, child, RSI, 0)
+        done = True
+print(done, os.WEXITSTATUS(status))";
+    let run = |seccomp| {
+        let sandbox = Sandbox::create(Config { seccomp, ..home.config() }).unwrap();
+        let output = sandbox.command("python3").args(["-c", script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(Seccomp::Default), format!("True {}\n", nix::libc::ENOSYS));
+    // Control.
+    assert_eq!(run(Seccomp::Unconfined), format!("True {}\n", nix::libc::EFAULT));
 }
 
 #[test]

@@ -67,4 +67,5 @@ mod starts;
 mod streams;
 mod suite;
 mod terminal;
+mod tracing;
 mod trees;

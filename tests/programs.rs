@@ -20,7 +20,7 @@ fn users_are_made_changed_and_become_inside() {
         su - alice -c 'pwd; echo $USER'
         runuser -u alice -- id -un
         passwd --status alice | cut -d' ' -f1-2
-        userdel --remove alice; groupdel team
+        userdel alice; groupdel team
         ! id alice 2> /dev/null";
     let output = sandbox.shell(script).output().unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -22,6 +22,10 @@ pub struct Setup<'a> {
     pub hostname: &'a [u8],
     /// Which ids exist in the user namespace.
     pub identities: Identities,
+    /// What init writes into `uid_map` and `gid_map` of its user namespace, where the host is an
+    /// ordinary user's and may not map others.
+    #[serde(borrow)]
+    pub id_maps: Option<[&'a [u8]; 2]>,
     /// Whether the network namespace is new, so that its loopback device must be brought up.
     pub own_network: bool,
     /// Where writes go.

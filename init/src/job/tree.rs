@@ -310,7 +310,8 @@ impl Target {
 }
 
 /// Whether a process does something, or will when it is scheduled: not one that the kernel has wait
-/// for something else, or has frozen, nor one whose first thread has ended.
+/// for something else, or has frozen, nor one whose first thread has ended, or which who traces it
+/// keeps from ending.
 fn moves(process: &OwnedFd) -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let Ok(file) = rustix::fs::openat(process, c"stat", flags, Mode::empty()) else {
@@ -322,7 +323,7 @@ fn moves(process: &OwnedFd) -> bool {
     // counts.
     let text = text.get(..length).unwrap_or_default();
     let state = text.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
-    !matches!(state, Some(b'D' | b'Z' | b'X') | None)
+    !matches!(state, Some(b'D' | b'Z' | b'X' | b't') | None)
 }
 
 /// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still

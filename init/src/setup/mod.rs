@@ -46,11 +46,7 @@ fn give_up_callers_memory_settings() -> rustix::io::Result<()> {
     // a write to it takes would tell whoever has the other.
     rustix::thread::disable_transparent_huge_pages(false)?;
     sys::merge_no_memory()?;
-    // Its files in /proc are its own only while it is dumpable. No guest is there yet to use that.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    let written = write_own_settings();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    written
+    as_dumpable(write_own_settings)
 }
 
 fn write_own_settings() -> rustix::io::Result<()> {
@@ -119,6 +115,9 @@ pub(crate) fn run(
     let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
+    if let Some(maps) = setup.id_maps {
+        map_own_ids(maps).step(Step::Identity)?;
+    }
     become_root(setup.identities).step(Step::Identity)?;
 
     // 3. Names and devices of the namespaces.
@@ -257,6 +256,36 @@ fn open_null() -> rustix::io::Result<OwnedFd> {
     rustix::stdio::dup2_stderr(&null)?;
     sys::close_on_exec_from(0)?;
     Ok(kept)
+}
+
+/// Maps the ids of the user who has made the sandbox, where that is no root.
+///
+/// Here, and not before this program was run: the kernel gives a process that runs what it can't
+/// read to the user namespace that has the file's owner, so that no one inside traces init or one
+/// who has a copy of its memory, not with CAP_SYS_PTRACE either. So it must be no one's of this
+/// namespace then.
+fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
+    // The kernel asks for `deny` before a user without privilege may map a group.
+    let files = [
+        (c"/proc/self/setgroups", &b"deny"[..]),
+        (c"/proc/self/uid_map", uid_map),
+        (c"/proc/self/gid_map", gid_map),
+    ];
+    as_dumpable(|| {
+        files.into_iter().try_for_each(|(path, content)| {
+            let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::io::write(file, content).map(drop)
+        })
+    })
+}
+
+/// Does what needs the process's own files in `/proc`, which are its own only while it is dumpable.
+/// No guest is there yet to use that.
+fn as_dumpable(act: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let done = act();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    done
 }
 
 /// Takes on id 0, and, where there is more than one id, another saved id.

@@ -135,7 +135,8 @@ pub enum RootAccess {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Seccomp {
-    /// Those that ordinary programs use; see `SECURITY.md`.
+    /// Those that ordinary programs use, and those that [`Config::capabilities`] bring; see
+    /// `docs/seccomp.md`.
     #[default]
     Default,
     /// All. Hostile code then reaches every corner of the kernel.

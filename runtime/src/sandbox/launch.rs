@@ -21,7 +21,7 @@ use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
-use crate::sys::clone::{Namespaces, OwnIdMaps, Process, spawn_in_namespaces};
+use crate::sys::clone::{Namespaces, Process, spawn_in_namespaces};
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{id_ranges, pidfd, proc};
@@ -41,12 +41,6 @@ const MASKED: &[u8] =
     sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
 /// Parts of `/proc` that can be read but not written.
 const READ_ONLY: &[u8] = b"sys\0";
-
-/// What is covered beyond that where init's own files belong to root inside, as with one id they
-/// do.
-const MASKED_WITH_ONE_ID: &[u8] = b"1/fd/\x001/fdinfo/\x001/task/\0";
-/// And what can't be written there: its `oom_score_adj` above all.
-const READ_ONLY_WITH_ONE_ID: &[u8] = b"1\0";
 
 /// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
 const FOR_SETUP: Capabilities = Capabilities::NONE
@@ -87,7 +81,6 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Mess
         true => Namespaces::BASE.with_network(),
         false => Namespaces::BASE,
     };
-    let maps = ids.is_none().then(OwnIdMaps::of_caller);
     let maker = ids.map(IdRange::base);
     let init = init_binary::memfd()?;
     let capabilities = plan.capabilities | FOR_SETUP.bits();
@@ -97,9 +90,8 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Mess
         false => SessionKeyring::Own,
     };
     let control = theirs.as_fd();
-    let process =
-        spawn_in_namespaces(namespaces, init, control, maps, maker, capabilities, keyring)
-            .map_err(namespaces_refused)?;
+    let process = spawn_in_namespaces(namespaces, init, control, maker, capabilities, keyring)
+        .map_err(namespaces_refused)?;
     Ok((process, messages))
 }
 
@@ -144,28 +136,26 @@ fn try_set_up(
     let mounts = build.root.mounts.iter().map(|mount| descriptors.mount(mount, build.directory));
     let mounts = mounts.collect::<Result<_>>()?;
     let filter = match build.plan.is_filtered {
-        true => Some(seccomp::default_filter()?),
+        true => Some(seccomp::default_filter(build.plan.capabilities)?),
         false => None,
     };
     let of_upper = match build.root.takes_subvolumes() {
         true => None,
         false => Some(seccomp::no_subvolumes()?),
     };
-    let (masked, read_only) = match build.ids {
-        Some(_) => (MASKED.to_vec(), READ_ONLY.to_vec()),
-        None => {
-            ([MASKED, MASKED_WITH_ONE_ID].concat(), [READ_ONLY, READ_ONLY_WITH_ONE_ID].concat())
-        }
-    };
+    let own_ids = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
+    let id_maps = own_ids.map(|id| format!("0 {id} 1\n").into_bytes());
+    let [uid_map, gid_map] = &id_maps;
     let setup = Setup {
         version: VERSION,
         hostname: build.hostname.as_bytes(),
         identities: if build.ids.is_some() { Identities::Range } else { Identities::Single },
+        id_maps: build.ids.is_none().then_some([uid_map, gid_map]),
         own_network: build.plan.has_own_network,
         upper,
         mounts,
-        masked: Strings::new(&masked).map_err(strings_error)?,
-        read_only: Strings::new(&read_only).map_err(strings_error)?,
+        masked: Strings::new(MASKED).map_err(strings_error)?,
+        read_only: Strings::new(READ_ONLY).map_err(strings_error)?,
         pid_max: build.pid_max,
         capabilities: build.plan.capabilities,
         filters: filter.into_iter().chain(of_upper.as_deref()).collect(),

@@ -11,19 +11,20 @@ use seccompiler::{
 };
 
 use super::core_limit;
-use super::ranges::{Checks, Instruction};
+use super::ranges::{Checks, Instruction, RETURN_ALLOW, RETURN_ERRNO};
 
-/// Namespaces, as flags of `clone(2)`. CLONE_NEWTIME is not one: the bit is a part of the exit
-/// signal there.
-const NAMESPACES: [i32; 7] = [
-    libc::CLONE_NEWNS,
-    libc::CLONE_NEWCGROUP,
-    libc::CLONE_NEWUTS,
-    libc::CLONE_NEWIPC,
-    libc::CLONE_NEWUSER,
-    libc::CLONE_NEWPID,
-    libc::CLONE_NEWNET,
-];
+/// Namespaces, as flags of `unshare(2)`, but that of cgroups: init marks the processes of a job
+/// with it, and the kernel refuses it to a guest, for want of CAP_SYS_ADMIN.
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWTIME;
+
+/// Those of `clone(2)`, where the bit of CLONE_NEWTIME is a part of the exit signal.
+const CLONED_NAMESPACES: i32 = NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWCGROUP;
 
 /// Families of sockets that programs use; of the others, each has been a way into the kernel.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
@@ -69,9 +70,22 @@ const LEASES: [i32; 2] = [libc::F_SETLEASE, libc::F_NOTIFY];
 /// `BTRFS_IOC_SNAP_CREATE`, and the second version of each.
 const SUBVOLUMES: [u64; 4] = [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417];
 
-/// Linux, with or without an old version's number, fixed addresses or both; and the question
-/// which it is. Others switch protections of memory off.
-const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// What a personality may consist of: that of 32-bit programs, an old version's number, fixed
+/// addresses (debuggers and sanitizers ask for them), and where in memory they are. What else there
+/// is has memory executable that is not said to be, or page 0 mapped, or is of other systems.
+/// `PER_LINUX32`, `UNAME26`, `ADDR_NO_RANDOMIZE`, `ADDR_COMPAT_LAYOUT`, `ADDR_LIMIT_32BIT` and
+/// `ADDR_LIMIT_3GB`.
+const PERSONALITIES: i32 = 0x8 | 0x2_0000 | 0x4_0000 | 0x20_0000 | 0x80_0000 | 0x800_0000;
+
+/// What sets options of a tracer: `PTRACE_SETOPTIONS`, the older number of it, `PTRACE_SEIZE`.
+const TRACING_OPTIONS: [u64; 3] = [0x4200, 21, 0x4206];
+
+/// `PTRACE_O_TRACEEXIT`: the traced one stops on its way out, and SIGKILL does not move it. Two
+/// that do so to each other never end, nor does the sandbox that they are in.
+const TRACE_EXIT: u64 = 0x40;
+
+/// The process id of init, inside.
+const INIT: u64 = 1;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -82,6 +96,7 @@ pub(super) fn compile(core_key: u64) -> Result<Checks, BackendError> {
         (libc::ENOMEM, no_huge_pages()?),
         (libc::EINVAL, no_leases_and_drivers()?),
         (libc::EAFNOSUPPORT, no_families()?),
+        (libc::EOPNOTSUPP, no_pairs()?),
         (libc::ESOCKTNOSUPPORT, no_socket_types()?),
         (libc::EPROTONOSUPPORT, no_protocols()?),
         (libc::EPERM, refused()?),
@@ -89,6 +104,9 @@ pub(super) fn compile(core_key: u64) -> Result<Checks, BackendError> {
     let mut checks = Checks::from([
         (libc::SYS_setrlimit as u32, core_limit::SETRLIMIT.to_vec()),
         (libc::SYS_prlimit64 as u32, core_limit::prlimit(core_key).to_vec()),
+        (libc::SYS_clone as u32, no_bits(CLONED_NAMESPACES).to_vec()),
+        (libc::SYS_unshare as u32, no_bits(NAMESPACES).to_vec()),
+        (libc::SYS_personality as u32, no_personalities().to_vec()),
     ]);
     for (errno, rules) in of_errors {
         for (call, rules) in rules {
@@ -130,7 +148,16 @@ fn no_leases_and_drivers() -> Result<Rules, BackendError> {
 fn no_families() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     add(&mut rules, libc::SYS_socket, none_of(0, FAMILIES.map(value))?)?;
-    add(&mut rules, libc::SYS_socketpair, vec![is_not(0, value(libc::AF_UNIX))?])?;
+    add(&mut rules, libc::SYS_socketpair, none_of(0, FAMILIES.map(value))?)?;
+    Ok(rules)
+}
+
+/// Families that there are, and whose sockets come alone. The kernel says so, once it has made two.
+fn no_pairs() -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    for family in FAMILIES.into_iter().filter(|family| *family != libc::AF_UNIX) {
+        add(&mut rules, libc::SYS_socketpair, vec![is(0, value(family))?])?;
+    }
     Ok(rules)
 }
 
@@ -176,21 +203,35 @@ fn no_protocols() -> Result<Rules, BackendError> {
 
 fn refused() -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
-    let mut refuse = |call, conditions| add(&mut rules, call, conditions);
-    for flag in NAMESPACES.map(value) {
-        refuse(libc::SYS_clone, vec![masked(0, flag, flag)?])?;
-    }
-
-    // What init marks the processes of a job with; to a guest the kernel refuses it, for want of
-    // CAP_SYS_ADMIN.
-    refuse(libc::SYS_unshare, vec![is_not(0, value(libc::CLONE_NEWCGROUP))?])?;
-
     for request in TERMINAL_INPUT {
-        refuse(libc::SYS_ioctl, vec![is(1, request)?])?;
+        add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
     }
-    refuse(libc::SYS_prlimit64, vec![is_not(0, 0)?])?;
-    refuse(libc::SYS_personality, none_of(0, PERSONALITIES)?)?;
+    for request in TRACING_OPTIONS {
+        let conditions = vec![is(0, request)?, masked(3, TRACE_EXIT, TRACE_EXIT)?];
+        add(&mut rules, libc::SYS_ptrace, conditions)?;
+    }
+    // With one id, or with CAP_SYS_RESOURCE, nothing else keeps init's limits from a guest.
+    add(&mut rules, libc::SYS_prlimit64, vec![is(0, INIT)?])?;
     Ok(rules)
+}
+
+/// Refuses a first argument with one of the bits: five instructions, where each bit by itself would
+/// take as many.
+fn no_bits(bits: i32) -> [Instruction; 5] {
+    [
+        Instruction::load(core_limit::argument(0)),
+        Instruction::and(bits.cast_unsigned()),
+        Instruction::if_equal_else(0, 0, 1),
+        Instruction::ret(RETURN_ALLOW),
+        Instruction::ret(RETURN_ERRNO | libc::EPERM.unsigned_abs()),
+    ]
+}
+
+/// Refuses what is no personality of [`PERSONALITIES`], but for the question which it is.
+fn no_personalities() -> [Instruction; 6] {
+    const QUESTION: u32 = u32::MAX;
+    let [load, and, none, allow, refuse] = no_bits(!PERSONALITIES);
+    [load, Instruction::if_equal_else(QUESTION, 2, 0), and, none, allow, refuse]
 }
 
 /// Compiles the one rule that no one makes subvolumes.

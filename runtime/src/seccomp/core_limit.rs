@@ -8,7 +8,7 @@
 use super::ranges::{Instruction, RETURN_ALLOW, RETURN_ERRNO};
 
 /// The low half of an argument; the high one is at 4 more.
-const fn argument(number: u32) -> u32 {
+pub(super) const fn argument(number: u32) -> u32 {
     16 + 8 * number
 }
 

@@ -3,9 +3,9 @@
 //! How a filter is shaped decides what creating a sandbox costs. At install the kernel runs it once
 //! for each system call number; a chain of comparisons, one for each call of an allow-list, takes
 //! longer than all the rest of create. So the verdict on the number is a balanced tree over ranges
-//! of numbers ([`ranges`]), which for the few calls on whose arguments it depends leads to a program
-//! of the call's own, compiled by seccompiler ([`arguments`]). The kernel keeps the verdict on a
-//! call that is allowed whatever its arguments, and runs the filter for the others each time.
+//! of numbers ([`ranges`]), which for the few calls on whose arguments it depends leads to a
+//! program of the call's own ([`arguments`]). The kernel keeps the verdict on a call that is
+//! allowed whatever its arguments, and runs the filter for the others each time.
 
 mod arguments;
 mod core_limit;
@@ -26,21 +26,67 @@ enum Verdict {
     Allow,
     /// It is made if its arguments are harmless, else it fails as its rule says.
     Check,
+    /// It is made where commands hold the capability of this bit, else it fails.
+    Held(u64, Refusal),
     /// It fails with EPERM.
     Deny,
     /// It fails with ENOSYS, as on a kernel that does not have it.
     Missing,
+    /// It fails with EOPNOTSUPP, as on a file that does not have it.
+    Unsupported,
 }
 
-/// The program of the default policy, an array of `struct sock_filter`. Compiled once in a process.
-pub(crate) fn default_filter() -> Result<&'static [u8]> {
-    static FILTER: PerProcess<Vec<u8>> = PerProcess::new();
-    let filter = FILTER.get_or_try(|| {
+/// How a call fails that takes a capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// With EPERM.
+    Deny,
+    /// With ENOSYS.
+    Missing,
+    /// As its rule says, if its arguments are not harmless.
+    Check,
+}
+
+/// The capabilities that calls of the table are bound to, as bits. The kernel asks for others, too,
+/// but for those of the host, which no one inside has.
+const SYS_PTRACE: u64 = 1 << 19;
+const SYS_ADMIN: u64 = 1 << 21;
+const SYS_NICE: u64 = 1 << 23;
+const BOUND: [u64; 3] = [SYS_PTRACE, SYS_ADMIN, SYS_NICE];
+
+/// The program of the default policy for commands that may hold `capabilities` (bit `n` is number
+/// `n`), an array of `struct sock_filter`. Each is compiled once in a process.
+pub(crate) fn default_filter(capabilities: u64) -> Result<&'static [u8]> {
+    static FILTERS: [PerProcess<Vec<u8>>; 1 << BOUND.len()] =
+        [const { PerProcess::new() }; 1 << BOUND.len()];
+    let which = BOUND.iter().enumerate();
+    let which = which.map(|(bit, held)| usize::from(capabilities & held != 0) << bit).sum();
+    let Some(filter) = FILTERS.get::<usize>(which) else {
+        return Err(Error::invalid("system call policy", "no such set of capabilities"));
+    };
+    let filter = filter.get_or_try(|| {
         let checks = arguments::compile(core_key()?)
             .map_err(|error| Error::invalid("system call policy", error.to_string()))?;
-        Ok(ranges::compile(table::TABLE, &checks))
+        Ok(ranges::compile(&table_for(capabilities), &checks))
     })?;
     Ok(filter)
+}
+
+type Row = (u32, &'static str, Verdict);
+
+/// The table as it is where commands may hold `capabilities`.
+fn table_for(capabilities: u64) -> Vec<Row> {
+    let decide = |&(number, name, verdict): &Row| {
+        let verdict = match verdict {
+            Verdict::Held(capability, _) if capabilities & capability != 0 => Verdict::Allow,
+            Verdict::Held(_, Refusal::Deny) => Verdict::Deny,
+            Verdict::Held(_, Refusal::Missing) => Verdict::Missing,
+            Verdict::Held(_, Refusal::Check) => Verdict::Check,
+            other => other,
+        };
+        (number, name, verdict)
+    };
+    table::TABLE.iter().map(decide).collect()
 }
 
 /// What init shows the filters to change the limit of core dumps; the same for all sandboxes of
@@ -65,8 +111,11 @@ pub(crate) fn no_subvolumes() -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::Verdict::{Allow, Check, Deny, Missing};
-    use super::{arguments, default_filter, no_subvolumes, ranges, table::TABLE};
+    use super::Verdict::{Allow, Check, Deny, Held, Missing, Unsupported};
+    use super::{
+        BOUND, Refusal, SYS_ADMIN, SYS_NICE, SYS_PTRACE, arguments, default_filter, no_subvolumes,
+        ranges, table::TABLE, table_for,
+    };
 
     const X86_64: u32 = 0xC000_003E;
     const I386: u32 = 0x4000_0003;
@@ -78,6 +127,7 @@ mod tests {
     const EINVAL: u32 = 0x0005_0000 | libc::EINVAL as u32;
     const EAFNOSUPPORT: u32 = 0x0005_0000 | libc::EAFNOSUPPORT as u32;
     const EPROTONOSUPPORT: u32 = 0x0005_0000 | libc::EPROTONOSUPPORT as u32;
+    const EOPNOTSUPP: u32 = 0x0005_0000 | libc::EOPNOTSUPP as u32;
     const ESOCKTNOSUPPORT: u32 = 0x0005_0000 | libc::ESOCKTNOSUPPORT as u32;
 
     /// Runs a program as the kernel would: the few instructions that filters consist of.
@@ -112,7 +162,7 @@ mod tests {
     }
 
     fn verdict(arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        run(default_filter().unwrap(), arch, number, arguments)
+        run(default_filter(0).unwrap(), arch, number, arguments)
     }
 
     fn number(name: &str) -> u32 {
@@ -135,16 +185,18 @@ mod tests {
     #[test]
     fn each_number_gets_the_verdict_of_the_table() {
         let allowed = |name: &str| vec![ranges::Instruction::ret(ALLOW | number(name))];
-        let checked = TABLE.iter().filter(|row| row.2 == Check);
+        let table = table_for(0);
+        let checked = table.iter().filter(|row| row.2 == Check);
         let checks = checked.map(|row| (row.0, allowed(row.1))).collect();
-        let program = ranges::compile(TABLE, &checks);
+        let program = ranges::compile(&table, &checks);
         for number in (0..2048).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff, u32::MAX]) {
             let row = TABLE.iter().find(|row| row.0 == number);
             let expected = match row.map_or(Missing, |row| row.2) {
                 Allow => ALLOW,
-                Check => ALLOW | number,
-                Deny => EPERM,
-                Missing => ENOSYS,
+                Check | Held(_, Refusal::Check) => ALLOW | number,
+                Deny | Held(_, Refusal::Deny) => EPERM,
+                Missing | Held(_, Refusal::Missing) => ENOSYS,
+                Unsupported => EOPNOTSUPP,
             };
             assert_eq!(run(&program, X86_64, number, [0; 6]), expected, "{number} {row:?}");
         }
@@ -153,10 +205,10 @@ mod tests {
     #[test]
     fn what_is_checked_has_a_program_and_nothing_else_has() {
         let checked: Vec<u32> =
-            TABLE.iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
+            table_for(0).iter().filter(|row| row.2 == Check).map(|row| row.0).collect();
         assert_eq!(arguments::compile(0).unwrap().into_keys().collect::<Vec<_>>(), checked);
         // What has none all the same is refused.
-        let program = ranges::compile(TABLE, &ranges::Checks::new());
+        let program = ranges::compile(&table_for(0), &ranges::Checks::new());
         assert_eq!(run(&program, X86_64, number("clone"), [0; 6]), EPERM);
     }
 
@@ -173,15 +225,18 @@ mod tests {
         const THREAD: u64 = 0x003d_0f00;
         /// What init marks trees with.
         const MARK: u64 = 0x200_0000;
-        for flag in
-            [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
-        {
-            assert_eq!(call("clone", &[flag | THREAD]), EPERM, "{flag:#x}");
-            assert_eq!(call("unshare", &[flag | 1]), EPERM, "{flag:#x}");
-            if flag != MARK {
-                assert_eq!(call("unshare", &[flag]), EPERM, "{flag:#x}");
-                assert_eq!(call("unshare", &[flag | MARK]), EPERM, "{flag:#x}");
+        for flag in [0x2_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+            for more in [0, THREAD, MARK, 1 << 32] {
+                assert_eq!(call("clone", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
+                assert_eq!(call("unshare", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
             }
+        }
+        // Of time, which clone(2) does not know.
+        assert_eq!(call("unshare", &[0x80]), EPERM);
+        assert_eq!(call("clone", &[MARK | THREAD]), EPERM);
+        // CLONE_FS, CLONE_FILES, CLONE_SYSVSEM: of oneself.
+        for flags in [0x200, 0x400, 0x4_0000, 0x4_0600] {
+            assert_eq!(call("unshare", &[flags]), ALLOW, "{flags:#x}");
         }
         assert_eq!(call("unshare", &[MARK]), ALLOW);
         assert_eq!(call("clone", &[THREAD]), ALLOW);
@@ -194,6 +249,7 @@ mod tests {
         for family in (0..64).filter(|family| ![1, 2, 10, 16].contains(family)) {
             assert_eq!(call("socket", &[family, 1, 0]), EAFNOSUPPORT, "{family}");
             assert_eq!(call("socketpair", &[family, 1, 0]), EAFNOSUPPORT, "{family}");
+            assert_eq!(call("socketpair", &[family | 1 << 32, 1, 0]), EAFNOSUPPORT, "{family}");
         }
         for family in [1, 2, 10, 16] {
             assert_eq!(call("socket", &[family, 1 | 0o2_000_000, 0]), ALLOW, "{family}");
@@ -238,6 +294,9 @@ mod tests {
                 let made = call("socket", &[family, kind | more, protocol]);
                 assert_eq!(made, verdict, "{family} {kind}");
             }
+        }
+        for family in [2, 10, 16] {
+            assert_eq!(call("socketpair", &[family, 1, 0]), EOPNOTSUPP, "{family}");
         }
         // SOCK_SEQPACKET of AF_UNIX is in use.
         assert_eq!(call("socket", &[1, 5, 0]), ALLOW);
@@ -317,10 +376,112 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_changed_of_oneself_only() {
-        assert_eq!(call("prlimit64", &[0, 7]), ALLOW);
-        assert_eq!(call("prlimit64", &[1, 7]), EPERM);
-        assert_eq!(call("prlimit64", &[1 << 32, 7]), ALLOW);
+    fn limits_are_changed_of_all_but_init() {
+        for pid in [0, 2, 4_000_000, 1 << 32] {
+            assert_eq!(call("prlimit64", &[pid, 7, 1]), ALLOW, "{pid}");
+            assert_eq!(call("prlimit64", &[pid, 7]), ALLOW, "{pid}");
+        }
+        for pid in [1, 1 | 1 << 32] {
+            assert_eq!(call("prlimit64", &[pid, 7, 1]), EPERM);
+            assert_eq!(call("prlimit64", &[pid, 7]), EPERM);
+        }
+    }
+
+    #[test]
+    fn calls_that_take_a_capability_are_there_where_it_is_held() {
+        let of = |capabilities: u64, name: &str| {
+            run(default_filter(capabilities).unwrap(), X86_64, number(name), [0; 6])
+        };
+        let placement = ["mbind", "set_mempolicy", "get_mempolicy", "migrate_pages", "move_pages"];
+        let names = ["sethostname", "setdomainname"];
+        for (capability, refused, calls) in [
+            (SYS_NICE, ENOSYS, &placement[..]),
+            (SYS_NICE, ENOSYS, &["set_mempolicy_home_node"]),
+            (SYS_PTRACE, ENOSYS, &["pidfd_getfd", "process_madvise"]),
+            (SYS_ADMIN, EPERM, &names),
+        ] {
+            for call in calls {
+                assert_eq!(of(0, call), refused, "{call}");
+                assert_eq!(of(capability, call), ALLOW, "{call}");
+                assert_eq!(of(!capability, call), refused, "{call}");
+                assert_eq!(of(u64::MAX, call), ALLOW, "{call}");
+            }
+        }
+        // What no capability inside is the right for, or what would reach init.
+        let never = [
+            "mount",
+            "umount2",
+            "pivot_root",
+            "setns",
+            "open_tree",
+            "move_mount",
+            "fsopen",
+            "mount_setattr",
+            "open_by_handle_at",
+            "bpf",
+            "perf_event_open",
+            "fanotify_init",
+            "reboot",
+            "init_module",
+            "finit_module",
+            "acct",
+            "settimeofday",
+            "clock_settime",
+            "syslog",
+            "iopl",
+            "ioperm",
+            "vhangup",
+            "quotactl",
+            "swapon",
+            "kexec_load",
+        ];
+        for name in never {
+            assert_eq!(of(u64::MAX, name), EPERM, "{name}");
+        }
+        // One filter for each set of those that matter.
+        let place = |capabilities| default_filter(capabilities).unwrap().as_ptr();
+        assert_eq!(place(1), place(!(SYS_NICE | SYS_PTRACE | SYS_ADMIN)));
+        let all = BOUND.into_iter().fold(0, |all, one| all | one);
+        assert_eq!(place(all), place(u64::MAX));
+        assert_ne!(place(SYS_NICE), place(SYS_PTRACE));
+    }
+
+    #[test]
+    fn no_process_holds_up_the_end_of_another_unless_it_may_trace_all() {
+        const EXIT: u64 = 0x40;
+        let of = |capabilities: u64, request: u64, options: u64| {
+            let arguments = [request, 7, 0, options, 0, 0];
+            run(default_filter(capabilities).unwrap(), X86_64, number("ptrace"), arguments)
+        };
+        // PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_OLDSETOPTIONS.
+        for request in [0x4200, 0x4206, 21, 0x4200 | 1 << 32] {
+            for options in [EXIT, EXIT | 0x1f, EXIT | 1 << 40] {
+                assert_eq!(of(0, request, options), EPERM, "{request:#x} {options:#x}");
+                assert_eq!(of(SYS_PTRACE, request, options), ALLOW, "{request:#x} {options:#x}");
+            }
+            // PTRACE_O_EXITKILL and all others but that.
+            assert_eq!(of(0, request, 0x10_00bf), ALLOW, "{request:#x}");
+        }
+        // PTRACE_TRACEME, PEEKDATA, POKEDATA, CONT, ATTACH, DETACH, GETREGSET, INTERRUPT.
+        for request in [0, 2, 5, 7, 16, 17, 0x4204, 0x4207] {
+            assert_eq!(of(0, request, EXIT), ALLOW, "{request:#x}");
+        }
+    }
+
+    #[test]
+    fn what_a_smaller_kernel_lacks_is_missing_rather_than_refused() {
+        for name in
+            ["add_key", "request_key", "keyctl", "modify_ldt", "ustat", "clone3", "io_uring_setup"]
+        {
+            assert_eq!(call(name, &[]), ENOSYS, "{name}");
+        }
+        // As on the root itself, an overlay.
+        assert_eq!(call("name_to_handle_at", &[]), EOPNOTSUPP);
+        // The kernel has a program that someone traces make them, in whose place none is prepared
+        // for an error.
+        for name in ["uretprobe", "uprobe"] {
+            assert_eq!(call(name, &[]), ALLOW, "{name}");
+        }
     }
 
     #[test]
@@ -351,11 +512,100 @@ mod tests {
 
     #[test]
     fn personalities_that_weaken_are_refused() {
-        for persona in [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
+        // Those of setarch(8): -R of gdb and of sanitizers, -L, -B, -3, --uname-2.6.
+        let fine = [0, 8, 0x2_0000, 0x4_0000, 0x20_0000, 0x80_0000, 0x800_0000, 0x4_0008];
+        for persona in fine.into_iter().chain([0xffff_ffff, 0x4_0000 | 1 << 32]) {
             assert_eq!(call("personality", &[persona]), ALLOW, "{persona:#x}");
         }
-        for persona in [0x4_0000, 0x10_0000, 0x40_0000, 1] {
+        // READ_IMPLIES_EXEC, MMAP_PAGE_ZERO, and those of other systems.
+        for persona in
+            [0x40_0000, 0x10_0000, 0x44_0000, 1, 6, 0xff, 0x8000_0000, 0x40_0000 | 1 << 40]
+        {
             assert_eq!(call("personality", &[persona]), EPERM, "{persona:#x}");
+        }
+    }
+
+    /// The rows of a table of `docs/seccomp.md`, by its heading.
+    fn documented(heading: &str) -> Vec<Vec<String>> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/seccomp.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let section = text.split("\n## ").find_map(|part| part.strip_prefix(heading)).unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+        rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    }
+
+    /// What is in backticks.
+    fn quoted(cell: &str) -> Vec<&str> {
+        cell.split('`').skip(1).step_by(2).collect()
+    }
+
+    fn said(word: &str) -> u32 {
+        match word {
+            "there" => ALLOW,
+            "succeeds" => 0x0005_0000,
+            "EPERM" => EPERM,
+            "ENOSYS" => ENOSYS,
+            "EOPNOTSUPP" => EOPNOTSUPP,
+            "EINVAL" => EINVAL,
+            "ENOMEM" => ENOMEM,
+            "EAFNOSUPPORT" => EAFNOSUPPORT,
+            "EPROTONOSUPPORT" => EPROTONOSUPPORT,
+            "ESOCKTNOSUPPORT" => ESOCKTNOSUPPORT,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_document_says_of_each_call_what_the_filter_does() {
+        let mut seen = Vec::new();
+        for row in documented("Calls that are refused") {
+            for name in quoted(&row[1]) {
+                // Whatever is held.
+                for capabilities in [0, u64::MAX] {
+                    let filter = default_filter(capabilities).unwrap();
+                    let verdict = run(filter, X86_64, number(name), [0; 6]);
+                    assert_eq!(verdict, said(&row[2]), "{name}");
+                }
+                seen.push(name.to_owned());
+            }
+        }
+        for row in documented("Calls that take a capability") {
+            let held = match quoted(&row[2])[..] {
+                ["SYS_NICE"] => SYS_NICE,
+                ["SYS_PTRACE"] => SYS_PTRACE,
+                ["SYS_ADMIN"] => SYS_ADMIN,
+                ref other => panic!("{other:?}"),
+            };
+            for name in quoted(&row[1]) {
+                let of = |capabilities| {
+                    run(default_filter(capabilities).unwrap(), X86_64, number(name), [0; 6])
+                };
+                let [without, with] = [of(!held), of(held)];
+                assert_eq!((without, with), (said(&row[3]), ALLOW), "{name}");
+                seen.push(name.to_owned());
+            }
+        }
+        let mut examples = std::collections::BTreeSet::new();
+        for row in documented("Calls that depend on arguments") {
+            for example in quoted(&row[1]) {
+                let (name, values) = example.strip_suffix(')').unwrap().split_once('(').unwrap();
+                let values: Vec<u64> = values.split(", ").map(value).collect();
+                assert_eq!(call(name, &values), said(&row[2]), "{example}");
+                examples.insert(name.to_owned());
+            }
+        }
+        seen.extend(examples);
+        seen.sort();
+        let table = table_for(0).into_iter().filter(|row| row.2 != Allow);
+        let mut all: Vec<_> = table.map(|row| row.1.to_owned()).collect();
+        all.sort();
+        assert_eq!(seen, all);
+    }
+
+    fn value(text: &str) -> u64 {
+        match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+            None => text.parse().unwrap(),
         }
     }
 }

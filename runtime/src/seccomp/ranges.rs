@@ -36,6 +36,11 @@ impl Instruction {
         Self { code: 0x15, jump_true, jump_false: 0, k }
     }
 
+    /// Keeps the bits of the word that are in `mask`.
+    pub(super) const fn and(mask: u32) -> Self {
+        Self { code: 0x54, jump_true: 0, jump_false: 0, k: mask }
+    }
+
     /// Skips instructions by whether the word is at least `k`.
     const fn if_at_least(k: u32, jump_true: u8, jump_false: u8) -> Self {
         Self { code: 0x35, jump_true, jump_false, k }
@@ -144,8 +149,10 @@ fn action(verdict: Verdict) -> u32 {
     let errno = |errno: i32| RETURN_ERRNO | errno.unsigned_abs();
     match verdict {
         Verdict::Allow => RETURN_ALLOW,
-        Verdict::Deny | Verdict::Check => errno(libc::EPERM),
+        // Of those that depend on something, no one has said what they come to.
+        Verdict::Deny | Verdict::Check | Verdict::Held(..) => errno(libc::EPERM),
         Verdict::Missing => errno(libc::ENOSYS),
+        Verdict::Unsupported => errno(libc::EOPNOTSUPP),
     }
 }
 

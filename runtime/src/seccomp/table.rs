@@ -2,11 +2,24 @@
 //!
 //! Allowed is what ordinary programs use and what reaches nothing beyond the sandbox. A call that
 //! is newer than this table, or that programs try before an older one (`clone3`, `io_uring`), is
-//! missing, so that they fall back; and so are the calls of `io_setup` (libaio), whose requests are
-//! counted for the whole machine. What exists and is refused is what administers a machine,
-//! what reads or changes other processes, and what has been the way into many a kernel.
+//! missing, so that they fall back; so are what a kernel may be built without (keys, NUMA,
+//! `modify_ldt`), and the calls of `io_setup` (libaio), whose requests are counted for the whole
+//! machine. What exists and is refused is what administers a machine, what has been the way into
+//! many a kernel, and what an ordinary user is refused anyway.
+//!
+//! `docs/seccomp.md` has the reason for each, beside what Docker does.
 
-use super::Verdict::{self, Allow, Check, Deny, Missing};
+use super::Verdict::{self, Allow, Check, Deny, Held, Missing, Unsupported};
+use super::{Refusal, SYS_ADMIN, SYS_NICE, SYS_PTRACE};
+
+/// Where memory lies. A kernel without NUMA has no such calls, and programs go on.
+const NICE: Verdict = Held(SYS_NICE, Refusal::Missing);
+/// What takes the right to trace the other process. Newer than programs rely on.
+const PTRACE: Verdict = Held(SYS_PTRACE, Refusal::Missing);
+/// Two who hold up the ends of each other are left by themselves where the right is not held.
+const TRACE: Verdict = Held(SYS_PTRACE, Refusal::Check);
+/// The names of the sandbox's own UTS namespace.
+const ADMIN: Verdict = Held(SYS_ADMIN, Refusal::Deny);
 
 /// Every number that has a name, in order; all others are missing.
 pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
@@ -111,7 +124,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (98, "getrusage", Allow),
     (99, "sysinfo", Allow),
     (100, "times", Allow),
-    (101, "ptrace", Allow),
+    (101, "ptrace", TRACE),
     (102, "getuid", Allow),
     (103, "syslog", Deny),
     (104, "getgid", Allow),
@@ -146,7 +159,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (133, "mknod", Allow),
     (134, "uselib", Missing),
     (135, "personality", Check),
-    (136, "ustat", Deny),
+    (136, "ustat", Missing),
     (137, "statfs", Allow),
     (138, "fstatfs", Allow),
     (139, "sysfs", Missing),
@@ -164,7 +177,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (151, "mlockall", Allow),
     (152, "munlockall", Allow),
     (153, "vhangup", Deny),
-    (154, "modify_ldt", Deny),
+    (154, "modify_ldt", Missing),
     (155, "pivot_root", Deny),
     (156, "_sysctl", Missing),
     (157, "prctl", Allow),
@@ -180,8 +193,8 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (167, "swapon", Deny),
     (168, "swapoff", Deny),
     (169, "reboot", Deny),
-    (170, "sethostname", Deny),
-    (171, "setdomainname", Deny),
+    (170, "sethostname", ADMIN),
+    (171, "setdomainname", ADMIN),
     (172, "iopl", Deny),
     (173, "ioperm", Deny),
     (174, "create_module", Missing),
@@ -222,7 +235,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (209, "io_submit", Missing),
     (210, "io_cancel", Missing),
     (211, "get_thread_area", Allow),
-    (212, "lookup_dcookie", Deny),
+    (212, "lookup_dcookie", Missing),
     (213, "epoll_create", Allow),
     (214, "epoll_ctl_old", Missing),
     (215, "epoll_wait_old", Missing),
@@ -247,9 +260,9 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (234, "tgkill", Allow),
     (235, "utimes", Allow),
     (236, "vserver", Missing),
-    (237, "mbind", Deny),
-    (238, "set_mempolicy", Deny),
-    (239, "get_mempolicy", Deny),
+    (237, "mbind", NICE),
+    (238, "set_mempolicy", NICE),
+    (239, "get_mempolicy", NICE),
     (240, "mq_open", Allow),
     (241, "mq_unlink", Allow),
     (242, "mq_timedsend", Allow),
@@ -258,15 +271,15 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (245, "mq_getsetattr", Allow),
     (246, "kexec_load", Deny),
     (247, "waitid", Allow),
-    (248, "add_key", Deny),
-    (249, "request_key", Deny),
-    (250, "keyctl", Deny),
+    (248, "add_key", Missing),
+    (249, "request_key", Missing),
+    (250, "keyctl", Missing),
     (251, "ioprio_set", Allow),
     (252, "ioprio_get", Allow),
     (253, "inotify_init", Allow),
     (254, "inotify_add_watch", Allow),
     (255, "inotify_rm_watch", Allow),
-    (256, "migrate_pages", Deny),
+    (256, "migrate_pages", NICE),
     (257, "openat", Allow),
     (258, "mkdirat", Allow),
     (259, "mknodat", Allow),
@@ -289,7 +302,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (276, "tee", Allow),
     (277, "sync_file_range", Allow),
     (278, "vmsplice", Allow),
-    (279, "move_pages", Deny),
+    (279, "move_pages", NICE),
     (280, "utimensat", Allow),
     (281, "epoll_pwait", Allow),
     (282, "signalfd", Allow),
@@ -313,7 +326,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (300, "fanotify_init", Deny),
     (301, "fanotify_mark", Deny),
     (302, "prlimit64", Check),
-    (303, "name_to_handle_at", Deny),
+    (303, "name_to_handle_at", Unsupported),
     (304, "open_by_handle_at", Deny),
     (305, "clock_adjtime", Allow),
     (306, "syncfs", Allow),
@@ -345,6 +358,8 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (332, "statx", Allow),
     (333, "io_pgetevents", Missing),
     (334, "rseq", Allow),
+    (335, "uretprobe", Allow),
+    (336, "uprobe", Allow),
     (424, "pidfd_send_signal", Allow),
     (425, "io_uring_setup", Missing),
     (426, "io_uring_enter", Missing),
@@ -359,9 +374,9 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (435, "clone3", Missing),
     (436, "close_range", Allow),
     (437, "openat2", Allow),
-    (438, "pidfd_getfd", Deny),
+    (438, "pidfd_getfd", PTRACE),
     (439, "faccessat2", Allow),
-    (440, "process_madvise", Deny),
+    (440, "process_madvise", PTRACE),
     (441, "epoll_pwait2", Allow),
     (442, "mount_setattr", Deny),
     (443, "quotactl_fd", Deny),
@@ -371,7 +386,7 @@ pub(super) static TABLE: &[(u32, &str, Verdict)] = &[
     (447, "memfd_secret", Missing),
     (448, "process_mrelease", Allow),
     (449, "futex_waitv", Allow),
-    (450, "set_mempolicy_home_node", Deny),
+    (450, "set_mempolicy_home_node", NICE),
     (451, "cachestat", Allow),
     (452, "fchmodat2", Allow),
     (453, "map_shadow_stack", Allow),

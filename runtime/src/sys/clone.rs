@@ -1,6 +1,6 @@
 //! Starting init in namespaces of its own: the clone, and what its child does until its `execve`.
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -61,7 +61,6 @@ struct Launch(Box<Shared>);
 struct Shared {
     executable: RawFd,
     control: RawFd,
-    maps: Option<OwnIdMaps>,
     capabilities: u64,
     keyring: SessionKeyring,
     /// Why it could not execute its program; 0 until then.
@@ -81,7 +80,6 @@ impl Drop for Launch {
             let unused = Box::new(Shared {
                 executable: -1,
                 control: -1,
-                maps: None,
                 capabilities: 0,
                 keyring: SessionKeyring::Own,
                 errno: AtomicI32::new(0),
@@ -90,49 +88,6 @@ impl Drop for Launch {
             });
             std::mem::forget(std::mem::replace(&mut self.0, unused));
         }
-    }
-}
-
-/// Maps that a user without privilege may write, and only from inside: of their own ids alone.
-#[derive(Debug)]
-pub(crate) struct OwnIdMaps {
-    uid_map: CString,
-    gid_map: CString,
-}
-
-impl OwnIdMaps {
-    /// Id 0 inside is the calling user outside.
-    pub(crate) fn of_caller() -> Self {
-        let map = |id: u32| CString::new(format!("0 {id} 1\n")).unwrap_or_default();
-        Self {
-            uid_map: map(nix::unistd::geteuid().as_raw()),
-            gid_map: map(nix::unistd::getegid().as_raw()),
-        }
-    }
-
-    /// Writes them, in the child.
-    ///
-    /// # Errors
-    /// The kernel's error number.
-    fn write(&self) -> Result<(), i32> {
-        // The kernel asks for `deny` before a user without privilege may map a group.
-        let files = [
-            (c"/proc/self/setgroups", c"deny"),
-            (c"/proc/self/uid_map", self.uid_map.as_c_str()),
-            (c"/proc/self/gid_map", self.gid_map.as_c_str()),
-        ];
-        const FLAGS: usize = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
-        for (path, content) in files {
-            let length = content.count_bytes();
-            // SAFETY: NUL-ended strings; the length is that of the content.
-            unsafe {
-                let here = libc::AT_FDCWD as usize;
-                let fd = raw(libc::SYS_openat, [here, path.as_ptr() as usize, FLAGS, 0, 0])?;
-                raw(libc::SYS_write, [fd, content.as_ptr() as usize, length, 0, 0])?;
-                raw(libc::SYS_close, [fd, 0, 0, 0, 0])?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -153,7 +108,6 @@ pub(crate) fn spawn_in_namespaces(
     namespaces: Namespaces,
     executable: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
-    maps: Option<OwnIdMaps>,
     maker: Option<u32>,
     capabilities: u64,
     keyring: SessionKeyring,
@@ -161,7 +115,6 @@ pub(crate) fn spawn_in_namespaces(
     let launch = Launch(Box::new(Shared {
         executable: executable.as_raw_fd(),
         control: control.as_raw_fd(),
-        maps,
         capabilities,
         keyring,
         errno: AtomicI32::new(0),
@@ -228,14 +181,10 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
     const AMBIENT: usize = libc::PR_CAP_AMBIENT as usize;
     // 0. What the caller lends without meaning to.
     inheritance::give_up(shared.keyring)?;
-    // 1. Ids, where the host has no privilege to map others.
-    if let Some(maps) = &shared.maps {
-        maps.write()?;
-    }
     // SAFETY: system calls with valid pointers, to memory of this function or constants. dup2 and
     // close_range change the child's own table, which clone has copied.
     unsafe {
-        // 2. An exec by a user whose ids are not mapped yet drops all capabilities but ambient
+        // 1. An exec by a user whose ids are not mapped yet drops all capabilities but ambient
         //    ones, and ambient ones must be inheritable.
         let header = [CAPABILITY_VERSION_3, 0];
         let mut sets = [0_u32; 6];
@@ -252,12 +201,12 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
             let _ = raw(libc::SYS_prctl, [AMBIENT, RAISE, capability, 0, 0]);
             rest &= rest - 1;
         }
-        // 3. The control socket is descriptor 0; all else is closed by the exec, also what the
+        // 2. The control socket is descriptor 0; all else is closed by the exec, also what the
         //    calling program left inheritable.
         raw(libc::SYS_dup2, [shared.control as usize, 0, 0, 0, 0])?;
         let (last, close) = (u32::MAX as usize, libc::CLOSE_RANGE_CLOEXEC as usize);
         raw(libc::SYS_close_range, [1, last, close, 0, 0])?;
-        // 4. init.
+        // 3. init. No id is mapped yet, so that it belongs to the namespace of the caller's ids.
         let nothing: [usize; 1] = [0];
         let nothing = nothing.as_ptr() as usize;
         let (empty, flags) = (c"".as_ptr() as usize, libc::AT_EMPTY_PATH as usize);
