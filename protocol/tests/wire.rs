@@ -154,7 +154,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x50\0\0\0\0\x06\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+        b"\x50\0\0\0\0\x07\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x01\xfb\x90\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );

@@ -446,7 +446,7 @@ impl Files {
             error => error,
         })?;
         let read = |path| read_small(&life, path, user::LONGEST, by);
-        let found = self.run_as.find(life.control.identities(), read);
+        let found = self.run_as.find(life.control.ids(), read);
         let (identity, _) = found.map_err(|error| match error {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,

@@ -24,7 +24,8 @@ use crate::store::ids::IdRange;
 use crate::sys::clone::{Namespaces, OwnIdMaps, Process, spawn_in_namespaces};
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
-use crate::sys::{id_ranges, pidfd, proc};
+use crate::sys::id_ranges::Ids;
+use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
 use crate::wire::{self, Messages};
 
@@ -87,7 +88,10 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Mess
         true => Namespaces::BASE.with_network(),
         false => Namespaces::BASE,
     };
-    let maps = ids.is_none().then(OwnIdMaps::of_caller);
+    let maps = match plan.ids {
+        Ids::Range(_) => None,
+        Ids::One { uid, gid } => Some(OwnIdMaps::of_caller(uid, gid)),
+    };
     let maker = ids.map(IdRange::base);
     let init = init_binary::memfd()?;
     let capabilities = plan.capabilities | FOR_SETUP.bits();
@@ -160,7 +164,10 @@ fn try_set_up(
     let setup = Setup {
         version: VERSION,
         hostname: build.hostname.as_bytes(),
-        identities: if build.ids.is_some() { Identities::Range } else { Identities::Single },
+        identities: match build.plan.ids {
+            Ids::Range(_) => Identities::Range,
+            Ids::One { uid, gid } => Identities::Single { uid, gid },
+        },
         own_network: build.plan.has_own_network,
         upper,
         mounts,
@@ -257,7 +264,7 @@ fn own_oom_score_is_negative() -> Result<bool> {
 
 /// Maps a range of ids.
 fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
-    let map = format!("0 {} {}\n", range.base(), id_ranges::LENGTH);
+    let map = format!("0 {} {}\n", range.base(), range.length());
     for name in ["uid_map", "gid_map"] {
         let path = place.join(name);
         let file = fs::File::options().write(true).open(&path);
