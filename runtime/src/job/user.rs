@@ -147,7 +147,8 @@ impl RunAs {
             Ids::One { uid: only, gid: group }
                 if (uid, gid) != (only, group) || !groups.is_empty() =>
             {
-                let why = format!("the sandbox of an ordinary user has one id, here {only}:{group}");
+                let why =
+                    format!("the sandbox of an ordinary user has one id, here {only}:{group}");
                 let fix = "name the user by number when the sandbox is made, which then is its one id, or \
                     make it as root";
                 (why, fix.to_owned())

@@ -322,7 +322,9 @@ mod tests {
             let is_other = take_there().blocks.first != number;
             drop(own.take());
             // Its parent has it still.
-            is_other && take_there().blocks.first != number && in_fork(|| take_there().blocks.first != number)
+            is_other
+                && take_there().blocks.first != number
+                && in_fork(|| take_there().blocks.first != number)
         }));
     }
 }

@@ -103,9 +103,8 @@ pub(crate) struct OwnIdMaps {
 impl OwnIdMaps {
     /// A user and a group inside are those of the calling process outside.
     pub(crate) fn of_caller(uid: u32, gid: u32) -> Self {
-        let map = |inside: u32, id: u32| {
-            CString::new(format!("{inside} {id} 1\n")).unwrap_or_default()
-        };
+        let map =
+            |inside: u32, id: u32| CString::new(format!("{inside} {id} 1\n")).unwrap_or_default();
         Self {
             uid_map: map(uid, nix::unistd::geteuid().as_raw()),
             gid_map: map(gid, nix::unistd::getegid().as_raw()),
