@@ -451,6 +451,13 @@ impl Files {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
+        match action {
+            FileAction::SetOwner { uid, gid, .. }
+            | FileAction::Write { owner: Some((uid, gid)), .. } => {
+                user::check_owner(life.control.ids(), uid, gid)?;
+            }
+            _ => {}
+        }
         // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
         let umask = match action {
             FileAction::Import { .. } => 0o077,

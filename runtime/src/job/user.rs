@@ -154,8 +154,7 @@ impl RunAs {
                 (why, fix.to_owned())
             }
             Ids::Range(length) if groups.iter().chain([&uid, &gid]).any(|id| *id >= length) => {
-                let why = format!("the sandbox has {length} ids, from 0 on");
-                (why, format!("make it with more: {IDS}"))
+                return Err(beyond(length, format!("user {uid}:{gid} inside")));
             }
             _ => return Ok((Identity { uid, gid, groups }, entry)),
         };
@@ -216,6 +215,22 @@ impl RunAs {
             source: io::Error::from_raw_os_error(libc::ENOENT),
         }
     }
+}
+
+/// Refuses to give a file to an owner whom the kernel does not know inside.
+pub(crate) fn check_owner(ids: Ids, uid: u32, gid: u32) -> Result<()> {
+    let is_beyond = |length: u32| [uid, gid].iter().any(|id| *id >= length && *id != u32::MAX);
+    match ids {
+        Ids::Range(length) if is_beyond(length) => {
+            Err(beyond(length, format!("owner {uid}:{gid} inside")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn beyond(length: u32, what: String) -> Error {
+    let why = format!("the sandbox has {length} ids, from 0 on");
+    Error::Unsupported { what, why, fix: format!("make it with more: {IDS}") }
 }
 
 /// The methods by which callers say who does something, of a type that has a `run_as`.

@@ -5,9 +5,9 @@
 //! Two sandboxes that shared ids would share what the kernel counts by id (pages of pipes, keys,
 //! descriptors in flight), and one could signal the other where they met. What it counts by who has
 //! made a user namespace is that sandbox's own as well, since the first of its ids has. A range is
-//! held by a lock on a file, on one byte for each block, which the kernel lets go of when its holder
-//! ends, however it ends: nothing is to be cleaned up. Its processes may go on for a moment after
-//! that, so which init has it is in the file, too, once for each block: whoever asks for one next
+//! held by a lock on a file, on one byte for each block, which the kernel lets go of when its
+//! holder ends, however it ends: nothing is to be cleaned up. Its processes may go on for a moment
+//! after that, so which init has it is in the file, too, once for each block: whoever comes next
 //! may ask for more or fewer of them.
 
 use std::collections::BTreeSet;
@@ -291,14 +291,6 @@ mod tests {
             lock(HELD.get()).next = Some(number);
             IdRange::take(LENGTH).unwrap()
         };
-        // As its owner's death leaves it: no lock is on it.
-        let forget = |range: IdRange| {
-            let held = &mut *lock(HELD.get());
-            let file = held.file.as_ref().unwrap();
-            super::lock_blocks(file, range.blocks, libc::F_UNLCK).unwrap();
-            range.blocks.numbers().for_each(|number| _ = held.blocks.remove(&number));
-            std::mem::forget(range);
-        };
         forget(own);
         assert_ne!(find_there().blocks.first, number);
         drop(sleeper);
@@ -326,5 +318,112 @@ mod tests {
                 && take_there().blocks.first != number
                 && in_fork(|| take_there().blocks.first != number)
         }));
+    }
+
+    /// Leaves a range as its owner's death does: no lock is on it.
+    fn forget(range: IdRange) {
+        let held = &mut *lock(HELD.get());
+        super::lock_blocks(held.file.as_ref().unwrap(), range.blocks, libc::F_UNLCK).unwrap();
+        range.blocks.numbers().for_each(|number| _ = held.blocks.remove(&number));
+        std::mem::forget(range);
+    }
+
+    /// Takes a range, looking from this block on.
+    fn take_from(number: u32, length: u32) -> IdRange {
+        lock(HELD.get()).next = Some(number);
+        IdRange::take(length).unwrap()
+    }
+
+    /// Whether two ranges share no block.
+    fn are_apart(one: &IdRange, other: &IdRange) -> bool {
+        let (one, other) = (one.blocks.numbers(), other.blocks.numbers());
+        one.end <= other.start || other.end <= one.start
+    }
+
+    #[test]
+    fn ranges_of_any_length_share_no_id() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let long = IdRange::take(10 * LENGTH + 1).unwrap();
+        assert_eq!((long.blocks.count, long.length()), (11, 10 * LENGTH + 1));
+        let first = long.blocks.first;
+        // Whoever begins before it, in it, or takes what it does not.
+        for (number, length) in [
+            (first, 1),
+            (first + 10, LENGTH),
+            (first.saturating_sub(2), 4 * LENGTH),
+            (first, 11 * LENGTH),
+        ] {
+            let other = take_from(number, length);
+            assert!(are_apart(&long, &other), "{long:?} {other:?}");
+            let third = take_from(other.blocks.first, 2 * LENGTH);
+            assert!(are_apart(&long, &third) && are_apart(&other, &third));
+            let in_fork = in_fork(|| {
+                let mine = take_from(first + 1, 3 * LENGTH);
+                [&long, &other, &third].into_iter().all(|range| are_apart(range, &mine))
+            });
+            assert!(in_fork);
+        }
+        drop(long);
+        // And is free again, as a whole and in parts.
+        assert!(somewhere(|| {
+            let long = IdRange::take(11 * LENGTH).unwrap();
+            let first = long.blocks.first;
+            drop(long);
+            take_from(first, 11 * LENGTH).blocks.first == first
+                && take_from(first + 10, 1).blocks.first == first + 10
+        }));
+    }
+
+    /// Whether something holds of ranges of which another program may have taken one meanwhile: then
+    /// it does elsewhere.
+    fn somewhere(holds: impl Fn() -> bool) -> bool {
+        (0..20).any(|_| holds())
+    }
+
+    #[test]
+    fn a_part_of_a_range_whose_init_has_not_ended_is_no_one_elses() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        assert!(somewhere(|| {
+            let long = IdRange::take(6 * LENGTH).unwrap();
+            let (first, all) = (long.blocks.first, long.blocks.numbers());
+            let is_in =
+                |range: &IdRange| range.blocks.numbers().any(|number| all.contains(&number));
+            let (sleeper, init) = Sleeper::start();
+            long.record(&init).unwrap();
+            forget(long);
+            for (number, length) in [(first, 1), (first + 5, 1), (first + 3, 2 * LENGTH)] {
+                assert!(!is_in(&take_from(number, length)));
+            }
+            // The control: once it has ended, each part is.
+            drop(sleeper);
+            let short = take_from(first + 5, 1);
+            if short.blocks.first != first + 5 {
+                return false;
+            }
+            let (sleeper, init) = Sleeper::start();
+            short.record(&init).unwrap();
+            forget(short);
+            assert!(!take_from(first, 6 * LENGTH).blocks.numbers().contains(&(first + 5)));
+            let is_free_before = take_from(first, 5 * LENGTH).blocks.first == first;
+            drop(sleeper);
+            is_free_before && take_from(first, 6 * LENGTH).blocks.first == first
+        }));
+    }
+
+    #[test]
+    fn all_ids_are_one_range_or_an_error_says_that_they_are_not_free() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let _other = IdRange::take(1).unwrap();
+        let error = IdRange::take(crate::sys::id_ranges::MOST).unwrap_err().to_string();
+        assert!(error.contains("fewer ids"), "{error}");
     }
 }

@@ -359,3 +359,177 @@ pub(super) fn public_content(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A root of a host, until this is dropped.
+    struct Host(PathBuf);
+
+    impl Host {
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("adl-{name}-{}", std::process::id()));
+            fs::create_dir_all(root.join("etc")).unwrap();
+            Self(root)
+        }
+
+        /// Makes a file, with all above it.
+        fn file(&self, path: &str, content: &str) -> PathBuf {
+            let place = below(&self.0, Path::new(path));
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(&place, content).unwrap();
+            self.mode(path, 0o644);
+            place
+        }
+
+        fn mode(&self, path: &str, mode: u32) {
+            fs::set_permissions(below(&self.0, Path::new(path)), Permissions::from_mode(mode))
+                .unwrap();
+        }
+
+        fn link(&self, path: &str, text: &str) {
+            let place = below(&self.0, Path::new(path));
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            symlink(text, place).unwrap();
+        }
+
+        /// Copies what the rule takes; what is in the copy, and what was left out.
+        fn take(&self, links: &[&str]) -> (PathBuf, Vec<(String, LeftOut)>) {
+            let to = self.0.join("copy");
+            fs::create_dir_all(to.join("etc")).unwrap();
+            fs::create_dir_all(to.join("var/lib")).unwrap();
+            let links: Vec<PathBuf> = links.iter().map(PathBuf::from).collect();
+            let image = take(&self.0, &links, Some(&to)).unwrap();
+            for path in &image.taken {
+                assert!(fs::symlink_metadata(below(&to, path)).is_ok(), "{path:?}");
+            }
+            assert_eq!(image, take(&self.0, &links, None).unwrap());
+            let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+            (to, image.left_out.into_iter().map(|(path, why)| (text(path), why)).collect())
+        }
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_links_lead_to_is_there() {
+        let host = Host::new("links");
+        // As in Fedora.
+        host.file("/etc/pki/ca-trust/extracted/pem/tls.pem", "certificates");
+        host.link("/etc/pki/tls/certs/ca-bundle.crt", "/etc/pki/ca-trust/extracted/pem/tls.pem");
+        host.link("/etc/ssl/certs", "../pki/tls/certs");
+        // As in Debian.
+        host.file("/etc/java-17/security/java.security", "x");
+        host.link("/etc/alternatives/java", "/usr/lib/jvm/bin/java");
+        host.file("/etc/other/deep/file", "linked");
+        host.file("/etc/other/not", "not");
+        // As in openSUSE.
+        host.file("/var/lib/ca-certificates/openssl/1.pem", "one");
+        host.link("/etc/pki/tls/more", "/var/lib/ca-certificates/openssl");
+        host.file("/etc/profile.d/run.sh", "");
+        host.mode("/etc/profile.d/run.sh", 0o755);
+        let (to, left_out) = host.take(&["/etc/other/deep"]);
+        assert_eq!(left_out, []);
+        // Its absolute links lead nowhere from here.
+        let link = |path: &str| fs::read_link(to.join(path)).unwrap();
+        assert_eq!(link("etc/ssl/certs"), Path::new("../pki/tls/certs"));
+        let text = "/etc/pki/ca-trust/extracted/pem/tls.pem";
+        assert_eq!(link("etc/ssl/certs/ca-bundle.crt"), Path::new(text));
+        assert_eq!(fs::read(below(&to, Path::new(text))).unwrap(), b"certificates");
+        assert_eq!(link("etc/alternatives/java"), Path::new("/usr/lib/jvm/bin/java"));
+        assert_eq!(fs::read(to.join("var/lib/ca-certificates/openssl/1.pem")).unwrap(), b"one");
+        assert_eq!(fs::read(to.join("etc/java-17/security/java.security")).unwrap(), b"x");
+        assert_eq!(fs::read(to.join("etc/other/deep/file")).unwrap(), b"linked");
+        assert!(!to.join("etc/other/not").exists());
+        let mode = |path: &str| fs::metadata(to.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("etc/profile.d/run.sh"), mode("etc/other/deep/file")), (0o755, 0o644));
+    }
+
+    #[test]
+    fn no_secret_is_there_and_nothing_holds_it_up() {
+        const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----\n";
+        let host = Host::new("secrets");
+        host.file("/etc/ssl/certs/site.pem", KEY);
+        host.file("/etc/ssl/certs/public.pem", "-----BEGIN CERTIFICATE-----");
+        host.file("/etc/ssl/certs/site.key", "DER");
+        host.file("/etc/ssl/private/key.pem", "x");
+        host.file("/etc/profile.d/proxy.sh", "export http_proxy=http://me:word@proxy:3128");
+        host.file("/etc/profile.d/token.sh", "export CI_TOKEN=abc");
+        host.file("/etc/maven/settings.xml", "<settings><password>x</password></settings>");
+        host.file("/etc/skel/closed", "x");
+        host.mode("/etc/skel/closed", 0o640);
+        host.file("/etc/fonts/shut/file", "x");
+        host.mode("/etc/fonts/shut", 0o750);
+        host.file("/etc/shadow", "root:x");
+        host.file("/etc/machine-id", "x");
+        host.file("/etc/environment", "x");
+        host.file("/home/me/secret", "x");
+        host.file("/root/secret", "x");
+        host.link("/etc/vim/home", "/home/me/secret");
+        host.link("/etc/vim/root", "../../root/secret");
+        host.link("/etc/vim/shadow", "/etc/shadow");
+        host.link("/etc/vim/nowhere", "nowhere");
+        host.link("/etc/vim/self", "self");
+        host.link("/etc/vim/up", "/etc/vim");
+        host.link("/etc/vim/through", "/etc/fonts/shut/file");
+        nix::unistd::mkfifo(
+            &below(&host.0, Path::new("/etc/vim/fifo")),
+            nix::sys::stat::Mode::S_IRWXU,
+        )
+        .unwrap();
+        host.mode("/etc/vim/fifo", 0o666);
+        let _socket = UnixListener::bind(below(&host.0, Path::new("/etc/vim/s"))).unwrap();
+        let (to, left_out) =
+            host.take(&["/etc/shadow", "/etc/machine-id", "/etc/environment", "/etc/ssl/private"]);
+        let expected = [
+            ("/etc/environment", LeftOut::Name),
+            ("/etc/fonts/shut", LeftOut::NotPublic),
+            ("/etc/machine-id", LeftOut::Name),
+            ("/etc/maven/settings.xml", LeftOut::Secret("a password")),
+            ("/etc/profile.d/proxy.sh", LeftOut::Secret("a password in an address")),
+            ("/etc/profile.d/token.sh", LeftOut::Secret("a password or token")),
+            ("/etc/shadow", LeftOut::Name),
+            ("/etc/skel/closed", LeftOut::NotPublic),
+            ("/etc/ssl/certs/site.key", LeftOut::Name),
+            ("/etc/ssl/certs/site.pem", LeftOut::Secret("a private key")),
+            ("/etc/ssl/private", LeftOut::Name),
+            ("/etc/vim/fifo", LeftOut::Special),
+            ("/etc/vim/home", LeftOut::Dangling),
+            ("/etc/vim/nowhere", LeftOut::Dangling),
+            ("/etc/vim/root", LeftOut::Dangling),
+            ("/etc/vim/s", LeftOut::Special),
+            ("/etc/vim/self", LeftOut::Dangling),
+            ("/etc/vim/shadow", LeftOut::Name),
+            ("/etc/vim/through", LeftOut::Dangling),
+        ];
+        assert_eq!(left_out, expected.map(|(path, why)| (path.to_owned(), why)));
+        for (path, _) in expected {
+            assert!(fs::symlink_metadata(below(&to, Path::new(path))).is_err(), "{path}");
+        }
+        // The control.
+        assert!(to.join("etc/ssl/certs/public.pem").exists());
+        assert_eq!(fs::read_link(to.join("etc/vim/up")).unwrap(), Path::new("/etc/vim"));
+    }
+
+    #[test]
+    fn what_is_too_large_or_too_deep_is_left_out() {
+        let host = Host::new("large");
+        host.file("/etc/vim/small", "x");
+        let large = File::create(host.file("/etc/vim/large", "")).unwrap();
+        large.set_len(LONGEST_FILE + 1).unwrap();
+        let deep = ["d"; DEEPEST + 3].join("/");
+        host.file(&format!("/etc/xml/{deep}/file"), "x");
+        let (to, left_out) = host.take(&[]);
+        assert!(to.join("etc/vim/small").exists() && !to.join("etc/vim/large").exists());
+        let [large, deep] = &left_out[..] else { panic!("{left_out:?}") };
+        assert_eq!((large.0.as_str(), large.1), ("/etc/vim/large", LeftOut::TooLarge));
+        assert!(deep.0.starts_with("/etc/xml/d/d") && deep.1 == LeftOut::TooLarge, "{deep:?}");
+    }
+}

@@ -28,8 +28,8 @@ use crate::sys::owner::PerProcess;
 /// links into `/usr`, as they are in every current distribution, they are links inside too.
 const PROGRAMS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// What of the host's `/etc` changes while it is used: whoever makes a sandbox sees such a change at
-/// once. What else is taken from there is looked at once a second.
+/// What of the host's `/etc` changes while it is used: whoever makes a sandbox sees such a change
+/// at once. What else is taken from there is looked at once a second.
 const CHANGING: [&str; 8] = [
     "",
     "alternatives",

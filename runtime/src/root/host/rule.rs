@@ -1,9 +1,9 @@
 //! What of the host's `/etc` is inside: the rule, in one place.
 //!
 //! Inside is what `/usr` links to below `/etc`, and what is named in [`TAKEN`], which is what the C
-//! library, shells and language runtimes read there; of it what anyone may read, with each directory
-//! above. Never inside is what is named in [`NEVER`], wherever it was found, and a file in which
-//! [`secret_in`] sees a secret: any user of the host may read it, but a guest is none.
+//! library, shells and language runtimes read there; of it what anyone may read, with each
+//! directory above. Never inside is what is named in [`NEVER`], wherever it was found, and a file in
+//! which [`secret_in`] sees a secret: any user of the host may read it, but a guest is none.
 
 use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
@@ -232,8 +232,8 @@ pub(super) fn matches(pattern: &str, name: &OsStr) -> bool {
     }
 }
 
-/// What secret a file holds, as far as that can be seen: a private key, a password in the address of
-/// a server, one that an element of XML or a variable is set to.
+/// What secret a file holds, as far as that can be seen: a private key, a password in the address
+/// of a server, one that an element of XML or a variable is set to.
 pub(super) fn secret_in(content: &[u8]) -> Option<&'static str> {
     /// Ends of lines of PEM and of PGP.
     const KEYS: [&str; 2] = ["PRIVATE KEY-----", "PRIVATE KEY BLOCK-----"];
