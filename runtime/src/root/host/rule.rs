@@ -2,8 +2,8 @@
 //!
 //! Inside is what `/usr` links to below `/etc`, and what is named in [`TAKEN`], which is what the C
 //! library, shells and language runtimes read there; of it what anyone may read, with each
-//! directory above. Never inside is what is named in [`NEVER`], wherever it was found, and a file in
-//! which [`secret_in`] sees a secret: any user of the host may read it, but a guest is none.
+//! directory above. Never inside is what is named in [`NEVER`], wherever it was found, and a file
+//! in which [`secret_in`] sees a secret: any user of the host may read it, but a guest is none.
 
 use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
@@ -201,7 +201,7 @@ pub(super) fn as_markdown() -> String {
     for (readers, names) in TAKEN {
         text += &format!("| for {readers} | {} |\n", list(names));
     }
-    text + &format!("\nNever inside: {}.\n", list(&NEVER))
+    text + &format!("| never | {} |\n", list(&NEVER))
 }
 
 /// Whether a path is one of [`NEVER`].
