@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::root::host::etc;
+use crate::root::host::{etc, rule};
 use crate::root::once::{self, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
@@ -216,7 +216,8 @@ impl Found {
         let Some(text) = unless_gone(fs::read_link(path))? else { return Ok(()) };
         let parent = Path::new("/").join(directory.strip_prefix(root).unwrap_or(directory));
         let target = etc::target(&parent, &text);
-        if etc::is_taken_from(&target) {
+        // What is taken anyway would make the list long.
+        if etc::is_taken_from(&target) && !rule::is_named(&target) {
             self.links.push(Link(target));
         }
         Ok(())

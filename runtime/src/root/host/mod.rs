@@ -2,7 +2,7 @@
 
 pub(crate) mod etc;
 mod own;
-mod rule;
+pub(crate) mod rule;
 
 use std::fs::{self, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -168,13 +168,14 @@ fn slow_fingerprint(programs: &[&str]) -> Result<u64> {
 
 fn look_at(metadata: io::Result<fs::Metadata>, name: &str, hasher: &mut DefaultHasher) {
     if let Ok(metadata) = metadata {
-        (name, metadata.mtime(), metadata.mtime_nsec(), metadata.size()).hash(hasher);
+        // Its mode counts, too: what is closed to others goes.
+        (name, metadata.ctime(), metadata.ctime_nsec(), metadata.size()).hash(hasher);
     }
 }
 
 fn look_at_in(etc: &File, name: &str, hasher: &mut DefaultHasher) {
     if let Ok(stat) = nix::sys::stat::fstatat(etc, name, nix::fcntl::AtFlags::empty()) {
-        (name, stat.st_mtime, stat.st_mtime_nsec, stat.st_size, stat.st_mode).hash(hasher);
+        (name, stat.st_ctime, stat.st_ctime_nsec, stat.st_size).hash(hasher);
     }
 }
 

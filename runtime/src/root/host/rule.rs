@@ -204,6 +204,15 @@ pub(super) fn as_markdown() -> String {
     text + &format!("| never | {} |\n", list(&NEVER))
 }
 
+/// Whether a path is one of [`TAKEN`], or below one.
+pub(crate) fn is_named(path: &Path) -> bool {
+    let Ok(path) = path.strip_prefix("/etc") else { return false };
+    TAKEN.iter().flat_map(|(_, names)| *names).any(|name| match name.contains('*') {
+        true => path.iter().next().is_some_and(|first| matches(name, first)),
+        false => path.starts_with(name),
+    })
+}
+
 /// Whether a path is one of [`NEVER`].
 pub(super) fn is_never(path: &Path) -> bool {
     let Some(name) = path.file_name() else { return false };
