@@ -42,6 +42,7 @@ mod harness;
 mod helper;
 mod host_image;
 mod host_paths;
+mod ids;
 mod images;
 mod inheritance;
 mod init;

@@ -56,10 +56,15 @@ pub struct Setup<'a> {
 /// The ids that the host mapped into the user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identities {
-    /// 65,536 ids from 0 on.
+    /// 65,536 ids from 0 on, or more.
     Range,
-    /// Id 0 alone, which is the calling user outside; `setgroups(2)` is denied.
-    Single,
+    /// One user and one group, which outside are the calling user's; `setgroups(2)` is denied.
+    Single {
+        /// The user id.
+        uid: u32,
+        /// The group id.
+        gid: u32,
+    },
 }
 
 /// The writable side of the overlays.

@@ -159,6 +159,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x01\xfb\x90\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );
+    golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(
         &spawn(),

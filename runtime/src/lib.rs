@@ -227,6 +227,7 @@ pub use job::exit::{EndReason, ExitStatus, Usage};
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
+pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
 pub use snapshot::{IfRunning, Snapshot, SnapshotOptions};
 pub use store::remover::{finish_removals, pending_removals, wait_at_exit};

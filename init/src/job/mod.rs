@@ -332,8 +332,8 @@ fn take_identity(
         Identities::Range if groups.is_empty() => {}
         Identities::Range => rustix::thread::set_thread_groups(groups)?,
         // setgroups is denied there, and the caller's own groups give nothing inside.
-        Identities::Single if groups.is_empty() => {}
-        Identities::Single => return Err(Errno::PERM),
+        Identities::Single { .. } if groups.is_empty() => {}
+        Identities::Single { .. } => return Err(Errno::PERM),
     }
     let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;

@@ -132,7 +132,7 @@ pub(crate) fn run(
     proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
     proc_and_dev::make_dev(match setup.identities {
         Identities::Range => Some(receive_dev(receiver, &owner)?),
-        Identities::Single => None,
+        Identities::Single { .. } => None,
     })?;
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
@@ -288,7 +288,7 @@ fn as_dumpable(act: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Resu
     done
 }
 
-/// Takes on id 0, and, where there is more than one id, another saved id.
+/// Takes on id 0, and another saved id; where there is but one id, that.
 ///
 /// `prlimit(2)` lets a process change the limits of another one whose real, effective and saved
 /// ids all equal its own. With a saved id unlike the others, no guest is that process, whatever
@@ -296,15 +296,17 @@ fn as_dumpable(act: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Resu
 /// the SIGKILL that follows is one of the few that a PID 1 doesn't survive.
 fn become_root(identities: Identities) -> rustix::io::Result<()> {
     const OTHER: u32 = 65_534;
-    let saved = match identities {
+    let ((uid, saved_uid), (gid, saved_gid)) = match identities {
         Identities::Range => {
             rustix::thread::set_thread_groups(&[])?;
-            OTHER
+            ((0, OTHER), (0, OTHER))
         }
-        Identities::Single => 0,
+        Identities::Single { uid, gid } => ((uid, uid), (gid, gid)),
     };
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::from_raw(saved))?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::from_raw(saved))?;
+    let [uid, saved_uid] = [uid, saved_uid].map(Uid::from_raw);
+    let [gid, saved_gid] = [gid, saved_gid].map(Gid::from_raw);
+    rustix::thread::set_thread_res_gid(gid, gid, saved_gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, saved_uid)?;
     // Not dumpable: /proc/1 then belongs to no one inside, and can't be traced. After the change
     // of ids, since that resets it to what fs.suid_dumpable says.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

@@ -366,7 +366,7 @@ fn copy_attributes(layer: &OwnedFd, upper: &str, identities: Identities) -> IoRe
             rustix::fs::chownat(CWD, upper, Some(uid), Some(gid), AtFlags::empty())
         }
         // The one id there is owns it already.
-        Identities::Range | Identities::Single => Ok(()),
+        Identities::Range | Identities::Single { .. } => Ok(()),
     }
 }
 

@@ -41,7 +41,8 @@ pub struct Defaults {
     #[serde(with = "bytes")]
     pub current_dir: PathBuf,
     /// Who runs commands and makes file calls, as [`crate::Command::user`] takes it. By default
-    /// root of the sandbox.
+    /// root of the sandbox. Where an ordinary user makes the sandbox, a number here is the one id
+    /// that there is inside, and no one is root.
     pub user: Option<String>,
     /// The file mode creation mask (`umask(2)`), 0o022 by default.
     pub umask: u32,

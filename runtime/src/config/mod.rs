@@ -59,6 +59,11 @@ pub struct Config {
     pub limits: Limits,
     /// What its commands and file calls start from.
     pub defaults: Defaults,
+    /// How many user and group ids there are inside, from 0 on: 65,536 by default, and at least.
+    /// Files whose owners are above appear as those of `nobody` (65534), and no one inside can
+    /// change them. Where an ordinary user makes the sandbox there is one id, and none can be asked
+    /// for: root's, or that of [`Defaults::user`] where that is a number.
+    pub ids: Option<u32>,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
     /// there, in each hierarchy that is used, and with version 2 no process may be in it. By
     /// default the caller's own or, with version 2, the nearest above it that was delegated to the

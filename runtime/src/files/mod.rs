@@ -446,11 +446,18 @@ impl Files {
             error => error,
         })?;
         let read = |path| read_small(&life, path, user::LONGEST, by);
-        let found = self.run_as.find(life.control.identities(), read);
+        let found = self.run_as.find(life.control.ids(), read);
         let (identity, _) = found.map_err(|error| match error {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
+        match action {
+            FileAction::SetOwner { uid, gid, .. }
+            | FileAction::Write { owner: Some((uid, gid)), .. } => {
+                user::check_owner(life.control.ids(), uid, gid)?;
+            }
+            _ => {}
+        }
         // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
         let umask = match action {
             FileAction::Import { .. } => 0o077,

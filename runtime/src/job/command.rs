@@ -415,7 +415,7 @@ impl Command {
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
         let (identity, entry) = self
             .run_as
-            .find(control.identities(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
+            .find(control.ids(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
         // A guest may have held up the look-up, and a reset the beginning: all take no longer.
         let timeout = deadline.left();
         let on_terminal = self.terminal.is_some();

@@ -474,12 +474,12 @@ mod tests {
     use super::{Beginning, Handle, OVERDUE, Running, Scope};
     use crate::error::Error;
     use crate::job::exit::EndReason;
+    use crate::sys::id_ranges::Ids;
     use crate::sys::pidfd;
     use crate::wait::Deadline;
     use crate::wait::wait_ready;
     use crate::wire::control::Control;
     use crate::wire::{self, Messages};
-    use adl_protocol::Identities;
 
     /// Long enough for anything, and far below the time that a test may take.
     const SOON: Duration = Duration::from_secs(20);
@@ -587,7 +587,8 @@ mod tests {
     fn the_end_of_the_sandbox_is_that_of_its_waits() {
         let (init, running) = Init::start(None);
         let (ours, _theirs) = wire::channel().unwrap();
-        let control = Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Identities::Range);
+        let control =
+            Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Ids::Range(1 << 16));
         running.mark_shared();
         control.add_waited_for(running.messages());
         let handle = Handle(Arc::clone(&running));
@@ -625,7 +626,8 @@ mod tests {
         // An answer, and room for a request.
         let [(full, theirs), (silent, other_theirs)] = [(); 2].map(|()| wire::channel().unwrap());
         while wire::send_now(full.as_fd(), &[0; 4096], &[]).unwrap() != 0 {}
-        let control = Control::new(Messages::new(full), Arc::clone(&init.pidfd), Identities::Range);
+        let control =
+            Control::new(Messages::new(full), Arc::clone(&init.pidfd), Ids::Range(1 << 16));
         let pidfd = Arc::clone(&init.pidfd);
         let messages = Messages::new(silent);
         let answer = std::thread::spawn(move || {

@@ -2,17 +2,21 @@
 
 use std::io;
 
-use adl_protocol::{Identities, Identity, limits};
+use adl_protocol::{Identity, limits};
 
 use crate::config::defaults::Defaults;
 use crate::error::{Error, Result, Stage};
 use crate::job::life::Life;
+use crate::sys::id_ranges::Ids;
 use crate::wait::Deadline;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes. The guest may have written it.
 pub(crate) const LONGEST: u64 = 1 << 20;
 /// The largest id. The next one means "no change" to the kernel.
 const LARGEST: u32 = u32::MAX - 1;
+
+/// How to ask for more ids.
+pub(crate) const IDS: &str = "Config::ids, or adl run --ids";
 
 /// A user who was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub(crate) struct RunAs {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Who {
+    /// Root, or who else is there where there is no root.
+    First,
     Id(u32),
     /// A name, or a number as text.
     Name(String),
@@ -57,7 +63,7 @@ pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<
 
 impl RunAs {
     pub(crate) const ROOT: Self =
-        Self { user: Who::Id(0), group: None, groups: None, is_default: false };
+        Self { user: Who::First, group: None, groups: None, is_default: false };
 
     /// Who the defaults of a sandbox say.
     pub(crate) fn of(defaults: &Defaults) -> Self {
@@ -92,8 +98,23 @@ impl RunAs {
         (self.group, self.is_default) = (Some(Who::Id(gid)), false);
     }
 
+    /// The one user and group that there are in the sandbox of an ordinary user: who is to run its
+    /// jobs, where that is said by number, else root.
+    pub(crate) fn only(&self) -> Result<Ids> {
+        let Who::Name(user) = &self.user else { return Ok(Ids::One { uid: 0, gid: 0 }) };
+        let Some(uid) = number(user)? else { return Ok(Ids::One { uid: 0, gid: 0 }) };
+        let gid = match &self.group {
+            Some(Who::Name(group)) => number(group)?,
+            _ => Some(uid),
+        };
+        let gid = gid.ok_or_else(|| {
+            Error::invalid("user", "an ordinary user has one id inside: say the group by number")
+        })?;
+        Ok(Ids::One { uid, gid })
+    }
+
     /// Refuses what names no one in any sandbox with these ids.
-    pub(crate) fn check(&self, identities: Identities) -> Result<()> {
+    pub(crate) fn check(&self, ids: Ids) -> Result<()> {
         let mut is_known = true;
         for who in [Some(&self.user), self.group.as_ref()].into_iter().flatten() {
             if let Who::Name(name) = who {
@@ -102,7 +123,7 @@ impl RunAs {
         }
         // A name is looked up when the files are there.
         if is_known {
-            self.find(identities, |_| Ok(Vec::new()))?;
+            self.find(ids, |_| Ok(Vec::new()))?;
         }
         Ok(())
     }
@@ -110,10 +131,10 @@ impl RunAs {
     /// Finds out who that is, and what its entry says if it had to be looked up.
     pub(crate) fn find(
         &self,
-        identities: Identities,
+        ids: Ids,
         read: impl Fn(&'static str) -> Result<Vec<u8>>,
     ) -> Result<(Identity, Option<Entry>)> {
-        let user = self.look_up(read)?;
+        let user = self.look_up(ids, read)?;
         let User { uid, gid, groups, entry } = user;
         let groups = self.groups.clone().unwrap_or(groups);
         if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
@@ -122,21 +143,34 @@ impl RunAs {
         if groups.len() > limits::MAX_GROUPS {
             return Err(Error::invalid("user", format!("more than {} groups", limits::MAX_GROUPS)));
         }
-        if ((uid, gid) != (0, 0) || !groups.is_empty()) && identities == Identities::Single {
-            return Err(Error::Unsupported {
-                what: format!("user {uid}:{gid} inside, with {} groups", groups.len()),
-                why: "the sandbox of an ordinary user has one id, 0".to_owned(),
-                fix: "make the sandbox as root".to_owned(),
-            });
-        }
-        Ok((Identity { uid, gid, groups }, entry))
+        let (why, fix) = match ids {
+            Ids::One { uid: only, gid: group }
+                if (uid, gid) != (only, group) || !groups.is_empty() =>
+            {
+                let why =
+                    format!("the sandbox of an ordinary user has one id, here {only}:{group}");
+                let fix = "name the user by number when the sandbox is made, which then is its one id, or \
+                    make it as root";
+                (why, fix.to_owned())
+            }
+            Ids::Range(length) if groups.iter().chain([&uid, &gid]).any(|id| *id >= length) => {
+                return Err(beyond(length, format!("user {uid}:{gid} inside")));
+            }
+            _ => return Ok((Identity { uid, gid, groups }, entry)),
+        };
+        let what = format!("user {uid}:{gid} inside, with {} groups", groups.len());
+        Err(Error::Unsupported { what, why, fix })
     }
 
     /// Looks names up in the sandbox's own `/etc/passwd` and `/etc/group`. What is all digits is a
     /// number, whatever is in them.
-    fn look_up(&self, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
+    fn look_up(&self, ids: Ids, read: impl Fn(&'static str) -> Result<Vec<u8>>) -> Result<User> {
         let by_number = |uid, gid| User { uid, gid, groups: Vec::new(), entry: None };
         let mut user = match &self.user {
+            Who::First => match ids {
+                Ids::Range(_) => by_number(0, 0),
+                Ids::One { uid, gid } => by_number(uid, gid),
+            },
             Who::Id(uid) => by_number(*uid, 0),
             Who::Name(name) => match number(name)? {
                 Some(uid) => by_number(uid, uid),
@@ -154,7 +188,7 @@ impl RunAs {
             },
         };
         user.gid = match &self.group {
-            None => user.gid,
+            None | Some(Who::First) => user.gid,
             Some(Who::Id(gid)) => *gid,
             Some(Who::Name(group)) => match number(group)? {
                 Some(gid) => gid,
@@ -169,6 +203,7 @@ impl RunAs {
 
     fn unknown(&self) -> Error {
         let name = |who: &Who| match who {
+            Who::First => "root".to_owned(),
             Who::Id(id) => id.to_string(),
             Who::Name(name) => name.clone(),
         };
@@ -180,6 +215,22 @@ impl RunAs {
             source: io::Error::from_raw_os_error(libc::ENOENT),
         }
     }
+}
+
+/// Refuses to give a file to an owner whom the kernel does not know inside.
+pub(crate) fn check_owner(ids: Ids, uid: u32, gid: u32) -> Result<()> {
+    let is_beyond = |length: u32| [uid, gid].iter().any(|id| *id >= length && *id != u32::MAX);
+    match ids {
+        Ids::Range(length) if is_beyond(length) => {
+            Err(beyond(length, format!("owner {uid}:{gid} inside")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn beyond(length: u32, what: String) -> Error {
+    let why = format!("the sandbox has {length} ids, from 0 on");
+    Error::Unsupported { what, why, fix: format!("make it with more: {IDS}") }
 }
 
 /// The methods by which callers say who does something, of a type that has a `run_as`.

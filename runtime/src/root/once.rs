@@ -30,8 +30,11 @@ const UNFINISHED: &str = ".making-";
 /// What the names of layers that hide private files begin with.
 pub(super) const PRIVATE: &str = "private-";
 
+/// What the names of layers begin with that have the directories of `/usr/local`.
+pub(super) const OWN: &str = "own-";
+
 /// What the names of whole images begin with.
-const KINDS: [&str; 4] = ["host-", "tar-", "copy-", PRIVATE];
+const KINDS: [&str; 5] = ["host-", "tar-", "copy-", PRIVATE, OWN];
 
 /// Takes a lock that another process may hold for as long as it makes an image, or for ever where
 /// it was stopped.

@@ -15,9 +15,11 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::root::host::{etc, rule};
 use crate::root::once::{self, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
+use crate::sys::id_ranges;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::unique_name;
@@ -68,60 +70,106 @@ struct Attributes {
 struct List {
     /// What tells that it is still so.
     sign: u64,
-    /// Directories before what is in them.
-    entries: Vec<Entry>,
+    #[serde(flatten)]
+    found: Found,
 }
+
+/// What is found by a look at each file of the programs.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Found {
+    /// What is private. Directories before what is in them.
+    entries: Vec<Entry>,
+    /// Where links lead below `/etc`, and wherever else files of that may lie.
+    links: Vec<Link>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Link(#[serde(with = "crate::config::bytes")] PathBuf);
 
 /// For how long a process takes what it has seen for what is there: looking costs as much as a
 /// hundredth of a create.
-const FRESH: Duration = Duration::from_secs(1);
+pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 /// When the list was looked at, and what it said.
-type Seen = (Instant, Arc<Vec<Entry>>);
+type Seen = (Instant, Arc<Found>);
 
 /// The layer that hides what is private in `trees`, directories below `/`; `None` if nothing is.
 pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
-    static SEEN: PerProcess<Mutex<Option<Seen>>> = PerProcess::new();
-    let entries = {
-        let mut seen = lock(SEEN.get());
-        match &*seen {
-            Some((at, entries)) if at.elapsed() < FRESH => Arc::clone(entries),
-            _ => {
-                let entries = Arc::new(entries(trees)?);
-                *seen = Some((Instant::now(), Arc::clone(&entries)));
-                entries
-            }
-        }
-    };
+    let found = found(trees)?;
+    let entries = &found.entries;
     if entries.is_empty() {
         return Ok(None);
     }
     // What it has depends on the list alone: what that names may be gone by now, or come again.
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), &*entries).hash(&mut hasher);
+    (env!("CARGO_PKG_VERSION"), entries).hash(&mut hasher);
     let name = format!("{PRIVATE}{:016x}", hasher.finish());
-    let fill = |at: &Path| fill(&entries, at).map_err(Error::at("hide private files in", at));
+    let fill = |at: &Path| fill(entries, at).map_err(Error::at("hide private files in", at));
     once::make_once(state, &name, fill).map(Some)
 }
 
-/// The list, as of the last time that something was installed.
-fn entries(trees: &[&str]) -> Result<Vec<Entry>> {
+/// Where links of `trees` lead below `/etc`.
+pub(super) fn links(trees: &[&str]) -> Result<Vec<PathBuf>> {
+    if id_ranges::caller_may_map() {
+        return Ok(found(trees)?.links.iter().map(|link| link.0.clone()).collect());
+    }
+    let top = Path::new("/");
+    find_links(top, trees).map_err(Error::at("look for links in", top))
+}
+
+/// Where links lead of another root's trees.
+pub(super) fn find_links(root: &Path, trees: &[&str]) -> io::Result<Vec<PathBuf>> {
+    let mut found = Found::default();
+    for tree in trees {
+        find(root, &root.join(tree), false, &mut found)?;
+    }
+    found.settle();
+    Ok(found.links.into_iter().map(|link| link.0).collect())
+}
+
+/// Changes when [`links`] may be others.
+pub(super) fn links_sign(trees: &[&str]) -> Result<u64> {
+    if !id_ranges::caller_may_map() {
+        return Ok(sign(trees));
+    }
+    let mut hasher = DefaultHasher::new();
+    found(trees)?.links.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+/// What was found last, if that is a moment ago.
+fn found(trees: &[&str]) -> Result<Arc<Found>> {
+    static SEEN: PerProcess<Mutex<Option<Seen>>> = PerProcess::new();
+    let mut seen = lock(SEEN.get());
+    if let Some((at, found)) = &*seen
+        && at.elapsed() < FRESH
+    {
+        return Ok(Arc::clone(found));
+    }
+    let found = Arc::new(look(trees)?);
+    *seen = Some((Instant::now(), Arc::clone(&found)));
+    Ok(found)
+}
+
+/// What there is, as of the last time that something was installed.
+fn look(trees: &[&str]) -> Result<Found> {
     let sign = sign(trees);
     let path = ids::directory()?.join(LIST);
     if let Some(list) = read(&path).filter(|list| list.sign == sign) {
-        return Ok(list.entries);
+        return Ok(list.found);
     }
-    let mut entries = Vec::new();
+    let mut found = Found::default();
     for tree in trees {
-        let top = Path::new("/").join(tree);
-        find(&top, &mut entries).map_err(Error::at("look for private files in", &top))?;
+        let root = Path::new("/");
+        let top = root.join(tree);
+        find(root, &top, true, &mut found).map_err(Error::at("look for private files in", &top))?;
     }
-    entries.sort_by(|one, other| one.path.cmp(&other.path));
-    entries.dedup_by(|one, other| one.path == other.path);
-    let list = List { sign, entries };
+    found.settle();
+    let list = List { sign, found };
     // Whoever comes next looks again, if it can't be written.
     let _ = write(&path, &list);
-    Ok(list.entries)
+    Ok(list.found)
 }
 
 fn sign(trees: &[&str]) -> u64 {
@@ -155,13 +203,48 @@ fn write(path: &Path, list: &List) -> io::Result<()> {
     fs::rename(&aside, path)
 }
 
-/// Finds what others than its owner and group can't read: files, and directories as a whole.
-fn find(top: &Path, found: &mut Vec<Entry>) -> io::Result<()> {
+impl Found {
+    fn settle(&mut self) {
+        self.entries.sort_by(|one, other| one.path.cmp(&other.path));
+        self.entries.dedup_by(|one, other| one.path == other.path);
+        self.links.sort();
+        self.links.dedup();
+    }
+
+    /// Remembers where a link leads, which lies in a directory of a root.
+    fn add_link(&mut self, root: &Path, directory: &Path, path: &Path) -> io::Result<()> {
+        let Some(text) = unless_gone(fs::read_link(path))? else { return Ok(()) };
+        let parent = Path::new("/").join(directory.strip_prefix(root).unwrap_or(directory));
+        let target = etc::target(&parent, &text);
+        // What is taken anyway would make the list long.
+        if etc::is_taken_from(&target) && !rule::is_named(&target) {
+            self.links.push(Link(target));
+        }
+        Ok(())
+    }
+}
+
+/// Finds where links lead and, if that is asked for, what others than its owner and group can't
+/// read: files, and directories as a whole. `root` is where `top` is below.
+fn find(root: &Path, top: &Path, private: bool, found: &mut Found) -> io::Result<()> {
     let mut left = vec![top.to_owned()];
     while let Some(directory) = left.pop() {
-        let Some(listing) = unless_gone(fs::read_dir(&directory))? else { continue };
-        for entry in listing {
+        let listing = match fs::read_dir(&directory) {
+            // Nor may anyone else: there is nothing in it for a guest.
+            Err(error) if !private && error.kind() == io::ErrorKind::PermissionDenied => continue,
+            listing => unless_gone(listing)?,
+        };
+        for entry in listing.into_iter().flatten() {
             let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_symlink() {
+                found.add_link(root, &directory, &entry.path())?;
+                continue;
+            }
+            if !private {
+                left.extend(kind.is_dir().then(|| entry.path()));
+                continue;
+            }
             let Some(metadata) = unless_gone(entry.metadata())? else { continue };
             let needed = match () {
                 () if metadata.is_dir() => 0o005,
@@ -172,10 +255,10 @@ fn find(top: &Path, found: &mut Vec<Entry>) -> io::Result<()> {
                 left.extend(metadata.is_dir().then(|| entry.path()));
                 continue;
             }
-            add(&entry.path(), None, found);
+            add(&entry.path(), None, &mut found.entries);
             for above in directory.ancestors().filter(|above| above.parent().is_some()) {
                 let Some(metadata) = unless_gone(fs::symlink_metadata(above))? else { continue };
-                add(above, Some(&metadata), found);
+                add(above, Some(&metadata), &mut found.entries);
             }
         }
     }
@@ -239,10 +322,11 @@ mod tests {
         fs::set_permissions(of("open/below"), Permissions::from_mode(0o1777)).unwrap();
         chown(of("open/below"), Some(3), Some(4)).unwrap();
         symlink("/etc/shadow", of("link")).unwrap();
-        let mut entries = Vec::new();
-        find(&of(""), &mut entries).unwrap();
-        entries.sort_by(|one, other| one.path.cmp(&other.path));
-        entries.dedup_by(|one, other| one.path == other.path);
+        let mut found = Found::default();
+        find(Path::new("/"), &of(""), true, &mut found).unwrap();
+        found.settle();
+        assert_eq!(found.links, [Link("/etc/shadow".into())]);
+        let entries = &found.entries;
         let hidden: Vec<_> =
             entries.iter().filter(|entry| entry.above.is_none()).map(|entry| &entry.path).collect();
         let expected = ["bin", "open/below/private", "shut"]
@@ -250,12 +334,12 @@ mod tests {
         assert_eq!(hidden, expected.iter().collect::<Vec<_>>());
 
         // The list alone says what is in the layer, whatever has become of what it names.
-        let text = serde_json::to_vec(&List { sign: 1, entries }).unwrap();
+        let text = serde_json::to_vec(&List { sign: 1, found }).unwrap();
         fs::remove_dir_all(of("")).unwrap();
         let list: List = serde_json::from_slice(&text).unwrap();
         let layer = top.join("layer");
         fs::create_dir(&layer).unwrap();
-        fill(&list.entries, &layer).unwrap();
+        fill(&list.found.entries, &layer).unwrap();
         for path in &expected {
             let metadata = fs::symlink_metadata(layer.join(path)).unwrap();
             assert!(metadata.file_type().is_char_device() && metadata.rdev() == 0, "{path:?}");

@@ -22,9 +22,10 @@ use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
 use crate::sys::clone::{Namespaces, Process, spawn_in_namespaces};
+use crate::sys::id_ranges::Ids;
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
-use crate::sys::{id_ranges, pidfd, proc};
+use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
 use crate::wire::{self, Messages};
 
@@ -143,14 +144,18 @@ fn try_set_up(
         true => None,
         false => Some(seccomp::no_subvolumes()?),
     };
-    let own_ids = [nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()];
-    let id_maps = own_ids.map(|id| format!("0 {id} 1\n").into_bytes());
-    let [uid_map, gid_map] = &id_maps;
+    let id_maps = match build.plan.ids {
+        Ids::Range(_) => None,
+        Ids::One { uid, gid } => Some(id_maps_of_caller(uid, gid)),
+    };
     let setup = Setup {
         version: VERSION,
         hostname: build.hostname.as_bytes(),
-        identities: if build.ids.is_some() { Identities::Range } else { Identities::Single },
-        id_maps: build.ids.is_none().then_some([uid_map, gid_map]),
+        identities: match build.plan.ids {
+            Ids::Range(_) => Identities::Range,
+            Ids::One { uid, gid } => Identities::Single { uid, gid },
+        },
+        id_maps: id_maps.as_ref().map(|[uid_map, gid_map]| [uid_map.as_slice(), gid_map]),
         own_network: build.plan.has_own_network,
         upper,
         mounts,
@@ -245,9 +250,16 @@ fn own_oom_score_is_negative() -> Result<bool> {
     Ok(score.starts_with(b"-"))
 }
 
+/// Maps by which a user and a group inside are those of the calling process outside: a user without
+/// privilege may write no others, and only from inside.
+fn id_maps_of_caller(uid: u32, gid: u32) -> [Vec<u8>; 2] {
+    let map = |inside: u32, outside: u32| format!("{inside} {outside} 1\n").into_bytes();
+    [map(uid, nix::unistd::geteuid().as_raw()), map(gid, nix::unistd::getegid().as_raw())]
+}
+
 /// Maps a range of ids.
 fn write_id_maps(place: &Path, range: &IdRange) -> Result<()> {
-    let map = format!("0 {} {}\n", range.base(), id_ranges::LENGTH);
+    let map = format!("0 {} {}\n", range.base(), range.length());
     for name in ["uid_map", "gid_map"] {
         let path = place.join(name);
         let file = fs::File::options().write(true).open(&path);

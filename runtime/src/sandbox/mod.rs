@@ -30,7 +30,7 @@ use crate::sandbox::root::Root;
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
 use crate::store::{State, remover};
-use crate::sys::id_ranges;
+use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::unique::{unique_name, unique_number};
@@ -55,8 +55,8 @@ pub struct Sandbox {
     name: String,
     plan: Arc<Plan>,
     state: State,
-    /// The first of the ids outside that the ids from 0 on inside are.
-    first_id: Option<u32>,
+    /// The first of the ids outside that the ids from 0 on inside are, and their number.
+    id_range: Option<(u32, u32)>,
     /// What commands and file calls are asked of.
     lives: Arc<Lives>,
     /// Of the instance that there is now.
@@ -105,7 +105,7 @@ impl Sandbox {
 
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `started` undoes everything.
-        let started = Started::new(plan, fresh_ids()?)?;
+        let started = Started::new(plan, fresh_ids(plan)?)?;
         started.record_ids()?;
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() => None,
@@ -120,10 +120,10 @@ impl Sandbox {
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();
-        let first_id = ids.as_deref().map(IdRange::base);
+        let id_range = ids.as_deref().map(|ids| (ids.base(), ids.length()));
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
-        Ok(Self { name, plan, state, first_id, lives, init_pid, now })
+        Ok(Self { name, plan, state, id_range, lives, init_pid, now })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -253,7 +253,7 @@ impl Sandbox {
     fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Started> {
         let ids = match ids {
             Some(ids) => Some(Arc::clone(ids)),
-            None => fresh_ids()?,
+            None => fresh_ids(&self.plan)?,
         };
         Started::new(&self.plan, ids)
     }
@@ -290,7 +290,7 @@ impl Sandbox {
     /// The first id on the host and the number of ids that the sandbox has; the first one is root
     /// inside. `None` where it has no range of its own.
     pub fn id_range(&self) -> Option<(u32, u32)> {
-        self.first_id.map(|first| (first, id_ranges::LENGTH))
+        self.id_range
     }
 
     /// Prepares a command: a program of the sandbox, started without a shell. A name without a
@@ -428,8 +428,11 @@ fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
 }
 
 /// A range of ids, for who can map them.
-fn fresh_ids() -> Result<Option<Arc<IdRange>>> {
-    Ok(if id_ranges::caller_may_map() { Some(Arc::new(IdRange::take()?)) } else { None })
+fn fresh_ids(plan: &Plan) -> Result<Option<Arc<IdRange>>> {
+    match plan.ids {
+        Ids::Range(length) => IdRange::take(length).map(|range| Some(Arc::new(range))),
+        Ids::One { .. } => Ok(None),
+    }
 }
 
 fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {

@@ -1,14 +1,12 @@
 //! What every life of a sandbox is built from: made once of its configuration, and checked.
 
-use adl_protocol::Identities;
-
 use crate::cgroup;
 use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp};
-use crate::error::Result;
-use crate::job::user::RunAs;
-use crate::sys::id_ranges;
+use crate::error::{Error, Result};
+use crate::job::user::{IDS, RunAs};
+use crate::sys::id_ranges::{self, Ids};
 
 /// What every life of a sandbox is built from, beside its root file system and its cgroups, which
 /// it may come to have others of.
@@ -23,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) capabilities: u64,
     /// Whether system calls are filtered.
     pub(crate) is_filtered: bool,
+    /// The ids inside.
+    pub(crate) ids: Ids,
 }
 
 impl Plan {
@@ -41,11 +41,9 @@ impl Plan {
         config.limits.check()?;
         config.limits.make_absolute()?;
         config.defaults.check()?;
-        let identities = match id_ranges::caller_may_map() {
-            true => Identities::Range,
-            false => Identities::Single,
-        };
-        RunAs::of(&config.defaults).check(identities)?;
+        let run_as = RunAs::of(&config.defaults);
+        let ids = ids_of(config.ids, &run_as)?;
+        run_as.check(ids)?;
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
         }
@@ -54,6 +52,7 @@ impl Plan {
             has_own_network: config.network == Network::None,
             capabilities: config.capabilities.bits(),
             is_filtered: config.seccomp == Seccomp::Default,
+            ids,
             config,
         })
     }
@@ -66,5 +65,23 @@ impl Plan {
     /// What it would have been made of with other limits.
     pub(crate) fn config_with(&self, limits: Limits) -> Config {
         Config { limits, ..self.config.clone() }
+    }
+}
+
+/// The ids that there are inside, where so many were asked for.
+fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<Ids> {
+    const LEAST: u32 = id_ranges::LENGTH;
+    const MOST: u32 = id_ranges::MOST;
+    match length {
+        Some(length) if !(LEAST..=MOST).contains(&length) => {
+            Err(Error::invalid("ids", format!("{length} is not from {LEAST} to {MOST}")))
+        }
+        length if id_ranges::caller_may_map() => Ok(Ids::Range(length.unwrap_or(LEAST))),
+        None => run_as.only(),
+        Some(length) => Err(Error::Unsupported {
+            what: format!("a sandbox with {length} ids"),
+            why: "an ordinary user can map one id, their own".to_owned(),
+            fix: format!("make the sandbox as root, or leave out {IDS}"),
+        }),
     }
 }

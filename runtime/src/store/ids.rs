@@ -1,11 +1,14 @@
 //! Ranges of user and group ids, one for each sandbox that root makes.
 //!
+//! The ids are dealt out in blocks of 65,536; a range is as many blocks in a row as it needs.
+//!
 //! Two sandboxes that shared ids would share what the kernel counts by id (pages of pipes, keys,
 //! descriptors in flight), and one could signal the other where they met. What it counts by who has
 //! made a user namespace is that sandbox's own as well, since the first of its ids has. A range is
-//! held by a lock on one byte of a file, which the kernel lets go of when its holder ends, however
-//! it ends: nothing is to be cleaned up. Its processes may go on for a moment after that, so which
-//! init has a range is in the file, too.
+//! held by a lock on a file, on one byte for each block, which the kernel lets go of when its
+//! holder ends, however it ends: nothing is to be cleaned up. Its processes may go on for a moment
+//! after that, so which init has it is in the file, too, once for each block: whoever comes next
+//! may ask for more or fewer of them.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -25,24 +28,24 @@ use crate::sys::id_ranges::LENGTH;
 use crate::sys::lock::lock;
 use crate::sys::owner::{Owner, PerProcess};
 
-const RANGES: u32 = (END - FIRST) / LENGTH;
+const BLOCKS: u32 = (END - FIRST) / LENGTH;
 
 /// Where the locks are: one place for all programs of the machine, whatever their state directory.
 const DIRECTORY: &str = "/run/adl";
 const FILE: &str = "/run/adl/ids";
 
-/// How much of the file each range has for its record, in bytes.
+/// How much of the file each block has for its record, in bytes.
 const RECORD: usize = 64;
 const _: () = assert!(LONGEST <= RECORD);
 
-/// The ranges of this process. Its own locks don't keep it out, so it must remember.
+/// The blocks of this process. Its own locks don't keep it out, so it must remember.
 static HELD: PerProcess<Mutex<Held>> = PerProcess::new();
 
 #[derive(Default)]
 struct Held {
     /// Opened by this process: a fork that used its parent's would have its locks.
     file: Option<File>,
-    ranges: BTreeSet<u32>,
+    blocks: BTreeSet<u32>,
     /// Where to look next: far from where other processes do, also those with another `/run`, as in
     /// containers that begin with the same process ids.
     next: Option<u32>,
@@ -51,50 +54,71 @@ struct Held {
 /// A range that is this sandbox's until it is dropped.
 #[derive(Debug)]
 pub(crate) struct IdRange {
-    number: u32,
+    blocks: Blocks,
+    length: u32,
     owner: Owner,
 }
 
+/// Blocks in a row.
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    first: u32,
+    count: u32,
+}
+
+impl Blocks {
+    /// Their numbers.
+    fn numbers(self) -> std::ops::Range<u32> {
+        self.first..self.first.saturating_add(self.count)
+    }
+}
+
 impl IdRange {
-    /// Takes a free range.
-    pub(crate) fn take() -> Result<Self> {
+    /// Takes a free range of so many ids.
+    pub(crate) fn take(length: u32) -> Result<Self> {
         // Of an init that can't be seen it is not known whether it has ended. So its range comes
         // last, when whoever had it has let go of it long ago.
-        match Self::find(|life| matches!(life, Life::Ended))? {
+        match Self::find(length, |life| matches!(life, Life::Ended))? {
             Some(range) => Ok(range),
-            None => Self::find(|life| !matches!(life, Life::Alive(_)))?.ok_or_else(|| {
+            None => Self::find(length, |life| !matches!(life, Life::Alive(_)))?.ok_or_else(|| {
                 Error::Unsupported {
-                    what: "a range of ids for the user namespace".to_owned(),
-                    why: format!("all {RANGES} are in use"),
-                    fix: "delete sandboxes that are no longer needed".to_owned(),
+                    what: format!("a range of {length} ids for the user namespace"),
+                    why: format!("no {length} of {} in a row are free", END - FIRST),
+                    fix: "delete sandboxes that are no longer needed, or ask for fewer ids"
+                        .to_owned(),
                 }
             }),
         }
     }
 
-    /// Takes a range that no one has locked, and whose last init is as asked for.
-    fn find(is_free: impl Fn(&Life) -> bool) -> Result<Option<Self>> {
+    /// Takes blocks that no one has locked, and whose last inits are as asked for.
+    fn find(length: u32, is_free: impl Fn(&Life) -> bool) -> Result<Option<Self>> {
         let mut held = lock(HELD.get());
-        let Held { file, ranges, next } = &mut *held;
+        let Held { file, blocks: own, next } = &mut *held;
         let file = match file {
             Some(file) => file,
             None => file.insert(open()?),
         };
         let start = *next.get_or_insert_with(|| anywhere(Owner::this_process()));
-        // Those whose record this process can write come first.
-        let fitting = fitting();
+        let count = length.div_ceil(LENGTH);
+        let places = BLOCKS.saturating_sub(count.saturating_sub(1));
+        // Those whose records this process can write come first.
+        let fitting = fitting().min(places);
         let first = (0..fitting).map(|offset| (start % fitting + offset) % fitting);
-        for number in first.chain(fitting..RANGES) {
-            if ranges.contains(&number) || !lock_range(file, number, libc::F_WRLCK)? {
+        for first in first.chain(fitting..places) {
+            let blocks = Blocks { first, count };
+            if own.range(blocks.numbers()).next().is_some()
+                || !lock_blocks(file, blocks, libc::F_WRLCK)?
+            {
                 continue;
             }
-            if !is_free(&life(file, number)?) {
-                lock_range(file, number, libc::F_UNLCK)?;
+            if !are_free(file, blocks, &is_free)? {
+                lock_blocks(file, blocks, libc::F_UNLCK)?;
                 continue;
             }
-            ranges.insert(number);
-            *next = Some((number + 1) % RANGES);
-            return Ok(Some(Self { number, owner: Owner::this_process() }));
+            own.extend(blocks.numbers());
+            *next = Some(blocks.numbers().end % BLOCKS);
+            return Ok(Some(Self { blocks, length, owner: Owner::this_process() }));
         }
         Ok(None)
     }
@@ -103,12 +127,17 @@ impl IdRange {
     pub(crate) fn record(&self, init: &InitRecord) -> Result<()> {
         let held = lock(HELD.get());
         let Some(file) = &held.file else { return Ok(()) };
-        write(file, self.number, &init.to_string())
+        write(file, self.blocks, &init.to_string())
     }
 
     /// The id outside that id 0 inside is.
     pub(crate) fn base(&self) -> u32 {
-        FIRST + self.number * LENGTH
+        FIRST + self.blocks.first * LENGTH
+    }
+
+    /// How many ids it has.
+    pub(crate) fn length(&self) -> u32 {
+        self.length
     }
 }
 
@@ -122,16 +151,18 @@ impl Drop for IdRange {
         if let Some(file) = &held.file {
             // All that had these ids has ended. A record is for those who die before they see that:
             // to judge it takes as long as to take a range, and one from elsewhere can't be judged.
-            let _ = write(file, self.number, "");
+            let _ = write(file, self.blocks, "");
             // A lock that can't be let go of is gone when the process is.
-            let _ = lock_range(file, self.number, libc::F_UNLCK);
+            let _ = lock_blocks(file, self.blocks, libc::F_UNLCK);
         }
-        held.ranges.remove(&self.number);
+        for number in self.blocks.numbers() {
+            held.blocks.remove(&number);
+        }
     }
 }
 
 fn anywhere(process: Owner) -> u32 {
-    u32::try_from(process.number() % u64::from(RANGES)).unwrap_or_default()
+    u32::try_from(process.number() % u64::from(BLOCKS)).unwrap_or_default()
 }
 
 /// The directory of what root has once on a machine, which is made if it is not there.
@@ -162,42 +193,56 @@ fn place_of(number: u32) -> u64 {
     u64::from(number) * RECORD as u64
 }
 
-/// How many ranges have their records where this process may write: beyond that, to try is to get
+/// How many blocks have their records where this process may write: beyond that, to try is to get
 /// SIGXFSZ.
 fn fitting() -> u32 {
     let most = sys::longest_file() / RECORD as u64;
-    u32::try_from(most).unwrap_or(RANGES).min(RANGES)
+    u32::try_from(most).unwrap_or(BLOCKS).min(BLOCKS)
 }
 
-/// Writes a record, if this process may. Where it may not, the lock alone tells.
-fn write(file: &File, number: u32, record: &str) -> Result<()> {
-    if number >= fitting() {
-        return Ok(());
+/// Writes a record for each of some blocks, as far as this process may. Where it may not, the lock
+/// alone tells.
+fn write(file: &File, blocks: Blocks, record: &str) -> Result<()> {
+    let end = blocks.numbers().end.min(fitting());
+    let count = end.saturating_sub(blocks.first);
+    let mut one = [0; RECORD];
+    one.iter_mut().zip(record.bytes()).for_each(|(place, byte)| *place = byte);
+    let all = one.repeat(count.try_into().unwrap_or(0));
+    file.write_all_at(&all, place_of(blocks.first)).map_err(Error::at("write", Path::new(FILE)))
+}
+
+/// Whether the inits that had some blocks last are as asked for. Where there is no record, none has
+/// run.
+fn are_free(file: &File, blocks: Blocks, is_free: impl Fn(&Life) -> bool) -> Result<bool> {
+    let mut bytes = vec![0; RECORD * blocks.numbers().len()];
+    let mut filled = 0;
+    // Of a long range a read may return a part.
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        let place = place_of(blocks.first) + filled as u64;
+        match file.read_at(rest, place).map_err(Error::at("read", Path::new(FILE)))? {
+            0 => break,
+            count => filled += count,
+        }
     }
-    let mut bytes = [0; RECORD];
-    bytes.iter_mut().zip(record.bytes()).for_each(|(place, byte)| *place = byte);
-    file.write_all_at(&bytes, place_of(number)).map_err(Error::at("write", Path::new(FILE)))
+    let mut records: Vec<&[u8]> = bytes.chunks(RECORD).collect();
+    // Those of one range are alike.
+    records.dedup();
+    Ok(records.into_iter().all(|record| {
+        let text = record.split(|byte| *byte == 0).next().unwrap_or_default();
+        let record = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        is_free(&record.map_or(Life::Ended, |record: InitRecord| record.life()))
+    }))
 }
 
-/// What is known of the init that had a range last. Where there is no record, none has run.
-fn life(file: &File, number: u32) -> Result<Life> {
-    let mut bytes = [0; RECORD];
-    let count =
-        file.read_at(&mut bytes, place_of(number)).map_err(Error::at("read", Path::new(FILE)))?;
-    let bytes = bytes.get(..count).unwrap_or_default();
-    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    let record = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-    Ok(record.map_or(Life::Ended, |record: InitRecord| record.life()))
-}
-
-/// Changes the lock on one byte; `false` if another process holds it. The locks belong to the
-/// open file and not to the process, so closing another descriptor of it lets go of nothing.
-fn lock_range(file: &File, number: u32, kind: i32) -> Result<bool> {
+/// Changes the locks on some blocks, all at once; `false` if another process holds one of them. The
+/// locks belong to the open file and not to the process, so closing another descriptor of it lets
+/// go of nothing.
+fn lock_blocks(file: &File, blocks: Blocks, kind: i32) -> Result<bool> {
     let range = libc::flock {
         l_type: i16::try_from(kind).unwrap_or(0),
         l_whence: 0,
-        l_start: i64::from(number),
-        l_len: 1,
+        l_start: i64::from(blocks.first),
+        l_len: i64::from(blocks.count),
         l_pid: 0,
     };
     match fcntl(file, FcntlArg::F_OFD_SETLK(&range)) {
@@ -226,7 +271,7 @@ mod tests {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);
-        let ranges: Vec<_> = (0..50).map(|_| IdRange::take().unwrap()).collect();
+        let ranges: Vec<_> = (0..50).map(|_| IdRange::take(LENGTH).unwrap()).collect();
         let bases: std::collections::BTreeSet<_> = ranges.iter().map(IdRange::base).collect();
         assert_eq!(bases.len(), 50);
         assert!(bases.iter().all(|base| base % LENGTH == 0));
@@ -238,25 +283,18 @@ mod tests {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);
-        let own = IdRange::take().unwrap();
+        let own = IdRange::take(LENGTH).unwrap();
         let (sleeper, init) = Sleeper::start();
         own.record(&init).unwrap();
-        let number = own.number;
+        let number = own.blocks.first;
         let find_there = || {
             lock(HELD.get()).next = Some(number);
-            IdRange::take().unwrap()
-        };
-        // As its owner's death leaves it: no lock is on it.
-        let forget = |range: IdRange| {
-            let held = &mut *lock(HELD.get());
-            super::lock_range(held.file.as_ref().unwrap(), range.number, libc::F_UNLCK).unwrap();
-            held.ranges.remove(&range.number);
-            std::mem::forget(range);
+            IdRange::take(LENGTH).unwrap()
         };
         forget(own);
-        assert_ne!(find_there().number, number);
+        assert_ne!(find_there().blocks.first, number);
         drop(sleeper);
-        assert_eq!(find_there().number, number);
+        assert_eq!(find_there().blocks.first, number);
     }
 
     #[test]
@@ -265,18 +303,127 @@ mod tests {
             return eprintln!("skipped: not root");
         }
         let _alone = lock(&ONE);
-        let own = IdRange::take().unwrap();
-        let number = own.number;
+        let own = IdRange::take(LENGTH).unwrap();
+        let number = own.blocks.first;
         let take_there = || {
             lock(HELD.get()).next = Some(number);
-            IdRange::take().unwrap()
+            IdRange::take(LENGTH).unwrap()
         };
         let mut own = Some(own);
         assert!(in_fork(|| {
-            let is_other = take_there().number != number;
+            let is_other = take_there().blocks.first != number;
             drop(own.take());
             // Its parent has it still.
-            is_other && take_there().number != number && in_fork(|| take_there().number != number)
+            is_other
+                && take_there().blocks.first != number
+                && in_fork(|| take_there().blocks.first != number)
         }));
+    }
+
+    /// Leaves a range as its owner's death does: no lock is on it.
+    fn forget(range: IdRange) {
+        let held = &mut *lock(HELD.get());
+        super::lock_blocks(held.file.as_ref().unwrap(), range.blocks, libc::F_UNLCK).unwrap();
+        range.blocks.numbers().for_each(|number| _ = held.blocks.remove(&number));
+        std::mem::forget(range);
+    }
+
+    /// Takes a range, looking from this block on.
+    fn take_from(number: u32, length: u32) -> IdRange {
+        lock(HELD.get()).next = Some(number);
+        IdRange::take(length).unwrap()
+    }
+
+    /// Whether two ranges share no block.
+    fn are_apart(one: &IdRange, other: &IdRange) -> bool {
+        let (one, other) = (one.blocks.numbers(), other.blocks.numbers());
+        one.end <= other.start || other.end <= one.start
+    }
+
+    #[test]
+    fn ranges_of_any_length_share_no_id() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let long = IdRange::take(10 * LENGTH + 1).unwrap();
+        assert_eq!((long.blocks.count, long.length()), (11, 10 * LENGTH + 1));
+        let first = long.blocks.first;
+        // Whoever begins before it, in it, or takes what it does not.
+        for (number, length) in [
+            (first, 1),
+            (first + 10, LENGTH),
+            (first.saturating_sub(2), 4 * LENGTH),
+            (first, 11 * LENGTH),
+        ] {
+            let other = take_from(number, length);
+            assert!(are_apart(&long, &other), "{long:?} {other:?}");
+            let third = take_from(other.blocks.first, 2 * LENGTH);
+            assert!(are_apart(&long, &third) && are_apart(&other, &third));
+            let in_fork = in_fork(|| {
+                let mine = take_from(first + 1, 3 * LENGTH);
+                [&long, &other, &third].into_iter().all(|range| are_apart(range, &mine))
+            });
+            assert!(in_fork);
+        }
+        drop(long);
+        // And is free again, as a whole and in parts.
+        assert!(somewhere(|| {
+            let long = IdRange::take(11 * LENGTH).unwrap();
+            let first = long.blocks.first;
+            drop(long);
+            take_from(first, 11 * LENGTH).blocks.first == first
+                && take_from(first + 10, 1).blocks.first == first + 10
+        }));
+    }
+
+    /// Whether something holds of ranges of which another program may have taken one meanwhile: then
+    /// it does elsewhere.
+    fn somewhere(holds: impl Fn() -> bool) -> bool {
+        (0..20).any(|_| holds())
+    }
+
+    #[test]
+    fn a_part_of_a_range_whose_init_has_not_ended_is_no_one_elses() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        assert!(somewhere(|| {
+            let long = IdRange::take(6 * LENGTH).unwrap();
+            let (first, all) = (long.blocks.first, long.blocks.numbers());
+            let is_in =
+                |range: &IdRange| range.blocks.numbers().any(|number| all.contains(&number));
+            let (sleeper, init) = Sleeper::start();
+            long.record(&init).unwrap();
+            forget(long);
+            for (number, length) in [(first, 1), (first + 5, 1), (first + 3, 2 * LENGTH)] {
+                assert!(!is_in(&take_from(number, length)));
+            }
+            // The control: once it has ended, each part is.
+            drop(sleeper);
+            let short = take_from(first + 5, 1);
+            if short.blocks.first != first + 5 {
+                return false;
+            }
+            let (sleeper, init) = Sleeper::start();
+            short.record(&init).unwrap();
+            forget(short);
+            assert!(!take_from(first, 6 * LENGTH).blocks.numbers().contains(&(first + 5)));
+            let is_free_before = take_from(first, 5 * LENGTH).blocks.first == first;
+            drop(sleeper);
+            is_free_before && take_from(first, 6 * LENGTH).blocks.first == first
+        }));
+    }
+
+    #[test]
+    fn all_ids_are_one_range_or_an_error_says_that_they_are_not_free() {
+        if !caller_may_map() {
+            return eprintln!("skipped: not root");
+        }
+        let _alone = lock(&ONE);
+        let _other = IdRange::take(1).unwrap();
+        let error = IdRange::take(crate::sys::id_ranges::MOST).unwrap_err().to_string();
+        assert!(error.contains("fewer ids"), "{error}");
     }
 }

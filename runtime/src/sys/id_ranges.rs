@@ -2,7 +2,8 @@
 
 use super::owner::PerProcess;
 
-/// The number of ids in a range: what a distribution's own ids and `nobody` need.
+/// The number of ids in a range, unless more are asked for: what a distribution's own ids and
+/// `nobody` need. Longer ranges take as many of these as they need.
 pub(crate) const LENGTH: u32 = 65_536;
 /// The first range. Below are the ids of users, of /etc/subuid, and most of those that
 /// systemd-nspawn draws from.
@@ -10,6 +11,18 @@ pub(crate) const FIRST: u32 = 0x2000_0000;
 /// The end of the last range: 24,574 of them. Above are ids that systemd calls foreign, and from
 /// 2^31 on some programs take an id for negative.
 pub(crate) const END: u32 = 0x7ffe_0000;
+
+/// The most ids that one sandbox can have.
+pub(crate) const MOST: u32 = END - FIRST;
+
+/// The user and group ids that there are in a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ids {
+    /// So many, from 0 on.
+    Range(u32),
+    /// One user and one group, which outside are the caller's.
+    One { uid: u32, gid: u32 },
+}
 
 /// Whether the caller can map ranges of ids: root, where these ids exist. Root of a user namespace
 /// that has others is in the position of an ordinary user.

@@ -4,12 +4,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use adl_protocol::{Identities, Request};
+use adl_protocol::Request;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::cgroup::{Group, JobCgroup, JoinFiles};
 use crate::error::Result;
+use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
@@ -36,7 +37,7 @@ pub(crate) struct Control {
     /// `None` from the end of the sandbox on.
     waited_for: Mutex<Option<Vec<Weak<Messages>>>>,
     /// Which ids there are inside.
-    identities: Identities,
+    ids: Ids,
     owner: Owner,
 }
 
@@ -49,7 +50,7 @@ struct Begun {
 }
 
 impl Control {
-    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, identities: Identities) -> Arc<Self> {
+    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, ids: Ids) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
@@ -57,7 +58,7 @@ impl Control {
             next_channel: Mutex::default(),
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
-            identities,
+            ids,
             owner: Owner::this_process(),
         })
     }
@@ -175,8 +176,8 @@ impl Control {
     }
 
     /// Which ids there are inside.
-    pub(crate) fn identities(&self) -> Identities {
-        self.identities
+    pub(crate) fn ids(&self) -> Ids {
+        self.ids
     }
 
     /// Remembers the channel of a command, whose waits end with the sandbox.

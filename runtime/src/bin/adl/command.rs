@@ -43,7 +43,8 @@ pub(crate) struct CommandOptions {
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<OsString>,
 
-    /// Who runs it: names in the image's /etc/passwd and /etc/group, or numbers; by default 0:0
+    /// Who runs it: names in the image's /etc/passwd and /etc/group, or numbers; by default 0:0. For
+    /// an ordinary user, numbers that are the one user and group inside
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 
@@ -75,6 +76,7 @@ impl CommandOptions {
         let targets = self.copies.copy_out.iter().map(Transfer::target);
         let (mut config, bases) = self.sandbox.settle(targets)?;
         config.limits.accounting = self.stats;
+        config.defaults.user.clone_from(&self.user);
         let mut environment = Vec::new();
         for path in &self.env_file {
             environment.extend(environment::file(path, &bases)?);

@@ -63,6 +63,11 @@ struct RootOptions {
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
 
+    /// How many user and group ids there are inside, from 0 on; by default 65536, and more only as
+    /// root
+    #[arg(long, value_name = "COUNT")]
+    ids: Option<u32>,
+
     /// The network inside; `none` is a loopback device only
     #[arg(long, value_name = "MODE", default_value = "none")]
     network: NetworkMode,
@@ -115,11 +120,12 @@ impl SandboxOptions {
         &self,
         targets: impl IntoIterator<Item = &'a Path>,
     ) -> CliResult<(Config, Bases)> {
-        let RootOptions { image, beneath, name, hostname, network, upper } = &self.root;
+        let RootOptions { image, beneath, name, hostname, ids, network, upper } = &self.root;
         let mut named = Named { image: None, beneath: beneath.clone() };
         let mut config = Config {
             name: name.clone(),
             hostname: hostname.clone(),
+            ids: *ids,
             network: match network {
                 NetworkMode::None => Network::None,
                 NetworkMode::Host => Network::Host,

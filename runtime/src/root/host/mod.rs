@@ -1,0 +1,224 @@
+//! The host image: the programs of the host, and around them a root without any of its data.
+
+pub(crate) mod etc;
+mod own;
+pub(crate) mod rule;
+
+use std::fs::{self, File, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::config::Network;
+use crate::error::{Error, Result};
+use crate::root::host::etc::HostImage;
+use crate::root::private::FRESH;
+use crate::root::source::Source;
+use crate::root::stack::{Layer, Stack};
+use crate::root::{once, private};
+use crate::store::State;
+use crate::sys::id_ranges;
+use crate::sys::lock::lock;
+use crate::sys::owner::PerProcess;
+
+/// Directories of the host that the host image lies on. Where `/bin` and the others are symbolic
+/// links into `/usr`, as they are in every current distribution, they are links inside too.
+const PROGRAMS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+
+/// What of the host's `/etc` changes while it is used: whoever makes a sandbox sees such a change
+/// at once. What else is taken from there is looked at once a second.
+const CHANGING: [&str; 8] = [
+    "",
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "ssl/certs",
+];
+
+const EMPTY: [(&str, u32); 16] = [
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("etc/ssl", 0o755),
+    ("home", 0o755),
+    ("mnt", 0o755),
+    ("opt", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("srv", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+    ("var/lib", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+];
+
+const FILES: [(&str, &str); 4] = [
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    ),
+    ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+    ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+    (
+        "etc/nsswitch.conf",
+        "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n\
+         services: files\nprotocols: files\nrpc: files\nethers: files\n",
+    ),
+];
+
+/// Opens it: the root first, then what lies on it.
+pub(super) fn open(state: &State, network: Network) -> Result<Vec<Stack>> {
+    let names = programs();
+    let may_map = id_ranges::caller_may_map();
+    let name = format!("host-{:016x}", fingerprint(&names, network)?);
+    let skeleton = once::make_once(state, &name, |aside| {
+        let links = private::links(&names)?;
+        fill(aside, network, &links).map_err(Error::at("make the host image", aside))
+    })?;
+    let root = Source::directory("open image", &skeleton.into())?;
+    let mut stacks = vec![Stack::of_image("", root)];
+    let above = match may_map {
+        true => private::layer(state, &names)?,
+        // Whoever has one id inside may read there what they may read here. But what is root's here
+        // is no one's inside, so that root inside could not write there.
+        false => own::layer(state)?,
+    };
+    for name in names {
+        let of_host = Source::directory("open image", &Path::new("/").join(name).into())?;
+        let mut stack = Stack::of_image(name, of_host);
+        if let Some(above) = above.as_ref().map(|layer| layer.join(name)).filter(|at| at.is_dir()) {
+            let above = Source::directory("open image", &above.into())?;
+            stack.layers.insert(0, Layer::Image(above));
+        }
+        stacks.push(stack);
+    }
+    Ok(stacks)
+}
+
+impl HostImage {
+    /// What a host image has of this machine beside `/usr`, and what it leaves out; `root` is `/`,
+    /// or a directory with the root of another machine.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for what can't be read.
+    pub fn of(root: &Path) -> Result<Self> {
+        let links = private::find_links(root, &programs_in(root));
+        let links = links.map_err(Error::at("look for links in", root))?;
+        etc::take(root, &links, None).map_err(Error::at("read", root))
+    }
+
+    /// What is taken and what never, as Markdown: the rule that [`HostImage::of`] goes by.
+    pub fn rule() -> String {
+        rule::as_markdown()
+    }
+}
+
+/// The directories of programs that are no links.
+fn programs() -> Vec<&'static str> {
+    programs_in(Path::new("/"))
+}
+
+fn programs_in(root: &Path) -> Vec<&'static str> {
+    let is_directory =
+        |name: &&str| fs::symlink_metadata(root.join(name)).is_ok_and(|metadata| metadata.is_dir());
+    PROGRAMS.into_iter().filter(is_directory).collect()
+}
+
+/// Changes when what the skeleton is made from does.
+fn fingerprint(programs: &[&str], network: Network) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), network == Network::Host, PROGRAMS, FILES).hash(&mut hasher);
+    let sources = CHANGING.iter().chain(resolver(network));
+    for name in sources {
+        look_at(fs::metadata(Path::new("/etc").join(name)), name, &mut hasher);
+    }
+    slow_fingerprint(programs)?.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+/// The part of it that a process takes for what is there for a while.
+fn slow_fingerprint(programs: &[&str]) -> Result<u64> {
+    static SEEN: PerProcess<Mutex<Option<(Instant, u64)>>> = PerProcess::new();
+    let mut seen = lock(SEEN.get());
+    if let Some((at, fingerprint)) = *seen
+        && at.elapsed() < FRESH
+    {
+        return Ok(fingerprint);
+    }
+    let mut hasher = DefaultHasher::new();
+    rule::hash(&mut hasher);
+    private::links_sign(programs)?.hash(&mut hasher);
+    // By names below it: a path from the root on costs twice as much to look up.
+    let etc = File::open("/etc").map_err(Error::at("open", Path::new("/etc")))?;
+    for name in rule::TAKEN.iter().flat_map(|(_, names)| *names).filter(|n| !n.contains('*')) {
+        look_at_in(&etc, name, &mut hasher);
+    }
+    let fingerprint = hasher.finish();
+    *seen = Some((Instant::now(), fingerprint));
+    Ok(fingerprint)
+}
+
+fn look_at(metadata: io::Result<fs::Metadata>, name: &str, hasher: &mut DefaultHasher) {
+    if let Ok(metadata) = metadata {
+        // Its mode counts, too: what is closed to others goes.
+        (name, metadata.ctime(), metadata.ctime_nsec(), metadata.size()).hash(hasher);
+    }
+}
+
+fn look_at_in(etc: &File, name: &str, hasher: &mut DefaultHasher) {
+    if let Ok(stat) = nix::sys::stat::fstatat(etc, name, nix::fcntl::AtFlags::empty()) {
+        (name, stat.st_ctime, stat.st_ctime_nsec, stat.st_size).hash(hasher);
+    }
+}
+
+/// Where to resolve names, for those that can reach it.
+fn resolver(network: Network) -> Option<&'static &'static str> {
+    (network == Network::Host).then_some(&"resolv.conf")
+}
+
+fn fill(root: &Path, network: Network, links: &[PathBuf]) -> io::Result<()> {
+    for (name, mode) in EMPTY {
+        let path = root.join(name);
+        fs::create_dir(&path)?;
+        // Whatever the caller's umask.
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
+    }
+    fs::set_permissions(root, Permissions::from_mode(0o755))?;
+    for (name, content) in FILES {
+        write(&root.join(name), content.as_bytes())?;
+    }
+    symlink("../usr/lib/os-release", root.join("etc/os-release"))?;
+    symlink("../proc/self/mounts", root.join("etc/mtab"))?;
+    for name in PROGRAMS {
+        let of_host = Path::new("/").join(name);
+        match fs::symlink_metadata(&of_host) {
+            Ok(metadata) if metadata.is_symlink() => {
+                symlink(fs::read_link(&of_host)?, root.join(name))?;
+            }
+            Ok(metadata) if metadata.is_dir() => {
+                fs::create_dir(root.join(name))?;
+                fs::set_permissions(root.join(name), Permissions::from_mode(0o755))?;
+            }
+            _ => {}
+        }
+    }
+    if network == Network::Host
+        && let Some(content) = etc::public_content(Path::new("/etc/resolv.conf"))?
+    {
+        write(&root.join("etc/resolv.conf"), &content)?;
+    }
+    etc::take(Path::new("/"), links, Some(root)).map(drop)
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::write(path, content)?;
+    fs::set_permissions(path, Permissions::from_mode(0o644))
+}
