@@ -64,6 +64,7 @@ mod shares;
 mod sharing;
 mod snapshots;
 mod starts;
+mod stdio;
 mod streams;
 mod suite;
 mod terminal;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
-use crate::job::child::{Collection, GuestPid, Output};
+use crate::job::child::{Collection, GuestPid, Output, STACK, whatever_becomes_of};
 use crate::job::collect::Captures;
 use crate::job::exit::ExitStatus;
 use crate::job::running::{Handle, Scope};
@@ -21,9 +20,6 @@ use crate::sys::unique::unique_number;
 use crate::wait::Deadline;
 use crate::wait::wait_ready;
 use crate::wire::control::Control;
-
-/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
-const STACK: usize = 256 << 10;
 
 /// A command in the background, made by [`Command::background`](crate::Command::background).
 ///
@@ -48,15 +44,6 @@ struct Shared {
 
 /// How it ended, and whether a stream is open still; or why that is not known.
 type Collected = std::result::Result<(ExitStatus, bool), String>;
-
-/// The result of work, also where that panics.
-fn whatever_becomes_of(work: impl FnOnce() -> Result<(ExitStatus, bool)>) -> Collected {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    done.map_or_else(
-        |_| Err("the thread has panicked".to_owned()),
-        |done| done.map_err(|error| error.to_string()),
-    )
-}
 
 /// The jobs in the background of one life of a sandbox, until someone has waited for their end.
 #[derive(Debug, Default)]
@@ -244,7 +231,7 @@ impl AsFd for Job {
 mod tests {
     #[test]
     fn a_thread_that_panics_has_a_result() {
-        let result = super::whatever_becomes_of(|| panic!("as it should not"));
+        let result = super::whatever_becomes_of::<()>(|| panic!("as it should not"));
         assert!(result.is_err_and(|why| why.contains("panicked")));
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use nix::poll::PollFlags;
 use crate::error::{Error, Result};
 use crate::job::collect::{Bounds, Caps, Captures, Collector};
 use crate::job::exit::{EndReason, ExitStatus};
-use crate::job::running::{Handle, Running, Scope};
+use crate::job::running::{Delivery, Handle, Running, Scope};
 use crate::job::terminal::Terminal;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
@@ -25,6 +26,9 @@ use crate::{sys, wire};
 const START: Duration = Duration::from_secs(10);
 /// How long init may take to read that what others write is to be dropped.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
+pub(crate) const STACK: usize = 256 << 10;
 
 /// What a command that has ended left.
 #[derive(Debug, Clone)]
@@ -83,6 +87,27 @@ impl Collection {
     }
 }
 
+impl Collection {
+    /// Takes out what goes between the command and streams of the caller's.
+    fn take_relayed(&mut self) -> Option<Self> {
+        let collector = &mut self.collector;
+        if collector.input.is_none() && collector.sinks.iter().all(Option::is_none) {
+            return None;
+        }
+        let collector = Collector {
+            running: Arc::clone(&collector.running),
+            input: collector.input.take(),
+            pipes: std::mem::take(&mut collector.pipes),
+            sinks: std::mem::take(&mut collector.sinks),
+            failed: None,
+            bounds: Bounds::default(),
+            is_terminal: false,
+        };
+        let (control, identity) = (Arc::clone(&self.control), self.identity.clone());
+        Some(Self { collector, control, identity, caps: self.caps })
+    }
+}
+
 /// Has a process inside read from a pipe for as long as anyone can write to it, so that whoever
 /// does neither stops nor dies.
 fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
@@ -99,6 +124,17 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
         Err(Error::SandboxDied) => Ok(()),
         sent => sent,
     }
+}
+
+/// The result of work, also where that panics.
+pub(crate) fn whatever_becomes_of<T>(
+    work: impl FnOnce() -> Result<T>,
+) -> std::result::Result<T, String> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.map_or_else(
+        |_| Err("the thread has panicked".to_owned()),
+        |done| done.map_err(|error| error.to_string()),
+    )
 }
 
 /// A job that is no program, as far as it is like the others.
@@ -188,7 +224,7 @@ impl Child {
             }
         };
         running.mark_started();
-        let [stdout, stderr] = std::mem::take(&mut collection.collector.pipes);
+        let [stdout, stderr] = collection.collector.take_piped();
         Ok(Self {
             stdin: stdin.map(ChildStdin),
             stdout: stdout.map(ChildStdout),
@@ -233,7 +269,7 @@ impl Child {
         self.handle.wait_timeout(timeout)
     }
 
-    /// Looks whether it has ended.
+    /// Looks whether it has ended; see [`Handle::try_wait`].
     ///
     /// # Errors
     /// As [`Child::wait`].
@@ -258,7 +294,9 @@ impl Child {
     /// As [`Child::wait`].
     pub fn wait_with_output(mut self) -> Result<Output> {
         drop(self.stdin.take());
-        self.take_collection()?.output()
+        let output = self.take_collection()?.output()?;
+        self.handle.0.wait_delivered(Deadline::NEVER)?;
+        Ok(output)
     }
 
     /// What is to be collected of it, with the pipes. It is not killed on drop any more.
@@ -267,9 +305,33 @@ impl Child {
         let mut collection = self.collection.take().ok_or_else(gone)?;
         let terminal = self.terminal.take().map(OwnedFd::from);
         let stdout = self.stdout.take().map(OwnedFd::from).or(terminal);
-        collection.collector.pipes = [stdout, self.stderr.take().map(OwnedFd::from)];
+        let piped = [stdout, self.stderr.take().map(OwnedFd::from)];
+        for (place, pipe) in collection.collector.pipes.iter_mut().zip(piped) {
+            *place = pipe.or(place.take());
+        }
         self.kill_on_drop = false;
         Ok(collection)
+    }
+
+    /// Has a thread move what goes between the command and streams of the caller's, if any does.
+    pub(crate) fn start_relay(&mut self) -> Result<()> {
+        let Some(relay) = self.collection.as_mut().and_then(Collection::take_relayed) else {
+            return Ok(());
+        };
+        let delivery = Arc::new(Delivery::new()?);
+        self.handle.0.deliver_by(Arc::clone(&delivery));
+        let work = move || {
+            let captures = Captures::new(relay.caps);
+            let ended = whatever_becomes_of(|| relay.run(&captures));
+            // That it was not started at all is told by others.
+            delivery.end(ended.err());
+        };
+        let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
+        if let Err(error) = thread.spawn(work) {
+            let _ = self.handle.kill();
+            return Err(Error::io("start of a thread")(error));
+        }
+        Ok(())
     }
 
     /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::relay::{Input, Sink};
 use crate::job::running::Running;
 use crate::sys;
 use crate::wait::wait_ready;
@@ -92,43 +93,16 @@ impl Captures {
 #[derive(Debug)]
 pub(crate) struct Collector {
     pub(crate) running: Arc<Running>,
-    /// What is still to be written to stdin.
+    /// What goes to stdin.
     pub(crate) input: Option<Input>,
     /// Stdout and stderr, until their ends; a terminal is the first.
     pub(crate) pipes: [Option<OwnedFd>; 2],
+    /// Where of the caller's they go on to, instead of being kept.
+    pub(crate) sinks: [Option<Sink>; 2],
+    /// The first error of a stream of the caller's.
+    pub(crate) failed: Option<Error>,
     pub(crate) bounds: Bounds,
     pub(crate) is_terminal: bool,
-}
-
-/// Bytes for a command's stdin.
-#[derive(Debug)]
-pub(crate) struct Input {
-    pipe: OwnedFd,
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-impl Input {
-    /// The pipe must not block; see [`sys::set_blocking`].
-    pub(crate) fn new(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
-        Self { pipe, bytes, written: 0 }
-    }
-
-    /// Writes what there is room for; `false` when there is nothing more to do.
-    fn write(&mut self) -> Result<bool> {
-        let rest = self.bytes.get(self.written..).unwrap_or_default();
-        if rest.is_empty() {
-            return Ok(false);
-        }
-        match nix::unistd::write(&self.pipe, rest) {
-            Ok(count) => self.written += count,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // It does not want it.
-            Err(Errno::EPIPE) => return Ok(false),
-            Err(errno) => return Err(Error::io("write to a pipe")(errno)),
-        }
-        Ok(self.written < self.bytes.len())
-    }
 }
 
 impl Collector {
@@ -148,21 +122,19 @@ impl Collector {
         let mut total = 0_u64;
         let mut last = Instant::now();
         let status = loop {
-            let is_waiting_only = self.input.is_none() && self.pipes.iter().all(Option::is_none);
+            let is_waiting_only = !self.input.as_ref().is_some_and(Input::is_open)
+                && self.pipes.iter().all(Option::is_none);
             if is_waiting_only && self.bounds.idle.is_none() {
                 break self.running.wait()?;
             }
             let idle = self.bounds.idle.and_then(|idle| last.checked_add(idle));
             let idle = idle.map_or(Deadline::NEVER, Deadline::at);
             let ready = self.wait(idle.min(self.running.overdue()))?;
-            let [said, init_died, input, pipes @ ..] = ready.unwrap_or_default();
-            if input && self.input.as_mut().is_some_and(|input| !matches!(input.write(), Ok(true)))
-            {
-                self.input = None;
-            }
+            let [said, init_died, input, unread, pipes @ ..] = ready.unwrap_or_default();
+            self.move_input(input, unread);
             for (number, ready) in pipes.into_iter().enumerate() {
-                if ready {
-                    total += self.read(number, captures)? as u64;
+                if ready && let Some(count) = self.move_on(number, captures)? {
+                    total += count as u64;
                     last = Instant::now();
                 }
             }
@@ -183,6 +155,9 @@ impl Collector {
                 self.running.end(EndReason::Idle)?;
             }
         };
+        if let Some(input) = self.input.take() {
+            input.give_back();
+        }
         for number in [0, 1] {
             total += if self.is_terminal {
                 self.read_rest_of_terminal(number, captures)?
@@ -193,19 +168,32 @@ impl Collector {
         // Also where it has ended before anything of that was read.
         let is_too_much = limit.is_some_and(|limit| total > limit);
         let status = if is_too_much { status.with_too_much_output() } else { status };
-        Ok((status, self.pipes))
+        self.failed.take().map_or(Ok((status, self.pipes)), Err)
+    }
+
+    /// Takes the streams that go on to nowhere: whoever has them reads them.
+    pub(crate) fn take_piped(&mut self) -> [Option<OwnedFd>; 2] {
+        let mut taken = [None, None];
+        for ((to, pipe), sink) in taken.iter_mut().zip(&mut self.pipes).zip(&self.sinks) {
+            if sink.is_none() {
+                *to = pipe.take();
+            }
+        }
+        taken
     }
 
     /// Waits until there is something to do, and says for what: the channel, the end of init, the
-    /// input, the streams. `None` if the deadline comes first.
-    fn wait(&self, until: Deadline) -> Result<Option<[bool; 5]>> {
-        let [stdout, stderr] = &self.pipes;
+    /// input, the end of its readers, the streams. `None` if the deadline comes first.
+    fn wait(&self, until: Deadline) -> Result<Option<[bool; 6]>> {
+        let input = self.input.as_ref().map_or([None, None], Input::places);
+        let [to_move, unread] = input;
         let places = [
             Some((self.running.as_fd(), PollFlags::POLLIN)),
             Some((self.running.init().as_fd(), PollFlags::POLLIN)),
-            self.input.as_ref().map(|input| (input.pipe.as_fd(), PollFlags::POLLOUT)),
-            stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
-            stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
+            to_move,
+            unread,
+            self.place(0),
+            self.place(1),
         ];
         let mut fds: Vec<_> =
             places.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
@@ -216,15 +204,82 @@ impl Collector {
         Ok(Some(places.map(|place| place.is_some() && ready.next().unwrap_or(false))))
     }
 
+    /// What is waited for of a stream: bytes, or that the last ones are taken.
+    fn place(&self, number: usize) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let pipe = self.pipes.get(number)?.as_ref()?;
+        let sink = self.sinks.get(number).and_then(Option::as_ref);
+        sink.and_then(Sink::place).or(Some((pipe.as_fd(), PollFlags::POLLIN)))
+    }
+
+    fn move_input(&mut self, is_ready: bool, is_unread: bool) {
+        let Some(input) = &mut self.input else { return };
+        if is_unread {
+            input.close();
+        } else if is_ready && let Err(error) = input.go_on() {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Does what was waited for of a stream. Returns the number of bytes that were read, 0 at its
+    /// end, or `None` if that was not what was waited for.
+    fn move_on(&mut self, number: usize, captures: &Captures) -> Result<Option<usize>> {
+        if let Some(Some(sink)) = self.sinks.get(number)
+            && sink.place().is_some()
+        {
+            self.pass_on(number);
+            return Ok(None);
+        }
+        self.read(number, captures).map(Some)
+    }
+
+    /// Writes to where a stream goes on to. Where that fails, the stream is closed, so that the
+    /// command gets SIGPIPE when it writes more.
+    fn pass_on(&mut self, number: usize) {
+        let Some(Some(sink)) = self.sinks.get_mut(number) else { return };
+        let Err(errno) = sink.go_on() else { return };
+        if errno != Errno::EPIPE {
+            self.failed.get_or_insert(Error::io("write to the caller's stream")(errno));
+        }
+        sink.put(&[]);
+        if let Some(place) = self.pipes.get_mut(number) {
+            *place = None;
+        }
+    }
+
+    /// Waits until where a stream goes on to has taken all that was read of it.
+    fn finish_passing_on(&mut self, number: usize) -> Result<()> {
+        let deadline = self.running.overdue();
+        while let Some(Some(sink)) = self.sinks.get(number)
+            && let Some((fd, flags)) = sink.place()
+        {
+            if !wait_ready(&mut [PollFd::new(fd, flags)], deadline)? {
+                let what = "the caller's stream to take what the command wrote";
+                return Err(Error::TimedOut { what, after: deadline.length() });
+            }
+            self.pass_on(number);
+        }
+        Ok(())
+    }
+
     /// Reads once from a stream; returns the number of bytes, 0 if there is nothing.
     fn read(&mut self, number: usize, captures: &Captures) -> Result<usize> {
         let Some(place) = self.pipes.get_mut(number) else { return Ok(0) };
         let Some(pipe) = place else { return Ok(0) };
-        let count = captures.stream(number).read_from(pipe.as_fd())?;
+        let mut chunk = [0; CHUNK];
+        let count = read_from(pipe.as_fd(), &mut chunk)?;
         if count == Some(0) {
             *place = None;
         }
-        Ok(count.unwrap_or(0))
+        let count = count.unwrap_or(0);
+        let bytes = chunk.get(..count).unwrap_or_default();
+        match self.sinks.get_mut(number) {
+            Some(Some(sink)) => {
+                sink.put(bytes);
+                self.pass_on(number);
+            }
+            _ => captures.stream(number).push(bytes),
+        }
+        Ok(count)
     }
 
     /// Reads what is there now, and finds out whether anyone could write more. Returns the number
@@ -234,6 +289,7 @@ impl Collector {
         let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
         let mut all = 0;
         while left != 0 {
+            self.finish_passing_on(number)?;
             match self.read(number, captures)? {
                 0 => break,
                 count => {
@@ -242,6 +298,7 @@ impl Collector {
                 }
             }
         }
+        self.finish_passing_on(number)?;
         let Some(place) = self.pipes.get_mut(number) else { return Ok(all) };
         let Some(pipe) = place else { return Ok(all) };
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
@@ -272,6 +329,21 @@ impl Collector {
     }
 }
 
+/// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is nothing:
+/// a guest may have taken it out again.
+fn read_from(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>> {
+    loop {
+        match nix::unistd::read(pipe, buffer) {
+            Ok(count) => return Ok(Some(count)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            // A terminal of which the other side is closed.
+            Err(Errno::EIO) => return Ok(Some(0)),
+            Err(errno) => return Err(Error::io("read from a pipe")(errno)),
+        }
+    }
+}
+
 /// The beginning and the end of a stream, and the number of bytes between.
 #[derive(Debug)]
 struct Collected {
@@ -284,25 +356,6 @@ struct Collected {
 impl Collected {
     fn new(caps: Caps) -> Self {
         Self { head: Vec::new(), tail: VecDeque::new(), dropped: 0, caps }
-    }
-
-    /// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is
-    /// nothing: a guest may have taken it out again.
-    fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<Option<usize>> {
-        let mut chunk = [0; CHUNK];
-        loop {
-            match nix::unistd::read(pipe, &mut chunk) {
-                Ok(count) => {
-                    self.push(chunk.get(..count).unwrap_or_default());
-                    return Ok(Some(count));
-                }
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                // A terminal of which the other side is closed.
-                Err(Errno::EIO) => return Ok(Some(0)),
-                Err(errno) => return Err(Error::io("read from a pipe")(errno)),
-            }
-        }
     }
 
     fn push(&mut self, bytes: &[u8]) {

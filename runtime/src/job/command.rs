@@ -17,15 +17,15 @@ use crate::config::defaults::{Resource, Rlimit, check_umask};
 use crate::error::{Error, Result};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
-use crate::job::collect::{Bounds, Caps, Collector, Input};
+use crate::job::collect::{Bounds, Caps, Collector};
 use crate::job::environment::Environment;
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::{Life, Lives};
+use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
-use crate::job::stdio::{Kind, Stdio, Stream, Which};
+use crate::job::stdio::{Kind, Owner, Stdio, Stream, Which};
 use crate::job::user::{self, ReadFile, RunAs, run_as_methods};
 use crate::mirror::mirror;
-use crate::sys;
 use crate::wait::Deadline;
 
 /// A command to be run in a sandbox, made by
@@ -288,7 +288,17 @@ impl Command {
                 "`spawn` takes none: write to the stdin of the child",
             ));
         }
-        self.start_now(&Kind::Null)
+        if let Some(name) = self.bounds.name()
+            && [&self.stdout, &self.stderr].into_iter().flatten().any(Stdio::is_relayed)
+        {
+            return Err(Error::invalid(
+                name,
+                "`spawn` counts nothing that goes to a stream of the caller's: use `status`",
+            ));
+        }
+        let mut child = self.start_now(&Kind::Null)?;
+        child.start_relay()?;
+        Ok(child)
     }
 
     /// Runs the command to its end and collects its stdout and stderr.
@@ -305,7 +315,7 @@ impl Command {
         }
         let (life, deadline) = self.begin()?;
         let started = self.start(&life, deadline, &Kind::Piped, None)?;
-        self.collection(&life, started)?.output()
+        self.split(&life, started)?.1.output()
     }
 
     /// Runs the command to its end.
@@ -319,7 +329,7 @@ impl Command {
         // It may have been given pipes, which are read then.
         let (life, deadline) = self.begin()?;
         let started = self.start(&life, deadline, &Kind::Null, None)?;
-        Ok(self.collection(&life, started)?.output()?.status)
+        Ok(self.split(&life, started)?.1.output()?.status)
     }
 
     /// Starts the command and returns once its program runs. It is read from in the background,
@@ -343,9 +353,7 @@ impl Command {
         }
         let (life, deadline) = self.begin()?;
         let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
-        let stdin = child.stdin.take().map(OwnedFd::from);
-        let mut collection = child.take_collection()?;
-        collection.collector.input = self.input_to(stdin)?;
+        let collection = child.take_collection()?;
         Job::start(&life.jobs, collection, child.handle(), child.id())
     }
 
@@ -363,40 +371,30 @@ impl Command {
     fn start_child(&self, life: &Life, deadline: Deadline, default: &Kind) -> Result<Child> {
         let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
         let started = self.start(life, deadline, default, Some(notice_theirs))?;
-        let (stdin, collection) = self.split(life, started);
+        let (stdin, collection) = self.split(life, started)?;
         Child::started(stdin, collection, notice, self.kill_on_drop)
     }
 
-    /// What is started by [`Self::start`], with the input that it gets.
-    fn collection(&self, life: &Life, started: Started) -> Result<Collection> {
-        let (stdin, mut collection) = self.split(life, started);
-        collection.collector.input = self.input_to(stdin)?;
-        Ok(collection)
-    }
-
-    /// What is written to a stdin that was piped for it. Without any, it is closed.
-    fn input_to(&self, stdin: Option<OwnedFd>) -> Result<Option<Input>> {
-        match (stdin, &self.input) {
-            (Some(stdin), Some(bytes)) => {
-                sys::set_blocking(&stdin, false).map_err(Error::io("fcntl"))?;
-                Ok(Some(Input::new(stdin, bytes.clone())))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    fn split(&self, life: &Life, started: Started) -> (Option<OwnedFd>, Collection) {
-        let Started { running, stdin, pipes, identity } = started;
+    /// What moves the bytes of a command, and the stdin that no one here writes to.
+    fn split(&self, life: &Life, started: Started) -> Result<(Option<OwnedFd>, Collection)> {
+        let Started { running, stdin, pipes, relays, identity } = started;
+        let [source, sinks @ ..] = relays;
+        let (stdin, input) = match (stdin, source, &self.input) {
+            (Some(pipe), Some(source), _) => (None, Some(Input::of_relay(pipe, source)?)),
+            (Some(pipe), None, Some(bytes)) => (None, Some(Input::of_bytes(pipe, bytes.clone())?)),
+            (stdin, ..) => (stdin, None),
+        };
         let collector = Collector {
             running: Arc::new(running),
-            input: None,
+            input,
             pipes,
+            sinks: sinks.map(|sink| sink.map(Sink::new)),
+            failed: None,
             bounds: self.bounds,
             is_terminal: self.terminal.is_some(),
         };
         let control = Arc::clone(&life.control);
-        let collection = Collection { collector, control, identity, caps: self.caps };
-        (stdin, collection)
+        Ok((stdin, Collection { collector, control, identity, caps: self.caps }))
     }
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
@@ -421,7 +419,8 @@ impl Command {
         let on_terminal = self.terminal.is_some();
         let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 
-        let streams = self.streams(default)?;
+        let owner = control.owner_outside(identity.uid, identity.gid);
+        let streams = self.streams(default, owner)?;
         self.check_bounds(&streams)?;
         let stdio = match (self.terminal, &streams) {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
@@ -470,8 +469,10 @@ impl Command {
         }
         running.mark_requested();
         control.prepare_next();
-        let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
-        Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
+        let [mut stdin, mut stdout, mut stderr] = streams;
+        let relays = [&mut stdin, &mut stdout, &mut stderr].map(|stream| stream.relay.take());
+        let (stdin, pipes) = (stdin.ours, [stdout.ours, stderr.ours]);
+        Ok(Started { running, stdin, pipes, relays, identity })
     }
 
     /// Refuses bounds of what no one here would read.
@@ -485,7 +486,8 @@ impl Command {
         }
     }
 
-    fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
+    /// `owner` is who pipes belong to, where that is not the caller.
+    fn streams<'s>(&'s self, default: &'s Kind, owner: Option<Owner>) -> Result<[Stream<'s>; 3]> {
         if self.terminal.is_some() {
             if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
                 return Err(Error::invalid(
@@ -508,9 +510,11 @@ impl Command {
             (None, Some(_)) => &Kind::Piped,
             (stdin, None) => stdin.as_ref().map_or(&Kind::Null, |s| &s.0),
         };
-        let stdin = Stream::new(stdin, Which::Stdin)?;
-        let stdout = Stream::new(self.stdout.as_ref().map_or(default, |s| &s.0), Which::Stdout)?;
-        let stderr = Stream::new(self.stderr.as_ref().map_or(default, |s| &s.0), Which::Stderr)?;
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|said| said.as_ref().map_or(default, |s| &s.0));
+        let stdin = Stream::new(stdin, Which::Stdin, owner)?;
+        let stdout = Stream::new(stdout, Which::Stdout, owner)?;
+        let stderr = Stream::new(stderr, Which::Stderr, owner)?;
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {
@@ -537,6 +541,8 @@ struct Started {
     running: Running,
     stdin: Option<OwnedFd>,
     pipes: [Option<OwnedFd>; 2],
+    /// What of the caller's each stream is joined to.
+    relays: [Option<Relay>; 3],
     identity: Identity,
 }
 

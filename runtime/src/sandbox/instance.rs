@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use adl_protocol::Identities;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
@@ -80,11 +79,8 @@ impl Started {
     /// Starts init. It makes what needs no layer, and waits for [`Started::set_up`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
         let (init, control) = launch::start(plan, ids.as_deref())?;
-        let identities = match ids {
-            Some(_) => Identities::Range,
-            None => Identities::Single,
-        };
-        let control = Control::new(control, Arc::clone(&init.pidfd), identities);
+        let first_id = ids.as_deref().map(IdRange::base);
+        let control = Control::new(control, Arc::clone(&init.pidfd), first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
         Ok(Self(Processes { init, control, jobs, ids, owner, end: End::None }))
     }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use adl_protocol::{Identities, Request};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{Gid, Uid};
 
 use crate::cgroup::{Group, JobCgroup, JoinFiles};
 use crate::error::Result;
+use crate::sys::id_ranges;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
@@ -35,8 +37,8 @@ pub(crate) struct Control {
     /// The channels of commands that someone may wait for who does not hold the sandbox.
     /// `None` from the end of the sandbox on.
     waited_for: Mutex<Option<Vec<Weak<Messages>>>>,
-    /// Which ids there are inside.
-    identities: Identities,
+    /// The first id outside of those inside, if they are a range of their own.
+    first_id: Option<u32>,
     owner: Owner,
 }
 
@@ -49,7 +51,7 @@ struct Begun {
 }
 
 impl Control {
-    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, identities: Identities) -> Arc<Self> {
+    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, first_id: Option<u32>) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
@@ -57,7 +59,7 @@ impl Control {
             next_channel: Mutex::default(),
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
-            identities,
+            first_id,
             owner: Owner::this_process(),
         })
     }
@@ -176,7 +178,15 @@ impl Control {
 
     /// Which ids there are inside.
     pub(crate) fn identities(&self) -> Identities {
-        self.identities
+        if self.first_id.is_some() { Identities::Range } else { Identities::Single }
+    }
+
+    /// What a user inside is outside, where that is not the caller.
+    pub(crate) fn owner_outside(&self, uid: u32, gid: u32) -> Option<(Uid, Gid)> {
+        let first = self.first_id?;
+        // Others are none inside, and init says so.
+        let are_inside = uid < id_ranges::LENGTH && gid < id_ranges::LENGTH;
+        are_inside.then(|| (Uid::from_raw(first + uid), Gid::from_raw(first + gid)))
     }
 
     /// Remembers the channel of a command, whose waits end with the sandbox.
