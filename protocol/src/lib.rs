@@ -38,8 +38,8 @@ mod transfer;
 
 pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
-    Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program, Rlimit, Scope,
-    Spawn, Stage, Status, StdioSource, Task, Usage,
+    CpuLimit, EndedBy, Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program,
+    Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
     Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer, Mount,
@@ -54,7 +54,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

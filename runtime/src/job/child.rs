@@ -15,6 +15,7 @@ use nix::poll::PollFlags;
 use crate::error::{Error, Result};
 use crate::job::collect::{Bounds, Caps, Captures, Collector};
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::life::Lives;
 use crate::job::running::{Delivery, Handle, Running, Scope};
 use crate::job::terminal::Terminal;
 use crate::wait::wait_beside_init;
@@ -24,6 +25,8 @@ use crate::{sys, wire};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
+/// How long all processes may take to end that were killed: a little longer than init waits.
+const KILLED: Duration = Duration::from_secs(6);
 /// How long init may take to read that what others write is to be dropped.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -137,6 +140,30 @@ pub(crate) fn whatever_becomes_of<T>(
     )
 }
 
+/// Has init end every process but itself, and waits until they are gone.
+pub(crate) fn kill_all(lives: &Lives) -> Result<()> {
+    let life = lives.begin(Deadline::after(KILLED))?;
+    let control = &life.control;
+    // What stands still could not end.
+    control.join_files_of_builtins()?;
+    let (channel, theirs) = control.take_channel()?;
+    let timeout = Some(KILLED);
+    let running = Running::new("".into(), channel, control.init(), timeout, life.beginning());
+    control.add_waited_for(running.messages());
+    let spawn = builtin(Task::KillAll, Identity::ROOT);
+    let request = Request::Spawn(spawn);
+    match control.request_by(running.overdue(), &request, &[theirs.as_raw_fd()]) {
+        Err(Error::SandboxDied) => return Ok(()),
+        asked => asked?,
+    }
+    let status = running.wait()?;
+    if status.survivors() && status.reason() != EndReason::SandboxDied {
+        let what = "the processes of the sandbox to end, which were killed";
+        return Err(Error::TimedOut { what, after: KILLED });
+    }
+    Ok(())
+}
+
 /// A job that is no program, as far as it is like the others.
 pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
     Spawn {
@@ -151,6 +178,7 @@ pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
         cgroups: 0,
         start_notice: false,
         timeout_us: None,
+        cpu_limit: None,
         leftovers: Leftovers::Keep,
     }
 }

@@ -54,6 +54,7 @@ pub struct Command {
     nice: i8,
     oom_score_adj: i16,
     timeout: Option<Duration>,
+    cpu_time: Option<Duration>,
     bounds: Bounds,
     caps: Caps,
     leftovers: Leftovers,
@@ -82,6 +83,7 @@ impl Command {
             nice: 0,
             oom_score_adj: 0,
             timeout: defaults.timeout,
+            cpu_time: defaults.cpu_time,
             bounds: Bounds::default(),
             caps: Caps::default(),
             leftovers: Leftovers::Keep,
@@ -180,8 +182,7 @@ impl Command {
     /// Ends it, and all that it has started, when it has not ended by itself after so long. What
     /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
     ///
-    /// This is time on the clock. For the CPU time of one process there is [`Resource::Cpu`], whose
-    /// end is signal 24 (`SIGXCPU`).
+    /// This is time on the clock; see also [`Command::cpu_time`].
     ///
     /// Where processes are started faster than they can be ended, all processes of the sandbox are
     /// stopped for a moment. A shell with job control shows that of its children.
@@ -189,6 +190,24 @@ impl Command {
     /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Ends it, and all that it has started, when all of them together have used so much CPU time:
+    /// those that have ended, and those that have left its session, among them. What it wrote is
+    /// kept, the reason is [`EndReason::CpuTimedOut`], also where it ended by itself before that was
+    /// noticed, and the sandbox goes on.
+    ///
+    /// The kernel's cgroups count. The tree is looked at every 10 ms when the time may be up, so it
+    /// uses up to 50 ms more for each processor that it keeps busy. After its end, what it has left
+    /// behind is not limited. For the CPU time of one process there is [`Resource::Cpu`], whose end
+    /// is signal 24 (`SIGXCPU`), and which a fork begins anew.
+    ///
+    /// Running it is [`Error::Unsupported`] where its sandbox has no cgroup that counts CPU time:
+    /// [`Defaults::cpu_time`](crate::Defaults::cpu_time) and
+    /// [`Limits::accounting`](crate::Limits::accounting) make one.
+    pub fn cpu_time(&mut self, limit: Duration) -> &mut Self {
+        self.cpu_time = Some(limit);
         self
     }
 
@@ -431,8 +450,13 @@ impl Command {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (job_cgroup, join_files) = control.job_cgroup(notice.is_some())?;
+        let cpu_time = self.cpu_time.filter(|limit| *limit != Duration::MAX);
+        let is_counted = notice.is_some() || cpu_time.is_some();
+        let (job_cgroup, join_files) = control.job_cgroup(is_counted)?;
         descriptors.extend(join_files.descriptors());
+        let cpu_limit = cpu_time.map(|limit| control.cpu_limit(job_cgroup.as_deref(), limit));
+        let (cpu_file, cpu_limit) = cpu_limit.transpose()?.unzip();
+        descriptors.extend(cpu_file.as_ref().map(AsRawFd::as_raw_fd));
 
         let program_to_run = Program {
             names: Strings::new(&names).map_err(too_many)?,
@@ -451,6 +475,7 @@ impl Command {
             stdio,
             cgroups: join_files.count(),
             start_notice: notice.is_some(),
+            cpu_limit,
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers.to_wire(),
         };

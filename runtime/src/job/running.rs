@@ -563,7 +563,7 @@ mod tests {
 
         fn say_exited(&mut self) {
             let (status, usage) = (Status::Code(7), Usage::default());
-            let exit = Exit { status, usage, wall_us: 1, timed_out: false, survivors: false };
+            let exit = Exit { status, usage, wall_us: 1, by: None, survivors: false };
             self.elsewhere.write_all(&wire::frame_of(&JobEvent::Exited(exit)).unwrap()).unwrap();
         }
 

@@ -175,6 +175,13 @@ fn unblocked_mask() -> libc::sigset_t {
     }
 }
 
+/// How many processors the machine has, those that are off among them.
+pub(crate) fn processors() -> u32 {
+    // SAFETY: takes no pointer.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+    u32::try_from(count).unwrap_or(1).max(1)
+}
+
 /// The longest that this process may make a file, in bytes (`RLIMIT_FSIZE`): to try more is to get
 /// SIGXFSZ, which ends it.
 pub(crate) fn longest_file() -> u64 {

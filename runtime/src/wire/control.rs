@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{Gid, Uid};
 
-use crate::cgroup::{Group, JobCgroup, JoinFiles};
+use crate::cgroup::{self, CpuFile, Group, JobCgroup, JoinFiles};
 use crate::error::Result;
 use crate::sys::id_ranges;
 use crate::sys::lock::lock;
@@ -98,6 +98,11 @@ impl Control {
         self.check_own()?;
         let Some(group) = self.group.get() else { return Ok((None, JoinFiles::default())) };
         group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
+    }
+
+    /// How init finds out that a job has used the CPU time that it may.
+    pub(crate) fn cpu_limit(&self, of: Option<&JobCgroup>, limit: Duration) -> Result<CpuFile> {
+        of.ok_or_else(cgroup::no_cpu_time)?.cpu_limit(limit)
     }
 
     pub(crate) fn group(&self) -> Option<&Arc<Group>> {
