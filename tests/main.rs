@@ -67,6 +67,7 @@ mod sharing;
 mod snapshots;
 mod starts;
 mod stdio;
+mod streaming;
 mod streams;
 mod suite;
 mod terminal;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,12 @@ use adl_protocol::{
 use nix::poll::PollFlags;
 
 use crate::error::{Error, Result};
-use crate::job::collect::{Bounds, Caps, Captures, Collector};
+use crate::job::collect::{
+    Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
+};
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::Lives;
+use crate::job::relay::Input;
 use crate::job::running::{Delivery, Handle, Running, Scope};
 use crate::job::terminal::Terminal;
 use crate::wait::wait_beside_init;
@@ -67,42 +71,90 @@ impl Collection {
     /// Collects until the command has ended.
     pub(crate) fn output(self) -> Result<Output> {
         let captures = Captures::new(self.caps);
-        let (status, stdio_open) = self.run(&captures)?;
+        let (status, stdio_open) = self.run(&mut &captures)?;
         let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = captures.finish();
         Ok(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open })
     }
 
-    /// Collects into what others look at meanwhile. Returns how it ended, and whether another
-    /// process still has a stream open: that goes on, and what it writes is dropped.
-    pub(crate) fn run(self, captures: &Captures) -> Result<(ExitStatus, bool)> {
-        let Self { collector, control, identity, .. } = self;
-        let is_terminal = collector.is_terminal;
-        let (status, open) = collector.run(captures)?;
-        let mut stdio_open = false;
-        for pipe in open.into_iter().flatten() {
-            stdio_open = true;
-            if !is_terminal && status.reason() != EndReason::SandboxDied {
-                // What it has written until now is worth more than what may come.
-                let _ = drain(&control, &identity, &pipe);
+    /// Passes on what the command writes until it has ended. Where `each` panics, it is ended.
+    pub(crate) fn pass_on(
+        self,
+        mut each: impl FnMut(OutputStream, &[u8]) -> ControlFlow<()>,
+    ) -> Result<ExitStatus> {
+        let running = Arc::clone(&self.collector.running);
+        match catch_unwind(AssertUnwindSafe(|| self.run(&mut each))) {
+            Ok(ended) => Ok(ended?.0),
+            Err(panic) => {
+                let _ = running.end(EndReason::Stopped);
+                // That is not for long: its end is overdue in a moment.
+                let _ = running.wait();
+                resume_unwind(panic)
             }
         }
-        Ok((status, stdio_open))
+    }
+
+    /// Gives what the command writes to `to`, which may be what others look at meanwhile. Returns
+    /// how it ended, and whether another process still has a stream open: that goes on, and what it
+    /// writes is dropped.
+    pub(crate) fn run(self, to: &mut dyn TakeOutput) -> Result<(ExitStatus, bool)> {
+        let Self { collector, control, identity, .. } = self;
+        let is_terminal = collector.is_terminal;
+        let ended = collector.run(to)?;
+        Ok(leave(&control, &identity, ended, is_terminal))
+    }
+
+    /// Takes what there is after the end, like [`Collection::run`].
+    pub(crate) fn finish(
+        self,
+        status: ExitStatus,
+        to: &mut dyn TakeOutput,
+    ) -> Result<(ExitStatus, bool)> {
+        let Self { collector, control, identity, .. } = self;
+        let is_terminal = collector.is_terminal;
+        let ended = collector.finish(status, to)?;
+        Ok(leave(&control, &identity, ended, is_terminal))
     }
 }
 
+/// Leaves what a command that has ended has left: whether another process has a stream open.
+fn leave(
+    control: &Control,
+    identity: &Identity,
+    (status, open): Ended,
+    is_terminal: bool,
+) -> (ExitStatus, bool) {
+    let mut stdio_open = false;
+    for pipe in open.into_iter().flatten() {
+        stdio_open = true;
+        if !is_terminal && status.reason() != EndReason::SandboxDied {
+            // What it has written until now is worth more than what may come.
+            let _ = drain(control, identity, &pipe);
+        }
+    }
+    (status, stdio_open)
+}
+
 impl Collection {
+    /// Whether anything goes to or comes from streams of the caller's.
+    pub(crate) fn is_relayed(&self) -> bool {
+        let Collector { input, sinks, .. } = &self.collector;
+        input.as_ref().is_some_and(Input::is_relayed) || sinks.iter().any(Option::is_some)
+    }
+
     /// Takes out what goes between the command and streams of the caller's.
     fn take_relayed(&mut self) -> Option<Self> {
-        let collector = &mut self.collector;
-        if collector.input.is_none() && collector.sinks.iter().all(Option::is_none) {
+        if !self.is_relayed() {
             return None;
         }
+        let collector = &mut self.collector;
         let collector = Collector {
             running: Arc::clone(&collector.running),
             input: collector.input.take(),
             pipes: std::mem::take(&mut collector.pipes),
             sinks: std::mem::take(&mut collector.sinks),
+            is_stopped: false,
             failed: None,
+            written: Written::default(),
             bounds: Bounds::default(),
             is_terminal: false,
         };
@@ -350,7 +402,7 @@ impl Child {
         self.handle.0.deliver_by(Arc::clone(&delivery));
         let work = move || {
             let captures = Captures::new(relay.caps);
-            let ended = whatever_becomes_of(|| relay.run(&captures));
+            let ended = whatever_becomes_of(|| relay.run(&mut &captures));
             // That it was not started at all is told by others.
             delivery.end(ended.err());
         };

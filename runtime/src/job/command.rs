@@ -1,6 +1,7 @@
 //! Commands, in the idiom of `std::process::Command`.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::config::defaults::{Resource, Rlimit, check_umask};
 use crate::error::{Error, Result};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
-use crate::job::collect::{Bounds, Caps, Collector};
+use crate::job::collect::{Bounds, Caps, Collector, OutputStream, Written};
 use crate::job::environment::Environment;
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::{Life, Lives};
@@ -56,7 +57,7 @@ pub struct Command {
     timeout: Option<Duration>,
     cpu_time: Option<Duration>,
     bounds: Bounds,
-    caps: Caps,
+    caps: Option<Caps>,
     leftovers: Leftovers,
     kill_on_drop: bool,
     terminal: Option<(u16, u16)>,
@@ -85,7 +86,7 @@ impl Command {
             timeout: defaults.timeout,
             cpu_time: defaults.cpu_time,
             bounds: Bounds::default(),
-            caps: Caps::default(),
+            caps: None,
             leftovers: Leftovers::Keep,
             kill_on_drop: false,
             terminal: None,
@@ -240,7 +241,7 @@ impl Command {
     /// `head` and the last `tail` bytes of each stream, 8 MiB each by default. It counts the bytes
     /// between and drops them; the command never waits for that.
     pub fn keep_output(&mut self, head: usize, tail: usize) -> &mut Self {
-        self.caps = Caps { head, tail };
+        self.caps = Some(Caps { head, tail });
         self
     }
 
@@ -329,12 +330,42 @@ impl Command {
     /// # Errors
     /// As [`Command::spawn`].
     pub fn output(&mut self) -> Result<Output> {
-        if self.terminal.is_some() {
-            return self.start_now(&Kind::Piped)?.wait_with_output();
-        }
-        let (life, deadline) = self.begin()?;
-        let started = self.start(&life, deadline, &Kind::Piped, None)?;
-        self.split(&life, started)?.1.output()
+        self.check_no_child()?;
+        self.collect(&Kind::Piped, Collection::output)
+    }
+
+    /// Runs the command to its end and passes its output on in chunks, as it comes: which stream,
+    /// and up to 64 KiB of it. Nothing is kept. It returns as [`Command::output`] does, with all
+    /// that the command wrote passed on.
+    ///
+    /// `each` is called by the calling thread. While it works, the command is not read from, and
+    /// waits when its pipe is full. [`ControlFlow::Break`] kills the command with all that it has
+    /// started, as [`EndReason::Stopped`]; no chunk comes after that. So does a panic, which goes
+    /// on when they have ended.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, OutputStream, Sandbox};
+    /// use std::ops::ControlFlow;
+    ///
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// let status = sandbox.shell("make 2>&1").output_with(|stream, bytes| {
+    ///     println!("{stream:?}: {}", String::from_utf8_lossy(bytes));
+    ///     if bytes.contains(&7) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// })?;
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    ///
+    /// [`EndReason::Stopped`]: crate::EndReason::Stopped
+    pub fn output_with(
+        &mut self,
+        each: impl FnMut(OutputStream, &[u8]) -> ControlFlow<()>,
+    ) -> Result<ExitStatus> {
+        self.check_no_child()?;
+        self.check_nothing_kept("`output_with`")?;
+        self.collect(&Kind::Piped, |collection| collection.pass_on(each))
     }
 
     /// Runs the command to its end.
@@ -342,13 +373,40 @@ impl Command {
     /// # Errors
     /// As [`Command::spawn`].
     pub fn status(&mut self) -> Result<ExitStatus> {
-        if self.terminal.is_some() {
-            return Ok(self.output()?.status);
-        }
+        self.check_no_child()?;
+        self.check_nothing_kept("`status`")?;
         // It may have been given pipes, which are read then.
+        self.collect(&Kind::Null, |collection| collection.pass_on(|_, _| ControlFlow::Continue(())))
+    }
+
+    /// Starts it, and does the rest with what moves its bytes.
+    fn collect<T>(&self, default: &Kind, work: impl FnOnce(Collection) -> Result<T>) -> Result<T> {
+        if self.terminal.is_some() {
+            return work(self.start_now(default)?.take_collection()?);
+        }
         let (life, deadline) = self.begin()?;
-        let started = self.start(&life, deadline, &Kind::Null, None)?;
-        Ok(self.split(&life, started)?.1.output()?.status)
+        let started = self.start(&life, deadline, default, None)?;
+        work(self.split(&life, started)?.1)
+    }
+
+    /// Refuses what only means something for a [`Child`].
+    fn check_no_child(&self) -> Result<()> {
+        if self.kill_on_drop {
+            return Err(Error::invalid("kill on drop", "only what `spawn` returns can be dropped"));
+        }
+        if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
+            let why = "no one writes to that pipe: use `input`, or `spawn`";
+            return Err(Error::invalid("stdin", why));
+        }
+        Ok(())
+    }
+
+    /// Refuses to say how much is kept of what is not.
+    fn check_nothing_kept(&self, by: &str) -> Result<()> {
+        match self.caps {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid("keep output", format!("{by} keeps none: use `output`"))),
+        }
     }
 
     /// Starts the command and returns once its program runs. It is read from in the background,
@@ -364,12 +422,7 @@ impl Command {
                 "a command in the background can have none: use `spawn`",
             ));
         }
-        if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
-            return Err(Error::invalid(
-                "stdin",
-                "no one writes to a pipe in the background: use `input`",
-            ));
-        }
+        self.check_no_child()?;
         let (life, deadline) = self.begin()?;
         let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
         let collection = child.take_collection()?;
@@ -408,12 +461,17 @@ impl Command {
             input,
             pipes,
             sinks: sinks.map(|sink| sink.map(Sink::new)),
+            is_stopped: false,
             failed: None,
+            written: Written::default(),
             bounds: self.bounds,
             is_terminal: self.terminal.is_some(),
         };
         let control = Arc::clone(&life.control);
-        Ok((stdin, Collection { collector, control, identity, caps: self.caps }))
+        Ok((
+            stdin,
+            Collection { collector, control, identity, caps: self.caps.unwrap_or_default() },
+        ))
     }
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;

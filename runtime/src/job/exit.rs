@@ -80,6 +80,9 @@ pub enum EndReason {
     /// It wrote more than it may, whether it then exited by itself or was killed for it; see
     /// [`Command::output_limit`](crate::Command::output_limit).
     OutputLimit,
+    /// The caller had seen enough of its output; see
+    /// [`Command::output_with`](crate::Command::output_with).
+    Stopped,
     /// It was killed with all that ran; see [`Sandbox::kill_all`](crate::Sandbox::kill_all).
     Killed,
     /// The sandbox ended, and every process inside with it: its init died, or the sandbox was
@@ -197,6 +200,7 @@ impl fmt::Display for ExitStatus {
             EndReason::Exited | EndReason::Signaled => "",
             EndReason::TimedOut => ", timed out",
             EndReason::CpuTimedOut => ", out of CPU time",
+            EndReason::Stopped => ", stopped for its output",
             EndReason::Killed => ", killed with all that ran",
             EndReason::Idle => ", silent for too long",
             EndReason::OutOfMemory => ", out of memory",

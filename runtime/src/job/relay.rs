@@ -94,6 +94,10 @@ impl Input {
         Ok(Self { pipe: Some(pipe), bytes, written: 0, source })
     }
 
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.source.is_some()
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.pipe.is_some()
     }
