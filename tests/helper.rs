@@ -36,17 +36,8 @@ impl Helper {
     }
 
     fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
-        let (program, arguments) = by.split_first().unwrap();
-        let mut child = Command::new(program)
-            .args(arguments)
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "helper::entry", "--ignored", "--nocapture", "--test-threads=1"])
-            .env(ROLE, role)
-            .env(STATE, state)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = command_by(by, role, state);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -80,6 +71,23 @@ impl Helper {
     }
 }
 
+/// How a helper is run whose streams are the test's.
+pub(crate) fn command(role: &str, state: &Path) -> Command {
+    command_by(&["env"], role, state)
+}
+
+fn command_by(by: &[&str], role: &str, state: &Path) -> Command {
+    let (program, arguments) = by.split_first().unwrap();
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "helper::entry", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role)
+        .env(STATE, state);
+    command
+}
+
 /// For the helper: tells the test.
 pub(crate) fn say(text: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
@@ -101,6 +109,8 @@ fn entry() {
         "reset-without-descriptors" => crate::ends::reset_without_descriptors(&state),
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
+        "inherits-streams" => crate::stdio::inherits_streams(&state),
+        "background-with-few-descriptors" => crate::jobs::background_with_few_descriptors(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),
         "few-descriptors" => crate::shares::few_descriptors(&state),
         "write-for-ever" => crate::files::write_for_ever(&state),

@@ -1,7 +1,7 @@
 //! A job begins in one way whoever calls, and gets nothing of the caller's that it is not given.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -360,7 +360,7 @@ fn where_the_kernel_dumps_into_a_socket_there_is_no_sandbox() {
 }
 
 #[test]
-fn a_terminal_of_the_callers_is_no_stream_of_a_command() {
+fn a_terminal_of_the_callers_itself_is_no_stream_of_a_command() {
     if !needs(&[]) {
         return;
     }
@@ -368,7 +368,7 @@ fn a_terminal_of_the_callers_is_no_stream_of_a_command() {
     let sandbox = home.sandbox();
     let pty = openpty(None, None).unwrap();
     for (number, side) in [(0, &pty.master), (1, &pty.slave)].into_iter().cycle().take(6) {
-        let stream = || Stdio::from(side.try_clone().unwrap());
+        let stream = || Stdio::direct(side.try_clone().unwrap());
         for place in 0..3 {
             let mut command = sandbox.command("true");
             match place {
@@ -395,19 +395,19 @@ fn stdin_is_what_a_command_may_only_read() {
     fs::write(&path, "content\n").unwrap();
     let opened = |write: bool| fs::File::options().read(true).write(write).open(&path).unwrap();
     let cat = |stdin: Stdio| sandbox.command("cat").stdin(stdin).output();
-    let error = cat(opened(true).into()).unwrap_err();
+    let error = cat(Stdio::direct(opened(true))).unwrap_err();
     assert!(matches!(error, Error::Invalid { .. }), "{error}");
     assert!(error.to_string().contains("for reading alone"), "{error}");
-    assert_eq!(cat(opened(false).into()).unwrap().stdout, b"content\n");
+    assert_eq!(cat(Stdio::direct(opened(false))).unwrap().stdout, b"content\n");
     // What is no one's to write to, or is made to be written to.
     let null = fs::File::options().read(true).write(true).open("/dev/null").unwrap();
-    assert_eq!(cat(null.into()).unwrap().stdout, b"");
+    assert_eq!(cat(Stdio::direct(null)).unwrap().stdout, b"");
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::io::Write::write_all(&mut &ours, b"by socket").unwrap();
     ours.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(cat(OwnedFd::from(theirs).into()).unwrap().stdout, b"by socket");
+    assert_eq!(cat(Stdio::direct(theirs)).unwrap().stdout, b"by socket");
     // As stdout it may be open for both.
-    let written = sandbox.shell("echo more").stdout(opened(true)).status().unwrap();
+    let written = sandbox.shell("echo more").stdout(Stdio::direct(opened(true))).status().unwrap();
     assert!(written.success());
     assert_eq!(fs::read(&path).unwrap(), b"more\nnt\n");
     assert_eq!(fcntl(&ours, FcntlArg::F_GETFD).unwrap() & 1, 1, "{}", ours.as_raw_fd());

@@ -652,3 +652,105 @@ fn a_job_is_found_by_its_number_and_has_a_handle() {
     assert_eq!(job.wait().unwrap().status.signal(), Some(9));
     assert!(sandbox.job(number).is_none());
 }
+
+/// What the calling program has open, and the names of its threads.
+fn held() -> (usize, Vec<String>) {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(entry.ok()?.path().join("comm")).ok()
+    };
+    (descriptors, threads.filter_map(name).map(|name| name.trim().to_owned()).collect())
+}
+
+#[test]
+fn a_job_in_the_background_has_four_descriptors_and_no_thread_of_its_own() {
+    if !needs(&[]) {
+        return;
+    }
+    const JOBS: usize = 40;
+    let home = Home::new();
+    // What the process has once is there from the first on.
+    let first = home.sandbox();
+    shell(&first, "true");
+    let before = held().0;
+    let sandbox = home.sandbox();
+    shell(&sandbox, "true");
+    let idle = held().0;
+    eprintln!(
+        "FDS {before} {idle} {:?}",
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .map(|e| std::fs::read_link(e.unwrap().path()))
+            .collect::<Vec<_>>()
+    );
+    // As docs/limits.md says.
+    assert!(idle - before <= 8, "{before} and {idle} descriptors");
+    let start =
+        |number: usize| sandbox.shell(format!("echo {number}; sleep 1000")).background().unwrap();
+    let jobs: Vec<_> = (0..JOBS).map(start).collect();
+    let text = |job: &adl_runtime::Job| job.partial_output().stdout;
+    for (number, job) in jobs.iter().enumerate() {
+        assert!(within(SOON, || text(job) == format!("{number}\n").as_bytes()), "{number}");
+    }
+    let (descriptors, threads) = held();
+    // The thread has one, and what is prepared may be there or not.
+    assert!(descriptors - idle <= 4 * JOBS + 3, "{idle} and {descriptors} descriptors");
+    let readers = threads.iter().filter(|name| *name == "adl-job").count();
+    assert_eq!(readers, 1, "{threads:?}");
+    // What ends is told while the others go on, and the thread goes with the last.
+    let (last, others) = jobs.split_last().unwrap();
+    for job in others {
+        job.kill().unwrap();
+        assert_eq!(job.wait().unwrap().status.signal(), Some(9));
+    }
+    assert!(last.try_wait().unwrap().is_none());
+    last.kill().unwrap();
+    assert_eq!(last.wait().unwrap().stdout, format!("{}\n", JOBS - 1).as_bytes());
+    drop(jobs);
+    let is_gone = || {
+        let (descriptors, threads) = held();
+        descriptors <= idle + 2 && !threads.iter().any(|name| name == "adl-job")
+    };
+    assert!(within(SOON, is_gone), "{:?}", held());
+    // Another one has another.
+    assert_eq!(
+        sandbox.shell("echo again").background().unwrap().wait().unwrap().stdout,
+        b"again\n"
+    );
+}
+
+#[test]
+fn more_jobs_than_descriptors_allow_are_refused_and_those_that_run_go_on() {
+    if needs(&[]) {
+        let home = Home::new();
+        Helper::start("background-with-few-descriptors", &home.state()).finish();
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn background_with_few_descriptors(state: &std::path::Path) {
+    use nix::sys::resource::{Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_NOFILE, 200, 200).unwrap();
+    let config =
+        adl_runtime::Config { state_directory: Some(state.to_owned()), ..Default::default() };
+    let sandbox = Sandbox::create(config).unwrap();
+    let mut jobs = Vec::new();
+    let error = loop {
+        match sandbox.shell("echo up; sleep 1000").background() {
+            Ok(job) => jobs.push(job),
+            Err(error) => break error,
+        }
+    };
+    assert!(jobs.len() > 30, "{}: {error:?}", jobs.len());
+    for job in &jobs {
+        assert!(within(SOON, || job.partial_output().stdout == b"up\n"));
+        assert!(job.try_wait().unwrap().is_none());
+    }
+    for job in jobs {
+        job.kill().unwrap();
+        assert_eq!(job.wait().unwrap().stdout, b"up\n");
+    }
+    sandbox.delete().unwrap();
+    adl_runtime::finish_removals();
+}

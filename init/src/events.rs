@@ -7,7 +7,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use adl_protocol::{
-    Exit, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Usage, codec,
+    CpuLimit, EndedBy, Exit, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Task,
+    Usage, codec,
 };
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
@@ -57,8 +58,11 @@ const OUTRUN: u64 = 50_000_000;
 /// How many descriptors init needs besides those of jobs that run: its own, those that come with a
 /// request, those of the sweeper.
 const RESERVED: u64 = 32;
-/// How many it holds for a job: its channel, and the pin of its tree.
-const OF_A_JOB: u64 = 2;
+/// How many it holds for a job: its channel, the pin of its tree, the file of its CPU time.
+const OF_A_JOB: u64 = 3;
+
+/// How often the CPU time of a tree is looked at, at most, in ms.
+const BETWEEN_LOOKS: u64 = 10;
 
 /// A job, from its start until its end is told and the host has let go of it.
 struct Job {
@@ -73,13 +77,43 @@ struct Job {
     /// When it was started, in ns.
     started: u64,
     deadline: Option<u64>,
-    timed_out: bool,
+    cpu_time: Option<CpuTime>,
+    by: Option<EndedBy>,
     /// When it was asked that its tree be ended, in ns, until that is done.
     ending: Option<u64>,
     survivors: bool,
     /// Its end, from when it is reaped until that is told.
     end: Option<(Status, Usage, u64)>,
     told: bool,
+}
+
+/// The CPU time of a tree, until its job is reaped.
+struct CpuTime {
+    file: OwnedFd,
+    limit: CpuLimit,
+    /// When it is looked at, in ns.
+    next: u64,
+}
+
+impl CpuTime {
+    /// How much is left, in the unit of the limit. What can't be read is not over.
+    fn left(&self) -> u64 {
+        let mut text = [0; 64];
+        let length = rustix::io::pread(&self.file, &mut text, 0).unwrap_or(0);
+        let text = text.get(..length).unwrap_or_default();
+        // "usage_usec 12" and more lines, or the number alone.
+        let digits = text.split(|byte| !byte.is_ascii_digit()).find(|digits| !digits.is_empty());
+        let used = digits.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
+        self.limit.most.saturating_sub(used.unwrap_or(0))
+    }
+}
+
+/// The end of all processes that there are, while it is under way.
+struct KillAll {
+    channel: OwnedFd,
+    since: u64,
+    /// When they are looked for again, in ns.
+    next: u64,
 }
 
 impl Job {
@@ -90,8 +124,8 @@ impl Job {
         }
         self.told = true;
         let Some(channel) = &self.channel else { return };
-        let (wall_us, timed_out, survivors) = (wall / 1000, self.timed_out, self.survivors);
-        let exit = Exit { status, usage, wall_us, timed_out, survivors };
+        let (wall_us, by, survivors) = (wall / 1000, self.by, self.survivors);
+        let exit = Exit { status, usage, wall_us, by, survivors };
         let _ = send_frame(channel, &JobEvent::Exited(exit));
         // Whoever holds a copy of it: all who wait at the other end wake up.
         let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
@@ -112,6 +146,7 @@ struct Loop {
     starting: Vec<ChildMemory<job::Start>>,
     /// For the next job, made while there was nothing else to do.
     next_tree: Option<Tree>,
+    kill_all: Option<KillAll>,
     sweeper: Sweeper,
     /// When the sweeper goes on, in ns.
     sweep_at: u64,
@@ -188,6 +223,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         timers: Sorted(Vec::new()),
         starting: Vec::new(),
         next_tree: None,
+        kill_all: None,
         sweeper: Sweeper::new(&init.jobs.proc),
         sweep_at: 0,
         idle_wakes: 0,
@@ -236,6 +272,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
             this.pace(reaped);
         }
         this.on_time();
+        this.go_on_killing(&receiver);
         this.starting.retain(|memory| !memory.is_free());
     }
 }
@@ -249,7 +286,8 @@ impl Loop {
     fn timeout(&self) -> Option<Timespec> {
         let timer = self.timers.first().map(|(at, _)| at);
         let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
-        let at = timer.into_iter().chain(sweep).chain(self.deaf_until).min()?;
+        let kill = self.kill_all.as_ref().map(|kill| kill.next);
+        let at = timer.into_iter().chain(sweep).chain(self.deaf_until).chain(kill).min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
     }
@@ -292,8 +330,13 @@ impl Loop {
         let Request::Spawn(spawn) = request.get() else { return Err(PROTOCOL) };
         // A request without its descriptors is a broken host; there is no channel to say so on.
         let mut resources = job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
-        let (leftovers, timeout_us) = (spawn.leftovers, spawn.timeout_us);
         let started = now();
+        if let Task::KillAll = spawn.task {
+            self.kill_all(resources.channel, started, receiver);
+            return Ok(());
+        }
+        let (leftovers, timeout_us, cpu_limit) =
+            (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);
         let (pid, tree) = match self.start(request, &resources) {
             Ok(child) => child,
             Err(errno) => {
@@ -314,6 +357,8 @@ impl Loop {
         if let Some(at) = deadline {
             self.timers.insert(at, number);
         }
+        let cpu_time = resources.cpu_time.zip(cpu_limit);
+        let cpu_time = cpu_time.map(|(file, limit)| CpuTime { file, limit, next: 0 });
         let job = Job {
             pid: Some(pid),
             channel: Some(resources.channel),
@@ -322,7 +367,8 @@ impl Loop {
             leftovers,
             started,
             deadline,
-            timed_out: false,
+            cpu_time,
+            by: None,
             ending: None,
             survivors: false,
             end: None,
@@ -330,8 +376,60 @@ impl Loop {
         };
         self.jobs.push(number, job);
         self.by_pid.insert(pid, number);
+        self.look_at_cpu_time(number, started);
         self.next_tree = Tree::begin(&self.init.jobs.proc).ok();
         Ok(())
+    }
+
+    /// Begins to end all processes but this one. No fork outruns that.
+    fn kill_all(&mut self, channel: OwnedFd, now: u64, control: &Receiver) {
+        self.kill_all = Some(KillAll { channel, since: now, next: now });
+        // What is asked for meanwhile comes after.
+        self.listen_to_control(control, epoll::EventFlags::empty());
+    }
+
+    /// Ends what is left of all processes, or tells that there are none.
+    fn go_on_killing(&mut self, control: &Receiver) {
+        let Some(kill) = &mut self.kill_all else { return };
+        let _ = sys::signal_all(Signal::KILL);
+        for (_, job) in self.jobs.0.iter_mut().filter(|(_, job)| job.end.is_none()) {
+            job.by.get_or_insert(EndedBy::KillAll);
+        }
+        let now = now();
+        let survivors = sys::has_children();
+        if survivors && now.saturating_sub(kill.since) < UNKILLABLE {
+            kill.next = now + BETWEEN_PASSES;
+            return;
+        }
+        let Some(KillAll { channel, since, .. }) = self.kill_all.take() else { return };
+        if survivors {
+            let left: Vec<u64> =
+                self.jobs.0.iter().filter(|(_, j)| j.end.is_none()).map(|(n, _)| *n).collect();
+            left.into_iter().for_each(|number| self.tell_survivors(number));
+        }
+        let (status, usage) = (Status::Code(0), Usage::default());
+        let wall_us = now.saturating_sub(since) / 1000;
+        let exit = Exit { status, usage, wall_us, by: None, survivors };
+        let _ = send_frame(&channel, &JobEvent::Exited(exit));
+        self.listen_to_control(control, epoll::EventFlags::IN);
+    }
+
+    fn listen_to_control(&self, control: &Receiver, flags: epoll::EventFlags) {
+        let _ = epoll::modify(&self.epoll, control, epoll::EventData::new_u64(CONTROL), flags);
+    }
+
+    /// Ends a tree that has used the CPU time that it may, or says when to look again.
+    fn look_at_cpu_time(&mut self, number: u64, now: u64) {
+        let Some(job) = self.jobs.get_mut(number) else { return };
+        let Some(cpu_time) = &mut job.cpu_time else { return };
+        let left = cpu_time.left();
+        if left == 0 {
+            job.by.get_or_insert(EndedBy::CpuTime);
+            return self.end_tree(number);
+        }
+        let wait = (left / cpu_time.limit.per_ms.max(1)).max(BETWEEN_LOOKS);
+        cpu_time.next = now.saturating_add(wait.saturating_mul(1_000_000));
+        self.timers.insert(cpu_time.next, number);
     }
 
     /// Starts the child of a job, in a tree of its own.
@@ -515,8 +613,13 @@ impl Loop {
             && job.ending.is_none()
             && job.deadline.is_some_and(|at| at <= now)
         {
-            job.timed_out = true;
+            job.by.get_or_insert(EndedBy::Timeout);
             self.end_tree(number);
+        } else if job.end.is_none()
+            && job.ending.is_none()
+            && job.cpu_time.as_ref().is_some_and(|cpu_time| cpu_time.next <= now)
+        {
+            self.look_at_cpu_time(number, now);
         }
     }
 
@@ -559,7 +662,16 @@ impl Loop {
             if let Some(at) = job.deadline {
                 self.timers.remove(at, number);
             }
-            if job.leftovers == Leftovers::End {
+            let cpu_time = job.cpu_time.take();
+            // It may have ended before the next look.
+            let is_over = cpu_time.as_ref().is_some_and(|cpu_time| cpu_time.left() == 0);
+            if is_over {
+                job.by.get_or_insert(EndedBy::CpuTime);
+            }
+            if let Some(cpu_time) = cpu_time {
+                self.timers.remove(cpu_time.next, number);
+            }
+            if is_over || job.leftovers == Leftovers::End {
                 self.end_tree(number);
             }
             self.settle(number);

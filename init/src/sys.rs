@@ -30,6 +30,7 @@ mod nr {
     pub(super) const PTRACE: usize = 101;
     pub(super) const PRCTL: usize = 157;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const WAITID: usize = 247;
     pub(super) const UNSHARE: usize = 272;
     pub(super) const SIGNALFD4: usize = 289;
     pub(super) const DUP3: usize = 292;
@@ -345,6 +346,14 @@ pub fn reap() -> Result<Option<Reaped>> {
         return Ok(Some(Reaped::Released));
     }
     Ok(Some(Reaped::Ended(pid, decode_status(status), decode_usage(&usage))))
+}
+
+/// Whether any process is there but this one: all others are its children, or come to be.
+pub fn has_children() -> bool {
+    const EXITED_NOHANG_NOWAIT_ALL: usize = 4 | 1 | 0x0100_0000 | 0x4000_0000;
+    // SAFETY: P_ALL takes no id, and null asks for neither information nor usage.
+    let found = unsafe { syscall(nr::WAITID, 0, 0, 0, EXITED_NOHANG_NOWAIT_ALL, 0) };
+    found != Err(Errno::CHILD)
 }
 
 /// Lets go of a child that has made init its tracer: it gets the signal at which it has stopped, as

@@ -9,7 +9,8 @@ use crate::{FileTask, Strings};
 /// Starts one job.
 ///
 /// Descriptors that come with it, in order: the job channel; the start notice if there is one;
-/// one for each [`StdioSource::Descriptor`]; one for each of [`Spawn::cgroups`].
+/// one for each [`StdioSource::Descriptor`]; one for each of [`Spawn::cgroups`]; that of
+/// [`Spawn::cpu_limit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn<'a> {
     /// What it does.
@@ -38,8 +39,19 @@ pub struct Spawn<'a> {
     pub start_notice: bool,
     /// When its tree is ended, in microseconds from its start.
     pub timeout_us: Option<u64>,
+    /// How much CPU time its tree may use, by a file that counts it, whose descriptor came with it.
+    pub cpu_limit: Option<CpuLimit>,
     /// What becomes of its tree when its own process has ended.
     pub leftovers: Leftovers,
+}
+
+/// When a tree has used the CPU time that it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLimit {
+    /// The first number in the file at which it has.
+    pub most: u64,
+    /// By how much that number grows in a millisecond in which all processors are busy.
+    pub per_ms: u64,
 }
 
 /// What a job does.
@@ -54,6 +66,8 @@ pub enum Task<'a> {
     /// Does something with files.
     #[serde(borrow)]
     File(FileTask<'a>),
+    /// Ends every process but init, which does this itself and reads no request meanwhile.
+    KillAll,
 }
 
 /// A program with its arguments and environment.
@@ -269,11 +283,23 @@ pub struct Exit {
     pub usage: Usage,
     /// From its start to its end, in microseconds.
     pub wall_us: u64,
-    /// Whether it was ended because its time was up.
-    pub timed_out: bool,
+    /// What has ended it, if init did by itself.
+    pub by: Option<EndedBy>,
     /// Whether some of its tree, which was to be ended, does not end: the kernel has it in a state
     /// in which it can't be killed.
     pub survivors: bool,
+}
+
+/// What init ends a tree for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndedBy {
+    /// Its time was up.
+    Timeout,
+    /// It had used the CPU time that it may, whether or not it ended by itself before that was
+    /// noticed.
+    CpuTime,
+    /// [`Task::KillAll`].
+    KillAll,
 }
 
 /// An exit status, as `wait(2)` tells it.

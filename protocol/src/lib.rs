@@ -38,8 +38,8 @@ mod transfer;
 
 pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
-    Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program, Rlimit, Scope,
-    Spawn, Stage, Status, StdioSource, Task, Usage,
+    CpuLimit, EndedBy, Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program,
+    Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
     Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer, Mount,

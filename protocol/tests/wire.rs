@@ -15,10 +15,11 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity,
-    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login, MAX_CHUNK, Metadata, Mount,
-    Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource,
-    Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Access, Attributes, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind, FileTask,
+    Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login,
+    MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn,
+    Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION,
+    What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -107,13 +108,20 @@ fn spawn() -> Request<'static> {
         cgroups: 6,
         start_notice: true,
         timeout_us: Some(1000),
+        cpu_limit: Some(CpuLimit { most: 5, per_ms: 6 }),
         leftovers: Leftovers::End,
     })
 }
 
 fn exited(status: Status) -> JobEvent {
     let usage = Usage { user_us: 1000, ..Usage::default() };
-    JobEvent::Exited(Exit { status, usage, wall_us: 2000, timed_out: true, survivors: false })
+    JobEvent::Exited(Exit {
+        status,
+        usage,
+        wall_us: 2000,
+        by: Some(EndedBy::Timeout),
+        survivors: false,
+    })
 }
 
 fn frame(message: &impl Serialize) -> Vec<u8> {
@@ -145,11 +153,11 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
     golden(
         &exited(Status::Code(3)),
-        b"\x13\0\0\0\x03\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0",
+        b"\x14\0\0\0\x03\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0\0",
     );
     golden(
         &exited(Status::Signal { signal: 11, core: true }),
-        b"\x14\0\0\0\x03\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0",
+        b"\x15\0\0\0\x03\x01\x0b\x01\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0\0",
     );
     golden(&JobRequest::Signal { signal: 9, scope: Scope::Group }, b"\x03\0\0\0\0\x09\x01");
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
@@ -161,11 +169,12 @@ fn a_change_of_the_wire_changes_these_bytes() {
     );
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
+    golden(&Task::KillAll, b"\x01\0\0\0\x03");
     golden(
         &spawn(),
-        b"\x46\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+        b"\x49\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
-          \x01\x02\x06\x01\x01\xfb\xe8\x03\x01",
+          \x01\x02\x06\x01\x01\xfb\xe8\x03\x01\x05\x06\x01",
     );
 }
 

@@ -220,8 +220,9 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
-pub use job::background::{Job, JobId, PartialOutput};
+pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
+pub use job::collect::OutputStream;
 pub use job::command::{Command, Leftovers};
 pub use job::exit::{EndReason, ExitStatus, Usage};
 pub use job::running::{Handle, Scope};

@@ -46,6 +46,8 @@ pub(crate) struct Resources {
     /// One for each [`StdioSource::Descriptor`].
     stdio: [Option<OwnedFd>; 3],
     cgroups: Vec<OwnedFd>,
+    /// The file of [`Spawn::cpu_limit`].
+    pub(crate) cpu_time: Option<OwnedFd>,
 }
 
 /// The descriptors of a job for its child, which has a table of its own in which they are open.
@@ -72,7 +74,8 @@ impl Resources {
         for _ in 0..spawn.cgroups {
             cgroups.push(from.pop_front()?);
         }
-        Some(Self { channel, start_notice, stdio, cgroups })
+        let cpu_time = if spawn.cpu_limit.is_some() { Some(from.pop_front()?) } else { None };
+        Some(Self { channel, start_notice, stdio, cgroups, cpu_time })
     }
 
     pub(crate) fn lend(&self) -> Lent {
@@ -116,7 +119,7 @@ impl Start {
             }
             // It may go on for as long as the host likes, and what it holds is init's memory.
             Task::File(task) => (may_share && !is_crowded && !files::allocates(task), 0),
-            Task::Drain => (false, 0),
+            Task::Drain | Task::KillAll => (false, 0),
         };
         let memory = if shares { Memory::Shared } else { Memory::Copied };
         let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;

@@ -9,6 +9,9 @@ use std::fs;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::Duration;
+
+use adl_protocol::CpuLimit;
 
 use super::count::{self, Peak};
 use super::directory::Directory;
@@ -16,6 +19,7 @@ use super::hierarchy::{Controller, Version};
 use super::{Group, Part, limit, processes};
 use crate::cgroup::stats::Stats;
 use crate::error::{Error, Result};
+use crate::sys;
 use crate::sys::lock::lock;
 
 /// The name of the one for what is done for the caller and is no program. No name of a file that
@@ -80,6 +84,9 @@ pub(crate) struct JobCgroup {
     last: OnceLock<Last>,
 }
 
+/// The file by which init sees how much CPU time a job has used, and when that is too much.
+pub(crate) type CpuFile = (fs::File, CpuLimit);
+
 #[derive(Debug)]
 struct Last {
     stats: Stats,
@@ -122,6 +129,22 @@ impl JobCgroup {
         let mut now = self.group.count_of(self.number)?;
         now.memory_peak = peak.read(now.memory_peak)?;
         Ok(now.since(before))
+    }
+
+    /// How init finds out that it has used the CPU time that it may, before it has begun.
+    pub(crate) fn cpu_limit(&self, limit: Duration) -> Result<CpuFile> {
+        let leaf = self.group.leaf_with(self.number, Controller::CpuTime);
+        let leaf = leaf.ok_or_else(super::no_cpu_time)?;
+        // The unit of each, in ns.
+        let (name, unit) = match leaf.version {
+            Version::V1 => ("cpuacct.usage", 1),
+            Version::V2 => ("cpu.stat", 1000),
+        };
+        let before = lock(&self.begin).as_ref().and_then(|(before, _)| before.cpu_time);
+        let most = (before.unwrap_or_default() + limit).as_nanos().div_ceil(unit);
+        let per_ms = u64::from(sys::processors()) * 1_000_000 / u64::try_from(unit).unwrap_or(1);
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        Ok((leaf.open(name, fs::OpenOptions::new().read(true))?, CpuLimit { most, per_ms }))
     }
 
     /// Whether the kernel has killed any of it because memory ran out.

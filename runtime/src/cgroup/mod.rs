@@ -38,7 +38,7 @@ use crate::sys::unique::unique_name;
 
 use directory::Directory;
 use hierarchy::{Controller, Place, Version, nowhere, places};
-pub(crate) use leaves::{JobCgroup, JoinFiles};
+pub(crate) use leaves::{CpuFile, JobCgroup, JoinFiles};
 use leaves::{Leaves, State};
 use limit::Disk;
 use oom::Notice;
@@ -65,9 +65,11 @@ pub(crate) struct Plan {
 const LEAST_PID_MAX: u32 = 301;
 
 impl Plan {
-    /// Finds out how limits can hold; `parent` is what the cgroups are to be below.
-    pub(crate) fn new(limits: &Limits, parent: Option<&Path>) -> Result<Self> {
-        let needed = needed(limits);
+    /// Finds out how limits can hold; `parent` is what the cgroups are to be below, `cpu_time`
+    /// whether that of each job is to be counted.
+    pub(crate) fn new(limits: &Limits, parent: Option<&Path>, cpu_time: bool) -> Result<Self> {
+        let mut needed = needed(limits);
+        needed.extend(cpu_time.then_some(Controller::CpuTime));
         // What limits a parent is to hold for the sandbox, too.
         let all = limits.accounting || parent.is_some();
         let wanted = if all { &Controller::WITH_LIMITS[..] } else { &needed };
@@ -396,6 +398,15 @@ pub(crate) fn none() -> Error {
         what: "counting, limiting or freezing what the sandbox does".to_owned(),
         why: "it was created without any limit, and so has no cgroup".to_owned(),
         fix: "create it with a limit, or with `Limits::accounting`".to_owned(),
+    }
+}
+
+/// Why the CPU time of a job is not limited.
+pub(crate) fn no_cpu_time() -> Error {
+    Error::Unsupported {
+        what: "a limit of CPU time".to_owned(),
+        why: "the sandbox has no cgroup that counts that of each command".to_owned(),
+        fix: "create it with `Defaults::cpu_time`, or with `Limits::accounting`".to_owned(),
     }
 }
 

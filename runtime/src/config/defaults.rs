@@ -51,6 +51,11 @@ pub struct Defaults {
     /// The longest that a command may run, as [`crate::Command::timeout`]. By default there is no
     /// end. A command that says [`Duration::MAX`] has none.
     pub timeout: Option<Duration>,
+    /// The CPU time that a command may use with all that it starts, as
+    /// [`crate::Command::cpu_time`]. By default there is no end. The sandbox has cgroups to count it
+    /// then; where there can be none, it is not created. A command that says [`Duration::MAX`] has
+    /// no limit.
+    pub cpu_time: Option<Duration>,
 }
 
 impl Default for Defaults {
@@ -62,6 +67,7 @@ impl Default for Defaults {
             umask: 0o022,
             rlimits: Vec::new(),
             timeout: None,
+            cpu_time: None,
         }
     }
 }

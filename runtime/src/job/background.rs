@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -12,18 +11,16 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
-use crate::job::child::{Collection, GuestPid, Output};
+use crate::job::child::{Collection, GuestPid, Output, STACK, whatever_becomes_of};
 use crate::job::collect::Captures;
 use crate::job::exit::ExitStatus;
+use crate::job::reader::Reader;
 use crate::job::running::{Handle, Scope};
 use crate::sys::lock::lock;
 use crate::sys::unique::unique_number;
 use crate::wait::Deadline;
 use crate::wait::wait_ready;
 use crate::wire::control::Control;
-
-/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
-const STACK: usize = 256 << 10;
 
 /// A command in the background, made by [`Command::background`](crate::Command::background).
 ///
@@ -47,24 +44,18 @@ struct Shared {
 }
 
 /// How it ended, and whether a stream is open still; or why that is not known.
-type Collected = std::result::Result<(ExitStatus, bool), String>;
-
-/// The result of work, also where that panics.
-fn whatever_becomes_of(work: impl FnOnce() -> Result<(ExitStatus, bool)>) -> Collected {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    done.map_or_else(
-        |_| Err("the thread has panicked".to_owned()),
-        |done| done.map_err(|error| error.to_string()),
-    )
-}
+pub(crate) type Collected = std::result::Result<(ExitStatus, bool), String>;
 
 /// The jobs in the background of one life of a sandbox, until someone has waited for their end.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(Mutex<Vec<Job>>);
+pub(crate) struct Jobs {
+    all: Mutex<Vec<Job>>,
+    reader: Arc<Reader>,
+}
 
 impl Jobs {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Job>> {
-        lock(&self.0)
+        lock(&self.all)
     }
 }
 
@@ -85,7 +76,12 @@ impl fmt::Display for JobId {
     }
 }
 
-/// What a command in the background has written so far.
+/// A place in the output of a command in the background; the default is its beginning. See
+/// [`Job::output_since`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OutputCursor([u64; 2]);
+
+/// What a command in the background has written so far, or since an [`OutputCursor`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartialOutput {
@@ -117,24 +113,39 @@ impl Job {
             done,
             result: Mutex::new(None),
         }));
-        let collecting = job.clone();
-        let thread = std::thread::Builder::new()
-            .name("adl-job".to_owned())
-            .stack_size(STACK)
-            .spawn(move || collecting.collect(collection));
-        if let Err(error) = thread {
+        let started = if collection.is_relayed() {
+            // It may have to wait for what is the caller's: beside no other.
+            job.start_thread(collection)
+        } else {
+            jobs.reader.read(job.clone(), collection)
+        };
+        if let Err(error) = started {
             job.kill()?;
-            return Err(Error::io("start of a thread")(error));
+            return Err(error);
         }
         jobs.lock().push(job.clone());
         Ok(job)
     }
 
-    /// Collects to the end, in a thread of its own. Whatever becomes of that, whoever waits is
-    /// told.
-    fn collect(&self, collection: Collection) {
-        let result = whatever_becomes_of(|| collection.run(&self.0.captures));
+    /// Collects to the end, in a thread of its own.
+    fn start_thread(&self, collection: Collection) -> Result<()> {
+        let job = self.clone();
+        let work = move || {
+            job.end(whatever_becomes_of(|| collection.run(&mut job.captures())));
+        };
+        let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
+        thread.spawn(work).map(drop).map_err(Error::io("start of a thread"))
+    }
+
+    /// Where what it writes is kept.
+    pub(crate) fn captures(&self) -> &Captures {
+        &self.0.captures
+    }
+
+    /// Tells how it has ended, whatever became of the thread that collected.
+    pub(crate) fn end(&self, result: Collected) {
         *lock(&self.0.result) = Some(result);
+        self.0.captures.end();
         // It holds one number, so it has room for this.
         let _ = self.0.done.write(1);
     }
@@ -159,13 +170,52 @@ impl Job {
         self.0.handle.clone()
     }
 
-    /// What it has written so far; in a fork of the process that started it, nothing.
+    /// What it has written so far, a copy of all that is kept; in a fork of the process that started it, nothing.
     pub fn partial_output(&self) -> PartialOutput {
+        self.output_since(OutputCursor::default()).0
+    }
+
+    /// What it has written since a cursor, and the cursor of where that ends: from one to the next,
+    /// all that it writes comes once. What was dropped is counted from the cursor on. In a fork of
+    /// the process that started it, nothing.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, OutputCursor, Sandbox};
+    /// use std::time::Duration;
+    ///
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// let job = sandbox.shell("make 2>&1").background()?;
+    /// let mut cursor = OutputCursor::default();
+    /// while job.wait_output(cursor, Duration::MAX)? {
+    ///     let (output, next) = job.output_since(cursor);
+    ///     print!("{}", String::from_utf8_lossy(&output.stdout));
+    ///     cursor = next;
+    /// }
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    pub fn output_since(&self, cursor: OutputCursor) -> (PartialOutput, OutputCursor) {
         if !self.0.control.is_own() {
-            return PartialOutput::default();
+            return (PartialOutput::default(), cursor);
         }
-        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = self.0.captures.copy();
-        PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped }
+        let [stdout, stderr] = self.0.captures.since(cursor.0);
+        let next = OutputCursor([stdout.next, stderr.next]);
+        let output = PartialOutput {
+            stdout: stdout.bytes,
+            stderr: stderr.bytes,
+            stdout_dropped: stdout.dropped,
+            stderr_dropped: stderr.dropped,
+        };
+        (output, next)
+    }
+
+    /// Waits until it has written more than up to a cursor, or has ended, but no longer than
+    /// `timeout`. Returns whether there is more.
+    ///
+    /// # Errors
+    /// [`Error::ForkedProcess`] in a fork of the process that started it.
+    pub fn wait_output(&self, cursor: OutputCursor, timeout: Duration) -> Result<bool> {
+        self.0.control.check_own()?;
+        Ok(self.0.captures.wait_since(cursor.0, Deadline::after(timeout)))
     }
 
     /// Looks whether it has ended, and how.
@@ -244,7 +294,7 @@ impl AsFd for Job {
 mod tests {
     #[test]
     fn a_thread_that_panics_has_a_result() {
-        let result = super::whatever_becomes_of(|| panic!("as it should not"));
+        let result = super::whatever_becomes_of::<()>(|| panic!("as it should not"));
         assert!(result.is_err_and(|why| why.contains("panicked")));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +14,13 @@ use adl_protocol::{
 use nix::poll::PollFlags;
 
 use crate::error::{Error, Result};
-use crate::job::collect::{Bounds, Caps, Captures, Collector};
+use crate::job::collect::{
+    Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
+};
 use crate::job::exit::{EndReason, ExitStatus};
-use crate::job::running::{Handle, Running, Scope};
+use crate::job::life::Lives;
+use crate::job::relay::Input;
+use crate::job::running::{Delivery, Handle, Running, Scope};
 use crate::job::terminal::Terminal;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
@@ -23,8 +29,13 @@ use crate::{sys, wire};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
+/// How long all processes may take to end that were killed: a little longer than init waits.
+const KILLED: Duration = Duration::from_secs(6);
 /// How long init may take to read that what others write is to be dropped.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
+pub(crate) const STACK: usize = 256 << 10;
 
 /// What a command that has ended left.
 #[derive(Debug, Clone)]
@@ -60,26 +71,95 @@ impl Collection {
     /// Collects until the command has ended.
     pub(crate) fn output(self) -> Result<Output> {
         let captures = Captures::new(self.caps);
-        let (status, stdio_open) = self.run(&captures)?;
+        let (status, stdio_open) = self.run(&mut &captures)?;
         let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = captures.finish();
         Ok(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open })
     }
 
-    /// Collects into what others look at meanwhile. Returns how it ended, and whether another
-    /// process still has a stream open: that goes on, and what it writes is dropped.
-    pub(crate) fn run(self, captures: &Captures) -> Result<(ExitStatus, bool)> {
-        let Self { collector, control, identity, .. } = self;
-        let is_terminal = collector.is_terminal;
-        let (status, open) = collector.run(captures)?;
-        let mut stdio_open = false;
-        for pipe in open.into_iter().flatten() {
-            stdio_open = true;
-            if !is_terminal && status.reason() != EndReason::SandboxDied {
-                // What it has written until now is worth more than what may come.
-                let _ = drain(&control, &identity, &pipe);
+    /// Passes on what the command writes until it has ended. Where `each` panics, it is ended.
+    pub(crate) fn pass_on(
+        self,
+        mut each: impl FnMut(OutputStream, &[u8]) -> ControlFlow<()>,
+    ) -> Result<ExitStatus> {
+        let running = Arc::clone(&self.collector.running);
+        match catch_unwind(AssertUnwindSafe(|| self.run(&mut each))) {
+            Ok(ended) => Ok(ended?.0),
+            Err(panic) => {
+                let _ = running.end(EndReason::Stopped);
+                // That is not for long: its end is overdue in a moment.
+                let _ = running.wait();
+                resume_unwind(panic)
             }
         }
-        Ok((status, stdio_open))
+    }
+
+    /// Gives what the command writes to `to`, which may be what others look at meanwhile. Returns
+    /// how it ended, and whether another process still has a stream open: that goes on, and what it
+    /// writes is dropped.
+    pub(crate) fn run(self, to: &mut dyn TakeOutput) -> Result<(ExitStatus, bool)> {
+        let Self { collector, control, identity, .. } = self;
+        let is_terminal = collector.is_terminal;
+        let ended = collector.run(to)?;
+        Ok(leave(&control, &identity, ended, is_terminal))
+    }
+
+    /// Takes what there is after the end, like [`Collection::run`].
+    pub(crate) fn finish(
+        self,
+        status: ExitStatus,
+        to: &mut dyn TakeOutput,
+    ) -> Result<(ExitStatus, bool)> {
+        let Self { collector, control, identity, .. } = self;
+        let is_terminal = collector.is_terminal;
+        let ended = collector.finish(status, to)?;
+        Ok(leave(&control, &identity, ended, is_terminal))
+    }
+}
+
+/// Leaves what a command that has ended has left: whether another process has a stream open.
+fn leave(
+    control: &Control,
+    identity: &Identity,
+    (status, open): Ended,
+    is_terminal: bool,
+) -> (ExitStatus, bool) {
+    let mut stdio_open = false;
+    for pipe in open.into_iter().flatten() {
+        stdio_open = true;
+        if !is_terminal && status.reason() != EndReason::SandboxDied {
+            // What it has written until now is worth more than what may come.
+            let _ = drain(control, identity, &pipe);
+        }
+    }
+    (status, stdio_open)
+}
+
+impl Collection {
+    /// Whether anything goes to or comes from streams of the caller's.
+    pub(crate) fn is_relayed(&self) -> bool {
+        let Collector { input, sinks, .. } = &self.collector;
+        input.as_ref().is_some_and(Input::is_relayed) || sinks.iter().any(Option::is_some)
+    }
+
+    /// Takes out what goes between the command and streams of the caller's.
+    fn take_relayed(&mut self) -> Option<Self> {
+        if !self.is_relayed() {
+            return None;
+        }
+        let collector = &mut self.collector;
+        let collector = Collector {
+            running: Arc::clone(&collector.running),
+            input: collector.input.take(),
+            pipes: std::mem::take(&mut collector.pipes),
+            sinks: std::mem::take(&mut collector.sinks),
+            is_stopped: false,
+            failed: None,
+            written: Written::default(),
+            bounds: Bounds::default(),
+            is_terminal: false,
+        };
+        let (control, identity) = (Arc::clone(&self.control), self.identity.clone());
+        Some(Self { collector, control, identity, caps: self.caps })
     }
 }
 
@@ -101,6 +181,41 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
     }
 }
 
+/// The result of work, also where that panics.
+pub(crate) fn whatever_becomes_of<T>(
+    work: impl FnOnce() -> Result<T>,
+) -> std::result::Result<T, String> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.map_or_else(
+        |_| Err("the thread has panicked".to_owned()),
+        |done| done.map_err(|error| error.to_string()),
+    )
+}
+
+/// Has init end every process but itself, and waits until they are gone.
+pub(crate) fn kill_all(lives: &Lives) -> Result<()> {
+    let life = lives.begin(Deadline::after(KILLED))?;
+    let control = &life.control;
+    // What stands still could not end.
+    control.join_files_of_builtins()?;
+    let (channel, theirs) = control.take_channel()?;
+    let timeout = Some(KILLED);
+    let running = Running::new("".into(), channel, control.init(), timeout, life.beginning());
+    control.add_waited_for(running.messages());
+    let spawn = builtin(Task::KillAll, Identity::ROOT);
+    let request = Request::Spawn(spawn);
+    match control.request_by(running.overdue(), &request, &[theirs.as_raw_fd()]) {
+        Err(Error::SandboxDied) => return Ok(()),
+        asked => asked?,
+    }
+    let status = running.wait()?;
+    if status.survivors() && status.reason() != EndReason::SandboxDied {
+        let what = "the processes of the sandbox to end, which were killed";
+        return Err(Error::TimedOut { what, after: KILLED });
+    }
+    Ok(())
+}
+
 /// A job that is no program, as far as it is like the others.
 pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
     Spawn {
@@ -115,6 +230,7 @@ pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
         cgroups: 0,
         start_notice: false,
         timeout_us: None,
+        cpu_limit: None,
         leftovers: Leftovers::Keep,
     }
 }
@@ -188,7 +304,7 @@ impl Child {
             }
         };
         running.mark_started();
-        let [stdout, stderr] = std::mem::take(&mut collection.collector.pipes);
+        let [stdout, stderr] = collection.collector.take_piped();
         Ok(Self {
             stdin: stdin.map(ChildStdin),
             stdout: stdout.map(ChildStdout),
@@ -233,7 +349,7 @@ impl Child {
         self.handle.wait_timeout(timeout)
     }
 
-    /// Looks whether it has ended.
+    /// Looks whether it has ended; see [`Handle::try_wait`].
     ///
     /// # Errors
     /// As [`Child::wait`].
@@ -258,7 +374,9 @@ impl Child {
     /// As [`Child::wait`].
     pub fn wait_with_output(mut self) -> Result<Output> {
         drop(self.stdin.take());
-        self.take_collection()?.output()
+        let output = self.take_collection()?.output()?;
+        self.handle.0.wait_delivered(Deadline::NEVER)?;
+        Ok(output)
     }
 
     /// What is to be collected of it, with the pipes. It is not killed on drop any more.
@@ -267,9 +385,33 @@ impl Child {
         let mut collection = self.collection.take().ok_or_else(gone)?;
         let terminal = self.terminal.take().map(OwnedFd::from);
         let stdout = self.stdout.take().map(OwnedFd::from).or(terminal);
-        collection.collector.pipes = [stdout, self.stderr.take().map(OwnedFd::from)];
+        let piped = [stdout, self.stderr.take().map(OwnedFd::from)];
+        for (place, pipe) in collection.collector.pipes.iter_mut().zip(piped) {
+            *place = pipe.or(place.take());
+        }
         self.kill_on_drop = false;
         Ok(collection)
+    }
+
+    /// Has a thread move what goes between the command and streams of the caller's, if any does.
+    pub(crate) fn start_relay(&mut self) -> Result<()> {
+        let Some(relay) = self.collection.as_mut().and_then(Collection::take_relayed) else {
+            return Ok(());
+        };
+        let delivery = Arc::new(Delivery::new()?);
+        self.handle.0.deliver_by(Arc::clone(&delivery));
+        let work = move || {
+            let captures = Captures::new(relay.caps);
+            let ended = whatever_becomes_of(|| relay.run(&mut &captures));
+            // That it was not started at all is told by others.
+            delivery.end(ended.err());
+        };
+        let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
+        if let Err(error) = thread.spawn(work) {
+            let _ = self.handle.kill();
+            return Err(Error::io("start of a thread")(error));
+        }
+        Ok(())
     }
 
     /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].

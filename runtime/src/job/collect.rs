@@ -1,8 +1,9 @@
 //! Output that is kept in memory, with a bound, while a command runs.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,8 +11,10 @@ use nix::poll::{PollFd, PollFlags};
 
 use crate::error::{Error, Result};
 use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::relay::{Input, Sink};
 use crate::job::running::Running;
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::wait::wait_ready;
 use crate::wait::{Deadline, Woken};
 
@@ -61,180 +64,394 @@ impl Bounds {
     }
 }
 
+/// A stream that a command writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutputStream {
+    /// Its stdout, or its terminal.
+    Stdout,
+    /// Its stderr.
+    Stderr,
+}
+
+impl OutputStream {
+    const BOTH: [Self; 2] = [Self::Stdout, Self::Stderr];
+}
+
+/// What the output of a command is given to.
+pub(crate) trait TakeOutput {
+    /// Takes some; a break ends the command.
+    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> ControlFlow<()>;
+}
+
+impl<F: FnMut(OutputStream, &[u8]) -> ControlFlow<()>> TakeOutput for F {
+    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> ControlFlow<()> {
+        self(stream, bytes)
+    }
+}
+
 /// What a command has written to its two streams, as far as it is kept. Others may look at it
 /// while it grows.
 #[derive(Debug)]
-pub(crate) struct Captures([Mutex<Collected>; 2]);
+pub(crate) struct Captures {
+    streams: [Mutex<Collected>; 2],
+    progress: Mutex<Progress>,
+    has_grown: Condvar,
+}
+
+/// How far a command has come.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// The number of bytes of each stream.
+    written: [u64; 2],
+    is_over: bool,
+}
 
 impl Captures {
     pub(crate) fn new(caps: Caps) -> Self {
-        Self([caps, caps].map(|caps| Mutex::new(Collected::new(caps))))
+        Self {
+            streams: [caps, caps].map(|caps| Mutex::new(Collected::new(caps))),
+            progress: Mutex::default(),
+            has_grown: Condvar::new(),
+        }
     }
 
-    fn stream(&self, number: usize) -> MutexGuard<'_, Collected> {
-        let [stdout, stderr] = &self.0;
-        let stream = if number == 0 { stdout } else { stderr };
-        stream.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stream(&self, stream: OutputStream) -> MutexGuard<'_, Collected> {
+        let [stdout, stderr] = &self.streams;
+        lock(if stream == OutputStream::Stdout { stdout } else { stderr })
     }
 
-    /// What was kept of stdout and of stderr, each with the number of bytes that were not.
-    pub(crate) fn copy(&self) -> [(Vec<u8>, u64); 2] {
-        [0, 1].map(|number| self.stream(number).copy())
+    /// What was kept of stdout and of stderr from these places on, each with the number of bytes
+    /// that were not, and the place where it ends.
+    pub(crate) fn since(&self, places: [u64; 2]) -> [Since; 2] {
+        let [stdout, stderr] = OutputStream::BOTH.map(|stream| self.stream(stream));
+        let [of_stdout, of_stderr] = places;
+        [stdout.since(of_stdout), stderr.since(of_stderr)]
+    }
+
+    /// Waits until there is more than up to these places, or no more comes; whether there is more.
+    pub(crate) fn wait_since(&self, places: [u64; 2], deadline: Deadline) -> bool {
+        let has_more = |progress: &Progress| {
+            progress.written.iter().zip(places).any(|(written, place)| *written > place)
+        };
+        let mut progress = lock(&self.progress);
+        while !has_more(&progress) && !progress.is_over && !deadline.passed() {
+            let left = deadline.left().unwrap_or(Duration::MAX);
+            let waited = self.has_grown.wait_timeout(progress, left);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        has_more(&progress)
+    }
+
+    /// No more comes.
+    pub(crate) fn end(&self) {
+        lock(&self.progress).is_over = true;
+        self.has_grown.notify_all();
     }
 
     /// Takes what was kept of stdout and of stderr, each with the number of bytes that were not.
     pub(crate) fn finish(self) -> [(Vec<u8>, u64); 2] {
-        self.0.map(|stream| stream.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+        self.streams
+            .map(|stream| stream.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
     }
+}
+
+impl TakeOutput for &Captures {
+    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> ControlFlow<()> {
+        self.stream(stream).push(bytes);
+        let mut progress = lock(&self.progress);
+        let [stdout, stderr] = &mut progress.written;
+        let written = if stream == OutputStream::Stdout { stdout } else { stderr };
+        *written = written.saturating_add(bytes.len() as u64);
+        drop(progress);
+        self.has_grown.notify_all();
+        ControlFlow::Continue(())
+    }
+}
+
+/// A part of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Since {
+    pub(crate) bytes: Vec<u8>,
+    /// The number of bytes of it that were not kept.
+    pub(crate) dropped: u64,
+    /// The place in the stream where it ends.
+    pub(crate) next: u64,
 }
 
 /// What is moved for a command while it runs: input to it, output from it.
 #[derive(Debug)]
 pub(crate) struct Collector {
     pub(crate) running: Arc<Running>,
-    /// What is still to be written to stdin.
+    /// What goes to stdin.
     pub(crate) input: Option<Input>,
     /// Stdout and stderr, until their ends; a terminal is the first.
     pub(crate) pipes: [Option<OwnedFd>; 2],
+    /// Where of the caller's they go on to, instead of being kept.
+    pub(crate) sinks: [Option<Sink>; 2],
+    /// Whether what it writes is dropped: whoever took it has had enough.
+    pub(crate) is_stopped: bool,
+    /// The first error of a stream of the caller's.
+    pub(crate) failed: Option<Error>,
     pub(crate) bounds: Bounds,
+    pub(crate) written: Written,
     pub(crate) is_terminal: bool,
 }
 
-/// Bytes for a command's stdin.
+/// What a command has written so far.
 #[derive(Debug)]
-pub(crate) struct Input {
-    pipe: OwnedFd,
-    bytes: Vec<u8>,
-    written: usize,
+pub(crate) struct Written {
+    /// In bytes, to all streams that are read.
+    total: u64,
+    last: Instant,
+    /// Whether it was killed for that.
+    is_too_much: bool,
 }
 
-impl Input {
-    /// The pipe must not block; see [`sys::set_blocking`].
-    pub(crate) fn new(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
-        Self { pipe, bytes, written: 0 }
-    }
-
-    /// Writes what there is room for; `false` when there is nothing more to do.
-    fn write(&mut self) -> Result<bool> {
-        let rest = self.bytes.get(self.written..).unwrap_or_default();
-        if rest.is_empty() {
-            return Ok(false);
-        }
-        match nix::unistd::write(&self.pipe, rest) {
-            Ok(count) => self.written += count,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // It does not want it.
-            Err(Errno::EPIPE) => return Ok(false),
-            Err(errno) => return Err(Error::io("write to a pipe")(errno)),
-        }
-        Ok(self.written < self.bytes.len())
+impl Default for Written {
+    fn default() -> Self {
+        Self { total: 0, last: Instant::now(), is_too_much: false }
     }
 }
+
+/// Which of the places that a command is waited for at are ready.
+pub(crate) type Ready = [bool; 6];
+
+/// How a command has ended, and the streams that another process still has open.
+pub(crate) type Ended = (ExitStatus, [Option<OwnedFd>; 2]);
 
 impl Collector {
     /// Moves bytes until the command has ended. Returns how it did, and the streams that another
     /// process still has open.
-    ///
-    /// When init tells the end, the process was reaped, so all that it wrote is in the pipes: what
-    /// is there at that moment is read, and no more, since a process left in the background may
-    /// go on to write for ever.
-    pub(crate) fn run(mut self, captures: &Captures) -> Result<(ExitStatus, [Option<OwnedFd>; 2])> {
+    pub(crate) fn run(mut self, to: &mut dyn TakeOutput) -> Result<Ended> {
+        self.begin()?;
+        loop {
+            if self.only_waits() {
+                let status = self.running.wait()?;
+                return self.finish(status, to);
+            }
+            let ready = self.wait()?;
+            if let Some(status) = self.turn(ready, to)? {
+                return self.finish(status, to);
+            }
+        }
+    }
+
+    /// Comes before all others.
+    pub(crate) fn begin(&mut self) -> Result<()> {
         self.running.check_own()?;
         for pipe in self.pipes.iter().flatten() {
             // What poll(2) has seen may be gone by the time that it is read.
             sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;
         }
-        let limit = self.bounds.total;
-        let mut total = 0_u64;
-        let mut last = Instant::now();
-        let status = loop {
-            let is_waiting_only = self.input.is_none() && self.pipes.iter().all(Option::is_none);
-            if is_waiting_only && self.bounds.idle.is_none() {
-                break self.running.wait()?;
+        self.written.last = Instant::now();
+        Ok(())
+    }
+
+    /// Whether there is nothing to do until its end.
+    fn only_waits(&self) -> bool {
+        let is_open = self.input.as_ref().is_some_and(Input::is_open);
+        !is_open && self.pipes.iter().all(Option::is_none) && self.bounds.idle.is_none()
+    }
+
+    /// When it is silent for too long.
+    fn idle_at(&self) -> Deadline {
+        let idle = self.bounds.idle.and_then(|idle| self.written.last.checked_add(idle));
+        idle.map_or(Deadline::NEVER, Deadline::at)
+    }
+
+    /// When there is something to do, whatever happens.
+    pub(crate) fn next_at(&self) -> Deadline {
+        self.idle_at().min(self.running.overdue())
+    }
+
+    /// Does what was waited for, or nothing where that is what the clock was. Returns how the
+    /// command has ended, if it has: then [`Collector::finish`] is next.
+    pub(crate) fn turn(
+        &mut self,
+        ready: Option<Ready>,
+        to: &mut dyn TakeOutput,
+    ) -> Result<Option<ExitStatus>> {
+        let idle = self.idle_at();
+        let [said, init_died, input, unread, pipes @ ..] = ready.unwrap_or_default();
+        self.move_input(input, unread);
+        for (number, ready) in pipes.into_iter().enumerate() {
+            if ready && let Some(count) = self.move_on(number, to)? {
+                self.written.total += count as u64;
+                self.written.last = Instant::now();
             }
-            let idle = self.bounds.idle.and_then(|idle| last.checked_add(idle));
-            let idle = idle.map_or(Deadline::NEVER, Deadline::at);
-            let ready = self.wait(idle.min(self.running.overdue()))?;
-            let [said, init_died, input, pipes @ ..] = ready.unwrap_or_default();
-            if input && self.input.as_mut().is_some_and(|input| !matches!(input.write(), Ok(true)))
-            {
-                self.input = None;
-            }
-            for (number, ready) in pipes.into_iter().enumerate() {
-                if ready {
-                    total += self.read(number, captures)? as u64;
-                    last = Instant::now();
-                }
-            }
-            if self.bounds.total.is_some_and(|limit| total > limit) {
-                self.bounds.total = None;
-                self.running.end(EndReason::OutputLimit)?;
-            }
-            let woken = match (said, init_died) {
-                (true, _) => Woken::Ready,
-                (false, true) => Woken::InitDied,
-                (false, false) => Woken::Late,
-            };
-            if let Some(status) = self.running.look(woken)? {
-                break status;
-            }
-            if ready.is_none() && self.bounds.idle.is_some() && idle.passed() {
-                self.bounds.idle = None;
-                self.running.end(EndReason::Idle)?;
-            }
+        }
+        if self.bounds.total.is_some_and(|limit| self.written.total > limit)
+            && !self.written.is_too_much
+        {
+            self.written.is_too_much = true;
+            self.running.end(EndReason::OutputLimit)?;
+        }
+        let woken = match (said, init_died) {
+            (true, _) => Woken::Ready,
+            (false, true) => Woken::InitDied,
+            (false, false) => Woken::Late,
         };
+        if let Some(status) = self.running.look(woken)? {
+            return Ok(Some(status));
+        }
+        if ready.is_none() && self.bounds.idle.is_some() && idle.passed() {
+            self.bounds.idle = None;
+            self.running.end(EndReason::Idle)?;
+        }
+        Ok(None)
+    }
+
+    /// Takes what there is after the end.
+    ///
+    /// When init tells the end, the process was reaped, so all that it wrote is in the pipes: what
+    /// is there at that moment is read, and no more, since a process left in the background may
+    /// go on to write for ever.
+    pub(crate) fn finish(mut self, status: ExitStatus, to: &mut dyn TakeOutput) -> Result<Ended> {
+        if let Some(input) = self.input.take() {
+            input.give_back();
+        }
         for number in [0, 1] {
-            total += if self.is_terminal {
-                self.read_rest_of_terminal(number, captures)?
+            self.written.total += if self.is_terminal {
+                self.read_rest_of_terminal(number, to)?
             } else {
-                self.read_rest(number, captures)?
+                self.read_rest(number, to)?
             } as u64;
         }
         // Also where it has ended before anything of that was read.
-        let is_too_much = limit.is_some_and(|limit| total > limit);
+        let is_too_much = self.bounds.total.is_some_and(|limit| self.written.total > limit);
         let status = if is_too_much { status.with_too_much_output() } else { status };
-        Ok((status, self.pipes))
+        self.failed.take().map_or(Ok((status, self.pipes)), Err)
     }
 
-    /// Waits until there is something to do, and says for what: the channel, the end of init, the
-    /// input, the streams. `None` if the deadline comes first.
-    fn wait(&self, until: Deadline) -> Result<Option<[bool; 5]>> {
-        let [stdout, stderr] = &self.pipes;
-        let places = [
+    /// Takes the streams that go on to nowhere: whoever has them reads them.
+    pub(crate) fn take_piped(&mut self) -> [Option<OwnedFd>; 2] {
+        let mut taken = [None, None];
+        for ((to, pipe), sink) in taken.iter_mut().zip(&mut self.pipes).zip(&self.sinks) {
+            if sink.is_none() {
+                *to = pipe.take();
+            }
+        }
+        taken
+    }
+
+    /// What is waited for: the channel, the end of init, the input, the end of its readers, the
+    /// streams.
+    pub(crate) fn places(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 6] {
+        let [input, unread] = self.input.as_ref().map_or([None, None], Input::places);
+        [
             Some((self.running.as_fd(), PollFlags::POLLIN)),
             Some((self.running.init().as_fd(), PollFlags::POLLIN)),
-            self.input.as_ref().map(|input| (input.pipe.as_fd(), PollFlags::POLLOUT)),
-            stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
-            stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::POLLIN)),
-        ];
-        let mut fds: Vec<_> =
-            places.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-        if !wait_ready(&mut fds, until)? {
+            input,
+            unread,
+            self.place(0),
+            self.place(1),
+        ]
+    }
+
+    /// Waits until there is something to do, and says for what; `None` for what the clock says.
+    fn wait(&self) -> Result<Option<Ready>> {
+        let places = self.places();
+        let mut fds = fds_of(&places);
+        if !wait_ready(&mut fds, self.next_at())? {
             return Ok(None);
         }
-        let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-        Ok(Some(places.map(|place| place.is_some() && ready.next().unwrap_or(false))))
+        Ok(Some(ready_of(&places, &mut fds.iter())))
+    }
+
+    /// What is waited for of a stream: bytes, or that the last ones are taken.
+    fn place(&self, number: usize) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let pipe = self.pipes.get(number)?.as_ref()?;
+        let sink = self.sinks.get(number).and_then(Option::as_ref);
+        sink.and_then(Sink::place).or(Some((pipe.as_fd(), PollFlags::POLLIN)))
+    }
+
+    fn move_input(&mut self, is_ready: bool, is_unread: bool) {
+        let Some(input) = &mut self.input else { return };
+        if is_unread {
+            input.close();
+        } else if is_ready && let Err(error) = input.go_on() {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Does what was waited for of a stream. Returns the number of bytes that were read, 0 at its
+    /// end, or `None` if that was not what was waited for.
+    fn move_on(&mut self, number: usize, to: &mut dyn TakeOutput) -> Result<Option<usize>> {
+        if let Some(Some(sink)) = self.sinks.get(number)
+            && sink.place().is_some()
+        {
+            self.pass_on(number);
+            return Ok(None);
+        }
+        self.read(number, to).map(Some)
+    }
+
+    /// Writes to where a stream goes on to. Where that fails, the stream is closed, so that the
+    /// command gets SIGPIPE when it writes more.
+    fn pass_on(&mut self, number: usize) {
+        let Some(Some(sink)) = self.sinks.get_mut(number) else { return };
+        let Err(errno) = sink.go_on() else { return };
+        if errno != Errno::EPIPE {
+            self.failed.get_or_insert(Error::io("write to the caller's stream")(errno));
+        }
+        sink.put(&[]);
+        if let Some(place) = self.pipes.get_mut(number) {
+            *place = None;
+        }
+    }
+
+    /// Waits until where a stream goes on to has taken all that was read of it.
+    fn finish_passing_on(&mut self, number: usize) -> Result<()> {
+        let deadline = self.running.overdue();
+        while let Some(Some(sink)) = self.sinks.get(number)
+            && let Some((fd, flags)) = sink.place()
+        {
+            if !wait_ready(&mut [PollFd::new(fd, flags)], deadline)? {
+                let what = "the caller's stream to take what the command wrote";
+                return Err(Error::TimedOut { what, after: deadline.length() });
+            }
+            self.pass_on(number);
+        }
+        Ok(())
     }
 
     /// Reads once from a stream; returns the number of bytes, 0 if there is nothing.
-    fn read(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+    fn read(&mut self, number: usize, to: &mut dyn TakeOutput) -> Result<usize> {
         let Some(place) = self.pipes.get_mut(number) else { return Ok(0) };
         let Some(pipe) = place else { return Ok(0) };
-        let count = captures.stream(number).read_from(pipe.as_fd())?;
+        let mut chunk = [0; CHUNK];
+        let count = read_from(pipe.as_fd(), &mut chunk)?;
         if count == Some(0) {
             *place = None;
         }
-        Ok(count.unwrap_or(0))
+        let count = count.unwrap_or(0);
+        let bytes = chunk.get(..count).unwrap_or_default();
+        match self.sinks.get_mut(number) {
+            Some(Some(sink)) => {
+                sink.put(bytes);
+                self.pass_on(number);
+            }
+            _ if self.is_stopped || bytes.is_empty() => {}
+            _ => {
+                let stream = if number == 0 { OutputStream::Stdout } else { OutputStream::Stderr };
+                if to.take(stream, bytes).is_break() {
+                    self.is_stopped = true;
+                    self.running.end(EndReason::Stopped)?;
+                }
+            }
+        }
+        Ok(count)
     }
 
     /// Reads what is there now, and finds out whether anyone could write more. Returns the number
     /// of bytes.
-    fn read_rest(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+    fn read_rest(&mut self, number: usize, to: &mut dyn TakeOutput) -> Result<usize> {
         let Some(Some(pipe)) = self.pipes.get(number) else { return Ok(0) };
         let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
         let mut all = 0;
         while left != 0 {
-            match self.read(number, captures)? {
+            self.finish_passing_on(number)?;
+            match self.read(number, to)? {
                 0 => break,
                 count => {
                     left = left.saturating_sub(count);
@@ -242,6 +459,7 @@ impl Collector {
                 }
             }
         }
+        self.finish_passing_on(number)?;
         let Some(place) = self.pipes.get_mut(number) else { return Ok(all) };
         let Some(pipe) = place else { return Ok(all) };
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
@@ -254,7 +472,7 @@ impl Collector {
     }
 
     /// Reads to the end, or, if another process has the terminal open, until nothing comes.
-    fn read_rest_of_terminal(&mut self, number: usize, captures: &Captures) -> Result<usize> {
+    fn read_rest_of_terminal(&mut self, number: usize, to: &mut dyn TakeOutput) -> Result<usize> {
         let mut all = 0;
         let end = Deadline::after(LONGEST_TERMINAL_REST);
         while let Some(Some(terminal)) = self.pipes.get(number) {
@@ -263,12 +481,40 @@ impl Collector {
             if !wait_ready(&mut fds, Deadline::after(TERMINAL_REST).min(end))? {
                 break;
             }
-            all += self.read(number, captures)?;
+            all += self.read(number, to)?;
             if all > MOST_OF_TERMINAL {
                 break;
             }
         }
         Ok(all)
+    }
+}
+
+/// For `poll(2)`.
+pub(crate) fn fds_of<'a>(places: &[Option<(BorrowedFd<'a>, PollFlags)>]) -> Vec<PollFd<'a>> {
+    places.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect()
+}
+
+/// Which of the places are ready, by the next of those that were polled.
+pub(crate) fn ready_of<'a>(
+    places: &[Option<(BorrowedFd<'_>, PollFlags)>; 6],
+    fds: &mut impl Iterator<Item = &'a PollFd<'a>>,
+) -> Ready {
+    places.map(|place| place.is_some() && fds.next().is_some_and(|fd| fd.any().unwrap_or(true)))
+}
+
+/// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is nothing:
+/// a guest may have taken it out again.
+fn read_from(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>> {
+    loop {
+        match nix::unistd::read(pipe, buffer) {
+            Ok(count) => return Ok(Some(count)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            // A terminal of which the other side is closed.
+            Err(Errno::EIO) => return Ok(Some(0)),
+            Err(errno) => return Err(Error::io("read from a pipe")(errno)),
+        }
     }
 }
 
@@ -284,25 +530,6 @@ struct Collected {
 impl Collected {
     fn new(caps: Caps) -> Self {
         Self { head: Vec::new(), tail: VecDeque::new(), dropped: 0, caps }
-    }
-
-    /// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is
-    /// nothing: a guest may have taken it out again.
-    fn read_from(&mut self, pipe: BorrowedFd<'_>) -> Result<Option<usize>> {
-        let mut chunk = [0; CHUNK];
-        loop {
-            match nix::unistd::read(pipe, &mut chunk) {
-                Ok(count) => {
-                    self.push(chunk.get(..count).unwrap_or_default());
-                    return Ok(Some(count));
-                }
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                // A terminal of which the other side is closed.
-                Err(Errno::EIO) => return Ok(Some(0)),
-                Err(errno) => return Err(Error::io("read from a pipe")(errno)),
-            }
-        }
     }
 
     fn push(&mut self, bytes: &[u8]) {
@@ -322,10 +549,24 @@ impl Collected {
         self.dropped = self.dropped.saturating_add((skipped + over) as u64);
     }
 
-    /// What was kept so far, and the number of bytes that were not.
-    fn copy(&self) -> (Vec<u8>, u64) {
+    /// What was kept from a place in the stream on.
+    fn since(&self, place: u64) -> Since {
+        let from = |bytes: &[u8], place: u64| {
+            let place = usize::try_from(place).unwrap_or(usize::MAX);
+            bytes.get(place..).unwrap_or_default().to_vec()
+        };
+        let head = self.head.len() as u64;
+        let tail = head.saturating_add(self.dropped);
         let (front, back) = self.tail.as_slices();
-        ([self.head.as_slice(), front, back].concat(), self.dropped)
+        let of_tail = place.saturating_sub(tail);
+        let bytes = [
+            from(&self.head, place),
+            from(front, of_tail),
+            from(back, of_tail.saturating_sub(front.len() as u64)),
+        ];
+        let dropped = tail.saturating_sub(place.max(head));
+        let next = tail.saturating_add(self.tail.len() as u64);
+        Since { bytes: bytes.concat(), dropped, next }
     }
 
     /// Takes it, without a copy of the beginning.
@@ -341,7 +582,7 @@ impl Collected {
 
 #[cfg(test)]
 mod tests {
-    use super::{Caps, Collected};
+    use super::{Caps, Collected, Since};
 
     #[test]
     fn keeps_the_head_and_the_tail_and_counts_the_rest() {
@@ -352,6 +593,33 @@ mod tests {
                 collected.push(part);
             }
             assert_eq!(collected.finish(), (vec![0, 1, 2, 3, 97, 98, 99], 93), "chunk {chunk}");
+        }
+    }
+
+    #[test]
+    fn what_comes_after_a_place_is_told_with_what_is_missing() {
+        let mut collected = Collected::new(Caps { head: 4, tail: 3 });
+        let since = |collected: &Collected, place| {
+            let Since { bytes, dropped, next } = collected.since(place);
+            (bytes, dropped, next)
+        };
+        assert_eq!(since(&collected, 0), (vec![], 0, 0));
+        (0..6).for_each(|byte| collected.push(&[byte]));
+        assert_eq!(since(&collected, 0), (vec![0, 1, 2, 3, 4, 5], 0, 6));
+        assert_eq!(since(&collected, 2), (vec![2, 3, 4, 5], 0, 6));
+        assert_eq!(since(&collected, 5), (vec![5], 0, 6));
+        (6..10).for_each(|byte| collected.push(&[byte]));
+        for (place, bytes, dropped) in [
+            (0, &[0, 1, 2, 3, 7, 8, 9][..], 3),
+            (3, &[3, 7, 8, 9], 3),
+            (4, &[7, 8, 9], 3),
+            (6, &[7, 8, 9], 1),
+            (7, &[7, 8, 9], 0),
+            (9, &[9], 0),
+            (10, &[], 0),
+            (u64::MAX, &[], 0),
+        ] {
+            assert_eq!(since(&collected, place), (bytes.to_vec(), dropped, 10), "{place}");
         }
     }
 

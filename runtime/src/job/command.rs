@@ -1,6 +1,7 @@
 //! Commands, in the idiom of `std::process::Command`.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,15 +18,15 @@ use crate::config::defaults::{Resource, Rlimit, check_umask};
 use crate::error::{Error, Result};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
-use crate::job::collect::{Bounds, Caps, Collector, Input};
+use crate::job::collect::{Bounds, Caps, Collector, OutputStream, Written};
 use crate::job::environment::Environment;
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::{Life, Lives};
+use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
-use crate::job::stdio::{Kind, Stdio, Stream, Which};
+use crate::job::stdio::{Kind, Owner, Stdio, Stream, Which};
 use crate::job::user::{self, ReadFile, RunAs, run_as_methods};
 use crate::mirror::mirror;
-use crate::sys;
 use crate::wait::Deadline;
 
 /// A command to be run in a sandbox, made by
@@ -54,8 +55,9 @@ pub struct Command {
     nice: i8,
     oom_score_adj: i16,
     timeout: Option<Duration>,
+    cpu_time: Option<Duration>,
     bounds: Bounds,
-    caps: Caps,
+    caps: Option<Caps>,
     leftovers: Leftovers,
     kill_on_drop: bool,
     terminal: Option<(u16, u16)>,
@@ -82,8 +84,9 @@ impl Command {
             nice: 0,
             oom_score_adj: 0,
             timeout: defaults.timeout,
+            cpu_time: defaults.cpu_time,
             bounds: Bounds::default(),
-            caps: Caps::default(),
+            caps: None,
             leftovers: Leftovers::Keep,
             kill_on_drop: false,
             terminal: None,
@@ -180,8 +183,7 @@ impl Command {
     /// Ends it, and all that it has started, when it has not ended by itself after so long. What
     /// it wrote is kept, the reason is [`EndReason::TimedOut`], and the sandbox goes on.
     ///
-    /// This is time on the clock. For the CPU time of one process there is [`Resource::Cpu`], whose
-    /// end is signal 24 (`SIGXCPU`).
+    /// This is time on the clock; see also [`Command::cpu_time`].
     ///
     /// Where processes are started faster than they can be ended, all processes of the sandbox are
     /// stopped for a moment. A shell with job control shows that of its children.
@@ -189,6 +191,24 @@ impl Command {
     /// [`EndReason::TimedOut`]: crate::EndReason::TimedOut
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Ends it, and all that it has started, when all of them together have used so much CPU time:
+    /// those that have ended, and those that have left its session, among them. What it wrote is
+    /// kept, the reason is [`EndReason::CpuTimedOut`], also where it ended by itself before that was
+    /// noticed, and the sandbox goes on.
+    ///
+    /// The kernel's cgroups count. The tree is looked at every 10 ms when the time may be up, so it
+    /// uses up to 50 ms more for each processor that it keeps busy. After its end, what it has left
+    /// behind is not limited. For the CPU time of one process there is [`Resource::Cpu`], whose end
+    /// is signal 24 (`SIGXCPU`), and which a fork begins anew.
+    ///
+    /// Running it is [`Error::Unsupported`] where its sandbox has no cgroup that counts CPU time:
+    /// [`Defaults::cpu_time`](crate::Defaults::cpu_time) and
+    /// [`Limits::accounting`](crate::Limits::accounting) make one.
+    pub fn cpu_time(&mut self, limit: Duration) -> &mut Self {
+        self.cpu_time = Some(limit);
         self
     }
 
@@ -221,7 +241,7 @@ impl Command {
     /// `head` and the last `tail` bytes of each stream, 8 MiB each by default. It counts the bytes
     /// between and drops them; the command never waits for that.
     pub fn keep_output(&mut self, head: usize, tail: usize) -> &mut Self {
-        self.caps = Caps { head, tail };
+        self.caps = Some(Caps { head, tail });
         self
     }
 
@@ -288,7 +308,17 @@ impl Command {
                 "`spawn` takes none: write to the stdin of the child",
             ));
         }
-        self.start_now(&Kind::Null)
+        if let Some(name) = self.bounds.name()
+            && [&self.stdout, &self.stderr].into_iter().flatten().any(Stdio::is_relayed)
+        {
+            return Err(Error::invalid(
+                name,
+                "`spawn` counts nothing that goes to a stream of the caller's: use `status`",
+            ));
+        }
+        let mut child = self.start_now(&Kind::Null)?;
+        child.start_relay()?;
+        Ok(child)
     }
 
     /// Runs the command to its end and collects its stdout and stderr.
@@ -300,12 +330,42 @@ impl Command {
     /// # Errors
     /// As [`Command::spawn`].
     pub fn output(&mut self) -> Result<Output> {
-        if self.terminal.is_some() {
-            return self.start_now(&Kind::Piped)?.wait_with_output();
-        }
-        let (life, deadline) = self.begin()?;
-        let started = self.start(&life, deadline, &Kind::Piped, None)?;
-        self.collection(&life, started)?.output()
+        self.check_no_child()?;
+        self.collect(&Kind::Piped, Collection::output)
+    }
+
+    /// Runs the command to its end and passes its output on in chunks, as it comes: which stream,
+    /// and up to 64 KiB of it. Nothing is kept. It returns as [`Command::output`] does, with all
+    /// that the command wrote passed on.
+    ///
+    /// `each` is called by the calling thread. While it works, the command is not read from, and
+    /// waits when its pipe is full. [`ControlFlow::Break`] kills the command with all that it has
+    /// started, as [`EndReason::Stopped`]; no chunk comes after that. So does a panic, which goes
+    /// on when they have ended.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, OutputStream, Sandbox};
+    /// use std::ops::ControlFlow;
+    ///
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// let status = sandbox.shell("make 2>&1").output_with(|stream, bytes| {
+    ///     println!("{stream:?}: {}", String::from_utf8_lossy(bytes));
+    ///     if bytes.contains(&7) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// })?;
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    ///
+    /// [`EndReason::Stopped`]: crate::EndReason::Stopped
+    pub fn output_with(
+        &mut self,
+        each: impl FnMut(OutputStream, &[u8]) -> ControlFlow<()>,
+    ) -> Result<ExitStatus> {
+        self.check_no_child()?;
+        self.check_nothing_kept("`output_with`")?;
+        self.collect(&Kind::Piped, |collection| collection.pass_on(each))
     }
 
     /// Runs the command to its end.
@@ -313,13 +373,40 @@ impl Command {
     /// # Errors
     /// As [`Command::spawn`].
     pub fn status(&mut self) -> Result<ExitStatus> {
-        if self.terminal.is_some() {
-            return Ok(self.output()?.status);
-        }
+        self.check_no_child()?;
+        self.check_nothing_kept("`status`")?;
         // It may have been given pipes, which are read then.
+        self.collect(&Kind::Null, |collection| collection.pass_on(|_, _| ControlFlow::Continue(())))
+    }
+
+    /// Starts it, and does the rest with what moves its bytes.
+    fn collect<T>(&self, default: &Kind, work: impl FnOnce(Collection) -> Result<T>) -> Result<T> {
+        if self.terminal.is_some() {
+            return work(self.start_now(default)?.take_collection()?);
+        }
         let (life, deadline) = self.begin()?;
-        let started = self.start(&life, deadline, &Kind::Null, None)?;
-        Ok(self.collection(&life, started)?.output()?.status)
+        let started = self.start(&life, deadline, default, None)?;
+        work(self.split(&life, started)?.1)
+    }
+
+    /// Refuses what only means something for a [`Child`].
+    fn check_no_child(&self) -> Result<()> {
+        if self.kill_on_drop {
+            return Err(Error::invalid("kill on drop", "only what `spawn` returns can be dropped"));
+        }
+        if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
+            let why = "no one writes to that pipe: use `input`, or `spawn`";
+            return Err(Error::invalid("stdin", why));
+        }
+        Ok(())
+    }
+
+    /// Refuses to say how much is kept of what is not.
+    fn check_nothing_kept(&self, by: &str) -> Result<()> {
+        match self.caps {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid("keep output", format!("{by} keeps none: use `output`"))),
+        }
     }
 
     /// Starts the command and returns once its program runs. It is read from in the background,
@@ -335,17 +422,10 @@ impl Command {
                 "a command in the background can have none: use `spawn`",
             ));
         }
-        if self.input.is_none() && self.stdin.as_ref().is_some_and(Stdio::is_piped) {
-            return Err(Error::invalid(
-                "stdin",
-                "no one writes to a pipe in the background: use `input`",
-            ));
-        }
+        self.check_no_child()?;
         let (life, deadline) = self.begin()?;
         let mut child = self.start_child(&life, deadline, &Kind::Piped)?;
-        let stdin = child.stdin.take().map(OwnedFd::from);
-        let mut collection = child.take_collection()?;
-        collection.collector.input = self.input_to(stdin)?;
+        let collection = child.take_collection()?;
         Job::start(&life.jobs, collection, child.handle(), child.id())
     }
 
@@ -363,40 +443,35 @@ impl Command {
     fn start_child(&self, life: &Life, deadline: Deadline, default: &Kind) -> Result<Child> {
         let (notice, notice_theirs) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
         let started = self.start(life, deadline, default, Some(notice_theirs))?;
-        let (stdin, collection) = self.split(life, started);
+        let (stdin, collection) = self.split(life, started)?;
         Child::started(stdin, collection, notice, self.kill_on_drop)
     }
 
-    /// What is started by [`Self::start`], with the input that it gets.
-    fn collection(&self, life: &Life, started: Started) -> Result<Collection> {
-        let (stdin, mut collection) = self.split(life, started);
-        collection.collector.input = self.input_to(stdin)?;
-        Ok(collection)
-    }
-
-    /// What is written to a stdin that was piped for it. Without any, it is closed.
-    fn input_to(&self, stdin: Option<OwnedFd>) -> Result<Option<Input>> {
-        match (stdin, &self.input) {
-            (Some(stdin), Some(bytes)) => {
-                sys::set_blocking(&stdin, false).map_err(Error::io("fcntl"))?;
-                Ok(Some(Input::new(stdin, bytes.clone())))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    fn split(&self, life: &Life, started: Started) -> (Option<OwnedFd>, Collection) {
-        let Started { running, stdin, pipes, identity } = started;
+    /// What moves the bytes of a command, and the stdin that no one here writes to.
+    fn split(&self, life: &Life, started: Started) -> Result<(Option<OwnedFd>, Collection)> {
+        let Started { running, stdin, pipes, relays, identity } = started;
+        let [source, sinks @ ..] = relays;
+        let (stdin, input) = match (stdin, source, &self.input) {
+            (Some(pipe), Some(source), _) => (None, Some(Input::of_relay(pipe, source)?)),
+            (Some(pipe), None, Some(bytes)) => (None, Some(Input::of_bytes(pipe, bytes.clone())?)),
+            (stdin, ..) => (stdin, None),
+        };
         let collector = Collector {
             running: Arc::new(running),
-            input: None,
+            input,
             pipes,
+            sinks: sinks.map(|sink| sink.map(Sink::new)),
+            is_stopped: false,
+            failed: None,
+            written: Written::default(),
             bounds: self.bounds,
             is_terminal: self.terminal.is_some(),
         };
         let control = Arc::clone(&life.control);
-        let collection = Collection { collector, control, identity, caps: self.caps };
-        (stdin, collection)
+        Ok((
+            stdin,
+            Collection { collector, control, identity, caps: self.caps.unwrap_or_default() },
+        ))
     }
 
     /// Asks init to start it. `default` is what becomes of stdout and stderr if nothing was said;
@@ -421,7 +496,8 @@ impl Command {
         let on_terminal = self.terminal.is_some();
         let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 
-        let streams = self.streams(default)?;
+        let owner = control.owner_outside(identity.uid, identity.gid);
+        let streams = self.streams(default, owner)?;
         self.check_bounds(&streams)?;
         let stdio = match (self.terminal, &streams) {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
@@ -432,8 +508,13 @@ impl Command {
         descriptors.extend(notice.as_ref().map(AsRawFd::as_raw_fd));
         descriptors.extend(streams.iter().filter_map(|stream| stream.theirs.raw()));
 
-        let (job_cgroup, join_files) = control.job_cgroup(notice.is_some())?;
+        let cpu_time = self.cpu_time.filter(|limit| *limit != Duration::MAX);
+        let is_counted = notice.is_some() || cpu_time.is_some();
+        let (job_cgroup, join_files) = control.job_cgroup(is_counted)?;
         descriptors.extend(join_files.descriptors());
+        let cpu_limit = cpu_time.map(|limit| control.cpu_limit(job_cgroup.as_deref(), limit));
+        let (cpu_file, cpu_limit) = cpu_limit.transpose()?.unzip();
+        descriptors.extend(cpu_file.as_ref().map(AsRawFd::as_raw_fd));
 
         let program_to_run = Program {
             names: Strings::new(&names).map_err(too_many)?,
@@ -452,6 +533,7 @@ impl Command {
             stdio,
             cgroups: join_files.count(),
             start_notice: notice.is_some(),
+            cpu_limit,
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers.to_wire(),
         };
@@ -470,8 +552,10 @@ impl Command {
         }
         running.mark_requested();
         control.prepare_next();
-        let [stdin, stdout, stderr] = streams.map(|stream| stream.ours);
-        Ok(Started { running, stdin, pipes: [stdout, stderr], identity })
+        let [mut stdin, mut stdout, mut stderr] = streams;
+        let relays = [&mut stdin, &mut stdout, &mut stderr].map(|stream| stream.relay.take());
+        let (stdin, pipes) = (stdin.ours, [stdout.ours, stderr.ours]);
+        Ok(Started { running, stdin, pipes, relays, identity })
     }
 
     /// Refuses bounds of what no one here would read.
@@ -485,7 +569,8 @@ impl Command {
         }
     }
 
-    fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
+    /// `owner` is who pipes belong to, where that is not the caller.
+    fn streams<'s>(&'s self, default: &'s Kind, owner: Option<Owner>) -> Result<[Stream<'s>; 3]> {
         if self.terminal.is_some() {
             if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
                 return Err(Error::invalid(
@@ -508,9 +593,11 @@ impl Command {
             (None, Some(_)) => &Kind::Piped,
             (stdin, None) => stdin.as_ref().map_or(&Kind::Null, |s| &s.0),
         };
-        let stdin = Stream::new(stdin, Which::Stdin)?;
-        let stdout = Stream::new(self.stdout.as_ref().map_or(default, |s| &s.0), Which::Stdout)?;
-        let stderr = Stream::new(self.stderr.as_ref().map_or(default, |s| &s.0), Which::Stderr)?;
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|said| said.as_ref().map_or(default, |s| &s.0));
+        let stdin = Stream::new(stdin, Which::Stdin, owner)?;
+        let stdout = Stream::new(stdout, Which::Stdout, owner)?;
+        let stderr = Stream::new(stderr, Which::Stderr, owner)?;
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {
@@ -537,6 +624,8 @@ struct Started {
     running: Running,
     stdin: Option<OwnedFd>,
     pipes: [Option<OwnedFd>; 2],
+    /// What of the caller's each stream is joined to.
+    relays: [Option<Relay>; 3],
     identity: Identity,
 }
 

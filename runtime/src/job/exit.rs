@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use adl_protocol::{Exit, Status};
+use adl_protocol::{EndedBy, Exit, Status};
 
 /// How a command ended, why, and what it used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,9 @@ pub enum EndReason {
     Signaled,
     /// Its time was up; see [`Command::timeout`](crate::Command::timeout).
     TimedOut,
+    /// It had used the CPU time that it may, whether it was killed for that or ended by itself
+    /// before; see [`Command::cpu_time`](crate::Command::cpu_time).
+    CpuTimedOut,
     /// It wrote nothing for too long; see [`Command::idle_timeout`](crate::Command::idle_timeout).
     Idle,
     /// It was killed because the sandbox had used all its memory, or something was that it had
@@ -77,6 +80,11 @@ pub enum EndReason {
     /// It wrote more than it may, whether it then exited by itself or was killed for it; see
     /// [`Command::output_limit`](crate::Command::output_limit).
     OutputLimit,
+    /// The caller had seen enough of its output; see
+    /// [`Command::output_with`](crate::Command::output_with).
+    Stopped,
+    /// It was killed with all that ran; see [`Sandbox::kill_all`](crate::Sandbox::kill_all).
+    Killed,
     /// The sandbox ended, and every process inside with it: its init died, or the sandbox was
     /// reset, deleted or made into a snapshot. The status is that of SIGKILL.
     SandboxDied,
@@ -86,14 +94,16 @@ impl ExitStatus {
     /// What init said; `asked` is why the host asked for the end, if it did, and `out_of_memory`
     /// whether the kernel has killed any of it.
     pub(crate) fn new(exit: &Exit, asked: Option<EndReason>, out_of_memory: bool) -> Self {
-        let reason = match (exit.timed_out, asked, exit.status) {
+        let reason = match (exit.by, asked, exit.status) {
             // Also where what it had started was killed, and it ended before it was itself.
-            (false, None, _) if out_of_memory => EndReason::OutOfMemory,
+            (None, None, _) if out_of_memory => EndReason::OutOfMemory,
+            (Some(EndedBy::CpuTime), ..) => EndReason::CpuTimedOut,
             // It was quicker than what was to end it.
             (_, _, Status::Code(_)) => EndReason::Exited,
-            (true, _, Status::Signal { .. }) => EndReason::TimedOut,
-            (false, Some(asked), Status::Signal { .. }) => asked,
-            (false, None, Status::Signal { .. }) => EndReason::Signaled,
+            (Some(EndedBy::Timeout), _, Status::Signal { .. }) => EndReason::TimedOut,
+            (Some(EndedBy::KillAll), _, Status::Signal { .. }) => EndReason::Killed,
+            (None, Some(asked), Status::Signal { .. }) => asked,
+            (None, None, Status::Signal { .. }) => EndReason::Signaled,
         };
         Self {
             status: exit.status,
@@ -189,6 +199,9 @@ impl fmt::Display for ExitStatus {
         f.write_str(match self.reason {
             EndReason::Exited | EndReason::Signaled => "",
             EndReason::TimedOut => ", timed out",
+            EndReason::CpuTimedOut => ", out of CPU time",
+            EndReason::Stopped => ", stopped for its output",
+            EndReason::Killed => ", killed with all that ran",
             EndReason::Idle => ", silent for too long",
             EndReason::OutOfMemory => ", out of memory",
             EndReason::OutputLimit => ", too much output",

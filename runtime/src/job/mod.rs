@@ -8,6 +8,8 @@ pub(crate) mod command;
 pub(crate) mod environment;
 pub(crate) mod exit;
 pub(crate) mod life;
+mod reader;
+mod relay;
 pub(crate) mod running;
 pub(crate) mod stdio;
 pub(crate) mod terminal;

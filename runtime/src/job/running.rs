@@ -1,12 +1,14 @@
 //! A job from the host's side: its channel, what was said on it, and how it is steered.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use adl_protocol::{JobEvent, JobRequest, Stage};
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, JobCgroup};
@@ -15,10 +17,11 @@ use crate::error::{Error, Result};
 use crate::job::beginning::Beginning;
 use crate::job::exit::{EndReason, ExitStatus};
 use crate::mirror::mirror;
+use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
-use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
+use crate::wait::{wait_beside_init, wait_ready};
 use crate::wire::control::REQUEST;
 use crate::wire::{self, Messages};
 
@@ -41,6 +44,41 @@ pub enum Scope {
 }
 }
 
+/// What a thread moves to the caller's own streams, until all is there or can't be.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// Readable when it is over, and from then on.
+    done: EventFd,
+    /// What went wrong, if anything did.
+    failed: Mutex<Option<String>>,
+}
+
+impl Delivery {
+    pub(crate) fn new() -> Result<Self> {
+        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
+        Ok(Self { done, failed: Mutex::new(None) })
+    }
+
+    pub(crate) fn end(&self, failed: Option<String>) {
+        *lock(&self.failed) = failed;
+        // It holds one number, so it has room for this.
+        let _ = self.done.write(1);
+    }
+
+    fn wait(&self, deadline: Deadline) -> Result<bool> {
+        let mut fds = [PollFd::new(self.done.as_fd(), PollFlags::POLLIN)];
+        if !wait_ready(&mut fds, deadline)? {
+            return Ok(false);
+        }
+        match &*lock(&self.failed) {
+            None => Ok(true),
+            Some(why) => {
+                Err(Error::io("move what the command wrote")(io::Error::other(why.clone())))
+            }
+        }
+    }
+}
+
 /// A job that init was asked to start. Any number of threads may wait for it: after its end was
 /// told, the channel stays readable for all of them.
 #[derive(Debug)]
@@ -56,6 +94,8 @@ pub(crate) struct Running {
     /// Its cgroups, if it has any.
     job_cgroup: Option<Arc<JobCgroup>>,
     state: Mutex<State>,
+    /// Readable when what goes through the caller's own streams is there, if anything does.
+    delivery: OnceLock<Arc<Delivery>>,
     owner: Owner,
 }
 
@@ -104,6 +144,7 @@ impl Running {
                 is_shared: false,
                 beginning,
             }),
+            delivery: OnceLock::new(),
             owner: Owner::this_process(),
         }
     }
@@ -258,6 +299,16 @@ impl Running {
         }
     }
 
+    /// Has whoever waits for it wait for this, too.
+    pub(crate) fn deliver_by(&self, delivery: Arc<Delivery>) {
+        self.delivery.get_or_init(|| delivery);
+    }
+
+    /// Waits for what others move to the caller's own streams; `false` if the deadline comes first.
+    pub(crate) fn wait_delivered(&self, deadline: Deadline) -> Result<bool> {
+        self.delivery.get().map_or(Ok(true), |delivery| delivery.wait(deadline))
+    }
+
     /// When it is told that it does not end.
     pub(crate) fn overdue(&self) -> Deadline {
         self.lock().overdue
@@ -396,12 +447,16 @@ pub struct Handle(pub(crate) Arc<Running>);
 
 impl Handle {
     /// Waits until it has ended, or its sandbox has. One that was killed, by its timeout or
-    /// otherwise, and does not end is told of as [`ExitStatus::survivors`] soon after.
+    /// otherwise, and does not end is told of as [`ExitStatus::survivors`] soon after. What it
+    /// wrote to streams of the caller's is there when this returns ([`Stdio`](crate::Stdio)).
     ///
     /// # Errors
-    /// [`Error::Start`] if its program was not started after all.
+    /// [`Error::Start`] if its program was not started after all; [`Error::Io`] and
+    /// [`Error::TimedOut`] if a stream of the caller's did not take what it wrote.
     pub fn wait(&self) -> Result<ExitStatus> {
-        self.0.wait()
+        let status = self.0.wait()?;
+        self.0.wait_delivered(Deadline::NEVER)?;
+        Ok(status)
     }
 
     /// Waits until it has ended, but no longer than `timeout`; `None` if it goes on then.
@@ -409,7 +464,11 @@ impl Handle {
     /// # Errors
     /// As [`Handle::wait`].
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
-        self.0.wait_until(Deadline::after(timeout))
+        let deadline = Deadline::after(timeout);
+        match self.0.wait_until(deadline)? {
+            Some(status) if self.0.wait_delivered(deadline)? => Ok(Some(status)),
+            _ => Ok(None),
+        }
     }
 
     /// What it has used by now, with all that it has started: of its end, once it has ended.
@@ -420,7 +479,7 @@ impl Handle {
         self.0.stats()
     }
 
-    /// Looks whether it has ended.
+    /// Looks whether it has ended. Streams of the caller's may still be written to then.
     ///
     /// # Errors
     /// As [`Handle::wait`].
@@ -505,7 +564,7 @@ mod tests {
 
         fn say_exited(&mut self) {
             let (status, usage) = (Status::Code(7), Usage::default());
-            let exit = Exit { status, usage, wall_us: 1, timed_out: false, survivors: false };
+            let exit = Exit { status, usage, wall_us: 1, by: None, survivors: false };
             self.elsewhere.write_all(&wire::frame_of(&JobEvent::Exited(exit)).unwrap()).unwrap();
         }
 
@@ -588,7 +647,7 @@ mod tests {
         let (init, running) = Init::start(None);
         let (ours, _theirs) = wire::channel().unwrap();
         let control =
-            Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Ids::Range(1 << 16));
+            Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Ids::Range(1 << 16), None);
         running.mark_shared();
         control.add_waited_for(running.messages());
         let handle = Handle(Arc::clone(&running));
@@ -627,7 +686,7 @@ mod tests {
         let [(full, theirs), (silent, other_theirs)] = [(); 2].map(|()| wire::channel().unwrap());
         while wire::send_now(full.as_fd(), &[0; 4096], &[]).unwrap() != 0 {}
         let control =
-            Control::new(Messages::new(full), Arc::clone(&init.pidfd), Ids::Range(1 << 16));
+            Control::new(Messages::new(full), Arc::clone(&init.pidfd), Ids::Range(1 << 16), None);
         let pidfd = Arc::clone(&init.pidfd);
         let messages = Messages::new(silent);
         let answer = std::thread::spawn(move || {

@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use adl_protocol::StdioSource;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
+use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use crate::error::{Error, Result};
+use crate::job::child::{ChildStderr, ChildStdin, ChildStdout};
+use crate::job::relay::Relay;
 
 /// Where one of the standard streams of a command leads.
 #[derive(Debug)]
@@ -18,7 +20,8 @@ pub(crate) enum Kind {
     Null,
     Piped,
     Inherit,
-    Descriptor(OwnedFd),
+    Relayed(OwnedFd),
+    Direct(OwnedFd),
     SameAsStdout,
 }
 
@@ -28,19 +31,38 @@ impl Stdio {
         Self(Kind::Null)
     }
 
-    /// A new pipe, whose other end is in the [`Child`](crate::Child).
+    /// A new pipe, whose other end is in the [`Child`](crate::Child). Inside, it belongs to the
+    /// user of the command, who may open it again by `/dev/stdout` and its like.
     pub fn piped() -> Self {
         Self(Kind::Piped)
     }
 
-    /// The calling program's own, under the conditions of [`Stdio::from`]. What comes out is
+    /// The calling program's own, through a pipe, as with [`Stdio::from`]. What comes out is
     /// printed as it is, terminal escapes and all.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }
 
+    /// This descriptor itself, with nothing between. The command can lock its file, move its
+    /// position or set `O_NONBLOCK`, and everyone who has the same open file sees that. Inside, it
+    /// belongs to whom it belongs outside: where root makes the sandbox, no one there can open it
+    /// again by `/dev/stdout` and its like.
+    ///
+    /// [`Error::Invalid`] is what comes of a directory, which would let it out of the sandbox; of
+    /// a terminal, whose settings and input it could change after its end
+    /// ([`Command::terminal`](crate::Command::terminal) gives it one of its own); and, as stdin, of
+    /// a file or disk that is open for writing.
+    pub fn direct(fd: impl Into<OwnedFd>) -> Self {
+        Self(Kind::Direct(fd.into()))
+    }
+
     pub(crate) fn is_piped(&self) -> bool {
         matches!(self.0, Kind::Piped)
+    }
+
+    /// Whether someone here moves what goes through it to a descriptor of the caller's.
+    pub(crate) fn is_relayed(&self) -> bool {
+        matches!(self.0, Kind::Inherit | Kind::Relayed(_))
     }
 
     /// For stderr: whatever stdout is, so that the two come in the order in which they were
@@ -50,25 +72,41 @@ impl Stdio {
     }
 }
 
-/// A file, socket or pipe of the caller's. The command can lock the file, move its position or set
-/// `O_NONBLOCK`, and everyone who has the same open file sees that.
+/// A file, socket, pipe or terminal of the caller's, through a pipe of the library's own. So the
+/// command holds nothing of the caller's, and can open its stream again by `/dev/stdin` and its
+/// like.
 ///
-/// [`Error::Invalid`] is what comes of a directory, which would let it out of the sandbox; of a
-/// terminal, whose settings and input it could change after its end
-/// ([`Command::terminal`](crate::Command::terminal) gives it one of its own); and, as stdin, of a
-/// file or disk that is open for writing.
+/// [`Command::output`](crate::Command::output) and its like move the bytes while they wait; after
+/// [`Command::spawn`](crate::Command::spawn) a thread does. Input is read ahead of the command, up
+/// to 128 KiB; what it has not read of a file when it ends, the next reader of that file gets. For
+/// the descriptor itself, see [`Stdio::direct`].
 impl From<OwnedFd> for Stdio {
     fn from(fd: OwnedFd) -> Self {
-        Self(Kind::Descriptor(fd))
+        Self(Kind::Relayed(fd))
     }
 }
 
-/// A file of the caller's.
+/// A file of the caller's, through a pipe.
 impl From<std::fs::File> for Stdio {
     fn from(file: std::fs::File) -> Self {
         OwnedFd::from(file).into()
     }
 }
+
+macro_rules! direct {
+    ($name:ident) => {
+        /// A pipe of another command's, itself.
+        impl From<$name> for Stdio {
+            fn from(stream: $name) -> Self {
+                Self::direct(stream)
+            }
+        }
+    };
+}
+
+direct!(ChildStdin);
+direct!(ChildStdout);
+direct!(ChildStderr);
 
 /// Which of the three a stream is.
 #[derive(Clone, Copy)]
@@ -83,14 +121,17 @@ pub(crate) struct Stream<'a> {
     pub(crate) source: StdioSource,
     pub(crate) ours: Option<OwnedFd>,
     pub(crate) theirs: Theirs<'a>,
+    /// What of the caller's our end is joined to.
+    pub(crate) relay: Option<Relay>,
 }
+
+/// A user and a group of the host's.
+pub(crate) type Owner = (Uid, Gid);
 
 pub(crate) enum Theirs<'a> {
     None,
     Owned(OwnedFd),
     Borrowed(BorrowedFd<'a>),
-    /// One of the calling program's standard streams, which are there for as long as it runs.
-    Standard(RawFd),
 }
 
 impl Theirs<'_> {
@@ -99,7 +140,6 @@ impl Theirs<'_> {
             Self::None => None,
             Self::Owned(fd) => Some(fd.as_raw_fd()),
             Self::Borrowed(fd) => Some(fd.as_raw_fd()),
-            Self::Standard(fd) => Some(*fd),
         }
     }
 }
@@ -107,40 +147,54 @@ impl Theirs<'_> {
 impl<'a> Stream<'a> {
     /// One that is not there.
     pub(crate) fn none() -> Self {
-        Self { source: StdioSource::Null, ours: None, theirs: Theirs::None }
+        Self::of(StdioSource::Null)
     }
 
-    pub(crate) fn new(kind: &'a Kind, which: Which) -> Result<Self> {
-        let (source, ours, theirs) = match kind {
-            Kind::Null => (StdioSource::Null, None, Theirs::None),
-            Kind::SameAsStdout => (StdioSource::Previous, None, Theirs::None),
-            Kind::Piped => {
-                let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-                let (ours, theirs) = match which {
-                    Which::Stdin => (write, read),
-                    Which::Stdout | Which::Stderr => (read, write),
-                };
-                (StdioSource::Descriptor, Some(ours), Theirs::Owned(theirs))
+    fn of(source: StdioSource) -> Self {
+        Self { source, ours: None, theirs: Theirs::None, relay: None }
+    }
+
+    /// `owner` is who a pipe belongs to, where that is not the caller.
+    pub(crate) fn new(kind: &'a Kind, which: Which, owner: Option<Owner>) -> Result<Self> {
+        let relay = match kind {
+            Kind::Null => return Ok(Self::of(StdioSource::Null)),
+            Kind::SameAsStdout => return Ok(Self::of(StdioSource::Previous)),
+            Kind::Direct(fd) => {
+                check_lendable(fd, which)?;
+                let theirs = Theirs::Borrowed(fd.as_fd());
+                return Ok(Self { theirs, ..Self::of(StdioSource::Descriptor) });
             }
-            Kind::Inherit => {
-                let fd = match which {
-                    Which::Stdin => lendable(&std::io::stdin(), which)?,
-                    Which::Stdout => lendable(&std::io::stdout(), which)?,
-                    Which::Stderr => lendable(&std::io::stderr(), which)?,
-                };
-                (StdioSource::Descriptor, None, Theirs::Standard(fd))
-            }
-            Kind::Descriptor(fd) => {
-                lendable(fd, which)?;
-                (StdioSource::Descriptor, None, Theirs::Borrowed(fd.as_fd()))
-            }
+            Kind::Piped => None,
+            Kind::Relayed(fd) => Some(Relay::of(fd.as_fd())?),
+            Kind::Inherit => Some(match which {
+                Which::Stdin => Relay::of(std::io::stdin().as_fd())?,
+                Which::Stdout => Relay::of(std::io::stdout().as_fd())?,
+                Which::Stderr => Relay::of(std::io::stderr().as_fd())?,
+            }),
         };
-        Ok(Self { source, ours, theirs })
+        Self::pipe(relay, which, owner)
+    }
+
+    fn pipe(mut relay: Option<Relay>, which: Which, owner: Option<Owner>) -> Result<Self> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
+        if let Some((user, group)) = owner {
+            // Of both ends, which are one file: the user inside may open it again.
+            fchown(&read, Some(user), Some(group)).map_err(Error::io("fchown"))?;
+        }
+        let (ours, theirs) = match which {
+            Which::Stdin => (write, read),
+            Which::Stdout | Which::Stderr => (read, write),
+        };
+        if let (Which::Stdin, Some(relay)) = (which, &mut relay) {
+            relay.count_by(&theirs)?;
+        }
+        let (ours, theirs) = (Some(ours), Theirs::Owned(theirs));
+        Ok(Self { source: StdioSource::Descriptor, ours, theirs, relay })
     }
 }
 
-/// The number of a descriptor of the host that a command may have.
-fn lendable(stream: &(impl AsFd + AsRawFd), which: Which) -> Result<RawFd> {
+/// Refuses a descriptor of the host that no command may have.
+fn check_lendable(stream: &OwnedFd, which: Which) -> Result<()> {
     let stat = nix::sys::stat::fstat(stream).map_err(Error::io("fstat"))?;
     let why = match stat.st_mode & libc::S_IFMT {
         // openat(2) would lead out of the sandbox.
@@ -149,9 +203,7 @@ fn lendable(stream: &(impl AsFd + AsRawFd), which: Which) -> Result<RawFd> {
         libc::S_IFCHR
             if nix::unistd::isatty(stream).unwrap_or_else(|errno| errno == Errno::EIO) =>
         {
-            Some(
-                "a terminal of the host: use Command::terminal, or a pipe whose other end you move",
-            )
+            Some("a terminal of the host: use Command::terminal, or Stdio::from")
         }
         libc::S_IFREG | libc::S_IFBLK
             if matches!(which, Which::Stdin) && is_open_for_writing(stream)? =>
@@ -160,7 +212,7 @@ fn lendable(stream: &(impl AsFd + AsRawFd), which: Which) -> Result<RawFd> {
         }
         _ => None,
     };
-    why.map_or_else(|| Ok(stream.as_raw_fd()), |why| Err(Error::invalid("stdio", why)))
+    why.map_or(Ok(()), |why| Err(Error::invalid("stdio", why)))
 }
 
 fn is_open_for_writing(file: &impl AsFd) -> Result<bool> {

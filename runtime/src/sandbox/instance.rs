@@ -79,7 +79,8 @@ impl Started {
     /// Starts init. It makes what needs no layer, and waits for [`Started::set_up`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
         let (init, control) = launch::start(plan, ids.as_deref())?;
-        let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids);
+        let first_id = ids.as_deref().map(IdRange::base);
+        let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
         Ok(Self(Processes { init, control, jobs, ids, owner, end: End::None }))
     }

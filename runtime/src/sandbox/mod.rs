@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::garbage;
 use crate::job::background::Job;
+use crate::job::child::kill_all;
 use crate::job::command::Command;
 use crate::job::life::{Hold, Lives};
 use crate::sandbox::instance::{Instance, Started};
@@ -107,9 +108,10 @@ impl Sandbox {
         // ready. From here on, dropping `started` undoes everything.
         let started = Started::new(plan, fresh_ids(plan)?)?;
         started.record_ids()?;
+        let cpu_time = config.defaults.cpu_time.is_some();
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
-            (limits, None) if limits.is_none() => None,
-            (limits, parent) => Some(cgroup::Plan::new(limits, parent)?),
+            (limits, None) if limits.is_none() && !cpu_time => None,
+            (limits, parent) => Some(cgroup::Plan::new(limits, parent, cpu_time)?),
         };
         let directory = make_directory(state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();
@@ -398,6 +400,28 @@ impl Sandbox {
         hold.replace(None);
         drop(hold);
         now.instance.end()
+    }
+
+    /// Kills every process in it, those that commands have left behind among them, and returns
+    /// when they are gone. The sandbox lives on, with its files. Whoever waits for a command is
+    /// told of its end, as [`EndReason::Killed`](crate::EndReason::Killed); calls of
+    /// [`Sandbox::files`] that are under way end with an error. Commands that other threads start
+    /// meanwhile end with the others, or begin after them.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Sandbox};
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// let job = sandbox.shell("server & watch & sleep inf").background()?;
+    /// sandbox.kill_all()?;
+    /// assert!(job.try_wait()?.is_some() && sandbox.command("true").status()?.success());
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Deleted`]; [`Error::Busy`] where it is frozen; [`Error::TimedOut`] if the kernel
+    /// could not end a process within five seconds, which it is still ending then.
+    pub fn kill_all(&self) -> Result<()> {
+        kill_all(&self.lives)
     }
 
     /// The jobs in the background ([`Command::background`]), the oldest first: those that run,

@@ -175,6 +175,13 @@ fn unblocked_mask() -> libc::sigset_t {
     }
 }
 
+/// How many processors the machine has, those that are off among them.
+pub(crate) fn processors() -> u32 {
+    // SAFETY: takes no pointer.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+    u32::try_from(count).unwrap_or(1).max(1)
+}
+
 /// The longest that this process may make a file, in bytes (`RLIMIT_FSIZE`): to try more is to get
 /// SIGXFSZ, which ends it.
 pub(crate) fn longest_file() -> u64 {
@@ -192,6 +199,41 @@ pub(crate) fn bytes_available(fd: impl AsFd) -> io::Result<usize> {
     // SAFETY: FIONREAD writes an int.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) }.into())?;
     Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Reads what there is, without a wait where the kernel can say so, whatever the flags of the open
+/// file: those are everyone's who has it. `may_wait` is for a file, of which a disk alone is waited
+/// for.
+pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8], may_wait: bool) -> nix::Result<usize> {
+    if !may_wait {
+        let space = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let number = fd.as_fd().as_raw_fd();
+        // SAFETY: one buffer with its length; -1 is the position of the open file.
+        let count = unsafe { libc::preadv2(number, &raw const space, 1, -1, libc::RWF_NOWAIT) };
+        match nix::errno::Errno::result(count) {
+            // A terminal; before Linux 6.5, a pipe.
+            Err(nix::errno::Errno::EOPNOTSUPP) => {}
+            read => return read.map(isize::unsigned_abs),
+        }
+    }
+    nix::unistd::read(fd, buffer)
+}
+
+/// Writes as [`read_now`] reads. What may wait all the same is no longer than what a pipe takes
+/// that is ready, if `bytes` is.
+pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8], may_wait: bool) -> nix::Result<usize> {
+    if !may_wait {
+        let space =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let number = fd.as_fd().as_raw_fd();
+        // SAFETY: one buffer with its length, which is only read.
+        let count = unsafe { libc::pwritev2(number, &raw const space, 1, -1, libc::RWF_NOWAIT) };
+        match nix::errno::Errno::result(count) {
+            Err(nix::errno::Errno::EOPNOTSUPP) => {}
+            written => return written.map(isize::unsigned_abs),
+        }
+    }
+    nix::unistd::write(fd, bytes)
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use adl_protocol::Request;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{Gid, Uid};
 
-use crate::cgroup::{Group, JobCgroup, JoinFiles};
+use crate::cgroup::{self, CpuFile, Group, JobCgroup, JoinFiles};
 use crate::error::Result;
 use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
@@ -38,6 +39,8 @@ pub(crate) struct Control {
     waited_for: Mutex<Option<Vec<Weak<Messages>>>>,
     /// Which ids there are inside.
     ids: Ids,
+    /// The first id outside of those inside, if they are a range of their own.
+    first_id: Option<u32>,
     owner: Owner,
 }
 
@@ -50,7 +53,12 @@ struct Begun {
 }
 
 impl Control {
-    pub(crate) fn new(messages: Messages, init: Arc<OwnedFd>, ids: Ids) -> Arc<Self> {
+    pub(crate) fn new(
+        messages: Messages,
+        init: Arc<OwnedFd>,
+        ids: Ids,
+        first_id: Option<u32>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
@@ -59,6 +67,7 @@ impl Control {
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
             ids,
+            first_id,
             owner: Owner::this_process(),
         })
     }
@@ -97,6 +106,11 @@ impl Control {
         self.check_own()?;
         let Some(group) = self.group.get() else { return Ok((None, JoinFiles::default())) };
         group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
+    }
+
+    /// How init finds out that a job has used the CPU time that it may.
+    pub(crate) fn cpu_limit(&self, of: Option<&JobCgroup>, limit: Duration) -> Result<CpuFile> {
+        of.ok_or_else(cgroup::no_cpu_time)?.cpu_limit(limit)
     }
 
     pub(crate) fn group(&self) -> Option<&Arc<Group>> {
@@ -178,6 +192,14 @@ impl Control {
     /// Which ids there are inside.
     pub(crate) fn ids(&self) -> Ids {
         self.ids
+    }
+
+    /// What a user inside is outside, where that is not the caller.
+    pub(crate) fn owner_outside(&self, uid: u32, gid: u32) -> Option<(Uid, Gid)> {
+        let (first, Ids::Range(length)) = (self.first_id?, self.ids) else { return None };
+        // Others are none inside, and init says so.
+        let are_inside = uid < length && gid < length;
+        are_inside.then(|| (Uid::from_raw(first + uid), Gid::from_raw(first + gid)))
     }
 
     /// Remembers the channel of a command, whose waits end with the sandbox.

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use adl_protocol::{
-    Exit, JobEvent, JobStdio, Reply, Spawn, Stage, Status, StdioSource, Task, Usage, VERSION,
-    limits,
+    EndedBy, Exit, JobEvent, JobStdio, Reply, Spawn, Stage, Status, StdioSource, Task, Usage,
+    VERSION, limits,
 };
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -31,12 +31,12 @@ pub(crate) fn exited(code: u8) -> JobEvent {
         status: Status::Code(code),
         usage: Usage::default(),
         wall_us: 1,
-        timed_out: false,
+        by: None,
         survivors: false,
     })
 }
 
-fn huge(status: Status, timed_out: bool) -> JobEvent {
+fn huge(status: Status, by: Option<EndedBy>) -> JobEvent {
     let most = u64::MAX;
     let usage = Usage {
         user_us: most,
@@ -49,7 +49,7 @@ fn huge(status: Status, timed_out: bool) -> JobEvent {
         voluntary_switches: most,
         involuntary_switches: most,
     };
-    JobEvent::Exited(Exit { status, usage, wall_us: most, timed_out, survivors: true })
+    JobEvent::Exited(Exit { status, usage, wall_us: most, by, survivors: true })
 }
 
 impl Job {
@@ -151,9 +151,12 @@ pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control) {
         "job-failed-0" => job.say(&failed(0)),
         "job-failed-minus" => job.say(&failed(-1)),
         "job-failed-million" => job.say(&failed(1_000_000)),
-        "job-huge" => job.say(&frame(&huge(Status::Code(0), false))),
+        "job-huge" => job.say(&frame(&huge(Status::Code(0), None))),
         "job-timed-out" => {
-            job.say(&frame(&huge(Status::Signal { signal: 255, core: true }, true)));
+            job.say(&frame(&huge(
+                Status::Signal { signal: 255, core: true },
+                Some(EndedBy::Timeout),
+            )));
         }
         "job-exited-first" => {
             job.end();

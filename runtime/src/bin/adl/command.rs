@@ -30,6 +30,10 @@ pub(crate) struct CommandOptions {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
 
+    /// Kill it, and all that it has started, when they have used so much CPU time together
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) cpu_time: Option<Duration>,
+
     /// Set an environment variable; NAME alone takes this one's value
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = of_bytes(environment::variable))]
     env: Vec<Option<Variable>>,
@@ -77,6 +81,7 @@ impl CommandOptions {
         let (mut config, bases) = self.sandbox.settle(targets)?;
         config.limits.accounting = self.stats;
         config.defaults.user.clone_from(&self.user);
+        config.defaults.cpu_time = self.cpu_time;
         let mut environment = Vec::new();
         for path in &self.env_file {
             environment.extend(environment::file(path, &bases)?);

@@ -20,8 +20,8 @@ use crate::values::{CliResult, take_any_value};
 use crate::{limits, options, session, streams, sys};
 
 const RUN_HELP: &str = "\
-Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time \
-was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none. \
+Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time, \
+or its CPU time, was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none. \
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.";
 
 #[derive(Args)]
@@ -238,6 +238,11 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
         (EndReason::TimedOut, ..) => {
             let timeout = options.timeout.unwrap_or_default();
             eprintln!("adl: the command was killed: it ran for longer than {timeout:?}");
+            Ok(super::TIMED_OUT)
+        }
+        (EndReason::CpuTimedOut, ..) => {
+            let limit = options.cpu_time.unwrap_or_default();
+            eprintln!("adl: the command was killed: it used more CPU time than {limit:?}");
             Ok(super::TIMED_OUT)
         }
         (EndReason::OutOfMemory, ..) => {
