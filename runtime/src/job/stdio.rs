@@ -150,7 +150,7 @@ fn lendable(stream: &(impl AsFd + AsRawFd), which: Which) -> Result<RawFd> {
             if nix::unistd::isatty(stream).unwrap_or_else(|errno| errno == Errno::EIO) =>
         {
             Some(
-                "a terminal of the host: use Command::terminal, or a pipe whose other end you move",
+                "a terminal of the host: give it one of its own, or a pipe whose other end you move",
             )
         }
         libc::S_IFREG | libc::S_IFBLK
