@@ -77,8 +77,8 @@ fn image_at(path: HostPath) -> CliResult<Image> {
             Ok(Image::archive(path))
         }
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => told(
-            "there is no such directory or file. adl has no registry: `docker create --name x IMAGE` \
-             and `docker export x > x.tar` make an archive of an image",
+            "there is no such directory or file. adl has no registry: `docker create --name x \
+             IMAGE` and `docker export x > x.tar` make an archive of an image",
         ),
         Err(error) => told(&error.to_string()),
     }

@@ -76,7 +76,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(mut error) => {
-            if let Some(hint) = docker::hint(&error) {
+            if let Some(hint) = docker::hint(&error, is_run) {
                 return Err(hint.into());
             }
             complete(&mut error, &command);

@@ -49,7 +49,8 @@ pub(crate) struct CommandOptions {
     pub(crate) user: Option<String>,
 
     /// Limit a resource of each process, in docker's names and units, as nofile=1024:2048 or
-    /// cpu=10; -1 is no limit. core=0, no dumps, is the default
+    /// cpu=10; -1 is no limit. core=0, no dumps, is the default; with more, dumps go where this
+    /// machine's kernel.core_pattern says
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     pub(crate) ulimit: Vec<Ulimit>,
 

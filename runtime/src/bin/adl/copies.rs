@@ -77,6 +77,11 @@ impl Transfer {
 
     /// Copies into the sandbox.
     pub(crate) fn copy_in(&self, files: &Files, bases: &Bases) -> CliResult<()> {
+        let copied = self.try_copy_in(files, bases);
+        copied.map_err(|error| format!("--copy-in {self}: {error}").into())
+    }
+
+    fn try_copy_in(&self, files: &Files, bases: &Bases) -> CliResult<()> {
         if let Some(above) = self.to.parent().filter(|above| !above.as_os_str().is_empty()) {
             files.create_dir_all(above)?;
         }

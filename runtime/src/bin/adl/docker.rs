@@ -34,7 +34,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
         &["--dns", "--dns-search", "--dns-option", "--dns-opt"],
         "write a resolv.conf and mount it, as `-v ./resolv.conf:/etc/resolv.conf:ro`",
     ),
-    (&["--label", "--label-file", "--annotation"], "a sandbox has a `--name` only"),
+    (&["-l", "--label", "--label-file", "--annotation"], "a sandbox has a `--name` only"),
     (
         &["--pid", "--ipc", "--uts", "--userns", "--cgroupns"],
         "a sandbox always has namespaces of its own; of this machine's it can have the network \
@@ -50,7 +50,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
         "limits of memory are `--memory`, `--memory-high` and `--swap`",
     ),
     (&["--oom-score-adj"], "only the library has that: `Command::oom_score_adj`"),
-    (&["--cpu-shares"], "`--cpu-weight N` is the share: docker's 1024 is 100 here"),
+    (&["-c", "--cpu-shares"], "`--cpu-weight N` is the share: docker's 1024 is 100 here"),
     (
         &["--cpu-quota", "--cpu-period", "--cpu-rt-period", "--cpu-rt-runtime", "--cpu-count"],
         "`--cpus NUMBER` says how much CPU time there is, as 1.5",
@@ -79,7 +79,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
          writes it",
     ),
     (
-        &["--log-driver", "--log-opt", "--attach", "--sig-proxy", "--detach-keys"],
+        &["--log-driver", "--log-opt", "-a", "--attach", "--sig-proxy", "--detach-keys"],
         "the command's streams are adl's own, and signals are passed on: redirect them in the \
          shell",
     ),
@@ -98,6 +98,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
             "--health-cmd",
             "--health-interval",
             "--health-retries",
+            "--health-start-interval",
             "--health-timeout",
             "--health-start-period",
             "--no-healthcheck",
@@ -114,7 +115,10 @@ const COMMANDS: [(&[&str], &str); 6] = [
          sh -c '…'`, or keep the files by `--snapshot NAME`",
     ),
     (
-        &["ps", "ls", "stop", "kill", "rm", "logs", "wait", "top", "stats", "inspect", "pause"],
+        &[
+            "ps", "ls", "stop", "kill", "rm", "logs", "wait", "top", "stats", "inspect", "pause",
+            "unpause", "rename", "update", "port", "events",
+        ],
         "a sandbox lives no longer than its `adl run`, which the shell lists and ends as any \
          program; what programs that were killed left is removed by `adl gc`",
     ),
@@ -125,7 +129,10 @@ const COMMANDS: [(&[&str], &str); 6] = [
     ),
     (&["cp"], "`adl run --copy-in FROM:TO --copy-out FROM:TO` copies, or mount by `-v`"),
     (
-        &["pull", "push", "images", "image", "build", "load", "import", "login", "tag", "rmi"],
+        &[
+            "pull", "push", "images", "image", "build", "load", "import", "login", "tag", "rmi",
+            "search", "logout", "history", "manifest",
+        ],
         "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
          writes it, or `snapshot:NAME`; `adl snapshot ls` lists those",
     ),
@@ -136,7 +143,8 @@ const COMMANDS: [(&[&str], &str); 6] = [
 ];
 
 /// What can be said to a user of docker about an error of the command line.
-pub(crate) fn hint(error: &clap::Error) -> Option<String> {
+/// In `adl run`, also about a single letter, which elsewhere may be for a shell.
+pub(crate) fn hint(error: &clap::Error, is_run: bool) -> Option<String> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -145,7 +153,7 @@ pub(crate) fn hint(error: &clap::Error) -> Option<String> {
         ErrorKind::UnknownArgument => {
             let name = context(ContextKind::InvalidArg)?;
             let name = name.split(['=', ' ']).next().unwrap_or(name);
-            let instead = find(&OPTIONS, name)?;
+            let instead = find(&OPTIONS, name).filter(|_| is_run || name.len() > 2)?;
             Some(format!("`{name}` is docker's, and adl has none: {instead}"))
         }
         ErrorKind::InvalidSubcommand => {
@@ -160,8 +168,8 @@ pub(crate) fn hint(error: &clap::Error) -> Option<String> {
         {
             let value = context(ContextKind::InvalidValue)?;
             Some(format!(
-                "--network: there is no {value:?}: `none` is a loopback device only, `host` is this \
-                 machine's network"
+                "--network: there is no {value:?}: `none` is a loopback device only, `host` is \
+                 this machine's network"
             ))
         }
         _ => None,

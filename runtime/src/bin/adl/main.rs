@@ -26,7 +26,10 @@ mod sys;
 mod ulimits;
 mod values;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
+
+use adl_runtime::Error;
 
 use crate::output::{Unwritten, say};
 
@@ -46,7 +49,24 @@ fn main() -> ExitCode {
         if error.downcast_ref::<Unwritten>().is_some_and(Unwritten::is_unread) {
             return ExitCode::from(UNREAD);
         }
-        say(error);
+        match error.downcast_ref().and_then(advice) {
+            Some(advice) => say(format_args!("{error}; {advice}")),
+            None => say(error),
+        }
         ExitCode::from(OWN_ERROR)
     })
+}
+
+/// What to type about an error of the library, which does not know this program.
+fn advice(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NoSnapshot { .. } => Some("`adl snapshot ls` lists them"),
+        Error::Unsupported { what, .. } if what == "a limit of disk space" => {
+            Some("that is `--upper memory:SIZE`")
+        }
+        Error::Setup { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            Some("`adl gc` may make room, or ADL_STATE_DIR name another place")
+        }
+        _ => None,
+    }
 }

@@ -71,7 +71,9 @@ pub(crate) fn ulimit(text: &str) -> Result<Ulimit, String> {
 fn limit(text: &str) -> Result<u64, &'static str> {
     match text {
         "-1" | "unlimited" => Ok(NONE),
-        _ => text.parse().map_err(|_| "a limit is a whole number, or -1 for none"),
+        _ => text
+            .parse()
+            .map_err(|_| "a limit is a whole number, of bytes or seconds, or -1 for none"),
     }
 }
 
