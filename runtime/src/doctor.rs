@@ -141,8 +141,8 @@ fn no_sandbox(error: &Error) -> Check {
             Check::missing(what_for, format!("{what}: {why}"), remedy)
         }
         Error::Setup { step: Step::Identity | Step::Hostname | Step::Loopback, .. } => {
-            const APPARMOR: &str = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an \
-                                    AppArmor profile that allows userns";
+            const APPARMOR: &str = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or \
+                                    an AppArmor profile that allows userns";
             Check::missing(NAMESPACES, "made, but without rights in them", APPARMOR)
         }
         Error::Setup { step: Step::Seccomp, .. } => {
@@ -186,12 +186,12 @@ fn remedy_of(error: &Error) -> &str {
     match error {
         Error::Unsupported { fix, .. } => fix,
         Error::Setup { step: Step::Upper | Step::Overlay | Step::Layer, .. } => {
-            "as root: modprobe overlay; keep the state directory (ADL_STATE_DIR) on ext4, xfs, btrfs \
-             or tmpfs, not on an overlay itself"
+            "as root: modprobe overlay; keep the state directory (ADL_STATE_DIR) on ext4, xfs, \
+             btrfs or tmpfs, not on an overlay itself"
         }
         Error::Setup { step: Step::Proc, .. } => {
-            "in a container, unmount what lies on its /proc, or run it with it unmasked: docker run \
-             --security-opt systempaths=unconfined"
+            "in a container, unmount what lies on its /proc, or run it with it unmasked: docker \
+             run --security-opt systempaths=unconfined"
         }
         Error::Io { .. } | Error::Invalid { .. } => {
             "set ADL_STATE_DIR to a directory in which the calling user may write"

@@ -179,8 +179,8 @@ impl fmt::Display for NotBuilt<'_> {
             }
             (Step::Mount, Some(libc::EROFS)) => write!(
                 f,
-                "{source}; what it is to be mounted on does not exist, and can't be made in what is \
-                 mounted read-only there"
+                "{source}; what it is to be mounted on does not exist, and can't be made in what \
+                 is mounted read-only there"
             ),
             _ => write!(f, "{source}"),
         }

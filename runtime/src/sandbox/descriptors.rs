@@ -218,8 +218,8 @@ fn no_id_mapping(path: &Path, inner: Option<&Path>, source: io::Error) -> Error 
                 .to_owned()
         }
         Some(_) => format!(
-            "it is mounted below the volume {path:?}: make volumes of the directories beside it, or \
-             have that copied on write, which leaves out what is mounted in it"
+            "it is mounted below the volume {path:?}: make volumes of the directories beside it, \
+             or have that copied on write, which leaves out what is mounted in it"
         ),
     };
     Error::Unsupported {
