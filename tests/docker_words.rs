@@ -346,7 +346,7 @@ fn visit(directory: &Path, found: &mut impl FnMut(&Path, &str)) {
 
 #[test]
 fn doctor_tells_a_cause_once_and_ends_with_a_verdict() {
-    if !needs(&[Need::Program("unshare")]) {
+    if !needs(&[Need::Userns, Need::Program("unshare")]) {
         return;
     }
     let home = Home::new();
