@@ -141,8 +141,8 @@ fn no_sandbox(error: &Error) -> Check {
             Check::missing(what_for, format!("{what}: {why}"), remedy)
         }
         Error::Setup { step: Step::Identity | Step::Hostname | Step::Loopback, .. } => {
-            const APPARMOR: &str = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or \
-                                    an AppArmor profile that allows userns";
+            const APPARMOR: &str = "an AppArmor profile that allows userns, or, as root: sysctl -w \
+                                    kernel.apparmor_restrict_unprivileged_userns=0";
             Check::missing(NAMESPACES, "made, but without rights in them", APPARMOR)
         }
         Error::Setup { step: Step::Seccomp, .. } => {

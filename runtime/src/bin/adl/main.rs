@@ -64,7 +64,9 @@ fn advice(error: &Error) -> Option<&'static str> {
         Error::Unsupported { what, .. } if what == "a limit of disk space" => {
             Some("that is `--upper memory:SIZE`")
         }
-        Error::Setup { source, .. } if source.kind() == ErrorKind::StorageFull => {
+        Error::Setup { source, .. } | Error::Io { source, .. }
+            if source.kind() == ErrorKind::StorageFull =>
+        {
             Some("`adl gc` may make room, or ADL_STATE_DIR name another place")
         }
         _ => None,

@@ -188,17 +188,17 @@ fn is_set(name: &str, value: Option<&[u8]>) -> Result<bool, String> {
     }
 }
 
-/// Reads `PATH` or `SOURCE:TARGET`.
-fn device(text: &OsStr) -> Result<Mount, String> {
+/// Reads `PATH`, `SOURCE:TARGET` or, as docker has it by default, `SOURCE:TARGET:rwm`.
+fn device(text: &OsStr) -> Result<Mount, &'static str> {
     match &*split(text, b':') {
         [path] => Ok(Mount::device(path)),
-        [source, target] => {
+        [source, target, rest @ ..]
+            if rest.is_empty() || matches!(rest, [all] if all == "rwm" || all == "rw") =>
+        {
             Ok(Mount::Device { source: source.into(), target: PathBuf::from(target) })
         }
-        [_, _, _] => Err("takes PATH or SOURCE:TARGET; who may read and write inside is as the \
-                          device's own mode says"
-            .to_owned()),
-        _ => Err("takes PATH or SOURCE:TARGET".to_owned()),
+        [_, _, _] => Err("what may be done with a device is `rwm`, as its own mode says"),
+        _ => Err("takes PATH or SOURCE:TARGET"),
     }
 }
 
@@ -264,7 +264,13 @@ mod tests {
         for wrong in ["/a:1k", "/a:size=", "/a:size=0", "/a:size=1:x", "/a:mode=700", "/a:noexec"] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
-        assert_eq!(device(OsStr::new("/dev/fuse")).ok(), Some(Mount::device("/dev/fuse")));
+        let of = |text| device(OsStr::new(text)).ok();
+        for text in ["/dev/fuse", "/dev/fuse:/dev/fuse", "/dev/fuse:/dev/fuse:rwm"] {
+            assert_eq!(of(text), Some(Mount::device("/dev/fuse")), "{text}");
+        }
+        for wrong in ["/dev/fuse:/dev/fuse:r", "/dev/fuse:/dev/fuse:rwm:x"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

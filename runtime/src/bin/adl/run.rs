@@ -157,7 +157,7 @@ fn run(
             say(&error);
             let code = exit_code_of(&error);
             if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(programs) {
-                say("an image is named by --image, and the command follows: see `adl run --help`");
+                say("the programs are those of this machine; an image is named by --image");
             }
             code
         }
