@@ -10,7 +10,7 @@ use crate::harness::{Home, Need, adl, adl_command, needs, stderr, succeeds};
 use crate::images;
 
 /// The commands of adl that have help.
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["run"],
     &["shell"],
@@ -21,6 +21,7 @@ const COMMANDS: [&[&str]; 12] = [
     &["snapshot", "rm"],
     &["bench"],
     &["doctor"],
+    &["gc"],
     &["completions"],
     &["man"],
 ];
@@ -65,7 +66,7 @@ fn what_follows_the_command_is_its_own_and_may_be_any_bytes() {
 }
 
 #[test]
-fn options_count_in_their_order_and_the_last_one_where_there_can_be_one() {
+fn capabilities_are_added_and_dropped_as_docker_does() {
     if !needs(&[]) {
         return;
     }
@@ -74,10 +75,26 @@ fn options_count_in_their_order_and_the_last_one_where_there_can_be_one() {
         let bounding = run(&home, &[options, &["grep", "CapBnd", "/proc/self/status"]].concat());
         u64::from_str_radix(bounding.split_whitespace().nth(1).unwrap(), 16).unwrap()
     };
+    // The order does not matter.
     assert_eq!(bounding(&["--cap-drop", "all", "--cap-add", "chown"]), 1);
-    assert_eq!(bounding(&["--cap-add", "chown", "--cap-drop", "all"]), 0);
-    assert_eq!(bounding(&["--cap-drop=all", "--cap-add=chown,kill", "--cap-drop=chown"]), 1 << 5);
+    assert_eq!(bounding(&["--cap-add", "CAP_CHOWN", "--cap-drop", "ALL"]), 1);
+    assert_eq!(bounding(&["--cap-drop=all", "--cap-add=Chown,cap_kill"]), 1 | 1 << 5);
+    let default = bounding(&[]);
+    assert_eq!(bounding(&["--cap-drop=kill"]), default & !(1 << 5));
+    assert_eq!(bounding(&["--cap-drop=kill", "--cap-add=kill"]), default);
+    let all = bounding(&["--cap-add=ALL"]);
+    assert_eq!(
+        bounding(&["--cap-drop=CAP_SYS_ADMIN,chown", "--cap-add=all"]),
+        all & !(1 << 21 | 1)
+    );
+}
 
+#[test]
+fn options_count_in_their_order_and_the_last_one_where_there_can_be_one() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
     // One place by two names: what is mounted later is above.
     let (image, source) = (home.path("image"), home.path("source"));
     images::small(&image);
@@ -150,6 +167,9 @@ fn what_is_misspelt_is_told_with_what_is_like_it() {
         (&["bench", "--round", "1"], "a similar argument exists: '--rounds'"),
         (&["run", "--network", "hots", "true"], "a similar value exists: 'host'"),
         (&["dcotor"], "a similar subcommand exists: 'doctor'"),
+        (&["rn"], "a similar subcommand exists: 'run'"),
+        (&["cg"], "a similar subcommand exists: 'gc'"),
+        (&["snapshot", "l"], "a similar subcommand exists: 'ls'"),
         (&["snapshot", "chnages"], "a similar subcommand exists: 'changes'"),
         (&["run", "-x", "true"], "unexpected argument '-x' found"),
         (&["run", "--cpu-weight", "x", "true"], "takes a whole number"),
@@ -251,15 +271,67 @@ fn a_shell_completes_commands_options_and_values() {
 
 #[test]
 fn help_needs_no_more_than_a_place_to_write_to() {
-    let home = Home::new();
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
     for arguments in [&["--help"][..], &["run", "--help"], &["completions", "bash"], &["man"]] {
         let mut bare = Command::new(adl());
         bare.args(arguments).env_clear().current_dir("/");
         assert!(succeeds(&mut bare).len() > 500, "{arguments:?}");
-        let mut adl = adl_command(&home.state());
-        let output = adl.args(arguments).stdout(full.try_clone().unwrap()).output().unwrap();
-        assert_eq!(output.status.code(), Some(125), "{arguments:?}");
-        assert!(stderr(&output).starts_with("adl: No space left"), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn what_can_not_be_printed_is_an_error_or_an_end_of_each_command() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    run(&home, &["--snapshot", "kept", "touch", "/root/file"]);
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    let unread = || {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        Stdio::from(write)
+    };
+    // Without what takes long: for that there is no room.
+    let few = ["--rounds=1", "--jobs=1", "--resets=0", "--snapshots=0", "--copies=0"];
+    let bench = [&["bench", "--upper=memory:8m"], &few[..]].concat();
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["help", "gc"],
+        &["run", "--help"],
+        &["completions", "bash"],
+        &["man", "run"],
+        &["doctor"],
+        &["doctor", "--json"],
+        &["snapshot", "ls"],
+        &["snapshot", "changes", "kept"],
+        &["snapshot", "export", "kept"],
+        &bench,
+    ] {
+        let output = adl_command(&home.state()).args(arguments).stdout(full()).output().unwrap();
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {told}");
+        let told = told.lines().last().unwrap_or_default();
+        assert!(
+            told.starts_with("adl: ") && told.contains("No space left"),
+            "{arguments:?}: {told}"
+        );
+        // As SIGPIPE would have it.
+        let output = adl_command(&home.state()).args(arguments).stdout(unread()).output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + 13), "{arguments:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("pipe"), "{arguments:?}: {}", stderr(&output));
+    }
+    // What is said on stderr is for who hears it.
+    for arguments in
+        [&["run"][..], &["dance"], &["run", "no-such-program"], &["run", "--stats", "false"]]
+    {
+        let of = |stderr: Stdio| {
+            let mut adl = adl_command(&home.state());
+            adl.args(arguments).stdout(Stdio::null()).stderr(stderr).status().unwrap().code()
+        };
+        let heard = of(Stdio::null());
+        assert!(matches!(heard, Some(1 | 125 | 127)), "{arguments:?}: {heard:?}");
+        assert_eq!([of(full()), of(unread())], [heard; 2], "{arguments:?}");
+    }
+    succeeds(adl_command(&home.state()).args(["snapshot", "rm", "kept"]));
 }

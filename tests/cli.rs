@@ -274,6 +274,62 @@ fn adl_that_is_killed_leaves_no_process_and_gc_removes_the_rest() {
 }
 
 #[test]
+fn to_ask_for_help_or_to_mistype_does_nothing() {
+    if !needs(&[crate::harness::Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut adl = start(&home, "echo ready; sleep 1000");
+    adl.kill().unwrap();
+    adl.wait().unwrap();
+    // What `adl gc` would remove, and any sandbox would by and by.
+    let left = home.left();
+    assert_eq!(left.len(), 1);
+    let commands: [&[&str]; 13] = [
+        &["run"],
+        &["shell"],
+        &["snapshot"],
+        &["snapshot", "ls"],
+        &["snapshot", "changes"],
+        &["snapshot", "export"],
+        &["snapshot", "rm"],
+        &["bench"],
+        &["doctor"],
+        &["gc"],
+        &["completions"],
+        &["man"],
+        &[],
+    ];
+    for command in commands {
+        let helps = [[command, &["--help"]].concat(), [command, &["-h"]].concat()];
+        let topic = [&["help"], command].concat();
+        let first = succeeds(adl_command(&home.state()).args(&helps[0]));
+        for help in helps.iter().chain([&topic]) {
+            assert_eq!(succeeds(adl_command(&home.state()).args(help)), first, "{help:?}");
+        }
+        // With what may not be left out before it.
+        let one = match command {
+            ["snapshot", "changes" | "export" | "rm"] => &["one"][..],
+            ["completions"] => &["bash"],
+            _ => &[],
+        };
+        for nonsense in [&["--nonsense"][..], &["-Q"], &["nonsense", "and", "more"]] {
+            // To these that is a program, an argument of one, or a name.
+            let takes_any = matches!(command, ["run" | "shell"] | ["snapshot", "rm"]);
+            if takes_any && nonsense[0] == "nonsense" {
+                continue;
+            }
+            let arguments = [command, one, nonsense].concat();
+            let output = adl_command(&home.state()).args(&arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(125), "{arguments:?}: {}", stderr(&output));
+            assert!(output.stdout.is_empty(), "{arguments:?}");
+        }
+    }
+    assert_eq!(home.left(), left);
+    succeeds(adl_command(&home.state()).arg("gc"));
+}
+
+#[test]
 fn help_is_given_for_the_asking() {
     let home = Home::new();
     for arguments in [

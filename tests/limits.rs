@@ -509,7 +509,7 @@ fn the_command_line_has_limits() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(137));
-    for wrong in [["--memory", "0"], ["--cpus", "x"], ["--pids-limit", "-1"], ["--io", "x"]] {
+    for wrong in [["--memory", "0"], ["--cpus", "x"], ["--pids-limit", "-2"], ["--io", "x"]] {
         let output = adl_command(&home.state())
             .args(["run"])
             .args(wrong)

@@ -28,6 +28,7 @@ mod delegation;
 mod dependent;
 mod descriptors;
 mod devices;
+mod docker_words;
 mod ends;
 mod evil;
 mod examples;

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::image::Image;
 use crate::config::limits::Limits;
-use crate::config::{Config, Network, Seccomp, Upper};
+use crate::config::{Config, Network, Upper};
 use crate::error::{Error, Step};
 use crate::sandbox::Sandbox;
 
@@ -64,18 +63,24 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
     let on_disk = Sandbox::create(config.clone());
     let in_memory =
         Sandbox::create(Config { upper: Upper::Memory { size: 16 << 20 }, ..config.clone() });
-    let either = on_disk.as_ref().or(in_memory.as_ref());
-    let checks = vec![
-        kernel(),
-        privileges(),
-        namespaces(either),
-        overlay("overlay, on disk", on_disk.as_ref()),
-        overlay("overlay, in memory", in_memory.as_ref()),
-        disk_limit(&config),
-        host_network(&config),
-        seccomp(&config, either),
-        limits(&config),
-    ];
+    let mut checks = vec![kernel(), privileges()];
+    match (&on_disk, &in_memory) {
+        (Err(on_disk), Err(in_memory)) => {
+            // Nothing else can be tried. One cause is told once.
+            let causes = [no_sandbox(on_disk), no_sandbox(in_memory)];
+            checks.extend(causes);
+            checks.dedup_by(|one, other| (one.what, &one.remedy) == (other.what, &other.remedy));
+        }
+        (Ok(sandbox), _) | (_, Ok(sandbox)) => checks.extend([
+            Check::good(NAMESPACES, "user, PID, mount, UTS, IPC, cgroup, network"),
+            overlay("overlay, on disk", on_disk.as_ref()),
+            overlay("overlay, in memory", in_memory.as_ref()),
+            disk_limit(&config),
+            host_network(&config),
+            seccomp(sandbox),
+            limits(&config),
+        ]),
+    }
     // What can't be removed is told where it matters: by `adl gc`.
     for sandbox in [on_disk, in_memory].into_iter().flatten() {
         let _ = sandbox.delete();
@@ -119,50 +124,80 @@ fn disk_limit(config: &Config) -> Check {
     match Sandbox::create(Config { upper, ..config.clone() }).and_then(|sandbox| sandbox.delete()) {
         Ok(()) => Check::good(WHAT, "by project quotas"),
         Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
-        Err(error) => Check::limited(WHAT, error.to_string(), "see above"),
+        Err(error) => Check::limited(WHAT, error.to_string(), remedy_of(&error)),
     }
 }
 
-fn namespaces(sandbox: Result<&Sandbox, &Error>) -> Check {
-    const WHAT: &str = "user namespaces and the others";
-    match sandbox {
-        Ok(_) => Check::good(WHAT, "user, PID, mount, UTS, IPC, cgroup, network"),
-        Err(Error::Unsupported { what, why, fix }) => {
-            Check::missing(WHAT, format!("{what}: {why}"), fix.as_str())
+const NAMESPACES: &str = "user namespaces and the others";
+
+/// What stands in the way of all sandboxes.
+fn no_sandbox(error: &Error) -> Check {
+    match error {
+        Error::Unsupported { what, why, fix } => {
+            let of_namespaces = what.ends_with("in namespaces of its own");
+            let remedy = of_namespaces.then(typed_remedy).flatten().unwrap_or_else(|| fix.clone());
+            let what_for =
+                if what.starts_with("the state directory") { STATE_DIRECTORY } else { NAMESPACES };
+            Check::missing(what_for, format!("{what}: {why}"), remedy)
         }
-        Err(Error::Setup { step: Step::Identity | Step::Hostname | Step::Loopback, .. }) => {
-            Check::missing(
-                WHAT,
-                "made, but without rights in them",
-                "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile",
-            )
+        Error::Setup { step: Step::Identity | Step::Hostname | Step::Loopback, .. } => {
+            const APPARMOR: &str = "an AppArmor profile that allows userns, or, as root: sysctl -w \
+                                    kernel.apparmor_restrict_unprivileged_userns=0";
+            Check::missing(NAMESPACES, "made, but without rights in them", APPARMOR)
         }
-        // What else went wrong came after them.
-        Err(Error::Setup { .. }) => Check::good(WHAT, "made"),
-        Err(error) => Check::missing(WHAT, error.to_string(), "see above"),
+        Error::Setup { step: Step::Seccomp, .. } => {
+            Check::missing("seccomp", error.to_string(), "use a kernel with CONFIG_SECCOMP_FILTER")
+        }
+        Error::Invalid { .. } | Error::Io { .. } => {
+            Check::missing(STATE_DIRECTORY, error.to_string(), remedy_of(error))
+        }
+        _ => Check::missing("overlay", error.to_string(), remedy_of(error)),
     }
+}
+
+const STATE_DIRECTORY: &str = "the state directory";
+
+/// What to type where a setting of the kernel is in the way of user namespaces.
+fn typed_remedy() -> Option<String> {
+    let settings = [
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
+    ];
+    let is_in_the_way = |name: &str, bad: &str| {
+        fs::read_to_string(Path::new("/proc/sys").join(name)).is_ok_and(|text| text.trim() == bad)
+    };
+    let found = settings.into_iter().find(|(name, bad, _)| is_in_the_way(name, bad));
+    found.map(|(_, _, setting)| format!("as root: sysctl -w {setting}"))
 }
 
 fn overlay(what: &'static str, sandbox: Result<&Sandbox, &Error>) -> Check {
-    let error = match sandbox {
-        Ok(_) => return Check::good(what, "mounted in a user namespace"),
-        Err(error) => error,
-    };
-    let remedy = match error {
-        Error::Unsupported { fix, .. } => fix.as_str(),
+    match sandbox {
+        Ok(_) => Check::good(what, "mounted in a user namespace"),
+        Err(error) => Check::missing(what, error.to_string(), remedy_of(error)),
+    }
+}
+
+fn remedy_of(error: &Error) -> &str {
+    match error {
+        Error::Unsupported { fix, .. } => fix,
         Error::Setup { step: Step::Upper | Step::Overlay | Step::Layer, .. } => {
-            "load the module overlay; keep the state directory (ADL_STATE_DIR) on ext4, xfs, btrfs \
-             or tmpfs, not on an overlay itself"
+            "as root: modprobe overlay; keep the state directory (ADL_STATE_DIR) on ext4, xfs, \
+             btrfs or tmpfs, not on an overlay itself"
         }
         Error::Setup { step: Step::Proc, .. } => {
-            "in a container, unmount what lies on its /proc, or run it with it unmasked"
+            "in a container, unmount what lies on its /proc, or run it with it unmasked: docker \
+             run --security-opt systempaths=unconfined"
         }
         Error::Io { .. } | Error::Invalid { .. } => {
-            "set ADL_STATE_DIR to a directory that the calling user can write to"
+            "set ADL_STATE_DIR to a directory in which the calling user may write"
         }
-        _ => "see the error",
-    };
-    Check::missing(what, error.to_string(), remedy)
+        _ => "report this, with what `adl run true` says",
+    }
 }
 
 fn host_network(config: &Config) -> Check {
@@ -177,18 +212,9 @@ fn host_network(config: &Config) -> Check {
 }
 
 /// Asks a program in the sandbox what the kernel says of it.
-fn seccomp(config: &Config, sandbox: Result<&Sandbox, &Error>) -> Check {
+fn seccomp(sandbox: &Sandbox) -> Check {
     const WHAT: &str = "seccomp";
     const FILTERED: &str = "Seccomp:\t2";
-    let Ok(sandbox) = sandbox else {
-        let unconfined = Config { seccomp: Seccomp::Unconfined, ..config.clone() };
-        return match Sandbox::create(Config { image: Image::host(), ..unconfined }) {
-            Ok(_) => {
-                Check::missing(WHAT, "no filter can be installed", "use CONFIG_SECCOMP_FILTER")
-            }
-            Err(_) => Check::limited(WHAT, "not tried, since no sandbox works", "see the others"),
-        };
-    };
     match sandbox.command("cat").arg("/proc/self/status").output() {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains(FILTERED) => {
             Check::good(WHAT, "the filter is in force")
@@ -204,7 +230,7 @@ fn limits(config: &Config) -> Check {
     let sandbox = match Sandbox::create(Config { limits, ..config.clone() }) {
         Ok(sandbox) => sandbox,
         Err(Error::Unsupported { why, fix, .. }) => return Check::limited(WHAT, why, fix),
-        Err(error) => return Check::limited(WHAT, error.to_string(), "see above"),
+        Err(error) => return Check::limited(WHAT, error.to_string(), remedy_of(&error)),
     };
     let Ok(group) = sandbox.group() else { return Check::limited(WHAT, "none", "") };
     let found = group.found();

@@ -247,7 +247,7 @@ impl Group {
             return Err(Error::Unsupported {
                 what: format!("a limit by the cgroup controller {}", missing.name(Version::V2)),
                 why: "the sandbox has no cgroup of that controller".to_owned(),
-                fix: "create it with such a limit, or with `Limits::accounting`".to_owned(),
+                fix: "create it with such a limit, or with accounting".to_owned(),
             });
         }
         // What is wrong with them shows before anything is set.
@@ -397,7 +397,7 @@ pub(crate) fn none() -> Error {
     Error::Unsupported {
         what: "counting, limiting or freezing what the sandbox does".to_owned(),
         why: "it was created without any limit, and so has no cgroup".to_owned(),
-        fix: "create it with a limit, or with `Limits::accounting`".to_owned(),
+        fix: "create it with a limit, or with accounting".to_owned(),
     }
 }
 

@@ -100,6 +100,8 @@ pub enum Resource {
     /// the kernel gives a dump to the program that `kernel.core_pattern` names. The guest can't
     /// change it.
     Core = 4,
+    /// Memory that a process has in use, in bytes. Linux does not hold it.
+    ResidentSet = 5,
     /// The number of processes and threads of the user.
     Processes = 6,
     /// The largest number of a descriptor, plus one.
@@ -108,6 +110,18 @@ pub enum Resource {
     LockedMemory = 8,
     /// The size of the address space of one process, in bytes.
     AddressSpace = 9,
+    /// The number of file locks. Linux does not hold it.
+    FileLocks = 10,
+    /// The number of signals that may be pending for the user.
+    PendingSignals = 11,
+    /// Bytes in POSIX message queues of the user; no more than 819,200.
+    MessageQueues = 12,
+    /// 20 less the lowest niceness; no more than 0 (see `docs/inheritance.md`).
+    Nice = 13,
+    /// The highest real-time priority; no more than 0.
+    RealtimePriority = 14,
+    /// CPU time of a real-time process without a blocking call, in microseconds.
+    RealtimeTime = 15,
 }
 
 impl Defaults {

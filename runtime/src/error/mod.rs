@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::words::{Count, Listed, NotStarted, Of, Remedy};
+use self::words::{Count, Listed, NotBuilt, NotStarted, Of, Remedy};
 use crate::mirror::mirror;
 
 /// What this library's functions return.
@@ -38,7 +38,7 @@ pub enum Error {
         fix: String,
     },
     /// A step of building the sandbox failed; all of it is undone.
-    #[error("the sandbox was not built: could not {step}{}: {source}", Of(.path))]
+    #[error("{}", NotBuilt(.path, *.step, .source))]
     Setup {
         /// The step.
         step: Step,
@@ -153,7 +153,7 @@ pub enum Error {
         errors: Vec<Error>,
     },
     /// An operation on the host failed.
-    #[error("{operation}{}: {source}{}", Of(.path), Remedy(.source))]
+    #[error("{operation}{}: {source}{}", Of(.path), Remedy(operation, .source))]
     Io {
         /// The operation, as a system call or in words.
         operation: &'static str,

@@ -77,13 +77,17 @@ impl fmt::Display for Of<'_> {
 }
 
 /// What to do about it, where that is known.
-pub(super) struct Remedy<'a>(pub(super) &'a io::Error);
+pub(super) struct Remedy<'a>(pub(super) &'a str, pub(super) &'a io::Error);
 
 impl fmt::Display for Remedy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.raw_os_error() {
-            Some(libc::EMFILE) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
-            Some(libc::ENFILE) => f.write_str("; raise the sysctl fs.file-max"),
+        let Self(operation, source) = self;
+        match (*operation, source.raw_os_error()) {
+            (_, Some(libc::EMFILE)) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
+            (_, Some(libc::ENFILE)) => f.write_str("; raise the sysctl fs.file-max"),
+            ("open volume", Some(libc::ENOENT)) => {
+                f.write_str("; volumes are directories and files that are there: make it first")
+            }
             _ => Ok(()),
         }
     }
@@ -136,6 +140,10 @@ impl fmt::Display for NotStarted<'_> {
                      sandbox"
                 );
             }
+            (Stage::Identity, Some(libc::EINVAL)) => {
+                "its user or group is none of the ids of the sandbox, which go from 0 to 65535 \
+                 unless more were asked for"
+            }
             (Stage::Exec, Some(libc::ENOENT)) => {
                 "there is no such program in the sandbox, or its interpreter is missing"
             }
@@ -148,6 +156,34 @@ impl fmt::Display for NotStarted<'_> {
             _ => return write!(f, "{program:?} did not start: could not {stage}: {source}"),
         };
         write!(f, "{program:?} did not start: {why}")
+    }
+}
+
+/// Why a sandbox was not built.
+pub(super) struct NotBuilt<'a>(pub(super) &'a Path, pub(super) Step, pub(super) &'a io::Error);
+
+impl fmt::Display for NotBuilt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(path, step, source) = self;
+        // Init names targets from its root on.
+        let inside = Path::new("/").join(path);
+        let shown = if *step == Step::Mount { &inside } else { *path };
+        write!(f, "the sandbox was not built: could not {step}{}: ", Of(shown))?;
+        match (step, source.raw_os_error()) {
+            (Step::Mount, Some(libc::EINVAL | libc::ENOTDIR)) => f.write_str(
+                "one of the two is a directory and the other is a file; name a target of the same \
+                 kind, or one that is not there",
+            ),
+            (Step::Mount, Some(libc::EBUSY)) => {
+                f.write_str("it leads to `/`, `/proc` or `/dev`, where nothing can be mounted")
+            }
+            (Step::Mount, Some(libc::EROFS)) => write!(
+                f,
+                "{source}; what it is to be mounted on does not exist, and can't be made in what \
+                 is mounted read-only there"
+            ),
+            _ => write!(f, "{source}"),
+        }
     }
 }
 

@@ -203,7 +203,7 @@ fn check_lendable(stream: &OwnedFd, which: Which) -> Result<()> {
         libc::S_IFCHR
             if nix::unistd::isatty(stream).unwrap_or_else(|errno| errno == Errno::EIO) =>
         {
-            Some("a terminal of the host: use Command::terminal, or Stdio::from")
+            Some("a terminal of the host: give it one of its own, or a stream that adl moves")
         }
         libc::S_IFREG | libc::S_IFBLK
             if matches!(which, Which::Stdin) && is_open_for_writing(stream)? =>

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::BufReader;
+use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use nix::unistd::pipe2;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::root::form;
 use crate::root::once::make_once;
 use crate::root::source::Source;
 use crate::store::{State, btrfs};
@@ -31,6 +32,7 @@ pub(crate) fn archive(state: &State, archive: &HostPath) -> Result<PathBuf> {
     let name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
     make_once(state, &name, |aside| {
         let mut bytes = BufReader::with_capacity(1 << 20, file);
+        form::check(archive, bytes.fill_buf().map_err(Error::at("read", archive))?)?;
         copy(aside, |to, options, report| transfer::from_tar(&mut bytes, to, options, report))
             .map_err(|error| no_archive(archive, error))
     })

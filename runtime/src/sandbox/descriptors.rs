@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, What};
 use nix::errno::Errno;
@@ -17,6 +17,7 @@ use crate::root::source::Source;
 use crate::root::stack::StackKind;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
+use crate::sys;
 use crate::sys::mount::{Below, detached_mount, detached_tmpfs, map_ids};
 use crate::sys::open::{Purpose, beneath};
 
@@ -86,10 +87,37 @@ impl Descriptors {
     ) -> Result<Layer<'static>> {
         let Some(user_namespace) = &self.user_namespace else { return by_path(fd, path) };
         let mount = detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
-        map_ids(mount.as_fd(), user_namespace.as_fd(), below)
-            .map_err(|error| no_id_mapping(path, error))?;
+        map_ids(mount.as_fd(), user_namespace.as_fd(), below).map_err(|error| {
+            let inner = match below {
+                Below::Included => self.first_unmapped(fd, user_namespace.as_fd()),
+                Below::LeftOut => None,
+            };
+            no_id_mapping(path, inner.as_deref(), error)
+        })?;
         self.all.push(mount);
         Ok(Layer::Descriptor)
+    }
+
+    /// The first of the mounts below a directory whose ids can't be mapped.
+    fn first_unmapped(
+        &self,
+        directory: BorrowedFd<'_>,
+        user_namespace: BorrowedFd<'_>,
+    ) -> Option<PathBuf> {
+        let path = sys::proc::path_of(directory).ok()?;
+        let is_mapped = |mount: &Path| {
+            let opened = beneath(directory, mount, Purpose::Look)?;
+            let mount = detached_mount(opened.as_fd(), Below::LeftOut)?;
+            map_ids(mount.as_fd(), user_namespace, Below::LeftOut)
+        };
+        let mounts = sys::proc::mount_points().ok()?;
+        mounts.into_iter().find(|mount| {
+            let below = mount.strip_prefix(&path).ok();
+            // What can't be tried is not what is looked for.
+            below.is_some_and(|below| {
+                below != Path::new("") && is_mapped(below).is_err_and(|error| is_refusal(&error))
+            })
+        })
     }
 
     /// As root: a node of the same device that belongs to root inside, since the host's file system
@@ -171,18 +199,32 @@ fn by_path(fd: BorrowedFd<'_>, path: &Path) -> Result<Layer<'static>> {
     Ok(Layer::Path { path, device: stat.st_dev, inode: stat.st_ino })
 }
 
-fn no_id_mapping(path: &Path, source: io::Error) -> Error {
-    match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-            Error::Unsupported {
-                what: format!("an id-mapped mount of {path:?}"),
-                why: format!("mount_setattr: {source}"),
-                fix:
-                    "put it on a file system that can map ids: ext4, xfs or btrfs on Linux 5.19 or \
-                      later, tmpfs from 6.3 on"
-                        .to_owned(),
-            }
+/// Whether the kernel says so of what can't be mapped.
+fn is_refusal(error: &io::Error) -> bool {
+    use Errno::{EINVAL, ENOSYS, EOPNOTSUPP, EPERM};
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(EINVAL | EPERM | EOPNOTSUPP | ENOSYS))
+}
+
+/// `inner` is what is mounted below, if that is the matter.
+fn no_id_mapping(path: &Path, inner: Option<&Path>, source: io::Error) -> Error {
+    if !is_refusal(&source) {
+        return Error::at("mount_setattr", path)(source);
+    }
+    let fix = match inner {
+        None => {
+            "put it on a file system that can map ids: ext4, xfs or btrfs on Linux 5.19 or later, \
+             tmpfs from 6.3 on"
+                .to_owned()
         }
-        _ => Error::at("mount_setattr", path)(source),
+        Some(_) => format!(
+            "it is mounted below the volume {path:?}: make volumes of the directories beside it, \
+             or have that copied on write, which leaves out what is mounted in it"
+        ),
+    };
+    Error::Unsupported {
+        what: format!("an id-mapped mount of {:?}", inner.unwrap_or(path)),
+        why: format!("mount_setattr: {source}"),
+        fix,
     }
 }

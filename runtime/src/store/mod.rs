@@ -44,7 +44,7 @@ impl State {
             None => default_path(),
         };
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
-        make_private(&path)?;
+        make_private(&path).map_err(|error| no_state_directory(&path, error))?;
         let sandboxes = Directories::open(path.join("sandboxes"))?;
         // An ext4 without a journal avoids inode numbers that were free for less than a minute, and
         // looks at each. Where one sandbox had a hundred thousand files, the next would wait for
@@ -114,6 +114,24 @@ impl State {
     /// place of another.
     pub(crate) fn make_aside(&self, layout: &Layout) -> Result<SandboxDirectory> {
         self.make_sandbox(&aside_name(), layout)
+    }
+}
+
+/// Says what to do where the caller may not have one there.
+fn no_state_directory(path: &Path, error: Error) -> Error {
+    use std::io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    match error {
+        Error::Io { operation, source, .. }
+            if matches!(source.kind(), NotADirectory | PermissionDenied | ReadOnlyFilesystem) =>
+        {
+            Error::Unsupported {
+                what: format!("the state directory {path:?}"),
+                why: format!("{operation}: {source}"),
+                fix: "set ADL_STATE_DIR to a directory in which the calling user may write"
+                    .to_owned(),
+            }
+        }
+        error => error,
     }
 }
 

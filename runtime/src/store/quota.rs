@@ -150,14 +150,14 @@ fn check_enforced(directory: BorrowedFd<'_>) -> Result<()> {
 
 /// What helps where the file system has no projects.
 const OTHER_PLACE: &str = "put the state directory on ext4 or xfs with project quotas, or on btrfs, \
-    or use Upper::Memory";
+    or have the upper in memory";
 
 fn cannot(directory: BorrowedFd<'_>, error: io::Error) -> Error {
     match error.raw_os_error() {
         // EPERM, and a sandbox of this or another kind around this process.
         Some(libc::EPERM | libc::EACCES) => unsupported(
             "it takes CAP_SYS_ADMIN outside of any user namespace",
-            "run as root, or use Upper::Memory",
+            "run as root, or have the upper in memory",
         ),
         _ if is_without_quotas(&error) => {
             let kind = fstatfs(directory).ok().map(|stat| stat.filesystem_type());
@@ -167,9 +167,9 @@ fn cannot(directory: BorrowedFd<'_>, error: io::Error) -> Error {
                 match kind {
                     Some(EXT4_SUPER_MAGIC) => {
                         "unmount it, run tune2fs -O project,quota on its device, and mount it with the \
-                     option prjquota; or use Upper::Memory"
+                     option prjquota; or have the upper in memory"
                     }
-                    Some(XFS) => "mount it with the option prjquota; or use Upper::Memory",
+                    Some(XFS) => "mount it with the option prjquota; or have the upper in memory",
                     _ => OTHER_PLACE,
                 },
             )

@@ -2,9 +2,11 @@
 //!
 //! A child of fork(2) in a new PID namespace has its parent's `/proc` until it mounts another.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -33,6 +35,35 @@ impl View {
             has_own_proc: has_own_proc(),
         })
     }
+}
+
+/// Where an open file is now, as the kernel tells it.
+pub(crate) fn path_of(file: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Where something is mounted, as the caller sees it: the outer before what is mounted in it.
+pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    let lines = text.split(|byte| *byte == b'\n');
+    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    Ok(points.map(|point| OsString::from_vec(unescaped(point)).into()).collect())
+}
+
+/// Undoes what the kernel does to blanks: `\040` and its like.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((byte, tail)) = rest.split_first() {
+        let escape = tail.split_at_checked(3).filter(|_| *byte == b'\\');
+        let escaped = escape.and_then(|(digits, tail)| {
+            Some((u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()?, tail))
+        });
+        let (byte, tail) = escaped.unwrap_or((*byte, tail));
+        bytes.push(byte);
+        rest = tail;
+    }
+    bytes
 }
 
 /// The number of the machine's first time namespace (`PROC_TIME_INIT_INO` in the kernel).

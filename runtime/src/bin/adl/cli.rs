@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use crate::output::print;
 use crate::values::CliResult;
-use crate::{bench, doctor, gc, manual, run, snapshot};
+use crate::{bench, docker, doctor, gc, manual, run, snapshot};
 
 const HELP: &str = "\
 `adl COMMAND --help` tells the options of a command. adl exits with 125 for an error of its own.";
@@ -62,26 +64,81 @@ impl Commands {
 }
 
 /// Does what a command line says.
-pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> CliResult<ExitCode> {
+pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut command = Cli::command();
+    let is_run = arguments.get(1).is_some_and(|name| name == "run");
     let matches = command.try_get_matches_from_mut(arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli.command.run(),
         // Help or the version, which was asked for.
         Err(message) if !message.use_stderr() => {
-            message.print()?;
+            print(message.to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(error) => {
+        Err(mut error) => {
+            if let Some(hint) = docker::hint(&error, is_run) {
+                return Err(hint.into());
+            }
+            complete(&mut error, &command);
+            // What is no option of `adl run` is no program either.
+            if is_run {
+                error.remove(ContextKind::Suggested);
+            }
             let told = error.format(&mut command).to_string();
             Err(told.strip_prefix("error: ").unwrap_or(&told).trim_end().into())
         }
     }
 }
 
+/// Says of a command that is not there which is like it, where clap finds none since it is short.
+fn complete(error: &mut clap::Error, command: &Command) {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
+        return;
+    };
+    let names = command.get_subcommands().map(Command::get_name);
+    let near: Vec<_> =
+        names.filter(|other| is_one_edit_away(name, other)).map(str::to_owned).collect();
+    if error.get(ContextKind::SuggestedSubcommand).is_none() && !near.is_empty() {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(near));
+    }
+}
+
+/// Whether one character was left out, put in, changed, or exchanged with the next.
+fn is_one_edit_away(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
+    while let (Some((first, one_rest)), Some((second, other_rest))) =
+        (one.split_first(), other.split_first())
+        && first == second
+    {
+        (one, other) = (one_rest, other_rest);
+    }
+    while let (Some((last, one_rest)), Some((second, other_rest))) =
+        (one.split_last(), other.split_last())
+        && last == second
+    {
+        (one, other) = (one_rest, other_rest);
+    }
+    match (one, other) {
+        ([a, b], [c, d]) => (a, b) == (d, c),
+        (one, other) => one.len().max(other.len()) <= 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+
+    use super::is_one_edit_away;
+
+    #[test]
+    fn what_is_mistyped_by_one_character_is_found() {
+        for near in ["rn", "ru", "urn", "runn", "ran", "run", "rnu"] {
+            assert!(is_one_edit_away(near, "run"), "{near}");
+        }
+        for far in ["", "r", "nur", "ruin2", "urnn", "gc"] {
+            assert!(!is_one_edit_away(far, "run"), "{far}");
+        }
+    }
 
     #[test]
     fn the_commands_fit_together() {

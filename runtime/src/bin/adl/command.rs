@@ -11,6 +11,7 @@ use crate::bases::Bases;
 use crate::copies::{CopyOptions, Transfer};
 use crate::environment::{self, Variable};
 use crate::options::SandboxOptions;
+use crate::ulimits::{Ulimit, ulimit};
 use crate::values::{CliResult, duration, of_bytes};
 
 #[derive(Args)]
@@ -25,8 +26,8 @@ pub(crate) struct CommandOptions {
     #[arg(short, long)]
     pub(crate) tty: bool,
 
-    /// Kill it, and all that it has started, after so long: seconds, or with a unit, as 500ms,
-    /// 1.5s, 10m, 2h
+    /// Kill it, and all that it has started, after so long: seconds, or with units, as 500ms, 1.5s,
+    /// 10m, 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
 
@@ -52,6 +53,20 @@ pub(crate) struct CommandOptions {
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 
+    /// Limit a resource of each process, in docker's names and units, as nofile=1024:2048 or
+    /// cpu=10; -1 is no limit. core=0, no dumps, is the default; with more, dumps go where this
+    /// machine's kernel.core_pattern says
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    pub(crate) ulimit: Vec<Ulimit>,
+
+    /// Remove the sandbox when it has ended, as is done without it too
+    #[arg(long)]
+    rm: bool,
+
+    /// Have a PID 1 that reaps and passes signals on, as is done without it too
+    #[arg(long)]
+    init: bool,
+
     /// When it has ended, print to stderr what it has used
     #[arg(long)]
     pub(crate) stats: bool,
@@ -65,7 +80,7 @@ pub(crate) struct CommandOptions {
     pub(crate) copies: CopyOptions,
 
     #[command(flatten)]
-    sandbox: SandboxOptions,
+    pub(crate) sandbox: SandboxOptions,
 }
 
 /// What the options come to, once all of them are known.

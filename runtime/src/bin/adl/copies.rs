@@ -11,6 +11,7 @@ use adl_runtime::{CopyReport, Error, Files, Result};
 use clap::{Args, ValueHint};
 
 use crate::bases::Bases;
+use crate::output::say;
 use crate::values::{CliResult, of_bytes};
 
 /// What help says of copies beside their options.
@@ -76,6 +77,11 @@ impl Transfer {
 
     /// Copies into the sandbox.
     pub(crate) fn copy_in(&self, files: &Files, bases: &Bases) -> CliResult<()> {
+        let copied = self.try_copy_in(files, bases);
+        copied.map_err(|error| format!("--copy-in {self}: {error}").into())
+    }
+
+    fn try_copy_in(&self, files: &Files, bases: &Bases) -> CliResult<()> {
         if let Some(above) = self.to.parent().filter(|above| !above.as_os_str().is_empty()) {
             files.create_dir_all(above)?;
         }
@@ -137,7 +143,7 @@ pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files) -> bool {
     let mut is_all = true;
     for copy in copies {
         if let Err(error) = copy.copy(files) {
-            eprintln!("adl: --copy-out {}: {error}", copy.transfer);
+            say(format_args!("--copy-out {}: {error}", copy.transfer));
             is_all = false;
             if matches!(error, Error::SandboxDied) {
                 break;
@@ -150,14 +156,14 @@ pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files) -> bool {
 /// Says what of a tree is not in its copy.
 fn tell(top: &Path, report: &CopyReport) {
     for skipped in &report.skipped {
-        eprintln!("adl: not copied: {:?}, {:?}", path_of(top, &skipped.path), skipped.kind);
+        say(format_args!("not copied: {:?}, {:?}", path_of(top, &skipped.path), skipped.kind));
     }
     for path in &report.cut_off {
-        eprintln!("adl: shorter than it was: {:?}", path_of(top, path));
+        say(format_args!("shorter than it was: {:?}", path_of(top, path)));
     }
     let more = report.more_skipped + report.more_cut_off;
     if more != 0 {
-        eprintln!("adl: and {more} more");
+        say(format_args!("and {more} more"));
     }
 }
 

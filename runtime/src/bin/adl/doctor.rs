@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use adl_runtime::doctor::{Verdict, examine};
+use adl_runtime::doctor::{Check, Verdict, examine};
 use clap::Args;
 
+use crate::output::print;
 use crate::values::CliResult;
 
 const HELP: &str = "\
@@ -21,21 +22,38 @@ pub(crate) struct DoctorOptions {
 
 pub(crate) fn main(options: &DoctorOptions) -> CliResult<ExitCode> {
     let checks = examine(None);
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
-    } else {
-        for check in &checks {
-            let verdict = match check.verdict {
-                Verdict::Good => "good",
-                Verdict::Limited => "limited",
-                Verdict::Missing => "MISSING",
-            };
-            println!("{verdict:<8} {}: {}", check.what, check.detail);
-            if let Some(remedy) = &check.remedy {
-                println!("         to have it: {remedy}");
-            }
-        }
-    }
+    print(match options.json {
+        true => serde_json::to_string_pretty(&checks)? + "\n",
+        false => report(&checks),
+    })?;
     let works = checks.iter().all(|check| check.verdict != Verdict::Missing);
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line for each thing, and what they come to.
+fn report(checks: &[Check]) -> String {
+    let mut report = String::new();
+    for Check { what, verdict, detail, remedy, .. } in checks {
+        let verdict = match verdict {
+            Verdict::Good => "good",
+            Verdict::Limited => "limited",
+            Verdict::Missing => "MISSING",
+        };
+        report += &format!("{verdict:<8} {what}: {detail}\n");
+        if let Some(remedy) = remedy {
+            report += &format!("         to have it: {remedy}\n");
+        }
+    }
+    let of = |verdict| {
+        let found = checks.iter().filter(|check| check.verdict == verdict);
+        found.map(|check| check.what).collect::<Vec<_>>().join("; ")
+    };
+    let user = if nix::unistd::geteuid().is_root() { "root" } else { "an ordinary user" };
+    let (missing, limited) = (of(Verdict::Missing), of(Verdict::Limited));
+    report
+        + &match (&*missing, &*limited) {
+            ("", "") => format!("adl can run here, as {user}, with all that it has\n"),
+            ("", limited) => format!("adl can run here, as {user}; limited: {limited}\n"),
+            (missing, _) => format!("adl can't run here, as {user}, without: {missing}\n"),
+        }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::OWN_ERROR;
+use crate::output::{print, say};
 use crate::values::CliResult;
 
 pub(crate) fn main() -> CliResult<ExitCode> {
@@ -10,11 +11,9 @@ pub(crate) fn main() -> CliResult<ExitCode> {
         Err(adl_runtime::Error::Uncollected { removed, errors }) => (removed, errors),
         collected => (collected?, Vec::new()),
     };
-    for name in removed {
-        println!("{name}");
-    }
     for error in &errors {
-        eprintln!("adl: {error}");
+        say(error);
     }
+    print(removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(OWN_ERROR) })
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use adl_runtime::{IoLimit, Limits, Stats};
 use clap::{Args, ValueHint};
 
+use crate::output::say_line;
 use crate::values::{number, size, size_or_zero};
 
 #[derive(Args)]
 pub(crate) struct LimitOptions {
     /// Most memory that its jobs may use, as 512m, page cache and files in memory with it
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     memory: Option<u64>,
 
     /// Memory above which they are slowed down (cgroup v2)
@@ -31,12 +32,12 @@ pub(crate) struct LimitOptions {
     cpu_weight: Option<u32>,
 
     /// CPUs to run on, as 0-3,6
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, alias = "cpuset-cpus", value_name = "LIST")]
     cpuset: Option<String>,
 
-    /// Most processes and threads
-    #[arg(long, value_name = "N", value_parser = number::<u32>)]
-    pids_limit: Option<u32>,
+    /// Most processes and threads; -1 is no limit
+    #[arg(long, value_name = "N", value_parser = pids)]
+    pids_limit: Option<Pids>,
 
     /// What may be read from and written to a block device in a second, as
     /// /dev/sda:rbps=10m,wbps=1m,riops=100,wiops=100
@@ -57,11 +58,36 @@ impl LimitOptions {
             cpu: self.cpus,
             cpu_weight: self.cpu_weight,
             cpuset: self.cpuset.clone(),
-            pids: self.pids_limit,
+            pids: self.pids_limit.and_then(|limit| limit.0),
             io: self.io.clone(),
             ..Limits::default()
         }
     }
+}
+
+/// The least memory in which a program starts.
+const LEAST_MEMORY: u64 = 1 << 20;
+
+/// Reads a limit of memory.
+fn memory(text: &str) -> Result<u64, &'static str> {
+    let size = size(text)?;
+    if size < LEAST_MEMORY {
+        return Err("no program runs in less than 1m; say the unit, as 512m or 2g");
+    }
+    Ok(size)
+}
+
+/// The most processes, or no limit.
+#[derive(Clone, Copy)]
+struct Pids(Option<u32>);
+
+/// Reads a limit of processes.
+fn pids(text: &str) -> Result<Pids, &'static str> {
+    if text == "-1" {
+        return Ok(Pids(None));
+    }
+    let limit = text.parse().ok().filter(|limit| *limit != 0);
+    limit.map(|limit| Pids(Some(limit))).ok_or("takes a whole number, or -1 for no limit")
 }
 
 /// Reads a number of CPUs, in thousandths.
@@ -110,12 +136,12 @@ fn rates(text: &str) -> Option<IoLimit> {
 pub(crate) fn print(stats: &Stats) {
     let seconds = |name: &str, time: Option<Duration>| {
         if let Some(time) = time {
-            eprintln!("{name:<16} {:.6} s", time.as_secs_f64());
+            say_line(format_args!("{name:<16} {:.6} s", time.as_secs_f64()));
         }
     };
     let number = |name: &str, number: Option<u64>| {
         if let Some(number) = number {
-            eprintln!("{name:<16} {number}");
+            say_line(format_args!("{name:<16} {number}"));
         }
     };
     seconds("cpu time", stats.cpu_time);

@@ -1,11 +1,11 @@
 //! `adl completions` and `adl man`: what is made of the commands and their help.
 
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Command, ValueEnum};
 use clap_complete::Shell;
 
+use crate::output::print;
 use crate::values::CliResult;
 
 const COMPLETIONS_HELP: &str = "\
@@ -40,7 +40,7 @@ pub(crate) fn completions(
     };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "adl", &mut script);
-    io::stdout().write_all(&script)?;
+    print(script)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -62,6 +62,6 @@ pub(crate) fn page(options: &ManOptions, mut command: Command) -> CliResult<Exit
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).manual("adl").render(&mut page)?;
-    io::stdout().write_all(&page)?;
+    print(page)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,14 +12,20 @@ use crate::values::{of_bytes, size};
 #[derive(Args)]
 pub(crate) struct MountOptions {
     /// Mount a directory or file of this machine at TARGET inside; MODE is `rw` (default), `ro`, or
-    /// `cow`: writes go to a copy that is gone afterwards
+    /// `cow`: writes go to a copy that is gone afterwards. After a comma, docker's labels `z` and
+    /// `Z` are taken, and change nothing
     #[arg(short, long, value_name = "SOURCE:TARGET[:MODE]", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(volume))]
     volume: Vec<Mount>,
 
-    /// Mount an empty file system in memory; by default of 64m
+    /// Mount an empty file system in memory, in which anyone inside may write; by default of 64m
     #[arg(long, value_name = "TARGET[:size=SIZE]", value_parser = of_bytes(tmpfs))]
     tmpfs: Vec<Mount>,
+
+    /// Mount as --volume or --tmpfs, in docker's long form: type=bind,source=PATH,target=PATH with
+    /// `readonly` or `cow`, or type=tmpfs,target=PATH with tmpfs-size=SIZE
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = of_bytes(mount))]
+    mount: Vec<Mount>,
 
     /// Have a device of this machine inside
     #[arg(long, value_name = "PATH[:TARGET]", value_hint = ValueHint::FilePath)]
@@ -31,49 +37,198 @@ pub(crate) struct MountOptions {
 const TMPFS: u64 = 64 << 20;
 
 /// Reads `SOURCE:TARGET` or `SOURCE:TARGET:MODE`.
-fn volume(text: &OsStr) -> Result<Mount, &'static str> {
-    let parts = split(text);
-    let access = match parts.get(2).map(|mode| mode.as_bytes()) {
-        None | Some(b"rw") => Access::ReadWrite,
-        Some(b"ro") => Access::ReadOnly,
-        Some(b"cow") => Access::CopyOnWrite,
-        Some(_) => return Err("the mode is `ro`, `rw` or `cow`"),
+fn volume(text: &OsStr) -> Result<Mount, String> {
+    let parts = split(text, b':');
+    let access = match parts.get(2) {
+        None => Access::ReadWrite,
+        Some(mode) => access(mode)?,
     };
     match &*parts {
         [source, target] | [source, target, _] if !source.is_empty() && !target.is_empty() => {
             Ok(Mount::volume(source, target, access))
         }
-        _ => Err("takes SOURCE:TARGET or SOURCE:TARGET:MODE"),
+        [_] => {
+            Err("takes SOURCE:TARGET or SOURCE:TARGET:MODE, with the path inside as TARGET"
+                .to_owned())
+        }
+        _ => Err("takes SOURCE:TARGET or SOURCE:TARGET:MODE".to_owned()),
     }
+}
+
+/// Reads the mode of a volume, with what docker allows beside it.
+fn access(mode: &OsStr) -> Result<Access, String> {
+    let mut access = None;
+    for word in split(mode, b',') {
+        let said = match word.as_bytes() {
+            b"rw" => Access::ReadWrite,
+            b"ro" => Access::ReadOnly,
+            b"cow" => Access::CopyOnWrite,
+            // What SELinux would be told.
+            b"z" | b"Z" => continue,
+            _ => return Err(format!("{word:?}: the mode is `ro`, `rw` or `cow`")),
+        };
+        if access.replace(said).is_some_and(|other| other != said) {
+            return Err(format!("{mode:?} has two modes"));
+        }
+    }
+    Ok(access.unwrap_or(Access::ReadWrite))
 }
 
 /// Reads `TARGET` or `TARGET:size=SIZE`.
-fn tmpfs(text: &OsStr) -> Result<Mount, &'static str> {
-    match &*split(text) {
-        [target] => Ok(Mount::tmpfs(target, TMPFS)),
-        [target, option] => {
-            let text = option.to_str().and_then(|option| option.strip_prefix("size="));
-            let size = text.and_then(|text| size(text).ok());
-            Ok(Mount::tmpfs(target, size.ok_or("takes a size as size=64m")?))
+fn tmpfs(text: &OsStr) -> Result<Mount, String> {
+    let (target, options) = match &*split(text, b':') {
+        [target] => (target.clone(), Vec::new()),
+        [target, options] => (target.clone(), split(options, b',')),
+        _ => return Err("takes TARGET or TARGET:size=SIZE".to_owned()),
+    };
+    let mut bytes = TMPFS;
+    for option in options {
+        let (key, value) = pair(&option);
+        match (key, value) {
+            (b"size", Some(text)) => bytes = size_of(text)?,
+            (b"mode", Some(mode)) => check_mode(mode)?,
+            // As it is.
+            (b"rw" | b"exec" | b"nosuid" | b"nodev", None) => {}
+            _ => {
+                return Err(format!(
+                    "{option:?} is not there: takes size=SIZE; the file system is writable and \
+                     executable, nosuid, nodev, and has mode 1777"
+                ));
+            }
         }
-        _ => Err("takes TARGET or TARGET:size=SIZE"),
+    }
+    Ok(Mount::tmpfs(target, bytes))
+}
+
+fn size_of(text: &[u8]) -> Result<u64, String> {
+    let text = String::from_utf8_lossy(text);
+    size(&text).map_err(|_| format!("takes a size as size=64m, not {text:?}"))
+}
+
+/// Refuses the modes that a tmpfs does not have.
+fn check_mode(mode: &[u8]) -> Result<(), String> {
+    match mode.strip_prefix(b"0").unwrap_or(mode) {
+        b"1777" => Ok(()),
+        _ => Err("the mode is 1777; another is set inside, by chmod".to_owned()),
     }
 }
 
-/// Reads `PATH` or `SOURCE:TARGET`.
+/// Reads the keys and values of docker's `--mount`.
+fn mount(text: &OsStr) -> Result<Mount, String> {
+    let (mut kind, mut source, mut target) = (None, None, None);
+    let (mut access, mut bytes, mut of_tmpfs, mut of_volume) =
+        (Access::ReadWrite, TMPFS, None, None);
+    for field in fields(text)? {
+        let (key, value) = pair(&field);
+        let name = String::from_utf8_lossy(key).to_ascii_lowercase();
+        let path = || match value {
+            Some(value) if !value.is_empty() => Ok(OsStr::from_bytes(value).to_owned()),
+            _ => Err(format!("`{name}` takes a value, as {name}=/path")),
+        };
+        match &*name {
+            "type" => kind = Some(path()?),
+            "source" | "src" => source = Some(path()?),
+            "target" | "destination" | "dst" => target = Some(path()?),
+            "readonly" | "ro" if is_set(&name, value)? => access = Access::ReadOnly,
+            "cow" if is_set(&name, value)? => access = Access::CopyOnWrite,
+            "readonly" | "ro" | "cow" => {}
+            "tmpfs-size" => bytes = size_of(value.unwrap_or_default())?,
+            "tmpfs-mode" => check_mode(value.unwrap_or_default())?,
+            // As it is; so are the layers of caches that docker has on other systems.
+            "bind-propagation" if matches!(value, Some(b"private" | b"rprivate")) => {}
+            "bind-propagation" => {
+                return Err("`bind-propagation` is rprivate here: what is mounted later on one \
+                            side is not seen on the other"
+                    .to_owned());
+            }
+            _ => {
+                return Err(format!(
+                    "the key `{name}` is not there; the keys are type, source, target, readonly, \
+                     cow, bind-propagation, tmpfs-size and tmpfs-mode"
+                ));
+            }
+        }
+        match &*name {
+            "tmpfs-size" | "tmpfs-mode" => of_tmpfs = Some(name),
+            "readonly" | "ro" | "cow" | "bind-propagation" => of_volume = Some(name),
+            _ => {}
+        }
+    }
+    let target = target.ok_or("the key `target` is missing: the path inside")?;
+    // Docker's default.
+    let kind = kind.unwrap_or_else(|| "volume".into());
+    match (kind.as_bytes(), source) {
+        (b"tmpfs", Some(_)) => Err("a tmpfs has no `source`".to_owned()),
+        (b"tmpfs", None) => match of_volume {
+            Some(key) => Err(format!("`{key}` is not for a tmpfs")),
+            None => Ok(Mount::tmpfs(target, bytes)),
+        },
+        (b"bind" | b"volume", source) => {
+            if let Some(key) = of_tmpfs {
+                return Err(format!("`{key}` is for type=tmpfs alone"));
+            }
+            let source = source.ok_or("the key `source` is missing: the path on this machine")?;
+            if kind == "volume" && !source.as_bytes().contains(&b'/') {
+                return Err(format!(
+                    "{source:?} would be a volume that docker keeps, and adl keeps none: name a \
+                     directory of this machine, as type=bind,source=/path"
+                ));
+            }
+            Ok(Mount::volume(source, target, access))
+        }
+        _ => Err(format!("the type {kind:?} is not there: it is bind, volume or tmpfs")),
+    }
+}
+
+fn is_set(name: &str, value: Option<&[u8]>) -> Result<bool, String> {
+    match value {
+        None | Some(b"true" | b"1") => Ok(true),
+        Some(b"false" | b"0") => Ok(false),
+        Some(_) => Err(format!("`{name}` takes true or false, or no value")),
+    }
+}
+
+/// Reads `PATH`, `SOURCE:TARGET` or, as docker has it by default, `SOURCE:TARGET:rwm`.
 fn device(text: &OsStr) -> Result<Mount, &'static str> {
-    match &*split(text) {
+    match &*split(text, b':') {
         [path] => Ok(Mount::device(path)),
-        [source, target] => {
+        [source, target, rest @ ..]
+            if rest.is_empty() || matches!(rest, [all] if all == "rwm" || all == "rw") =>
+        {
             Ok(Mount::Device { source: source.into(), target: PathBuf::from(target) })
         }
+        [_, _, _] => Err("what may be done with a device is `rwm`, as its own mode says"),
         _ => Err("takes PATH or SOURCE:TARGET"),
     }
 }
 
-fn split(text: &OsStr) -> Vec<OsString> {
-    let parts = text.as_bytes().split(|byte| *byte == b':');
+fn split(text: &OsStr, at: u8) -> Vec<OsString> {
+    let parts = text.as_bytes().split(|byte| *byte == at);
     parts.map(|part| OsString::from_vec(part.to_vec())).collect()
+}
+
+/// What is before the first `=`, and what is behind it.
+fn pair(text: &OsStr) -> (&[u8], Option<&[u8]>) {
+    let mut parts = text.as_bytes().splitn(2, |byte| *byte == b'=');
+    (parts.next().unwrap_or_default(), parts.next())
+}
+
+/// What is between commas, where a field in quotes may have some in it (RFC 4180, as docker).
+fn fields(text: &OsStr) -> Result<Vec<OsString>, String> {
+    let mut fields = vec![Vec::new()];
+    let mut is_quoted = false;
+    for byte in text.as_bytes() {
+        match (byte, fields.last_mut()) {
+            (b'"', _) => is_quoted = !is_quoted,
+            (b',', _) if !is_quoted => fields.push(Vec::new()),
+            (byte, Some(field)) => field.push(*byte),
+            (_, None) => {}
+        }
+    }
+    if is_quoted {
+        return Err("a quote is not closed".to_owned());
+    }
+    Ok(fields.into_iter().map(OsString::from_vec).collect())
 }
 
 #[cfg(test)]
@@ -82,23 +237,80 @@ mod tests {
 
     use adl_runtime::{Access, Mount};
 
-    use super::{device, tmpfs, volume};
+    use super::{device, mount, tmpfs, volume};
 
     #[test]
     fn mounts_are_read_as_docker_reads_them() {
         let of = |text| volume(OsStr::new(text)).ok();
         assert_eq!(of("/a:/b"), Some(Mount::volume("/a", "/b", Access::ReadWrite)));
-        assert_eq!(of("a:/b:ro"), Some(Mount::volume("a", "/b", Access::ReadOnly)));
-        assert_eq!(of("/a:/b:cow"), Some(Mount::volume("/a", "/b", Access::CopyOnWrite)));
-        for wrong in ["", "/a", ":/b", "/a:", "/a:/b:x", "/a:/b:ro:x"] {
+        for (text, access) in [
+            ("a:/b:ro", Access::ReadOnly),
+            ("a:/b:ro,z", Access::ReadOnly),
+            ("a:/b:Z,cow", Access::CopyOnWrite),
+            ("a:/b:z", Access::ReadWrite),
+            ("a:/b:rw,Z", Access::ReadWrite),
+        ] {
+            assert_eq!(of(text), Some(Mount::volume("a", "/b", access)), "{text}");
+        }
+        for wrong in
+            ["", "/a", ":/b", "/a:", "/a:/b:x", "/a:/b:ro:x", "/a:/b:ro,rw", "/a:/b:", "/a:/b:ro,"]
+        {
             assert_eq!(of(wrong), None, "{wrong}");
         }
         let of = |text| tmpfs(OsStr::new(text)).ok();
         assert_eq!(of("/a"), Some(Mount::tmpfs("/a", 64 << 20)));
         assert_eq!(of("/a:size=1k"), Some(Mount::tmpfs("/a", 1024)));
-        for wrong in ["/a:1k", "/a:size=", "/a:size=0", "/a:size=1:x"] {
+        assert_eq!(of("/a:rw,nosuid,size=64mb,mode=1777"), Some(Mount::tmpfs("/a", 64 << 20)));
+        for wrong in ["/a:1k", "/a:size=", "/a:size=0", "/a:size=1:x", "/a:mode=700", "/a:noexec"] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
-        assert_eq!(device(OsStr::new("/dev/fuse")).ok(), Some(Mount::device("/dev/fuse")));
+        let of = |text| device(OsStr::new(text)).ok();
+        for text in ["/dev/fuse", "/dev/fuse:/dev/fuse", "/dev/fuse:/dev/fuse:rwm"] {
+            assert_eq!(of(text), Some(Mount::device("/dev/fuse")), "{text}");
+        }
+        for wrong in ["/dev/fuse:/dev/fuse:r", "/dev/fuse:/dev/fuse:rwm:x"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn mounts_in_the_long_form_are_read_as_docker_reads_them() {
+        let of = |text| mount(OsStr::new(text));
+        for (text, access) in [
+            ("type=bind,source=/a,target=/b", Access::ReadWrite),
+            ("type=bind,src=/a,dst=/b,readonly", Access::ReadOnly),
+            ("source=/a,destination=/b,ro=true", Access::ReadOnly),
+            ("type=volume,source=/a,target=/b,readonly=false", Access::ReadWrite),
+            ("TYPE=bind,source=/a,target=/b,cow,bind-propagation=rprivate", Access::CopyOnWrite),
+        ] {
+            assert_eq!(of(text), Ok(Mount::volume("/a", "/b", access)), "{text}");
+        }
+        assert_eq!(
+            of("type=bind,\"source=/a,b\",target=/c"),
+            Ok(Mount::volume("/a,b", "/c", Access::ReadWrite))
+        );
+        assert_eq!(
+            of("type=tmpfs,target=/t,tmpfs-size=1mb,tmpfs-mode=1777"),
+            Ok(Mount::tmpfs("/t", 1 << 20))
+        );
+        for (text, named) in [
+            ("type=bind,source=/a,target=/b,flavour=sweet", "flavour"),
+            ("type=bind,source=/a,target=/b,volume-opt=o=x", "volume-opt"),
+            ("type=bind,source=/a,target=/b,bind-propagation=shared", "bind-propagation"),
+            ("type=bind,source=/a", "target"),
+            ("type=bind,target=/a", "source"),
+            ("type=bind,source=/a,target=", "target"),
+            ("type=npipe,source=/a,target=/b", "npipe"),
+            ("type=volume,source=data,target=/b", "data"),
+            ("type=tmpfs,target=/b,readonly", "readonly"),
+            ("type=tmpfs,source=/a,target=/b", "source"),
+            ("type=bind,source=/a,target=/b,tmpfs-size=1m", "tmpfs-size"),
+            ("type=tmpfs,target=/b,tmpfs-mode=0700", "1777"),
+            ("type=bind,source=/a,target=/b,readonly=perhaps", "readonly"),
+            ("type=bind,\"source=/a,target=/b", "quote"),
+            ("", "``"),
+        ] {
+            assert!(of(text).is_err_and(|why| why.contains(named)), "{text}: {:?}", of(text));
+        }
     }
 }

@@ -33,10 +33,10 @@ pub(crate) struct SandboxOptions {
     root: RootOptions,
 
     #[command(flatten)]
-    capabilities: InOrder<CapabilityOptions, CapabilityChange>,
+    capabilities: CapabilityOptions,
 
     /// Switch a protection off: `seccomp=unconfined` allows all system calls, and hostile code then
-    /// reaches all of the kernel
+    /// reaches all of the kernel. `no-new-privileges` is on in any case
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<SecurityOption>,
 }
@@ -69,7 +69,7 @@ struct RootOptions {
     ids: Option<u32>,
 
     /// The network inside; `none` is a loopback device only
-    #[arg(long, value_name = "MODE", default_value = "none")]
+    #[arg(long, alias = "net", value_name = "MODE", default_value = "none")]
     network: NetworkMode,
 
     /// Where writes go: `disk`, `btrfs`, either of them with a limit, as disk:2g, or `memory:SIZE`,
@@ -80,19 +80,38 @@ struct RootOptions {
 
 #[derive(Args)]
 struct CapabilityOptions {
-    /// Capabilities for root inside, beyond the default, comma-separated; `all` for all
-    #[arg(long, value_name = "NAMES", value_parser = added)]
-    cap_add: Vec<CapabilityChange>,
+    /// Capabilities for root inside, beyond the default, comma-separated; `all` for all. As with
+    /// docker, the order does not matter: what is added is there, also beside `--cap-drop all`
+    #[arg(long, value_name = "NAMES", value_parser = capabilities)]
+    cap_add: Vec<NamedCapabilities>,
 
-    /// Capabilities to take from the default; `all` for all
-    #[arg(long, value_name = "NAMES", value_parser = dropped)]
-    cap_drop: Vec<CapabilityChange>,
+    /// Capabilities to take from the default, or from all where all are added; `all` for all
+    #[arg(long, value_name = "NAMES", value_parser = capabilities)]
+    cap_drop: Vec<NamedCapabilities>,
 }
 
+/// What an option names.
 #[derive(Clone, Copy)]
-enum CapabilityChange {
-    Add(Capabilities),
-    Drop(Capabilities),
+struct NamedCapabilities {
+    named: Capabilities,
+    all: bool,
+}
+
+impl CapabilityOptions {
+    /// What is left of `default`, by docker's rules.
+    fn of(&self, default: Capabilities) -> Capabilities {
+        let sum = |options: &[NamedCapabilities]| {
+            let named = options.iter().map(|option| option.named);
+            let all = options.iter().any(|option| option.all);
+            (named.fold(Capabilities::NONE, Capabilities::union), all)
+        };
+        let ((added, adds_all), (dropped, drops_all)) = (sum(&self.cap_add), sum(&self.cap_drop));
+        match (adds_all, drops_all) {
+            (true, _) => Capabilities::ALL.difference(dropped),
+            (false, true) => added,
+            (false, false) => default.difference(dropped).union(added),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -111,9 +130,17 @@ enum NetworkMode {
 enum SecurityOption {
     #[value(name = "seccomp=unconfined")]
     SeccompUnconfined,
+    #[value(name = "no-new-privileges", alias = "no-new-privileges=true")]
+    #[value(alias = "no-new-privileges:true")]
+    NoNewPrivileges,
 }
 
 impl SandboxOptions {
+    /// Whether the programs are this machine's.
+    pub(crate) fn has_host_image(&self) -> bool {
+        matches!(&self.root.image, ImageOption::Known(image) if *image == Image::host())
+    }
+
     /// What the options say, and how paths of this machine are to be opened. Guests may write
     /// `targets`, too.
     pub(crate) fn settle<'a>(
@@ -143,15 +170,11 @@ impl SandboxOptions {
         if self.read_only {
             config.root = RootAccess::ReadOnly;
         }
-        for change in &self.capabilities.values {
-            config.capabilities = match *change {
-                CapabilityChange::Add(added) => config.capabilities.union(added),
-                CapabilityChange::Drop(dropped) => config.capabilities.difference(dropped),
-            };
-        }
+        config.capabilities = self.capabilities.of(config.capabilities);
         for option in &self.security_opt {
             match option {
                 SecurityOption::SeccompUnconfined => config.seccomp = Seccomp::Unconfined,
+                SecurityOption::NoNewPrivileges => {}
             }
         }
         let bases = named.settle(&mut config, targets)?;
@@ -168,19 +191,16 @@ fn image(text: &OsStr) -> Result<ImageOption, &'static str> {
     })
 }
 
-fn added(names: &str) -> Result<CapabilityChange, Error> {
-    capabilities(names).map(CapabilityChange::Add)
-}
-
-fn dropped(names: &str) -> Result<CapabilityChange, Error> {
-    capabilities(names).map(CapabilityChange::Drop)
-}
-
-fn capabilities(names: &str) -> Result<Capabilities, Error> {
-    match names {
-        "all" | "ALL" => Ok(Capabilities::ALL),
-        names => names.parse(),
+fn capabilities(names: &str) -> Result<NamedCapabilities, Error> {
+    let mut found = NamedCapabilities { named: Capabilities::NONE, all: false };
+    for name in names.split(',').map(str::trim) {
+        match name.to_ascii_uppercase().as_str() {
+            "ALL" | "CAP_ALL" => found.all = true,
+            "" => return Err(Error::Invalid { what: "capability", why: "no name".to_owned() }),
+            _ => found.named = found.named.union(name.parse()?),
+        }
     }
+    Ok(found)
 }
 
 fn upper(text: &str) -> Result<Upper, &'static str> {
@@ -196,5 +216,38 @@ fn upper(text: &str) -> Result<Upper, &'static str> {
         ("memory", Some(Some(size))) => Ok(Upper::Memory { size }),
         _ => Err("takes `disk`, `btrfs`, `disk:SIZE`, `btrfs:SIZE` or `memory:SIZE`, with a size \
                   as 64m or 1g"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use adl_runtime::Capabilities;
+
+    use super::{CapabilityOptions, capabilities};
+
+    #[test]
+    fn capabilities_are_added_and_dropped_by_dockers_rules() {
+        let of = |names: &[&str]| names.iter().map(|names| capabilities(names).unwrap()).collect();
+        let default: Capabilities = "chown,kill".parse().unwrap();
+        for (add, drop, left) in [
+            (&[][..], &[][..], "chown,kill"),
+            (&["SYS_TIME"], &[], "chown,kill,sys_time"),
+            (&[], &["CAP_KILL"], "chown"),
+            (&["cap_sys_time"], &["kill"], "chown,sys_time"),
+            (&[], &["all"], ""),
+            (&["Sys_Time"], &["ALL"], "sys_time"),
+            (&["sys_time,kill"], &["all", "chown"], "sys_time,kill"),
+            // Who names one wants it: as docker has it.
+            (&["kill"], &["kill"], "chown,kill"),
+        ] {
+            let options = CapabilityOptions { cap_add: of(add), cap_drop: of(drop) };
+            assert_eq!(options.of(default), left.parse().unwrap(), "{add:?} {drop:?}");
+        }
+        let all = CapabilityOptions { cap_add: of(&["All"]), cap_drop: of(&["kill"]) };
+        let expected = Capabilities::ALL.difference("kill".parse().unwrap());
+        assert_eq!(all.of(default), expected);
+        for wrong in ["", "chown,", "flying"] {
+            assert!(capabilities(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, IsTerminal};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use adl_runtime::{
     Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
@@ -16,12 +17,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::command::{CommandOptions, Settled};
 use crate::copies::{self, CopyOut};
 use crate::environment::Variable;
+use crate::output::say;
+use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
 use crate::{limits, options, session, streams, sys};
 
 const RUN_HELP: &str = "\
 Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time, \
 or its CPU time, was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none. \
+At its end adl removes what was written in the sandbox, for up to ten seconds; `adl gc` removes the rest. \
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.";
 
 #[derive(Args)]
@@ -33,6 +37,10 @@ pub(crate) struct RunOptions {
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
+
+    /// Run PROGRAM, with COMMAND and what follows as its arguments
+    #[arg(long, value_name = "PROGRAM", help_heading = "Command")]
+    entrypoint: Option<OsString>,
 
     #[command(flatten)]
     options: CommandOptions,
@@ -65,10 +73,14 @@ const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
 /// `adl run`
 pub(crate) fn main(options: &RunOptions) -> CliResult<ExitCode> {
-    let Some((program, arguments)) = options.command.split_first() else {
-        return Err("no command to run; try `adl run --help`".into());
-    };
-    run(&options.options, &[program], arguments)
+    // As with docker, an empty one is none.
+    match options.entrypoint.as_ref().filter(|program| !program.is_empty()) {
+        Some(program) => run(&options.options, &[program], &options.command),
+        None => match options.command.split_first() {
+            Some((program, arguments)) => run(&options.options, &[program], arguments),
+            None => Err("no command to run; try `adl run --help`".into()),
+        },
+    }
 }
 
 /// `adl shell`
@@ -142,14 +154,18 @@ fn run(
             if delivered { code } else { super::OWN_ERROR }
         }
         Err(error) => {
-            eprintln!("adl: {error}");
-            exit_code_of(&error)
+            say(&error);
+            let code = exit_code_of(&error);
+            if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(programs) {
+                say("the programs are those of this machine; an image is named by --image");
+            }
+            code
         }
     };
     if options.stats {
         match sandbox.stats() {
             Ok(stats) => limits::print(&stats),
-            Err(error) => eprintln!("adl: --stats: {error}"),
+            Err(error) => say(format_args!("--stats: {error}")),
         }
     }
     if !copies_out.is_empty() {
@@ -162,12 +178,37 @@ fn run(
     if let Some(name) = &options.snapshot {
         let how = SnapshotOptions { name: Some(name.clone()), running: IfRunning::End };
         if let Err(error) = sandbox.snapshot_with(&how) {
-            eprintln!("adl: --snapshot {name}: {error}");
+            say(format_args!("--snapshot {name}: {error}"));
             code = if code == 0 { super::OWN_ERROR } else { code };
         }
     }
     sandbox.delete()?;
+    // Who does not want to wait for the removal of what was written ends adl here.
+    mask.thread_unblock()?;
+    tell_of_removals();
     Ok(ExitCode::from(code))
+}
+
+/// After how long the end of adl is a wait that someone wonders about.
+const A_WHILE: Duration = Duration::from_secs(1);
+
+/// Says on a terminal what adl is still there for, if it is.
+fn tell_of_removals() {
+    if adl_runtime::pending_removals() == 0 || !io::stderr().is_terminal() {
+        return;
+    }
+    let tell = || {
+        std::thread::sleep(A_WHILE);
+        say("removing what was written in the sandbox; Ctrl-C leaves that to `adl gc`");
+    };
+    // It ends with adl. Where there can be none, nothing is told.
+    let _ = std::thread::Builder::new().name("adl-tell".to_owned()).spawn(tell);
+}
+
+/// Whether what was to be run may have been the name of an image.
+fn is_no_path(programs: &[impl AsRef<OsStr>]) -> bool {
+    let first = programs.first().map(|program| program.as_ref().as_encoded_bytes());
+    first.is_some_and(|name| !name.starts_with(b"/") && !name.starts_with(b"."))
 }
 
 fn spawn(
@@ -214,6 +255,9 @@ fn prepare(
     if let Some(timeout) = options.timeout {
         command.timeout(timeout);
     }
+    for Ulimit { resource, soft, hard } in &options.ulimit {
+        command.rlimit(*resource, *soft, *hard);
+    }
     Ok(())
 }
 
@@ -237,16 +281,16 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
         (EndReason::SandboxDied, ..) => Err(Error::SandboxDied.into()),
         (EndReason::TimedOut, ..) => {
             let timeout = options.timeout.unwrap_or_default();
-            eprintln!("adl: the command was killed: it ran for longer than {timeout:?}");
+            say(format_args!("the command was killed: it ran for longer than {timeout:?}"));
             Ok(super::TIMED_OUT)
         }
         (EndReason::CpuTimedOut, ..) => {
             let limit = options.cpu_time.unwrap_or_default();
-            eprintln!("adl: the command was killed: it used more CPU time than {limit:?}");
+            say(format_args!("the command was killed: it used more CPU time than {limit:?}"));
             Ok(super::TIMED_OUT)
         }
         (EndReason::OutOfMemory, ..) => {
-            eprintln!("adl: the command was killed: memory ran out");
+            say(format_args!("the command was killed: memory ran out"));
             Ok(super::KILLED)
         }
         (_, Some(code), _) => Ok(code),
@@ -254,11 +298,14 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
     }
 }
 
+/// As a shell says of a command that there is not.
+const NOT_FOUND: u8 = 127;
+
 /// What to exit with for a command that was not started, as shells do.
 fn exit_code_of(error: &Error) -> u8 {
     match error {
         Error::Start { stage: Stage::Exec, source, .. } => match source.kind() {
-            ErrorKind::NotFound => 127,
+            ErrorKind::NotFound => NOT_FOUND,
             _ => 126,
         },
         _ => super::OWN_ERROR,

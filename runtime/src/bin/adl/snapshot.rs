@@ -1,12 +1,13 @@
 //! `adl snapshot`: lists, exports and removes snapshots.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use adl_runtime::{ChangeKind, Export, Snapshot};
+use adl_runtime::{ChangeKind, Error, Export, Snapshot};
 use clap::Subcommand;
 
+use crate::output::{Unwritten, print};
 use crate::values::CliResult;
 
 const HELP: &str = "\
@@ -43,12 +44,11 @@ pub(crate) enum Commands {
 pub(crate) fn main(command: &Commands) -> CliResult<ExitCode> {
     match command {
         Commands::Ls => {
-            for name in Snapshot::list(None)? {
-                println!("{name}");
-            }
+            let names = Snapshot::list(None)?;
+            print(names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
         }
         Commands::Changes { name } => {
-            let mut out = io::stdout().lock();
+            let mut out = io::BufWriter::new(io::stdout().lock());
             for change in Snapshot::open(None, name)?.changes()? {
                 let letter = match change.kind {
                     ChangeKind::Added => 'A',
@@ -59,8 +59,9 @@ pub(crate) fn main(command: &Commands) -> CliResult<ExitCode> {
                 // A name may hold anything that a guest likes: on a terminal, or in lines, no more
                 // than what it reads like.
                 let path = change.path.as_os_str().as_bytes().escape_ascii();
-                writeln!(out, "{letter} {path}")?;
+                writeln!(out, "{letter} {path}").map_err(Unwritten)?;
             }
+            out.flush().map_err(Unwritten)?;
         }
         Commands::Export { layer, name } => {
             if io::stdout().is_terminal() {
@@ -68,7 +69,14 @@ pub(crate) fn main(command: &Commands) -> CliResult<ExitCode> {
             }
             let what = if *layer { Export::Layer } else { Export::Tree };
             let snapshot = Snapshot::open(None, name)?;
-            snapshot.export(what, io::BufWriter::with_capacity(1 << 20, io::stdout()))?;
+            let out = io::BufWriter::with_capacity(1 << 20, io::stdout());
+            snapshot.export(what, out).map_err(|error| match error {
+                // Of stdout: adl reads from no pipe here.
+                Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => {
+                    Unwritten(source).into()
+                }
+                error => Box::<dyn std::error::Error>::from(error),
+            })?;
         }
         Commands::Rm { names } => {
             for name in names {

@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Whence, getpgrp, lseek, tcgetpgrp};
 
+use crate::output::say;
 use crate::session::{is_momentary, open_once_more};
 use crate::sys;
 use crate::values::CliResult;
@@ -185,7 +186,7 @@ impl Relay<'_> {
                 Err(Broken::Read(error)) => {
                     // A terminal that has hung up is an end.
                     if error.raw_os_error() != Some(libc::EIO) {
-                        eprintln!("adl: stdin: {error}");
+                        say(format_args!("stdin: {error}"));
                     }
                     self.end_input();
                 }
@@ -199,7 +200,7 @@ impl Relay<'_> {
                 // The command gets SIGPIPE when it writes more.
                 *place = None;
                 if error.kind() != ErrorKind::BrokenPipe {
-                    eprintln!("adl: {name}: {error}");
+                    say(format_args!("{name}: {error}"));
                     self.delivered = false;
                 }
             }

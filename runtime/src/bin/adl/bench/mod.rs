@@ -19,6 +19,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::options::{self, SandboxOptions};
+use crate::output::{print, say};
 use crate::values::{CliResult, count, number, size_or_zero, take_any_value};
 
 const HELP: &str = "\
@@ -186,16 +187,15 @@ pub(crate) fn main(options: &BenchOptions) -> CliResult<ExitCode> {
         files::copies(&config, options.copies, &mut rows),
     ] {
         match measured {
-            Err(error) if error.is::<LeftOut>() => eprintln!("adl: {error}"),
+            Err(error) if error.is::<LeftOut>() => say(error),
             other => other?,
         }
     }
     drop(std::hint::black_box(ballast));
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        print_table(&rows);
-    }
+    print(match options.json {
+        true => serde_json::to_string_pretty(&rows)? + "\n",
+        false => table(&rows),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -296,16 +296,16 @@ fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::pro
         .status()
 }
 
-fn print_table(rows: &BTreeMap<&str, Row>) {
-    println!("{:<12} {:>9} {:>9} {:>9} {:>6}  host p50", "µs", "p50", "p99", "min", "n");
+fn table(rows: &Rows) -> String {
+    let mut table =
+        format!("{:<12} {:>9} {:>9} {:>9} {:>6}  host p50\n", "µs", "p50", "p99", "min", "n");
     for (name, row) in rows {
-        print!(
-            "{name:<12} {:>9.0} {:>9.0} {:>9.0} {:>6}",
-            row.p50_us, row.p99_us, row.min_us, row.n
-        );
-        match row.host_spawn_p50_us.or(row.host_copy_p50_us) {
-            Some(host) => println!("  {host:.0} ({:.2} x)", row.p50_us / host),
-            None => println!(),
+        let Row { p50_us, p99_us, min_us, n, .. } = row;
+        table += &format!("{name:<12} {p50_us:>9.0} {p99_us:>9.0} {min_us:>9.0} {n:>6}");
+        if let Some(host) = row.host_spawn_p50_us.or(row.host_copy_p50_us) {
+            table += &format!("  {host:.0} ({:.2} x)", p50_us / host);
         }
+        table.push('\n');
     }
+    table
 }
