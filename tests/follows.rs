@@ -148,7 +148,7 @@ const ALLOWED: &[Allowed] = &[
         ],
         CGROUPS,
     ),
-    ("cgroup/leaves.rs", &[("fs::remove_dir", 1)], CGROUPS),
+    ("cgroup/leaves.rs", &[("OpenOptions::new", 1), ("fs::remove_dir", 1)], CGROUPS),
     ("cgroup/limit.rs", &[("stat::stat", 1)], "a device that the caller has named; not opened"),
     (
         "cgroup/mod.rs",

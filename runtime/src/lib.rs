@@ -92,18 +92,19 @@
 //!
 //! fn judge(submissions: &[&str], input: &str, expected: &[u8]) -> Result<()> {
 //!     let limits = Limits { memory: Some(256 << 20), pids: Some(64), ..Limits::default() };
-//!     let defaults = Defaults { current_dir: "/tmp".into(), ..Defaults::default() };
+//!     let cpu_time = Some(Duration::from_secs(2));
+//!     let defaults = Defaults { current_dir: "/tmp".into(), cpu_time, ..Defaults::default() };
 //!     let sandbox = Sandbox::create(Config { limits, defaults, ..Config::default() })?;
 //!     for submission in submissions {
 //!         sandbox.files().write_file("solution.py", submission)?;
 //!         let mut command = sandbox.command("python3");
 //!         command.arg("solution.py").input(input).output_limit(1 << 20);
-//!         let output = command.timeout(Duration::from_secs(2)).output()?;
+//!         let output = command.timeout(Duration::from_secs(6)).output()?;
 //!         println!("{}", match output.status.reason() {
 //!             EndReason::Exited if !output.status.success() => "failed",
 //!             EndReason::Exited if output.stdout == expected => "right",
 //!             EndReason::Exited => "wrong",
-//!             EndReason::TimedOut => "too slow",
+//!             EndReason::CpuTimedOut | EndReason::TimedOut => "too slow",
 //!             EndReason::OutOfMemory => "too much memory",
 //!             _ => "ended otherwise",
 //!         });

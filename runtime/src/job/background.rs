@@ -8,13 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
-use crate::job::child::{Collection, GuestPid, Output, STACK, whatever_becomes_of};
-use crate::job::collect::Captures;
+use crate::job::child::{Collection, GuestPid, Output};
 use crate::job::exit::ExitStatus;
-use crate::job::reader::Reader;
+use crate::job::reader::{self, Collecting, Reader};
 use crate::job::running::{Handle, Scope};
 use crate::sys::lock::lock;
 use crate::sys::unique::unique_number;
@@ -34,17 +32,11 @@ struct Shared {
     id: JobId,
     pid: GuestPid,
     handle: Handle,
-    captures: Captures,
+    collecting: Arc<Collecting>,
     control: Arc<Control>,
     /// Where it is until someone has waited for its end.
     jobs: Weak<Jobs>,
-    /// Readable when all is collected, and from then on.
-    done: EventFd,
-    result: Mutex<Option<Collected>>,
 }
-
-/// How it ended, and whether a stream is open still; or why that is not known.
-pub(crate) type Collected = std::result::Result<(ExitStatus, bool), String>;
 
 /// The jobs in the background of one life of a sandbox, until someone has waited for their end.
 #[derive(Debug, Default)]
@@ -102,22 +94,20 @@ impl Job {
         handle: Handle,
         pid: GuestPid,
     ) -> Result<Self> {
-        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
+        let collecting = Arc::new(Collecting::new(collection.caps)?);
         let job = Self(Arc::new(Shared {
             id: JobId(unique_number()),
             pid,
             handle,
-            captures: Captures::new(collection.caps),
+            collecting: Arc::clone(&collecting),
             control: Arc::clone(&collection.control),
             jobs: Arc::downgrade(jobs),
-            done,
-            result: Mutex::new(None),
         }));
         let started = if collection.is_relayed() {
             // It may have to wait for what is the caller's: beside no other.
-            job.start_thread(collection)
+            reader::read_alone(collecting, collection)
         } else {
-            jobs.reader.read(job.clone(), collection)
+            jobs.reader.read(collecting, collection)
         };
         if let Err(error) = started {
             job.kill()?;
@@ -125,29 +115,6 @@ impl Job {
         }
         jobs.lock().push(job.clone());
         Ok(job)
-    }
-
-    /// Collects to the end, in a thread of its own.
-    fn start_thread(&self, collection: Collection) -> Result<()> {
-        let job = self.clone();
-        let work = move || {
-            job.end(whatever_becomes_of(|| collection.run(&mut job.captures())));
-        };
-        let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
-        thread.spawn(work).map(drop).map_err(Error::io("start of a thread"))
-    }
-
-    /// Where what it writes is kept.
-    pub(crate) fn captures(&self) -> &Captures {
-        &self.0.captures
-    }
-
-    /// Tells how it has ended, whatever became of the thread that collected.
-    pub(crate) fn end(&self, result: Collected) {
-        *lock(&self.0.result) = Some(result);
-        self.0.captures.end();
-        // It holds one number, so it has room for this.
-        let _ = self.0.done.write(1);
     }
 
     /// Its number.
@@ -170,7 +137,8 @@ impl Job {
         self.0.handle.clone()
     }
 
-    /// What it has written so far, a copy of all that is kept; in a fork of the process that started it, nothing.
+    /// What it has written so far, a copy of all that is kept; in a fork of the process that started
+    /// it, nothing.
     pub fn partial_output(&self) -> PartialOutput {
         self.output_since(OutputCursor::default()).0
     }
@@ -197,7 +165,7 @@ impl Job {
         if !self.0.control.is_own() {
             return (PartialOutput::default(), cursor);
         }
-        let [stdout, stderr] = self.0.captures.since(cursor.0);
+        let [stdout, stderr] = self.0.collecting.captures.since(cursor.0);
         let next = OutputCursor([stdout.next, stderr.next]);
         let output = PartialOutput {
             stdout: stdout.bytes,
@@ -215,7 +183,7 @@ impl Job {
     /// [`Error::ForkedProcess`] in a fork of the process that started it.
     pub fn wait_output(&self, cursor: OutputCursor, timeout: Duration) -> Result<bool> {
         self.0.control.check_own()?;
-        Ok(self.0.captures.wait_since(cursor.0, Deadline::after(timeout)))
+        Ok(self.0.collecting.captures.wait_since(cursor.0, Deadline::after(timeout)))
     }
 
     /// Looks whether it has ended, and how.
@@ -261,7 +229,7 @@ impl Job {
 
     fn result(&self) -> Result<Option<(ExitStatus, bool)>> {
         self.0.control.check_own()?;
-        let result = lock(&self.0.result);
+        let result = lock(&self.0.collecting.result);
         result.clone().transpose().map_err(|why| Error::io("collect output")(io::Error::other(why)))
     }
 
@@ -286,15 +254,6 @@ impl Job {
 /// event loops; not to be read from.
 impl AsFd for Job {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.done.as_fd()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_thread_that_panics_has_a_result() {
-        let result = super::whatever_becomes_of::<()>(|| panic!("as it should not"));
-        assert!(result.is_err_and(|why| why.contains("panicked")));
+        self.0.collecting.done.as_fd()
     }
 }

@@ -18,7 +18,6 @@ use crate::job::collect::{
     Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
 };
 use crate::job::exit::{EndReason, ExitStatus};
-use crate::job::life::Lives;
 use crate::job::relay::Input;
 use crate::job::running::{Delivery, Handle, Running, Scope};
 use crate::job::terminal::Terminal;
@@ -29,8 +28,6 @@ use crate::{sys, wire};
 
 /// How long a program may take from the request to its `execve`, or its failure.
 const START: Duration = Duration::from_secs(10);
-/// How long all processes may take to end that were killed: a little longer than init waits.
-const KILLED: Duration = Duration::from_secs(6);
 /// How long init may take to read that what others write is to be dropped.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -190,30 +187,6 @@ pub(crate) fn whatever_becomes_of<T>(
         |_| Err("the thread has panicked".to_owned()),
         |done| done.map_err(|error| error.to_string()),
     )
-}
-
-/// Has init end every process but itself, and waits until they are gone.
-pub(crate) fn kill_all(lives: &Lives) -> Result<()> {
-    let life = lives.begin(Deadline::after(KILLED))?;
-    let control = &life.control;
-    // What stands still could not end.
-    control.join_files_of_builtins()?;
-    let (channel, theirs) = control.take_channel()?;
-    let timeout = Some(KILLED);
-    let running = Running::new("".into(), channel, control.init(), timeout, life.beginning());
-    control.add_waited_for(running.messages());
-    let spawn = builtin(Task::KillAll, Identity::ROOT);
-    let request = Request::Spawn(spawn);
-    match control.request_by(running.overdue(), &request, &[theirs.as_raw_fd()]) {
-        Err(Error::SandboxDied) => return Ok(()),
-        asked => asked?,
-    }
-    let status = running.wait()?;
-    if status.survivors() && status.reason() != EndReason::SandboxDied {
-        let what = "the processes of the sandbox to end, which were killed";
-        return Err(Error::TimedOut { what, after: KILLED });
-    }
-    Ok(())
 }
 
 /// A job that is no program, as far as it is like the others.
@@ -532,5 +505,14 @@ impl Read for ChildStdout {
 impl Read for ChildStderr {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         nix::unistd::read(&self.0, buffer).map_err(io::Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_thread_that_panics_has_a_result() {
+        let result = super::whatever_becomes_of::<()>(|| panic!("as it should not"));
+        assert!(result.is_err_and(|why| why.contains("panicked")));
     }
 }

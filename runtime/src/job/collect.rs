@@ -503,8 +503,8 @@ pub(crate) fn ready_of<'a>(
     places.map(|place| place.is_some() && fds.next().is_some_and(|fd| fd.any().unwrap_or(true)))
 }
 
-/// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is nothing:
-/// a guest may have taken it out again.
+/// Reads once from a pipe; returns the number of bytes, 0 at its end, or `None` if there is
+/// nothing: a guest may have taken it out again.
 fn read_from(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>> {
     loop {
         match nix::unistd::read(pipe, buffer) {

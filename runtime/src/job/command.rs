@@ -409,9 +409,9 @@ impl Command {
         }
     }
 
-    /// Starts the command and returns once its program runs. It is read from in the background,
-    /// by a thread of its own, and can be waited for, looked at and ended from anywhere; see
-    /// [`Sandbox::jobs`](crate::Sandbox::jobs).
+    /// Starts the command and returns once its program runs. It is read from in the background, by
+    /// a thread that does so for all of the sandbox, and can be waited for, looked at and ended from
+    /// anywhere; see [`Sandbox::jobs`](crate::Sandbox::jobs).
     ///
     /// # Errors
     /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.

@@ -7,6 +7,7 @@ pub(crate) mod collect;
 pub(crate) mod command;
 pub(crate) mod environment;
 pub(crate) mod exit;
+pub(crate) mod kill_all;
 pub(crate) mod life;
 mod reader;
 mod relay;

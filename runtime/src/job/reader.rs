@@ -9,14 +9,48 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
-use crate::job::background::{Collected, Job};
 use crate::job::child::{Collection, STACK, whatever_becomes_of};
-use crate::job::collect::{Ready, fds_of, ready_of};
+use crate::job::collect::{Caps, Captures, Ready, fds_of, ready_of};
+use crate::job::exit::ExitStatus;
 use crate::sys::lock::lock;
 use crate::wait::{Deadline, wait_ready};
 
-/// A command in the background, and what moves its bytes.
-type Read = (Job, Collection);
+/// What is collected of a command in the background.
+#[derive(Debug)]
+pub(crate) struct Collecting {
+    pub(crate) captures: Captures,
+    /// Readable when all is collected, and from then on.
+    pub(crate) done: EventFd,
+    pub(crate) result: Mutex<Option<Collected>>,
+}
+
+/// How it ended, and whether a stream is open still; or why that is not known.
+pub(crate) type Collected = std::result::Result<(ExitStatus, bool), String>;
+
+impl Collecting {
+    pub(crate) fn new(caps: Caps) -> Result<Self> {
+        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
+        Ok(Self { captures: Captures::new(caps), done, result: Mutex::new(None) })
+    }
+
+    /// Tells how it has ended, whatever became of whoever collected.
+    fn end(&self, result: Collected) {
+        *lock(&self.result) = Some(result);
+        self.captures.end();
+        // It holds one number, so it has room for this.
+        let _ = self.done.write(1);
+    }
+}
+
+/// Collects to the end, in a thread of its own.
+pub(crate) fn read_alone(to: Arc<Collecting>, collection: Collection) -> Result<()> {
+    let work = move || to.end(whatever_becomes_of(|| collection.run(&mut &to.captures)));
+    let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
+    thread.spawn(work).map(drop).map_err(Error::io("start of a thread"))
+}
+
+/// Where the output of a command in the background goes, and what moves it.
+type Read = (Arc<Collecting>, Collection);
 
 /// Where the thread is told of commands; there is one while it has any.
 #[derive(Debug, Default)]
@@ -31,11 +65,15 @@ struct Inbox {
 
 impl Reader {
     /// Has a command be read from until it has ended.
-    pub(crate) fn read(self: &Arc<Self>, job: Job, mut collection: Collection) -> Result<()> {
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        to: Arc<Collecting>,
+        mut collection: Collection,
+    ) -> Result<()> {
         collection.collector.begin()?;
         let mut inbox = lock(&self.0);
         if let Some(inbox) = &mut *inbox {
-            inbox.waiting.push((job, collection));
+            inbox.waiting.push((to, collection));
             // It holds one number, so it has room for this.
             let _ = inbox.bell.write(1);
             return Ok(());
@@ -43,7 +81,7 @@ impl Reader {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let bell = Arc::new(EventFd::from_flags(flags).map_err(Error::io("eventfd"))?);
         let (this, heard) = (Arc::clone(self), Arc::clone(&bell));
-        let work = move || this.run(&heard, vec![(job, collection)]);
+        let work = move || this.run(&heard, vec![(to, collection)]);
         let thread = std::thread::Builder::new().name("adl-job".to_owned()).stack_size(STACK);
         thread.spawn(work).map_err(Error::io("start of a thread"))?;
         *inbox = Some(Inbox { waiting: Vec::new(), bell });
@@ -106,17 +144,17 @@ fn own_places(collection: &Collection) -> [Option<(BorrowedFd<'_>, PollFlags)>; 
 }
 
 /// Does what there is to do for one, and gives it back if it goes on.
-fn turn((job, mut collection): Read, ready: Result<Option<Ready>>) -> Option<Read> {
-    let mut captures = job.captures();
+fn turn((to, mut collection): Read, ready: Result<Option<Ready>>) -> Option<Read> {
+    let mut captures = &to.captures;
     let turned = whatever_becomes_of(|| match ready? {
         None if !collection.collector.next_at().passed() => Ok(None),
         ready => collection.collector.turn(ready, &mut captures),
     });
     let ended: Collected = match turned {
-        Ok(None) => return Some((job, collection)),
-        Ok(Some(status)) => whatever_becomes_of(|| collection.finish(status, &mut captures)),
+        Ok(None) => return Some((to, collection)),
+        Ok(Some(status)) => whatever_becomes_of(|| collection.finish(status, &mut &to.captures)),
         Err(why) => Err(why),
     };
-    job.end(ended);
+    to.end(ended);
     None
 }
