@@ -42,11 +42,13 @@ pub use job::{
     Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
-    Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer, Mount,
-    Setup, SetupFailure, Step, Upper, What,
+    Access, Cgroup, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Etc, Identities, Layer,
+    Mount, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
+
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +56,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,10 @@ pub enum Request<'a> {
     Spawn(Spawn<'a>),
     /// End, and with it every process of the sandbox.
     Shutdown,
+    /// Go on with these in `/sys/fs/cgroup`: the next request, where [`Setup::cgroups`] says so. The
+    /// host makes them while init mounts. A descriptor comes for each [`Layer::Descriptor`].
+    #[serde(borrow)]
+    Cgroups(Vec<Cgroup<'a>>),
 }
 
 /// What init answers on the control socket.

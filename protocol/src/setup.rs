@@ -31,14 +31,25 @@ pub struct Setup<'a> {
     /// the others come when `/proc` and `/dev` are there.
     #[serde(borrow)]
     pub mounts: Vec<Mount<'a>>,
+    /// The files of the sandbox's own in `/etc`.
+    #[serde(borrow)]
+    pub etc: Etc<'a>,
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
     /// Paths below `/proc` that are made read-only.
     #[serde(borrow)]
     pub read_only: Strings<'a>,
-    /// The largest process id, which bounds how many processes there can be; `None` for the host's.
-    pub pid_max: Option<u32>,
+    /// Kernel parameters of its namespaces: in turn a path below `/proc/sys` and what is written
+    /// there.
+    #[serde(borrow)]
+    pub sysctls: Strings<'a>,
+    /// The most that may be in `/dev` and `/dev/shm`, in bytes, where init makes that.
+    pub dev_size: u64,
+    /// Whether there is a `/sys`.
+    pub sys: bool,
+    /// Whether [`crate::Request::Cgroups`] comes, with what is in `/sys/fs/cgroup`.
+    pub cgroups: bool,
     /// The capabilities that a job may have: bit `n` is capability number `n`.
     pub capabilities: u64,
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
@@ -47,6 +58,45 @@ pub struct Setup<'a> {
     /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the
     /// kernel ignores, so that the filters let it pass. It is random, and no guest may learn it.
     pub core_key: u64,
+}
+
+/// Files of the sandbox's own in `/etc`, which lie on top of those of the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Etc<'a> {
+    /// Mode, owner and group of the directory, which are those of the image's.
+    pub directory: [u32; 3],
+    /// The content of `hosts`, if that is one of them.
+    #[serde(borrow)]
+    pub hosts: Option<&'a [u8]>,
+    /// The content of `hostname`.
+    #[serde(borrow)]
+    pub hostname: Option<&'a [u8]>,
+    /// The content of `resolv.conf`.
+    #[serde(borrow)]
+    pub resolv_conf: Option<&'a [u8]>,
+}
+
+impl Etc<'_> {
+    /// The files that there are.
+    pub fn files(&self) -> impl Iterator<Item = (&'static CStr, &[u8])> {
+        let all = [
+            (c"hosts", self.hosts),
+            (c"hostname", self.hostname),
+            (c"resolv.conf", self.resolv_conf),
+        ];
+        all.into_iter().filter_map(|(name, content)| Some((name, content?)))
+    }
+}
+
+/// A cgroup of the sandbox, to be read in `/sys/fs/cgroup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup<'a> {
+    /// The name of its directory, and of links to that; none if it is `/sys/fs/cgroup` itself.
+    #[serde(borrow)]
+    pub names: Strings<'a>,
+    /// The cgroup.
+    #[serde(borrow)]
+    pub directory: Layer<'a>,
 }
 
 /// The ids that the host mapped into the user namespace.
@@ -134,8 +184,8 @@ pub const DEVICE_NODES: [DeviceNode; 6] = [
     DeviceNode { name: c"tty", major: 5, minor: 0 },
 ];
 
-/// The most that may be in `/dev` and `/dev/shm`, in bytes.
-pub const DEV_SIZE: &CStr = c"64m";
+/// The most that may be in `/dev` and `/dev/shm`, in bytes, unless the caller says otherwise.
+pub const DEV_SIZE: u64 = 64 << 20;
 
 /// The most files that may be there. Each takes a KiB of the kernel's memory, which no size counts.
 pub const DEV_INODES: &CStr = c"16384";
@@ -191,17 +241,23 @@ pub enum Step {
     Upper,
     /// Mount an overlay.
     Overlay,
+    /// Make the sandbox's own files in `/etc`.
+    Etc,
     /// Mount `/proc`.
     Proc,
+    /// Set a kernel parameter.
+    Sysctl,
     /// Cover a path below `/proc`, or make it read-only.
     Mask,
     /// Make `/dev`.
     Dev,
+    /// Make `/sys`.
+    Sys,
     /// Put a volume, a tmpfs or a device in its place.
     Mount,
     /// Make the assembled tree the root, and let go of the host's.
     Pivot,
-    /// Set limits: init's own, and the largest process id.
+    /// Set init's own limits.
     Limits,
     /// Give up all capabilities that are not needed.
     Capabilities,

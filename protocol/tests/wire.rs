@@ -15,10 +15,11 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity,
-    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login, MAX_CHUNK, Metadata, Mount,
-    Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource,
-    Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Access, Attributes, Cgroup, Chunk, Entry, Etc, Exit, FileAction, FileKind, FileTask,
+    Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login,
+    MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn,
+    Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION,
+    What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -77,7 +78,16 @@ fn setup() -> Request<'static> {
         ],
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
-        pid_max: Some(400),
+        etc: Etc {
+            directory: [0o755, 0, 0],
+            hosts: Some(b"::1 box\n"),
+            hostname: Some(b"box\n"),
+            resolv_conf: None,
+        },
+        sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
+        dev_size: 4096,
+        sys: true,
+        cgroups: true,
         capabilities: 0x21,
         filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
         core_key: 9,
@@ -136,9 +146,12 @@ where
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Dev, b"\x01\0\0\0\x01");
     golden(&Request::Shutdown, b"\x01\0\0\0\x03");
+    let names = Strings::new(b"cpu\0cpuacct\0").unwrap();
+    let cgroup = Cgroup { names, directory: Layer::Descriptor };
+    golden(&Request::Cgroups(vec![cgroup]), b"\x10\0\0\0\x04\x01\x0ccpu\0cpuacct\0\0");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
-    golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
+    golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
     golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0c\x04");
     golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
@@ -154,8 +167,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x50\0\0\0\0\x06\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
-          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x01\xfb\x90\x01\x21\x01\x08\x01\x02\x03\
+        b"\x7b\0\0\0\0\x07\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\xfb\xed\x01\0\0\x01\x08::1 box\n\x01\x04box\n\0\
+          \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );
     golden(&Task::Drain, b"\x01\0\0\0\x01");

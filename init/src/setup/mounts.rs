@@ -14,7 +14,9 @@ use alloc::string::String;
 use alloc::vec::{self, Vec};
 use core::ffi::CStr;
 
-use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
+use adl_protocol::{
+    Access, Etc, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits,
+};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags};
 use rustix::io::{Errno, Result as IoResult};
@@ -99,12 +101,16 @@ impl<'a> Assembly<'a> {
     fn make(&mut self, mount: &Mount<'_>, name: &str) -> Result<OwnedFd> {
         let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
         let is_root = mount.at.is_empty();
+        let setup = self.setup;
         let made = match &mount.what {
             What::Overlay(lowers) => {
                 let number = self.overlays;
                 self.overlays += 1;
+                if is_root {
+                    put_in_upper(&setup.etc, setup.identities).step(Step::Etc)?;
+                }
                 let layers = self.layers.by_ref().take(lowers.len());
-                mount_overlay(number, layers, name, self.setup.identities)?
+                mount_overlay(number, layers, name, setup.identities)?
             }
             What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
             What::Volume(_) => {
@@ -119,6 +125,7 @@ impl<'a> Assembly<'a> {
                     return Ok(made);
                 }
                 attach_as(&made, name).map_err(fail)?;
+                put_in_root(&setup.etc).step(Step::Etc)?;
                 made
             }
             What::Device(layer) => {
@@ -135,6 +142,58 @@ impl<'a> Assembly<'a> {
             self.read_only.push(made.try_clone().map_err(|_| fail(Errno::MFILE))?);
         }
         Ok(made)
+    }
+}
+
+/// Puts files of the sandbox's own into the upper of the root, while no one sees that: in a
+/// directory that is to be what the image's was.
+fn put_in_upper(etc: &Etc<'_>, identities: Identities) -> IoResult<()> {
+    const PLACE: &CStr = c"s/0.upper/etc";
+    if etc.files().next().is_none() {
+        return Ok(());
+    }
+    let [mode, uid, gid] = etc.directory;
+    rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(mode))?;
+    if identities == Identities::Range && (uid, gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(CWD, PLACE, Some(uid), Some(gid), AtFlags::empty())?;
+        // The change of owner may have taken bits of it.
+        rustix::fs::chmodat(CWD, PLACE, Mode::from_raw_mode(mode), AtFlags::empty())?;
+    }
+    let place = open_directory(CWD, PLACE)?;
+    etc.files().try_for_each(|(name, content)| put_file(&place, name, content))
+}
+
+/// Puts them into a root that can be written to itself, in the place of what it has there. Whatever
+/// that is, nothing in it is followed.
+fn put_in_root(etc: &Etc<'_>) -> IoResult<()> {
+    if etc.files().next().is_none() {
+        return Ok(());
+    }
+    let place = match open_directory(CWD, c"m0/etc") {
+        Err(Errno::NOENT) => {
+            rustix::fs::mkdirat(CWD, c"m0/etc", Mode::from_raw_mode(0o755))?;
+            open_directory(CWD, c"m0/etc")?
+        }
+        opened => opened?,
+    };
+    for (name, content) in etc.files() {
+        match rustix::fs::unlinkat(&place, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => put_file(&place, name, content)?,
+            // A directory, which a guest had made there before a snapshot, stays.
+            Err(Errno::ISDIR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn put_file(place: &OwnedFd, name: &CStr, content: &[u8]) -> IoResult<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))?;
+    match rustix::io::write(&file, content)? == content.len() {
+        true => Ok(()),
+        false => Err(Errno::NOSPC),
     }
 }
 
@@ -244,7 +303,7 @@ pub(crate) fn directory_in_root(components: Strings<'_>, step: Step) -> Result<O
     Ok(at)
 }
 
-fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
+pub(crate) fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
     rustix::fs::openat2(
         at,
         name,
@@ -259,12 +318,17 @@ fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
 pub(crate) const BLANK_DIRECTORY: &CStr = c"blank/directory";
 /// See [`BLANK_DIRECTORY`].
 pub(crate) const BLANK_FILE: &CStr = c"blank/file";
+/// A file there that tells the sandbox's own boot apart from any other.
+pub(crate) const BOOT_ID: &CStr = c"blank/boot_id";
 
 /// Makes them.
-pub(crate) fn make_blanks() -> IoResult<()> {
+pub(crate) fn make_blanks(boot_id: &[u8]) -> IoResult<()> {
     rustix::fs::mkdirat(CWD, c"blank", Mode::from_raw_mode(0o755))?;
     rustix::fs::mkdirat(CWD, BLANK_DIRECTORY, Mode::empty())?;
     rustix::fs::mknodat(CWD, BLANK_FILE, FileType::RegularFile, Mode::empty(), 0)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o444);
+    rustix::io::write(rustix::fs::open(BOOT_ID, flags, mode)?, boot_id)?;
     rustix::mount::mount_bind(c"blank", c"blank")?;
     rustix::mount::mount_remount(
         c"blank",
@@ -286,7 +350,7 @@ fn enter_scratch() -> IoResult<()> {
 }
 
 /// Makes a directory on the scratch and attaches a mount there.
-fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
+pub(crate) fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     rustix::fs::mkdirat(CWD, name.as_c_str(), Mode::from_raw_mode(0o755))?;
     attach(mount, &name)
@@ -330,7 +394,7 @@ fn mount_as(kind: &CStr, flags: MountFlags, options: &CStr, name: &str) -> IoRes
     open_directory(CWD, &name)
 }
 
-fn open_layer(
+pub(crate) fn open_layer(
     layer: &Layer<'_>,
     more: OpenTreeFlags,
     descriptors: &mut VecDeque<OwnedFd>,

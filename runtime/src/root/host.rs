@@ -49,13 +49,12 @@ const EMPTY: [(&str, u32); 16] = [
     ("var/tmp", 0o1777),
 ];
 
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 3] = [
     (
         "etc/passwd",
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
     ),
     ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-    ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     (
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",

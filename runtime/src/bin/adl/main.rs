@@ -11,6 +11,7 @@ mod doctor;
 mod environment;
 mod gc;
 mod in_order;
+mod inside;
 mod limits;
 mod manual;
 mod mounts;

@@ -1,0 +1,168 @@
+//! The files that a sandbox has of its own in `/etc`: which, and what is in them.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use adl_protocol::{Etc, Identities};
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
+
+use crate::config::{EtcFiles, Network};
+use crate::error::{Error, Result};
+use crate::root::stack::{Layer, Stack};
+use crate::sys::open;
+
+const HOSTS: &CStr = c"hosts";
+const HOSTNAME: &CStr = c"hostname";
+const RESOLV_CONF: &CStr = c"resolv.conf";
+
+/// The longest `resolv.conf`, in bytes.
+const LONGEST: u64 = 16 << 10;
+
+/// The names of those that a sandbox has of its own, on top of a root.
+///
+/// What snapshots have kept does not count as the image's: such files are made anew in each life.
+pub(crate) fn names(
+    which: EtcFiles,
+    network: Network,
+    root: Option<&Stack>,
+) -> Result<Vec<&'static CStr>> {
+    let Some(root) = root.filter(|_| which != EtcFiles::None) else { return Ok(Vec::new()) };
+    let mut names = vec![HOSTS, HOSTNAME];
+    if network == Network::Host {
+        names.push(RESOLV_CONF);
+    }
+    if which == EtcFiles::Missing {
+        let mut found = Vec::new();
+        for layer in root.layers.iter().filter(|layer| matches!(layer, Layer::Image(_))) {
+            let layer = layer.open()?;
+            for &name in &names {
+                // The topmost counts.
+                if found.iter().all(|(other, _)| *other != name)
+                    && let Some(has_content) = look(layer.as_fd(), name)
+                        .map_err(Error::at("look for files of /etc in", &layer.path))?
+                {
+                    found.push((name, has_content));
+                }
+            }
+        }
+        names.retain(|name| !found.contains(&(name, true)));
+    }
+    Ok(names)
+}
+
+/// Whether a file of an image holds anything; `None` if there is none. A link leads where it would
+/// lead inside.
+fn look(image: impl AsFd, name: &CStr) -> nix::Result<Option<bool>> {
+    let path = [b"etc/", name.to_bytes()].concat();
+    match open::in_root(image, path.as_slice()) {
+        Ok(file) => {
+            let stat = fstat(file)?;
+            // The mark of an overlay for what is not there.
+            Ok(Some(!is_whiteout(&stat) && (kind(&stat) != SFlag::S_IFREG || stat.st_size != 0)))
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+fn is_whiteout(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
+}
+
+/// The contents of files.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    directory: [u32; 3],
+    hosts: Option<String>,
+    hostname: Option<String>,
+    resolv_conf: Option<Vec<u8>>,
+}
+
+impl Contents {
+    /// What is in the files of these names, in one life of a sandbox. There are none where `/etc`
+    /// is no directory: a guest may have put a link there before a snapshot.
+    pub(crate) fn new(
+        names: &[&CStr],
+        root: Option<&Stack>,
+        hostname: &str,
+        identities: Identities,
+    ) -> Result<Self> {
+        let Some(root) = root.filter(|_| !names.is_empty()) else { return Ok(Self::default()) };
+        let Some(directory) = directory(root, identities)? else { return Ok(Self::default()) };
+        let has = |name| names.contains(&name);
+        Ok(Self {
+            directory,
+            hosts: has(HOSTS).then(|| {
+                format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{hostname}\n")
+            }),
+            hostname: has(HOSTNAME).then(|| format!("{hostname}\n")),
+            resolv_conf: if has(RESOLV_CONF) { resolver() } else { None },
+        })
+    }
+
+    pub(crate) fn as_message(&self) -> Etc<'_> {
+        Etc {
+            directory: self.directory,
+            hosts: self.hosts.as_deref().map(str::as_bytes),
+            hostname: self.hostname.as_deref().map(str::as_bytes),
+            resolv_conf: self.resolv_conf.as_deref(),
+        }
+    }
+}
+
+/// Mode, owner and group of `/etc`; `None` if that is no directory.
+fn directory(root: &Stack, identities: Identities) -> Result<Option<[u32; 3]>> {
+    const NEW: [u32; 3] = [0o755, 0, 0];
+    for layer in &root.layers {
+        let layer = layer.open()?;
+        match fstatat(layer.as_fd(), c"etc", AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) if kind(&stat) == SFlag::S_IFDIR => {
+                let [uid, gid] = [stat.st_uid, stat.st_gid].map(|id| inside(id, identities));
+                return Ok(Some([stat.st_mode & 0o7777, uid, gid]));
+            }
+            Ok(stat) => return Ok(is_whiteout(&stat).then_some(NEW)),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::at("look for /etc in", &layer.path)(errno)),
+        }
+    }
+    Ok(Some(NEW))
+}
+
+/// An owner as it shows inside.
+fn inside(id: u32, identities: Identities) -> u32 {
+    /// The kernel's for what is not mapped.
+    const OVERFLOW: u32 = 65_534;
+    match identities {
+        Identities::Range if id < crate::sys::id_ranges::LENGTH => id,
+        Identities::Range => OVERFLOW,
+        Identities::Single => 0,
+    }
+}
+
+/// How the host resolves names: what is in its file, wherever that is, if anyone may read it.
+fn resolver() -> Option<Vec<u8>> {
+    let read = || {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = File::options()
+            .read(true)
+            .custom_flags(flags)
+            .open(Path::new("/etc").join("resolv.conf"))?;
+        let metadata = file.metadata()?;
+        let mut content = Vec::new();
+        if metadata.is_file() && metadata.mode() & 0o004 != 0 {
+            file.take(LONGEST).read_to_end(&mut content)?;
+        }
+        Ok::<_, io::Error>(content)
+    };
+    read().ok().filter(|content| !content.is_empty())
+}
