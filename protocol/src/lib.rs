@@ -42,8 +42,8 @@ pub use job::{
     Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
-    Access, Cgroup, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Etc, Identities, Layer,
-    Mount, Setup, SetupFailure, Step, Upper, What,
+    Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer, Mount,
+    Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
@@ -72,10 +72,12 @@ pub enum Request<'a> {
     Spawn(Spawn<'a>),
     /// End, and with it every process of the sandbox.
     Shutdown,
-    /// Go on with these in `/sys/fs/cgroup`: the next request, where [`Setup::cgroups`] says so. The
-    /// host makes them while init mounts. A descriptor comes for each [`Layer::Descriptor`].
+    /// Go on with these in `/sys/fs/cgroup`, read-only: the next request, where [`Setup::cgroups`]
+    /// says so. The host makes them while init mounts. Each is a [`What::Volume`] at the names of
+    /// its controllers with a comma between them, or at none; a descriptor comes for each
+    /// [`Layer::Descriptor`].
     #[serde(borrow)]
-    Cgroups(Vec<Cgroup<'a>>),
+    Cgroups(Vec<Mount<'a>>),
 }
 
 /// What init answers on the control socket.

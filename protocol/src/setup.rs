@@ -31,9 +31,11 @@ pub struct Setup<'a> {
     /// the others come when `/proc` and `/dev` are there.
     #[serde(borrow)]
     pub mounts: Vec<Mount<'a>>,
-    /// The files of the sandbox's own in `/etc`.
+    /// The files of the sandbox's own in `/etc`: in turn a name and what is in it.
     #[serde(borrow)]
-    pub etc: Etc<'a>,
+    pub etc: Strings<'a>,
+    /// Mode, owner and group of `/etc`, which are those of the image's.
+    pub etc_attributes: [u32; 3],
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
@@ -58,45 +60,6 @@ pub struct Setup<'a> {
     /// What a change of `RLIMIT_CORE` carries as the fifth argument of `prlimit(2)`, which the
     /// kernel ignores, so that the filters let it pass. It is random, and no guest may learn it.
     pub core_key: u64,
-}
-
-/// Files of the sandbox's own in `/etc`, which lie on top of those of the image.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Etc<'a> {
-    /// Mode, owner and group of the directory, which are those of the image's.
-    pub directory: [u32; 3],
-    /// The content of `hosts`, if that is one of them.
-    #[serde(borrow)]
-    pub hosts: Option<&'a [u8]>,
-    /// The content of `hostname`.
-    #[serde(borrow)]
-    pub hostname: Option<&'a [u8]>,
-    /// The content of `resolv.conf`.
-    #[serde(borrow)]
-    pub resolv_conf: Option<&'a [u8]>,
-}
-
-impl Etc<'_> {
-    /// The files that there are.
-    pub fn files(&self) -> impl Iterator<Item = (&'static CStr, &[u8])> {
-        let all = [
-            (c"hosts", self.hosts),
-            (c"hostname", self.hostname),
-            (c"resolv.conf", self.resolv_conf),
-        ];
-        all.into_iter().filter_map(|(name, content)| Some((name, content?)))
-    }
-}
-
-/// A cgroup of the sandbox, to be read in `/sys/fs/cgroup`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cgroup<'a> {
-    /// The name of its directory, and of links to that; none if it is `/sys/fs/cgroup` itself.
-    #[serde(borrow)]
-    pub names: Strings<'a>,
-    /// The cgroup.
-    #[serde(borrow)]
-    pub directory: Layer<'a>,
 }
 
 /// The ids that the host mapped into the user namespace.

@@ -15,11 +15,10 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Access, Attributes, Cgroup, Chunk, Entry, Etc, Exit, FileAction, FileKind, FileTask,
-    Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login,
-    MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn,
-    Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION,
-    What, WriteHow, is_plain_name,
+    Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identities, Identity,
+    JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login, MAX_CHUNK, Metadata, Mount,
+    Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource,
+    Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -78,12 +77,8 @@ fn setup() -> Request<'static> {
         ],
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
-        etc: Etc {
-            directory: [0o755, 0, 0],
-            hosts: Some(b"::1 box\n"),
-            hostname: Some(b"box\n"),
-            resolv_conf: None,
-        },
+        etc: Strings::new(b"hostname\0box\n\0").unwrap(),
+        etc_attributes: [0o755, 0, 0],
         sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
         dev_size: 4096,
         sys: true,
@@ -146,9 +141,12 @@ where
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Dev, b"\x01\0\0\0\x01");
     golden(&Request::Shutdown, b"\x01\0\0\0\x03");
-    let names = Strings::new(b"cpu\0cpuacct\0").unwrap();
-    let cgroup = Cgroup { names, directory: Layer::Descriptor };
-    golden(&Request::Cgroups(vec![cgroup]), b"\x10\0\0\0\x04\x01\x0ccpu\0cpuacct\0\0");
+    let cgroup = Mount {
+        at: b"cpu,cpuacct",
+        access: Access::ReadOnly,
+        what: What::Volume(Layer::Descriptor),
+    };
+    golden(&Request::Cgroups(vec![cgroup]), b"\x11\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");
@@ -167,8 +165,8 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x7b\0\0\0\0\x07\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
-          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\xfb\xed\x01\0\0\x01\x08::1 box\n\x01\x04box\n\0\
+        b"\x79\0\0\0\0\x07\x03box\0\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );

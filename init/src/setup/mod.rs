@@ -129,8 +129,8 @@ pub(crate) fn run(
         loopback.step(Step::Loopback)?;
     }
 
-    // 4. The file system: the root, /proc, /dev, /sys, and what the caller wants on top of that; then the
-    // host's root is let go.
+    // 4. The file system: the root, /proc, /dev, /sys, and what the caller wants on top of that;
+    // then the host's root is let go.
     let assembly = Assembly::begin(setup, descriptors)?;
     proc_and_dev::mount_proc(setup)?;
     let dev = match setup.identities {
@@ -213,7 +213,7 @@ fn next_request(receiver: &mut Receiver, owner: &OwnedFd) -> Result<Vec<u8>> {
 /// Waits for the file system of `/dev`.
 fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
     let body = next_request(receiver, owner)?;
-    let Ok(Request::Dev) = adl_protocol::codec::decode(&body) else {
+    let Ok(Request::Dev) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
     receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
@@ -222,7 +222,7 @@ fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
 /// Waits for the cgroups, and mounts them.
 fn receive_cgroups(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
     let body = next_request(receiver, owner)?;
-    let Ok(Request::Cgroups(cgroups)) = adl_protocol::codec::decode(&body) else {
+    let Ok(Request::Cgroups(cgroups)) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
     sysfs::mount_cgroups(&cgroups, receiver.descriptors())

@@ -14,9 +14,7 @@ use alloc::string::String;
 use alloc::vec::{self, Vec};
 use core::ffi::CStr;
 
-use adl_protocol::{
-    Access, Etc, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits,
-};
+use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags};
 use rustix::io::{Errno, Result as IoResult};
@@ -107,7 +105,7 @@ impl<'a> Assembly<'a> {
                 let number = self.overlays;
                 self.overlays += 1;
                 if is_root {
-                    put_in_upper(&setup.etc, setup.identities).step(Step::Etc)?;
+                    put_in_upper(setup).step(Step::Etc)?;
                 }
                 let layers = self.layers.by_ref().take(lowers.len());
                 mount_overlay(number, layers, name, setup.identities)?
@@ -125,7 +123,7 @@ impl<'a> Assembly<'a> {
                     return Ok(made);
                 }
                 attach_as(&made, name).map_err(fail)?;
-                put_in_root(&setup.etc).step(Step::Etc)?;
+                put_in_root(setup.etc).step(Step::Etc)?;
                 made
             }
             What::Device(layer) => {
@@ -147,54 +145,56 @@ impl<'a> Assembly<'a> {
 
 /// Puts files of the sandbox's own into the upper of the root, while no one sees that: in a
 /// directory that is to be what the image's was.
-fn put_in_upper(etc: &Etc<'_>, identities: Identities) -> IoResult<()> {
+fn put_in_upper(setup: &Setup<'_>) -> IoResult<()> {
     const PLACE: &CStr = c"s/0.upper/etc";
-    if etc.files().next().is_none() {
+    if setup.etc.is_empty() {
         return Ok(());
     }
-    let [mode, uid, gid] = etc.directory;
+    let [mode, uid, gid] = setup.etc_attributes;
     rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(mode))?;
-    if identities == Identities::Range && (uid, gid) != (0, 0) {
+    if setup.identities == Identities::Range && (uid, gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(CWD, PLACE, Some(uid), Some(gid), AtFlags::empty())?;
         // The change of owner may have taken bits of it.
         rustix::fs::chmodat(CWD, PLACE, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
-    let place = open_directory(CWD, PLACE)?;
-    etc.files().try_for_each(|(name, content)| put_file(&place, name, content))
+    put_files(&open_directory(CWD, PLACE)?, setup.etc)
 }
 
 /// Puts them into a root that can be written to itself, in the place of what it has there. Whatever
 /// that is, nothing in it is followed.
-fn put_in_root(etc: &Etc<'_>) -> IoResult<()> {
-    if etc.files().next().is_none() {
+fn put_in_root(etc: Strings<'_>) -> IoResult<()> {
+    const PLACE: &CStr = c"m0/etc";
+    if etc.is_empty() {
         return Ok(());
     }
-    let place = match open_directory(CWD, c"m0/etc") {
+    match open_directory(CWD, PLACE) {
         Err(Errno::NOENT) => {
-            rustix::fs::mkdirat(CWD, c"m0/etc", Mode::from_raw_mode(0o755))?;
-            open_directory(CWD, c"m0/etc")?
+            rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(0o755))?;
+            put_files(&open_directory(CWD, PLACE)?, etc)
         }
-        opened => opened?,
-    };
-    for (name, content) in etc.files() {
-        match rustix::fs::unlinkat(&place, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => put_file(&place, name, content)?,
+        opened => put_files(&opened?, etc),
+    }
+}
+
+fn put_files(place: &OwnedFd, etc: Strings<'_>) -> IoResult<()> {
+    let mut etc = etc.iter();
+    while let (Some(name), Some(content)) = (etc.next(), etc.next()) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
+        let content = content.strip_suffix(b"\0").unwrap_or(content);
+        match rustix::fs::unlinkat(place, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
             // A directory, which a guest had made there before a snapshot, stays.
-            Err(Errno::ISDIR) => {}
+            Err(Errno::ISDIR) => continue,
             Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))?;
+        if rustix::io::write(&file, content)? != content.len() {
+            return Err(Errno::NOSPC);
         }
     }
     Ok(())
-}
-
-fn put_file(place: &OwnedFd, name: &CStr, content: &[u8]) -> IoResult<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))?;
-    match rustix::io::write(&file, content)? == content.len() {
-        true => Ok(()),
-        false => Err(Errno::NOSPC),
-    }
 }
 
 /// The node on a file system that the host has made for it alone. That is attached first: of what

@@ -5,114 +5,119 @@
 
 use alloc::collections::VecDeque;
 use alloc::ffi::CString;
-use alloc::format;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Cgroup, Step, Strings};
+use adl_protocol::{Mount, Step, Strings, What};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode};
 use rustix::io::{Errno, Result as IoResult};
-use rustix::mount::{MountFlags, OpenTreeFlags};
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::{attach, directory_in_root, open_layer};
 use crate::sys::{self, Restriction};
 
 /// Directories, each after what it is in.
-const DIRECTORIES: [&CStr; 9] = [
-    c"sys",
-    c"sys/class",
-    c"sys/devices",
-    c"sys/devices/system",
-    c"sys/devices/virtual",
-    c"sys/fs",
-    c"sys/fs/cgroup",
-    c"sys/kernel",
-    c"sys/kernel/mm",
+const DIRECTORIES: [&CStr; 8] = [
+    c"m0/sys/class",
+    c"m0/sys/devices",
+    c"m0/sys/devices/system",
+    c"m0/sys/devices/virtual",
+    c"m0/sys/fs",
+    c"m0/sys/fs/cgroup",
+    c"m0/sys/kernel",
+    c"m0/sys/kernel/mm",
 ];
 
-/// What of a sysfs is there: processors and memory.
-const PARTS: [&str; 3] =
-    ["devices/system/cpu", "devices/system/node", "kernel/mm/transparent_hugepage"];
-
-/// And what a sysfs has of its network namespace.
-const OF_NETWORK: [&str; 2] = ["class/net", "devices/virtual/net"];
+/// What of a sysfs is there: processors and memory, and what one has of its network namespace.
+const PARTS: [&CStr; 5] = [
+    c"m0/sys/devices/system/cpu",
+    c"m0/sys/devices/system/node",
+    c"m0/sys/kernel/mm/transparent_hugepage",
+    c"m0/sys/class/net",
+    c"m0/sys/devices/virtual/net",
+];
+/// How many of them are of the network.
+const OF_NETWORK: usize = 2;
 
 const FLAGS: MountFlags =
     MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Makes it, to be written to until [`finish_sys`].
 pub(crate) fn begin_sys(own_network: bool) -> Result<()> {
-    directory_in_root(
-        Strings::new(b"sys\0").map_err(|_| Errno::INVAL).step(Step::Sys)?,
-        Step::Sys,
-    )?;
+    let name = Strings::new(b"sys\0").map_err(|_| Errno::INVAL).step(Step::Sys)?;
+    directory_in_root(name, Step::Sys)?;
     make(own_network).step(Step::Sys)
 }
 
 fn make(own_network: bool) -> IoResult<()> {
-    for directory in DIRECTORIES {
-        rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(0o755))?;
-    }
+    const HOST: &CStr = c"/sys";
+    let mode = Mode::from_raw_mode(0o755);
+    rustix::fs::mkdirat(CWD, c"sys", mode)?;
     rustix::mount::mount_bind(c"sys", c"m0/sys")?;
-    // One of its own shows the devices of its own network. There can be none where the host's is
-    // covered in part, as in a container; what of that is not of a network is the same.
-    rustix::fs::mkdirat(CWD, c"sysfs", Mode::from_raw_mode(0o700))?;
-    let is_own = own_network
-        && match rustix::mount::mount(c"sysfs", c"sysfs", c"sysfs", FLAGS, None) {
+    for directory in DIRECTORIES {
+        rustix::fs::mkdirat(CWD, directory, mode)?;
+    }
+    // A new one has the devices of the own network. There can be none where the host's is covered
+    // in part, as in a container; the rest of that is the same.
+    let is_own = match own_network {
+        true => match rustix::mount::mount(c"sysfs", HOST, c"sysfs", FLAGS, None) {
             Ok(()) => true,
             Err(Errno::PERM) => false,
             Err(errno) => return Err(errno),
-        };
-    let source = if is_own { "sysfs" } else { "/sys" };
-    let of_network = OF_NETWORK.iter().filter(|_| is_own == own_network);
-    PARTS.iter().chain(of_network).try_for_each(|part| bind(source, part))
-}
-
-/// Mounts a part of a sysfs, if this kernel has it.
-fn bind(source: &str, part: &str) -> IoResult<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    match rustix::mount::open_tree(CWD, format!("{source}/{part}"), flags) {
-        Err(Errno::NOENT) => Ok(()),
-        opened => attach_read_only(opened?, part),
+        },
+        false => false,
+    };
+    let count = if is_own == own_network { PARTS.len() } else { PARTS.len() - OF_NETWORK };
+    for part in PARTS.iter().take(count) {
+        // The source is the path inside.
+        let source = part.to_bytes().get(2..).unwrap_or_default();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        match rustix::mount::open_tree(CWD, source, flags) {
+            Err(Errno::NOENT) => {}
+            opened => attach_read_only(opened?, part)?,
+        }
+    }
+    match is_own {
+        true => rustix::mount::unmount(HOST, UnmountFlags::DETACH),
+        false => Ok(()),
     }
 }
 
-/// Mounts something read-only on a new directory below `/sys`.
-fn attach_read_only(mount: impl AsFd, path: &str) -> IoResult<()> {
+/// Mounts something read-only on a directory, which is made if it is missing.
+fn attach_read_only(mount: impl AsFd, path: &CStr) -> IoResult<()> {
     sys::restrict_mount(&mount, Restriction::ReadOnlyData)?;
-    let path = CString::new(format!("m0/sys/{path}")).map_err(|_| Errno::INVAL)?;
-    match rustix::fs::mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => attach(mount, &path),
+    match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => attach(mount, path),
         Err(errno) => Err(errno),
     }
 }
 
-/// Mounts cgroups in `/sys/fs/cgroup`, as hierarchies of that name would be.
+/// Mounts cgroups where their hierarchies would be.
 pub(crate) fn mount_cgroups(
-    cgroups: &[Cgroup<'_>],
+    cgroups: &[Mount<'_>],
     descriptors: &mut VecDeque<OwnedFd>,
 ) -> Result<()> {
-    for cgroup in cgroups {
-        let flags = OpenTreeFlags::empty();
-        let mount = open_layer(&cgroup.directory, flags, descriptors, Step::Sys)?;
-        mount_cgroup(cgroup.names, mount).map_err(Failure::at(Step::Sys, b"/sys/fs/cgroup"))?;
+    for Mount { at, what, .. } in cgroups {
+        let fail = |errno| Failure::at(Step::Sys, at)(errno);
+        let What::Volume(layer) = what else { return Err(fail(Errno::INVAL)) };
+        let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Sys)?;
+        attach_read_only(mount, &in_cgroups(at).map_err(fail)?).map_err(fail)?;
+        // Each of several controllers is looked for by its own name.
+        for name in at.split(|byte| *byte == b',').filter(|name| name.len() < at.len()) {
+            let link = in_cgroups(name).map_err(fail)?;
+            rustix::fs::symlinkat(*at, CWD, link).map_err(fail)?;
+        }
     }
     Ok(())
 }
 
-fn mount_cgroup(names: Strings<'_>, mount: OwnedFd) -> IoResult<()> {
-    let mut names = names.iter().map(|name| CStr::from_bytes_with_nul(name).unwrap_or_default());
-    let name = names.next().unwrap_or_default();
-    let text = name.to_str().map_err(|_| Errno::INVAL)?;
-    attach_read_only(mount, &format!("fs/cgroup/{text}"))?;
-    for link in names {
-        let path = format!("sys/fs/cgroup/{}", link.to_str().map_err(|_| Errno::INVAL)?);
-        rustix::fs::symlinkat(name, CWD, path)?;
-    }
-    Ok(())
+fn in_cgroups(name: &[u8]) -> IoResult<CString> {
+    let path: Vec<u8> = [b"m0/sys/fs/cgroup/", name].concat();
+    CString::new(path).map_err(|_| Errno::INVAL)
 }
 
 /// Has no one be able to change it.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use adl_protocol::{Etc, Identities};
+use adl_protocol::Identities;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
@@ -20,6 +20,9 @@ use crate::sys::open;
 const HOSTS: &CStr = c"hosts";
 const HOSTNAME: &CStr = c"hostname";
 const RESOLV_CONF: &CStr = c"resolv.conf";
+
+/// What a `hosts` begins with.
+const HOSTS_BEGIN: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// The longest `resolv.conf`, in bytes.
 const LONGEST: u64 = 16 << 10;
@@ -79,13 +82,13 @@ fn is_whiteout(stat: &FileStat) -> bool {
     kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
 }
 
-/// The contents of files.
+/// The contents of files, as init takes them.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    directory: [u32; 3],
-    hosts: Option<String>,
-    hostname: Option<String>,
-    resolv_conf: Option<Vec<u8>>,
+    /// Mode, owner and group of the directory.
+    pub(crate) attributes: [u32; 3],
+    /// In turn a name and what is in it.
+    pub(crate) files: Vec<u8>,
 }
 
 impl Contents {
@@ -97,31 +100,31 @@ impl Contents {
         hostname: &str,
         identities: Identities,
     ) -> Result<Self> {
-        let Some(root) = root.filter(|_| !names.is_empty()) else { return Ok(Self::default()) };
-        let Some(directory) = directory(root, identities)? else { return Ok(Self::default()) };
-        let has = |name| names.contains(&name);
-        Ok(Self {
-            directory,
-            hosts: has(HOSTS).then(|| {
-                format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{hostname}\n")
-            }),
-            hostname: has(HOSTNAME).then(|| format!("{hostname}\n")),
-            resolv_conf: if has(RESOLV_CONF) { resolver() } else { None },
-        })
-    }
-
-    pub(crate) fn as_message(&self) -> Etc<'_> {
-        Etc {
-            directory: self.directory,
-            hosts: self.hosts.as_deref().map(str::as_bytes),
-            hostname: self.hostname.as_deref().map(str::as_bytes),
-            resolv_conf: self.resolv_conf.as_deref(),
+        let mut this = Self::default();
+        let Some(root) = root.filter(|_| !names.is_empty()) else { return Ok(this) };
+        let Some(attributes) = attributes(root, identities)? else { return Ok(this) };
+        this.attributes = attributes;
+        for &name in names {
+            let content = if name == HOSTS {
+                format!("{HOSTS_BEGIN}127.0.0.1\t{hostname}\n").into_bytes()
+            } else if name == HOSTNAME {
+                format!("{hostname}\n").into_bytes()
+            } else {
+                resolver()
+            };
+            // What no such file has.
+            if !content.is_empty() && !content.contains(&0) {
+                this.files.extend_from_slice(name.to_bytes_with_nul());
+                this.files.extend_from_slice(&content);
+                this.files.push(0);
+            }
         }
+        Ok(this)
     }
 }
 
 /// Mode, owner and group of `/etc`; `None` if that is no directory.
-fn directory(root: &Stack, identities: Identities) -> Result<Option<[u32; 3]>> {
+fn attributes(root: &Stack, identities: Identities) -> Result<Option<[u32; 3]>> {
     const NEW: [u32; 3] = [0o755, 0, 0];
     for layer in &root.layers {
         let layer = layer.open()?;
@@ -150,7 +153,8 @@ fn inside(id: u32, identities: Identities) -> u32 {
 }
 
 /// How the host resolves names: what is in its file, wherever that is, if anyone may read it.
-fn resolver() -> Option<Vec<u8>> {
+/// Nothing otherwise.
+fn resolver() -> Vec<u8> {
     let read = || {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::options()
@@ -164,5 +168,5 @@ fn resolver() -> Option<Vec<u8>> {
         }
         Ok::<_, io::Error>(content)
     };
-    read().ok().filter(|content| !content.is_empty())
+    read().unwrap_or_default()
 }

@@ -74,7 +74,7 @@ impl Descriptors {
     pub(crate) fn cgroups(
         &mut self,
         group: Option<&Group>,
-    ) -> Result<Vec<(Vec<u8>, Layer<'static>)>> {
+    ) -> Result<Vec<(String, Layer<'static>)>> {
         let mut cgroups = Vec::new();
         for (names, path) in group.map(Group::views).unwrap_or_default() {
             // Made just now, where nothing but this process's user can put anything else.
@@ -88,12 +88,7 @@ impl Descriptors {
                 }
                 None => by_path(cgroup.as_fd(), &cgroup.path)?,
             };
-            let mut list = Vec::new();
-            for name in names {
-                list.extend_from_slice(name.as_bytes());
-                list.push(0);
-            }
-            cgroups.push((list, layer));
+            cgroups.push((names.join(","), layer));
         }
         Ok(cgroups)
     }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Cgroup, Identities, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+    Access, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+    What,
 };
 use nix::errno::Errno;
 
@@ -178,7 +179,8 @@ fn try_set_up(
         mounts,
         masked: Strings::new(&masked).map_err(strings_error)?,
         read_only: Strings::new(&read_only).map_err(strings_error)?,
-        etc: etc.as_message(),
+        etc: Strings::new(&etc.files).map_err(strings_error)?,
+        etc_attributes: etc.attributes,
         sysctls: Strings::new(&sysctls).map_err(strings_error)?,
         dev_size: plan.dev_size(),
         sys: has_sysfs,
@@ -213,12 +215,12 @@ fn try_set_up(
     if shows_cgroups {
         let mut descriptors = Descriptors::new(None, build.ids.map(IdRange::base));
         let cgroups = descriptors.cgroups(group.as_deref())?;
-        let names: Vec<_> = cgroups.iter().map(|(names, _)| names.as_slice()).collect();
-        let cgroups = names.iter().zip(&cgroups).map(|(names, (_, directory))| {
-            let names = Strings::new(names).map_err(strings_error)?;
-            Ok(Cgroup { names, directory: directory.clone() })
+        let mounts = cgroups.iter().map(|(names, directory)| Mount {
+            at: names.as_bytes(),
+            access: Access::ReadOnly,
+            what: What::Volume(directory.clone()),
         });
-        let request = Request::Cgroups(cgroups.collect::<Result<_>>()?);
+        let request = Request::Cgroups(mounts.collect());
         send(&request, &descriptors.numbers().collect::<Vec<_>>())?;
     }
     if build.plan.is_filtered {
