@@ -15,12 +15,12 @@ use crate::images;
 const BTRFS: Upper = Upper::Btrfs { size: None };
 
 /// A file system in a file, mounted until it is dropped.
-struct Mounted {
+pub(crate) struct Mounted {
     place: PathBuf,
 }
 
 impl Mounted {
-    fn btrfs(home: &Home) -> Self {
+    pub(crate) fn btrfs(home: &Home) -> Self {
         Self::new(home, &["mkfs.btrfs", "-q"], "loop")
     }
 
@@ -47,7 +47,7 @@ impl Mounted {
     }
 
     /// The configuration of sandboxes on it.
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config { state_directory: Some(self.place.join("state")), ..Config::default() }
     }
 

@@ -44,13 +44,13 @@ fn a_fork_has_what_was_written_and_nothing_of_what_is_written_later() {
     let sandbox = home.sandbox();
     shell(
         &sandbox,
-        "echo one > /root/file; rm /etc/hosts; mkdir -p /tmp/a/b; chmod 700 /tmp/a
+        "echo one > /root/file; rm /etc/nsswitch.conf; mkdir -p /tmp/a/b; chmod 700 /tmp/a
          ln /root/file /root/link; ln -s /absent /root/symlink; touch -d @7 /root/old
          rm -r /etc/ssl; mkdir /etc/ssl; echo > /etc/ssl/new; mkfifo /tmp/fifo; echo > /dev/shm/gone",
     );
     let snapshot = sandbox.snapshot().unwrap();
     let look = "cat /root/file /root/link; ls /etc/ssl /dev/shm; stat -c '%a %F %Y' /tmp/a /root/symlink \
-                /root/old /tmp/fifo | sed '2s/[0-9]*$//'; ls /etc/hosts 2>&1; true";
+                /root/old /tmp/fifo | sed '2s/[0-9]*$//'; ls /etc/nsswitch.conf 2>&1; true";
     let expected = shell(&sandbox, look);
     assert!(
         expected.starts_with("one\none\n/dev/shm:\n\n/etc/ssl:\nnew\n700 directory"),
@@ -74,7 +74,10 @@ fn a_fork_has_what_was_written_and_nothing_of_what_is_written_later() {
     one.reset().unwrap();
     assert_eq!(shell(&one, look), expected);
     sandbox.reset().unwrap();
-    assert_eq!(shell(&sandbox, "ls /root /tmp /etc/hosts"), "/etc/hosts\n\n/root:\n\n/tmp:\n");
+    assert_eq!(
+        shell(&sandbox, "ls /root /tmp /etc/nsswitch.conf"),
+        "/etc/nsswitch.conf\n\n/root:\n\n/tmp:\n"
+    );
 }
 
 #[test]
@@ -559,12 +562,12 @@ fn the_command_line_keeps_and_lists_and_removes() {
     }
     let home = Home::new();
     let adl = |arguments: &[&str]| succeeds(adl_command(&home.state()).args(arguments));
-    let make = "echo kept > /root/file; rm /etc/hosts; echo 10.0.0.1 > /etc/networks; sleep 1000 &";
+    let make = "echo kept > /root/file; rm /etc/nsswitch.conf; echo 10.0.0.1 > /etc/networks; sleep 1000 &";
     adl(&["run", "--snapshot", "one", "--", "sh", "-c", make]);
     assert_eq!(adl(&["snapshot", "ls"]), "one\n");
     assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
     let changes = adl(&["snapshot", "changes", "one"]);
-    assert_eq!(changes, "D /etc/hosts\nA /etc/networks\nA /root/file\n");
+    assert_eq!(changes, "A /etc/networks\nD /etc/nsswitch.conf\nA /root/file\n");
     let again =
         adl_command(&home.state()).args(["run", "--snapshot", "one", "true"]).output().unwrap();
     assert_eq!(again.status.code(), Some(125));
@@ -609,14 +612,14 @@ fn changes_are_what_differs_from_the_image() {
     assert_eq!(lines(&sandbox.changes().unwrap()), "");
     shell(
         &sandbox,
-        "cd /; mkdir -p opt/a/b; echo > opt/a/file; echo >> etc/passwd; rm etc/hosts; chmod 700 srv
+        "cd /; mkdir -p opt/a/b; echo > opt/a/file; echo >> etc/passwd; rm etc/nsswitch.conf; chmod 700 srv
          rm -r etc/ssl; mkdir etc/ssl; rm -rf home; echo > home; echo > tmp/gone; rm tmp/gone
          mv etc/group etc/moved; ls -R usr > /dev/null 2>&1 || :",
     );
     let expected = "C /etc/passwd
 D /etc/group
-D /etc/hosts
 A /etc/moved
+D /etc/nsswitch.conf
 D /etc/ssl/certs
 C /home
 A /opt/a
@@ -635,15 +638,15 @@ C /srv
     let snapshot = sandbox.snapshot().unwrap();
     assert_eq!(lines(&snapshot.changes().unwrap()), before);
     // What comes on top is a change to the image, too; of a fork, the snapshot is the image.
-    shell(&sandbox, "rm /etc/moved; echo > /etc/hosts");
+    shell(&sandbox, "rm /etc/moved; echo > /etc/nsswitch.conf");
     let later = lines(&sandbox.changes().unwrap());
-    assert!(!later.contains("moved") && later.contains("C /etc/hosts"), "{later}");
+    assert!(!later.contains("moved") && later.contains("C /etc/nsswitch.conf"), "{later}");
     let one = fork(&snapshot);
     assert_eq!(lines(&one.changes().unwrap()), "");
-    shell(&one, "rm /etc/moved; echo > /etc/hosts");
-    assert_eq!(lines(&one.changes().unwrap()), "A /etc/hosts\nD /etc/moved\n");
+    shell(&one, "rm /etc/moved; echo > /etc/nsswitch.conf");
+    assert_eq!(lines(&one.changes().unwrap()), "D /etc/moved\nA /etc/nsswitch.conf\n");
     let second = one.snapshot().unwrap();
-    assert_eq!(lines(&second.changes().unwrap()), "A /etc/hosts\nD /etc/moved\n");
+    assert_eq!(lines(&second.changes().unwrap()), "D /etc/moved\nA /etc/nsswitch.conf\n");
     sandbox.reset().unwrap();
     assert_eq!(lines(&sandbox.changes().unwrap()), "");
     let memory = Config { upper: Upper::Memory { size: 1 << 20 }, ..home.config() };
@@ -675,7 +678,7 @@ fn an_export_is_an_image_again_or_a_layer_of_one() {
         assert_eq!(report.skipped, []);
     }
     let of_tree = home.sandbox_of(Image::archive(&tree));
-    let look = "cd /; ls etc; cat etc/a 'etc/a b' new; ls old";
+    let look = "cd /; rm etc/hosts etc/hostname; ls etc; cat etc/a 'etc/a b' new; ls old";
     let seen = of_tree.shell(look).output().unwrap();
     assert_eq!(seen.stdout, b"a\na b\nempty\nchanged\nchanged\n\n");
     assert!(!seen.status.success());

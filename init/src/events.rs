@@ -319,7 +319,7 @@ impl Loop {
             match request.get() {
                 Request::Spawn(_) => self.spawn(request, receiver)?,
                 Request::Shutdown => return Err(0),
-                Request::Setup(_) | Request::Dev => return Err(PROTOCOL),
+                Request::Setup(_) | Request::Dev | Request::Cgroups(_) => return Err(PROTOCOL),
             }
         }
         // The host's end is closed: it has ended, or has dropped the sandbox.

@@ -56,7 +56,7 @@ pub fn run() -> i32 {
     let early = setup::prepare();
     let mut receiver = Receiver::new(control);
     let init = match receiver.next() {
-        Ok(Some(body)) => match adl_protocol::codec::decode(&body) {
+        Ok(Some(body)) => match sys::decode_request(&body) {
             Ok(Request::Setup(request)) => {
                 early.and_then(|early| setup::run(&request, &mut receiver, early))
             }

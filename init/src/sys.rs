@@ -475,6 +475,12 @@ pub fn execve(
     result.err().unwrap_or(Errno::INVAL)
 }
 
+/// Reads a request: in one place for all who do, since it takes much code.
+#[inline(never)]
+pub fn decode_request(body: &[u8]) -> core::result::Result<Request<'_>, codec::Error> {
+    codec::decode(body)
+}
+
 /// A request with the bytes that it borrows from.
 pub struct OwnedRequest {
     // In this order: the first is dropped first.
@@ -489,7 +495,7 @@ impl OwnedRequest {
         // dropped, and `get` lends it for no longer than `self` lives.
         let borrowed: &'static [u8] =
             unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
-        Ok(Self { request: codec::decode(borrowed)?, bytes })
+        Ok(Self { request: decode_request(borrowed)?, bytes })
     }
 
     /// How long it was, in bytes.

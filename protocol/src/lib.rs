@@ -48,6 +48,8 @@ pub use setup::{
 pub use strings::{Strings, StringsError};
 pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
 
+use alloc::vec::Vec;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the wire; both sides refuse any other.
@@ -70,6 +72,12 @@ pub enum Request<'a> {
     Spawn(Spawn<'a>),
     /// End, and with it every process of the sandbox.
     Shutdown,
+    /// Go on with these in `/sys/fs/cgroup`, read-only: the next request, where [`Setup::cgroups`]
+    /// says so. The host makes them while init mounts. Each is a [`What::Volume`] at the names of
+    /// its controllers with a comma between them, or at none; a descriptor comes for each
+    /// [`Layer::Descriptor`].
+    #[serde(borrow)]
+    Cgroups(Vec<Mount<'a>>),
 }
 
 /// What init answers on the control socket.

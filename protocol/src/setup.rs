@@ -35,14 +35,27 @@ pub struct Setup<'a> {
     /// the others come when `/proc` and `/dev` are there.
     #[serde(borrow)]
     pub mounts: Vec<Mount<'a>>,
+    /// The files of the sandbox's own in `/etc`: in turn a name and what is in it.
+    #[serde(borrow)]
+    pub etc: Strings<'a>,
+    /// Mode, owner and group of `/etc`, which are those of the image's.
+    pub etc_attributes: [u32; 3],
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
     /// Paths below `/proc` that are made read-only.
     #[serde(borrow)]
     pub read_only: Strings<'a>,
-    /// The largest process id, which bounds how many processes there can be; `None` for the host's.
-    pub pid_max: Option<u32>,
+    /// Kernel parameters of its namespaces: in turn a path below `/proc/sys` and what is written
+    /// there.
+    #[serde(borrow)]
+    pub sysctls: Strings<'a>,
+    /// The most that may be in `/dev` and `/dev/shm`, in bytes, where init makes that.
+    pub dev_size: u64,
+    /// Whether there is a `/sys`.
+    pub sys: bool,
+    /// Whether [`crate::Request::Cgroups`] comes, with what is in `/sys/fs/cgroup`.
+    pub cgroups: bool,
     /// The capabilities that a job may have: bit `n` is capability number `n`.
     pub capabilities: u64,
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.
@@ -143,8 +156,8 @@ pub const DEVICE_NODES: [DeviceNode; 6] = [
     DeviceNode { name: c"tty", major: 5, minor: 0 },
 ];
 
-/// The most that may be in `/dev` and `/dev/shm`, in bytes.
-pub const DEV_SIZE: &CStr = c"64m";
+/// The most that may be in `/dev` and `/dev/shm`, in bytes, unless the caller says otherwise.
+pub const DEV_SIZE: u64 = 64 << 20;
 
 /// The most files that may be there. Each takes a KiB of the kernel's memory, which no size counts.
 pub const DEV_INODES: &CStr = c"16384";
@@ -200,17 +213,23 @@ pub enum Step {
     Upper,
     /// Mount an overlay.
     Overlay,
+    /// Make the sandbox's own files in `/etc`.
+    Etc,
     /// Mount `/proc`.
     Proc,
+    /// Set a kernel parameter.
+    Sysctl,
     /// Cover a path below `/proc`, or make it read-only.
     Mask,
     /// Make `/dev`.
     Dev,
+    /// Make `/sys`.
+    Sys,
     /// Put a volume, a tmpfs or a device in its place.
     Mount,
     /// Make the assembled tree the root, and let go of the host's.
     Pivot,
-    /// Set limits: init's own, and the largest process id.
+    /// Set init's own limits.
     Limits,
     /// Give up all capabilities that are not needed.
     Capabilities,

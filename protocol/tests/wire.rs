@@ -79,7 +79,12 @@ fn setup() -> Request<'static> {
         ],
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
-        pid_max: Some(400),
+        etc: Strings::new(b"hostname\0box\n\0").unwrap(),
+        etc_attributes: [0o755, 0, 0],
+        sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
+        dev_size: 4096,
+        sys: true,
+        cgroups: true,
         capabilities: 0x21,
         filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
         core_key: 9,
@@ -145,9 +150,15 @@ where
 fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Dev, b"\x01\0\0\0\x01");
     golden(&Request::Shutdown, b"\x01\0\0\0\x03");
+    let cgroup = Mount {
+        at: b"cpu,cpuacct",
+        access: Access::ReadOnly,
+        what: What::Volume(Layer::Descriptor),
+    };
+    golden(&Request::Cgroups(vec![cgroup]), b"\x11\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
-    golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x09\x2c\x05/proc");
+    golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
     golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0c\x04");
     golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
@@ -163,8 +174,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x5f\0\0\0\0\x07\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
-          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0bacpi/\0keys\0\x04sys\0\x01\xfb\x90\x01\x21\x01\x08\x01\x02\x03\
+        b"\x88\0\0\0\0\x07\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0\
+          \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
     );
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");

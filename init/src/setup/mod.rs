@@ -3,7 +3,9 @@
 mod failure;
 mod mounts;
 mod proc_and_dev;
+mod sysfs;
 
+use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use adl_protocol::{Identities, Request, Setup, Step, VERSION};
@@ -126,14 +128,22 @@ pub(crate) fn run(
         loopback.step(Step::Loopback)?;
     }
 
-    // 4. The file system: the root, /proc, /dev, and what the caller wants on top of that; then the
-    // host's root is let go.
+    // 4. The file system: the root, /proc, /dev, /sys, and what the caller wants on top of that;
+    // then the host's root is let go.
     let assembly = Assembly::begin(setup, descriptors)?;
-    proc_and_dev::mount_proc(setup.masked, setup.read_only, setup.pid_max)?;
-    proc_and_dev::make_dev(match setup.identities {
+    proc_and_dev::mount_proc(setup)?;
+    let dev = match setup.identities {
         Identities::Range => Some(receive_dev(receiver, &owner)?),
         Identities::Single { .. } => None,
-    })?;
+    };
+    proc_and_dev::make_dev(dev, setup.dev_size)?;
+    if setup.sys {
+        sysfs::begin_sys(setup.own_network)?;
+        if setup.cgroups {
+            receive_cgroups(receiver, &owner)?;
+        }
+        sysfs::finish_sys()?;
+    }
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
     assembly.finish()?;
@@ -177,13 +187,13 @@ pub(crate) fn run(
     Ok((Init { child_signals, owner, jobs }, mount_namespace))
 }
 
-/// Waits for the file system of `/dev`, or the end of the host's process: the socket alone does not
+/// Waits for the next request, or the end of the host's process: the socket alone does not
 /// end with that where a fork of it holds the other end.
-fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
+fn next_request(receiver: &mut Receiver, owner: &OwnedFd) -> Result<Vec<u8>> {
     let failed = |errno| Failure::new(Step::Protocol, errno);
-    let body = loop {
+    loop {
         if let Some(body) = receiver.take_frame().map_err(|_| failed(Errno::PROTO))? {
-            break body;
+            return Ok(body);
         }
         let mut fds = [PollFd::new(receiver, PollFlags::IN), PollFd::new(owner, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -196,11 +206,25 @@ fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
         if !is_open || has_ended {
             return Err(failed(Errno::PIPE));
         }
-    };
-    let Ok(Request::Dev) = adl_protocol::codec::decode(&body) else {
+    }
+}
+
+/// Waits for the file system of `/dev`.
+fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
+    let body = next_request(receiver, owner)?;
+    let Ok(Request::Dev) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
     receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
+}
+
+/// Waits for the cgroups, and mounts them.
+fn receive_cgroups(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
+    let body = next_request(receiver, owner)?;
+    let Ok(Request::Cgroups(cgroups)) = sys::decode_request(&body) else {
+        return Err(Failure::new(Step::Protocol, Errno::PROTO));
+    };
+    sysfs::mount_cgroups(&cgroups, receiver.descriptors())
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace

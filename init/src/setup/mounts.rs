@@ -99,12 +99,16 @@ impl<'a> Assembly<'a> {
     fn make(&mut self, mount: &Mount<'_>, name: &str) -> Result<OwnedFd> {
         let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
         let is_root = mount.at.is_empty();
+        let setup = self.setup;
         let made = match &mount.what {
             What::Overlay(lowers) => {
                 let number = self.overlays;
                 self.overlays += 1;
+                if is_root {
+                    put_in_upper(setup).step(Step::Etc)?;
+                }
                 let layers = self.layers.by_ref().take(lowers.len());
-                mount_overlay(number, layers, name, self.setup.identities)?
+                mount_overlay(number, layers, name, setup.identities)?
             }
             What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
             What::Volume(_) => {
@@ -119,6 +123,7 @@ impl<'a> Assembly<'a> {
                     return Ok(made);
                 }
                 attach_as(&made, name).map_err(fail)?;
+                put_in_root(setup.etc).step(Step::Etc)?;
                 made
             }
             What::Device(layer) => {
@@ -136,6 +141,60 @@ impl<'a> Assembly<'a> {
         }
         Ok(made)
     }
+}
+
+/// Puts files of the sandbox's own into the upper of the root, while no one sees that: in a
+/// directory that is to be what the image's was.
+fn put_in_upper(setup: &Setup<'_>) -> IoResult<()> {
+    const PLACE: &CStr = c"s/0.upper/etc";
+    if setup.etc.is_empty() {
+        return Ok(());
+    }
+    let [mode, uid, gid] = setup.etc_attributes;
+    rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(mode))?;
+    if setup.identities == Identities::Range && (uid, gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(CWD, PLACE, Some(uid), Some(gid), AtFlags::empty())?;
+        // The change of owner may have taken bits of it.
+        rustix::fs::chmodat(CWD, PLACE, Mode::from_raw_mode(mode), AtFlags::empty())?;
+    }
+    put_files(&open_directory(CWD, PLACE)?, setup.etc)
+}
+
+/// Puts them into a root that can be written to itself, in the place of what it has there. Whatever
+/// that is, nothing in it is followed.
+fn put_in_root(etc: Strings<'_>) -> IoResult<()> {
+    const PLACE: &CStr = c"m0/etc";
+    if etc.is_empty() {
+        return Ok(());
+    }
+    match open_directory(CWD, PLACE) {
+        Err(Errno::NOENT) => {
+            rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(0o755))?;
+            put_files(&open_directory(CWD, PLACE)?, etc)
+        }
+        opened => put_files(&opened?, etc),
+    }
+}
+
+fn put_files(place: &OwnedFd, etc: Strings<'_>) -> IoResult<()> {
+    let mut etc = etc.iter();
+    while let (Some(name), Some(content)) = (etc.next(), etc.next()) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
+        let content = content.strip_suffix(b"\0").unwrap_or(content);
+        match rustix::fs::unlinkat(place, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // A directory, which a guest had made there before a snapshot, stays.
+            Err(Errno::ISDIR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))?;
+        if rustix::io::write(&file, content)? != content.len() {
+            return Err(Errno::NOSPC);
+        }
+    }
+    Ok(())
 }
 
 /// The node on a file system that the host has made for it alone. That is attached first: of what
@@ -244,7 +303,7 @@ pub(crate) fn directory_in_root(components: Strings<'_>, step: Step) -> Result<O
     Ok(at)
 }
 
-fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
+pub(crate) fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
     rustix::fs::openat2(
         at,
         name,
@@ -259,12 +318,17 @@ fn open_directory(at: impl AsFd, name: &CStr) -> IoResult<OwnedFd> {
 pub(crate) const BLANK_DIRECTORY: &CStr = c"blank/directory";
 /// See [`BLANK_DIRECTORY`].
 pub(crate) const BLANK_FILE: &CStr = c"blank/file";
+/// A file there that tells the sandbox's own boot apart from any other.
+pub(crate) const BOOT_ID: &CStr = c"blank/boot_id";
 
 /// Makes them.
-pub(crate) fn make_blanks() -> IoResult<()> {
+pub(crate) fn make_blanks(boot_id: &[u8]) -> IoResult<()> {
     rustix::fs::mkdirat(CWD, c"blank", Mode::from_raw_mode(0o755))?;
     rustix::fs::mkdirat(CWD, BLANK_DIRECTORY, Mode::empty())?;
     rustix::fs::mknodat(CWD, BLANK_FILE, FileType::RegularFile, Mode::empty(), 0)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o444);
+    rustix::io::write(rustix::fs::open(BOOT_ID, flags, mode)?, boot_id)?;
     rustix::mount::mount_bind(c"blank", c"blank")?;
     rustix::mount::mount_remount(
         c"blank",
@@ -286,7 +350,7 @@ fn enter_scratch() -> IoResult<()> {
 }
 
 /// Makes a directory on the scratch and attaches a mount there.
-fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
+pub(crate) fn attach_as(mount: impl AsFd, name: &str) -> IoResult<()> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     rustix::fs::mkdirat(CWD, name.as_c_str(), Mode::from_raw_mode(0o755))?;
     attach(mount, &name)
@@ -330,7 +394,7 @@ fn mount_as(kind: &CStr, flags: MountFlags, options: &CStr, name: &str) -> IoRes
     open_directory(CWD, &name)
 }
 
-fn open_layer(
+pub(crate) fn open_layer(
     layer: &Layer<'_>,
     more: OpenTreeFlags,
     descriptors: &mut VecDeque<OwnedFd>,

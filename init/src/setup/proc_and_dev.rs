@@ -1,65 +1,83 @@
 //! `/proc` with its dangerous parts covered, and a `/dev` of our own.
 
 use alloc::ffi::CString;
+use alloc::format;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE_NODES, DeviceNode, Step, Strings};
+use adl_protocol::{DEV_INODES, DEVICE_NODES, DeviceNode, Setup, Step, Strings};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::MountFlags;
 
 use crate::setup::failure::{Failure, InStep, Result};
-use crate::setup::mounts::{BLANK_DIRECTORY, BLANK_FILE, attach, directory_in_root, make_blanks};
-use crate::sys;
+use crate::setup::mounts::{
+    BLANK_DIRECTORY, BLANK_FILE, BOOT_ID, attach, directory_in_root, make_blanks,
+};
 
-/// Mounts a procfs of this PID namespace on `/proc`, covers `masked` and protects `read_only`.
-pub(crate) fn mount_proc(
-    masked: Strings<'_>,
-    read_only: Strings<'_>,
-    pid_max: Option<u32>,
-) -> Result<()> {
-    const PROC: &CStr = c"m0/proc";
+const PROC: &CStr = c"m0/proc";
+
+/// Mounts a procfs of this PID namespace on `/proc`, sets the kernel parameters of the namespaces,
+/// covers what is not for a guest, and has the rest of it be read-only.
+pub(crate) fn mount_proc(setup: &Setup<'_>) -> Result<()> {
     directory_in_root(one(b"proc\0", Step::Proc)?, Step::Proc)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(c"proc", PROC, c"proc", flags, None).step(Step::Proc)?;
 
     // Before it can't be written to any more.
-    if let Some(pid_max) = pid_max {
-        set_pid_max(pid_max).map_err(Failure::at(Step::Limits, PID_MAX.to_bytes()))?;
+    let mut sysctls = setup.sysctls.iter();
+    while let (Some(name), Some(value)) = (sysctls.next(), sysctls.next()) {
+        let fail = Failure::at(Step::Sysctl, name.strip_suffix(b"\0").unwrap_or(name));
+        set_sysctl(name, value).map_err(fail)?;
     }
-    make_blanks().step(Step::Mask)?;
+    let mut boot_id = [0; 37];
+    let boot_id = read_boot_id(&mut boot_id).map_err(Failure::at(Step::Proc, UUID.to_bytes()))?;
+    make_blanks(boot_id).step(Step::Mask)?;
     // In this order: what is covered may lie in what is read-only.
-    for name in read_only.iter() {
-        on_part(PROC, name, |path| {
+    for name in setup.read_only.iter() {
+        on_part(name, |path| {
             rustix::mount::mount_bind(path, path)?;
             let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
             rustix::mount::mount_remount(path, flags, c"")
         })?;
     }
-    for name in masked.iter() {
-        let blank = if name.ends_with(b"/\0") { BLANK_DIRECTORY } else { BLANK_FILE };
-        on_part(PROC, name, |path| rustix::mount::mount_bind(blank, path))?;
+    for name in setup.masked.iter() {
+        let blank = match name {
+            b"sys/kernel/random/boot_id\0" => BOOT_ID,
+            name if name.ends_with(b"/\0") => BLANK_DIRECTORY,
+            _ => BLANK_FILE,
+        };
+        on_part(name, |path| rustix::mount::mount_bind(blank, path))?;
     }
     Ok(())
 }
 
-/// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
-const PID_MAX: &CStr = c"m0/proc/sys/kernel/pid_max";
+/// Gives out another random UUID each time that it is read.
+const UUID: &CStr = c"m0/proc/sys/kernel/random/uuid";
 
-fn set_pid_max(pid_max: u32) -> IoResult<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(PID_MAX, flags, Mode::empty())?;
-    let mut digits = [0; 12];
-    let number = i32::try_from(pid_max).map_err(|_| Errno::INVAL)?;
-    rustix::io::write(&file, sys::decimal(number, &mut digits)).map(drop)
+fn read_boot_id(content: &mut [u8]) -> IoResult<&[u8]> {
+    let file = rustix::fs::open(UUID, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let length = rustix::io::read(file, &mut *content)?;
+    content.get(..length).ok_or(Errno::IO)
+}
+
+/// Writes a kernel parameter, by a path below `/proc/sys`; both end in a NUL.
+fn set_sysctl(name: &[u8], value: &[u8]) -> IoResult<()> {
+    let path = [PROC.to_bytes(), b"/sys/", name].concat();
+    let path = CStr::from_bytes_with_nul(&path).map_err(|_| Errno::INVAL)?;
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let value = value.strip_suffix(b"\0").unwrap_or(value);
+    match rustix::io::write(&file, value)? == value.len() {
+        true => Ok(()),
+        false => Err(Errno::INVAL),
+    }
 }
 
 /// Does something to a part of `/proc`, if this kernel has it.
-fn on_part(proc: &CStr, name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Result<()> {
+fn on_part(name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Result<()> {
     let fail = |errno| Failure::at(Step::Mask, name.strip_suffix(b"\0").unwrap_or(name))(errno);
-    let mut path = Vec::from(proc.to_bytes());
+    let mut path = Vec::from(PROC.to_bytes());
     path.push(b'/');
     path.extend_from_slice(name);
     let path = CStr::from_bytes_with_nul(&path).map_err(|_| fail(Errno::INVAL))?;
@@ -76,7 +94,7 @@ fn on_part(proc: &CStr, name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Res
 /// is known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
 /// share it. A user namespace can make none, so without the host's help its own are bound one by
 /// one; they are taken from the host's root, which no guest has touched.
-pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
+pub(crate) fn make_dev(file_system: Option<OwnedFd>, size: u64) -> Result<()> {
     directory_in_root(one(b"dev\0", Step::Dev)?, Step::Dev)?;
     let terminals = match file_system {
         // Group 5 is tty, in every distribution.
@@ -85,7 +103,7 @@ pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
     };
     let made = match file_system {
         Some(file_system) => attach(file_system, DEV),
-        None => bind_devices(),
+        None => bind_devices(size),
     };
     made.and_then(|()| fill_dev(terminals)).map_err(Failure::at(Step::Dev, b"/dev"))
 }
@@ -93,14 +111,15 @@ pub(crate) fn make_dev(file_system: Option<OwnedFd>) -> Result<()> {
 const DEV: &CStr = c"m0/dev";
 const DEV_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 
-fn bind_devices() -> IoResult<()> {
+fn bind_devices(size: u64) -> IoResult<()> {
     let path = |directory: &str, name: &CStr| {
         let mut path = Vec::from(directory.as_bytes());
         path.extend_from_slice(name.to_bytes());
         CString::new(path).map_err(|_| Errno::INVAL)
     };
-    let options = [b"mode=755,size=", DEV_SIZE.to_bytes(), b",nr_inodes=", DEV_INODES.to_bytes()];
-    let options = CString::new(options.concat()).map_err(|_| Errno::INVAL)?;
+    let inodes = DEV_INODES.to_str().unwrap_or_default();
+    let options = format!("mode=755,size={size},nr_inodes={inodes}");
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(c"tmpfs", DEV, c"tmpfs", DEV_FLAGS, Some(options.as_c_str()))?;
     for DeviceNode { name, .. } in DEVICE_NODES {
         let place = path("m0/dev/", name)?;
@@ -112,12 +131,16 @@ fn bind_devices() -> IoResult<()> {
 }
 
 fn fill_dev(terminals: &CStr) -> IoResult<()> {
-    const LINKS: [(&CStr, &CStr); 5] = [
+    const LINKS: [(&CStr, &CStr); 7] = [
         (c"m0/dev/fd", c"/proc/self/fd"),
         (c"m0/dev/stdin", c"/proc/self/fd/0"),
         (c"m0/dev/stdout", c"/proc/self/fd/1"),
         (c"m0/dev/stderr", c"/proc/self/fd/2"),
         (c"m0/dev/ptmx", c"pts/ptmx"),
+        // The terminal of whoever opens it, if that has one.
+        (c"m0/dev/console", c"tty"),
+        // Covered there.
+        (c"m0/dev/core", c"/proc/kcore"),
     ];
     for (path, to) in LINKS {
         rustix::fs::symlinkat(to, CWD, path)?;

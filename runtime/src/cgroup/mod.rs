@@ -270,6 +270,21 @@ impl Group {
         Ok(())
     }
 
+    /// Where each is, with the names of its hierarchy below `/sys/fs/cgroup`: none where there is
+    /// version 2 alone, which is that itself.
+    pub(crate) fn views(&self) -> Vec<(Vec<&'static str>, PathBuf)> {
+        let is_unified = self.parts.iter().all(|part| part.directory.version == Version::V2);
+        let view = |Part { directory, controllers }: &Part| {
+            let names = match directory.version {
+                Version::V2 if is_unified => Vec::new(),
+                Version::V2 => vec!["unified"],
+                Version::V1 => controllers.iter().map(|c| c.name(Version::V1)).collect(),
+            };
+            (names, directory.path().to_owned())
+        };
+        self.parts.iter().map(view).collect()
+    }
+
     fn part(&self, controller: Controller) -> Option<&Part> {
         self.parts.iter().find(|part| part.has(controller))
     }

@@ -9,6 +9,7 @@ pub(crate) mod limits;
 pub(crate) mod mount;
 
 pub(crate) mod name;
+pub(crate) mod sysctl;
 
 use std::path::PathBuf;
 
@@ -45,6 +46,18 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Which network it sees.
     pub network: Network,
+    /// Which files in `/etc` are its own.
+    pub etc_files: EtcFiles,
+    /// Whether it has a `/sys`.
+    pub sysfs: Sysfs,
+    /// The most that may be in `/dev/shm` and the rest of `/dev`, in bytes; 64 MiB by default.
+    pub shm_size: Option<u64>,
+    /// Kernel parameters of its own namespaces, as names and values of `sysctl(8)`: `fs.mqueue.*`,
+    /// `kernel.sem`, the `kernel.msg*` and `kernel.shm*` of `sysvipc(7)` and, with a network of its
+    /// own, `net.*`. Those of messages and shared memory need Linux 6.9 or later. Of two with one
+    /// name the last counts. By default, any user of its own network may bind any port and `ping`
+    /// (`net.ipv4.ip_unprivileged_port_start`, `net.ipv4.ping_group_range`).
+    pub sysctls: Vec<(String, String)>,
     /// Where its writes go.
     pub upper: Upper,
     /// Whether its root file system can be written to.
@@ -87,6 +100,40 @@ pub enum Network {
     None,
     /// The host's, with all that the calling program could reach.
     Host,
+}
+
+/// Which files in `/etc` a sandbox has of its own: `hosts`, with localhost and its own name;
+/// `hostname`; and, with the host's network, `resolv.conf`, with what the host's has.
+///
+/// They are files like any other: programs can write to them, replace and remove them. They are
+/// made anew by a reset, a snapshot and a fork, and are no part of what
+/// [`Sandbox::changes`](crate::Sandbox::changes), a snapshot and an export tell of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum EtcFiles {
+    /// Those that the image has not, or has empty. A name that an image's own `hostname` gives, as
+    /// that of the machine it was made on, stays.
+    #[default]
+    Missing,
+    /// All of them, whatever the image has.
+    All,
+    /// None.
+    None,
+}
+
+/// Whether a sandbox has a `/sys`, which is read-only: processors, memory nodes, huge pages and,
+/// where that is possible, the devices of its network; with limits, its own cgroup below
+/// `/sys/fs/cgroup`, from which runtimes learn what memory and CPU time they have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Sysfs {
+    /// Where it has a cgroup: with [`Config::limits`] or [`Config::cgroup_parent`].
+    #[default]
+    WithLimits,
+    /// In any case.
+    Always,
+    /// In no case.
+    Never,
 }
 
 /// Where the writes of a sandbox go. They are gone when it is deleted.

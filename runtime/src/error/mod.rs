@@ -229,17 +229,23 @@ pub enum Step {
     Upper,
     /// Mount an overlay.
     Overlay,
+    /// Make the sandbox's own files in `/etc`.
+    Etc,
     /// Mount `/proc`.
     Proc,
+    /// Set a kernel parameter.
+    Sysctl,
     /// Cover a path below `/proc`, or make it read-only.
     Mask,
     /// Make `/dev`.
     Dev,
+    /// Make `/sys`.
+    Sys,
     /// Put a volume, a tmpfs or a device in its place.
     Mount,
     /// Make the assembled tree the root, and let go of the host's.
     Pivot,
-    /// Set limits: init's own, and the largest process id.
+    /// Set init's own limits.
     Limits,
     /// Give up all capabilities that are not needed.
     Capabilities,

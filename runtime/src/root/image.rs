@@ -1,7 +1,7 @@
 //! Images, opened: a list of stacks of layers, the root's first.
 
+use crate::config::Upper;
 use crate::config::host_path::HostPath;
-use crate::config::{Network, Upper};
 use crate::error::Result;
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack, StackKind};
@@ -19,8 +19,8 @@ pub(crate) struct OpenedImage {
 
 impl OpenedImage {
     /// The programs of the host.
-    pub(crate) fn host(state: &State, network: Network, upper: Upper) -> Result<Self> {
-        Self::of_stacks(state, host::open(state, network)?, upper)
+    pub(crate) fn host(state: &State, upper: Upper) -> Result<Self> {
+        Self::of_stacks(state, host::open(state)?, upper)
     }
 
     pub(crate) fn directory(state: &State, path: &HostPath, upper: Upper) -> Result<Self> {

@@ -1,5 +1,6 @@
 //! What a sandbox has written, told and written out.
 
+use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::root::etc;
 use crate::root::stack::{Layer, Stack, StackKind};
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::Snapshot;
@@ -43,6 +45,7 @@ impl Sandbox {
         let (Some(root), Some(directory)) = (this.root(), this.directory()) else {
             return Err(Error::SandboxDied);
         };
+        let own = root.etc.clone();
         let mut layers = Vec::new();
         for (stack, name) in root.uppers().filter(|(stack, _)| !stack.is_volume) {
             let mut opened = Layers::open(stack)?;
@@ -54,7 +57,7 @@ impl Sandbox {
         // removed meanwhile, and then nothing that is found counts.
         let (_root, control) = (Arc::clone(root), Arc::clone(this.control()));
         drop(guard);
-        let changes = changes_of(&layers, self.plan.config());
+        let changes = changes_of(&layers, &own, self.plan.config());
         if self.lives.is_whole(&control) { changes } else { Err(Error::SandboxDied) }
     }
 }
@@ -67,7 +70,7 @@ impl Snapshot {
     /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a
     /// million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
-        changes_of(&self.layers()?, &self.config())
+        changes_of(&self.layers()?, &self.own_files()?, &self.config())
     }
 
     /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of
@@ -93,9 +96,17 @@ impl Snapshot {
             limit: u64::MAX,
             entries: u64::MAX,
         };
-        let report = transfer::export(&stacks(&layers), what, &mut to, &options, Deadline::NEVER)?;
+        let own = self.own_files()?;
+        let report =
+            transfer::export(&stacks(&layers, &own), what, &mut to, &options, Deadline::NEVER)?;
         to.flush().map_err(Error::io("write the archive"))?;
         Ok(report)
+    }
+
+    /// The files in `/etc` that were the sandbox's own.
+    fn own_files(&self) -> Result<Vec<&'static CStr>> {
+        let (config, stacks) = (self.config(), self.lease().stacks()?);
+        etc::names(config.etc_files, config.network, stacks.first())
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
@@ -104,14 +115,20 @@ impl Snapshot {
     }
 }
 
-fn changes_of(layers: &[Layers], config: &Config) -> Result<Vec<Change>> {
-    let mut changes = transfer::changes(&stacks(layers))?;
+fn changes_of(layers: &[Layers], own: &[&'static CStr], config: &Config) -> Result<Vec<Change>> {
+    let mut changes = transfer::changes(&stacks(layers, own))?;
     // Where the image has no place for a mount, adl has made it.
     let is_place = |path: &Path| {
-        [Path::new("/proc"), Path::new("/dev")].contains(&path)
+        ["/proc", "/dev", "/sys"].map(Path::new).contains(&path)
             || config.mounts.iter().any(|mount| mount.target() == path)
     };
     changes.retain(|change| change.kind != ChangeKind::Added || !is_place(&change.path));
+    // So it has for its own files.
+    let is_in_etc = |change: &Change| change.path.starts_with("/etc");
+    if changes.iter().filter(|change| is_in_etc(change)).count() == 1 {
+        let is_alone = |change: &Change| change.path == Path::new("/etc");
+        changes.retain(|change| change.kind != ChangeKind::Added || !is_alone(change));
+    }
     Ok(changes)
 }
 
@@ -148,7 +165,7 @@ fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
     beneath(at, name, Purpose::List).map_err(Error::at("open", path))
 }
 
-fn stacks(layers: &[Layers]) -> Vec<OpenedStack<'_>> {
+fn stacks<'a>(layers: &'a [Layers], own: &'a [&'static CStr]) -> Vec<OpenedStack<'a>> {
     layers
         .iter()
         .map(|layers| {
@@ -161,6 +178,7 @@ fn stacks(layers: &[Layers]) -> Vec<OpenedStack<'_>> {
                 changed: layers.changed.iter().take(most).map(AsFd::as_fd).collect(),
                 image: layers.image.iter().map(AsFd::as_fd).collect(),
                 kind: layers.kind,
+                own: if layers.at.as_os_str().is_empty() { own } else { &[] },
             }
         })
         .collect()

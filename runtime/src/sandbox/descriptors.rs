@@ -1,16 +1,18 @@
 //! Makes detached mounts, and `/dev`, of what was opened on the host, for init to mount.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use adl_protocol::{DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, What};
+use adl_protocol::{DEV_INODES, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, What};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
+use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::root::mounts::OpenedMount;
 use crate::root::source::Source;
@@ -67,6 +69,29 @@ impl Descriptors {
     /// Names the directory that has the uppers.
     pub(crate) fn upper(&mut self, directory: &SandboxDirectory) -> Result<Layer<'static>> {
         self.directory(directory.as_fd(), directory.path(), Below::LeftOut)
+    }
+
+    /// The cgroups of a sandbox, with the names that their hierarchies have in `/sys/fs/cgroup`.
+    pub(crate) fn cgroups(
+        &mut self,
+        group: Option<&Group>,
+    ) -> Result<Vec<(String, Layer<'static>)>> {
+        let mut cgroups = Vec::new();
+        for (names, path) in group.map(Group::views).unwrap_or_default() {
+            // Made just now, where nothing but this process's user can put anything else.
+            let cgroup = Source::directory("open cgroup", &path.into())?;
+            let layer = match self.base {
+                Some(_) => {
+                    let mount = detached_mount(cgroup.as_fd(), Below::LeftOut)
+                        .map_err(Error::at("open_tree", &cgroup.path))?;
+                    self.all.push(mount);
+                    Layer::Descriptor
+                }
+                None => by_path(cgroup.as_fd(), &cgroup.path)?,
+            };
+            cgroups.push((names.join(","), layer));
+        }
+        Ok(cgroups)
     }
 
     fn add(&mut self, source: &Source) -> Result<Layer<'static>> {
@@ -147,11 +172,12 @@ fn subvolume(directory: &SandboxDirectory) -> Result<Source> {
 }
 
 /// The file system of `/dev` of one sandbox, with its device nodes; it belongs to root inside.
-pub(crate) fn dev(base: u32) -> Result<OwnedFd> {
+pub(crate) fn dev(base: u32, size: u64) -> Result<OwnedFd> {
+    let size = CString::new(size.to_string()).unwrap_or_default();
     // The owner is none of the options, which show inside.
     let options = [
         (c"source", c"tmpfs"),
-        (c"size", DEV_SIZE),
+        (c"size", size.as_c_str()),
         (c"nr_inodes", DEV_INODES),
         (c"mode", c"0755"),
     ];

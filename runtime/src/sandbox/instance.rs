@@ -227,15 +227,17 @@ impl Processes {
         cgroups: Option<&cgroup::Plan>,
     ) -> Result<OwnedFd> {
         let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
-        let build = Build { plan, hostname, root, directory, ids: self.ids.as_deref(), pid_max };
+        let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
+        let (ids, has_cgroups) = (self.ids.as_deref(), cgroups.is_some());
+        let build = Build { plan, hostname, root, directory, ids, pid_max, has_cgroups };
         // Before init knows of the directory: who finds that without an owner waits for init's end.
         directory.record_init(&InitRecord::of_child(self.init.pid))?;
         let meanwhile = || {
-            if let Some(cgroups) = cgroups.filter(|cgroups| !cgroups.is_empty()) {
-                let record = |paths: &[_]| directory.record_cgroups(paths);
-                self.control.give_group(Group::create(cgroups, record)?);
-            }
-            Ok(())
+            let Some(cgroups) = cgroups else { return Ok(None) };
+            let record = |paths: &[_]| directory.record_cgroups(paths);
+            let group = Group::create(cgroups, record)?;
+            self.control.give_group(Arc::clone(&group));
+            Ok(Some(group))
         };
         let mounts = launch::set_up(&self.init, self.control.messages(), &build, meanwhile)?;
         self.init.launched();

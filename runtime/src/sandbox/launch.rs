@@ -2,21 +2,25 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Identities, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+    Access, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
+    What,
 };
 use nix::errno::Errno;
 
+use crate::cgroup::Group;
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::error::{Error, Result, error_of};
+use crate::root::etc::Contents;
 use crate::sandbox::descriptors::{self, Descriptors};
 use crate::sandbox::init_binary;
-use crate::sandbox::plan::Plan;
+use crate::sandbox::plan::{PID_MAX, Plan};
 use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
@@ -67,6 +71,8 @@ pub(crate) struct Build<'a> {
     pub(crate) ids: Option<&'a IdRange>,
     /// The largest process id inside, where that is to bound how many there are.
     pub(crate) pid_max: Option<u32>,
+    /// Whether it is to have cgroups.
+    pub(crate) has_cgroups: bool,
 }
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
@@ -104,7 +110,7 @@ pub(crate) fn set_up(
     process: &Process,
     messages: &Messages,
     build: &Build<'_>,
-    meanwhile: impl FnOnce() -> Result<()>,
+    meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
     match try_set_up(process, messages, build, meanwhile) {
         // Its end came before it was init: that tells why.
@@ -117,7 +123,7 @@ fn try_set_up(
     process: &Process,
     messages: &Messages,
     build: &Build<'_>,
-    meanwhile: impl FnOnce() -> Result<()>,
+    meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
     let user_namespace = match build.ids {
@@ -148,10 +154,15 @@ fn try_set_up(
         Ids::Range(_) => None,
         Ids::One { uid, gid } => Some(id_maps_of_caller(uid, gid)),
     };
+    let Build { plan, root, .. } = build;
+    let etc = Contents::new(&root.etc, root.stacks().next(), build.hostname, plan.ids)?;
+    let sysctls = plan.sysctls(build.pid_max)?;
+    let has_sysfs = plan.has_sysfs(build.has_cgroups);
+    let shows_cgroups = has_sysfs && build.has_cgroups;
     let setup = Setup {
         version: VERSION,
         hostname: build.hostname.as_bytes(),
-        identities: match build.plan.ids {
+        identities: match plan.ids {
             Ids::Range(_) => Identities::Range,
             Ids::One { uid, gid } => Identities::Single { uid, gid },
         },
@@ -161,7 +172,12 @@ fn try_set_up(
         mounts,
         masked: Strings::new(MASKED).map_err(strings_error)?,
         read_only: Strings::new(READ_ONLY).map_err(strings_error)?,
-        pid_max: build.pid_max,
+        etc: Strings::new(&etc.files).map_err(strings_error)?,
+        etc_attributes: etc.attributes,
+        sysctls: Strings::new(&sysctls).map_err(strings_error)?,
+        dev_size: plan.dev_size(),
+        sys: has_sysfs,
+        cgroups: shows_cgroups,
         capabilities: build.plan.capabilities,
         filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
         core_key: seccomp::core_key()?,
@@ -172,16 +188,34 @@ fn try_set_up(
     // Before init looks what limits jobs can have.
     let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
     wire::send(messages.as_fd(), &Request::Setup(setup), &numbers, init, deadline)?;
+    // What init failed at comes below.
+    let send = |request: &Request<'_>, numbers: &[RawFd]| match wire::send(
+        messages.as_fd(),
+        request,
+        numbers,
+        init,
+        deadline,
+    ) {
+        Ok(()) | Err(Error::SandboxDied) => Ok(()),
+        Err(error) => Err(error),
+    };
     // While init mounts the root.
     if let Some(range) = build.ids {
-        let dev = descriptors::dev(range.base())?;
-        match wire::send(messages.as_fd(), &Request::Dev, &[dev.as_raw_fd()], init, deadline) {
-            // What init failed at comes below.
-            Ok(()) | Err(Error::SandboxDied) => {}
-            Err(error) => return Err(error),
-        }
+        let dev = descriptors::dev(range.base(), plan.dev_size())?;
+        send(&Request::Dev, &[dev.as_raw_fd()])?;
     }
-    meanwhile()?;
+    let group = meanwhile()?;
+    if shows_cgroups {
+        let mut descriptors = Descriptors::new(None, build.ids.map(IdRange::base));
+        let cgroups = descriptors.cgroups(group.as_deref())?;
+        let mounts = cgroups.iter().map(|(names, directory)| Mount {
+            at: names.as_bytes(),
+            access: Access::ReadOnly,
+            what: What::Volume(directory.clone()),
+        });
+        let request = Request::Cgroups(mounts.collect());
+        send(&request, &descriptors.numbers().collect::<Vec<_>>())?;
+    }
     if build.plan.is_filtered {
         no_dumps_leave(is_core_limited)?;
     }
@@ -201,7 +235,9 @@ fn try_set_up(
             "a sandbox without its mount namespace",
         ),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
-        Reply::Failed(SetupFailure { step: Step::Limits, path, errno }) if !path.is_empty() => {
+        Reply::Failed(SetupFailure { step: Step::Sysctl, path, errno })
+            if path == PID_MAX.as_bytes() =>
+        {
             Err(Error::Unsupported {
                 what: "a limit of processes".to_owned(),
                 why: format!(

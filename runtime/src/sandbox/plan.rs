@@ -1,12 +1,18 @@
 //! What every life of a sandbox is built from: made once of its configuration, and checked.
 
+use adl_protocol::{DEV_SIZE, Strings};
+
 use crate::cgroup;
 use crate::config::limits::Limits;
 use crate::config::name::check_name;
-use crate::config::{Config, Network, Seccomp};
+use crate::config::{Config, Network, Seccomp, Sysfs, sysctl};
 use crate::error::{Error, Result};
 use crate::job::user::{IDS, RunAs};
+use crate::root::mounts;
 use crate::sys::id_ranges::{self, Ids};
+
+/// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
+pub(crate) const PID_MAX: &str = "kernel/pid_max";
 
 /// What every life of a sandbox is built from, beside its root file system and its cgroups, which
 /// it may come to have others of.
@@ -41,6 +47,10 @@ impl Plan {
         config.limits.check()?;
         config.limits.make_absolute()?;
         config.defaults.check()?;
+        sysctl::check(&config)?;
+        if let Some(size) = config.shm_size {
+            mounts::check_size("shm size", size)?;
+        }
         let run_as = RunAs::of(&config.defaults);
         let ids = ids_of(config.ids, &run_as)?;
         run_as.check(ids)?;
@@ -55,6 +65,44 @@ impl Plan {
             ids,
             config,
         })
+    }
+
+    /// Whether there is a `/sys`.
+    pub(crate) fn has_sysfs(&self, has_cgroups: bool) -> bool {
+        match self.config.sysfs {
+            Sysfs::WithLimits => has_cgroups,
+            Sysfs::Always => true,
+            Sysfs::Never => false,
+        }
+    }
+
+    /// The most that may be in `/dev`, in bytes.
+    pub(crate) fn dev_size(&self) -> u64 {
+        self.config.shm_size.unwrap_or(DEV_SIZE)
+    }
+
+    /// The kernel parameters of its namespaces, as init takes them: in turn a path and a value.
+    pub(crate) fn sysctls(&self, pid_max: Option<u32>) -> Result<Vec<u8>> {
+        let (lowest, highest) = match self.ids {
+            Ids::Range(length) => (0, length.saturating_sub(1)),
+            Ids::One { gid, .. } => (gid, gid),
+        };
+        let of_network = [
+            ("net/ipv4/ip_unprivileged_port_start".to_owned(), "0".to_owned()),
+            ("net/ipv4/ping_group_range".to_owned(), format!("{lowest} {highest}")),
+        ];
+        let of_network = of_network.into_iter().filter(|_| self.has_own_network);
+        let pid_max = pid_max.map(|most| (PID_MAX.to_owned(), most.to_string()));
+        let given = self.config.sysctls.iter();
+        let given = given.map(|(name, value)| (name.replace('.', "/"), value.clone()));
+        let mut all = Vec::new();
+        for (path, value) in of_network.chain(pid_max).chain(given) {
+            for text in [path, value] {
+                Strings::append(&mut all, text.as_bytes())
+                    .map_err(|error| Error::invalid("kernel parameter", error.to_string()))?;
+            }
+        }
+        Ok(all)
     }
 
     /// What it was made of: for what is opened by it, once, and for what is told of it.

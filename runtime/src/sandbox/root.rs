@@ -1,5 +1,6 @@
 //! The root file system of one sandbox: all that it is put together from, opened.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use adl_protocol::{Access, limits};
@@ -7,6 +8,7 @@ use adl_protocol::{Access, limits};
 use crate::config::image::Kind;
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
+use crate::root::etc;
 use crate::root::image::OpenedImage;
 use crate::root::mounts::{self, OpenedMount};
 use crate::root::stack::{Layer, Stack, StackKind};
@@ -25,6 +27,8 @@ pub(crate) struct Root {
     pub(crate) mounts: Vec<OpenedMount>,
     /// Where what is written goes.
     upper: Upper,
+    /// The files in `/etc` that are the sandbox's own.
+    pub(crate) etc: Vec<&'static CStr>,
     /// The topmost snapshot among the layers; the others can't go before it.
     pub(crate) lease: Option<Arc<Lease>>,
 }
@@ -33,6 +37,7 @@ impl Root {
     /// Checks and opens all that a configuration names.
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
         let (opened, lease) = open_image(config, state)?;
+        let etc = etc::names(config.etc_files, config.network, opened.stacks.first())?;
         let access = match config.root {
             RootAccess::ReadWrite => Access::ReadWrite,
             RootAccess::ReadOnly => Access::ReadOnly,
@@ -41,7 +46,7 @@ impl Root {
         let mut mounts: Vec<_> =
             of_image.map(|stack| OpenedMount::Stack { stack, access }).collect();
         mounts.extend(mounts::open(&config.mounts, &opened.volumes)?);
-        let this = Self { mounts, upper: config.upper, lease };
+        let this = Self { mounts, upper: config.upper, etc, lease };
         this.check_size()?;
         this.check_layers(0)?;
         Ok(this)
@@ -173,7 +178,7 @@ fn open_image(config: &Config, state: &State) -> Result<(OpenedImage, Option<Arc
         }
         Kind::Directory(path) => OpenedImage::directory(state, path, upper)?,
         Kind::Archive(path) => OpenedImage::archive(state, path, upper)?,
-        Kind::Host => OpenedImage::host(state, config.network, upper)?,
+        Kind::Host => OpenedImage::host(state, upper)?,
     };
     Ok((opened, None))
 }

@@ -65,6 +65,25 @@ pub(crate) fn beneath(
     }
 }
 
+/// Finds what a path leads to for a program of which a directory is the root, without a look at
+/// anything else of it.
+///
+/// # Errors
+/// EAGAIN where something was renamed meanwhile, again and again.
+pub(crate) fn in_root(root: impl AsFd, path: &(impl NixPath + ?Sized)) -> nix::Result<OwnedFd> {
+    const ATTEMPTS: usize = 64;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(Purpose::Look.flags()).resolve(resolve);
+    let mut opened = Err(Errno::EAGAIN);
+    for _ in 0..ATTEMPTS {
+        opened = openat2(root.as_fd(), path, how);
+        if !matches!(opened, Err(Errno::EAGAIN)) {
+            break;
+        }
+    }
+    opened
+}
+
 /// Whether a path leads nowhere but down, as long as no one moves anything.
 fn leads_down(path: &(impl NixPath + ?Sized)) -> bool {
     let leads_down = |path: &CStr| {

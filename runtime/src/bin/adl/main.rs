@@ -13,6 +13,7 @@ mod doctor;
 mod environment;
 mod gc;
 mod in_order;
+mod inside;
 mod limits;
 mod manual;
 mod mounts;

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use crate::bases::{Bases, Named};
 use crate::in_order::InOrder;
+use crate::inside::InsideOptions;
 use crate::limits::LimitOptions;
 use crate::mounts::MountOptions;
 use crate::values::{CliResult, of_bytes, size};
@@ -31,6 +32,9 @@ pub(crate) struct SandboxOptions {
 
     #[command(flatten, next_help_heading = "Sandbox")]
     root: RootOptions,
+
+    #[command(flatten)]
+    inside: InsideOptions,
 
     #[command(flatten)]
     capabilities: CapabilityOptions,
@@ -167,6 +171,7 @@ impl SandboxOptions {
             ImageOption::Known(image) => config.image = image.clone(),
             ImageOption::Path(path) => named.image = Some(path.clone()),
         }
+        self.inside.apply(&mut config);
         if self.read_only {
             config.root = RootAccess::ReadOnly;
         }

@@ -346,7 +346,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// What a file says that anyone may read, wherever links lead to it; `None` if there is none.
-pub(super) fn public_content(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn public_content(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let Ok(path) = fs::canonicalize(path) else { return Ok(None) };
     let is_public = path
         .ancestors()

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::config::Network;
 use crate::error::{Error, Result};
 use crate::root::host::etc::HostImage;
 use crate::root::private::FRESH;
@@ -60,13 +59,12 @@ const EMPTY: [(&str, u32); 16] = [
     ("var/tmp", 0o1777),
 ];
 
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 3] = [
     (
         "etc/passwd",
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
     ),
     ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-    ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     (
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n\
@@ -75,13 +73,13 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// Opens it: the root first, then what lies on it.
-pub(super) fn open(state: &State, network: Network) -> Result<Vec<Stack>> {
+pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
     let names = programs();
     let may_map = id_ranges::caller_may_map();
-    let name = format!("host-{:016x}", fingerprint(&names, network)?);
+    let name = format!("host-{:016x}", fingerprint(&names)?);
     let skeleton = once::make_once(state, &name, |aside| {
         let links = private::links(&names)?;
-        fill(aside, network, &links).map_err(Error::at("make the host image", aside))
+        fill(aside, &links).map_err(Error::at("make the host image", aside))
     })?;
     let root = Source::directory("open image", &skeleton.into())?;
     let mut stacks = vec![Stack::of_image("", root)];
@@ -133,11 +131,10 @@ fn programs_in(root: &Path) -> Vec<&'static str> {
 }
 
 /// Changes when what the skeleton is made from does.
-fn fingerprint(programs: &[&str], network: Network) -> Result<u64> {
+fn fingerprint(programs: &[&str]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), network == Network::Host, PROGRAMS, FILES).hash(&mut hasher);
-    let sources = CHANGING.iter().chain(resolver(network));
-    for name in sources {
+    (env!("CARGO_PKG_VERSION"), PROGRAMS, FILES).hash(&mut hasher);
+    for name in CHANGING {
         look_at(fs::metadata(Path::new("/etc").join(name)), name, &mut hasher);
     }
     slow_fingerprint(programs)?.hash(&mut hasher);
@@ -179,12 +176,7 @@ fn look_at_in(etc: &File, name: &str, hasher: &mut DefaultHasher) {
     }
 }
 
-/// Where to resolve names, for those that can reach it.
-fn resolver(network: Network) -> Option<&'static &'static str> {
-    (network == Network::Host).then_some(&"resolv.conf")
-}
-
-fn fill(root: &Path, network: Network, links: &[PathBuf]) -> io::Result<()> {
+fn fill(root: &Path, links: &[PathBuf]) -> io::Result<()> {
     for (name, mode) in EMPTY {
         let path = root.join(name);
         fs::create_dir(&path)?;
@@ -209,11 +201,6 @@ fn fill(root: &Path, network: Network, links: &[PathBuf]) -> io::Result<()> {
             }
             _ => {}
         }
-    }
-    if network == Network::Host
-        && let Some(content) = etc::public_content(Path::new("/etc/resolv.conf"))?
-    {
-        write(&root.join("etc/resolv.conf"), &content)?;
     }
     etc::take(Path::new("/"), links, Some(root)).map(drop)
 }

@@ -42,6 +42,8 @@ pub(crate) struct OpenedStack<'a> {
     /// Layers of the image, topmost first.
     pub(crate) image: Vec<BorrowedFd<'a>>,
     pub(crate) kind: ChangeForm,
+    /// Names in `/etc` that are neither the image's nor changes to that, and not looked at.
+    pub(crate) own: &'a [&'static CStr],
 }
 
 /// How a stack tells what was changed.

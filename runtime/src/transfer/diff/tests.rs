@@ -60,6 +60,7 @@ impl Layers {
             .stacks
             .iter()
             .map(|(at, changed, image, kind)| OpenedStack {
+                own: &[],
                 at: at.clone(),
                 changed: changed.iter().map(AsFd::as_fd).collect(),
                 image: image.iter().map(AsFd::as_fd).collect(),

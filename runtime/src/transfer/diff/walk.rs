@@ -74,6 +74,8 @@ pub(super) struct Walk {
     /// The names in all levels.
     at_once: usize,
     seen: usize,
+    /// Names in `/etc` that are left out.
+    own: Vec<&'static CStr>,
 }
 
 impl Walk {
@@ -86,7 +88,8 @@ impl Walk {
             })
             .collect();
         let trail = Trail::default();
-        Ok(Self { piles: piles?, levels: Vec::new(), trail, at_once: 0, seen: 0 })
+        let own = stacks.iter().flat_map(|stack| stack.own).copied().collect();
+        Ok(Self { piles: piles?, levels: Vec::new(), trail, at_once: 0, seen: 0, own })
     }
 
     /// Enters the top, which has an empty name.
@@ -257,6 +260,9 @@ impl Walk {
         if self.seen > MOST_NAMES {
             let limit = MOST_NAMES as u64;
             return Err(Error::TooLarge { what: "the number of files", limit });
+        }
+        if depth == 1 && !self.own.is_empty() && self.trail.path(c"") == Path::new("etc") {
+            level.names.retain(|name| !self.own.contains(&name.as_c_str()));
         }
         sort(&mut level.names);
         self.at_once += level.names.len();

@@ -1,0 +1,313 @@
+//! What a sandbox finds of the kernel: `/sys`, `/dev`, its boot id, parameters of its namespaces.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use adl_runtime::{Config, Error, Limits, Network, Sandbox, Step, Sysfs};
+
+use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, shell, stderr, succeeds};
+
+fn with(home: &Home, change: impl FnOnce(&mut Config)) -> Sandbox {
+    let mut config = home.config();
+    change(&mut config);
+    Sandbox::create(config).unwrap()
+}
+
+#[test]
+fn each_boot_has_an_id_of_its_own() {
+    const READ: &str = "cat /proc/sys/kernel/random/boot_id";
+    let home = Home::new();
+    let (one, other) = (home.sandbox(), home.sandbox());
+    let mut ids = vec![fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()];
+    ids.extend([&one, &other].map(|sandbox| shell(sandbox, READ)));
+    assert_eq!(shell(&one, READ), ids[1]);
+    one.reset().unwrap();
+    ids.push(shell(&one, READ));
+    for id in &ids {
+        let digits = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit());
+        let parts: Vec<_> = id.trim_end().split('-').collect();
+        let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12], "{id}");
+        assert!(parts.iter().all(|part| digits(part)), "{id}");
+    }
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
+    let write = "echo 1 > /proc/sys/kernel/random/boot_id";
+    assert!(!one.shell(write).status().unwrap().success());
+}
+
+/// A server on port 80, and an echo request, of a user who is not root.
+const PORT_AND_PING: &str = r#"
+import os, socket, struct
+server = socket.socket(); server.bind(('127.0.0.1', 80)); server.listen()
+client = socket.create_connection(('127.0.0.1', 80))
+ping = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+ping.settimeout(20)
+ping.sendto(struct.pack('!BBHHH', 8, 0, 0, 0, 1) + b'hello', ('127.0.0.1', 0))
+answer = ping.recv(100)
+print(os.getuid(), answer[0], answer[-5:].decode())
+"#;
+
+#[test]
+fn a_user_binds_a_low_port_and_pings_in_a_network_of_its_own() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut command = sandbox.command("python3");
+    command.args(["-c", PORT_AND_PING]);
+    let users: &[u32] = if sandbox.id_range().is_some() { &[0, 1000, 65_535] } else { &[0] };
+    for user in users {
+        let output = command.uid(*user).gid(*user).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(text, format!("{user} 0 hello\n"), "{why}");
+    }
+}
+
+#[test]
+fn an_ordinary_users_sandbox_pings_and_has_a_sys() {
+    if !needs(&[Need::Userns, Need::Overlay, Need::Program("python3")]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    assert_eq!(user.run(&["python3", "-c", PORT_AND_PING]), "0 0 hello\n");
+    let run = |options: &[&str], script: &str| {
+        let mut adl = user.command(user.adl());
+        succeeds(adl.arg("run").args(options).args(["--", "sh", "-c", script]))
+    };
+    let text =
+        run(&["--sysfs", "always"], "cat /sys/devices/system/cpu/possible; ls /sys/class/net");
+    let possible = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    assert_eq!(text, format!("{possible}lo\n"));
+    let options = ["--shm-size", "1m", "--sysctl", "kernel.sem=1 2 3 4"];
+    let text = run(
+        &options,
+        "cat /proc/sys/kernel/sem; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2",
+    );
+    assert_eq!(text, "1\t2\t3\t4\n1024\n");
+}
+
+#[test]
+fn a_sys_shows_processors_memory_and_its_own_network_and_nothing_of_the_machine() {
+    let home = Home::new();
+    let sandbox = with(&home, |config| config.sysfs = Sysfs::Always);
+    let possible = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+    assert_eq!(shell(&sandbox, "cat /sys/devices/system/cpu/possible"), possible);
+    assert_eq!(shell(&sandbox, "cd /sys/class/net; echo *; cat lo/mtu"), "lo\n65536\n");
+    if Path::new("/usr/bin/lscpu").exists() {
+        let text = shell(&sandbox, "LC_ALL=C lscpu");
+        assert!(text.lines().any(|line| line.starts_with("On-line CPU(s)")), "{text}");
+    }
+    assert_eq!(shell(&sandbox, "cd /sys; echo *"), "class devices fs kernel\n");
+    let there =
+        "cd /sys; echo class/* devices/* devices/system/* devices/virtual/* kernel/* kernel/mm/*";
+    let text = shell(&sandbox, there);
+    let expected = "class/net devices/system devices/virtual devices/system/cpu devices/system/node \
+                    devices/virtual/net kernel/mm kernel/mm/transparent_hugepage";
+    let allowed: HashSet<_> = expected.split(' ').collect();
+    assert!(text.split_whitespace().all(|name| allowed.contains(name)), "{text}");
+    // The control: all of it is there on the host.
+    for of_host in ["firmware", "module", "block", "kernel/debug", "power"] {
+        let told = fs::exists(Path::new("/sys").join(of_host)).unwrap();
+        assert!(told || of_host == "kernel/debug", "{of_host}");
+        let look = sandbox.command("ls").arg(Path::new("/sys").join(of_host)).output().unwrap();
+        assert!(!look.status.success(), "{of_host}");
+    }
+    // Nothing can be written to, whoever tries.
+    let write = "find /sys -type f -perm /222 | while read -r file; do
+                     (: >> $file) 2>/dev/null && echo $file; done; \
+                 for d in /sys /sys/fs/cgroup /sys/class; do mkdir $d/x 2>/dev/null && echo $d; done; true";
+    assert_eq!(shell(&sandbox, write), "");
+    // With one's own network it is the own devices, with the host's the host's.
+    let shared = with(&home, |config| {
+        config.sysfs = Sysfs::Always;
+        config.network = Network::Host;
+    });
+    let mut of_host: Vec<_> = fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    of_host.sort();
+    let text = shell(&shared, "cd /sys/class/net; LC_ALL=C; echo *");
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), of_host);
+}
+
+#[test]
+fn there_is_a_sys_when_it_was_asked_for_or_there_are_limits() {
+    let home = Home::new();
+    let has = |sandbox: &Sandbox| shell(sandbox, "echo /sys/*") != "/sys/*\n";
+    assert!(!has(&home.sandbox()));
+    assert!(has(&with(&home, |config| config.sysfs = Sysfs::Always)));
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let limits = || Limits { memory: Some(64 << 20), ..Limits::default() };
+    assert!(has(&with(&home, |config| config.limits = limits())));
+    assert!(!has(&with(&home, |config| {
+        config.limits = limits();
+        config.sysfs = Sysfs::Never;
+    })));
+}
+
+#[test]
+fn limits_can_be_read_inside_and_not_written() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    const MEMORY: u64 = 200 << 20;
+    let home = Home::new();
+    let limits = |memory| Limits { memory: Some(memory), pids: Some(100), ..Limits::default() };
+    let sandbox = with(&home, |config| config.limits = limits(MEMORY));
+    let read = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory.max 2>/dev/null
+                cat pids/pids.max pids.max 2>/dev/null; true";
+    assert_eq!(shell(&sandbox, read), format!("{MEMORY}\n100\n"));
+    // As it is now, in each life.
+    sandbox.set_limits(limits(2 * MEMORY)).unwrap();
+    assert_eq!(shell(&sandbox, read), format!("{}\n100\n", 2 * MEMORY));
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, read), format!("{}\n100\n", 2 * MEMORY));
+    let write = "find /sys/fs/cgroup -type f | while read -r file; do
+                     (: >> $file) 2>/dev/null && echo $file; done; \
+                 find /sys/fs/cgroup -type d | while read -r directory; do
+                     mkdir $directory/x 2>/dev/null && echo $directory; done; true";
+    assert_eq!(shell(&sandbox, write), "");
+    // Nothing of other cgroups, by no way.
+    let text = shell(&sandbox, "find /sys/fs/cgroup/.. /sys/fs/cgroup/*/.. -maxdepth 1 | sort -u");
+    assert!(!text.contains("adl-"), "{text}");
+}
+
+#[test]
+fn a_runtime_sizes_itself_by_the_limit() {
+    if !needs(&[Need::Cgroups, Need::Program("node")]) {
+        return;
+    }
+    const MEMORY: u64 = 256 << 20;
+    let home = Home::new();
+    let sandbox = with(&home, |config| config.limits.memory = Some(MEMORY));
+    let script = "console.log(process.constrainedMemory())";
+    let output = sandbox.command("node").args(["-e", script]).output().unwrap();
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{MEMORY}\n"), "{why}");
+}
+
+#[test]
+fn programs_count_the_processors_that_they_may_use() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = with(&home, |config| config.limits.cpuset = Some("0".to_owned()));
+    let count = "import os; print(len(os.sched_getaffinity(0)))";
+    let text = shell(&sandbox, format!("nproc; python3 -c '{count}'"));
+    assert_eq!(text, "1\n1\n");
+}
+
+#[test]
+fn dev_is_complete() {
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let expected =
+        "console core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero";
+    assert_eq!(shell(&sandbox, "cd /dev; echo $(LC_ALL=C ls)"), format!("{expected}\n"));
+    let links = "cd /dev; for l in console core fd ptmx stdin; do readlink $l; done";
+    let expected = "tty\n/proc/kcore\n/proc/self/fd\npts/ptmx\n/proc/self/fd/0\n";
+    assert_eq!(shell(&sandbox, links), expected);
+    // There is nothing behind it, whether this kernel has such a file or not.
+    assert_eq!(shell(&sandbox, "cat /dev/core 2>/dev/null || true"), "");
+    // It is the terminal of whoever opens it, where there is one.
+    assert!(!sandbox.shell("echo x > /dev/console").status().unwrap().success());
+    let mut command = sandbox.shell("echo from the console > /dev/console");
+    let output = command.terminal(24, 80).output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("from the console"), "{output:?}");
+}
+
+#[test]
+fn the_size_of_shared_memory_is_as_asked_for() {
+    let home = Home::new();
+    let fill = "head -c 2000000 /dev/zero > /dev/shm/file && echo fits";
+    let large = with(&home, |config| config.shm_size = Some(4 << 20));
+    assert_eq!(shell(&large, fill), "fits\n");
+    let small = with(&home, |config| config.shm_size = Some(1 << 20));
+    assert!(!small.shell(fill).status().unwrap().success());
+    let wrong = Config { shm_size: Some(0), ..home.config() };
+    assert!(matches!(Sandbox::create(wrong), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn kernel_parameters_of_its_own_namespaces_are_set_and_no_others() {
+    let home = Home::new();
+    let all = [
+        ("kernel.shmmax", "123456789"),
+        ("kernel.sem", "100\t200\t300\t400"),
+        ("kernel.msgmax", "4096"),
+        ("fs.mqueue.msg_max", "20"),
+        ("net.core.somaxconn", "77"),
+        ("net.ipv4.ip_unprivileged_port_start", "500"),
+    ];
+    let pairs = || all.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let of_host = all.map(|(name, _)| read_on_host(name));
+    let sandbox = with(&home, |config| config.sysctls = pairs());
+    let read = || {
+        let files = all.map(|(name, _)| format!("/proc/sys/{}", name.replace('.', "/")));
+        shell(&sandbox, format!("cat {}", files.join(" ")))
+    };
+    let expected: String = all.iter().map(|(_, value)| format!("{value}\n")).collect();
+    assert_eq!(read(), expected);
+    sandbox.reset().unwrap();
+    assert_eq!(read(), expected);
+    assert!(!sandbox.shell("echo 1 > /proc/sys/kernel/shmmax").status().unwrap().success());
+    // The host's are as they were.
+    assert_eq!(all.map(|(name, _)| read_on_host(name)), of_host);
+
+    for (name, value) in [
+        ("kernel.hostname", "other"),
+        ("kernel.core_pattern", "core"),
+        ("vm.swappiness", "1"),
+        ("net.core/../../kernel/panic", "1"),
+    ] {
+        let sysctls = vec![(name.to_owned(), value.to_owned())];
+        let wrong = Sandbox::create(Config { sysctls, ..home.config() });
+        assert!(matches!(wrong, Err(Error::Invalid { .. })), "{name}: {wrong:?}");
+    }
+    let sysctls = || vec![("net.core.somaxconn".to_owned(), "1".to_owned())];
+    let shared = Config { sysctls: sysctls(), network: Network::Host, ..home.config() };
+    assert!(matches!(Sandbox::create(shared), Err(Error::Invalid { .. })));
+    // What the kernel refuses is told with its name.
+    for (name, value) in [("net.core.no_such_thing", "1"), ("kernel.shmmni", "many")] {
+        let sysctls = vec![(name.to_owned(), value.to_owned())];
+        match Sandbox::create(Config { sysctls, ..home.config() }) {
+            Err(Error::Setup { step: Step::Sysctl, path, .. }) => {
+                assert_eq!(path, Path::new(&name.replace('.', "/")));
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+fn read_on_host(name: &str) -> String {
+    fs::read_to_string(Path::new("/proc/sys").join(name.replace('.', "/"))).unwrap_or_default()
+}
+
+#[test]
+fn the_command_line_sets_them() {
+    let home = Home::new();
+    let run = |options: &[&str], script: &str| {
+        let mut adl = adl_command(&home.state());
+        adl.arg("run").args(options).args(["--", "sh", "-c", script]).output().unwrap()
+    };
+    let options = ["--sysctl", "net.core.somaxconn=12", "--sysctl", "kernel.msgmni=34"];
+    let output = run(&options, "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmni");
+    assert_eq!(output.stdout, b"12\n34\n", "{}", stderr(&output));
+    let output = run(&["--sysctl", "vm.swappiness=1"], "true");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("vm.swappiness is the machine's"), "{}", stderr(&output));
+    let output = run(&["--sysctl", "somaxconn"], "true");
+    assert!(stderr(&output).contains("NAME=VALUE"), "{}", stderr(&output));
+    let output = run(&["--shm-size", "2m"], "head -c 3000000 /dev/zero > /dev/shm/x");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let output = run(&["--sysfs", "never"], "echo /sys/*");
+    assert_eq!(output.stdout, b"/sys/*\n");
+}
