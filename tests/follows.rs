@@ -160,11 +160,6 @@ const ALLOWED: &[Allowed] = &[
     ("doctor.rs", &[("fs::read_to_string", 2)], PROC),
     ("files/mod.rs", &[(".metadata", 1)], "a call of its own, which is done inside"),
     (
-        "root/etc.rs",
-        &[(".is_file", 1), (".metadata", 1), ("File::options", 1)],
-        "/etc/resolv.conf of the host, whose links are root's",
-    ),
-    (
         "root/host/etc.rs",
         &[
             (".is_dir", 3),
