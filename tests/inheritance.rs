@@ -174,7 +174,7 @@ fn the_keys_of_the_callers_session_are_not_there() {
     assert_eq!(succeeds(inside.args(["python3", "-c", FIND_KEY])), ENOKEY);
     // Where the filter stands, no key is asked for at all.
     let mut inside = adl_by(&home, &by, &[]);
-    assert_eq!(succeeds(inside.args(["python3", "-c", FIND_KEY])), "errno 1\n");
+    assert_eq!(succeeds(inside.args(["python3", "-c", FIND_KEY])), "errno 38\n");
 
     let user = OrdinaryUser::new();
     let mut inside = user.command(by[0]);
