@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{BUILD_LIMIT, Home, Need, OrdinaryUser, copy_program, needs, stderr};
 
 /// Each example with the lines that it must print, in this order; others may be between them.
-const EXAMPLES: [(&str, &[&str]); 8] = [
+const EXAMPLES: [(&str, &[&str]); 9] = [
     (
         "files",
         &[
@@ -48,6 +48,7 @@ const EXAMPLES: [(&str, &[&str]); 8] = [
             "late: change the call (the sandbox was deleted: create another)",
         ],
     ),
+    ("host_image", &["/etc", "/etc/ld.so.cache"]),
     (
         "limits",
         &[
