@@ -182,14 +182,18 @@ fn put_files(place: &OwnedFd, etc: Strings<'_>) -> IoResult<()> {
     while let (Some(name), Some(content)) = (etc.next(), etc.next()) {
         let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
         let content = content.strip_suffix(b"\0").unwrap_or(content);
-        match rustix::fs::unlinkat(place, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            // A directory, which a guest had made there before a snapshot, stays.
-            Err(Errno::ISDIR) => continue,
-            Err(errno) => return Err(errno),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))?;
+        let open = || {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(place, name, flags, Mode::from_raw_mode(0o644))
+        };
+        let file = match open() {
+            Err(Errno::EXIST) => match rustix::fs::unlinkat(place, name, AtFlags::empty()) {
+                // A directory, which a guest had made there before a snapshot, stays.
+                Err(Errno::ISDIR) => continue,
+                removed => removed.and_then(|()| open())?,
+            },
+            opened => opened?,
+        };
         if rustix::io::write(&file, content)? != content.len() {
             return Err(Errno::NOSPC);
         }
