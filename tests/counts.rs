@@ -97,7 +97,7 @@ const REFUSED: [(&str, i32, bool); 15] = [
     ("aio", ENOSYS, true),
     // Where none are reserved, the kernel gives none either.
     ("huge-pages", ENOMEM, false),
-    ("huge-memfd", ENOMEM, true),
+    ("huge-memfd", EINVAL, true),
     ("huge-shm", ENOMEM, false),
     ("lease", EINVAL, true),
     ("dnotify", EINVAL, true),

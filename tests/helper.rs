@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Names what the helper is to do.
-const ROLE: &str = "ADL_TEST_HELPER";
+pub(crate) const ROLE: &str = "ADL_TEST_HELPER";
 /// Names its state directory.
-const STATE: &str = "ADL_TEST_HELPER_STATE";
+pub(crate) const STATE: &str = "ADL_TEST_HELPER_STATE";
 /// Begins each line that is from it and not from the test harness around it.
 const MARK: &str = "@ ";
 
@@ -130,6 +130,7 @@ fn entry() {
         "fork-among-threads" => crate::forks::fork_among_threads(&state),
         "swap-for-ever" => crate::collector::swap_for_ever(&state),
         "cycle-with-few-descriptors" => crate::descriptors::cycle_with_few_descriptors(&state),
+        "run-a-program" => crate::programs::run_as_user(&state),
         _ => panic!("unknown role {role}"),
     }
 }

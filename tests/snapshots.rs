@@ -562,12 +562,13 @@ fn the_command_line_keeps_and_lists_and_removes() {
     }
     let home = Home::new();
     let adl = |arguments: &[&str]| succeeds(adl_command(&home.state()).args(arguments));
-    let make = "echo kept > /root/file; rm /etc/nsswitch.conf; echo 10.0.0.1 > /etc/networks; sleep 1000 &";
+    let make =
+        "echo kept > /root/file; rm /etc/nsswitch.conf; echo 10.0.0.1 > /etc/added; sleep 1000 &";
     adl(&["run", "--snapshot", "one", "--", "sh", "-c", make]);
     assert_eq!(adl(&["snapshot", "ls"]), "one\n");
     assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
     let changes = adl(&["snapshot", "changes", "one"]);
-    assert_eq!(changes, "A /etc/networks\nD /etc/nsswitch.conf\nA /root/file\n");
+    assert_eq!(changes, "A /etc/added\nD /etc/nsswitch.conf\nA /root/file\n");
     let again =
         adl_command(&home.state()).args(["run", "--snapshot", "one", "true"]).output().unwrap();
     assert_eq!(again.status.code(), Some(125));
@@ -613,7 +614,7 @@ fn changes_are_what_differs_from_the_image() {
     shell(
         &sandbox,
         "cd /; mkdir -p opt/a/b; echo > opt/a/file; echo >> etc/passwd; rm etc/nsswitch.conf; chmod 700 srv
-         rm -r etc/ssl; mkdir etc/ssl; rm -rf home; echo > home; echo > tmp/gone; rm tmp/gone
+         rm -r etc/ssl/certs; rm -rf home; echo > home; echo > tmp/gone; rm tmp/gone
          mv etc/group etc/moved; ls -R usr > /dev/null 2>&1 || :",
     );
     let expected = "C /etc/passwd

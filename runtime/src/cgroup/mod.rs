@@ -421,7 +421,7 @@ pub(crate) fn no_cpu_time() -> Error {
     Error::Unsupported {
         what: "a limit of CPU time".to_owned(),
         why: "the sandbox has no cgroup that counts that of each command".to_owned(),
-        fix: "create it with `Defaults::cpu_time`, or with `Limits::accounting`".to_owned(),
+        fix: "create it with a limit of CPU time for all commands, or with accounting".to_owned(),
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) const LONGEST: u64 = 1 << 20;
 const LARGEST: u32 = u32::MAX - 1;
 
 /// How to ask for more ids.
-pub(crate) const IDS: &str = "Config::ids, or adl run --ids";
+pub(crate) const IDS: &str = "`ids` (adl run --ids)";
 
 /// A user who was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +229,7 @@ pub(crate) fn check_owner(ids: Ids, uid: u32, gid: u32) -> Result<()> {
 }
 
 fn beyond(length: u32, what: String) -> Error {
-    let why = format!("the sandbox has {length} ids, from 0 on");
+    let why = format!("the sandbox has the ids 0 to {}", length.saturating_sub(1));
     Error::Unsupported { what, why, fix: format!("make it with more: {IDS}") }
 }
 

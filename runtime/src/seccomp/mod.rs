@@ -335,12 +335,19 @@ mod tests {
             assert_eq!(call(name, &[]), ENOSYS, "{name}");
         }
         // MAP_HUGETLB with a size of 2 MiB, MFD_HUGETLB, SHM_HUGETLB.
-        for (name, at, flag) in
-            [("mmap", 3, 0x5404_0000), ("memfd_create", 1, 4), ("shmget", 2, 0o4_000)]
-        {
-            for (flags, verdict) in
-                [(flag, ENOMEM), (flag | 1, ENOMEM), (flag | 1 << 32, ENOMEM), (0x23, ALLOW)]
-            {
+        for (name, at, flag, refused) in [
+            ("mmap", 3, 0x5404_0000, ENOMEM),
+            ("memfd_create", 1, 4, EINVAL),
+            ("shmget", 2, 0o4_000, ENOMEM),
+        ] {
+            // The last of those that are refused has all flags.
+            for (flags, verdict) in [
+                (flag, refused),
+                (flag | 1, refused),
+                (flag | 1 << 32, refused),
+                (0xffff_ffff, refused),
+                (0x23, ALLOW),
+            ] {
                 let mut arguments = [0; 6];
                 arguments[at] = flags;
                 assert_eq!(call(name, &arguments), verdict, "{name} {flags:#x}");
