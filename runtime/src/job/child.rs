@@ -78,15 +78,19 @@ impl Collection {
         self,
         mut each: impl FnMut(OutputStream, &[u8]) -> ControlFlow<()>,
     ) -> Result<ExitStatus> {
-        let running = Arc::clone(&self.collector.running);
-        match catch_unwind(AssertUnwindSafe(|| self.run(&mut each))) {
-            Ok(ended) => Ok(ended?.0),
-            Err(panic) => {
-                let _ = running.end(EndReason::Stopped);
-                // That is not for long: its end is overdue in a moment.
-                let _ = running.wait();
-                resume_unwind(panic)
-            }
+        // While its pipes are still there: without them it could end by itself, and what it has
+        // started would go on.
+        let mut panicked = None;
+        let mut guarded = |stream: OutputStream, bytes: &[u8]| {
+            catch_unwind(AssertUnwindSafe(|| each(stream, bytes))).unwrap_or_else(|panic| {
+                panicked = Some(panic);
+                ControlFlow::Break(())
+            })
+        };
+        let ended = self.run(&mut guarded);
+        match panicked {
+            Some(panic) => resume_unwind(panic),
+            None => Ok(ended?.0),
         }
     }
 
