@@ -283,6 +283,14 @@ print('go', flush=True)
 for _ in range(2): os.fork()
 while True: os.kill(1, 17)";
 
+/// Stops, for ever, as what init traces, who lets it go on.
+const TRACED: &str = "import ctypes, os
+libc = ctypes.CDLL(None)
+print('go', flush=True)
+while True:
+    libc.ptrace(0, 0, 0, 0)
+    os.kill(os.getpid(), 28)";
+
 #[test]
 fn signals_that_tell_of_nothing_do_not_keep_init_busy() {
     if !needs(&[Need::Program("python3")]) {
@@ -291,8 +299,14 @@ fn signals_that_tell_of_nothing_do_not_keep_init_busy() {
     let _alone = alone();
     let home = Home::new();
     let sandbox = home.sandbox();
+    for script in [FOR_NOTHING, TRACED] {
+        keep_busy(&sandbox, script);
+    }
+}
+
+fn keep_busy(sandbox: &Sandbox, script: &str) {
     let mut command = sandbox.command("python3");
-    let command = command.args(["-c", FOR_NOTHING]).stdout(adl_runtime::Stdio::piped());
+    let command = command.args(["-c", script]).stdout(adl_runtime::Stdio::piped());
     let mut attack = command.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(attack.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -131,10 +131,21 @@ def look(pid, name):
         if act(pid): print(name, way, flush=True)
 "#;
 
+/// Ways to have a process be late.
+const DELAY: &str = "
+ones, zeros = [ctypes.create_string_buffer(byte * 8) for byte in (b'\\xff', b'\\0')]
+ways |= {
+    'slack': opens('timerslack_ns', os.O_WRONLY),
+    'nice': lambda pid: call(141, 0, pid, 19) == 0,
+    'affinity': lambda pid: call(203, pid, 8, ctypes.addressof(ones)) == 0,
+    'policy': lambda pid: call(144, pid, 3, ctypes.addressof(zeros)) == 0,
+    'ioprio': lambda pid: call(251, 1, pid, 3 << 13) == 0,
+}";
+
 /// Tries all on init, and then on a child.
 fn look_at_init() -> String {
     format!(
-        "{LOOK}
+        "{LOOK}{DELAY}
 target = 1
 look(1, 'init')
 child = os.fork()
@@ -146,9 +157,9 @@ os.kill(child, 9)"
 
 /// What a process can do to another one of its own, whatever it holds: all but to take a
 /// descriptor, for which there is a call only where the filter has it.
-const OWN: [&str; 12] = [
+const OWN: [&str; 17] = [
     "seize", "attach", "readv", "writev", "kcmp", "mem", "environ", "maps", "score", "fd", "root",
-    "limits",
+    "limits", "slack", "nice", "affinity", "policy", "ioprio",
 ];
 
 #[track_caller]
@@ -171,7 +182,8 @@ fn init_is_out_of_reach_of_whoever_may_trace() {
     }
     let home = Home::new();
     let usual = Capabilities::default();
-    for capabilities in [usual, usual.with(Capability::SysPtrace), Capabilities::ALL] {
+    let held = [Capability::SysPtrace, Capability::SysNice].map(|held| usual.with(held));
+    for capabilities in [usual, held[0], held[1], Capabilities::ALL] {
         for seccomp in [Seccomp::Default, Seccomp::Unconfined] {
             let config = Config { seccomp, capabilities, ..home.config() };
             let is_filtered = seccomp == Seccomp::Default;
@@ -183,8 +195,11 @@ fn init_is_out_of_reach_of_whoever_may_trace() {
             assert!(output.status.success(), "{output:?}");
             let printed = String::from_utf8(output.stdout).unwrap();
             let takes = !is_filtered || capabilities.contains(Capability::SysPtrace);
-            let seen = if shows_limits { &["limits"][..] } else { &[] };
-            assert_init_is_untouched(&printed, takes, seen);
+            let mut seen = if shows_limits { vec!["limits"] } else { vec![] };
+            if !is_filtered && capabilities.contains(Capability::SysNice) {
+                seen.extend(["nice", "affinity", "policy", "ioprio"]);
+            }
+            assert_init_is_untouched(&printed, takes, &seen);
             assert_answers(&sandbox);
         }
     }

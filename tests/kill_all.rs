@@ -81,6 +81,26 @@ int main(void) {
 }
 
 #[test]
+fn each_of_several_at_once_returns_when_all_have_ended() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    for _ in 0..10 {
+        shell(&sandbox, "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i + 1)); done");
+        let left = || {
+            sandbox.kill_all().unwrap();
+            census::tree(sandbox.init_pid()).len()
+        };
+        std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| scope.spawn(left));
+            assert_eq!(threads.map(|thread| thread.join().unwrap()), [1; 4]);
+        });
+    }
+}
+
+#[test]
 fn beside_whatever_others_do_it_comes_to_an_end() {
     if !needs(&[]) {
         return;

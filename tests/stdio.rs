@@ -1,7 +1,7 @@
 //! What a command can do with its streams by their names, and what it can't with the caller's.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -244,6 +244,31 @@ fn of_a_file_a_command_takes_what_it_reads_and_no_more() {
     let mut all = sandbox.command("cat");
     let output = all.stdin(File::open(&path).unwrap()).output().unwrap();
     assert_eq!(output.stdout, lines.as_bytes());
+}
+
+#[test]
+fn what_a_command_puts_into_its_own_stdin_moves_no_file_of_the_callers_back() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let path = home.path("script");
+    fs::write(&path, vec![b'x'; 3000]).unwrap();
+    let script = "head -c 1500 > /dev/null; exec 5<> /dev/stdin; head -c 9000 /dev/zero >&5";
+    let (mut of_library, of_line) = (File::open(&path).unwrap(), File::open(&path).unwrap());
+    for mut file in [&of_library, &of_line] {
+        file.seek(SeekFrom::Start(1000)).unwrap();
+    }
+    let mut command = sandbox.shell(script);
+    assert!(command.stdin(of_library.try_clone().unwrap()).status().unwrap().success());
+    let mut adl = adl_command(&home.state());
+    adl.args(["run", "-i", "--", "sh", "-c", script]).stdin(of_line.try_clone().unwrap());
+    assert!(adl.status().unwrap().success());
+    for file in [&mut of_library, &mut { of_line }] {
+        let position = file.stream_position().unwrap();
+        assert!((1000..=3000).contains(&position), "{position}");
+    }
 }
 
 #[test]

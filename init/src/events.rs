@@ -96,7 +96,7 @@ struct CpuTime {
 }
 
 impl CpuTime {
-    /// How much is left, in the unit of the limit. What can't be read is not over.
+    /// How much is left, in the unit of the limit: nothing, where that can't be read.
     fn left(&self) -> u64 {
         let mut text = [0; 64];
         let length = rustix::io::pread(&self.file, &mut text, 0).unwrap_or(0);
@@ -104,7 +104,7 @@ impl CpuTime {
         // "usage_usec 12" and more lines, or the number alone.
         let digits = text.split(|byte| !byte.is_ascii_digit()).find(|digits| !digits.is_empty());
         let used = digits.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
-        self.limit.most.saturating_sub(used.unwrap_or(0))
+        self.limit.most.saturating_sub(used.unwrap_or(u64::MAX))
     }
 }
 
@@ -239,12 +239,12 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
 
     let mut more_to_reap = false;
     loop {
-        let mut was_woken = false;
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 16];
-        let timeout = if more_to_reap { Some(Timespec::default()) } else { this.timeout() };
+        let may_reap = more_to_reap && this.deaf_until.is_none();
+        let timeout = if may_reap { Some(Timespec::default()) } else { this.timeout() };
         let count = match epoll::wait(&this.epoll, &mut events, timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
@@ -260,19 +260,19 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
                     let mut info = [0; 128];
                     // Only to make it unreadable again; how many have ended, reaping tells.
                     let _ = rustix::io::read(&init.child_signals, &mut info);
-                    was_woken = true;
+                    more_to_reap = true;
                 }
                 OWNER => return 0,
                 number => this.on_channel(number),
             }
         }
-        if more_to_reap || was_woken {
-            let reaped = this.reap();
-            more_to_reap = reaped == REAP_AT_ONCE;
-            this.pace(reaped);
+        if more_to_reap && this.deaf_until.is_none() {
+            more_to_reap = this.reap();
         }
         this.on_time();
-        this.go_on_killing(&receiver);
+        if let Err(status) = this.go_on_killing(&mut receiver) {
+            return status;
+        }
         this.starting.retain(|memory| !memory.is_free());
     }
 }
@@ -293,8 +293,8 @@ impl Loop {
     }
 
     /// Stops listening to SIGCHLD for a while where it comes for nothing.
-    fn pace(&mut self, reaped: usize) {
-        if reaped != 0 {
+    fn pace(&mut self, is_worth_it: bool) {
+        if is_worth_it {
             self.idle_wakes = 0;
             return;
         }
@@ -314,7 +314,16 @@ impl Loop {
     /// Handles all requests that have come. `Err` is the status to exit with.
     fn on_control(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
         let open = receiver.read_available().map_err(|_| PROTOCOL)?;
-        while let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)? {
+        self.take_requests(receiver)?;
+        // The host's end is closed: it has ended, or has dropped the sandbox.
+        if open { Ok(()) } else { Err(0) }
+    }
+
+    /// Handles requests that were read, up to one that all others wait for.
+    fn take_requests(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
+        while self.kill_all.is_none()
+            && let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)?
+        {
             let request = OwnedRequest::decode(body).map_err(|_| PROTOCOL)?;
             match request.get() {
                 Request::Spawn(_) => self.spawn(request, receiver)?,
@@ -322,8 +331,7 @@ impl Loop {
                 Request::Setup(_) | Request::Dev | Request::Cgroups(_) => return Err(PROTOCOL),
             }
         }
-        // The host's end is closed: it has ended, or has dropped the sandbox.
-        if open { Ok(()) } else { Err(0) }
+        Ok(())
     }
 
     fn spawn(&mut self, request: OwnedRequest, receiver: &mut Receiver) -> Result<(), i32> {
@@ -389,8 +397,8 @@ impl Loop {
     }
 
     /// Ends what is left of all processes, or tells that there are none.
-    fn go_on_killing(&mut self, control: &Receiver) {
-        let Some(kill) = &mut self.kill_all else { return };
+    fn go_on_killing(&mut self, control: &mut Receiver) -> Result<(), i32> {
+        let Some(kill) = &mut self.kill_all else { return Ok(()) };
         let _ = sys::signal_all(Signal::KILL);
         for (_, job) in self.jobs.0.iter_mut().filter(|(_, job)| job.end.is_none()) {
             job.by.get_or_insert(EndedBy::KillAll);
@@ -399,9 +407,9 @@ impl Loop {
         let survivors = sys::has_children();
         if survivors && now.saturating_sub(kill.since) < UNKILLABLE {
             kill.next = now + BETWEEN_PASSES;
-            return;
+            return Ok(());
         }
-        let Some(KillAll { channel, since, .. }) = self.kill_all.take() else { return };
+        let Some(KillAll { channel, since, .. }) = self.kill_all.take() else { return Ok(()) };
         if survivors {
             let left: Vec<u64> =
                 self.jobs.0.iter().filter(|(_, j)| j.end.is_none()).map(|(n, _)| *n).collect();
@@ -412,6 +420,7 @@ impl Loop {
         let exit = Exit { status, usage, wall_us, by: None, survivors };
         let _ = send_frame(&channel, &JobEvent::Exited(exit));
         self.listen_to_control(control, epoll::EventFlags::IN);
+        self.take_requests(control)
     }
 
     fn listen_to_control(&self, control: &Receiver, flags: epoll::EventFlags) {
@@ -597,7 +606,7 @@ impl Loop {
         if sys::signal_all(Signal::STOP).is_err() {
             return;
         }
-        while self.reap() == REAP_AT_ONCE {}
+        while self.reap() {}
         self.sweeper.begin_again();
         while self.sweep(now) {}
         self.sweeper.resume_all();
@@ -646,14 +655,20 @@ impl Loop {
     ///
     /// The only place that waits for a child, and it never does: orphans of jobs come through
     /// here like jobs do, in any number.
-    fn reap(&mut self) -> usize {
-        for reaped in 0..REAP_AT_ONCE {
+    fn reap(&mut self) -> bool {
+        // A guest can have a process be released as often as it likes, without an end of it.
+        let (mut ended, mut released) = (0, 0);
+        while ended + released < REAP_AT_ONCE {
             let (pid, status, usage) = match sys::reap() {
                 Ok(Some(Reaped::Ended(pid, status, usage))) => (pid, status, usage),
-                Ok(Some(Reaped::Released)) => continue,
+                Ok(Some(Reaped::Released)) => {
+                    released += 1;
+                    continue;
+                }
                 // ECHILD: none is left at all.
-                Ok(None) | Err(_) => return reaped,
+                Ok(None) | Err(_) => break,
             };
+            ended += 1;
             let Some(number) = self.by_pid.get(pid) else { continue };
             self.by_pid.remove(pid, number);
             let Some(job) = self.jobs.get_mut(number) else { continue };
@@ -676,7 +691,8 @@ impl Loop {
             }
             self.settle(number);
         }
-        REAP_AT_ONCE
+        self.pace(ended > released);
+        ended + released == REAP_AT_ONCE
     }
 
     /// Tells the end of a job if it is time to, and forgets one of which nobody wants to know

@@ -34,22 +34,24 @@ fn check_one(name: &str, value: &str, network: Network) -> Result<()> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         !part.is_empty() && part.chars().all(allowed)
     };
+    // Some of netfilter's are switches of the whole machine that any network namespace has.
+    let is_of_network = name.starts_with("net.") && !name.starts_with("net.netfilter.");
     let why = if name.len() > LONGEST || value.len() > LONGEST {
         format!("a name or a value longer than {LONGEST} bytes")
     } else if value.is_empty() || value.contains(|c: char| c.is_ascii_control() && c != '\t') {
         format!("{name}: {value:?} is no value: empty, or a control character in it")
     } else if !name.split('.').all(is_part) {
         format!("{name:?} is no name of a kernel parameter, as kernel.shmmax is one")
-    } else if OF_IPC.contains(&name) || name.starts_with("net.") && network == Network::None {
+    } else if OF_IPC.contains(&name) || is_of_network && network == Network::None {
         return Ok(());
     } else if name == "kernel.hostname" {
         format!("{name}: set the host name instead")
-    } else if name.starts_with("net.") {
+    } else if is_of_network {
         format!("{name}: the network is the host's")
     } else {
         format!(
             "{name} is the machine's, not a sandbox's: takes fs.mqueue.*, kernel.msgmax, msgmnb, msgmni, \
-             sem, shm_rmid_forced, shmall, shmmax and shmmni, and net.*"
+             sem, shm_rmid_forced, shmall, shmmax and shmmni, and net.* without net.netfilter.*"
         )
     };
     Err(Error::invalid("kernel parameter", why))
@@ -72,6 +74,7 @@ mod tests {
             ("vm.overcommit_memory", "1"),
             ("net", "1"),
             ("net.", "1"),
+            ("net.netfilter.nf_hooks_lwtunnel", "1"),
             ("net..x", "1"),
             ("net.ipv4/../../kernel/core_pattern", "1"),
             ("../vm/swappiness", "1"),

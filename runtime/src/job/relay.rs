@@ -78,6 +78,8 @@ pub(crate) struct Input {
     bytes: Vec<u8>,
     written: usize,
     source: Option<Relay>,
+    /// How much has gone into the pipe.
+    moved: usize,
 }
 
 impl Input {
@@ -91,7 +93,7 @@ impl Input {
 
     fn new(pipe: OwnedFd, bytes: Vec<u8>, source: Option<Relay>) -> Result<Self> {
         sys::set_blocking(&pipe, false).map_err(Error::io("fcntl"))?;
-        Ok(Self { pipe: Some(pipe), bytes, written: 0, source })
+        Ok(Self { pipe: Some(pipe), bytes, written: 0, source, moved: 0 })
     }
 
     pub(crate) fn is_relayed(&self) -> bool {
@@ -151,7 +153,10 @@ impl Input {
             return Ok(false);
         }
         match nix::unistd::write(pipe, rest) {
-            Ok(count) => self.written += count,
+            Ok(count) => {
+                self.written += count;
+                self.moved += count;
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             // It does not want it.
             Err(Errno::EPIPE) => return Ok(false),
@@ -163,7 +168,9 @@ impl Input {
     /// The command has ended: what it has not read of a file is left there.
     pub(crate) fn give_back(self) {
         let Some(Relay { fd, command_end: Some(end), .. }) = &self.source else { return };
-        let unread = sys::bytes_available(end).unwrap_or(0) + self.rest().len();
+        // A guest can write to the pipe, too: no more is given back than came.
+        let left = sys::bytes_available(end).unwrap_or(0).min(self.moved);
+        let unread = left + self.rest().len();
         if let (1.., Ok(unread)) = (unread, i64::try_from(unread)) {
             // A file that can't be moved in has no position that anyone shares.
             let _ = lseek(fd, -unread, Whence::SeekCur);

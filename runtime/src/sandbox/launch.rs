@@ -44,8 +44,9 @@ const MASKED: &[u8] =
     b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
     latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
     sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
-/// Parts of `/proc` that can be read but not written.
-const READ_ONLY: &[u8] = b"sys\0";
+/// Parts of `/proc` that can be read but not written: parameters of the kernel, and init, which
+/// with CAP_SYS_NICE could be made to sleep past each deadline that it keeps (`timerslack_ns`).
+const READ_ONLY: &[u8] = b"1\0sys\0";
 
 /// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
 const FOR_SETUP: Capabilities = Capabilities::NONE

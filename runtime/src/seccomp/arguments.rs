@@ -86,6 +86,15 @@ const TRACE_EXIT: u64 = 0x40;
 
 /// The process id of init, inside.
 const INIT: u64 = 1;
+/// What sets how a process is scheduled, by its id as the first argument.
+const SCHEDULING: [i64; 4] = [
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+];
+/// What does so for one, for a group or for all of a user, and which number says the last.
+const PRIORITIES: [(i64, u64); 2] = [(libc::SYS_setpriority, 2), (libc::SYS_ioprio_set, 3)];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -220,6 +229,14 @@ fn refused() -> Result<Rules, BackendError> {
     }
     // With one id, or with CAP_SYS_RESOURCE, nothing else keeps init's limits from a guest.
     add(&mut rules, libc::SYS_prlimit64, vec![is(0, INIT)?])?;
+    // Nor, with CAP_SYS_NICE, how it is scheduled.
+    for call in SCHEDULING {
+        add(&mut rules, call, vec![is(0, INIT)?])?;
+    }
+    for (call, of_user) in PRIORITIES {
+        add(&mut rules, call, vec![is(1, INIT)?])?;
+        add(&mut rules, call, vec![is(0, of_user)?])?;
+    }
     Ok(rules)
 }
 

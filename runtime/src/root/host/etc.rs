@@ -286,9 +286,12 @@ impl Taker<'_> {
 
     fn make_link(&mut self, path: &Path, text: &Path) -> io::Result<()> {
         let is_new = self.is_new(path);
-        match self.to.filter(|_| is_new) {
-            Some(to) => symlink(text, below(to, path)),
-            None => Ok(()),
+        let Some(to) = self.to.filter(|_| is_new) else { return Ok(()) };
+        let place = below(to, path);
+        // An empty directory that each image has.
+        match fs::remove_dir(&place) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => symlink(text, place),
         }
     }
 
@@ -399,7 +402,7 @@ mod tests {
         /// Copies what the rule takes; what is in the copy, and what was left out.
         fn take(&self, links: &[&str]) -> (PathBuf, Vec<(String, LeftOut)>) {
             let to = self.0.join("copy");
-            fs::create_dir_all(to.join("etc")).unwrap();
+            fs::create_dir_all(to.join("etc/fonts")).unwrap();
             fs::create_dir_all(to.join("var/lib")).unwrap();
             let links: Vec<PathBuf> = links.iter().map(PathBuf::from).collect();
             let image = take(&self.0, &links, Some(&to)).unwrap();
@@ -425,6 +428,8 @@ mod tests {
         host.file("/etc/pki/ca-trust/extracted/pem/tls.pem", "certificates");
         host.link("/etc/pki/tls/certs/ca-bundle.crt", "/etc/pki/ca-trust/extracted/pem/tls.pem");
         host.link("/etc/ssl/certs", "../pki/tls/certs");
+        host.file("/etc/pki/fonts/one", "font");
+        host.link("/etc/fonts", "pki/fonts");
         // As in Debian.
         host.file("/etc/java-17/security/java.security", "x");
         host.link("/etc/alternatives/java", "/usr/lib/jvm/bin/java");
@@ -443,6 +448,7 @@ mod tests {
         let text = "/etc/pki/ca-trust/extracted/pem/tls.pem";
         assert_eq!(link("etc/ssl/certs/ca-bundle.crt"), Path::new(text));
         assert_eq!(fs::read(below(&to, Path::new(text))).unwrap(), b"certificates");
+        assert_eq!(link("etc/fonts"), Path::new("pki/fonts"));
         assert_eq!(link("etc/alternatives/java"), Path::new("/usr/lib/jvm/bin/java"));
         assert_eq!(fs::read(to.join("var/lib/ca-certificates/openssl/1.pem")).unwrap(), b"one");
         assert_eq!(fs::read(to.join("etc/java-17/security/java.security")).unwrap(), b"x");
