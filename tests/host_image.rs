@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use adl_runtime::{Config, HostImage, LeftOut, Network, Sandbox};
 
-use crate::harness::{Home, Need, OrdinaryUser, alone, needs, repository, shell, succeeds, within};
+use crate::harness::{Home, Need, OrdinaryUser, alone, needs, repository, shell, within};
 
 /// A file of the host's programs, until this is dropped.
 struct OfHost(PathBuf);
