@@ -66,6 +66,22 @@ fn an_error_of_its_own_is_told_and_exits_with_125() {
 }
 
 #[test]
+fn a_program_that_the_filter_ends_is_told_what_it_may_be() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let run = |signal: &str| {
+        let script = format!("kill -{signal} $$");
+        adl_command(&home.state()).args(["run", "sh", "-c", &script]).output().unwrap()
+    };
+    let output = run("SYS");
+    assert_eq!(output.status.code(), Some(128 + 31));
+    assert!(stderr(&output).contains("32-bit"), "{}", stderr(&output));
+    assert_eq!(stderr(&run("TERM")), "");
+}
+
+#[test]
 fn options_reach_the_command() {
     if !needs(&[]) {
         return;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::harness::{
     Home, Need, OrdinaryUser, adl, adl_command, needs, repository, stderr, succeeds,
 };
@@ -44,6 +46,10 @@ fn options_of_docker_do_what_they_do_there() {
     for (mount, expected) in [
         (format!("-v={source}:/m:ro,z"), "content\n"),
         (format!("-v={source}:/m:Z"), "content\nwritten\n"),
+        (format!("-v={source}:/m:ro,cached"), "content\n"),
+        (format!("-v={source}:/m:delegated"), "content\nwritten\n"),
+        (format!("-v={source}:/m:consistent,rw"), "content\nwritten\n"),
+        (format!("--mount=type=bind,src={source},dst=/m,ro,consistency=cached"), "content\n"),
         (format!("--mount=type=bind,source={source},target=/m,readonly"), "content\n"),
         (format!("--mount=type=bind,\"src={source}\",dst=/m"), "content\nwritten\n"),
         (format!("--mount=source={source},destination=/m,ro=false"), "content\nwritten\n"),
@@ -54,7 +60,7 @@ fn options_of_docker_do_what_they_do_there() {
     }
     for tmpfs in [
         "--tmpfs=/t:size=1mb,mode=1777",
-        "--tmpfs=/t:rw,nosuid,nodev,size=0.001g",
+        "--tmpfs=/t:rw,exec,nosuid,nodev,size=0.001g",
         "--mount=type=tmpfs,target=/t,tmpfs-size=1MiB",
     ] {
         let shown = run(&home, &[tmpfs, "stat", "-fc", "%T %b", "/t"]);
@@ -70,8 +76,64 @@ fn options_of_docker_do_what_they_do_there() {
         (&["--pids-limit", "-1", "echo", "a"], "a\n"),
         (&["--net", "none", "--security-opt", "no-new-privileges", "echo", "a"], "a\n"),
         (&["--timeout", "1m30s", "echo", "a"], "a\n"),
+        (&["--oom-score-adj", "300", "cat", "/proc/self/oom_score_adj"], "300\n"),
+        (&["--hostname", "box.example.org", "uname", "-n"], "box.example.org\n"),
+        (
+            &["--device", "/dev/null:rwm", "stat", "-c", "%F", "/dev/null"],
+            "character special file\n",
+        ),
+        (&["--device", "/dev/zero:/dev/nought:rwm", "head", "-c0", "/dev/nought"], ""),
     ] {
         assert_eq!(run(&home, arguments), expected, "{arguments:?}");
+    }
+    // A place in the directory of the caller, as docker has it.
+    let from_there = |volume: &str| {
+        let mut adl = adl_command(&home.state());
+        succeeds(adl.current_dir(source).args(["run", "-v", volume, "ls", "/m"]))
+    };
+    assert_eq!([from_there(".:/m"), from_there("./file:/m")], ["file\n", "/m\n"]);
+}
+
+#[test]
+fn where_docker_would_mean_something_else_nothing_runs() {
+    let home = Home::new();
+    // A host name by -h, which is help here.
+    for arguments in
+        [&["run", "-h", "box", "true"][..], &["run", "-hbox", "true"], &["run", "-ith", "box"]]
+    {
+        assert!(refused(&home, arguments).contains("`--hostname NAME`"), "{arguments:?}");
+    }
+    for arguments in [&["run", "-h"][..], &["run", "-h", "--rm"], &["run", "--help", "box"]] {
+        let help = succeeds(adl_command(&home.state()).args(arguments));
+        assert!(help.contains("Usage: adl run"), "{arguments:?}: {help}");
+    }
+    // A volume that it keeps, and not a directory of that name here.
+    fs::create_dir(home.path("data")).unwrap();
+    for option in [
+        "-v=data:/d",
+        "-v=data:/d:ro",
+        "--mount=type=volume,source=data,target=/d",
+        "--mount=source=data,target=/d",
+        "--mount=type=bind,source=data,target=/d",
+    ] {
+        let mut adl = adl_command(&home.state());
+        let output = adl.current_dir(home.path("")).args(["run", option, "true"]).output().unwrap();
+        assert!(told(output, &[option]).contains("write \"./data\""), "{option}");
+    }
+    // A protection is not to be switched off for want of a profile.
+    for (option, words) in [
+        ("seccomp=x.json", "no profile"),
+        ("seccomp=builtin", "no profile"),
+        ("apparmor=docker-default", "aa-exec"),
+        ("apparmor:unconfined", "aa-exec"),
+        ("label=disable", "SELinux"),
+        ("label:type:x", "SELinux"),
+        ("systempaths=unconfined", "/proc"),
+        ("no-new-privileges=false", "in any case"),
+    ] {
+        let told = refused(&home, &["run", "--security-opt", option, "true"]);
+        assert!(told.contains(words) && told.contains(option), "{option}: {told}");
+        assert!(!told.contains("unconfined'") && !told.contains("similar"), "{option}: {told}");
     }
 }
 
@@ -125,6 +187,13 @@ fn limits_of_a_process_have_dockers_names_and_units() {
         let found: Vec<_> = line[name.len()..].split_whitespace().take(2).collect();
         assert_eq!(found, [soft, hard], "{line}");
     }
+    // As much as the caller may have, whatever is given where nothing is said.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let limit = format!("--ulimit=nofile={most}");
+    let given = run(&home, &[&limit, "sh", "-c", "ulimit -n; ulimit -Hn"]);
+    assert_eq!(given, format!("{most}\n{most}\n"));
+    let given = run(&home, &["sh", "-c", "ulimit -Hn"]);
+    assert_eq!(given, format!("{}\n", most.min(65_536)));
     for (limit, named) in [
         ("nofile=2:1", "soft"),
         ("files=1", "nofile"),
@@ -155,6 +224,7 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
         (&["run", "--pid=host", "true"], "namespaces"),
         (&["run", "--add-host", "a:b", "true"], "/etc/hosts"),
         (&["run", "--pull=always", "true"], "--image"),
+        (&["run", "--domainname", "example.org", "true"], "--hostname"),
         (&["run", "--network", "bridge", "true"], "`host`"),
         (&["run", "-c", "512", "true"], "--cpu-weight"),
         (&["shell", "-c", "true"], "'-- -c'"),
@@ -167,7 +237,7 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
         (&["commit", "a", "b"], "--snapshot"),
         (&["info"], "adl doctor"),
         (&["run", "--image", "debian:12", "true"], "docker export"),
-        (&["run", "--mount", "type=volume,source=data,target=/d", "true"], "type=bind"),
+        (&["run", "--mount", "type=volume,source=data,target=/d", "true"], "./data"),
         (&["run", "--mount", "type=bind,source=/,target=/d,sweet=1", "true"], "`sweet`"),
     ] {
         let told = refused(&home, arguments);
@@ -253,6 +323,16 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
     for (arguments, words) in [
         (&["--timeout", "0"][..], &["above zero", "leave it out"][..]),
         (&["--timeout", "soon"], &["1m30s"]),
+        (&["--swap", "1g"], &["--memory 512m"]),
+        (&["--upper", "memory:64"], &["--upper memory:64 is too small"]),
+        (&["--oom-score-adj", "-5"], &["0 to 1000"]),
+        (&["--sysctl", "net.core.no_such_thing=1"], &["\"net.core.no_such_thing\"", "sysctl -a"]),
+        (&["--sysctl", "net.core.somaxconn=x"], &["\"net.core.somaxconn\"", "other values"]),
+        (&["-w", "/no/such"], &["\"/no/such\"", "mkdir -p"]),
+        (&["-w", ""], &["leave it out"]),
+        (&["--tmpfs", "/x:noexec"], &["noexec", "leave it out"]),
+        (&["--tmpfs", "/x:ro"], &["ro", "leave it out"]),
+        (&["--device", "/dev/null:r"], &["`rwm`"]),
         (&["--memory", "64"], &["less than 1m", "512m"]),
         (&["--memory", "1k"], &["less than 1m", "512m"]),
         (&["--pids-limit", "0"], &["-1 for no limit"]),
@@ -267,6 +347,14 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         let told = refused(&home, &[&["run"], arguments, &["true"]].concat());
         assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
     }
+    let words = refused(&home, &["run", "--upper", "memory:64", "true"]);
+    assert!(!words.contains("ADL_STATE_DIR"), "{words}");
+    let words = refused(&home, &["run", "--ids", "10", "true"]);
+    assert!(words.contains("at least 65536"), "{words}");
+    // One that the kernel has for all of the machine.
+    let words = refused(&home, &["run", "--sysctl", "net.core.rmem_max=1", "true"]);
+    assert!(words.contains("\"net.core.rmem_max\""), "{words}");
+    assert!(words.contains("sysctl -w") || words.contains("sysctl -a"), "{words}");
     if nix::unistd::geteuid().is_root() {
         let told = refused(&home, &["run", "-u", "70000", "true"]);
         assert!(told.contains("65535") && !told.contains("os error"), "{told}");

@@ -259,8 +259,11 @@ fn target(root: &OwnedFd, at: &[u8], is_directory: bool) -> IoResult<OwnedFd> {
             return Err(Errno::BUSY);
         }
     }
-    // A mount of a directory on a file, or the other way round, is ENOTDIR to the kernel, too.
-    Ok(place)
+    // The kernel says EINVAL, which may mean much else.
+    match (FileType::from_raw_mode(stat.st_mode) == FileType::Directory) == is_directory {
+        true => Ok(place),
+        false => Err(Errno::NOTDIR),
+    }
 }
 
 fn identity(stat: &Stat) -> (u64, u64) {

@@ -91,7 +91,15 @@ impl Plan {
                     None => "a cgroup of the sandbox's own".to_owned(),
                 },
                 why: "there is no hierarchy in which this process may make any".to_owned(),
-                fix: "`man 7 cgroups` tells how they are mounted and delegated".to_owned(),
+                fix: match nix::unistd::geteuid().is_root() {
+                    true => {
+                        "mount one that can be written to: mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+                    }
+                    false => {
+                        "have one delegated: systemd-run --user --scope -p Delegate=yes PROGRAM"
+                    }
+                }
+                .to_owned(),
             });
         }
         Ok(Self { places, limits, pid_max })

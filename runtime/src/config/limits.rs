@@ -117,7 +117,7 @@ impl Limits {
             return invalid("memory limit", "nothing runs without memory");
         }
         if self.swap.is_some() && self.memory.is_none() {
-            return invalid("swap limit", "without a limit of memory");
+            return invalid("swap limit", "it needs a limit of memory, which it is beside");
         }
         if self.pids == Some(0) {
             return invalid("pids limit", "nothing runs without a process");

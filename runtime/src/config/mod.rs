@@ -127,7 +127,8 @@ pub enum EtcFiles {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Sysfs {
-    /// Where it has a cgroup: with [`Config::limits`] or [`Config::cgroup_parent`].
+    /// Where it has a cgroup: with [`Config::limits`], of which `accounting` is one, with
+    /// [`Config::cgroup_parent`], or with a CPU time for all commands ([`Defaults::cpu_time`]).
     #[default]
     WithLimits,
     /// In any case.

@@ -127,10 +127,15 @@ impl fmt::Display for NotStarted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(program, stage, source) = self;
         let why = match (stage, source.raw_os_error()) {
+            (Stage::Directory, Some(libc::ENOENT)) if program.as_os_str().is_empty() => {
+                return f.write_str("the working directory has no name; leave it out for `/`");
+            }
             (Stage::Directory, Some(libc::ENOENT)) => {
                 return write!(
                     f,
-                    "the working directory {program:?} does not exist in the sandbox"
+                    "the working directory {program:?} does not exist in the sandbox; make it in \
+                     the image, by a volume or tmpfs there, or have the command make it: sh -c \
+                     'mkdir -p DIR && cd DIR && …'"
                 );
             }
             (Stage::Directory, _) => {
@@ -168,15 +173,28 @@ pub(super) struct NotBuilt<'a>(pub(super) &'a Path, pub(super) Step, pub(super) 
 impl fmt::Display for NotBuilt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(path, step, source) = self;
-        // Init names targets from its root on.
-        let inside = Path::new("/").join(path);
-        let shown = if *step == Step::Mount { &inside } else { *path };
-        write!(f, "the sandbox was not built: could not {step}{}: ", Of(shown))?;
+        // Init names targets from its root on, and parameters by their paths.
+        let shown = match step {
+            Step::Mount => Path::new("/").join(path),
+            Step::Sysctl => path.to_string_lossy().replace('/', ".").into(),
+            _ => path.to_path_buf(),
+        };
+        write!(f, "the sandbox was not built: could not {step}{}: ", Of(&shown))?;
         match (step, source.raw_os_error()) {
-            (Step::Mount, Some(libc::EINVAL | libc::ENOTDIR)) => f.write_str(
-                "one of the two is a directory and the other is a file; name a target of the same \
-                 kind, or one that is not there",
+            (Step::Mount, Some(libc::ENOTDIR)) => f.write_str(
+                "one of the two is a directory and the other is a file, or something on the way is \
+                 a file; name a target of the same kind, or one that is not there",
             ),
+            (Step::Sysctl, Some(libc::EACCES | libc::EPERM)) => f.write_str(
+                "the kernel has it for the whole machine; leave it out, and set it outside, as \
+                 root: sysctl -w NAME=VALUE",
+            ),
+            (Step::Sysctl, Some(libc::ENOENT)) => f.write_str(
+                "this kernel has no such parameter for a sandbox; `sysctl -a` lists the machine's",
+            ),
+            (Step::Sysctl, Some(libc::EINVAL | libc::ERANGE)) => {
+                write!(f, "{source}; it takes other values: `sysctl` of it tells the machine's")
+            }
             (Step::Mount, Some(libc::EBUSY)) => {
                 f.write_str("it leads to `/`, `/proc` or `/dev`, where nothing can be mounted")
             }

@@ -122,7 +122,8 @@ fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<Ids> {
     const MOST: u32 = id_ranges::MOST;
     match length {
         Some(length) if !(LEAST..=MOST).contains(&length) => {
-            Err(Error::invalid("ids", format!("{length} is not from {LEAST} to {MOST}")))
+            let why = format!("a sandbox has at least {LEAST} and at most {MOST}, not {length}");
+            Err(Error::invalid("number of ids", why))
         }
         length if id_ranges::caller_may_map() => Ok(Ids::Range(length.unwrap_or(LEAST))),
         None => run_as.only(),

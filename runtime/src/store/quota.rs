@@ -166,10 +166,14 @@ fn cannot(directory: BorrowedFd<'_>, error: io::Error) -> Error {
                 why,
                 match kind {
                     Some(EXT4_SUPER_MAGIC) => {
-                        "unmount it, run tune2fs -O project,quota on its device, and mount it with the \
-                     option prjquota; or have the upper in memory"
+                        "root has to unmount it, switch quotas on by `tune2fs -O project,quota \
+                         DEVICE`, and mount it by `mount -o prjquota DEVICE DIRECTORY` (`findmnt` \
+                         lists both); or have the upper in memory"
                     }
-                    Some(XFS) => "mount it with the option prjquota; or have the upper in memory",
+                    Some(XFS) => {
+                        "root has to unmount it, and to mount it by `mount -o prjquota DEVICE \
+                         DIRECTORY` (`findmnt` lists both); or have the upper in memory"
+                    }
                     _ => OTHER_PLACE,
                 },
             )

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::output::print;
@@ -67,10 +67,14 @@ impl Commands {
 pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut command = Cli::command();
     let is_run = arguments.get(1).is_some_and(|name| name == "run");
+    let names_a_host = gives_h_a_value(&arguments);
     let matches = command.try_get_matches_from_mut(arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli.command.run(),
         // Help or the version, which was asked for.
+        Err(message) if message.kind() == ErrorKind::DisplayHelp && names_a_host => {
+            Err("-h is for help, alone; the host name is set by `--hostname NAME`".into())
+        }
         Err(message) if !message.use_stderr() => {
             print(message.to_string())?;
             Ok(ExitCode::SUCCESS)
@@ -88,6 +92,27 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
             Err(told.strip_prefix("error: ").unwrap_or(&told).trim_end().into())
         }
     }
+}
+
+/// Whether the first `-h` of `adl run` or `adl shell` has a value, as that of docker: help would be
+/// printed, and nothing run, where a host name was meant.
+fn gives_h_a_value(arguments: &[OsString]) -> bool {
+    let mut rest = arguments.iter().skip(1).map(|argument| argument.as_encoded_bytes());
+    if !matches!(rest.next(), Some(b"run" | b"shell")) {
+        return false;
+    }
+    while let Some(argument) = rest.next() {
+        // As in -ith.
+        let flags = argument.strip_prefix(b"-").unwrap_or_default();
+        let letters = flags.iter().take_while(|letter| matches!(letter, b'i' | b't')).count();
+        match flags.get(letters..) {
+            Some([b'h']) => return rest.next().is_some_and(|value| !value.starts_with(b"-")),
+            Some([b'h', ..]) => return true,
+            _ if argument == b"--help" => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Says of a command that is not there which is like it, where clap finds none since it is short.

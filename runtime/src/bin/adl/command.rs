@@ -44,7 +44,7 @@ pub(crate) struct CommandOptions {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     env_file: Vec<PathBuf>,
 
-    /// Working directory; by default /
+    /// Working directory, which has to be there; by default /
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<OsString>,
 
@@ -58,6 +58,10 @@ pub(crate) struct CommandOptions {
     /// machine's kernel.core_pattern says
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     pub(crate) ulimit: Vec<Ulimit>,
+
+    /// How much sooner than others its processes are killed when memory runs out, 0 to 1000
+    #[arg(long, value_name = "SCORE", value_parser = oom_score)]
+    pub(crate) oom_score_adj: Option<i16>,
 
     /// Remove the sandbox when it has ended, as is done without it too
     #[arg(long)]
@@ -105,4 +109,10 @@ impl CommandOptions {
         environment.extend(self.env.iter().flatten().cloned());
         Ok(Settled { config, bases, environment })
     }
+}
+
+/// Reads an OOM score. Below 0 no sandbox may go.
+fn oom_score(text: &str) -> Result<i16, &'static str> {
+    let score = text.parse().ok().filter(|score| (0..=1000).contains(score));
+    score.ok_or("takes a whole number from 0 to 1000: what is inside is not spared")
 }

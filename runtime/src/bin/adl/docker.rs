@@ -29,6 +29,10 @@ const OPTIONS: [(&[&str], &str); 26] = [
         &["--link", "--network-alias", "--ip", "--ip6", "--mac-address", "--link-local-ip"],
         "there are no networks between sandboxes: `--network host` is this machine's",
     ),
+    (
+        &["--domainname"],
+        "a sandbox has a host name only, in which there may be dots: `--hostname NAME`",
+    ),
     (&["--add-host"], "write a file of hosts and mount it, as `-v ./hosts:/etc/hosts:ro`"),
     (
         &["--dns", "--dns-search", "--dns-option", "--dns-opt"],
@@ -49,7 +53,6 @@ const OPTIONS: [(&[&str], &str); 26] = [
         &["--memory-swappiness", "--oom-kill-disable", "--kernel-memory"],
         "limits of memory are `--memory`, `--memory-high` and `--swap`",
     ),
-    (&["--oom-score-adj"], "only the library has that: `Command::oom_score_adj`"),
     (&["-c", "--cpu-shares"], "`--cpu-weight N` is the share: docker's 1024 is 100 here"),
     (
         &["--cpu-quota", "--cpu-period", "--cpu-rt-period", "--cpu-rt-runtime", "--cpu-count"],
@@ -94,7 +97,6 @@ const OPTIONS: [(&[&str], &str); 26] = [
     (
         &[
             "--cidfile",
-            "--domainname",
             "--health-cmd",
             "--health-interval",
             "--health-retries",
@@ -142,6 +144,23 @@ const COMMANDS: [(&[&str], &str); 6] = [
     ),
 ];
 
+/// What `--security-opt` is not for, by how its value begins.
+const SECURITY_OPTIONS: [(&str, &str); 5] = [
+    (
+        "seccomp",
+        "adl takes no profile: its filter is its own, and in force where the option is left out; \
+         docs/seccomp.md lists what it lets through",
+    ),
+    (
+        "apparmor",
+        "a sandbox has the profile that adl runs with, and none of its own: `aa-exec -p PROFILE -- \
+         adl run …` gives both one",
+    ),
+    ("label", "adl sets no label of SELinux, and needs none to be switched off: leave it out"),
+    ("systempaths", "what is covered of /proc stays so: leave it out"),
+    ("no-new-privileges", "it is on in any case"),
+];
+
 /// What can be said to a user of docker about an error of the command line.
 /// In `adl run`, also about a single letter, which elsewhere may be for a shell.
 pub(crate) fn hint(error: &clap::Error, is_run: bool) -> Option<String> {
@@ -160,6 +179,14 @@ pub(crate) fn hint(error: &clap::Error, is_run: bool) -> Option<String> {
             let name = context(ContextKind::InvalidSubcommand)?;
             let instead = find(&COMMANDS, name)?;
             Some(format!("`{name}` is docker's, and adl has none: {instead}"))
+        }
+        ErrorKind::InvalidValue
+            if context(ContextKind::InvalidArg)?.starts_with("--security-opt ") =>
+        {
+            let value = context(ContextKind::InvalidValue)?;
+            let kind = value.split(['=', ':']).next().unwrap_or(value);
+            let instead = SECURITY_OPTIONS.iter().find(|(name, _)| *name == kind)?.1;
+            Some(format!("--security-opt: there is no {value:?}: {instead}"))
         }
         // One that is like those that there are is told by clap.
         ErrorKind::InvalidValue

@@ -65,6 +65,7 @@ fn advice(error: &Error) -> Option<&'static str> {
         Error::Unsupported { what, .. } if what == "a limit of disk space" => {
             Some("that is `--upper memory:SIZE`")
         }
+        Error::Invalid { what: "swap limit", .. } => Some("as --memory 512m --swap 1g"),
         Error::Setup { source, .. } | Error::Io { source, .. }
             if source.kind() == ErrorKind::StorageFull =>
         {

@@ -12,22 +12,25 @@ use crate::values::{of_bytes, size};
 #[derive(Args)]
 pub(crate) struct MountOptions {
     /// Mount a directory or file of this machine at TARGET inside; MODE is `rw` (default), `ro`, or
-    /// `cow`: writes go to a copy that is gone afterwards. After a comma, docker's labels `z` and
-    /// `Z` are taken, and change nothing
+    /// `cow`: writes go to a copy that is gone afterwards. A SOURCE has a `/` in it or begins with a
+    /// dot. After a comma, docker's `z`, `Z`, `cached`, `delegated` and `consistent` are taken, and
+    /// change nothing
     #[arg(short, long, value_name = "SOURCE:TARGET[:MODE]", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(volume))]
     volume: Vec<Mount>,
 
-    /// Mount an empty file system in memory, in which anyone inside may write; by default of 64m
+    /// Mount an empty file system in memory, in which anyone inside may write, and execute what is
+    /// there; by default of 64m
     #[arg(long, value_name = "TARGET[:size=SIZE]", value_parser = of_bytes(tmpfs))]
     tmpfs: Vec<Mount>,
 
     /// Mount as --volume or --tmpfs, in docker's long form: type=bind,source=PATH,target=PATH with
-    /// `readonly` or `cow`, or type=tmpfs,target=PATH with tmpfs-size=SIZE
+    /// `readonly` or `cow`, or type=tmpfs,target=PATH with tmpfs-size=SIZE. `consistency` is taken,
+    /// and changes nothing
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = of_bytes(mount))]
     mount: Vec<Mount>,
 
-    /// Have a device of this machine inside
+    /// Have a device of this machine inside, to read and to write, as docker's `rwm` has it
     #[arg(long, value_name = "PATH[:TARGET]", value_hint = ValueHint::FilePath)]
     #[arg(value_parser = of_bytes(device))]
     device: Vec<Mount>,
@@ -45,6 +48,7 @@ fn volume(text: &OsStr) -> Result<Mount, String> {
     };
     match &*parts {
         [source, target] | [source, target, _] if !source.is_empty() && !target.is_empty() => {
+            check_source(source)?;
             Ok(Mount::volume(source, target, access))
         }
         [_] => {
@@ -54,6 +58,22 @@ fn volume(text: &OsStr) -> Result<Mount, String> {
         _ => Err("takes SOURCE:TARGET or SOURCE:TARGET:MODE".to_owned()),
     }
 }
+
+/// Refuses what docker takes for the name of a volume that it keeps.
+fn check_source(source: &OsStr) -> Result<(), String> {
+    let bytes = source.as_bytes();
+    if bytes.contains(&b'/') || bytes.starts_with(b".") {
+        return Ok(());
+    }
+    Err(format!(
+        "{source:?} would be a volume that docker keeps, and adl keeps none: for what has that name \
+         here, write {:?}",
+        std::path::Path::new(".").join(source)
+    ))
+}
+
+/// What docker says of caches on other systems, and changes nothing on Linux.
+const CONSISTENCIES: [&[u8]; 4] = [b"cached", b"delegated", b"consistent", b"default"];
 
 /// Reads the mode of a volume, with what docker allows beside it.
 fn access(mode: &OsStr) -> Result<Access, String> {
@@ -65,6 +85,7 @@ fn access(mode: &OsStr) -> Result<Access, String> {
             b"cow" => Access::CopyOnWrite,
             // What SELinux would be told.
             b"z" | b"Z" => continue,
+            word if CONSISTENCIES.contains(&word) => continue,
             _ => return Err(format!("{word:?}: the mode is `ro`, `rw` or `cow`")),
         };
         if access.replace(said).is_some_and(|other| other != said) {
@@ -73,6 +94,10 @@ fn access(mode: &OsStr) -> Result<Access, String> {
     }
     Ok(access.unwrap_or(Access::ReadWrite))
 }
+
+/// What is true of each.
+const TMPFS_IS: &str = "a tmpfs is writable and executable (rw, exec), nosuid, nodev, and has mode \
+                        1777";
 
 /// Reads `TARGET` or `TARGET:size=SIZE`.
 fn tmpfs(text: &OsStr) -> Result<Mount, String> {
@@ -89,12 +114,10 @@ fn tmpfs(text: &OsStr) -> Result<Mount, String> {
             (b"mode", Some(mode)) => check_mode(mode)?,
             // As it is.
             (b"rw" | b"exec" | b"nosuid" | b"nodev", None) => {}
-            _ => {
-                return Err(format!(
-                    "{option:?} is not there: takes size=SIZE; the file system is writable and \
-                     executable, nosuid, nodev, and has mode 1777"
-                ));
+            (b"noexec" | b"ro" | b"suid" | b"dev", None) => {
+                return Err(format!("{option:?} is not there, so leave it out: {TMPFS_IS}"));
             }
+            _ => return Err(format!("{option:?} is not there: takes size=SIZE; {TMPFS_IS}")),
         }
     }
     Ok(Mount::tmpfs(target, bytes))
@@ -134,7 +157,11 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
             "readonly" | "ro" | "cow" => {}
             "tmpfs-size" => bytes = size_of(value.unwrap_or_default())?,
             "tmpfs-mode" => check_mode(value.unwrap_or_default())?,
-            // As it is; so are the layers of caches that docker has on other systems.
+            "consistency" if value.is_some_and(|value| CONSISTENCIES.contains(&value)) => {}
+            "consistency" => {
+                return Err("`consistency` is consistent, cached, delegated or default".to_owned());
+            }
+            // As it is.
             "bind-propagation" if matches!(value, Some(b"private" | b"rprivate")) => {}
             "bind-propagation" => {
                 return Err("`bind-propagation` is rprivate here: what is mounted later on one \
@@ -144,13 +171,15 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
             _ => {
                 return Err(format!(
                     "the key `{name}` is not there; the keys are type, source, target, readonly, \
-                     cow, bind-propagation, tmpfs-size and tmpfs-mode"
+                     cow, bind-propagation, consistency, tmpfs-size and tmpfs-mode"
                 ));
             }
         }
         match &*name {
             "tmpfs-size" | "tmpfs-mode" => of_tmpfs = Some(name),
-            "readonly" | "ro" | "cow" | "bind-propagation" => of_volume = Some(name),
+            "readonly" | "ro" | "cow" | "bind-propagation" | "consistency" => {
+                of_volume = Some(name)
+            }
             _ => {}
         }
     }
@@ -168,12 +197,7 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
                 return Err(format!("`{key}` is for type=tmpfs alone"));
             }
             let source = source.ok_or("the key `source` is missing: the path on this machine")?;
-            if kind == "volume" && !source.as_bytes().contains(&b'/') {
-                return Err(format!(
-                    "{source:?} would be a volume that docker keeps, and adl keeps none: name a \
-                     directory of this machine, as type=bind,source=/path"
-                ));
-            }
+            check_source(&source)?;
             Ok(Mount::volume(source, target, access))
         }
         _ => Err(format!("the type {kind:?} is not there: it is bind, volume or tmpfs")),
@@ -188,18 +212,27 @@ fn is_set(name: &str, value: Option<&[u8]>) -> Result<bool, String> {
     }
 }
 
-/// Reads `PATH`, `SOURCE:TARGET` or, as docker has it by default, `SOURCE:TARGET:rwm`.
+/// Reads `PATH` or `SOURCE:TARGET`, behind which may be what may be done with it, as docker has it
+/// by default: `rwm`.
 fn device(text: &OsStr) -> Result<Mount, &'static str> {
-    match &*split(text, b':') {
+    let mut parts = split(text, b':');
+    if let Some(mode) = parts.pop_if(|last| is_device_mode(last))
+        && !matches!(mode.as_bytes(), b"rwm" | b"rw")
+    {
+        return Err("what may be done with a device is `rwm`, as its own mode says");
+    }
+    match &*parts {
         [path] => Ok(Mount::device(path)),
-        [source, target, rest @ ..]
-            if rest.is_empty() || matches!(rest, [all] if all == "rwm" || all == "rw") =>
-        {
+        [source, target] => {
             Ok(Mount::Device { source: source.into(), target: PathBuf::from(target) })
         }
-        [_, _, _] => Err("what may be done with a device is `rwm`, as its own mode says"),
-        _ => Err("takes PATH or SOURCE:TARGET"),
+        _ => Err("takes PATH or SOURCE:TARGET, with rwm behind it or not"),
     }
+}
+
+/// Whether a part is a mode, and no path.
+fn is_device_mode(part: &OsStr) -> bool {
+    !part.is_empty() && part.as_bytes().iter().all(|byte| b"rwm".contains(byte))
 }
 
 fn split(text: &OsStr, at: u8) -> Vec<OsString> {
@@ -244,17 +277,28 @@ mod tests {
         let of = |text| volume(OsStr::new(text)).ok();
         assert_eq!(of("/a:/b"), Some(Mount::volume("/a", "/b", Access::ReadWrite)));
         for (text, access) in [
-            ("a:/b:ro", Access::ReadOnly),
-            ("a:/b:ro,z", Access::ReadOnly),
-            ("a:/b:Z,cow", Access::CopyOnWrite),
-            ("a:/b:z", Access::ReadWrite),
-            ("a:/b:rw,Z", Access::ReadWrite),
+            ("./a:/b:ro", Access::ReadOnly),
+            ("./a:/b:ro,z", Access::ReadOnly),
+            ("./a:/b:Z,cow", Access::CopyOnWrite),
+            ("./a:/b:z", Access::ReadWrite),
+            ("./a:/b:rw,Z", Access::ReadWrite),
+            ("./a:/b:ro,cached", Access::ReadOnly),
+            ("./a:/b:delegated", Access::ReadWrite),
         ] {
-            assert_eq!(of(text), Some(Mount::volume("a", "/b", access)), "{text}");
+            assert_eq!(of(text), Some(Mount::volume("./a", "/b", access)), "{text}");
         }
-        for wrong in
-            ["", "/a", ":/b", "/a:", "/a:/b:x", "/a:/b:ro:x", "/a:/b:ro,rw", "/a:/b:", "/a:/b:ro,"]
-        {
+        for wrong in [
+            "",
+            "/a",
+            "a:/b",
+            ":/b",
+            "/a:",
+            "/a:/b:x",
+            "/a:/b:ro:x",
+            "/a:/b:ro,rw",
+            "/a:/b:",
+            "/a:/b:ro,",
+        ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
         let of = |text| tmpfs(OsStr::new(text)).ok();
@@ -265,10 +309,11 @@ mod tests {
             assert_eq!(of(wrong), None, "{wrong}");
         }
         let of = |text| device(OsStr::new(text)).ok();
-        for text in ["/dev/fuse", "/dev/fuse:/dev/fuse", "/dev/fuse:/dev/fuse:rwm"] {
+        for text in ["/dev/fuse", "/dev/fuse:rwm", "/dev/fuse:/dev/fuse", "/dev/fuse:/dev/fuse:rwm"]
+        {
             assert_eq!(of(text), Some(Mount::device("/dev/fuse")), "{text}");
         }
-        for wrong in ["/dev/fuse:/dev/fuse:r", "/dev/fuse:/dev/fuse:rwm:x"] {
+        for wrong in ["/dev/fuse:r", "rwm", "/dev/fuse:/dev/fuse:r", "/dev/fuse:/dev/fuse:rwm:x"] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
     }
@@ -281,6 +326,7 @@ mod tests {
             ("type=bind,src=/a,dst=/b,readonly", Access::ReadOnly),
             ("source=/a,destination=/b,ro=true", Access::ReadOnly),
             ("type=volume,source=/a,target=/b,readonly=false", Access::ReadWrite),
+            ("type=bind,source=/a,target=/b,consistency=cached", Access::ReadWrite),
             ("TYPE=bind,source=/a,target=/b,cow,bind-propagation=rprivate", Access::CopyOnWrite),
         ] {
             assert_eq!(of(text), Ok(Mount::volume("/a", "/b", access)), "{text}");
@@ -301,7 +347,9 @@ mod tests {
             ("type=bind,target=/a", "source"),
             ("type=bind,source=/a,target=", "target"),
             ("type=npipe,source=/a,target=/b", "npipe"),
-            ("type=volume,source=data,target=/b", "data"),
+            ("type=volume,source=data,target=/b", "\"./data\""),
+            ("type=bind,source=data,target=/b", "\"./data\""),
+            ("type=bind,source=/a,target=/b,consistency=good", "consistency"),
             ("type=tmpfs,target=/b,readonly", "readonly"),
             ("type=tmpfs,source=/a,target=/b", "source"),
             ("type=bind,source=/a,target=/b,tmpfs-size=1m", "tmpfs-size"),

@@ -124,7 +124,8 @@ fn run(
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let copies_out = CopyOut::open_all(&options.copies.copy_out, &bases)?;
-    let sandbox = Sandbox::create(config)?;
+    let upper = config.upper;
+    let sandbox = Sandbox::create(config).map_err(|error| not_created(error, upper))?;
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
         files.user(user);
@@ -187,6 +188,19 @@ fn run(
     mask.thread_unblock()?;
     tell_of_removals();
     Ok(ExitCode::from(code))
+}
+
+/// Says of memory for what is written that it is too small, where that is so.
+fn not_created(error: Error, upper: Upper) -> Box<dyn std::error::Error> {
+    match (&error, upper) {
+        (Error::Setup { source, .. }, Upper::Memory { size })
+            if source.kind() == ErrorKind::StorageFull =>
+        {
+            format!("{error}; --upper memory:{size} is too small to begin with: say more, as 64m")
+                .into()
+        }
+        _ => error.into(),
+    }
 }
 
 /// After how long the end of adl is a wait that someone wonders about.
@@ -255,6 +269,9 @@ fn prepare(
     if let Some(timeout) = options.timeout {
         command.timeout(timeout);
     }
+    if let Some(score) = options.oom_score_adj {
+        command.oom_score_adj(score);
+    }
     for Ulimit { resource, soft, hard } in &options.ulimit {
         command.rlimit(*resource, *soft, *hard);
     }
@@ -294,9 +311,17 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
             Ok(super::KILLED)
         }
         (_, Some(code), _) => Ok(code),
-        (_, None, signal) => Ok(signal.unwrap_or(0).saturating_add(128)),
+        (_, None, signal) => {
+            if signal == Some(SIGSYS) {
+                say("the command was killed by SIGSYS, as are 32-bit programs: adl runs none");
+            }
+            Ok(signal.unwrap_or(0).saturating_add(128))
+        }
     }
 }
+
+/// By which the filter ends what makes system calls of another architecture.
+const SIGSYS: u8 = 31;
 
 /// As a shell says of a command that there is not.
 const NOT_FOUND: u8 = 127;

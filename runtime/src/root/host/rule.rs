@@ -186,9 +186,16 @@ pub(super) const NEVER: [&str; 46] = [
     "/etc/yum*",
 ];
 
+/// How names of variables with a secret end, in any case of letters.
+const SECRETS: [&str; 8] =
+    ["password", "passwd", "passphrase", "secret", "token", "_key", "apikey", "accesskey"];
+
+/// Those that do so only as a word of their own: not as in `SSH_ASKPASS`, which names a program.
+const SECRET_WORDS: [&str; 2] = ["pass", "mysql_pwd"];
+
 /// Changes when the rule does.
 pub(super) fn hash(hasher: &mut impl Hasher) {
-    (TAKEN, NEVER).hash(hasher);
+    (TAKEN, NEVER, SECRETS, SECRET_WORDS).hash(hasher);
 }
 
 /// The rule for people.
@@ -247,14 +254,11 @@ pub(super) fn secret_in(content: &[u8]) -> Option<&'static str> {
     /// Ends of lines of PEM and of PGP.
     const KEYS: [&str; 2] = ["PRIVATE KEY-----", "PRIVATE KEY BLOCK-----"];
     const ELEMENTS: [&str; 3] = ["<password>", "<passphrase>", "<privateKey>"];
-    const VARIABLES: [&str; 6] =
-        ["PASSWORD=", "PASSWD=", "SECRET=", "TOKEN=", "_KEY=", "_authToken="];
     let text = String::from_utf8_lossy(content);
-    let after = |word| text.split(word).skip(1);
     if KEYS.iter().any(|key| text.contains(key)) {
         return Some("a private key");
     }
-    if after("://").any(has_password) {
+    if text.split("://").skip(1).any(has_password) {
         return Some("a password in an address");
     }
     if text.trim_start().starts_with('<') && ELEMENTS.iter().any(|name| text.contains(name)) {
@@ -263,7 +267,52 @@ pub(super) fn secret_in(content: &[u8]) -> Option<&'static str> {
             return Some("a password");
         }
     }
-    VARIABLES.iter().any(|name| after(name).any(is_value)).then_some("a password or token")
+    text.lines().any(sets_a_secret).then_some("a password or token")
+}
+
+/// Whether a line sets a variable that has the name of a secret: by `NAME=VALUE`, by `setenv NAME
+/// VALUE` of csh, or by `set -gx NAME VALUE` of fish.
+fn sets_a_secret(line: &str) -> bool {
+    if line.trim_start().starts_with(['#', ';']) {
+        return false;
+    }
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let by_sign = line.match_indices('=').any(|(at, _)| {
+        let (before, value) = line.split_at(at);
+        let name = before.rsplit(|c| !is_of_name(c)).next().unwrap_or_default();
+        is_secret(name) && value.strip_prefix('=').is_some_and(is_value)
+    });
+    by_sign || is_set_by_a_command(line)
+}
+
+fn is_set_by_a_command(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    while let Some(word) = words.next() {
+        // As in Lisp, too: `(setenv "NAME" "VALUE")`.
+        let mut arguments = words.clone().peekable();
+        match word.trim_start_matches('(') {
+            "setenv" => {}
+            "set" if arguments.peek().is_some_and(|word| word.starts_with('-')) => {
+                while arguments.next_if(|word| word.starts_with('-')).is_some() {}
+            }
+            _ => continue,
+        }
+        let name = arguments.next().unwrap_or_default().trim_matches(['"', '\'']);
+        if is_secret(name) && arguments.next().is_some_and(is_value) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a variable of this name has a secret.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let is_word = |word| {
+        let before = name.strip_suffix(word);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
+    };
+    SECRETS.iter().any(|end| name.ends_with(end)) || SECRET_WORDS.iter().any(|word| is_word(*word))
 }
 
 /// Whether what comes behind `://` names a user and a password.
@@ -274,10 +323,15 @@ fn has_password(address: &str) -> bool {
     user.is_some_and(|(_, password)| !password.is_empty())
 }
 
-/// Whether what comes behind `NAME=` is a value, and not nothing or what another variable has.
+/// Whether what a variable is set to is a value: not nothing, what another variable has, a pattern
+/// or a switch.
 fn is_value(text: &str) -> bool {
+    const SWITCHES: [&str; 8] = ["0", "1", "no", "yes", "off", "on", "false", "true"];
     let value = text.strip_prefix(['"', '\'']).unwrap_or(text);
-    value.chars().next().is_some_and(|c| !c.is_whitespace() && !"\"'$;<".contains(c))
+    let word = value.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let is_switch = || SWITCHES.iter().any(|switch| switch.eq_ignore_ascii_case(word));
+    let first = value.chars().next();
+    first.is_some_and(|c| !c.is_whitespace() && !"\"'`$;<=*([{|)%".contains(c)) && !is_switch()
 }
 
 /// XML without what is commented out.
@@ -302,6 +356,18 @@ mod tests {
             "<settings><!-- a --><server><password>x</password></server></settings>",
             "export GITHUB_TOKEN=ghp_1\n",
             "AWS_SECRET_ACCESS_KEY='a'\n",
+            "setenv GITHUB_TOKEN abc\n",
+            "if (1) setenv GITHUB_TOKEN \"abc\"",
+            "(setenv \"GITHUB_TOKEN\" \"abc\")",
+            "set -gx GITHUB_TOKEN abc\n",
+            "set -g --export GITHUB_TOKEN 'abc'\n",
+            "DB_PASS=x PASS=x",
+            "export APIKEY=x\n",
+            "GPG_PASSPHRASE=x\n",
+            "MYSQL_PWD=x\n",
+            "auth required pam_mysql.so user=root password=x\n",
+            "//registry.example/:_authToken=x\n",
+            "# a comment\nPASSWORD=x # and one\n",
         ] {
             assert!(secret_in(secret.as_bytes()).is_some(), "{secret}");
         }
@@ -312,6 +378,12 @@ mod tests {
             "<settings><!-- <password>x</password> --><password/></settings>",
             "export TOKEN=$OTHER PASSWORD= GITHUB_TOKEN=\"\"\n",
             "password requisite pam_deny.so\ninput_password = secret\n",
+            "# set PASSWORD=foo\n  #PASSWORD=foo\n; password=foo\n",
+            "passwd: files\nPASS_MAX_DAYS=99999\nPASSWD_CHANGE no\nCOMPASS=x\n",
+            "setenv SSH_ASKPASS /usr/libexec/askpass\nexport SSH_ASKPASS=/usr/libexec/askpass\n",
+            "setenv TOKEN \"\"\nsetenv TOKEN $OTHER\nset -q TOKEN\nset -l token (commandline)\n",
+            "setenv TOKEN\nabc\nset TOKEN abc\necho TOKEN abc\n",
+            "--password=*) --token=[text] ask_password=yes no_password=1 x_token==2 password=%s\n",
         ] {
             assert_eq!(secret_in(public.as_bytes()), None, "{public}");
         }
