@@ -110,6 +110,7 @@ fn entry() {
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
         "inherits-streams" => crate::stdio::inherits_streams(&state),
+        "inherits-both-streams" => crate::stdio::inherits_both_streams(&state),
         "background-with-few-descriptors" => crate::jobs::background_with_few_descriptors(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),
         "few-descriptors" => crate::shares::few_descriptors(&state),

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use adl_runtime::{Command, EndReason, Error, Output, Sandbox, Stdio};
+use adl_runtime::{Command, EndReason, Error, ErrorKind, ExitStatus, Output, Sandbox, Stdio};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -308,30 +308,127 @@ fn a_stream_of_the_callers_that_takes_nothing_is_told_of_in_time() {
     let home = Home::new();
     let sandbox = home.sandbox();
     let full = || File::options().write(true).open("/dev/full").unwrap();
+    // With how it ended, whichever way it is waited for, and as often.
+    let mut text = sandbox.shell("echo text; exit 7");
+    let mut child = text.stdout(full()).spawn().unwrap();
+    let job = text.background().unwrap();
     for error in [
-        sandbox.command("yes").stdout(full()).status().unwrap_err(),
-        sandbox.command("yes").stdout(full()).spawn().unwrap().wait().unwrap_err(),
+        text.status().unwrap_err(),
+        text.output().unwrap_err(),
+        child.wait().unwrap_err(),
+        child.wait().unwrap_err(),
+        job.wait().unwrap_err(),
+        job.try_wait().unwrap_err(),
     ] {
-        assert!(matches!(&error, Error::Io { .. }), "{error:?}");
+        let Error::Undelivered { status, why } = &error else { panic!("{error:?}") };
+        assert_eq!(status.code(), Some(7));
+        assert!(matches!(&**why, Error::Io { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Temporary);
+        assert!(error.to_string().contains("exit status 7"), "{error}");
         assert!(error.to_string().contains("No space"), "{error}");
     }
+    assert_eq!(child.try_wait().unwrap().unwrap().code(), Some(7));
     // One whose reader is gone is as with any pipe.
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(ours);
     let status = sandbox.command("yes").stdout(OwnedFd::from(theirs)).status().unwrap();
     assert_eq!(status.signal(), Some(Signal::SIGPIPE as u8), "{status}");
     // One that no one reads holds up a command, and its time is up all the same.
-    let (_ours, theirs) = UnixStream::pair().unwrap();
-    let mut yes = sandbox.command("yes");
-    yes.stdout(OwnedFd::from(theirs)).timeout(Duration::from_millis(300));
-    let begin = std::time::Instant::now();
-    match yes.status() {
-        Err(Error::TimedOut { .. }) => {}
-        Ok(status) => assert_eq!(status.reason(), EndReason::TimedOut),
-        Err(error) => panic!("{error:?}"),
+    let ways: [fn(&mut Command) -> Error; 3] = [
+        |command| command.status().unwrap_err(),
+        |command| command.spawn().unwrap().wait().unwrap_err(),
+        |command| command.background().unwrap().wait().unwrap_err(),
+    ];
+    for way in ways {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let mut yes = sandbox.command("yes");
+        let begin = std::time::Instant::now();
+        let error = way(yes.stdout(OwnedFd::from(theirs)).timeout(Duration::from_millis(300)));
+        assert!(begin.elapsed() < at_most(Duration::from_secs(5)));
+        let Error::Undelivered { status, why } = &error else { panic!("{error:?}") };
+        assert_eq!(status.reason(), EndReason::TimedOut);
+        assert!(matches!(&**why, Error::TimedOut { .. }), "{error:?}");
     }
-    assert!(begin.elapsed() < at_most(Duration::from_secs(5)));
     assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+}
+
+#[test]
+fn whoever_reads_slowly_gets_all_of_what_ended_by_itself() {
+    if !needs(&[]) {
+        return;
+    }
+    // More than a pipe holds, and no more than two: so it ends before anything is read.
+    const LENGTH: usize = 100_000;
+    // Its time would have been up, and the second after that, before anything is read.
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    const PAUSE: Duration = Duration::from_secs(2);
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let ways: [fn(&mut Command) -> ExitStatus; 3] = [
+        |command| command.status().unwrap(),
+        |command| command.spawn().unwrap().wait().unwrap(),
+        |command| command.background().unwrap().wait().unwrap().status,
+    ];
+    for way in ways {
+        let (mut ours, theirs) = std::io::pipe().unwrap();
+        let script = format!("head -c {LENGTH} /dev/zero; exit 7");
+        let slow = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE);
+            let mut all = Vec::new();
+            ours.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        let mut command = sandbox.shell(script);
+        let status = way(command.stdout(OwnedFd::from(theirs)).timeout(TIMEOUT));
+        drop(command);
+        assert_eq!((status.reason(), status.code()), (EndReason::Exited, Some(7)));
+        assert_eq!(slow.join().unwrap(), LENGTH);
+    }
+}
+
+#[test]
+fn two_streams_of_one_place_come_in_order() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let path = home.path("both");
+    let expected: String = (1..=500).map(|i| format!("{i}\n{i}\n")).collect();
+    let ways: [fn(&mut Command) -> ExitStatus; 3] = [
+        |command| command.status().unwrap(),
+        |command| command.spawn().unwrap().wait().unwrap(),
+        |command| command.background().unwrap().wait().unwrap().status,
+    ];
+    for way in ways {
+        let both = File::create(&path).unwrap();
+        let mut command = sandbox.shell("for i in $(seq 500); do echo $i; echo $i >&2; done");
+        let status = way(command.stdout(both.try_clone().unwrap()).stderr(both));
+        assert!(status.success(), "{status}");
+        assert!(fs::read_to_string(&path).unwrap() == expected);
+    }
+    // The program's own, as in a shell after `2>&1`.
+    let both = File::create(&path).unwrap();
+    let mut helper = crate::helper::command("inherits-both-streams", &home.state());
+    assert!(helper.stdout(both.try_clone().unwrap()).stderr(both).status().unwrap().success());
+    assert!(fs::read_to_string(&path).unwrap().contains(&expected));
+    // Two places are two.
+    let other = home.path("other");
+    let mut command = sandbox.shell("echo out; echo err >&2");
+    let (stdout, stderr) = (File::create(&path).unwrap(), File::create(&other).unwrap());
+    assert!(command.stdout(stdout).stderr(stderr).status().unwrap().success());
+    let read = |path| fs::read_to_string(path).unwrap();
+    assert_eq!((&*read(&path), &*read(&other)), ("out\n", "err\n"));
+}
+
+/// The helper of the test above.
+pub(crate) fn inherits_both_streams(state: &std::path::Path) {
+    let config =
+        adl_runtime::Config { state_directory: Some(state.to_owned()), ..Default::default() };
+    let sandbox = Sandbox::create(config).unwrap();
+    let mut command = sandbox.shell("for i in $(seq 500); do echo $i; echo $i >&2; done");
+    command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    assert!(command.status().unwrap().success());
 }
 
 #[test]

@@ -189,6 +189,42 @@ fn what_can_not_be_written_is_told() {
 }
 
 #[test]
+fn a_reader_that_stalls_holds_up_no_end_by_the_clock() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    // What adl has to say itself goes there, too, in the one case.
+    for (is_merged, options) in [(true, "-i"), (false, "-i"), (true, "-it"), (false, "-it")] {
+        let pty = openpty(None, None).unwrap();
+        let (_unread, full) = std::io::pipe().unwrap();
+        let mut adl = adl_command(&home.state());
+        adl.args(["run", options, "--timeout", "200ms", "--stats", "--", "yes"]);
+        let both = full.try_clone().unwrap();
+        let stderr = if is_merged { Stdio::from(both) } else { Stdio::piped() };
+        let mut adl = adl.stdin(pty.slave).stdout(full).stderr(stderr).spawn().unwrap();
+        let begin = Instant::now();
+        let status = loop {
+            match adl.try_wait().unwrap() {
+                Some(status) => break status,
+                None if begin.elapsed() > at_most(SOON) => {
+                    adl.kill().unwrap();
+                    adl.wait().unwrap();
+                    panic!("{options}: it hangs");
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        assert_eq!(status.code(), Some(124));
+        let mut told = String::new();
+        if let Some(mut stderr) = adl.stderr.take() {
+            stderr.read_to_string(&mut told).unwrap();
+            assert!(told.contains("was not read") && told.contains("longer than 200ms"), "{told}");
+        }
+    }
+}
+
+#[test]
 fn two_streams_of_one_place_stay_in_order_and_none_stays_none() {
     if !needs(&[]) {
         return;

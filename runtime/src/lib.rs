@@ -194,6 +194,7 @@ mod cgroup;
 mod config;
 pub mod doctor;
 mod error;
+mod exit;
 mod files;
 mod garbage;
 mod job;
@@ -217,6 +218,7 @@ pub use config::limits::{IoLimit, Limits};
 pub use config::mount::{Access, Mount};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
 pub use error::{Error, ErrorKind, Result, Stage, Step};
+pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
@@ -225,7 +227,6 @@ pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
 pub use job::collect::OutputStream;
 pub use job::command::{Command, Leftovers};
-pub use job::exit::{EndReason, ExitStatus, Usage};
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;

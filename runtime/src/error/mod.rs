@@ -4,9 +4,11 @@ mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::words::{Count, Listed, NotBuilt, NotStarted, Of, Remedy};
+use crate::exit::ExitStatus;
 use crate::mirror::mirror;
 
 /// What this library's functions return.
@@ -137,6 +139,15 @@ pub enum Error {
         what: &'static str,
         /// How long.
         after: Duration,
+    },
+    /// A command has ended, and not all went between it and a stream of the caller's
+    /// ([`Stdio`](crate::Stdio)) that was to: that failed, or did not take it in time.
+    #[error("the command ended ({status}), but not all of its streams was passed on: {why}")]
+    Undelivered {
+        /// How it ended.
+        status: ExitStatus,
+        /// What happened to the stream.
+        why: Arc<Error>,
     },
     /// The other side sent something that the protocol does not allow.
     #[error("the init of the sandbox broke the protocol: {why}")]
@@ -295,6 +306,7 @@ impl Error {
             | Self::NoSnapshot { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
+            Self::Undelivered { why, .. } => why.kind(),
             Self::SandboxDied => ErrorKind::Died,
             Self::Start {
                 stage:
@@ -311,6 +323,29 @@ impl Error {
                 ErrorKind::Temporary
             }
             Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } => ErrorKind::Host,
+        }
+    }
+
+    /// One that several are told of, for the next of them: what comes of moving bytes.
+    pub(crate) fn again(&self) -> Self {
+        let copy = |error: &io::Error| match error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(error.kind(), error.to_string()),
+        };
+        match self {
+            Self::Undelivered { status, why } => {
+                Self::Undelivered { status: *status, why: Arc::clone(why) }
+            }
+            Self::Start { program, stage, source } => {
+                Self::Start { program: program.clone(), stage: *stage, source: copy(source) }
+            }
+            Self::Io { operation, path, source } => {
+                Self::Io { operation, path: path.clone(), source: copy(source) }
+            }
+            Self::TimedOut { what, after } => Self::TimedOut { what, after: *after },
+            Self::Protocol { why } => Self::Protocol { why },
+            Self::SandboxDied => Self::SandboxDied,
+            other => Self::io("move what the command writes")(io::Error::other(other.to_string())),
         }
     }
 

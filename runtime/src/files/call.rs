@@ -18,8 +18,8 @@ use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
 use crate::error::{Error, Result, Stage};
+use crate::exit::EndReason;
 use crate::job::child::builtin;
-use crate::job::exit::EndReason;
 use crate::job::life::Life;
 use crate::job::running::Running;
 use crate::sys;

@@ -1,23 +1,19 @@
 //! Commands that run in the background, and what can be done with them from anywhere.
 
 use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags};
-
 use crate::error::{Error, Result};
+use crate::exit::ExitStatus;
 use crate::job::child::{Collection, GuestPid, Output};
-use crate::job::exit::ExitStatus;
 use crate::job::reader::{self, Collecting, Reader};
 use crate::job::running::{Handle, Scope};
 use crate::sys::lock::lock;
 use crate::sys::unique::unique_number;
 use crate::wait::Deadline;
-use crate::wait::wait_ready;
 use crate::wire::control::Control;
 
 /// A command in the background, made by [`Command::background`](crate::Command::background).
@@ -189,16 +185,19 @@ impl Job {
     /// Looks whether it has ended, and how.
     ///
     /// # Errors
-    /// [`Error::Io`] if what it wrote could not be read.
+    /// [`Error::Undelivered`], which has the status, if a stream of the caller's did not take what it
+    /// wrote; [`Error::Io`] if what it wrote could not be read.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
-        Ok(self.result()?.map(|(status, _)| status))
+        self.0.control.check_own()?;
+        Ok(self.0.collecting.outcome.look()?.map(|(status, _)| status))
     }
 
     /// Waits until it has ended. From then on it is not in
     /// [`Sandbox::jobs`](crate::Sandbox::jobs) any more.
     ///
     /// # Errors
-    /// [`Error::Io`] if what it wrote could not be read.
+    /// [`Error::Undelivered`], which has the status, if a stream of the caller's did not take what it
+    /// wrote; [`Error::Io`] if what it wrote could not be read.
     pub fn wait(&self) -> Result<Output> {
         let waited = self.wait_until(Deadline::NEVER)?;
         waited.ok_or(Error::TimedOut { what: "a job to end", after: Duration::MAX })
@@ -214,23 +213,16 @@ impl Job {
 
     fn wait_until(&self, deadline: Deadline) -> Result<Option<Output>> {
         self.0.control.check_own()?;
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        if !wait_ready(&mut fds, deadline)? {
-            return Ok(None);
-        }
-        if let Some(jobs) = self.0.jobs.upgrade() {
+        let waited = self.0.collecting.outcome.wait(deadline);
+        if !matches!(waited, Ok(None))
+            && let Some(jobs) = self.0.jobs.upgrade()
+        {
             jobs.lock().retain(|job| job.id() != self.id());
         }
-        let Some((status, stdio_open)) = self.result()? else { return Ok(None) };
+        let Some((status, stdio_open)) = waited? else { return Ok(None) };
         let PartialOutput { stdout, stderr, stdout_dropped, stderr_dropped } =
             self.partial_output();
         Ok(Some(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open }))
-    }
-
-    fn result(&self) -> Result<Option<(ExitStatus, bool)>> {
-        self.0.control.check_own()?;
-        let result = lock(&self.0.collecting.result);
-        result.clone().transpose().map_err(|why| Error::io("collect output")(io::Error::other(why)))
     }
 
     /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].
@@ -254,6 +246,6 @@ impl Job {
 /// event loops; not to be read from.
 impl AsFd for Job {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.collecting.done.as_fd()
+        self.0.collecting.outcome.as_fd()
     }
 }

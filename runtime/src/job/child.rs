@@ -14,12 +14,13 @@ use adl_protocol::{
 use nix::poll::PollFlags;
 
 use crate::error::{Error, Result};
+use crate::exit::{EndReason, ExitStatus};
 use crate::job::collect::{
     Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
 };
-use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::outcome::{Outcome, relay, whatever_becomes_of};
 use crate::job::relay::Input;
-use crate::job::running::{Delivery, Handle, Running, Scope};
+use crate::job::running::{Handle, Running, Scope};
 use crate::job::terminal::Terminal;
 use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
@@ -30,9 +31,6 @@ use crate::{sys, wire};
 const START: Duration = Duration::from_secs(10);
 /// How long init may take to read that what others write is to be dropped.
 const DRAIN: Duration = Duration::from_secs(1);
-
-/// The stack of a thread that collects, in bytes: what it reads at once, and as much again.
-pub(crate) const STACK: usize = 256 << 10;
 
 /// What a command that has ended left.
 #[derive(Debug, Clone)]
@@ -180,17 +178,6 @@ fn drain(control: &Control, identity: &Identity, pipe: &OwnedFd) -> Result<()> {
         Err(Error::SandboxDied) => Ok(()),
         sent => sent,
     }
-}
-
-/// The result of work, also where that panics.
-pub(crate) fn whatever_becomes_of<T>(
-    work: impl FnOnce() -> Result<T>,
-) -> std::result::Result<T, String> {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    done.map_or_else(
-        |_| Err("the thread has panicked".to_owned()),
-        |done| done.map_err(|error| error.to_string()),
-    )
 }
 
 /// A job that is no program, as far as it is like the others.
@@ -372,23 +359,19 @@ impl Child {
 
     /// Has a thread move what goes between the command and streams of the caller's, if any does.
     pub(crate) fn start_relay(&mut self) -> Result<()> {
-        let Some(relay) = self.collection.as_mut().and_then(Collection::take_relayed) else {
+        let Some(relayed) = self.collection.as_mut().and_then(Collection::take_relayed) else {
             return Ok(());
         };
-        let delivery = Arc::new(Delivery::new()?);
+        let delivery = Arc::new(Outcome::new()?);
         self.handle.0.deliver_by(Arc::clone(&delivery));
-        let work = move || {
-            let captures = Captures::new(relay.caps);
-            let ended = whatever_becomes_of(|| relay.run(&mut &captures));
-            // That it was not started at all is told by others.
-            delivery.end(ended.err());
-        };
-        let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
-        if let Err(error) = thread.spawn(work) {
+        let captures = Captures::new(relayed.caps);
+        let started = relay(move || {
+            delivery.end(whatever_becomes_of(|| relayed.run(&mut &captures)));
+        });
+        if started.is_err() {
             let _ = self.handle.kill();
-            return Err(Error::io("start of a thread")(error));
         }
-        Ok(())
+        started
     }
 
     /// Sends SIGKILL to all that it ever started, and itself; see [`Handle::kill`].
@@ -509,14 +492,5 @@ impl Read for ChildStdout {
 impl Read for ChildStderr {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         nix::unistd::read(&self.0, buffer).map_err(io::Error::from)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_thread_that_panics_has_a_result() {
-        let result = super::whatever_becomes_of::<()>(|| panic!("as it should not"));
-        assert!(result.is_err_and(|why| why.contains("panicked")));
     }
 }

@@ -10,13 +10,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::error::{Error, Result};
-use crate::job::exit::{EndReason, ExitStatus};
+use crate::exit::{EndReason, ExitStatus};
 use crate::job::relay::{Input, Sink};
-use crate::job::running::Running;
+use crate::job::running::{OVERDUE, Running};
 use crate::sys;
 use crate::sys::lock::lock;
-use crate::wait::wait_ready;
 use crate::wait::{Deadline, Woken};
+use crate::wait::{wait_beside_init, wait_ready};
 
 /// How much is reserved for the end of a stream before it comes, in bytes.
 const MOST_RESERVED: usize = 64 << 20;
@@ -310,17 +310,21 @@ impl Collector {
         if let Some(input) = self.input.take() {
             input.give_back();
         }
+        let mut deadline = self.running.delivered_by(status);
         for number in [0, 1] {
             self.written.total += if self.is_terminal {
                 self.read_rest_of_terminal(number, to)?
             } else {
-                self.read_rest(number, to)?
+                self.read_rest(number, &mut deadline, to)?
             } as u64;
         }
         // Also where it has ended before anything of that was read.
         let is_too_much = self.bounds.total.is_some_and(|limit| self.written.total > limit);
         let status = if is_too_much { status.with_too_much_output() } else { status };
-        self.failed.take().map_or(Ok((status, self.pipes)), Err)
+        match self.failed.take() {
+            None => Ok((status, self.pipes)),
+            Some(why) => Err(Error::Undelivered { status, why: Arc::new(why) }),
+        }
     }
 
     /// Takes the streams that go on to nowhere: whoever has them reads them.
@@ -391,26 +395,41 @@ impl Collector {
     fn pass_on(&mut self, number: usize) {
         let Some(Some(sink)) = self.sinks.get_mut(number) else { return };
         let Err(errno) = sink.go_on() else { return };
-        if errno != Errno::EPIPE {
-            self.failed.get_or_insert(Error::io("write to the caller's stream")(errno));
+        let failed = Error::io("write to the caller's stream")(errno);
+        self.stop_passing_on(number, (errno != Errno::EPIPE).then_some(failed));
+    }
+
+    fn stop_passing_on(&mut self, number: usize, failed: Option<Error>) {
+        self.failed = self.failed.take().or(failed);
+        if let Some(Some(sink)) = self.sinks.get_mut(number) {
+            sink.put(&[]);
         }
-        sink.put(&[]);
         if let Some(place) = self.pipes.get_mut(number) {
             *place = None;
         }
     }
 
     /// Waits until where a stream goes on to has taken all that was read of it.
-    fn finish_passing_on(&mut self, number: usize) -> Result<()> {
-        let deadline = self.running.overdue();
+    ///
+    /// A deadline comes with the end of the sandbox, too.
+    fn finish_passing_on(&mut self, number: usize, deadline: &mut Deadline) -> Result<()> {
         while let Some(Some(sink)) = self.sinks.get(number)
             && let Some((fd, flags)) = sink.place()
         {
-            if !wait_ready(&mut [PollFd::new(fd, flags)], deadline)? {
-                let what = "the caller's stream to take what the command wrote";
-                return Err(Error::TimedOut { what, after: deadline.length() });
+            let init = self.running.init().as_fd();
+            let mut woken = wait_beside_init(fd, flags, init, *deadline)?;
+            if woken == Woken::InitDied {
+                *deadline = deadline.min(Deadline::after(OVERDUE));
+                let is_ready = wait_ready(&mut [PollFd::new(fd, flags)], *deadline)?;
+                woken = if is_ready { Woken::Ready } else { Woken::Late };
             }
-            self.pass_on(number);
+            if woken == Woken::Late {
+                let what = "the caller's stream to take what the command wrote";
+                let late = Error::TimedOut { what, after: deadline.length() };
+                self.stop_passing_on(number, Some(late));
+            } else {
+                self.pass_on(number);
+            }
         }
         Ok(())
     }
@@ -445,12 +464,17 @@ impl Collector {
 
     /// Reads what is there now, and finds out whether anyone could write more. Returns the number
     /// of bytes.
-    fn read_rest(&mut self, number: usize, to: &mut dyn TakeOutput) -> Result<usize> {
+    fn read_rest(
+        &mut self,
+        number: usize,
+        deadline: &mut Deadline,
+        to: &mut dyn TakeOutput,
+    ) -> Result<usize> {
         let Some(Some(pipe)) = self.pipes.get(number) else { return Ok(0) };
         let mut left = sys::bytes_available(pipe).map_err(Error::io("FIONREAD"))?;
         let mut all = 0;
         while left != 0 {
-            self.finish_passing_on(number)?;
+            self.finish_passing_on(number, deadline)?;
             match self.read(number, to)? {
                 0 => break,
                 count => {
@@ -459,7 +483,7 @@ impl Collector {
                 }
             }
         }
-        self.finish_passing_on(number)?;
+        self.finish_passing_on(number, deadline)?;
         let Some(place) = self.pipes.get_mut(number) else { return Ok(all) };
         let Some(pipe) = place else { return Ok(all) };
         let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];

@@ -16,11 +16,11 @@ use nix::unistd::pipe2;
 
 use crate::config::defaults::{Resource, Rlimit, check_umask};
 use crate::error::{Error, Result};
+use crate::exit::{EndReason, ExitStatus};
 use crate::job::background::Job;
 use crate::job::child::{Child, Collection, Output};
 use crate::job::collect::{Bounds, Caps, Collector, OutputStream, Written};
 use crate::job::environment::Environment;
-use crate::job::exit::{EndReason, ExitStatus};
 use crate::job::life::{Life, Lives};
 use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
@@ -328,7 +328,9 @@ impl Command {
     /// is dropped.
     ///
     /// # Errors
-    /// As [`Command::spawn`].
+    /// As [`Command::spawn`]; [`Error::Undelivered`], which has the status, if a stream of the
+    /// caller's ([`Stdio`]) failed, or did not take what was written in time: where the command was
+    /// killed, by its timeout or otherwise, that is a second.
     pub fn output(&mut self) -> Result<Output> {
         self.check_no_child()?;
         self.collect(&Kind::Piped, Collection::output)
@@ -356,7 +358,7 @@ impl Command {
     /// ```
     ///
     /// # Errors
-    /// As [`Command::spawn`].
+    /// As [`Command::output`].
     ///
     /// [`EndReason::Stopped`]: crate::EndReason::Stopped
     pub fn output_with(
@@ -371,7 +373,7 @@ impl Command {
     /// Runs the command to its end.
     ///
     /// # Errors
-    /// As [`Command::spawn`].
+    /// As [`Command::output`].
     pub fn status(&mut self) -> Result<ExitStatus> {
         self.check_no_child()?;
         self.check_nothing_kept("`status`")?;
@@ -597,7 +599,7 @@ impl Command {
             [&self.stdout, &self.stderr].map(|said| said.as_ref().map_or(default, |s| &s.0));
         let stdin = Stream::new(stdin, Which::Stdin, owner)?;
         let stdout = Stream::new(stdout, Which::Stdout, owner)?;
-        let stderr = Stream::new(stderr, Which::Stderr, owner)?;
+        let stderr = Stream::new(stderr, Which::Stderr, owner)?.beside(&stdout);
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {

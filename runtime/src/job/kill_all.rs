@@ -6,8 +6,8 @@ use std::time::Duration;
 use adl_protocol::{Identity, Request, Task};
 
 use crate::error::{Error, Result};
+use crate::exit::EndReason;
 use crate::job::child::builtin;
-use crate::job::exit::EndReason;
 use crate::job::life::Lives;
 use crate::job::running::Running;
 use crate::wait::Deadline;

@@ -9,9 +9,9 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
-use crate::job::child::{Collection, STACK, whatever_becomes_of};
+use crate::job::child::Collection;
 use crate::job::collect::{Caps, Captures, Ready, fds_of, ready_of};
-use crate::job::exit::ExitStatus;
+use crate::job::outcome::{Moved, Outcome, STACK, relay, whatever_becomes_of};
 use crate::sys::lock::lock;
 use crate::wait::{Deadline, wait_ready};
 
@@ -19,34 +19,24 @@ use crate::wait::{Deadline, wait_ready};
 #[derive(Debug)]
 pub(crate) struct Collecting {
     pub(crate) captures: Captures,
-    /// Readable when all is collected, and from then on.
-    pub(crate) done: EventFd,
-    pub(crate) result: Mutex<Option<Collected>>,
+    pub(crate) outcome: Outcome,
 }
-
-/// How it ended, and whether a stream is open still; or why that is not known.
-pub(crate) type Collected = std::result::Result<(ExitStatus, bool), String>;
 
 impl Collecting {
     pub(crate) fn new(caps: Caps) -> Result<Self> {
-        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
-        Ok(Self { captures: Captures::new(caps), done, result: Mutex::new(None) })
+        Ok(Self { captures: Captures::new(caps), outcome: Outcome::new()? })
     }
 
     /// Tells how it has ended, whatever became of whoever collected.
-    fn end(&self, result: Collected) {
-        *lock(&self.result) = Some(result);
+    fn end(&self, result: Result<Moved>) {
+        self.outcome.end(result);
         self.captures.end();
-        // It holds one number, so it has room for this.
-        let _ = self.done.write(1);
     }
 }
 
 /// Collects to the end, in a thread of its own.
 pub(crate) fn read_alone(to: Arc<Collecting>, collection: Collection) -> Result<()> {
-    let work = move || to.end(whatever_becomes_of(|| collection.run(&mut &to.captures)));
-    let thread = std::thread::Builder::new().name("adl-relay".to_owned()).stack_size(STACK);
-    thread.spawn(work).map(drop).map_err(Error::io("start of a thread"))
+    relay(move || to.end(whatever_becomes_of(|| collection.run(&mut &to.captures))))
 }
 
 /// Where the output of a command in the background goes, and what moves it.
@@ -150,7 +140,7 @@ fn turn((to, mut collection): Read, ready: Result<Option<Ready>>) -> Option<Read
         None if !collection.collector.next_at().passed() => Ok(None),
         ready => collection.collector.turn(ready, &mut captures),
     });
-    let ended: Collected = match turned {
+    let ended = match turned {
         Ok(None) => return Some((to, collection)),
         Ok(Some(status)) => whatever_becomes_of(|| collection.finish(status, &mut &to.captures)),
         Err(why) => Err(why),

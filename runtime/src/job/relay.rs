@@ -24,6 +24,8 @@ const WAITING_CHUNK: usize = 4096;
 pub(crate) struct Relay {
     fd: OwnedFd,
     is_file: bool,
+    /// The device and the inode.
+    place: (u64, u64),
     /// Of a file that is read from: the command's end of the pipe, by which what it has left in
     /// there is counted.
     command_end: Option<OwnedFd>,
@@ -33,13 +35,19 @@ impl Relay {
     /// # Errors
     /// [`Error::Invalid`] for a directory.
     pub(crate) fn of(fd: BorrowedFd<'_>) -> Result<Self> {
-        let mode = nix::sys::stat::fstat(fd).map_err(Error::io("fstat"))?.st_mode & libc::S_IFMT;
+        let stat = nix::sys::stat::fstat(fd).map_err(Error::io("fstat"))?;
+        let mode = stat.st_mode & libc::S_IFMT;
         if mode == libc::S_IFDIR {
             return Err(Error::invalid("stdio", "a directory of the host"));
         }
         let is_file = matches!(mode, libc::S_IFREG | libc::S_IFBLK);
         let fd = fd.try_clone_to_owned().map_err(Error::io("dup"))?;
-        Ok(Self { fd, is_file, command_end: None })
+        Ok(Self { fd, is_file, place: (stat.st_dev, stat.st_ino), command_end: None })
+    }
+
+    /// Whether it leads where another does.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.place == other.place
     }
 
     /// Has what the command does not read of a file be left in that file.

@@ -1,33 +1,31 @@
 //! A job from the host's side: its channel, what was said on it, and how it is steered.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use adl_protocol::{JobEvent, JobRequest, Stage};
-use nix::poll::{PollFd, PollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::poll::PollFlags;
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, JobCgroup};
 use crate::error::error_of;
 use crate::error::{Error, Result};
+use crate::exit::{EndReason, ExitStatus};
 use crate::job::beginning::Beginning;
-use crate::job::exit::{EndReason, ExitStatus};
+use crate::job::outcome::Outcome;
 use crate::mirror::mirror;
-use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
+use crate::wait::wait_beside_init;
 use crate::wait::{Deadline, Woken};
-use crate::wait::{wait_beside_init, wait_ready};
 use crate::wire::control::REQUEST;
 use crate::wire::{self, Messages};
 
 /// How much later than a job is to end its caller is told that it does not, where init does not say
 /// so: by then, init should have ended all that can be, and says at once what can't.
-const OVERDUE: Duration = Duration::from_secs(1);
+pub(crate) const OVERDUE: Duration = Duration::from_secs(1);
 
 mirror! {
 /// Who gets a signal.
@@ -42,41 +40,6 @@ pub enum Scope {
     /// after the call.
     Tree,
 }
-}
-
-/// What a thread moves to the caller's own streams, until all is there or can't be.
-#[derive(Debug)]
-pub(crate) struct Delivery {
-    /// Readable when it is over, and from then on.
-    done: EventFd,
-    /// What went wrong, if anything did.
-    failed: Mutex<Option<String>>,
-}
-
-impl Delivery {
-    pub(crate) fn new() -> Result<Self> {
-        let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(Error::io("eventfd"))?;
-        Ok(Self { done, failed: Mutex::new(None) })
-    }
-
-    pub(crate) fn end(&self, failed: Option<String>) {
-        *lock(&self.failed) = failed;
-        // It holds one number, so it has room for this.
-        let _ = self.done.write(1);
-    }
-
-    fn wait(&self, deadline: Deadline) -> Result<bool> {
-        let mut fds = [PollFd::new(self.done.as_fd(), PollFlags::POLLIN)];
-        if !wait_ready(&mut fds, deadline)? {
-            return Ok(false);
-        }
-        match &*lock(&self.failed) {
-            None => Ok(true),
-            Some(why) => {
-                Err(Error::io("move what the command wrote")(io::Error::other(why.clone())))
-            }
-        }
-    }
 }
 
 /// A job that init was asked to start. Any number of threads may wait for it: after its end was
@@ -94,8 +57,8 @@ pub(crate) struct Running {
     /// Its cgroups, if it has any.
     job_cgroup: Option<Arc<JobCgroup>>,
     state: Mutex<State>,
-    /// Readable when what goes through the caller's own streams is there, if anything does.
-    delivery: OnceLock<Arc<Delivery>>,
+    /// Of the thread that moves what goes through the caller's own streams, if anything does.
+    delivery: OnceLock<Arc<Outcome>>,
     owner: Owner,
 }
 
@@ -300,13 +263,25 @@ impl Running {
     }
 
     /// Has whoever waits for it wait for this, too.
-    pub(crate) fn deliver_by(&self, delivery: Arc<Delivery>) {
+    pub(crate) fn deliver_by(&self, delivery: Arc<Outcome>) {
         self.delivery.get_or_init(|| delivery);
     }
 
     /// Waits for what others move to the caller's own streams; `false` if the deadline comes first.
     pub(crate) fn wait_delivered(&self, deadline: Deadline) -> Result<bool> {
-        self.delivery.get().map_or(Ok(true), |delivery| delivery.wait(deadline))
+        self.delivery.get().map_or(Ok(true), |delivery| Ok(delivery.wait(deadline)?.is_some()))
+    }
+
+    /// How long the caller's own streams may take for the rest of what it has written, where it
+    /// has ended so: for ever if it did by itself, and a moment if it was ended.
+    pub(crate) fn delivered_by(&self, status: ExitStatus) -> Deadline {
+        let state = self.lock();
+        let is_by_itself = match status.reason() {
+            EndReason::Exited | EndReason::OutOfMemory => true,
+            EndReason::Signaled => state.asked.is_none(),
+            _ => status.code().is_some(),
+        };
+        if is_by_itself { Deadline::NEVER } else { state.overdue.min(Deadline::after(OVERDUE)) }
     }
 
     /// When it is told that it does not end.
@@ -451,8 +426,8 @@ impl Handle {
     /// wrote to streams of the caller's is there when this returns ([`Stdio`](crate::Stdio)).
     ///
     /// # Errors
-    /// [`Error::Start`] if its program was not started after all; [`Error::Io`] and
-    /// [`Error::TimedOut`] if a stream of the caller's did not take what it wrote.
+    /// [`Error::Start`] if its program was not started after all; [`Error::Undelivered`], which has
+    /// the status, if a stream of the caller's did not take what it wrote.
     pub fn wait(&self) -> Result<ExitStatus> {
         let status = self.0.wait()?;
         self.0.wait_delivered(Deadline::NEVER)?;
@@ -482,7 +457,7 @@ impl Handle {
     /// Looks whether it has ended. Streams of the caller's may still be written to then.
     ///
     /// # Errors
-    /// As [`Handle::wait`].
+    /// As [`Handle::wait`], but [`Error::Undelivered`].
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         self.0.try_exit()
     }
@@ -532,7 +507,7 @@ mod tests {
 
     use super::{Beginning, Handle, OVERDUE, Running, Scope};
     use crate::error::Error;
-    use crate::job::exit::EndReason;
+    use crate::exit::EndReason;
     use crate::sys::id_ranges::Ids;
     use crate::sys::pidfd;
     use crate::wait::Deadline;

@@ -76,6 +76,9 @@ impl Stdio {
 /// command holds nothing of the caller's, and can open its stream again by `/dev/stdin` and its
 /// like.
 ///
+/// Stdout and stderr that lead to one file, pipe or terminal are one pipe, so that the two come in
+/// the order in which they were written.
+///
 /// [`Command::output`](crate::Command::output) and its like move the bytes while they wait; after
 /// [`Command::spawn`](crate::Command::spawn) a thread does. Input is read ahead of the command, up
 /// to 128 KiB; what it has not read of a file when it ends, the next reader of that file gets. For
@@ -173,6 +176,15 @@ impl<'a> Stream<'a> {
             }),
         };
         Self::pipe(relay, which, owner)
+    }
+
+    /// Has it be the one before it, where both are joined to one place of the caller's: so the two
+    /// come in the order in which they were written.
+    pub(crate) fn beside(self, previous: &Self) -> Self {
+        match (&self.relay, &previous.relay) {
+            (Some(own), Some(other)) if own.is_same(other) => Self::of(StdioSource::Previous),
+            _ => self,
+        }
     }
 
     fn pipe(mut relay: Option<Relay>, which: Which, owner: Option<Owner>) -> Result<Self> {

@@ -2,6 +2,10 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::values::CliResult;
 
@@ -37,8 +41,22 @@ pub(crate) fn say(what: impl fmt::Display) {
     say_line(format_args!("adl: {what}"));
 }
 
+/// Whether what stderr does not take at once is left.
+static WAITS_FOR_NONE: AtomicBool = AtomicBool::new(false);
+
+/// Has nothing that is said from now on wait for a reader: one has stalled, and it may be that of
+/// stderr, too.
+pub(crate) fn wait_for_no_reader() {
+    WAITS_FOR_NONE.store(true, Ordering::Relaxed);
+}
+
 /// Writes a line to stderr, as [`say`], and not in adl's name.
 pub(crate) fn say_line(line: impl fmt::Display) {
+    let stderr = io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if WAITS_FOR_NONE.load(Ordering::Relaxed) && poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
+        return;
+    }
     // At once, so that lines of others don't come between.
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

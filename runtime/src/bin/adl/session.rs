@@ -9,8 +9,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::time::Duration;
 
-use adl_runtime::{Child, ExitStatus, Sandbox, Scope, Terminal};
+use adl_runtime::{Child, EndReason, ExitStatus, Sandbox, Scope, Terminal};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +19,7 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::output::{say, wait_for_no_reader};
 use crate::sys;
 use crate::values::CliResult;
 
@@ -31,6 +33,10 @@ const CHUNK: usize = 4096;
 /// How long the command's terminal is silent until it has no more to say, in milliseconds. It
 /// matters only where a process that outlives the command has it open.
 const SILENCE: u16 = 50;
+
+/// How long the caller's streams may take for the rest of what was written by a command that was
+/// ended.
+pub(crate) const LAST: Duration = Duration::from_secs(1);
 
 /// What the signals that steer a session are, beyond those that are passed on.
 pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGWINCH, Signal::SIGTSTP, Signal::SIGCONT];
@@ -117,6 +123,7 @@ impl Session<'_> {
             if ready.is_empty() {
                 self.away = false;
                 if self.ended.is_some() {
+                    self.give_up_if_unread();
                     self.terminal = None;
                 }
             }
@@ -163,6 +170,9 @@ impl Session<'_> {
         let timeout = match (runs, self.away, reads) {
             (true, true, _) | (false, _, Some(_)) => PollTimeout::from(SILENCE),
             (true, ..) => self.pause,
+            _ if self.ended.is_some_and(|(status, _)| was_ended(status)) => {
+                PollTimeout::try_from(LAST)?
+            }
             _ => PollTimeout::NONE,
         };
         loop {
@@ -174,6 +184,15 @@ impl Session<'_> {
         }
         let ready = what.into_iter().zip(&fds).filter(|(_, fd)| fd.any() != Some(false));
         Ok(ready.map(|(what, _)| what).collect())
+    }
+
+    /// Nothing has happened: gives up what the caller's stream was waited for to take.
+    fn give_up_if_unread(&mut self) {
+        let only_waits = self.terminal.is_none() || !self.printed.has_room();
+        if only_waits && !self.printed.is_empty() {
+            leave_the_rest();
+            self.given_up = true;
+        }
     }
 
     fn take_signals(&mut self) -> CliResult<()> {
@@ -241,6 +260,18 @@ impl Session<'_> {
             self.printed = Buffer::default();
         }
     }
+}
+
+/// Whether a command did not end by itself: the caller has wanted an end.
+pub(crate) fn was_ended(status: ExitStatus) -> bool {
+    let by_itself = [EndReason::Exited, EndReason::Signaled, EndReason::OutOfMemory];
+    status.code().is_none() && !by_itself.contains(&status.reason())
+}
+
+/// Tells that the caller's streams did not take all that was written.
+pub(crate) fn leave_the_rest() {
+    wait_for_no_reader();
+    say("what the command wrote last was not read");
 }
 
 /// Bytes on their way, [`BUFFER`] at most.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::time::Instant;
 
 use adl_runtime::{Child, Command, ExitStatus, Sandbox, Scope, Stdio};
 use nix::errno::Errno;
@@ -18,7 +19,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Whence, getpgrp, lseek, tcgetpgrp};
 
 use crate::output::say;
-use crate::session::{is_momentary, open_once_more};
+use crate::session::{LAST, is_momentary, leave_the_rest, open_once_more, was_ended};
 use crate::sys;
 use crate::values::CliResult;
 
@@ -104,7 +105,7 @@ impl Relay<'_> {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            self.turn(Some(handle.as_fd()))?;
+            self.turn(Some(handle.as_fd()), self.pause)?;
             while let Some(signal) = self.signals.read_signal()? {
                 self.child.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
             }
@@ -116,8 +117,16 @@ impl Relay<'_> {
                 flow.end_with_what_is_there()?;
             }
         }
+        // The reader of one that ended by itself may take as long as it likes.
+        let until = was_ended(status).then(|| Instant::now() + LAST);
         while self.outputs.iter().flat_map(|(_, flow)| flow).any(|flow| !flow.is_over()) {
-            self.turn(None)?;
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                leave_the_rest();
+                break;
+            }
+            let left = left.map(|left| left.as_nanos().div_ceil(1_000_000));
+            self.turn(None, left.map_or(Ok(PollTimeout::NONE), PollTimeout::try_from)?)?;
             // What the caller's own streams do not take is left.
             if self.signals.read_signal()?.is_some() {
                 break;
@@ -145,7 +154,7 @@ impl Relay<'_> {
     }
 
     /// Waits until there is something to do, and does it.
-    fn turn(&mut self, child: Option<BorrowedFd<'_>>) -> CliResult<()> {
+    fn turn(&mut self, child: Option<BorrowedFd<'_>>, pause: PollTimeout) -> CliResult<()> {
         let is_away = self.input.as_ref().is_some_and(|input| is_of_another_job(&input.from));
         let of_input = self.input.as_ref().map(|flow| flow.interest(!is_away));
         let [stdout, stderr] =
@@ -162,12 +171,7 @@ impl Relay<'_> {
         ];
         let mut fds: Vec<PollFd> =
             wanted.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-        let timeout = match (child, is_away) {
-            (_, true) => PollTimeout::from(BACKGROUND),
-            (Some(_), false) => self.pause,
-            (None, false) => PollTimeout::NONE,
-        };
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, if is_away { PollTimeout::from(BACKGROUND) } else { pause }) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
