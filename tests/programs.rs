@@ -97,16 +97,15 @@ impl Outcome {
 
 /// Runs a program outside and inside, all at once: they wait for most of their time.
 fn try_out(program: &'static Program, place: &Place, sides: &[Side]) -> Outcome {
-    let jobs = &program.jobs();
     let as_root = || {
         let is_whole = place.packages.is_some();
         let home = if is_whole { Home::of_a_test_that_takes(LONG) } else { Home::new() };
         let memory = is_whole.then_some(MEMORY);
         let limits = Limits { memory, ..Limits::default() };
-        run::inside(Config { limits, ..home.config() }, place, Side::Root, jobs)
+        run::inside(Config { limits, ..home.config() }, place, Side::Root, program)
     };
     std::thread::scope(|scope| {
-        let outside = scope.spawn(|| run::outside(place, jobs));
+        let outside = scope.spawn(|| run::outside(place, &program.jobs()));
         let start = |side: &Side| match side {
             Side::Root => scope.spawn(as_root),
             Side::User => scope.spawn(|| run::inside_as_user(place, program.name)),

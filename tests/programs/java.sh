@@ -41,9 +41,19 @@ END
 check keys sh -c 'keytool -genkeypair -alias k -keyalg EC -storepass secret -keystore keys -dname CN=localhost -ext san=dns:localhost 2>&1 | head -1; keytool -list -storepass secret -keystore keys | grep -c PrivateKeyEntry'
 check javac javac -Xlint:all Tls.java Heap.java
 check 'TLS, streams, processes' java Tls
-check 'the heap' java Heap
+# What the sandbox has been given, as programs can read it.
+limit() {
+    [ "$LIMITED" ] || { echo 2147483648; return; }
+    cd /sys/fs/cgroup && { cat memory/memory.limit_in_bytes 2> /dev/null || cat memory.max; }
+}
+check 'the limit' limit
+cd /tmp/work
+# Where there is no limit, the JVM is told one.
+told=-XX:MaxRAM=2147483648
+[ -z "$LIMITED" ] || told=
+check 'a heap by the limit' sh -c "java $told -XX:+PrintFlagsFinal -version 2> /dev/null | grep -o ' MaxHeapSize *= [0-9]*'"
 check jar sh -c 'jar --create --file app.jar --main-class Heap Heap.class && java -Xmx64m -jar app.jar'
 check jshell sh -c 'printf "System.out.println(6 * 7)\n/exit\n" > lines && jshell -s lines 2> /dev/null'
-check jcmd sh -c 'java -cp . Heap & jcmd -l | grep -c jcmd; wait'
+check jcmd sh -c 'java -Xmx64m -cp . Heap & jcmd -l | grep -c jcmd; wait'
 check 'a collector of each kind' sh -c 'for gc in Serial Parallel G1 Z Shenandoah; do java -Xmx128m -XX:+Use${gc}GC Heap || echo "not $gc"; done'
 check 'large pages' sh -c 'java -XX:+UseLargePages -Xmx64m Heap 2>&1 | tail -1'

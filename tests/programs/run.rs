@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use adl_runtime::{Access, Config, Image, Mount, Sandbox};
+use adl_runtime::{Access, Capabilities, Config, Image, Mount, Sandbox};
 
 use super::list::{PROGRAMS, Program};
 use super::{Checks, Outcome, Side, checks};
@@ -62,25 +62,29 @@ pub(super) fn outside(place: &Place, jobs: &[String]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &errors
 }
 
-/// What the jobs print in a sandbox.
-pub(super) fn inside(config: Config, place: &Place, side: Side, jobs: &[String]) -> String {
+/// What the jobs of a program print in a sandbox.
+pub(super) fn inside(config: Config, place: &Place, side: Side, program: &Program) -> String {
     let root = place.root(side);
     let image = if root == Path::new("/") { Image::host() } else { Image::directory(root) };
     let mounts = place
         .packages
         .iter()
         .map(|packages| Mount::volume(packages, "/repository", Access::ReadOnly));
+    let capabilities = program.capability.into_iter();
+    let is_limited = config.limits.memory.is_some();
     let sandbox = Sandbox::create(Config {
         image,
+        capabilities: capabilities.fold(Capabilities::default(), Capabilities::with),
         hostname: Some(HOSTNAME.to_owned()),
         mounts: mounts.collect(),
         ..config
     });
     let sandbox = sandbox.unwrap();
     let mut printed = String::new();
-    for job in jobs {
+    for job in program.jobs() {
         let mut command = sandbox.command("env");
-        command.arg("-i").args(ENVIRONMENT).args(["sh", "-c", job]).timeout(LIMIT);
+        command.arg("-i").args(ENVIRONMENT).args(is_limited.then_some("LIMITED=1"));
+        command.args(["sh", "-c", &job]).timeout(LIMIT);
         let output = command.keep_output(8 << 20, 8 << 20).output().unwrap();
         printed += &String::from_utf8_lossy(&output.stdout);
         printed += &String::from_utf8_lossy(&output.stderr);
@@ -144,7 +148,7 @@ pub(crate) fn run_as_user(state: &Path) {
     let place = Place { roots: [root.clone(), root], packages };
     let program = PROGRAMS.iter().find(|one| one.name == program).unwrap();
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
-    let printed = inside(config, &place, Side::User, &program.jobs());
+    let printed = inside(config, &place, Side::User, program);
     fs::write(set("ADL_TEST_PROGRAM_PRINTS"), printed).unwrap();
     adl_runtime::finish_removals();
 }

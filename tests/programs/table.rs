@@ -23,9 +23,10 @@ fn row(outcome: &Outcome) -> String {
         }
     };
     let program = outcome.program;
+    let with = program.capability.map_or(String::new(), |one| format!("; with `{one}`"));
     let checks = outcome.outside.len();
     format!(
-        "| {} | {} | {} | {} | {} | {checks} checks |\n",
+        "| {} | {}{with} | {} | {} | {} | {checks} checks |\n",
         program.name,
         program.what,
         version.join(", ").replace('|', "/"),

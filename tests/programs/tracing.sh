@@ -1,4 +1,4 @@
-check version sh -c 'gdb --version | head -1; strace --version | head -1; valgrind --version'
+check version sh -c 'gdb --version | head -1; valgrind --version'
 cat > work.c <<'END'
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,11 +20,6 @@ check 'gdb: attach' sh -c 'sleep 1000 & gdb -nx -batch -p $! -ex "print 1 + 1" 2
 check 'gdb: forks' told gdb -nx -batch -ex 'set follow-fork-mode child' -ex 'set detach-on-fork off' -ex run -ex 'info inferiors' --args sh -c '/bin/true; :'
 check 'gdb: threads' sh -c 'gdb -nx -batch -ex "set debuginfod enabled off" -ex "run" --args python3 -c "
 import threading; t = threading.Thread(target=print, args=(1,)); t.start(); t.join()" 2>&1 | grep -c "New Thread"'
-check 'strace' sh -c 'strace -e trace=write,exit_group -o trace ./work && cat trace'
-check 'strace: children' sh -c 'strace -f -e trace=execve -o trace sh -c "true; ./work; ./work" && grep -c execve trace'
-check 'strace: counts' sh -c 'strace -c -o trace ./work && grep -c "write$" trace'
-check 'strace: attach' sh -c 'sleep 1000 & strace -p $! -o trace 2> attached & i=0; until grep -qs attached attached || [ $i -gt 200 ]; do sleep 0.1; i=$((i+1)); done; kill $(pidof sleep); wait; grep -c "killed by SIGTERM" trace'
-check 'strace: faults put in' sh -c 'strace -e inject=write:error=ENOSPC -e trace=write -o trace ./work; cat trace'
 check valgrind sh -c 'valgrind -q --error-exitcode=9 ./work'
 check 'valgrind: an invalid read' sh -c 'valgrind ./work crash 2>&1 | sed "s/^==[0-9]*==/==N==/; s/^\*\*[0-9]*\*\*//; s/0x[0-9A-F]*/ADDRESS/g" | grep "Invalid\|Process terminating\|definitely"'
 check 'valgrind: helgrind' sh -c 'valgrind -q --tool=helgrind --error-exitcode=9 ./work'
