@@ -170,6 +170,7 @@ const ALLOWED: &[Allowed] = &[
             ("fs::canonicalize", 1),
             ("fs::read_dir", 2),
             ("fs::read_link", 2),
+            ("fs::remove_dir", 1),
             ("fs::set_permissions", 2),
             ("fs::symlink", 1),
             ("fs::symlink_metadata", 2),

@@ -334,7 +334,7 @@ fn take_identity(
         // init has none itself.
         Identities::Range if groups.is_empty() => {}
         Identities::Range => rustix::thread::set_thread_groups(groups)?,
-        // setgroups is denied there, and the caller's own groups give nothing inside.
+        // setgroups is denied there. The caller's own groups stay, as what they are outside.
         Identities::Single { .. } if groups.is_empty() => {}
         Identities::Single { .. } => return Err(Errno::PERM),
     }

@@ -24,8 +24,9 @@ impl Image {
     /// The programs of the host, on any machine without a download: its `/usr`, and around it a
     /// root with what programs read in `/etc`, and no secret that is known for one: see
     /// [`HostImage`](crate::HostImage). Nothing of its `/home`, `/root`, `/var` or its other `/etc`
-    /// is inside; of `/usr` all that any user of the host may read. Files that not every user may
-    /// read are left out. The list of them is renewed when packages change, or something at the top
+    /// is inside; of `/usr` all that any user of the host may read, and where an ordinary user makes
+    /// the sandbox, what that user may. Else files that not every user may read are left out. The
+    /// list of them is renewed when packages change, or something at the top
     /// of `/usr/local`.
     ///
     /// Its `/tmp`, `/home` and `/root` are on the writable layer, and so in snapshots; `/dev/shm`

@@ -220,6 +220,8 @@ struct Flow {
     buffer: Vec<u8>,
     /// How much of the buffer is written.
     written: usize,
+    /// How much was written in all.
+    moved: usize,
     /// How much is still to be read, in bytes.
     left: usize,
     /// The most that is written at once, in bytes.
@@ -235,7 +237,7 @@ enum Broken {
 impl Flow {
     fn new(from: File, to: File, never_waits: bool) -> Self {
         let most = if never_waits { CHUNK } else { WAITING_CHUNK };
-        Self { from, to, buffer: Vec::new(), written: 0, left: usize::MAX, most }
+        Self { from, to, buffer: Vec::new(), written: 0, moved: 0, left: usize::MAX, most }
     }
 
     fn rest(&self) -> &[u8] {
@@ -265,7 +267,10 @@ impl Flow {
             return Ok(());
         }
         match self.to.write(rest.get(..self.most).unwrap_or(rest)) {
-            Ok(count) => self.written += count,
+            Ok(count) => {
+                self.written += count;
+                self.moved = self.moved.saturating_add(count);
+            }
             Err(error) => is_momentary(error).map_err(Broken::Write)?,
         }
         Ok(())
@@ -294,7 +299,9 @@ impl Flow {
     /// what was read ahead is lost.
     fn give_back(&self) {
         let is_file = self.from.metadata().is_ok_and(|metadata| metadata.is_file());
-        let unread = sys::bytes_in_pipe(&self.to).unwrap_or(0) + self.rest().len();
+        // The command can write to the pipe, too: no more is given back than came.
+        let left = sys::bytes_in_pipe(&self.to).unwrap_or(0).min(self.moved);
+        let unread = left + self.rest().len();
         if let (true, Ok(unread)) = (is_file && unread > 0, i64::try_from(unread)) {
             // One that is in the way of no one else.
             let _ = lseek(&self.from, -unread, Whence::SeekCur);

@@ -137,7 +137,7 @@ pub(super) const TAKEN: [(&str, &[&str]); 8] = [
 /// What is never inside, even where `/usr` links to it, by its name at any depth, or at the top of
 /// `/etc`: what is secret, what tells which machine this is, whom it serves or where its
 /// administrators log in, and what the image has its own of. A `*` stands for any beginning or end.
-pub(super) const NEVER: [&str; 46] = [
+pub(super) const NEVER: [&str; 55] = [
     "*.jks",
     "*.kdbx",
     "*.key",
@@ -146,6 +146,15 @@ pub(super) const NEVER: [&str; 46] = [
     "*.ovpn",
     "*.p12",
     "*.pfx",
+    ".aws",
+    ".docker",
+    ".git-credentials",
+    ".kube",
+    ".my.cnf",
+    ".netrc",
+    ".npmrc",
+    ".pgpass",
+    ".pypirc",
     "entitlement",
     "gshadow*",
     "machine-id",
@@ -258,7 +267,10 @@ pub(super) fn secret_in(content: &[u8]) -> Option<&'static str> {
     if KEYS.iter().any(|key| text.contains(key)) {
         return Some("a private key");
     }
-    if text.split("://").skip(1).any(has_password) {
+    let is_of_web = |before: &str| before.ends_with("http") || before.ends_with("https");
+    let addresses = text.split("://").zip(text.split("://").skip(1));
+    let mut addresses = addresses.map(|(before, address)| (is_of_web(before), address));
+    if addresses.any(|(is_of_web, address)| has_password(address, is_of_web)) {
         return Some("a password in an address");
     }
     if text.trim_start().starts_with('<') && ELEMENTS.iter().any(|name| text.contains(name)) {
@@ -270,8 +282,8 @@ pub(super) fn secret_in(content: &[u8]) -> Option<&'static str> {
     text.lines().any(sets_a_secret).then_some("a password or token")
 }
 
-/// Whether a line sets a variable that has the name of a secret: by `NAME=VALUE`, by `setenv NAME
-/// VALUE` of csh, or by `set -gx NAME VALUE` of fish.
+/// Whether a line sets a variable that has the name of a secret: by `NAME=VALUE`, blanks or not,
+/// by `setenv NAME VALUE` of csh, or by `set -gx NAME VALUE` of fish.
 fn sets_a_secret(line: &str) -> bool {
     if line.trim_start().starts_with(['#', ';']) {
         return false;
@@ -279,8 +291,12 @@ fn sets_a_secret(line: &str) -> bool {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let by_sign = line.match_indices('=').any(|(at, _)| {
         let (before, value) = line.split_at(at);
+        // As in `env[NAME] = VALUE`. Without a blank before the sign, one behind it ends the value.
+        let is_spaced = before.ends_with(char::is_whitespace);
+        let before = before.trim_end().trim_end_matches(['"', '\'', ']']);
         let name = before.rsplit(|c| !is_of_name(c)).next().unwrap_or_default();
-        is_secret(name) && value.strip_prefix('=').is_some_and(is_value)
+        let value = value.strip_prefix('=').unwrap_or_default();
+        is_secret(name) && is_value(if is_spaced { value.trim_start() } else { value })
     });
     by_sign || is_set_by_a_command(line)
 }
@@ -308,6 +324,10 @@ fn is_set_by_a_command(line: &str) -> bool {
 /// Whether a variable of this name has a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
+    // What openssl is to ask for.
+    if name == "challengepassword" {
+        return false;
+    }
     let is_word = |word| {
         let before = name.strip_suffix(word);
         before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
@@ -315,12 +335,16 @@ fn is_secret(name: &str) -> bool {
     SECRETS.iter().any(|end| name.ends_with(end)) || SECRET_WORDS.iter().any(|word| is_word(*word))
 }
 
-/// Whether what comes behind `://` names a user and a password.
-fn has_password(address: &str) -> bool {
+/// Whether what comes behind `://` names a user and a password. On the web a user alone is a token,
+/// as a rule.
+fn has_password(address: &str, is_of_web: bool) -> bool {
     let is_end = |c: char| c.is_whitespace() || "/?#\"'<>()`".contains(c);
     let authority = address.split(is_end).next().unwrap_or_default();
-    let user = authority.rsplit_once('@').and_then(|(user, _)| user.split_once(':'));
-    user.is_some_and(|(_, password)| !password.is_empty())
+    let Some((user, _)) = authority.rsplit_once('@') else { return false };
+    match user.split_once(':') {
+        Some((_, password)) => !password.is_empty(),
+        None => is_of_web && !user.is_empty(),
+    }
 }
 
 /// Whether what a variable is set to is a value: not nothing, what another variable has, a pattern
@@ -366,6 +390,10 @@ mod tests {
             "GPG_PASSPHRASE=x\n",
             "MYSQL_PWD=x\n",
             "auth required pam_mysql.so user=root password=x\n",
+            "auth required pam_mysql.so user=root passwd = x\n",
+            "env[DB_PASSWORD] = x\n",
+            "input_password = secret\n",
+            "index-url = https://a1b2c3@packages.example/simple\n",
             "//registry.example/:_authToken=x\n",
             "# a comment\nPASSWORD=x # and one\n",
         ] {
@@ -374,10 +402,10 @@ mod tests {
         for public in [
             "-----BEGIN CERTIFICATE-----\nMII\n",
             "# BEGIN PRIVATE KEY in PEM\n",
-            "git@host:path http://host:80/@ http://user@host/ http://a b:c@d",
+            "git@host:path http://host:80/@ ssh://user@host/ http://a b:c@d",
             "<settings><!-- <password>x</password> --><password/></settings>",
             "export TOKEN=$OTHER PASSWORD= GITHUB_TOKEN=\"\"\n",
-            "password requisite pam_deny.so\ninput_password = secret\n",
+            "password requisite pam_deny.so\nchallengePassword\t\t= A challenge password\n",
             "# set PASSWORD=foo\n  #PASSWORD=foo\n; password=foo\n",
             "passwd: files\nPASS_MAX_DAYS=99999\nPASSWD_CHANGE no\nCOMPASS=x\n",
             "setenv SSH_ASKPASS /usr/libexec/askpass\nexport SSH_ASKPASS=/usr/libexec/askpass\n",
@@ -395,6 +423,9 @@ mod tests {
         for never in
             ["shadow", "shadow-", "x/shadow", "host.key", "x/y.key", "ssl/private", "subuid"]
         {
+            assert!(is_never(never), "{never}");
+        }
+        for never in ["skel/.netrc", "skel/.docker", "skel/.kube"] {
             assert!(is_never(never), "{never}");
         }
         for never in ["passwd", "passwd-", "group", "machine-id", "krb5.keytab", "x/machine-id"] {
