@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
 use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{Home, Need, adl_command, at_most, needs, stderr, succeeds};
 
@@ -203,23 +205,34 @@ fn a_reader_that_stalls_holds_up_no_end_by_the_clock() {
         let both = full.try_clone().unwrap();
         let stderr = if is_merged { Stdio::from(both) } else { Stdio::piped() };
         let mut adl = adl.stdin(pty.slave).stdout(full).stderr(stderr).spawn().unwrap();
-        let begin = Instant::now();
-        let status = loop {
-            match adl.try_wait().unwrap() {
-                Some(status) => break status,
-                None if begin.elapsed() > at_most(SOON) => {
-                    adl.kill().unwrap();
-                    adl.wait().unwrap();
-                    panic!("{options}: it hangs");
-                }
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        assert_eq!(status.code(), Some(124));
+        assert_eq!(ends(&mut adl).code(), Some(124), "{options}");
         let mut told = String::new();
         if let Some(mut stderr) = adl.stderr.take() {
             stderr.read_to_string(&mut told).unwrap();
             assert!(told.contains("was not read") && told.contains("longer than 200ms"), "{told}");
+        }
+    }
+    // Nor an end by a signal that is passed on.
+    let (mut read, full) = std::io::pipe().unwrap();
+    let mut adl = run(&home, "exec yes").stdout(full).spawn().unwrap();
+    read.read_exact(&mut [0; 2]).unwrap();
+    kill(Pid::from_raw(adl.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(ends(&mut adl).code(), Some(128 + 15));
+}
+
+/// Waits for its end, no longer than that takes where nothing holds it up.
+#[track_caller]
+fn ends(adl: &mut Child) -> ExitStatus {
+    let begin = Instant::now();
+    loop {
+        match adl.try_wait().unwrap() {
+            Some(status) => return status,
+            None if begin.elapsed() > at_most(SOON) => {
+                adl.kill().unwrap();
+                adl.wait().unwrap();
+                panic!("it hangs");
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::bytes;
 use crate::error::{Error, Result};
 
-/// What commands and file calls of a sandbox start from; each of them can say otherwise.
+/// What commands of a sandbox start from, and file calls by the directory, the user and the umask;
+/// each of them can say otherwise.
 ///
 /// ```no_run
 /// use adl_runtime::{Config, Defaults, Sandbox};

@@ -145,7 +145,7 @@ pub enum Error {
     #[error("the command ended ({status}), but not all of its streams was passed on: {why}")]
     Undelivered {
         /// How it ended.
-        status: ExitStatus,
+        status: Box<ExitStatus>,
         /// What happened to the stream.
         why: Arc<Error>,
     },
@@ -334,7 +334,7 @@ impl Error {
         };
         match self {
             Self::Undelivered { status, why } => {
-                Self::Undelivered { status: *status, why: Arc::clone(why) }
+                Self::Undelivered { status: status.clone(), why: Arc::clone(why) }
             }
             Self::Start { program, stage, source } => {
                 Self::Start { program: program.clone(), stage: *stage, source: copy(source) }

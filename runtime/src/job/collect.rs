@@ -323,7 +323,7 @@ impl Collector {
         let status = if is_too_much { status.with_too_much_output() } else { status };
         match self.failed.take() {
             None => Ok((status, self.pipes)),
-            Some(why) => Err(Error::Undelivered { status, why: Arc::new(why) }),
+            Some(why) => Err(Error::Undelivered { status: Box::new(status), why: Arc::new(why) }),
         }
     }
 

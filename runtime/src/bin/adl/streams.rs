@@ -101,13 +101,16 @@ struct Relay<'a> {
 impl Relay<'_> {
     fn run(mut self) -> CliResult<(ExitStatus, bool)> {
         let handle = self.child.handle();
+        let mut passed_on = None;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
             self.turn(Some(handle.as_fd()), self.pause)?;
             while let Some(signal) = self.signals.read_signal()? {
-                self.child.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
+                let signal = u8::try_from(signal.ssi_signo)?;
+                self.child.signal(signal, Scope::Group)?;
+                passed_on = Some(signal);
             }
         };
         self.end_input();
@@ -118,7 +121,8 @@ impl Relay<'_> {
             }
         }
         // The reader of one that ended by itself may take as long as it likes.
-        let until = was_ended(status).then(|| Instant::now() + LAST);
+        let is_by_signal = passed_on.is_some() && status.signal() == passed_on;
+        let until = (was_ended(status) || is_by_signal).then(|| Instant::now() + LAST);
         while self.outputs.iter().flat_map(|(_, flow)| flow).any(|flow| !flow.is_over()) {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
