@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use crate::harness::{BUILD_LIMIT, tell};
+use crate::harness::{BUILD_LIMIT, kernel, tell};
 use crate::report::{self, Line, Missing};
 use crate::{file_systems, images};
 
@@ -40,6 +40,10 @@ pub(crate) enum Need {
     DumpsInPlace,
     /// A clone of the repository that can be built in, and a cargo: `workspace`.
     Workspace,
+    /// A new sysfs in a user namespace: `sysfs`.
+    Sysfs,
+    /// Parameters of the kernel's IPC that root of a user namespace may set: `ipc-sysctls`.
+    IpcSysctls,
 }
 
 impl Need {
@@ -58,6 +62,8 @@ impl Need {
             Self::Debian => "debian",
             Self::DumpsInPlace => "core-pattern",
             Self::Workspace => "workspace",
+            Self::Sysfs => "sysfs",
+            Self::IpcSysctls => "ipc-sysctls",
         }
     }
 
@@ -78,6 +84,8 @@ impl Need {
             Self::Debian => "apt-get install debootstrap",
             Self::DumpsInPlace => "sysctl kernel.core_pattern=core",
             Self::Workspace => "a clone that can be written to, and cargo",
+            Self::Sysfs => "a machine rather than a container that covers parts of its /sys",
+            Self::IpcSysctls => "Linux 6.9 or later: tests/guest/run",
         };
         remedy.to_owned()
     }
@@ -126,6 +134,15 @@ impl Need {
                     (_, Err(error)) => Some(format!("cargo: {error}")),
                     _ => None,
                 }
+            }
+            Self::Sysfs => {
+                once(|| fails_in_user_namespace("unshare --net mount -t sysfs sysfs /mnt"))
+            }
+            // Not by doing: before, whoever is root of the machine may in any user namespace, but
+            // not who has ids of a range.
+            Self::IpcSysctls => {
+                let (major, minor) = kernel();
+                ((major, minor) < (6, 9)).then(|| format!("this is Linux {major}.{minor}"))
             }
         }
     }

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use crate::host_image;
+
 /// Names what the helper is to do.
 pub(crate) const ROLE: &str = "ADL_TEST_HELPER";
 /// Names its state directory.
@@ -76,7 +78,8 @@ pub(crate) fn command(role: &str, state: &Path) -> Command {
     command_by(&["env"], role, state)
 }
 
-fn command_by(by: &[&str], role: &str, state: &Path) -> Command {
+/// How it is run by another program, which ends in its arguments.
+pub(crate) fn command_by(by: &[&str], role: &str, state: &Path) -> Command {
     let (program, arguments) = by.split_first().unwrap();
     let mut command = Command::new(program);
     command
@@ -131,6 +134,10 @@ fn entry() {
         "fork-among-threads" => crate::forks::fork_among_threads(&state),
         "swap-for-ever" => crate::collector::swap_for_ever(&state),
         "cycle-with-few-descriptors" => crate::descriptors::cycle_with_few_descriptors(&state),
+        "has-private-files" => host_image::part(host_image::has_private_files, &state),
+        "had-private-files" => host_image::part(host_image::had_private_files, &state),
+        "has-secrets" => host_image::part(host_image::has_secrets, &state),
+        "changes-etc" => host_image::part(host_image::changes_etc, &state),
         "run-a-program" => crate::programs::run_as_user(&state),
         _ => panic!("unknown role {role}"),
     }
