@@ -294,7 +294,7 @@ fn what_goes_through_is_there_when_the_wait_is_over_whoever_holds_the_stream() {
     // To a terminal, too, which can't be one inside.
     let pty = openpty(None, None).unwrap();
     let mut command = sandbox.shell("test -t 1 || echo by a pipe");
-    assert!(command.stdout(OwnedFd::from(pty.slave)).status().unwrap().success());
+    assert!(command.stdout(pty.slave).status().unwrap().success());
     let mut shown = [0; 64];
     let count = File::from(pty.master).read(&mut shown).unwrap();
     assert_eq!(&shown[..count], b"by a pipe\r\n");
