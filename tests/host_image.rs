@@ -211,6 +211,10 @@ fn no_secret_of_etc_is_inside_though_a_link_leads_to_it() {
     etc.file("closed", "secret\n", 0o640);
     etc.file("key", "-----BEGIN PRIVATE KEY-----\nsecret\n", 0o644);
     etc.file("token", "export CI_TOKEN=secret\n", 0o644);
+    etc.file("csh", "setenv CI_TOKEN secret\n", 0o644);
+    etc.file("fish", "set -gx CI_TOKEN secret\n", 0o644);
+    etc.file("lower", "db_pass=secret\n", 0o644);
+    etc.file("speaks-of-one", "# set PASSWORD=foo\n", 0o644);
     let fifo = etc.directory.join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
     std::os::unix::fs::symlink("/root", etc.directory.join("root")).unwrap();
@@ -223,7 +227,7 @@ fn no_secret_of_etc_is_inside_though_a_link_leads_to_it() {
         sandbox.files().exists(etc.link.join("public")).unwrap()
     });
     let seen = shell(&sandbox, format!("cd {:?} && ls && cat public", etc.link));
-    assert_eq!(seen, "public\npublic\n");
+    assert_eq!(seen, "public\nspeaks-of-one\npublic\n");
     let found = shell(&sandbox, "grep -rl secret /etc/adl-test-* || true");
     assert_eq!(found, "");
 }
