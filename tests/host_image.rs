@@ -205,6 +205,10 @@ pub(crate) fn has_secrets(state: &Path) {
     file("/etc/linked/closed", "secret\n", 0o640);
     file("/etc/linked/key", "-----BEGIN PRIVATE KEY-----\nsecret\n", 0o644);
     file("/etc/linked/token", "export CI_TOKEN=secret\n", 0o644);
+    file("/etc/linked/csh", "setenv CI_TOKEN secret\n", 0o644);
+    file("/etc/linked/fish", "set -gx CI_TOKEN secret\n", 0o644);
+    file("/etc/linked/lower", "db_pass=secret\n", 0o644);
+    file("/etc/linked/speaks-of-one", "# set PASSWORD=foo\n", 0o644);
     let fifo = Path::new("/etc/linked/fifo");
     nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
     file("/root/file", "secret\n", 0o644);
@@ -213,7 +217,7 @@ pub(crate) fn has_secrets(state: &Path) {
     symlink("/etc/shadow", "/etc/linked/shadow").unwrap();
     let sandbox = sandbox_in(state);
     let seen = shell(&sandbox, "cd /usr/local/linked && ls && cat public");
-    assert_eq!(seen, "public\npublic\n");
+    assert_eq!(seen, "public\nspeaks-of-one\npublic\n");
     assert!(!sandbox.files().exists("/etc/shadow").unwrap());
     assert!(!sandbox.files().exists("/root/file").unwrap());
 }

@@ -190,7 +190,7 @@ fn what_was_copied_out_leads_nowhere_when_it_is_given_back() {
     let says: [&[&str]; 4] = [
         &["--beneath", "OUT"],
         &["--beneath", "alias"],
-        &["-v", "OUT:/v"],
+        &["-v", "./OUT:/v"],
         &["--copy-out", "/tmp:OUT"],
     ];
     for (attack, command) in attacks {
