@@ -35,4 +35,8 @@ gone() {
 }
 check 'it is gone' gone
 #job
-check 'the port is free' python3 -c 'import socket; socket.socket().bind(("127.0.0.1", 8000))'
+# Of connections that are over something may be left, of a server that listens nothing.
+check 'the port is free' python3 -c '
+import socket
+server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", 8000)); server.listen(); print("listens")'
