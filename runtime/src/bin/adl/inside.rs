@@ -21,7 +21,7 @@ pub(crate) struct InsideOptions {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shm_size: Option<u64>,
 
-    /// Set a kernel parameter of the sandbox's own namespaces, as net.core.somaxconn=4096
+    /// Set a kernel parameter of the sandbox's own namespaces, as net.ipv4.ip_default_ttl=60
     #[arg(long, value_name = "NAME=VALUE", value_parser = sysctl)]
     sysctl: Vec<(String, String)>,
 }
