@@ -10,7 +10,7 @@ use crate::harness::{Home, Need, adl, adl_command, needs, stderr, succeeds};
 use crate::images;
 
 /// The commands of adl that have help.
-const COMMANDS: [&[&str]; 13] = [
+pub(crate) const COMMANDS: [&[&str]; 13] = [
     &[],
     &["run"],
     &["shell"],

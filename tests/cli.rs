@@ -301,22 +301,7 @@ fn to_ask_for_help_or_to_mistype_does_nothing() {
     // What `adl gc` would remove, and any sandbox would by and by.
     let left = home.left();
     assert_eq!(left.len(), 1);
-    let commands: [&[&str]; 13] = [
-        &["run"],
-        &["shell"],
-        &["snapshot"],
-        &["snapshot", "ls"],
-        &["snapshot", "changes"],
-        &["snapshot", "export"],
-        &["snapshot", "rm"],
-        &["bench"],
-        &["doctor"],
-        &["gc"],
-        &["completions"],
-        &["man"],
-        &[],
-    ];
-    for command in commands {
+    for command in crate::arguments::COMMANDS {
         let helps = [[command, &["--help"]].concat(), [command, &["-h"]].concat()];
         let topic = [&["help"], command].concat();
         let first = succeeds(adl_command(&home.state()).args(&helps[0]));
