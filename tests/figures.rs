@@ -6,12 +6,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, EndReason, Limits, Sandbox, Stdio, Upper};
 
-use crate::harness::{Home, Need, needs, within};
+use crate::harness::{Home, Need, beside, needs, within};
 
 /// The value that so many in a hundred do not exceed.
 pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
@@ -22,29 +21,17 @@ pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
 /// How much later than asked jobs are ended that don't want to be, with every processor busy.
 pub(crate) fn overshoot(sandbox: &Sandbox, runs: usize) -> Vec<Duration> {
     let timeout = Duration::from_millis(20);
-    let over = AtomicBool::new(false);
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..processors {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        let runs = (0..runs).map(|_| {
-            let begin = Instant::now();
-            let mut script = sandbox.shell("trap '' TERM; setsid sleep 1000 & sleep 1000");
-            let output = script.timeout(timeout).output();
-            let took = begin.elapsed();
-            assert_eq!(output.unwrap().status.reason(), EndReason::TimedOut);
-            assert!(took >= timeout, "{took:?}");
-            took - timeout
-        });
-        let runs = runs.collect();
-        over.store(true, Ordering::Relaxed);
-        runs
-    })
+    let overshoot = || {
+        let begin = Instant::now();
+        let mut script = sandbox.shell("trap '' TERM; setsid sleep 1000 & sleep 1000");
+        let output = script.timeout(timeout).output();
+        let took = begin.elapsed();
+        assert_eq!(output.unwrap().status.reason(), EndReason::TimedOut);
+        assert!(took >= timeout, "{took:?}");
+        took - timeout
+    };
+    beside(processors, |_| std::hint::spin_loop(), || (0..runs).map(|_| overshoot()).collect())
 }
 
 #[test]

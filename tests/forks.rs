@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adl_runtime::{
@@ -14,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-use crate::harness::{Home, Need, needs, shell, within};
+use crate::harness::{Home, Need, beside, needs, shell, within};
 use crate::helper::{Helper, say};
 
 /// How long a fork may take for what it does.
@@ -305,28 +304,18 @@ fn a_fork_of_a_caller_that_creates_in_threads_hangs_on_nothing() {
 
 /// The helper of the test above.
 pub(crate) fn fork_among_threads(state: &Path) {
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    let sandbox = Sandbox::create(config(state)).unwrap();
-                    sandbox.command("true").status().unwrap();
-                }
-            });
+    let creates = |_| {
+        let sandbox = Sandbox::create(config(state)).unwrap();
+        sandbox.command("true").status().unwrap();
+    };
+    beside(3, creates, || {
+        for _ in 0..30 {
+            finish(fork(|| {
+                let sandbox = Sandbox::create(config(state)).unwrap();
+                assert_eq!(sandbox.shell("exit 22").status().unwrap().code(), Some(22));
+                sandbox.delete().unwrap();
+            }));
         }
-        let forks = || {
-            for _ in 0..30 {
-                finish(fork(|| {
-                    let sandbox = Sandbox::create(config(state)).unwrap();
-                    assert_eq!(sandbox.shell("exit 22").status().unwrap().code(), Some(22));
-                    sandbox.delete().unwrap();
-                }));
-            }
-        };
-        let done = std::panic::catch_unwind(forks);
-        is_over.store(true, Ordering::Relaxed);
-        done.unwrap();
     });
     adl_runtime::finish_removals();
     say("done");

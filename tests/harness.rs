@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -191,6 +192,29 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// What `body` returns, while threads do `work` over and over, each told how often it has. They stop
+/// when `body` has failed, too: a test that fails must not look like one that hangs.
+pub(crate) fn beside<T>(
+    threads: usize,
+    work: impl Fn(usize) + Sync,
+    body: impl FnOnce() -> T,
+) -> T {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&is_over);
+        for _ in 0..threads {
+            scope.spawn(|| (0..).take_while(|_| !is_over.load(Ordering::Relaxed)).for_each(&work));
+        }
+        body()
+    })
 }
 
 /// Files of a sandbox, for calls that have much to do: their ordinary time is short for that on a

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use adl_runtime::{Access, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox, Upper};
 
-use crate::harness::{Home, Need, adl_command, needs, shell, succeeds};
+use crate::harness::{Home, Need, adl_command, beside, needs, shell, succeeds};
 use crate::images;
 
 /// A directory of the host with a file, for a sandbox to have.
@@ -316,35 +316,27 @@ fn a_source_that_changes_all_the_time_is_one_or_the_other() {
     fs::write(other.join("file"), "other\n").unwrap();
     let link = home.path("link");
     symlink(&one, &link).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let aside = home.path("aside");
-            for turn in 0.. {
-                if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    break;
-                }
-                symlink(if turn % 2 == 0 { &other } else { &one }, &aside).unwrap();
-                fs::rename(&aside, &link).unwrap();
-            }
-        });
-        let mut seen = std::collections::BTreeSet::new();
-        for _ in 0..60 {
+    let aside = home.path("aside");
+    let changes = |turn: usize| {
+        symlink(if turn.is_multiple_of(2) { &other } else { &one }, &aside).unwrap();
+        fs::rename(&aside, &link).unwrap();
+    };
+    let seen: std::collections::BTreeSet<String> = beside(1, changes, || {
+        let made = (0..60).filter_map(|_| {
             let mounts = vec![Mount::volume(&link, "/data", Access::ReadOnly)];
             match Sandbox::create(Config { mounts, ..home.config() }) {
-                Ok(sandbox) => {
-                    seen.insert(shell(&sandbox, "cat /data/file"));
-                }
+                Ok(sandbox) => Some(shell(&sandbox, "cat /data/file")),
                 // Without privilege, init opens it once more, and sees that it is another.
                 Err(Error::Setup { source, .. }) => {
                     assert_eq!(source.raw_os_error(), Some(nix::libc::ESTALE));
+                    None
                 }
                 Err(other) => panic!("{other:?}"),
             }
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(seen.iter().all(|text| text == "host\n" || text == "other\n"), "{seen:?}");
+        });
+        made.collect()
     });
+    assert!(seen.iter().all(|text| text == "host\n" || text == "other\n"), "{seen:?}");
 }
 
 #[test]
@@ -511,25 +503,18 @@ fn a_target_is_found_though_files_of_the_host_are_renamed_all_the_time() {
     fs::create_dir_all(image.join("x/y")).unwrap();
     // To go up is what a rename anywhere interrupts.
     symlink("/x/y/../../x/y/../y", image.join("dots")).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let [one, other] = ["one", "other"].map(|name| home.path(name));
-            fs::write(&one, "").unwrap();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                fs::rename(&one, &other).unwrap();
-                fs::rename(&other, &one).unwrap();
-            }
-        });
-        let made: Vec<_> = (0..60)
-            .map(|_| {
-                let mounts = vec![Mount::volume(&path, "/dots/a", Access::ReadOnly)];
-                let image = Image::directory(&image);
-                Sandbox::create(Config { image, mounts, ..home.config() }).map(drop)
-            })
-            .collect();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(made.iter().all(Result::is_ok), "{made:?}");
+    let [one, other] = ["one", "other"].map(|name| home.path(name));
+    fs::write(&one, "").unwrap();
+    let renames = |_| {
+        fs::rename(&one, &other).unwrap();
+        fs::rename(&other, &one).unwrap();
+    };
+    beside(1, renames, || {
+        for _ in 0..60 {
+            let mounts = vec![Mount::volume(&path, "/dots/a", Access::ReadOnly)];
+            let image = Image::directory(&image);
+            drop(Sandbox::create(Config { image, mounts, ..home.config() }).unwrap());
+        }
     });
 }
 

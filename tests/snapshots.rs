@@ -9,7 +9,9 @@ use adl_runtime::{
 };
 
 use crate::figures::percentile;
-use crate::harness::{Home, Need, adl_command, needs, processor_time, shell, stderr, succeeds};
+use crate::harness::{
+    Home, Need, adl_command, beside, needs, processor_time, shell, stderr, succeeds,
+};
 use crate::helper::{Helper, say};
 use crate::{census, images};
 
@@ -426,21 +428,11 @@ fn a_snapshot_is_there_whoever_looks_whether_it_can_go() {
     drop(sandbox.snapshot().unwrap());
     let kept = sandbox.snapshot_with(&named("kept")).unwrap();
     drop((sandbox, kept));
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                succeeds(adl_command(&home.state()).arg("gc"));
-            }
-        });
-        let made: Vec<_> = (0..40)
-            .map(|_| {
-                let mut adl = adl_command(&home.state());
-                adl.args(["run", "--image", "snapshot:kept", "true"]).output().unwrap()
-            })
-            .collect();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(made.iter().all(|output| output.status.success()), "{made:?}");
+    let collects = |_| drop(succeeds(adl_command(&home.state()).arg("gc")));
+    beside(1, collects, || {
+        for _ in 0..40 {
+            succeeds(adl_command(&home.state()).args(["run", "--image", "snapshot:kept", "true"]));
+        }
     });
     Snapshot::remove(Some(&home.state()), "kept").unwrap();
     assert_eq!(on_disk(&home), [""; 0]);
