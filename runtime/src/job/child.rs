@@ -15,9 +15,8 @@ use nix::poll::PollFlags;
 
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
-use crate::job::collect::{
-    Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
-};
+use crate::job::captures::{Caps, Captures, OutputStream, TakeOutput};
+use crate::job::collect::{Bounds, Collector, Ended, Written};
 use crate::job::outcome::{Outcome, relay, whatever_becomes_of};
 use crate::job::relay::Input;
 use crate::job::running::{Handle, Running, Scope};
