@@ -127,7 +127,8 @@ impl Collector {
 
     /// When there is something to do, whatever happens.
     pub(crate) fn next_at(&self) -> Deadline {
-        self.idle_at().min(self.running.overdue())
+        let input = self.input.as_ref().map_or(Deadline::NEVER, Input::next_at);
+        self.idle_at().min(self.running.overdue()).min(input)
     }
 
     /// Does what was waited for, or nothing where that is what the clock was. Returns how the
@@ -237,6 +238,7 @@ impl Collector {
 
     fn move_input(&mut self, is_ready: bool, is_unread: bool) {
         let Some(input) = &mut self.input else { return };
+        input.look();
         if is_unread {
             input.close();
         } else if is_ready && let Err(error) = input.go_on() {
@@ -261,7 +263,7 @@ impl Collector {
     fn pass_on(&mut self, number: usize) {
         let Some(Some(sink)) = self.sinks.get_mut(number) else { return };
         let Err(errno) = sink.go_on() else { return };
-        let failed = Error::io("write to the caller's stream")(errno);
+        let failed = sink.failed(errno);
         self.stop_passing_on(number, (errno != Errno::EPIPE).then_some(failed));
     }
 

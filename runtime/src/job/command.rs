@@ -322,7 +322,7 @@ impl Command {
     /// # Errors
     /// As [`Command::spawn`]; [`Error::Undelivered`], which has the status, if a stream of the
     /// caller's ([`Stdio`]) failed, or did not take what was written in time: where the command was
-    /// killed, by its timeout or otherwise, that is a second.
+    /// ended, by its timeout, a signal that was sent to it, or otherwise, that is a second.
     pub fn output(&mut self) -> Result<Output> {
         self.check_no_child()?;
         self.collect(&Kind::Piped, Collection::output)

@@ -67,6 +67,8 @@ struct State {
     end: Option<End>,
     /// Why it was killed by the host, if it was.
     asked: Option<EndReason>,
+    /// The signal that was sent last.
+    sent: Option<u8>,
     /// When the caller is told that it does not end, if it is to.
     overdue: Deadline,
     /// Whether several may wait for it, each of whom is to be woken.
@@ -103,6 +105,7 @@ impl Running {
             state: Mutex::new(State {
                 end: None,
                 asked: None,
+                sent: None,
                 overdue,
                 is_shared: false,
                 beginning,
@@ -278,7 +281,7 @@ impl Running {
         let state = self.lock();
         let is_by_itself = match status.reason() {
             EndReason::Exited | EndReason::OutOfMemory => true,
-            EndReason::Signaled => state.asked.is_none(),
+            EndReason::Signaled => state.asked.is_none() && status.signal() != state.sent,
             _ => status.code().is_some(),
         };
         if is_by_itself { Deadline::NEVER } else { state.overdue.min(Deadline::after(OVERDUE)) }
@@ -354,6 +357,7 @@ impl Running {
         if scope != Scope::Tree && state.end.is_some() {
             return Ok(());
         }
+        state.sent = Some(signal);
         // Where memory has run out, it is killed anyway.
         if signal == 9 && state.asked.is_none() && !self.ran_out_of_memory() {
             state.asked = Some(EndReason::Signaled);

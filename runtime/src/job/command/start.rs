@@ -22,7 +22,7 @@ use crate::job::collect::{Collector, Written};
 use crate::job::life::Life;
 use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
-use crate::job::stdio::{Kind, Owner, Stream, Which};
+use crate::job::stdio::{Kind, Stream, Which};
 use crate::job::user;
 use crate::wait::Deadline;
 
@@ -91,21 +91,29 @@ impl Command {
         notice: Option<OwnedFd>,
     ) -> Result<Started> {
         let control = &life.control;
+        let streams = self.streams(default)?;
+        self.check_bounds(&streams)?;
+        self.environment.check()?;
+        let umask = check_umask(self.umask)?;
         let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
+        let names = Strings::new(&names).map_err(too_many)?;
+        let arguments = Strings::new(&arguments).map_err(too_many)?;
+        let directory = Strings::new(&directory).map_err(too_many)?;
+        // Nothing was asked of the sandbox until now.
         let (identity, entry) = self
             .run_as
             .find(control.ids(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
         // A guest may have held up the look-up, and a reset the beginning: all take no longer.
         let timeout = deadline.left();
+        if let Some(owner) = control.owner_outside(identity.uid, identity.gid) {
+            streams.iter().try_for_each(|stream| stream.give_to(owner))?;
+        }
         let on_terminal = self.terminal.is_some();
         let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 
-        let owner = control.owner_outside(identity.uid, identity.gid);
-        let streams = self.streams(default, owner)?;
-        self.check_bounds(&streams)?;
         let stdio = match (self.terminal, &streams) {
             (Some((rows, columns)), _) => JobStdio::Terminal { rows, columns },
             (None, streams) => JobStdio::Streams(streams.each_ref().map(|stream| stream.source)),
@@ -124,16 +132,16 @@ impl Command {
         descriptors.extend(cpu_file.as_ref().map(AsRawFd::as_raw_fd));
 
         let program_to_run = Program {
-            names: Strings::new(&names).map_err(too_many)?,
-            arguments: Strings::new(&arguments).map_err(too_many)?,
+            names,
+            arguments,
             environment: Strings::new(&environment).map_err(too_many)?,
             login,
         };
         let spawn = Spawn {
             task: Task::Program(program_to_run),
-            directory: Strings::new(&directory).map_err(too_many)?,
+            directory,
             identity: identity.clone(),
-            umask: check_umask(self.umask)?,
+            umask,
             rlimits: self.rlimits.clone(),
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
@@ -176,8 +184,7 @@ impl Command {
         }
     }
 
-    /// `owner` is who pipes belong to, where that is not the caller.
-    fn streams<'s>(&'s self, default: &'s Kind, owner: Option<Owner>) -> Result<[Stream<'s>; 3]> {
+    fn streams<'s>(&'s self, default: &'s Kind) -> Result<[Stream<'s>; 3]> {
         if self.terminal.is_some() {
             if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
                 return Err(Error::invalid(
@@ -202,9 +209,10 @@ impl Command {
         };
         let [stdout, stderr] =
             [&self.stdout, &self.stderr].map(|said| said.as_ref().map_or(default, |s| &s.0));
-        let stdin = Stream::new(stdin, Which::Stdin, owner)?;
-        let stdout = Stream::new(stdout, Which::Stdout, owner)?;
-        let stderr = Stream::new(stderr, Which::Stderr, owner)?.beside(&stdout);
+        let is_counted = self.bounds.name().is_some();
+        let stdin = Stream::new(stdin, Which::Stdin, is_counted)?;
+        let stdout = Stream::new(stdout, Which::Stdout, is_counted)?;
+        let stderr = Stream::new(stderr, Which::Stderr, is_counted)?.beside(&stdout);
         if matches!(stdin.source, StdioSource::Previous)
             || matches!(stdout.source, StdioSource::Previous)
         {
