@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ pub struct Command {
     programs: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Environment,
-    directory: PathBuf,
+    /// Each command that is started has it, for an error.
+    directory: Arc<Path>,
     run_as: RunAs,
     umask: u32,
     rlimits: Vec<adl_protocol::Rlimit>,
@@ -69,7 +70,7 @@ impl Command {
             programs: programs.iter().map(OsString::from).collect(),
             arguments: Vec::new(),
             environment: Environment::new(&defaults.env),
-            directory: defaults.current_dir.clone(),
+            directory: defaults.current_dir.as_path().into(),
             run_as: RunAs::of(defaults),
             umask: defaults.umask,
             rlimits: Vec::new(),
@@ -136,7 +137,7 @@ impl Command {
 
     /// Sets the working directory: a path in the sandbox, relative to its root.
     pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Self {
-        self.directory = directory.as_ref().to_owned();
+        self.directory = directory.as_ref().into();
         self
     }
 

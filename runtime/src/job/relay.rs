@@ -26,8 +26,8 @@ const CHUNK: usize = 64 << 10;
 /// The most that is written at once where a write may wait, in bytes: what a pipe that is ready
 /// takes.
 const WAITING_CHUNK: usize = 4096;
-/// The same of a terminal, in bytes: it is ready when it has room for 256, and makes two of the end
-/// of a line.
+/// The same of a terminal, in bytes, where that is a part that the kernel does not take apart: it
+/// is ready when it has room for 256, and may have none any more after the first part.
 const TERMINAL_CHUNK: usize = 128;
 /// How much room a pipe has, in bytes, where one of its pages is free.
 const PAGE: usize = 4096;
@@ -128,7 +128,7 @@ impl Relay {
         let (fd, never_waits) = self.used();
         let some = match (never_waits, self.is_terminal) {
             (true, _) => CHUNK,
-            (false, true) => TERMINAL_CHUNK,
+            (false, true) => part_for_terminal(bytes),
             (false, false) => WAITING_CHUNK,
         };
         let bytes = bytes.get(..some).unwrap_or(bytes);
@@ -137,6 +137,13 @@ impl Relay {
             written => written,
         }
     }
+}
+
+/// The length of what a terminal takes at once: ends of lines and tabs, which it may make several
+/// of, are each a part of their own.
+fn part_for_terminal(bytes: &[u8]) -> usize {
+    let mut first = bytes.iter().take(TERMINAL_CHUNK);
+    first.position(u8::is_ascii_control).map_or(TERMINAL_CHUNK, |ordinary| ordinary.max(1))
 }
 
 /// What has come of a read.

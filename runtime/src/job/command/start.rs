@@ -152,8 +152,8 @@ impl Command {
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
             leftovers: self.leftovers.to_wire(),
         };
-        let running = Running::new(program, channel, control.init(), timeout, life.beginning())
-            .in_directory(self.directory.clone())
+        let running = Running::new(program, channel, control.init(), timeout)
+            .in_directory(Arc::clone(&self.directory))
             .with_cgroup(job_cgroup);
         if self.terminal.is_some() {
             running.messages().expect_descriptor()?;
