@@ -63,6 +63,7 @@ mod output;
 mod programs;
 mod readme;
 mod records;
+mod relays;
 mod report;
 mod reset;
 mod shares;

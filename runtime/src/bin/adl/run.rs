@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
-    SnapshotOptions, Stage, Upper,
+    Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot, SnapshotOptions,
+    Stage, Upper,
 };
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
@@ -143,14 +143,19 @@ fn run(
         mask.thread_block()?;
     }
     let prepare = |command: &mut Command| prepare(command.args(arguments), options, &environment);
-    let mut code = match spawn(&sandbox, programs, prepare)? {
-        Ok(mut child) => {
-            // Where its time is up, and nothing tells of its end, it is asked for that.
-            let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
-            let (status, delivered) = match options.tty {
-                true => (session::run(&mut child, &sandbox, &signals, pause)?, true),
-                false => streams::run(&mut child, &sandbox, &signals, pause)?,
-            };
+    let ended = if options.tty {
+        // Where its time is up, and nothing tells of its end, it is asked for that.
+        let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
+        let child = start(&sandbox, programs, prepare, Command::spawn)?;
+        let run = |mut child| session::run(&mut child, &sandbox, &signals, pause);
+        child.map(|child| run(child).map(|status| (status, true)))
+    } else {
+        let job = start(&sandbox, programs, prepare, Command::background)?;
+        job.map(|job| streams::run(&job, &signals))
+    };
+    let mut code = match ended {
+        Ok(ended) => {
+            let (status, delivered) = ended?;
             let code = exit_code(status, options)?;
             if delivered { code } else { super::OWN_ERROR }
         }
@@ -225,20 +230,22 @@ fn is_no_path(programs: &[impl AsRef<OsStr>]) -> bool {
     first.is_some_and(|name| !name.starts_with(b"/") && !name.starts_with(b"."))
 }
 
-fn spawn(
+/// Starts the first of some programs that there is.
+fn start<T>(
     sandbox: &Sandbox,
     programs: &[impl AsRef<OsStr>],
     prepare: impl Fn(&mut Command) -> CliResult<()>,
-) -> CliResult<Result<Child, Error>> {
+    start: impl Fn(&mut Command) -> adl_runtime::Result<T>,
+) -> CliResult<adl_runtime::Result<T>> {
     let mut programs = programs.iter().peekable();
     loop {
         let Some(program) = programs.next() else { return Err("no command to run".into()) };
         let mut command = sandbox.command(program);
         prepare(&mut command)?;
-        match command.spawn() {
+        match start(&mut command) {
             Err(Error::Start { stage: Stage::Exec, source, .. })
                 if source.kind() == ErrorKind::NotFound && programs.peek().is_some() => {}
-            spawned => return Ok(spawned),
+            started => return Ok(started),
         }
     }
 }
@@ -255,7 +262,7 @@ fn prepare(
             command.env("TERM", term);
         }
     } else {
-        streams::prepare(command)?;
+        streams::prepare(command);
     }
     for (name, value) in environment {
         command.env(name, value);

@@ -11,12 +11,3 @@ pub(crate) fn window_size(terminal: impl AsFd) -> nix::Result<(u16, u16)> {
     let result = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) };
     nix::errno::Errno::result(result).map(|_| (size.ws_row, size.ws_col))
 }
-
-/// The bytes that wait in a pipe to be read (`FIONREAD`, `ioctl(2)`).
-pub(crate) fn bytes_in_pipe(pipe: impl AsFd) -> nix::Result<usize> {
-    let mut count: libc::c_int = 0;
-    let pipe = pipe.as_fd().as_raw_fd();
-    // SAFETY: FIONREAD writes an int, which `count` is for the length of the call.
-    let result = unsafe { libc::ioctl(pipe, libc::FIONREAD, &raw mut count) };
-    nix::errno::Errno::result(result).map(|_| usize::try_from(count).unwrap_or(0))
-}
