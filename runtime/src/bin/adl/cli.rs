@@ -1,10 +1,11 @@
 //! The commands of `adl`, as clap reads them; help, completions and manual pages are made of them.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 
 use crate::output::print;
 use crate::values::CliResult;
@@ -20,6 +21,10 @@ const HELP: &str = "\
 #[command(args_override_self = true, arg_required_else_help = false)]
 #[command(after_help = HELP)]
 pub(crate) struct Cli {
+    /// Keep what is on disk of sandboxes, and snapshots, in DIR instead of the default
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    state_dir: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Commands,
 }
@@ -49,14 +54,14 @@ enum Commands {
 }
 
 impl Commands {
-    fn run(self) -> CliResult<ExitCode> {
+    fn run(self, state: Option<&Path>) -> CliResult<ExitCode> {
         match self {
-            Self::Run(options) => run::main(&options),
-            Self::Shell(options) => run::shell(*options),
-            Self::Snapshot(command) => snapshot::main(&command),
-            Self::Bench(options) => bench::main(&options),
-            Self::Doctor(options) => doctor::main(&options),
-            Self::Gc => gc::main(),
+            Self::Run(options) => run::main(&options, state),
+            Self::Shell(options) => run::shell(*options, state),
+            Self::Snapshot(command) => snapshot::main(&command, state),
+            Self::Bench(options) => bench::main(&options, state),
+            Self::Doctor(options) => doctor::main(&options, state),
+            Self::Gc => gc::main(state),
             Self::Completions(options) => manual::completions(&options, Cli::command()),
             Self::Man(options) => manual::page(&options, Cli::command()),
         }
@@ -70,7 +75,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let names_a_host = gives_h_a_value(&arguments);
     let matches = command.try_get_matches_from_mut(arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
-        Ok(cli) => cli.command.run(),
+        Ok(cli) => cli.command.run(cli.state_dir.as_deref()),
         // Help or the version, which was asked for.
         Err(message) if message.kind() == ErrorKind::DisplayHelp && names_a_host => {
             Err("-h is for help, alone; the host name is set by `--hostname NAME`".into())

@@ -146,6 +146,11 @@ impl SandboxOptions {
         matches!(&self.root.image, ImageOption::Known(image) if *image == Image::host())
     }
 
+    /// Where guests may write or have written, of this machine; `targets` among it.
+    pub(crate) fn bases<'a>(&self, targets: impl IntoIterator<Item = &'a Path>) -> Bases {
+        Bases::of(&self.root.beneath, &self.mounts.values, targets)
+    }
+
     /// What the options say, and how paths of this machine are to be opened. Guests may write
     /// `targets`, too.
     pub(crate) fn settle<'a>(
