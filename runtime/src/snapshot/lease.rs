@@ -116,9 +116,7 @@ impl Lease {
     }
 
     /// What it is made of, with the lock that it has.
-    pub(super) fn into_parts(
-        mut self,
-    ) -> Result<(Arc<Directories>, SnapshotName, Record, File)> {
+    pub(super) fn into_parts(mut self) -> Result<(Arc<Directories>, SnapshotName, Record, File)> {
         let path = || record::path(&self.directories, &self.name);
         let file = self.file.try_clone().map_err(|error| Error::at("dup", &path())(error))?;
         self.owner = None;

@@ -9,17 +9,20 @@ use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand
 
 use crate::output::print;
 use crate::values::CliResult;
-use crate::{bench, docker, doctor, gc, manual, run, snapshot};
+use crate::{bench, docker, doctor, gc, manual, run, sections, snapshot};
 
-const HELP: &str = "\
-`adl COMMAND --help` tells the options of a command. adl exits with 125 for an error of its own.";
+/// What help of adl itself ends with.
+fn help() -> String {
+    let more = "`adl COMMAND --help` tells the options of a command, with examples.";
+    format!("{more}\n\n{}", sections::help(""))
+}
 
 /// Run commands in sandboxes
 #[derive(Parser)]
 #[command(name = "adl", bin_name = "adl", version, max_term_width = 100)]
 // Of an option that is given twice the last one counts, if it has one value only.
 #[command(args_override_self = true, arg_required_else_help = false)]
-#[command(after_help = HELP)]
+#[command(after_help = help())]
 pub(crate) struct Cli {
     /// Keep what is on disk of sandboxes, and snapshots, in DIR instead of the default
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -73,6 +76,11 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut command = Cli::command();
     let is_run = arguments.get(1).is_some_and(|name| name == "run");
     let names_a_host = gives_h_a_value(&arguments);
+    // As docker does.
+    if arguments.len() == 1 {
+        print(command.render_help().to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let matches = command.try_get_matches_from_mut(arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli.command.run(cli.state_dir.as_deref()),

@@ -37,6 +37,10 @@ pub(crate) struct CommandOptions {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) cpu_time: Option<Duration>,
 
+    /// Kill it, and all that it has started, when it has written nothing for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+
     /// Kill it, and all that it has started, when it has written more to stdout and stderr together
     #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
     pub(crate) output_limit: Option<u64>,

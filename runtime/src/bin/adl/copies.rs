@@ -164,9 +164,8 @@ impl<'a> CopyOut<'a> {
 
     fn copy(&self, files: &Files) -> Result<(), CopyError> {
         let from = &self.transfer.from;
-        let is_directory = || {
-            files.symlink_metadata(from).map(|metadata| metadata.kind == FileKind::Directory)
-        };
+        let is_directory =
+            || files.symlink_metadata(from).map(|metadata| metadata.kind == FileKind::Directory);
         let report = match &self.inside {
             Some((directory, name)) if !is_directory()? => {
                 files.copy_out_at(from, directory, name)?
@@ -205,11 +204,7 @@ impl fmt::Display for CopyError {
 }
 
 /// Copies all out that is to be, whatever becomes of each; whether all were copied.
-pub(crate) fn copy_all_out(
-    copies: &[CopyOut<'_>],
-    files: &Files,
-    outcome: &mut Outcome,
-) -> bool {
+pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files, outcome: &mut Outcome) -> bool {
     let mut is_all = true;
     for copy in copies {
         if let Err(error) = copy.copy(files) {

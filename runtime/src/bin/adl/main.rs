@@ -22,6 +22,7 @@ mod options;
 mod output;
 mod result;
 mod run;
+mod sections;
 mod session;
 mod snapshot;
 mod streams;

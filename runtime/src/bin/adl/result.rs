@@ -202,7 +202,11 @@ fn open(path: &Path, bases: &Bases) -> CliResult<File> {
         })?);
         let named = fs::read_link(format!("/proc/self/fd/{number}"))?;
         let is_file = file.metadata()?.is_file();
-        return if is_file && bases.are_on_the_way_to(&named)? { Err(THERE.into()) } else { Ok(file) };
+        return if is_file && bases.are_on_the_way_to(&named)? {
+            Err(THERE.into())
+        } else {
+            Ok(file)
+        };
     }
     if bases.are_on_the_way_to(path)? {
         return Err(THERE.into());

@@ -19,18 +19,12 @@ use crate::output::say;
 use crate::result::{Outcome, ResultFile};
 use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
-use crate::{limits, options, session, streams, sys};
-
-const RUN_HELP: &str = "\
-Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time, \
-or its CPU time, was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none. \
-At its end adl removes what was written in the sandbox, for up to ten seconds; `adl gc` removes the rest. \
-SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.";
+use crate::{limits, sections, session, streams, sys};
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl run [OPTIONS] [--] COMMAND [ARGUMENT]...")]
-#[command(after_help = with_details(RUN_HELP))]
+#[command(after_help = sections::help("run"))]
 pub(crate) struct RunOptions {
     /// The program, and all that follows: arguments of its own, options among them
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
@@ -45,15 +39,10 @@ pub(crate) struct RunOptions {
     options: CommandOptions,
 }
 
-const SHELL_HELP: &str = "\
-The shell is bash if the image has it, else sh. Where stdin is a terminal it is like `adl \
-run -it`; else the shell reads its commands from there, and --tty fails. The exit status is \
-as with `adl run`.";
-
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl shell [OPTIONS] [-- ARGUMENT...]")]
-#[command(after_help = with_details(SHELL_HELP))]
+#[command(after_help = sections::help("shell"))]
 pub(crate) struct ShellOptions {
     /// Arguments of the shell
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true)]
@@ -61,10 +50,6 @@ pub(crate) struct ShellOptions {
 
     #[command(flatten)]
     options: CommandOptions,
-}
-
-fn with_details(help: &str) -> String {
-    format!("{help}\n\n{}\n\n{}", copies::HELP, options::HELP)
 }
 
 /// The shells that there may be, the best first.
@@ -129,8 +114,10 @@ fn run_told(
     if options.tty && !io::stdin().is_terminal() {
         return Err("the input device is not a terminal, so there can be no --tty".into());
     }
-    if options.tty && options.output_limit.is_some() {
-        return Err("--output-limit is not for --tty: what a terminal shows is not counted".into());
+    if options.tty && (options.output_limit.is_some() || options.idle_timeout.is_some()) {
+        const WHY: &str = "--output-limit and --idle-timeout are not for --tty: what a terminal \
+                           shows is not counted";
+        return Err(WHY.into());
     }
     let keep = options.keep.check(&config)?;
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
@@ -307,6 +294,9 @@ fn prepare(
     if let Some(timeout) = options.timeout {
         command.timeout(timeout);
     }
+    if let Some(timeout) = options.idle_timeout {
+        command.idle_timeout(timeout);
+    }
     if let Some(limit) = options.output_limit {
         command.output_limit(limit);
     }
@@ -345,6 +335,11 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
         (EndReason::CpuTimedOut, ..) => {
             let limit = options.cpu_time.unwrap_or_default();
             say(format_args!("the command was killed: it used more CPU time than {limit:?}"));
+            Ok(super::TIMED_OUT)
+        }
+        (EndReason::Idle, ..) => {
+            let limit = options.idle_timeout.unwrap_or_default();
+            say(format_args!("the command was killed: it wrote nothing for {limit:?}"));
             Ok(super::TIMED_OUT)
         }
         (EndReason::OutOfMemory, ..) => {

@@ -26,7 +26,8 @@ impl Format {
             known => return known,
         }
         // The kernel's own modules, and those that can be loaded.
-        let lists = ["builtin", "dep"].map(|of| text(format!("lib/modules/{release}/modules.{of}")));
+        let lists =
+            ["builtin", "dep"].map(|of| text(format!("lib/modules/{release}/modules.{of}")));
         match lists.iter().any(|list| list.contains("/quota_v2.ko")) {
             true => Self::There,
             false => Self::Unknown,
