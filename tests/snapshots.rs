@@ -559,7 +559,7 @@ fn the_command_line_keeps_and_lists_and_removes() {
     let make =
         "echo kept > /root/file; rm /etc/nsswitch.conf; echo 10.0.0.1 > /etc/added; sleep 1000 &";
     adl(&["run", "--snapshot", "one", "--", "sh", "-c", make]);
-    assert_eq!(adl(&["snapshot", "ls"]), "one\n");
+    assert_eq!(adl(&["snapshot", "ls", "-q"]), "one\n");
     assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
     let changes = adl(&["snapshot", "changes", "one"]);
     assert_eq!(changes, "A /etc/added\nD /etc/nsswitch.conf\nA /root/file\n");
@@ -575,7 +575,7 @@ fn the_command_line_keeps_and_lists_and_removes() {
         assert_eq!((early.status.code(), &*early.stdout), (Some(125), &b""[..]), "{upper}");
     }
     adl(&["snapshot", "rm", "one"]);
-    assert_eq!(adl(&["snapshot", "ls"]), "");
+    assert_eq!(adl(&["snapshot", "ls", "-q"]), "");
     let absent = adl_command(&home.state())
         .args(["run", "--image", "snapshot:one", "true"])
         .output()

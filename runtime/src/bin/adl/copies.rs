@@ -24,8 +24,8 @@ A copy is called TO, or, if that ends with a slash, has its old name in TO. Dire
 there are added to, those above TO inside are made. The path inside can't have a `:`. What is \
 copied out is made by this user, without set-user-id bits. A file that is copied out to a directory \
 that is there is put in it, under its old name; else the directory that TO is in has to be there \
-before the command runs. A symbolic link is copied as a link, which then leads where the sandbox \
-wants: none is followed in a copy, and FROM itself is one, too. FIFOs, sockets and devices are left \
+before the command runs. A symbolic link in it is copied as a link, \
+which leads where the sandbox wants; FROM itself is followed, inside. FIFOs, sockets and devices are left \
 out. Inside, copies are done with the rights of --user.";
 
 #[derive(Args)]
@@ -165,7 +165,7 @@ impl<'a> CopyOut<'a> {
     fn copy(&self, files: &Files) -> Result<(), CopyError> {
         let from = &self.transfer.from;
         let is_directory =
-            || files.symlink_metadata(from).map(|metadata| metadata.kind == FileKind::Directory);
+            || files.metadata(from).map(|metadata| metadata.kind == FileKind::Directory);
         let report = match &self.inside {
             Some((directory, name)) if !is_directory()? => {
                 files.copy_out_at(from, directory, name)?

@@ -22,7 +22,7 @@ const EXIT_STATUS: Section = Section {
     title: "Exit status",
     body: Body::List(&[
         ("that of COMMAND", "if it exited"),
-        ("128 + N", "if signal N ended it; 137 if memory ran out, or it wrote too much"),
+        ("128 + N", "if signal N ended it; 137 also: out of memory, --output-limit"),
         ("124", "if its time was up: --timeout, --cpu-time or --idle-timeout"),
         ("125", "for an error of adl's own"),
         ("126", "if COMMAND can't be run"),
