@@ -262,6 +262,8 @@ fn a_shell_completes_commands_options_and_values() {
             help.lines().filter(|line| line.starts_with("  -") || line.starts_with("      --"));
         let mut names: Vec<_> = listed
             .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")))
+            // As in --rm[=<true>].
+            .filter_map(|word| word.split('[').next())
             .collect();
         let mut found = complete(&["adl", command, "--"]);
         found.sort_unstable();

@@ -107,7 +107,9 @@ fn the_state_directory_is_where_it_was_said_to_be() {
     for (variable, options) in [(Some(""), &[][..]), (None, &["--state-dir", ""])] {
         let output = run(variable, &[&["run"], options, &["true"]].concat());
         assert_eq!(output.status.code(), Some(125), "{output:?}");
-        assert!(stderr(&output).contains("its name is empty"), "{output:?}");
+        let told = stderr(&output);
+        let named = ["its name is empty", "a value is required for '--state-dir"];
+        assert!(named.iter().any(|words| told.contains(words)), "{told}");
     }
 }
 
@@ -161,7 +163,7 @@ fn the_examples_of_help_run() {
             ("result", "a\nb\n"),
             ("ls /root", "ready\n"),
         ] {
-            assert!(!example.contains(of) || printed.ends_with(expected), "{example}: {printed}");
+            assert!(!example.contains(of) || printed.contains(expected), "{example}: {printed}");
         }
     }
     assert_eq!(fs::read_to_string(home.path("sorted")).unwrap(), "a\nb\n");

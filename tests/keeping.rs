@@ -21,6 +21,7 @@ fn names(home: &Home) -> Vec<String> {
 }
 
 fn on_disk(home: &Home) -> usize {
+    adl_runtime::finish_removals();
     adl(home, &["gc"]);
     fs::read_dir(home.state().join("snapshots")).map_or(0, Iterator::count)
 }
@@ -100,7 +101,7 @@ fn a_name_goes_on_to_what_was_made_on_top() {
     adl(&home, &["snapshot", "rm", "base"]);
     assert_eq!(run("snapshot:hello", "hello", "echo newer > /root/log").status.code(), Some(0));
     // Changes are told as those to the one below.
-    assert_eq!(adl(&home, &["snapshot", "changes", "hello"]), "A /root/log\n");
+    assert_eq!(adl(&home, &["snapshot", "changes", "hello"]), "C /root/log\n");
     adl(&home, &["snapshot", "rm", "hello"]);
     assert_eq!(on_disk(&home), 0);
 }

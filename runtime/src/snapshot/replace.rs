@@ -24,58 +24,85 @@ pub(super) fn replace(this: Lease, name: &SnapshotName) -> Result<Arc<Lease>> {
     let state = this.state().to_owned();
     // Locked with others as before, so that no collector takes it for one that no one uses.
     let (directories, own, mut record, file) = this.into_parts()?;
+    let replaced = {
+        // Threads that look at one another's snapshots would find each in use.
+        let _one_at_a_time = one_at_a_time();
+        take_name(&directories, [&own, name], &mut record, &file)
+    };
+    match replaced {
+        Ok(is_over) => {
+            let directories_of_all = Arc::clone(&directories);
+            let lease = Lease::publish(&state, directories, name.clone(), record, file);
+            if is_over {
+                // Where it can't be removed now, the collector will.
+                let _ = remove_unused(&directories_of_all, &own, &mut Vec::new());
+            }
+            Ok(lease)
+        }
+        Err(error) => {
+            drop(file);
+            let _ = remove_unused(&directories, &own, &mut Vec::new());
+            Err(error)
+        }
+    }
+}
+
+/// Renames the snapshot; whether the old one has its name now and is of no more use.
+fn take_name(
+    directories: &Directories,
+    [own, name]: [&SnapshotName; 2],
+    record: &mut Record,
+    file: &File,
+) -> Result<bool> {
     let from_own = |flags| {
         renameat2(directories.as_fd(), own.as_str(), directories.as_fd(), name.as_str(), flags)
     };
     let at = |errno| Error::at("rename", &directories.path(own.as_str()))(errno);
-    let one_at_a_time = one_at_a_time();
-    let Some(old) = open_record(&directories, name)? else {
+    let entry = |name: &SnapshotName, record: &File| {
+        Entry::of(name, record).map_err(Error::at("stat", &path(directories, name)))
+    };
+    let Some(old) = open_record(directories, name)? else {
+        record.own_parts_are_of(name);
+        if let Some(below) = record.below() {
+            entry(name, file)?.add(directories, below)?;
+        }
         match from_own(RenameFlags::RENAME_NOREPLACE) {
             Ok(()) => {}
             Err(Errno::EEXIST) => return Err(Error::NameInUse { name: name.to_string() }),
             Err(errno) => return Err(at(errno)),
         }
-        exchange_entries(&directories, record.below(), &file, [&own, name])?;
-        record.own_parts_are_of(name);
-        drop(one_at_a_time);
-        return Ok(Lease::publish(&state, directories, name.clone(), record, file));
+        if let Some(below) = record.below() {
+            entry(own, file)?.remove(directories, below);
+        }
+        return Ok(false);
     };
-    let old = take_alone(&directories, name, &own, old)?;
-    let lies_on_it = record.lies_on(name);
+    let old = take_alone(directories, name, own, old)?;
+    // Of one that can't be read nothing is known to lie below.
     let old_record = read(&old.0, name).ok();
     let below_old = old_record.as_ref().and_then(Record::below);
-    // From here to the exchange, what fails leaves the old one as it was; the new one is no one's.
+    let lies_on_it = record.lies_on(name);
+    // Who dies before the exchange leaves the old one as it was, and the new one to the collector.
     if lies_on_it {
-        record.exchange(&own, name);
-        rewrite(&file, &record).map_err(Error::at("write", &path(&directories, &own)))?;
+        record.exchange(own, name);
+        rewrite(file, record).map_err(Error::at("write", &path(directories, own)))?;
     } else {
         record.own_parts_are_of(name);
     }
-    let entries = [Entry::of(name, &file), Entry::of(&own, &old.0)];
-    let [of_this, of_old] =
-        entries.map(|entry| entry.map_err(Error::at("stat", &path(&directories, name))));
-    // What this one lies on, and the old one, by the names of before.
-    let below = if record.below() == Some(&own) { Some(name) } else { record.below() };
+    let below = record.below().map(|below| if below == own { name } else { below });
     if let Some(below) = below {
-        of_this?.add(&directories, below)?;
+        entry(name, file)?.add(directories, below)?;
     }
     if let Some(below) = below_old {
-        of_old?.add(&directories, below)?;
+        entry(own, &old.0)?.add(directories, below)?;
     }
     from_own(RenameFlags::RENAME_EXCHANGE).map_err(at)?;
     if let Some(below) = record.below() {
-        Entry::of(&own, &file).map(|entry| entry.remove(&directories, below)).ok();
+        entry(own, file)?.remove(directories, below);
     }
     if let Some(below) = below_old {
-        Entry::of(name, &old.0).map(|entry| entry.remove(&directories, below)).ok();
+        entry(name, &old.0)?.remove(directories, below);
     }
-    drop((old, one_at_a_time));
-    let lease = Lease::publish(&state, Arc::clone(&directories), name.clone(), record, file);
-    if !lies_on_it {
-        // Where it can't be removed now, the collector will.
-        let _ = remove_unused(&directories, &own, &mut Vec::new());
-    }
-    Ok(lease)
+    Ok(!lies_on_it)
 }
 
 /// Locks the one that has the name, on which nothing lies but `above`, and which no one uses.
@@ -98,18 +125,4 @@ fn take_alone(
         Some(user) => Err(busy(format!("the snapshot {:?}", user.as_str()))),
         None => Ok(record),
     }
-}
-
-/// Writes down where a snapshot lies, under the second name, and no longer under the first.
-fn exchange_entries(
-    directories: &Directories,
-    below: Option<&SnapshotName>,
-    record: &File,
-    [before, after]: [&SnapshotName; 2],
-) -> Result<()> {
-    let Some(below) = below else { return Ok(()) };
-    let of = |name| Entry::of(name, record).map_err(Error::at("stat", &path(directories, after)));
-    of(after)?.add(directories, below)?;
-    of(before)?.remove(directories, below);
-    Ok(())
 }

@@ -222,10 +222,10 @@ fn capabilities(names: &str) -> Result<NamedCapabilities, Error> {
 fn near(name: &str) -> Option<Error> {
     let name = name.strip_prefix("CAP_").unwrap_or(name);
     let all = Capabilities::ALL.to_string();
-    let full = all.split(',').find(|full| full.ends_with(&format!("_{name}")))?;
-    let full = full.strip_prefix("CAP_").unwrap_or(full);
-    let why = format!("there is no {name}; did you mean {full}?");
-    Some(Error::Invalid { what: "capability", why })
+    let full = all.split(',').filter_map(|full| full.strip_prefix("CAP_"));
+    let full: Vec<_> = full.filter(|full| full.ends_with(&format!("_{name}"))).collect();
+    let why = format!("there is no {name}; did you mean {}?", full.join(" or "));
+    (!full.is_empty()).then_some(Error::Invalid { what: "capability", why })
 }
 
 fn upper(text: &str) -> Result<Upper, &'static str> {

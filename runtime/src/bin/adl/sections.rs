@@ -109,7 +109,7 @@ const EXAMPLES: Section = Section {
         ),
         (
             "Limit all of it together",
-            "adl run --memory 256m --pids-limit 64 --cpus 1.5 -- sort input.txt",
+            "adl run --memory 256m --pids-limit 64 --cpus 1.5 -- \\\n      sort < input.txt",
         ),
         (
             "Copy in and out",
