@@ -4,12 +4,14 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio as Std;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Command, EndReason, Error, ExitStatus, Sandbox, Scope, Stdio};
+use nix::fcntl::OFlag;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::stat::Mode;
 
@@ -169,12 +171,11 @@ fn the_end_of_a_fifo_is_told_also_where_its_writers_are_gone() {
     let path = home.path("fifo");
     nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
     for mut caller in callers(&home, "cat; echo end") {
-        let writer = {
-            let path = path.clone();
-            std::thread::spawn(move || fs::write(path, "text\n").unwrap())
-        };
-        let fifo = File::open(&path).unwrap();
-        writer.join().unwrap();
+        // Opened before the writer comes, and waits from then on as if it had come first.
+        let mut how = File::options();
+        let fifo = how.read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path).unwrap();
+        fs::write(&path, "text\n").unwrap();
+        nix::fcntl::fcntl(&fifo, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty())).unwrap();
         let output = caller.stdin(fifo).output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(told.contains("text\nend\n"), "{caller:?}: {told}: {}", stderr(&output));

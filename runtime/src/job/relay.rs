@@ -354,3 +354,38 @@ impl Sink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{SigSet, Signal};
+
+    use super::{Input, TERMINAL_CHUNK, part_for_terminal};
+
+    #[test]
+    fn a_command_that_reads_nothing_is_no_signal_for_the_caller() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        drop(read);
+        // What is blocked stays to be seen, whatever is done about it.
+        let old_mask = SigSet::thread_get_mask().unwrap();
+        SigSet::from(Signal::SIGPIPE).thread_block().unwrap();
+        let pending = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let set = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap();
+            u64::from_str_radix(set.trim(), 16).unwrap()
+        };
+        let mut input = Input::of_bytes(write, b"not wanted".to_vec()).unwrap();
+        input.go_on().unwrap();
+        let left = pending();
+        old_mask.thread_set_mask().unwrap();
+        assert!(!input.is_open());
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_terminal_is_given_what_it_does_not_take_apart() {
+        for (bytes, length) in [("text\n", 4), ("\ntext", 1), ("\t\n", 1), ("\u{1b}[0m", 1)] {
+            assert_eq!(part_for_terminal(bytes.as_bytes()), length, "{bytes:?}");
+        }
+        assert_eq!(part_for_terminal(&[b'x'; 1000]), TERMINAL_CHUNK);
+    }
+}

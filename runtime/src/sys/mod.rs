@@ -25,6 +25,8 @@ pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
 pub(crate) mod unique;
+#[cfg(test)]
+mod watchdog;
 
 /// Makes a system call without the C library, whose `errno` the child would share with the thread
 /// that made it.
