@@ -224,8 +224,8 @@ pub use files::{
 };
 pub use garbage::collect_garbage;
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
+pub use job::captures::OutputStream;
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
-pub use job::collect::OutputStream;
 pub use job::command::{Command, Leftovers};
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;

@@ -344,6 +344,16 @@ impl Group {
         (0..count).map(|number| self.oom_kills_of(number)).sum::<u64>() + of_builtins
     }
 
+    /// How many processes were refused, wherever that is counted.
+    pub(super) fn refused(&self) -> Option<u64> {
+        let pids = &self.parts.iter().find(|part| part.has(Controller::Pids))?.directory;
+        let of_all = count::refused(pids).ok().flatten()?;
+        let count = self.leaves().kills.len();
+        let leaves = (0..count).filter_map(|number| self.leaf_with(number, Controller::Pids));
+        let of_leaf = |leaf: Directory| count::refused(&leaf).ok().flatten().unwrap_or_default();
+        Some(leaves.chain([pids.below(BUILTINS)]).map(of_leaf).sum::<u64>() + of_all)
+    }
+
     /// Ends each job of which the kernel has killed a process because memory ran out, as version 2
     /// does by itself.
     pub(super) fn end_where_memory_ran_out(&self) {

@@ -334,13 +334,14 @@ impl Group {
         for Part { directory, controllers } in &self.parts {
             for controller in controllers {
                 count::count(directory, *controller, &mut stats)?;
-                count::count_waits(directory, *controller, &mut stats)?;
+                count::count_of_all(directory, *controller, &mut stats)?;
             }
         }
         // A cgroup of version 1 does not count what was killed below it.
         if self.part(Controller::Memory).is_some_and(|part| part.directory.version == Version::V1) {
             stats.oom_kills = Some(self.oom_kills());
         }
+        stats.pids_refused = self.refused();
         Ok(stats)
     }
 

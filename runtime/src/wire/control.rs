@@ -213,6 +213,13 @@ impl Control {
         all.push(Arc::downgrade(channel));
     }
 
+    /// Whether a process of a job may be still to come that init was asked for.
+    pub(crate) fn is_any_to_come(&self) -> bool {
+        let all = lock(&self.waited_for);
+        let mut all = all.iter().flatten().filter_map(Weak::upgrade);
+        all.any(|channel| channel.may_be_to_come())
+    }
+
     /// Wakes up all that wait for a command: the sandbox is at its end, whether or not the kernel
     /// can end each process of it.
     pub(crate) fn end_waits(&self) {

@@ -13,8 +13,9 @@ use crate::values::{of_bytes, size};
 pub(crate) struct MountOptions {
     /// Mount a directory or file of this machine at TARGET inside; MODE is `rw` (default), `ro`, or
     /// `cow`: writes go to a copy that is gone afterwards. A SOURCE has a `/` in it or begins with a
-    /// dot. After a comma, docker's `z`, `Z`, `cached`, `delegated` and `consistent` are taken, and
-    /// change nothing
+    /// dot. Owners are the same numbers inside and outside, or, where an ordinary user runs adl, that
+    /// user; what root inside writes with `rw` is root's, set-user-id bits and all. After a comma,
+    /// docker's `z`, `Z`, `cached`, `delegated` and `consistent` are taken, and change nothing
     #[arg(short, long, value_name = "SOURCE:TARGET[:MODE]", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(volume))]
     volume: Vec<Mount>,
