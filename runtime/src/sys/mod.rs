@@ -22,6 +22,7 @@ pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
+pub(crate) mod stamp;
 pub(crate) mod unique;
 
 /// Makes a system call without the C library, whose `errno` the child would share with the thread
