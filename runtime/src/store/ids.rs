@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
@@ -68,7 +69,7 @@ struct Blocks {
 
 impl Blocks {
     /// Their numbers.
-    fn numbers(self) -> std::ops::Range<u32> {
+    fn numbers(self) -> Range<u32> {
         self.first..self.first.saturating_add(self.count)
     }
 }
@@ -105,21 +106,12 @@ impl IdRange {
         // Those whose records this process can write come first.
         let fitting = fitting().min(places);
         let start = start.checked_rem(fitting).unwrap_or_default();
-        for range in [start..fitting, 0..start, fitting..places] {
-            let mut first = range.start;
-            while first < range.end {
-                let blocks = Blocks { first, count };
-                let Some(taken) = try_blocks(file, own, blocks, &is_free)? else {
-                    own.extend(blocks.numbers());
-                    *next = Some(blocks.numbers().end % BLOCKS);
-                    return Ok(Some(Self { blocks, length, owner: Owner::this_process() }));
-                };
-                // All that begin before the end of what is taken have that in them, too: of long
-                // ranges these are many, and each takes long to look at.
-                first = taken.max(first).saturating_add(1);
-            }
-        }
-        Ok(None)
+        let ranges = [start..fitting, 0..start, fitting..places];
+        let take = |blocks| try_blocks(file, own, blocks, &is_free);
+        let Some(blocks) = first_free(ranges, count, take)? else { return Ok(None) };
+        own.extend(blocks.numbers());
+        *next = Some(blocks.numbers().end % BLOCKS);
+        Ok(Some(Self { blocks, length, owner: Owner::this_process() }))
     }
 
     /// Writes down who has it from here on: before that, nothing of a guest's runs with its ids.
@@ -158,6 +150,26 @@ impl Drop for IdRange {
             held.blocks.remove(&number);
         }
     }
+}
+
+/// The first blocks in a row that can be taken, of those that begin in these ranges. `take` tells
+/// the last one that is known to be taken, if one is.
+fn first_free(
+    ranges: [Range<u32>; 3],
+    count: u32,
+    mut take: impl FnMut(Blocks) -> Result<Option<u32>>,
+) -> Result<Option<Blocks>> {
+    for range in ranges {
+        let mut first = range.start;
+        while first < range.end {
+            let blocks = Blocks { first, count };
+            let Some(taken) = take(blocks)? else { return Ok(Some(blocks)) };
+            // All that begin before the end of what is taken have that in them, too: of long
+            // ranges these are many, and each takes long to look at.
+            first = taken.max(first).saturating_add(1);
+        }
+    }
+    Ok(None)
 }
 
 /// Locks blocks; `None` if they were free, else the last one that is known to be taken.
@@ -299,7 +311,7 @@ fn lock_of(blocks: Blocks, kind: i32) -> libc::flock {
 mod tests {
     use std::sync::Mutex;
 
-    use super::{HELD, IdRange, LENGTH};
+    use super::{HELD, IdRange, LENGTH, Range, first_free};
     use crate::store::init_record::Sleeper;
     use crate::sys::id_ranges::caller_may_map;
     use crate::sys::in_fork;
@@ -471,29 +483,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_in_the_middle_of_all_is_looked_at_once() {
-        use nix::sys::resource::{UsageWho, getrusage};
-        use nix::sys::time::TimeValLike;
-
-        if !caller_may_map() {
-            return eprintln!("skipped: not root");
-        }
-        let _alone = lock(&ONE);
-        let half = crate::sys::id_ranges::MOST / 2;
-        // One block of another, whose holder has died before its init.
-        let middle = take_from(super::BLOCKS / 2, 1);
-        let (sleeper, init) = Sleeper::start();
-        middle.record(&init).unwrap();
-        forget(middle);
-        let used = || {
-            let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
-            (usage.user_time() + usage.system_time()).num_milliseconds()
+    fn what_is_taken_is_looked_at_once_however_long_a_range_is() {
+        let taken = [500, 9_000, 12_000, 12_001];
+        let look = |count: u32, ranges: [Range<u32>; 3]| {
+            let mut looks = 0;
+            let found = first_free(ranges, count, |blocks| {
+                looks += 1;
+                let is_in = |number: &&u32| blocks.numbers().contains(number);
+                Ok(taken.iter().rev().find(is_in).copied())
+            });
+            (found.unwrap().map(|blocks| blocks.first), looks)
         };
-        let before = used();
-        let long = IdRange::take(half + 2 * LENGTH);
-        assert!(long.is_err(), "{long:?}");
-        // To look at one takes half a millisecond, and there are twelve thousand of them.
-        assert!(used() - before < 2_000, "{} ms", used() - before);
-        drop(sleeper);
+        // Half of all, behind what is taken and nowhere; the whole; one; before where it begins.
+        assert_eq!(look(12_288, [0..12_287, 0..0, 0..0]), (Some(12_002), 2));
+        assert_eq!(look(12_288, [0..12_002, 0..0, 0..0]), (None, 1));
+        assert_eq!(look(24_574, [0..1, 0..0, 0..0]), (None, 1));
+        assert_eq!(look(1, [500..24_574, 0..500, 0..0]), (Some(501), 2));
+        assert_eq!(look(600, [12_000..12_001, 0..12_000, 0..0]), (Some(501), 3));
     }
 }
