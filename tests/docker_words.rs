@@ -350,7 +350,6 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         (&["--sysctl", "net.core.somaxconn=x"], &["\"net.core.somaxconn\"", "other values"]),
         (&["-w", "/no/such"], &["\"/no/such\"", "mkdir -p"]),
         (&["-w", ""], &["leave it out"]),
-        (&["--tmpfs", "/x:ro"], &["ro", "leave it out"]),
         (&["--device", "/dev/null:r"], &["`rwm`"]),
         (&["--memory", "64"], &["less than 1m", "512m"]),
         (&["--memory", "1k"], &["less than 1m", "512m"]),
