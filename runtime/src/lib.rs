@@ -215,7 +215,7 @@ pub use config::defaults::{Defaults, Resource, Rlimit};
 pub use config::host_path::HostPath;
 pub use config::image::Image;
 pub use config::limits::{IoLimit, Limits};
-pub use config::mount::{Access, Mount};
+pub use config::mount::{Access, Mount, TmpfsOptions};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
 pub use error::{Error, ErrorKind, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};

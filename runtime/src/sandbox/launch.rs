@@ -156,7 +156,8 @@ fn try_set_up(
         Ids::One { uid, gid } => Some(id_maps_of_caller(uid, gid)),
     };
     let Build { plan, root, .. } = build;
-    let etc = Contents::new(&root.etc, root.stacks().next(), build.hostname, plan.ids)?;
+    let names = (build.hostname, plan.config().network);
+    let etc = Contents::new(&root.etc, root.stacks().next(), names, plan.ids)?;
     let sysctls = plan.sysctls(build.pid_max)?;
     let has_sysfs = plan.has_sysfs(build.has_cgroups);
     let shows_cgroups = has_sysfs && build.has_cgroups;

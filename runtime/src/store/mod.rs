@@ -70,6 +70,11 @@ impl State {
             && !self.path.join(SNAPSHOTS).exists()
     }
 
+    /// Whether its file system gives back the room of what was removed a while later.
+    pub(crate) fn gives_room_back_late(&self) -> bool {
+        btrfs::is_btrfs(self.sandboxes.as_fd())
+    }
+
     /// Has its file system give back the room of what was removed.
     pub(crate) fn make_room(&self) -> Result<()> {
         if btrfs::is_btrfs(self.sandboxes.as_fd()) {

@@ -24,6 +24,7 @@ pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
+pub(crate) mod stamp;
 pub(crate) mod unique;
 #[cfg(test)]
 mod watchdog;

@@ -59,7 +59,8 @@ pub(crate) struct CommandOptions {
     pub(crate) workdir: Option<OsString>,
 
     /// Who runs it: names in the image's /etc/passwd and /etc/group, or numbers; by default 0:0. For
-    /// an ordinary user, numbers that are the one user and group inside
+    /// an ordinary user, numbers that are the one user and group inside. HOME, USER, LOGNAME and
+    /// SHELL are as /etc/passwd has them
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 

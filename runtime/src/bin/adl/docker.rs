@@ -6,8 +6,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const OPTIONS: &[(&[&str], &str)] = &[
     (
         &["-p", "--publish", "-P", "--publish-all", "--expose"],
-        "a sandbox has no port outside: with `--network host` a server inside listens on this \
-         machine, without it clients run in the same sandbox",
+        "a port inside is none of this machine's. With `--network host` the server itself \
+         listens on this machine: have it listen on the port that is wanted outside. Else run \
+         client and server in one sandbox",
     ),
     (
         &["-d", "--detach"],

@@ -11,7 +11,7 @@ use crate::in_order::InOrder;
 use crate::inside::InsideOptions;
 use crate::limits::LimitOptions;
 use crate::mounts::MountOptions;
-use crate::values::{CliResult, of_bytes, size};
+use crate::values::{CliResult, number, of_bytes, size};
 
 /// What help says of paths of this machine beside the options that name them.
 pub(crate) const HELP: &str = "\
@@ -69,11 +69,13 @@ struct RootOptions {
 
     /// How many user and group ids there are inside, from 0 on; by default 65536, and more only as
     /// root
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = number::<u32>)]
     ids: Option<u32>,
 
     /// The network inside: `none` has a loopback device only, with all ports; `host` is this
-    /// machine's, where a server inside can be reached, on ports from 1024 on
+    /// machine's, where a server inside can be reached, on ports from 1024 on. With `host`,
+    /// /etc/hosts and resolv.conf have what this machine's have, where the image has none; with
+    /// `--etc-files all` in any case
     #[arg(long, alias = "net", value_name = "MODE", default_value = "none")]
     network: NetworkMode,
 
