@@ -20,7 +20,7 @@ use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
 use crate::sys::{self, ChildMemory, OwnedRequest, Reaped};
-use crate::{PROTOCOL, job};
+use crate::{PROTOCOL, job, tracing};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
@@ -46,6 +46,11 @@ const LONGEST_REQUESTS: usize = 64;
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
+const QUESTIONS: u64 = u64::MAX - 3;
+
+/// How long after an answer the next question is read, in ns. A guest that asks for ever must not
+/// have init work all the time either.
+const BETWEEN_ANSWERS: u64 = 1_000_000;
 
 /// How many children may be on their way to their programs in init's memory at once. Each takes a
 /// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
@@ -154,6 +159,8 @@ struct Loop {
     idle_wakes: u32,
     /// When SIGCHLD is listened to again, in ns, if it is not.
     deaf_until: Option<u64>,
+    /// When the next question may be read, in ns, if not now.
+    answer_at: Option<u64>,
 }
 
 /// The jobs by their numbers, each of which is larger than those before it.
@@ -228,11 +235,13 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         sweep_at: 0,
         idle_wakes: 0,
         deaf_until: None,
+        answer_at: None,
     };
     let watched = this
         .watch(&receiver, CONTROL)
         .and_then(|()| this.watch(&init.child_signals, CHILDREN))
-        .and_then(|()| this.watch(&init.owner, OWNER));
+        .and_then(|()| this.watch(&init.owner, OWNER))
+        .and_then(|()| init.questions.iter().try_for_each(|from| this.watch(from, QUESTIONS)));
     if watched.is_err() {
         return crate::SETUP;
     }
@@ -263,6 +272,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
                     more_to_reap = true;
                 }
                 OWNER => return 0,
+                QUESTIONS => this.answer(),
                 number => this.on_channel(number),
             }
         }
@@ -287,7 +297,13 @@ impl Loop {
         let timer = self.timers.first().map(|(at, _)| at);
         let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
         let kill = self.kill_all.as_ref().map(|kill| kill.next);
-        let at = timer.into_iter().chain(sweep).chain(self.deaf_until).chain(kill).min()?;
+        let at = timer
+            .into_iter()
+            .chain(sweep)
+            .chain(self.deaf_until)
+            .chain(self.answer_at)
+            .chain(kill)
+            .min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
     }
@@ -304,6 +320,19 @@ impl Loop {
         if self.listen(epoll::EventFlags::empty()).is_ok() {
             self.deaf_until = Some(now().saturating_add(pause));
         }
+    }
+
+    /// Answers one question, and reads no other for a while.
+    fn answer(&mut self) {
+        let Some(questions) = &self.init.questions else { return };
+        tracing::answer(questions, &self.init.jobs.proc);
+        self.listen_to_questions(epoll::EventFlags::empty());
+        self.answer_at = Some(now().saturating_add(BETWEEN_ANSWERS));
+    }
+
+    fn listen_to_questions(&self, flags: epoll::EventFlags) {
+        let Some(questions) = &self.init.questions else { return };
+        let _ = epoll::modify(&self.epoll, questions, epoll::EventData::new_u64(QUESTIONS), flags);
     }
 
     fn listen(&self, flags: epoll::EventFlags) -> rustix::io::Result<()> {
@@ -552,10 +581,15 @@ impl Loop {
 
     /// Does what it is time for.
     fn on_time(&mut self) {
-        if self.timers.0.is_empty() && self.sweeper.is_idle() && self.deaf_until.is_none() {
+        let is_deaf = self.deaf_until.or(self.answer_at).is_some();
+        if self.timers.0.is_empty() && self.sweeper.is_idle() && !is_deaf {
             return;
         }
         let now = now();
+        if self.answer_at.is_some_and(|at| at <= now) {
+            self.answer_at = None;
+            self.listen_to_questions(epoll::EventFlags::IN);
+        }
         if self.deaf_until.is_some_and(|at| at <= now) && self.listen(epoll::EventFlags::IN).is_ok()
         {
             self.deaf_until = None;

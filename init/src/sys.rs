@@ -570,12 +570,18 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     .map(drop)
 }
 
-/// Installs a filter on the process, made of `struct sock_filter`s of 8 bytes.
+/// Installs a filter on the process, made of `struct sock_filter`s of 8 bytes. Returns what the
+/// questions come from that it has asked, if it asks any (`seccomp_unotify(2)`).
+///
+/// Where a filter around this process has someone who answers already, no one is asked.
 ///
 /// # Errors
 /// EINVAL if `program` is no such array, or what the kernel finds wrong with it.
-pub fn install_filter(program: &[u8]) -> Result<()> {
+pub fn install_filter(program: &[u8]) -> Result<Option<OwnedFd>> {
     const SECCOMP_SET_MODE_FILTER: usize = 1;
+    const NEW_LISTENER: usize = 1 << 3;
+    /// `BPF_RET | BPF_K` of `SECCOMP_RET_USER_NOTIF`.
+    const ASK: u64 = 0x7fc0_0000 << 32 | 6;
     #[repr(C)]
     struct SockFprog {
         length: u16,
@@ -590,12 +596,72 @@ pub fn install_filter(program: &[u8]) -> Result<()> {
         return Err(Errno::INVAL);
     }
     let program = SockFprog { length, filter: instructions.as_ptr() };
-    // SAFETY: `program` is a struct sock_fprog whose pointer and length describe `instructions`;
-    // both outlive the call.
-    unsafe {
-        syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program) as usize, 0, 0)
+    let install = |flags| {
+        let program = ptr::from_ref(&program) as usize;
+        // SAFETY: `program` is a struct sock_fprog whose pointer and length describe
+        // `instructions`; both outlive the call.
+        unsafe { syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, flags, program, 0, 0) }
+    };
+    if instructions.contains(&ASK) {
+        match install(NEW_LISTENER) {
+            Err(Errno::BUSY) => {}
+            // SAFETY: a new descriptor, which is no one else's.
+            installed => {
+                return installed.map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }));
+            }
+        }
     }
-    .map(drop)
+    install(0).map(|_| None)
+}
+
+/// A system call that a filter has asked about (`struct seccomp_notif`).
+#[derive(Default)]
+#[repr(C)]
+pub struct Question {
+    id: u64,
+    /// Which thread makes it.
+    pub caller: u32,
+    flags: u32,
+    number: i32,
+    architecture: u32,
+    instruction: u64,
+    /// With what.
+    pub arguments: [u64; 6],
+}
+
+/// The next question. Only to be called where there was one; it may be gone.
+///
+/// # Errors
+/// ENOENT if who has asked has ended.
+pub fn next_question(listener: &OwnedFd) -> Result<Question> {
+    /// `SECCOMP_IOCTL_NOTIF_RECV`
+    const RECEIVE: usize = 0xc050_2100;
+    let mut question = Question::default();
+    let at = ptr::from_mut(&mut question) as usize;
+    let fd = listener.as_raw_fd() as usize;
+    // SAFETY: the kernel writes one struct seccomp_notif, which `question` is.
+    unsafe { syscall(nr::IOCTL, fd, RECEIVE, at, 0, 0) }?;
+    Ok(question)
+}
+
+/// Has the call go on, or fail with EPERM.
+pub fn answer(listener: &OwnedFd, question: &Question, may: bool) -> Result<()> {
+    /// `SECCOMP_IOCTL_NOTIF_SEND`
+    const SEND: usize = 0xc018_2101;
+    const CONTINUE: u32 = 1;
+    /// `struct seccomp_notif_resp`
+    #[repr(C)]
+    struct Answer {
+        id: u64,
+        value: i64,
+        error: i32,
+        flags: u32,
+    }
+    let (error, flags) = if may { (0, CONTINUE) } else { (-Errno::PERM.raw_os_error(), 0) };
+    let answer = Answer { id: question.id, value: 0, error, flags };
+    let fd = listener.as_raw_fd() as usize;
+    // SAFETY: the kernel reads one struct seccomp_notif_resp.
+    unsafe { syscall(nr::IOCTL, fd, SEND, ptr::from_ref(&answer) as usize, 0, 0) }.map(drop)
 }
 
 /// What a mount may not be used for.

@@ -52,7 +52,8 @@ pub(super) const PROGRAMS: &[Program] = programs! {
     "java": "TLS on loopback, processes, collectors, a heap by the limit",
     "compilers": "C, C++, ASan, LSan, TSan, UBSan, gcov",
     "tracing": "gdb, valgrind, process_vm_readv",
-    "strace" with SysPtrace: "of a program, of children, of what runs; faults put in",
+    "strace": "of a program, of children; faults put in",
+    "attach" with SysPtrace: "strace of what runs",
     "chromium": "a screenshot, without its sandbox and with it",
     "cpython": "test modules of CPython's own that lean on the system",
 };

@@ -313,17 +313,20 @@ impl Target {
 /// for something else, or has frozen, nor one whose first thread has ended, or which who traces it
 /// keeps from ending.
 fn moves(process: &OwnedFd) -> bool {
+    !matches!(state_and_parent(process), Some((b'D' | b'Z' | b'X' | b't', _)) | None)
+}
+
+/// The state of a process, by its directory in `/proc`, and the parent that it has now.
+pub(crate) fn state_and_parent(process: &OwnedFd) -> Option<(u8, u64)> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(process, c"stat", flags, Mode::empty()) else {
-        return false;
-    };
+    let file = rustix::fs::openat(process, c"stat", flags, Mode::empty()).ok()?;
     let mut text = [0; 128];
-    let Ok(length) = rustix::io::read(&file, &mut text) else { return false };
-    // pid (name) state: of the name, which may be anything of 15 bytes, the last parenthesis
-    // counts.
-    let text = text.get(..length).unwrap_or_default();
-    let state = text.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
-    !matches!(state, Some(b'D' | b'Z' | b'X' | b't') | None)
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    // pid (name) state parent: of the name, which may be anything of 15 bytes, the last
+    // parenthesis counts.
+    let rest = text.get(..length)?.rsplit(|byte| *byte == b')').next()?;
+    let mut fields = rest.split(|byte| *byte == b' ').skip(1);
+    Some((*fields.next()?.first()?, number(fields.next()?)?))
 }
 
 /// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still

@@ -30,6 +30,8 @@ pub(crate) struct Init {
     pub(crate) child_signals: OwnedFd,
     /// Readable when the host's process has ended.
     pub(crate) owner: OwnedFd,
+    /// Where the filter of jobs asks, if it does.
+    pub(crate) questions: Option<OwnedFd>,
     /// What every job starts from.
     pub(crate) jobs: JobDefaults,
 }
@@ -167,8 +169,9 @@ pub(crate) fn run(
     drop_capabilities(capabilities).step(Step::Capabilities)?;
 
     // 7. The filters last: they forbid most of the above.
+    let mut questions = None;
     for filter in &setup.filters {
-        sys::install_filter(filter).step(Step::Seccomp)?;
+        questions = sys::install_filter(filter).step(Step::Seccomp)?.or(questions);
     }
 
     let identities = setup.identities;
@@ -184,7 +187,7 @@ pub(crate) fn run(
         proc,
         terminals,
     };
-    Ok((Init { child_signals, owner, jobs }, mount_namespace))
+    Ok((Init { child_signals, owner, questions, jobs }, mount_namespace))
 }
 
 /// Waits for the next request, or the end of the host's process: the socket alone does not

@@ -89,7 +89,7 @@ struct RootOptions {
 struct CapabilityOptions {
     /// Capabilities for root inside, beyond the default, comma-separated; `all` for all. As with
     /// docker, the order does not matter: what is added is there, also beside `--cap-drop all`.
-    /// strace needs SYS_PTRACE
+    /// `strace -p` needs SYS_PTRACE
     #[arg(long, value_name = "NAMES", value_parser = capabilities)]
     cap_add: Vec<NamedCapabilities>,
 
