@@ -10,16 +10,15 @@ use adl_protocol::{
     CpuLimit, EndedBy, Exit, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Task,
     Usage, codec,
 };
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
-use rustix::time::{ClockId, Timespec};
 
 use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
-use crate::sys::{self, ChildMemory, OwnedRequest, Reaped};
+use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
 use crate::{PROTOCOL, job};
 
 /// How many ended processes are reaped before the loop looks at other things again.
@@ -735,10 +734,4 @@ fn first_request(bytes: &[u8]) -> Option<(Option<JobRequest>, &[u8])> {
         _ => return Some((None, &[])),
     };
     Some((codec::decode(body).ok(), after))
-}
-
-/// The monotonic clock, in ns.
-fn now() -> u64 {
-    let time = rustix::time::clock_gettime(ClockId::Monotonic);
-    time.tv_sec.unsigned_abs().saturating_mul(1_000_000_000) + time.tv_nsec.unsigned_abs()
 }
