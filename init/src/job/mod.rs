@@ -27,7 +27,7 @@ use crate::job::defaults::{DEFAULT_UMASK, JobDefaults};
 use crate::job::login::Variables;
 use crate::path::open_in_root;
 use crate::receive::send_small;
-use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
+use crate::sys::{self, Memory, Namespace, OwnedRequest, PointerSpace};
 
 /// The status of a process that could not become its program. No one sees it: the host has been
 /// told [`JobEvent::Failed`] before.
@@ -161,6 +161,9 @@ fn prepare(
     // 0. Its cgroups, before it does anything that they are to count.
     for cgroup in &start.resources.cgroups {
         rustix::io::write(cgroup, b"0").stage(Stage::Cgroup)?;
+    }
+    if spawn.cgroup_namespace {
+        sys::unshare(Namespace::Cgroup).stage(Stage::Cgroup)?;
     }
 
     // 1. A session of its own: no terminal of another job, and a group to be signalled. A file's

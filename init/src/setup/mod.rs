@@ -1,5 +1,6 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
+mod cgroups;
 mod failure;
 mod mounts;
 mod proc_and_dev;
@@ -224,7 +225,7 @@ fn receive_cgroups(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
     let Ok(Request::Cgroups(cgroups)) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
-    sysfs::mount_cgroups(&cgroups, receiver.descriptors())
+    cgroups::mount_cgroups(&cgroups, receiver.descriptors())
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace

@@ -4,9 +4,10 @@ use alloc::boxed::Box;
 use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use adl_protocol::{Status, Usage};
+use rustix::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
 
 use super::{SIGCHLD, exit, nr, syscall};
@@ -54,6 +55,9 @@ impl<T> Drop for ChildMemory<T> {
 pub enum Memory {
     /// The parent's, until it runs a program. It must not allocate.
     Shared,
+    /// The parent's, and with it the parent's descriptors, until it ends. It must not allocate. The
+    /// parent waits for it.
+    Lent,
     /// Its own.
     Copied,
 }
@@ -62,9 +66,11 @@ pub enum Memory {
 /// `vfork(2)`, which is held for as long as another process keeps the child stopped.
 pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, ChildMemory<T>)> {
     const CLONE_VM: usize = 0x100;
+    const CLONE_FILES: usize = 0x400;
+    const CLONE_VFORK: usize = 0x4000;
     const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
 
-    let in_use = AtomicU32::new(u32::from(memory == Memory::Shared));
+    let in_use = AtomicU32::new(u32::from(memory != Memory::Copied));
     let mut slot = Box::<Slot<T>>::new_uninit();
     let place = slot.as_mut_ptr();
     // SAFETY: the place is valid for writes, and then all that must be initialised is; a stack
@@ -77,6 +83,7 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
     };
     let flags = match memory {
         Memory::Shared => SIGCHLD | CLONE_VM | CLONE_CHILD_CLEARTID,
+        Memory::Lent => SIGCHLD | CLONE_VM | CLONE_CHILD_CLEARTID | CLONE_VFORK | CLONE_FILES,
         Memory::Copied => SIGCHLD,
     };
     let result: isize;
@@ -111,6 +118,33 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
             Err(Errno::from_raw_os_error(i32::try_from(-result).unwrap_or(i32::MAX)))
         }
     }
+}
+
+/// Opens something in a child, which must not wait for anything: for what changes for good who makes it.
+pub fn open_in_child<T>(on: T, open: fn(&T) -> Result<OwnedFd>) -> Result<OwnedFd> {
+    struct Order<T> {
+        on: T,
+        open: fn(&T) -> Result<OwnedFd>,
+        /// A descriptor, or an error number below 0.
+        opened: AtomicI32,
+    }
+    fn work<T>(order: &Order<T>) -> ! {
+        let opened = match (order.open)(&order.on) {
+            Ok(opened) => opened.into_raw_fd(),
+            Err(errno) => -errno.raw_os_error(),
+        };
+        order.opened.store(opened, Ordering::Release);
+        exit(0)
+    }
+    let opened = AtomicI32::new(-Errno::SRCH.raw_os_error());
+    let (_, memory) = start_child(Memory::Lent, Order { on, open, opened }, work)?;
+    // SAFETY: it lives as long as `memory`, and no one has an exclusive reference to it.
+    let opened = unsafe { memory.0.as_ref() }.on.opened.load(Ordering::Acquire);
+    if opened < 0 {
+        return Err(Errno::from_raw_os_error(-opened));
+    }
+    // SAFETY: the child has opened it among the descriptors of this process, and let go of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
 extern "C" fn enter<T>(slot: &Slot<T>) -> ! {

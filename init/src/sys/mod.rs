@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use adl_protocol::{Request, Strings, codec, limits};
 
 pub use self::child::{
-    ChildMemory, Memory, Reaped, check_may_allocate, has_children, reap, start_child,
+    ChildMemory, Memory, Reaped, check_may_allocate, has_children, open_in_child, reap, start_child,
 };
 
 mod nr {
@@ -191,11 +191,19 @@ pub fn child_signals() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Puts the caller, and so its future children, into a cgroup namespace of its own.
-pub fn unshare_cgroup_namespace() -> Result<()> {
-    const CLONE_NEWCGROUP: usize = 0x0200_0000;
+/// What a process may take a new one of, after set-up, too.
+#[derive(Clone, Copy)]
+pub enum Namespace {
+    /// In which the cgroup that the process is in is the root.
+    Cgroup = 0x0200_0000,
+    /// Of host and domain name.
+    Uts = 0x0400_0000,
+}
+
+/// Puts the caller, and so its future children, into a namespace of its own.
+pub fn unshare(namespace: Namespace) -> Result<()> {
     // SAFETY: takes no pointer, and takes nothing away that memory safety rests on.
-    unsafe { syscall(nr::UNSHARE, CLONE_NEWCGROUP, 0, 0, 0, 0) }.map(drop)
+    unsafe { syscall(nr::UNSHARE, namespace as usize, 0, 0, 0, 0) }.map(drop)
 }
 
 /// Whether the working directory can be reached from the root.
