@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal};
 use self::cpu_time::CpuTime;
 use self::jobs::{Job, Jobs, Sorted};
 use self::kill_all::KillAll;
+use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
@@ -225,8 +226,8 @@ impl Loop {
             (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);
         let (pid, tree) = match self.start(request, &resources) {
             Ok(child) => child,
-            Err(errno) => {
-                let failed = JobEvent::Failed { stage: Stage::Fork, errno: errno.raw_os_error() };
+            Err(Failure(stage, errno)) => {
+                let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
                 let _ = send_frame(&resources.channel, &failed);
                 return Ok(());
             }
@@ -272,24 +273,37 @@ impl Loop {
         &mut self,
         request: OwnedRequest,
         resources: &job::Resources,
-    ) -> rustix::io::Result<(i32, Tree)> {
+    ) -> Result<(i32, Tree), Failure> {
         // Below that, a request could lose its descriptors, and the sandbox with them.
         let held = (self.jobs.0.len() as u64 + 1).saturating_mul(OF_A_JOB) + RESERVED;
         if held > self.init.jobs.descriptors {
-            return Err(Errno::MFILE);
+            return Err(Failure(Stage::Fork, Errno::MFILE));
         }
         let tree = match self.next_tree.take() {
             Some(tree) => tree,
-            None => Tree::begin(&self.init.jobs.proc)?,
+            None => Tree::begin(&self.init.jobs.proc).stage(Stage::Fork)?,
         };
         self.starting.retain(|memory| !memory.is_free());
         if self.starting.len() >= STARTING {
-            return Err(Errno::NOMEM);
+            return Err(Failure(Stage::Fork, Errno::NOMEM));
         }
+        let score = match request.get() {
+            Request::Spawn(spawn) => spawn.oom_score_adj,
+            _ => 0,
+        };
         let is_crowded = self.starting.len() >= STARTING / 2;
         let (memory, start) =
-            job::Start::new(request, resources.lend(), &self.init.jobs, is_crowded)?;
-        let (pid, memory) = sys::start_child(memory, start, job::run)?;
+            job::Start::new(request, resources.lend(), &self.init.jobs, is_crowded)
+                .stage(Stage::Fork)?;
+        let own_score = self.init.jobs.own_score.as_ref().filter(|_| score != 0);
+        if let Some(own_score) = own_score {
+            own_score.set(score).stage(Stage::OomScore)?;
+        }
+        let child = sys::start_child(memory, start, job::run);
+        if let Some(own_score) = own_score {
+            own_score.put_back();
+        }
+        let (pid, memory) = child.stage(Stage::Fork)?;
         self.starting.push(memory);
         Ok((pid, tree))
     }

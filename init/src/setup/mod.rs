@@ -19,7 +19,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::job::defaults::DEFAULT_UMASK;
-use crate::job::defaults::JobDefaults;
+use crate::job::defaults::{JobDefaults, OwnScore};
 use crate::receive::Receiver;
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::Assembly;
@@ -123,6 +123,13 @@ pub(crate) fn run(
     }
     become_root(setup.identities).step(Step::Identity)?;
 
+    // While this process can still write to its files in /proc.
+    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
+    let own_score = match capabilities.contains(CapabilitySet::SYS_PTRACE) {
+        true => Some(as_dumpable(OwnScore::open).step(Step::Identity)?),
+        false => None,
+    };
+
     // 3. Names and devices of the namespaces.
     rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
     if setup.own_network {
@@ -161,10 +168,10 @@ pub(crate) fn run(
     let mount_namespace = mount_namespace.step(Step::Proc)?;
 
     let may_share_memory = setup.identities == Identities::Range
+        && own_score.is_none()
         && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
 
     // 6. Rights: what is given up here, no job can have.
-    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     drop_capabilities(capabilities).step(Step::Capabilities)?;
 
     // 7. The filters last: they forbid most of the above.
@@ -184,6 +191,7 @@ pub(crate) fn run(
         core_key: setup.core_key,
         proc,
         terminals,
+        own_score,
     };
     Ok((Init { child_signals, owner, jobs }, mount_namespace))
 }
@@ -306,7 +314,7 @@ fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
 
 /// Does what needs the process's own files in `/proc`, which are its own only while it is dumpable.
 /// No guest is there yet to use that.
-fn as_dumpable(act: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+fn as_dumpable<T>(act: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let done = act();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
