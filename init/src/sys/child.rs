@@ -120,7 +120,8 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
     }
 }
 
-/// Opens something in a child, which must not wait for anything: for what changes for good who makes it.
+/// Opens something in a child, which must not wait for anything: for what changes for good who
+/// makes it.
 pub fn open_in_child<T>(on: T, open: fn(&T) -> Result<OwnedFd>) -> Result<OwnedFd> {
     struct Order<T> {
         on: T,

@@ -64,6 +64,8 @@ pub(super) struct Place {
     pub(super) controllers: Vec<Controller>,
     /// By what the hierarchy is known inside, below `/sys/fs/cgroup`; none with version 2.
     pub(super) names: Vec<&'static str>,
+    /// Whether it is for programs inside to find, and nothing that was asked for.
+    pub(super) only_shown: bool,
 }
 
 /// What the JVM looks for with version 1, before it believes any limit.
@@ -132,12 +134,15 @@ pub(super) fn places(
             place.version == Version::V1 && place.controllers.iter().any(limits_a_size)
         });
     let looked_for = LOOKED_FOR.map(|controller| controller.name(Version::V1));
-    places.retain(|place| {
+    for place in &mut places {
         let is_wanted = |c: &Controller| {
             matches!(c, Controller::CpuTime | Controller::Freezer) || wanted.contains(c)
         };
+        place.only_shown = !place.controllers.iter().any(is_wanted);
+    }
+    places.retain(|place| {
         let is_looked_for = place.names.iter().any(|name| looked_for.contains(name));
-        place.controllers.iter().any(is_wanted) || shows_more && is_looked_for
+        !place.only_shown || shows_more && is_looked_for
     });
     let missing = needed.iter().copied().filter(|controller| !has(&places, *controller)).collect();
     Ok((places, missing))
@@ -204,6 +209,7 @@ impl Hierarchy {
             parent,
             controllers: self.controllers.clone(),
             names: self.controllers.iter().map(|c| c.name(Version::V1)).collect(),
+            only_shown: false,
         })
     }
 
@@ -236,7 +242,8 @@ impl Hierarchy {
         let (Some(_), mut controllers, parent) = best else { return Ok(None) };
         controllers.extend([Controller::CpuTime, Controller::Freezer]);
         let (version, parent) = (Version::V2, parent.to_owned());
-        Ok(Some(Place { version, parent, controllers, names: Vec::new() }))
+        let names = Vec::new();
+        Ok(Some(Place { version, parent, controllers, names, only_shown: false }))
     }
 
     /// Whether what is in a cgroup above the caller's is the caller's to arrange.

@@ -253,7 +253,7 @@ impl Group {
                 .and_then(|()| self.ask_for_notice_of(number))
                 .inspect_err(|_| self.remove_leaf(&name_of(number)))?;
             let begin = counted.then(|| (Stats::default(), Peak::OfCgroup));
-            return Ok((self.open_to_join(&name_of(number))?, 0, begin));
+            return Ok((self.open_to_join(&name_of(number), |_| true)?, 0, begin));
         }
         let begin = if counted {
             let memory = self.leaf_with(number, Controller::Memory);
@@ -262,7 +262,7 @@ impl Group {
         } else {
             None
         };
-        Ok((self.open_to_join(&name_of(number))?, self.oom_kills_of(number), begin))
+        Ok((self.open_to_join(&name_of(number), |_| true)?, self.oom_kills_of(number), begin))
     }
 
     /// The way into the leaf for what is done for the caller and is no program.
@@ -273,7 +273,8 @@ impl Group {
             self.make_leaf(BUILTINS)?;
             leaves.has_builtins = true;
         }
-        Ok(JoinFiles(self.open_to_join(BUILTINS)?))
+        // What is no program looks for nothing.
+        Ok(JoinFiles(self.open_to_join(BUILTINS, |part| !part.only_shown)?))
     }
 
     /// The ways into what is the root of all that jobs see.
@@ -326,12 +327,12 @@ impl Group {
         }
     }
 
-    fn open_to_join(&self, name: &str) -> Result<Vec<fs::File>> {
+    fn open_to_join(&self, name: &str, which: fn(&Part) -> bool) -> Result<Vec<fs::File>> {
         let open = |part: &Part| match part.has_leaves() {
             true => part.directory.below(name).open_to_join(),
             false => part.directory.open_to_join(),
         };
-        self.parts.iter().map(open).collect()
+        self.parts.iter().filter(|part| which(part)).map(open).collect()
     }
 
     /// Sets the limits that programs look for in their own cgroup, where that is a leaf of version

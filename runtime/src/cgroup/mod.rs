@@ -159,6 +159,8 @@ struct Part {
     controllers: Vec<Controller>,
     /// By what its hierarchy is known inside.
     names: Vec<&'static str>,
+    /// Whether it is for programs inside to find, and no limit is to be set in it.
+    only_shown: bool,
 }
 
 impl Part {
@@ -199,7 +201,8 @@ impl Group {
         let made = places.iter().zip(paths).try_for_each(|(place, path)| {
             let directory = Directory::make(path, place.version)?;
             let (controllers, names) = (place.controllers.clone(), place.names.clone());
-            this.parts.push(Part { directory, controllers, names });
+            let only_shown = place.only_shown;
+            this.parts.push(Part { directory, controllers, names, only_shown });
             Ok(())
         });
         let made = made
@@ -309,7 +312,7 @@ impl Group {
     }
 
     fn part(&self, controller: Controller) -> Option<&Part> {
-        self.parts.iter().find(|part| part.has(controller))
+        self.parts.iter().find(|part| part.has(controller) && !part.only_shown)
     }
 
     /// Its controllers with the version that each is of, for people.
