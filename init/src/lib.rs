@@ -29,6 +29,7 @@ mod path;
 mod receive;
 mod setup;
 pub mod sys;
+mod text;
 mod tracing;
 
 use alloc::boxed::Box;

@@ -15,11 +15,11 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Access, Attributes, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind, FileTask,
-    Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login,
-    MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn,
-    Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION,
-    What, WriteHow, is_plain_name,
+    Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
+    FileTask, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing,
+    Login, MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure,
+    Spawn, Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage,
+    VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,7 @@ fn spawn() -> Request<'static> {
             StdioSource::Previous,
         ]),
         cgroups: 6,
+        cgroup_namespace: true,
         start_notice: true,
         timeout_us: Some(1000),
         cpu_limit: Some(CpuLimit { most: 5, per_ms: 6 }),
@@ -155,7 +156,8 @@ fn a_change_of_the_wire_changes_these_bytes() {
         access: Access::ReadOnly,
         what: What::Volume(Layer::Descriptor),
     };
-    golden(&Request::Cgroups(vec![cgroup]), b"\x11\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0");
+    let cgroups = Cgroups { mounts: vec![cgroup], roots: 3 };
+    golden(&Request::Cgroups(cgroups), b"\x12\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0\x03");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");
@@ -174,7 +176,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x88\0\0\0\0\x07\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+        b"\x88\0\0\0\0\x08\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
@@ -184,9 +186,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
     golden(
         &spawn(),
-        b"\x49\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+        b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
-          \x01\x02\x06\x01\x01\xfb\xe8\x03\x01\x05\x06\x01",
+          \x01\x02\x06\x01\x01\x01\xfb\xe8\x03\x01\x05\x06\x01",
     );
 }
 

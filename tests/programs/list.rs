@@ -122,8 +122,6 @@ pub(super) const DIFFERENCES: &[Difference] = differences! {
     USER "postgresql" [] "One id: apt becomes _apt, and the server is no root.";
     USER "redis" [] "One id: apt becomes _apt, and the server another user.";
     USER "nginx" [] "One id: apt becomes _apt, and the workers another user.";
-    ROOT "java" ["a heap by the limit"]
-        "With version 1 of cgroups, the JVM before its version 25 does not find the limit.";
     BOTH "tracing" ["valgrind: an invalid read"]
         "The limit of core dumps is 1 rather than 0: valgrind says that it dumps, and does not.";
     ROOT "chromium" ["as a user with its own sandbox"]

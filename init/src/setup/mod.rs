@@ -1,5 +1,6 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
+mod cgroups;
 mod failure;
 mod mounts;
 mod proc_and_dev;
@@ -18,7 +19,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::job::defaults::DEFAULT_UMASK;
-use crate::job::defaults::JobDefaults;
+use crate::job::defaults::{JobDefaults, OwnScore};
 use crate::receive::Receiver;
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::Assembly;
@@ -124,6 +125,13 @@ pub(crate) fn run(
     }
     become_root(setup.identities).step(Step::Identity)?;
 
+    // While this process can still write to its files in /proc.
+    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
+    let own_score = match capabilities.contains(CapabilitySet::SYS_PTRACE) {
+        true => Some(as_dumpable(OwnScore::open).step(Step::Identity)?),
+        false => None,
+    };
+
     // 3. Names and devices of the namespaces.
     rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
     if setup.own_network {
@@ -162,10 +170,10 @@ pub(crate) fn run(
     let mount_namespace = mount_namespace.step(Step::Proc)?;
 
     let may_share_memory = setup.identities == Identities::Range
+        && own_score.is_none()
         && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
 
     // 6. Rights: what is given up here, no job can have.
-    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     drop_capabilities(capabilities).step(Step::Capabilities)?;
 
     // 7. The filters last: they forbid most of the above.
@@ -186,6 +194,7 @@ pub(crate) fn run(
         core_key: setup.core_key,
         proc,
         terminals,
+        own_score,
     };
     Ok((Init { child_signals, owner, questions, jobs }, mount_namespace))
 }
@@ -227,7 +236,7 @@ fn receive_cgroups(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
     let Ok(Request::Cgroups(cgroups)) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
-    sysfs::mount_cgroups(&cgroups, receiver.descriptors())
+    cgroups::mount_cgroups(&cgroups, receiver.descriptors())
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace
@@ -308,7 +317,7 @@ fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
 
 /// Does what needs the process's own files in `/proc`, which are its own only while it is dumpable.
 /// No guest is there yet to use that.
-fn as_dumpable(act: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+fn as_dumpable<T>(act: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let done = act();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

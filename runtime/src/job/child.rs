@@ -191,6 +191,7 @@ pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
         oom_score_adj: 0,
         stdio: JobStdio::Streams([StdioSource::Null; 3]),
         cgroups: 0,
+        cgroup_namespace: false,
         start_notice: false,
         timeout_us: None,
         cpu_limit: None,

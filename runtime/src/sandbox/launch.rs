@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper, VERSION,
-    What,
+    Access, Cgroups, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper,
+    VERSION, What,
 };
 use nix::errno::Errno;
 
-use crate::cgroup::Group;
+use crate::cgroup::{Group, JoinFiles};
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::error::{Error, Result, error_of};
 use crate::root::etc::Contents;
@@ -215,8 +215,10 @@ fn try_set_up(
             access: Access::ReadOnly,
             what: What::Volume(directory.clone()),
         });
-        let request = Request::Cgroups(mounts.collect());
-        send(&request, &descriptors.numbers().collect::<Vec<_>>())?;
+        let roots = group.as_deref().map_or_else(|| Ok(JoinFiles::default()), Group::roots)?;
+        let request = Request::Cgroups(Cgroups { mounts: mounts.collect(), roots: roots.count() });
+        let numbers: Vec<_> = descriptors.numbers().chain(roots.descriptors()).collect();
+        send(&request, &numbers)?;
     }
     if build.plan.is_filtered {
         no_dumps_leave(is_core_limited)?;

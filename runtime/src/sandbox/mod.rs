@@ -134,7 +134,9 @@ impl Sandbox {
         let cpu_time = config.defaults.cpu_time.is_some();
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() && !cpu_time => None,
-            (limits, parent) => Some(cgroup::Plan::new(limits, parent, cpu_time)?),
+            (limits, parent) => {
+                Some(cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true))?)
+            }
         };
         let directory = make_directory(state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();

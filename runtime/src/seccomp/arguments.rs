@@ -13,10 +13,10 @@ use seccompiler::{
 use super::core_limit;
 use super::ranges::{Checks, Instruction, RETURN_ALLOW, RETURN_ASK, RETURN_ERRNO};
 
-/// Namespaces, as flags of `unshare(2)`, but that of cgroups: init marks the processes of a job
-/// with it, and the kernel refuses it to a guest, for want of CAP_SYS_ADMIN.
+/// Namespaces, as flags of `unshare(2)`, but those of host names and cgroups: init marks the
+/// processes of a job with the one, and has them see their cgroups as the root by the other. The
+/// kernel refuses both to a guest, for want of CAP_SYS_ADMIN.
 const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
@@ -24,7 +24,8 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWTIME;
 
 /// Those of `clone(2)`, where the bit of CLONE_NEWTIME is a part of the exit signal.
-const CLONED_NAMESPACES: i32 = NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWCGROUP;
+const CLONED_NAMESPACES: i32 =
+    NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 
 /// Families of sockets that programs use; of the others, each has been a way into the kernel.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];

@@ -224,22 +224,25 @@ mod tests {
     #[test]
     fn new_namespaces_are_refused_and_threads_are_not() {
         const THREAD: u64 = 0x003d_0f00;
-        /// What init marks trees with.
-        const MARK: u64 = 0x200_0000;
-        for flag in [0x2_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
-            for more in [0, THREAD, MARK, 1 << 32] {
+        /// What init gives to jobs.
+        const CGROUP: u64 = 0x200_0000;
+        const UTS: u64 = 0x400_0000;
+        for flag in [0x2_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+            for more in [0, THREAD, CGROUP, UTS, 1 << 32] {
                 assert_eq!(call("clone", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
                 assert_eq!(call("unshare", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
             }
         }
         // Of time, which clone(2) does not know.
         assert_eq!(call("unshare", &[0x80]), EPERM);
-        assert_eq!(call("clone", &[MARK | THREAD]), EPERM);
+        assert_eq!(call("clone", &[CGROUP | THREAD]), EPERM);
+        assert_eq!(call("clone", &[UTS | THREAD]), EPERM);
         // CLONE_FS, CLONE_FILES, CLONE_SYSVSEM: of oneself.
         for flags in [0x200, 0x400, 0x4_0000, 0x4_0600] {
             assert_eq!(call("unshare", &[flags]), ALLOW, "{flags:#x}");
         }
-        assert_eq!(call("unshare", &[MARK]), ALLOW);
+        assert_eq!(call("unshare", &[CGROUP]), ALLOW);
+        assert_eq!(call("unshare", &[UTS]), ALLOW);
         assert_eq!(call("clone", &[THREAD]), ALLOW);
         assert_eq!(call("clone", &[17]), ALLOW);
         assert_eq!(call("clone3", &[]), ENOSYS);

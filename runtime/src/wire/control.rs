@@ -108,6 +108,11 @@ impl Control {
         group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
     }
 
+    /// Whether each job sees its cgroups from its own on.
+    pub(crate) fn has_cgroup_namespaces(&self) -> bool {
+        self.group.get().is_some_and(|group| group.has_cgroup_namespaces())
+    }
+
     /// How init finds out that a job has used the CPU time that it may.
     pub(crate) fn cpu_limit(&self, of: Option<&JobCgroup>, limit: Duration) -> Result<CpuFile> {
         of.ok_or_else(cgroup::no_cpu_time)?.cpu_limit(limit)

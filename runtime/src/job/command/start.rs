@@ -147,6 +147,7 @@ impl Command {
             oom_score_adj: self.oom_score_adj,
             stdio,
             cgroups: join_files.count(),
+            cgroup_namespace: control.has_cgroup_namespaces(),
             start_notice: notice.is_some(),
             cpu_limit,
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX)),
