@@ -268,19 +268,21 @@ impl Call {
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait_for_output(output.as_fd(), self.deadline)?,
+                Err(Errno::EAGAIN) if self.wait_for_output(output.as_fd(), self.deadline)? => {}
+                Err(Errno::EAGAIN) => break,
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }
         Ok(bytes)
     }
 
-    /// Waits until there is something to read of what it writes.
-    pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
+    /// Waits until there is something to read of what it writes; `false` if it has done what it
+    /// was to do, and nothing more comes.
+    pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<bool> {
         match wait_beside_job(pipe, PollFlags::POLLIN, &*self.running, deadline)? {
-            Woken::Ready => Ok(()),
+            Woken::Ready => Ok(true),
             // Whoever has the other end now, it is not the job.
-            Woken::InitDied => Err(self.finish_by(deadline).err().unwrap_or(Error::SandboxDied)),
+            Woken::InitDied => self.finish_by(deadline).map(|()| false),
             Woken::Late => Err(self.give_up()),
         }
     }

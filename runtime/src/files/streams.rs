@@ -53,7 +53,11 @@ impl FileReader {
                     return Ok(count);
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.call.wait_for_output(self.pipe.as_fd(), deadline)?,
+                Err(Errno::EAGAIN) => {
+                    if !self.call.wait_for_output(self.pipe.as_fd(), deadline)? {
+                        return Ok(0);
+                    }
+                }
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }

@@ -56,7 +56,8 @@ impl Pipe {
         if self.deadline.passed() { Err(self.timed_out()) } else { Ok(()) }
     }
 
-    fn wait(&self, events: PollFlags) -> Result<()> {
+    /// Waits until something can be done; `false` if there is no job any more to do it with.
+    fn wait(&self, events: PollFlags) -> Result<bool> {
         let fd = self.fd.as_fd();
         let woken = match &self.job {
             Some(job) => wait_beside_job(fd, events, &**job, self.deadline)?,
@@ -64,8 +65,8 @@ impl Pipe {
             None => Woken::Late,
         };
         match woken {
-            Woken::Ready => Ok(()),
-            Woken::InitDied => Err(Error::SandboxDied),
+            Woken::Ready => Ok(true),
+            Woken::InitDied => Ok(false),
             Woken::Late => Err(self.timed_out()),
         }
     }
@@ -76,7 +77,9 @@ impl Pipe {
             match sys::without_sigpipe(|| nix::unistd::write(&self.fd, bytes)) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT)?,
+                Err(Errno::EAGAIN) if self.wait(PollFlags::POLLOUT)? => {}
+                // Whoever has the other end now, it is not the job.
+                Err(Errno::EAGAIN) => return Err(unread()),
                 Err(Errno::EPIPE) => return Err(unread()),
                 Err(errno) => return Err(Error::io("write to a pipe")(errno)),
             }
@@ -188,7 +191,8 @@ impl Outgoing {
                 Ok(0) => break,
                 Ok(count) => moved += count as u64,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.pipe.wait(PollFlags::POLLOUT)?,
+                Err(Errno::EAGAIN) if self.pipe.wait(PollFlags::POLLOUT)? => {}
+                Err(Errno::EAGAIN) => return Err(unread()),
                 Err(Errno::EPIPE) => return Err(unread()),
                 // A file system that can't.
                 Err(Errno::EINVAL) => {
@@ -280,7 +284,11 @@ impl Incoming {
                     return Ok(count != 0);
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.pipe.wait(PollFlags::POLLIN)?,
+                Err(Errno::EAGAIN) if self.pipe.wait(PollFlags::POLLIN)? => {}
+                Err(Errno::EAGAIN) => {
+                    self.has_ended = true;
+                    return Ok(false);
+                }
                 Err(errno) => return Err(Error::io("read from a pipe")(errno)),
             }
         }
@@ -372,7 +380,11 @@ impl Incoming {
                     length = length.saturating_sub(count as u64);
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.pipe.wait(PollFlags::POLLIN)?,
+                Err(Errno::EAGAIN) if self.pipe.wait(PollFlags::POLLIN)? => {}
+                Err(Errno::EAGAIN) => {
+                    self.has_ended = true;
+                    return Err(ended());
+                }
                 // A file system that can't.
                 Err(Errno::EINVAL) => break,
                 Err(errno) => return Err(Error::io(WRITE)(errno)),
