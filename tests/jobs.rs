@@ -263,7 +263,7 @@ pub(crate) fn cancel_many(state: &Path) {
     run_and_cancel(&sandbox, 200);
     // What ended last may not have been cleared up when its result was told. What stays is the mark
     // that init has ready for the next job.
-    let is_mark = |(_, target): &(i32, PathBuf)| target.to_string_lossy().starts_with("cgroup:");
+    let is_mark = |(_, target): &(i32, PathBuf)| target.to_string_lossy().starts_with("uts:");
     let marks = || census::descriptors(sandbox.init_pid()).iter().filter(|fd| is_mark(fd)).count();
     let settled = || held().2 == 1 && (!root || marks() == 1);
     assert!(within(SOON, settled), "{:?}", held());
