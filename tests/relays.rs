@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::stat::Mode;
 
-use crate::harness::{Home, Need, OrdinaryUser, adl_command, at_most, needs, stderr, within};
+use crate::harness::{Home, Need, OrdinaryUser, adl, adl_command, at_most, needs, stderr, within};
 use crate::helper::{Helper, say};
 
 /// What nothing here takes that is not held up.
@@ -119,6 +119,25 @@ fn in_the_background_of_a_shell_its_terminal_is_not_read_and_nothing_stops() {
         assert!(before.starts_with("runs 0 ") && !before.contains("typed"), "{caller:?}: {told}");
         assert!(after.contains("typed"), "{caller:?}: {told}");
     }
+}
+
+#[test]
+fn a_file_that_may_not_be_longer_is_an_error_and_no_end_of_the_caller() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    // In units of 512 bytes: 1 MiB, which is enough for what adl itself writes.
+    let limited = "ulimit -f 2048; exec \"$0\" \"$@\"";
+    let too_much = "head -c 3000000 /dev/zero; echo went on >&2";
+    let mut sh = std::process::Command::new("sh");
+    sh.env("ADL_STATE_DIR", home.state()).args(["-c", limited]).arg(adl());
+    sh.args(["run", "--", "sh", "-c", too_much]).stdin(Std::null());
+    let output = sh.stdout(File::create(home.path("file")).unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.contains("went on") && said.contains("write to stdout"), "{said}");
+    assert_eq!(fs::metadata(home.path("file")).unwrap().len(), 1 << 20);
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Home, Need, adl, adl_command, needs, stderr};
+use crate::harness::{Home, Need, adl, adl_command, needs, stderr, within};
 use crate::terminal::init_of;
 
 /// `adl run`, with a file for the result.
@@ -108,6 +109,46 @@ fn more_output_than_may_be_is_told_and_what_came_before_is_passed_on() {
     let mut adl = adl_command(&home.state());
     let output = adl.args(["run", "--tty", "--output-limit", "1", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
+}
+
+#[test]
+fn output_that_is_lost_is_told() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = run(&home, &["--", "echo"]).stdout(full).output().unwrap();
+    let told = read(home.path("result.json"));
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!((&told["reason"], &told["adl_exit_code"]), (&"exited".into(), &125.into()));
+    assert_eq!(told["output_truncated"], true, "{told}");
+    let error = told["error"].as_str().unwrap();
+    assert!(error.contains("write to stdout") && stderr(&output).contains(error), "{error}");
+
+    // More than a pipe holds, and less than two of them and one on the way: the command ends, and
+    // adl waits for the reader until it is to end, too.
+    let script = "head -c 100000 /dev/zero; echo done >&2";
+    let mut adl = run(&home, &["--", "sh", "-c", script]);
+    let mut adl = adl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = adl.stderr.take().unwrap();
+    said.read_exact(&mut [0; 5]).unwrap();
+    let pid = i32::try_from(adl.id()).unwrap();
+    let init = init_of(pid);
+    // It has reaped all, told that, and waits.
+    let has_ended = || {
+        let read = |what: &str| fs::read_to_string(format!("/proc/{init}/{what}")).unwrap();
+        read(&format!("task/{init}/children")).is_empty() && read("stat").contains(") S ")
+    };
+    assert!(within(Duration::from_secs(20), has_ended));
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    assert!(within(Duration::from_secs(20), || adl.try_wait().unwrap().is_some()));
+    assert_eq!(adl.wait().unwrap().code(), Some(0));
+    let told = read(home.path("result.json"));
+    assert_eq!((&told["reason"], &told["output_truncated"]), (&"exited".into(), &true.into()));
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("was not read"), "{rest}");
 }
 
 #[test]

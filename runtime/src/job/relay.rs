@@ -158,7 +158,7 @@ impl Relay {
             (false, false) => WAITING_CHUNK,
         };
         let bytes = bytes.get(..some).unwrap_or(bytes);
-        match sys::without_sigpipe(|| sys::write_now(fd, bytes, never_waits)) {
+        match sys::without_write_signals(|| sys::write_now(fd, bytes, never_waits)) {
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
             written => written,
         }
@@ -306,7 +306,7 @@ impl Input {
         if rest.is_empty() {
             return Ok(false);
         }
-        match sys::without_sigpipe(|| nix::unistd::write(pipe, rest)) {
+        match sys::without_write_signals(|| nix::unistd::write(pipe, rest)) {
             Ok(count) => {
                 self.written += count;
                 self.moved += count;

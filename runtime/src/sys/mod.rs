@@ -144,27 +144,43 @@ pub(crate) fn set_window_size(fd: impl AsFd, rows: u16, columns: u16) -> nix::Re
     nix::errno::Errno::result(result).map(drop)
 }
 
-/// Calls what may write to a pipe that no one reads any more, without the SIGPIPE that would end a
-/// program which does not ignore it: pipes have no `MSG_NOSIGNAL`, and the calling program's
-/// signal handlers are not ours to change.
-pub(crate) fn without_sigpipe<T>(write: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
-    let mut sigpipe = unblocked_mask();
+/// Calls what may write to a pipe that no one reads any more, or beyond the longest that a file may
+/// be, without the SIGPIPE or SIGXFSZ that would end a program which does not ignore it: pipes have
+/// no `MSG_NOSIGNAL`, and the calling program's signal handlers are not ours to change.
+pub(crate) fn without_write_signals<T>(write: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    use nix::errno::Errno;
+    let mut signals = unblocked_mask();
     let mut old_mask = unblocked_mask();
+    let mut pending = unblocked_mask();
     // SAFETY: initialised signal sets.
-    let was_pending = unsafe {
-        libc::sigaddset(&raw mut sigpipe, libc::SIGPIPE);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const sigpipe, &raw mut old_mask);
-        // Only where the thread had it blocked before can one have been waiting.
-        let mut pending = unblocked_mask();
-        libc::sigismember(&raw const old_mask, libc::SIGPIPE) == 1
-            && libc::sigpending(&raw mut pending) == 0
-            && libc::sigismember(&raw const pending, libc::SIGPIPE) == 1
-    };
+    unsafe {
+        libc::sigaddset(&raw mut signals, libc::SIGPIPE);
+        libc::sigaddset(&raw mut signals, libc::SIGXFSZ);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, &raw mut old_mask);
+        // Only where the thread had one blocked before can it have been waiting.
+        if [libc::SIGPIPE, libc::SIGXFSZ]
+            .iter()
+            .any(|signal| libc::sigismember(&raw const old_mask, *signal) == 1)
+        {
+            libc::sigpending(&raw mut pending);
+        }
+    }
     let result = write();
-    if matches!(result, Err(nix::errno::Errno::EPIPE)) && !was_pending {
+    let signal = match result {
+        Err(Errno::EPIPE) => Some(libc::SIGPIPE),
+        Err(Errno::EFBIG) => Some(libc::SIGXFSZ),
+        _ => None,
+    };
+    if let Some(signal) = signal {
+        let mut its_own = unblocked_mask();
         let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: an initialised set and time; no information is asked for.
-        unsafe { libc::sigtimedwait(&raw const sigpipe, ptr::null_mut(), &raw const at_once) };
+        // SAFETY: initialised sets and time; no information is asked for.
+        unsafe {
+            if libc::sigismember(&raw const pending, signal) != 1 {
+                libc::sigaddset(&raw mut its_own, signal);
+                libc::sigtimedwait(&raw const its_own, ptr::null_mut(), &raw const at_once);
+            }
+        }
     }
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };

@@ -74,7 +74,7 @@ impl Pipe {
     fn write(&self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             self.check_time()?;
-            match sys::without_sigpipe(|| nix::unistd::write(&self.fd, bytes)) {
+            match sys::without_write_signals(|| nix::unistd::write(&self.fd, bytes)) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if self.wait(PollFlags::POLLOUT)? => {}
@@ -185,7 +185,7 @@ impl Outgoing {
             let mut at = file_offset(offset.saturating_add(moved)).map_err(Error::io(READ))?;
             let want = usize::try_from(length - moved).unwrap_or(usize::MAX);
             let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-            match sys::without_sigpipe(|| {
+            match sys::without_write_signals(|| {
                 splice(file, Some(&mut at), &self.pipe.fd, None, want, flags)
             }) {
                 Ok(0) => break,

@@ -157,7 +157,7 @@ fn run_told(
         let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
         let child = start(&sandbox, programs, prepare, Command::spawn)?;
         let run = |mut child| session::run(&mut child, &sandbox, &signals, pause);
-        child.map(|child| run(child).map(|status| (status, true)))
+        child.map(|child| run(child).map(|status| (status, None)))
     } else {
         let job = start(&sandbox, programs, prepare, Command::background)?;
         job.map(|job| streams::run(&job, &signals))
@@ -165,11 +165,14 @@ fn run_told(
     let mut has_succeeded = false;
     let mut code = match ended {
         Ok(ended) => {
-            let (status, delivered) = ended?;
-            outcome.ended(status, delivered);
+            let (status, undelivered) = ended?;
+            outcome.ended(status, undelivered.is_none());
             has_succeeded = status.success();
+            if let Some(why) = &undelivered {
+                outcome.fail(why.to_string());
+            }
             let code = exit_code(status, options)?;
-            if delivered { code } else { super::OWN_ERROR }
+            if undelivered.is_none() { code } else { super::OWN_ERROR }
         }
         Err(error) => {
             outcome.not_started(&error);

@@ -3,13 +3,13 @@
 //! The library moves the bytes. What is left to do here is to pass on signals.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use adl_runtime::{Command, Error, ExitStatus, Job, Scope, Stdio};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use crate::output::say;
 use crate::session::leave_the_rest;
 use crate::values::CliResult;
 
@@ -19,13 +19,13 @@ pub(crate) fn prepare(command: &mut Command) {
 }
 
 /// Waits until the command has ended and all that it wrote is written, and passes on signals to its
-/// process group meanwhile. Returns how it ended, and whether what it wrote was taken.
-pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, bool)> {
+/// process group meanwhile. Returns how it ended, and why what it wrote could not be passed on.
+pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, Option<Arc<Error>>)> {
     loop {
         match job.try_wait() {
             Ok(None) => {}
-            Ok(Some(status)) => return Ok((status, true)),
-            Err(Error::Undelivered { status, why }) => return Ok((*status, is_left(&why))),
+            Ok(Some(status)) => return Ok((status, None)),
+            Err(Error::Undelivered { status, why }) => return Ok((*status, unless_left(why))),
             Err(error) => return Err(error.into()),
         }
         let wanted = [job.as_fd(), signals.as_fd()];
@@ -35,22 +35,24 @@ pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, bool)
             Err(errno) => return Err(errno.into()),
         }
         while let Some(signal) = signals.read_signal()? {
-            // What adl's own streams do not take is left.
             if let Some(status) = job.handle().try_wait()? {
-                return Ok((status, true));
+                // All may have been taken meanwhile: then that is told next.
+                if job.try_wait().is_ok_and(|ended| ended.is_none()) {
+                    leave_the_rest();
+                    return Ok((status, None));
+                }
+                break;
             }
             job.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
         }
     }
 }
 
-/// Tells why not all was passed on. Whether it is left because no one takes it.
-fn is_left(why: &Error) -> bool {
-    let is_left = matches!(why, Error::TimedOut { .. });
-    if is_left {
+/// Why not all was passed on. What no one takes is left, and told here.
+fn unless_left(why: Arc<Error>) -> Option<Arc<Error>> {
+    if matches!(*why, Error::TimedOut { .. }) {
         leave_the_rest();
-    } else {
-        say(why);
+        return None;
     }
-    is_left
+    Some(why)
 }
