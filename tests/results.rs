@@ -258,6 +258,37 @@ fn a_descriptor_takes_the_result_and_the_command_has_not_got_it() {
 }
 
 #[test]
+fn the_result_is_not_where_the_output_goes() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    fs::write(home.path("out"), "before\n").unwrap();
+    symlink("out", home.path("alias")).unwrap();
+    fs::hard_link(home.path("out"), home.path("second")).unwrap();
+    let forge = "for i in $(seq 100); do echo '{\"reason\":\"exited\",\"exit_code\":0}'; done
+        exit 1";
+    let run = |result: &str, redirection: &str| {
+        let mut sh = Command::new("sh");
+        sh.current_dir(home.path("")).env("ADL_STATE_DIR", home.state());
+        sh.args(["-c", &format!("\"$0\" \"$@\" {redirection}")]).arg(adl());
+        sh.args(["run", "--result", result, "--", "sh", "-c", forge]);
+        sh.output().unwrap().status.code()
+    };
+    for result in ["out", "alias", "second"] {
+        for redirection in [">>out", "2>>out"] {
+            assert_eq!(run(result, redirection), Some(125), "{result} {redirection}");
+        }
+        let text = fs::read_to_string(home.path("out")).unwrap();
+        assert!(text.starts_with("before\n") && !text.contains("exit_code"), "{text}");
+    }
+    // The control: beside it, each is what it should be.
+    assert_eq!(run("result.json", ">out"), Some(1));
+    assert_eq!(read(home.path("result.json"))["exit_code"], 1);
+    assert_eq!(fs::read_to_string(home.path("out")).unwrap().lines().count(), 100);
+}
+
+#[test]
 fn no_command_may_write_where_the_result_is() {
     if !needs(&[]) {
         return;

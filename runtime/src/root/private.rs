@@ -34,13 +34,14 @@ use crate::sys::stamp::Stamp;
 use crate::sys::unique::unique_name;
 
 /// Where databases of packages lie, which change when programs are installed or removed.
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 8] = [
     "/lib/apk/db/installed",
     "/var/lib/dpkg/status",
     "/var/lib/pacman/local",
     // Where the directory, which may be a link, stays as it is when the database in it changes.
     "/var/lib/rpm/.",
     "/var/lib/rpm/Packages",
+    "/var/lib/rpm/Packages.db",
     "/var/lib/rpm/rpmdb.sqlite",
     "/var/lib/rpm/rpmdb.sqlite-wal",
 ];

@@ -4,13 +4,14 @@
 //! in it was written when no process of the sandbox was left.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_runtime::{EndReason, Error, ExitStatus, Stage, Stats};
+use nix::sys::stat::{FileStat, fstat};
 use serde::Serialize;
 
 use crate::bases::Bases;
@@ -180,14 +181,14 @@ impl ResultFile {
     }
 
     /// Its device and inode.
-    pub(crate) fn place(&self) -> std::io::Result<(u64, u64)> {
+    pub(crate) fn place(&self) -> io::Result<(u64, u64)> {
         self.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
     }
 
     /// Writes what is known, for a program that ends with `code`.
     pub(crate) fn write(&mut self, outcome: &Outcome, code: u8) -> Result<(), String> {
         let line = serde_json::to_string(&Report::of(outcome, code)).map(|json| json + "\n");
-        let line = line.map_err(std::io::Error::from);
+        let line = line.map_err(io::Error::from);
         let written = line.and_then(|line| self.file.write_all(line.as_bytes()));
         written.map_err(|error| format!("--result {}: {error}", self.path.display()))
     }
@@ -215,10 +216,20 @@ fn open(path: &Path, bases: &Bases) -> CliResult<File> {
     let file = how.write(true).create(true).custom_flags(libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_file() {
+        if takes_output(&metadata) {
+            return Err("the output of the command goes there: name another file".into());
+        }
         // A result of before is not this one's, whatever happens.
         file.set_len(0)?;
     }
     Ok(file)
+}
+
+/// Whether a file is where stdout or stderr leads: what the command writes would stand in it beside
+/// the result, or be overwritten by that.
+fn takes_output(file: &Metadata) -> bool {
+    let is_it = |stat: FileStat| (stat.st_dev, stat.st_ino) == (file.dev(), file.ino());
+    [fstat(io::stdout()), fstat(io::stderr())].into_iter().flatten().any(is_it)
 }
 
 /// The descriptor that a path stands for. To open that again would begin its file anew, and can't
