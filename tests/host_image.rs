@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use adl_runtime::{Config, HostImage, Image, LeftOut, Network, Sandbox};
 
-use crate::harness::{Home, Need, OrdinaryUser, needs, repository, shell, succeeds, within};
+use crate::harness::{
+    Home, Need, OrdinaryUser, adl_command, needs, repository, shell, stderr, succeeds, within,
+};
 use crate::{helper, images};
 
 /// Makes the root of a machine of one's own, with few programs, and becomes what is called there.
@@ -474,4 +476,22 @@ fn the_documents_have_the_rule_that_the_image_is_made_by() {
     let rule = HostImage::rule();
     let how = "cargo run --example host_image -- --rule";
     assert!(text.contains(&rule), "docs/host-image.md is without what this prints: {how}\n{rule}");
+}
+
+#[test]
+fn a_limit_of_the_length_of_files_is_an_error_and_no_end_of_the_caller() {
+    if !needs(&[Need::Program("bash")]) {
+        return;
+    }
+    let home = Home::new();
+    let adl = adl_command(&home.state());
+    // In KiB: less than init, which is put together in memory.
+    let mut bash = Command::new("bash");
+    bash.args(["-c", "ulimit -f 8 && exec \"$0\" run -- true"]).arg(adl.get_program());
+    bash.envs(adl.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = bash.output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(stderr(&output).contains("File too large"), "{output:?}");
+    // Control: what a limit does that is large enough.
+    succeeds(adl_command(&home.state()).args(["run", "--", "true"]));
 }

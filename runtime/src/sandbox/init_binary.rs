@@ -23,7 +23,9 @@ fn make() -> Result<OwnedFd> {
     let memfd = sys::executable_memfd(c"adl-init").map_err(Error::io("memfd_create"))?;
     let mut rest = INIT;
     while !rest.is_empty() {
-        let written = nix::unistd::write(&memfd, rest).map_err(Error::io("write of adl-init"))?;
+        // A limit of the caller's on the length of files holds for memory as well.
+        let written = sys::without_write_signals(|| nix::unistd::write(&memfd, rest));
+        let written = written.map_err(Error::io("write of adl-init, a file of 128 KiB,"))?;
         rest = rest.get(written..).unwrap_or_default();
     }
     // Not readable, so that the kernel makes a process that runs it belong to the user namespace

@@ -22,6 +22,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use crate::root::host::rule::{self, is_never};
 use crate::root::host::secret::secret_in;
 use crate::store::contents::entries;
+use crate::sys;
 use crate::sys::open::{self, Mounts, Purpose};
 
 /// Where what is copied may lie. In openSUSE `/etc/ssl/certs` leads to the second.
@@ -370,7 +371,9 @@ impl Taker {
         self.make(path, |parent, name| {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             let mut file = File::from(openat(parent, name, flags, Mode::S_IRWXU)?);
-            file.write_all(&content)?;
+            // The caller's limit of the length of files ends no caller.
+            let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            sys::without_write_signals(|| file.write_all(&content).map_err(errno))?;
             Ok(fchmod(&file, Mode::from_bits_truncate(mode))?)
         })
     }
