@@ -24,10 +24,11 @@ use crate::job::environment::Environment;
 use crate::job::life::{Life, Lives};
 use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
-use crate::job::stdio::{Kind, Owner, Stdio, Stream, Which};
+use crate::job::stdio::{Kind, Stdio, Stream, Which};
 use crate::job::user::{self, ReadFile, RunAs, run_as_methods};
 use crate::mirror::mirror;
 use crate::wait::Deadline;
+use crate::wire::control::PipeOwner;
 
 /// A command to be run in a sandbox, made by
 /// [`Sandbox::command`](crate::Sandbox::command).
@@ -498,7 +499,7 @@ impl Command {
         let on_terminal = self.terminal.is_some();
         let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 
-        let owner = control.owner_outside(identity.uid, identity.gid);
+        let owner = control.pipe_owner(identity.uid, identity.gid);
         let streams = self.streams(default, owner)?;
         self.check_bounds(&streams)?;
         let stdio = match (self.terminal, &streams) {
@@ -571,8 +572,8 @@ impl Command {
         }
     }
 
-    /// `owner` is who pipes belong to, where that is not the caller.
-    fn streams<'s>(&'s self, default: &'s Kind, owner: Option<Owner>) -> Result<[Stream<'s>; 3]> {
+    /// `owner` is who pipes belong to.
+    fn streams<'s>(&'s self, default: &'s Kind, owner: PipeOwner) -> Result<[Stream<'s>; 3]> {
         if self.terminal.is_some() {
             if self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some() {
                 return Err(Error::invalid(

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use adl_protocol::StdioSource;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Gid, Uid, fchown, pipe2};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{fchown, pipe2};
 
 use crate::error::{Error, Result};
 use crate::job::child::{ChildStderr, ChildStdin, ChildStdout};
 use crate::job::relay::Relay;
+use crate::wire::control::PipeOwner;
 
 /// Where one of the standard streams of a command leads.
 #[derive(Debug)]
@@ -128,9 +130,6 @@ pub(crate) struct Stream<'a> {
     pub(crate) relay: Option<Relay>,
 }
 
-/// A user and a group of the host's.
-pub(crate) type Owner = (Uid, Gid);
-
 pub(crate) enum Theirs<'a> {
     None,
     Owned(OwnedFd),
@@ -157,8 +156,8 @@ impl<'a> Stream<'a> {
         Self { source, ours: None, theirs: Theirs::None, relay: None }
     }
 
-    /// `owner` is who a pipe belongs to, where that is not the caller.
-    pub(crate) fn new(kind: &'a Kind, which: Which, owner: Option<Owner>) -> Result<Self> {
+    /// `owner` is who a pipe belongs to.
+    pub(crate) fn new(kind: &'a Kind, which: Which, owner: PipeOwner) -> Result<Self> {
         let relay = match kind {
             Kind::Null => return Ok(Self::of(StdioSource::Null)),
             Kind::SameAsStdout => return Ok(Self::of(StdioSource::Previous)),
@@ -187,11 +186,18 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn pipe(mut relay: Option<Relay>, which: Which, owner: Option<Owner>) -> Result<Self> {
+    fn pipe(mut relay: Option<Relay>, which: Which, owner: PipeOwner) -> Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-        if let Some((user, group)) = owner {
-            // Of both ends, which are one file: the user inside may open it again.
-            fchown(&read, Some(user), Some(group)).map_err(Error::io("fchown"))?;
+        // Of both ends, which are one file: the user inside may open it again.
+        match owner {
+            PipeOwner::Caller => {}
+            PipeOwner::Other(user, group) => {
+                fchown(&read, Some(user), Some(group)).map_err(Error::io("fchown"))?;
+            }
+            PipeOwner::Anyone => {
+                let all = Mode::from_bits_truncate(0o666);
+                fchmod(&read, all).map_err(Error::io("fchmod"))?;
+            }
         }
         let (ours, theirs) = match which {
             Which::Stdin => (write, read),

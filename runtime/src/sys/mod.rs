@@ -23,6 +23,7 @@ pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
 pub(crate) mod unique;
+pub(crate) mod user_namespace;
 
 /// Makes a system call without the C library, whose `errno` the child would share with the thread
 /// that made it.

@@ -61,6 +61,7 @@ impl Layers {
             .iter()
             .map(|(at, changed, image, kind)| OpenedStack {
                 own: &[],
+                has_owners: is_root(),
                 at: at.clone(),
                 changed: changed.iter().map(AsFd::as_fd).collect(),
                 image: image.iter().map(AsFd::as_fd).collect(),
