@@ -225,6 +225,11 @@ fn manual_pages_have_all_that_help_has() {
         assert!(all.contains(&"--help"), "{help}");
         assert_eq!(options(&page), all, "{command:?}");
     }
+    let of = |command: &[&str]| succeeds(adl_command(&home.state()).arg("man").args(command));
+    for section in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES", "EXAMPLES", "RESULT"] {
+        assert!(of(&["run"]).contains(&format!("\n.SH {section}\n")), "{}", of(&["run"]));
+    }
+    assert!(of(&[]).contains("\n.SH FILES\n") && !of(&[]).contains("\n.SH EXTRA\n"));
 }
 
 #[test]
@@ -257,6 +262,8 @@ fn a_shell_completes_commands_options_and_values() {
             help.lines().filter(|line| line.starts_with("  -") || line.starts_with("      --"));
         let mut names: Vec<_> = listed
             .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")))
+            // As in --rm[=<true>].
+            .filter_map(|word| word.split('[').next())
             .collect();
         let mut found = complete(&["adl", command, "--"]);
         found.sort_unstable();

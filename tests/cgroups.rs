@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, Limits, Sandbox, SnapshotOptions, Stdio};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::census;
 use crate::harness::{self, Home, Need, adl_command, at_most, needs, within};
 use crate::helper::Helper;
 use crate::limits::{HOG, MIB, all_limits, memory, sandbox};
@@ -37,12 +38,23 @@ fn cgroups() -> Vec<PathBuf> {
     found
 }
 
-/// Those of the process `pid` inside, as the host sees them.
+/// The name of the cgroup that a process or one of its descendants is in, as the host sees it.
+fn name_below(pid: i32) -> Option<String> {
+    let read =
+        |process: census::Process| fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).ok();
+    census::tree(pid).into_iter().filter_map(read).find_map(|text| {
+        text.split(['/', '\n']).find(|part| part.starts_with("adl-")).map(str::to_owned)
+    })
+}
+
+/// Those of a sandbox, as the host sees them.
 pub(crate) fn cgroups_of(sandbox: &Sandbox) -> Vec<PathBuf> {
-    let output = sandbox.command("/bin/cat").arg("/proc/self/cgroup").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let name = text.split(['/', '\n']).find(|part| part.starts_with("adl-"));
-    let name = name.unwrap_or_else(|| panic!("no cgroup of its own: {text}")).to_owned();
+    // Until its input ends.
+    let mut command = sandbox.command("/bin/cat");
+    let mut waiting = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let name = name_below(sandbox.init_pid()).expect("no cgroup of its own");
+    drop(waiting.stdin.take());
+    assert!(waiting.wait().unwrap().success());
     let found = cgroups().into_iter().filter(|path| path.ends_with(&name)).collect::<Vec<_>>();
     assert!(!found.is_empty(), "{name}");
     found
@@ -461,16 +473,15 @@ fn what_a_dead_caller_left_of_cgroups_is_collected() {
     let home = Home::new();
     let mut caller = adl_command(&home.state());
     caller.args(["run", "--memory", "64m", "--pids-limit", "20", "--"]);
-    caller.args(["sh", "-c", "cat /proc/self/cgroup; echo; sleep 1000"]);
+    caller.args(["sh", "-c", "echo; sleep 1000"]);
     let mut caller = caller.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut text = String::new();
     let mut stdout = std::io::BufReader::new(caller.stdout.take().unwrap());
-    while !text.ends_with("\n\n") {
-        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut text).unwrap(), 0, "{text}");
-    }
-    let name = text.split('/').find(|part| part.starts_with("adl-")).unwrap().trim();
-    let left: Vec<_> = cgroups().into_iter().filter(|path| path.ends_with(name)).collect();
-    assert!(!left.is_empty(), "{text}");
+    std::io::BufRead::read_line(&mut stdout, &mut text).unwrap();
+    assert_eq!(text, "\n");
+    let name = name_below(caller.id().cast_signed()).unwrap();
+    let left: Vec<_> = cgroups().into_iter().filter(|path| path.ends_with(&name)).collect();
+    assert!(!left.is_empty(), "{name}");
     caller.kill().unwrap();
     caller.wait().unwrap();
     let collected = adl_runtime::collect_garbage(Some(&home.state())).unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Home, Need, adl_command, at_most, needs, stderr, succeeds, within};
+use crate::harness::{Home, Need, adl, adl_command, at_most, needs, stderr, succeeds, within};
 use crate::terminal::init_of;
 use crate::{census, images};
 
@@ -55,7 +55,6 @@ fn an_error_of_its_own_is_told_and_exits_with_125() {
         (&["run", "--timeout", "0", "true"], "'0' for '--timeout"),
         (&["run", "--env-file", "/no/such/file", "true"], "/no/such/file"),
         (&["dance"], "dance"),
-        (&[], "--help"),
     ] {
         let output = adl_command(&home.state()).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{arguments:?}");
@@ -63,6 +62,113 @@ fn an_error_of_its_own_is_told_and_exits_with_125() {
         assert!(stderr.starts_with("adl: ") && stderr.contains(about), "{arguments:?}: {stderr}");
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn the_state_directory_is_where_it_was_said_to_be() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let run = |variable: Option<&str>, arguments: &[&str]| {
+        let mut adl = adl_command(&home.state());
+        adl.env_remove("ADL_STATE_DIR").current_dir(home.path("")).args(arguments);
+        adl.envs(variable.map(|value| ("ADL_STATE_DIR", value))).output().unwrap()
+    };
+    let absolute = home.path("absolute");
+    let absolute = absolute.to_str().unwrap();
+    for (variable, option, place) in [
+        (Some("by-variable"), None, "by-variable"),
+        (Some("./sub/by-variable"), None, "sub/by-variable"),
+        (None, Some("by-option"), "by-option"),
+        (Some("by-variable"), Some(absolute), "absolute"),
+        (Some(""), Some("for-empty"), "for-empty"),
+    ] {
+        let option = option.map(|option| ["--state-dir", option]);
+        let options = option.as_ref().map(|option| &option[..]).unwrap_or_default();
+        let keep = ["run", "--snapshot", "one", "--", "true"];
+        // Before the command, or among its options.
+        for arguments in [[options, &keep[..]].concat(), [&keep[..1], options, &keep[1..]].concat()]
+        {
+            let output = run(variable, &arguments);
+            assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+            assert!(home.path(place).join("snapshots/one").is_dir(), "{place}");
+            let listed = run(variable, &[&["snapshot", "ls", "-q"], options].concat());
+            assert_eq!(listed.stdout, b"one\n", "{listed:?}");
+            let removed = run(variable, &[&["snapshot"], options, &["rm", "one"]].concat());
+            assert!(removed.status.success(), "{removed:?}");
+        }
+        for command in ["gc", "doctor"] {
+            let output = run(variable, &[&[command], options].concat());
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+    // What would be nowhere is not elsewhere.
+    for (variable, options) in [(Some(""), &[][..]), (None, &["--state-dir", ""])] {
+        let output = run(variable, &[&["run"], options, &["true"]].concat());
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let told = stderr(&output);
+        let named = ["its name is empty", "a value is required for '--state-dir"];
+        assert!(named.iter().any(|words| told.contains(words)), "{told}");
+    }
+}
+
+#[test]
+fn without_a_command_there_is_help_and_a_collection_of_nothing_is_told() {
+    let home = Home::new();
+    let help = succeeds(adl_command(&home.state()).arg("--help"));
+    assert_eq!(succeeds(&mut adl_command(&home.state())), help);
+    for told in ["--state-dir", "ADL_STATE_DIR", "/var/lib/adl", ".local/state/adl", "125"] {
+        assert!(help.contains(told), "{told}: {help}");
+    }
+    let output = adl_command(&home.state()).arg("gc").output().unwrap();
+    assert_eq!((&*output.stdout, output.status.code()), (&b""[..], Some(0)));
+    assert_eq!(stderr(&output), "adl: nothing was left behind\n");
+}
+
+/// The command lines that help shows.
+fn examples(help: &str) -> Vec<String> {
+    let mut examples: Vec<String> = Vec::new();
+    for line in help.split("Examples:\n").nth(1).unwrap().lines() {
+        match line.strip_prefix("    ") {
+            Some(line) if line.starts_with("adl ") => examples.push(line.to_owned()),
+            Some(line) => *examples.last_mut().unwrap() += &format!("\n{line}"),
+            None => {}
+        }
+    }
+    examples
+}
+
+#[test]
+fn the_examples_of_help_run() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    fs::write(home.path("input.txt"), "b\na\n").unwrap();
+    let examples = examples(&succeeds(adl_command(&home.state()).args(["run", "--help"])));
+    assert!(examples.len() >= 8, "{examples:?}");
+    for example in examples {
+        // That is for who has a terminal.
+        if example.contains("-it") || example.contains("--memory") && !needs(&[Need::Cgroups]) {
+            continue;
+        }
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-ec", &format!("adl() {{ \"$0\" \"$@\"; }}\n{example}")]).arg(adl());
+        sh.env("ADL_STATE_DIR", home.state()).current_dir(home.path(""));
+        let printed = succeeds(sh.stdin(Stdio::null()));
+        for (of, expected) in [
+            ("echo", "hello\n"),
+            (":ro", "input.txt\n"),
+            ("result", "a\nb\n"),
+            ("ls /root", "ready\n"),
+        ] {
+            assert!(!example.contains(of) || printed.contains(expected), "{example}: {printed}");
+        }
+    }
+    assert_eq!(fs::read_to_string(home.path("sorted")).unwrap(), "a\nb\n");
+    assert!(fs::read_to_string(home.path("result.json")).unwrap().contains("\"exited\""));
+    succeeds(adl_command(&home.state()).args(["snapshot", "rm", "--all"]));
 }
 
 #[test]

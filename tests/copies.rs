@@ -518,6 +518,64 @@ fn the_command_line_copies_in_before_and_out_after() {
 }
 
 #[test]
+fn a_copy_out_to_a_directory_takes_its_old_name_there() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    fs::create_dir_all(home.path("out/taken")).unwrap();
+    fs::create_dir(home.path("secret")).unwrap();
+    std::os::unix::fs::symlink("../secret", home.path("out/link")).unwrap();
+    let run = |from: &str, to: &str| {
+        let mut adl = adl_command(&home.state());
+        adl.current_dir(home.path("out")).args(["run", "--copy-out", &format!("{from}:{to}")]);
+        let script = "mkdir /d; echo f >/d/f; echo f >/f; ln -s /f /l; ln -s /d /m; mkfifo /p; \
+                      ln /f /taken";
+        adl.args(["--", "sh", "-c", script]).output().unwrap()
+    };
+    for (from, to, made) in [
+        ("/f", ".", "f"),
+        ("/f", "./", "f"),
+        ("/f", "taken", "taken/f"),
+        ("/f", "taken/", "taken/f"),
+        ("/f", "taken/g", "taken/g"),
+        ("/f", "../secret/../out", "f"),
+        // In the place of a directory there is none.
+        ("/taken", ".", "taken/taken"),
+        // As a directory that is there is added to.
+        ("/d", ".", "f"),
+        ("/d", "taken", "taken/f"),
+        ("/m", "taken", "taken/f"),
+        ("/l", ".", "l"),
+    ] {
+        if to == "." && from == "/taken" {
+            // It would be called as the directory is.
+            assert_eq!(run(from, to).status.code(), Some(125));
+            continue;
+        }
+        let output = run(from, to);
+        assert_eq!(output.status.code(), Some(0), "{from} {to}: {output:?}");
+        let made = home.path("out").join(made);
+        assert_eq!(fs::read_to_string(&made).unwrap(), "f\n", "{from} {to}");
+        fs::remove_file(made).unwrap();
+    }
+    // Through a link, only where the caller has made it: as the path of a directory.
+    let output = run("/f", "link");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(fs::read_to_string(home.path("secret/f")).unwrap(), "f\n");
+    // What has nothing to be copied is no copy.
+    let output = run("/p", "p");
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Fifo"), "{output:?}");
+    for (option, value) in [("--copy-out", "/f:-"), ("--copy-in", "-:/f")] {
+        let mut adl = adl_command(&home.state());
+        let output = adl.args(["run", option, value, "--", "echo", "ran"]).output().unwrap();
+        assert_eq!((output.status.code(), &*output.stdout), (Some(125), &b""[..]), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("tar -cf -"), "{output:?}");
+    }
+}
+
+#[test]
 fn a_copy_removes_nothing_for_a_directory_and_no_file_for_its_own_name() {
     if !needs(&[Need::Program("tar")]) {
         return;

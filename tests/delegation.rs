@@ -1,7 +1,9 @@
 //! Where the cgroups of sandboxes are made, and where not.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use adl_runtime::{Config, Error, Limits, Sandbox};
@@ -122,15 +124,18 @@ fn root_goes_no_further_up_than_was_delegated() {
     }
     let home = Home::new();
     let service = Service::new();
-    let run = |limit: &[&str]| {
+    let command = |limit: &[&str]| {
         let adl = adl_command(&home.state());
         let mut command = service.enter();
         command.arg(adl.get_program());
         for (name, value) in adl.get_envs() {
             command.env(name, value.unwrap_or_default());
         }
-        command.arg("run").args(limit).args(["--", "cat", "/proc/self/cgroup"]).output().unwrap()
+        // Says that it runs, and goes on until its input ends.
+        command.arg("run").args(limit).args(["--", "sh", "-c", "echo; exec cat"]);
+        command
     };
+    let run = |limit: &[&str]| command(limit).output().unwrap();
     // Above it is what limits it: its sandboxes would not be in that. What it is in itself can't
     // hand controllers on, but to threads, with which it would be of no use to the service any
     // more.
@@ -150,10 +155,15 @@ fn root_goes_no_further_up_than_was_delegated() {
         let set = format!("import os; os.setxattr('{path}', '{mark}', b'1')");
         let set = std::process::Command::new("python3").args(["-c", &set]).status().unwrap();
         assert!(set.success());
-        let output = run(&["--memory", "64m"]);
-        let said = String::from_utf8(output.stdout).unwrap();
-        // From its cgroup namespace, which begins where the caller is.
-        assert!(said.starts_with("0::/../../adl-"), "{said}{:?}", String::from_utf8(output.stderr));
+        let mut command = command(&["--memory", "64m"]);
+        let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0];
+        running.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let names = fs::read_dir(&service.path).unwrap().map(|entry| entry.unwrap().file_name());
+        let names: Vec<_> = names.collect();
+        assert!(names.iter().any(|n| n.to_string_lossy().starts_with("adl-")), "{names:?}");
+        drop(running.stdin.take());
+        assert!(running.wait().unwrap().success());
         let unset = format!("import os; os.removexattr('{path}', '{mark}')");
         let unset = std::process::Command::new("python3").args(["-c", &unset]).status().unwrap();
         assert!(unset.success());

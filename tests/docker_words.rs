@@ -67,8 +67,29 @@ fn options_of_docker_do_what_they_do_there() {
         let blocks = shown.trim().strip_prefix("tmpfs ").and_then(|blocks| blocks.parse().ok());
         assert!(blocks.is_some_and(|blocks: u64| (256..=263).contains(&blocks)), "{tmpfs} {shown}");
     }
+    if nix::unistd::geteuid().is_root() {
+        // The example of docker's own manual.
+        let tmpfs = "--tmpfs=/run:rw,noexec,nosuid,size=65536k";
+        let script =
+            "grep ' /run ' /proc/mounts; df --output=size /run; cp /bin/true /run; /run/true";
+        let output =
+            adl_command(&home.state()).args(["run", tmpfs, "sh", "-c", script]).output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let has = |words: &[&str]| words.iter().all(|word| shown.contains(word));
+        assert!(has(&["rw,", "noexec", "nosuid", "nodev", "65536\n"]), "{shown}");
+        assert_eq!(output.status.code(), Some(126), "{}", stderr(&output));
+        for (option, script, expected) in [
+            ("--tmpfs=/t:mode=750,uid=5,gid=6", "stat -c '%a %u %g' /t", "750 5 6\n"),
+            ("--mount=type=tmpfs,dst=/t,tmpfs-mode=0700", "stat -c %a /t", "700\n"),
+            ("--mount=type=tmpfs,dst=/t,readonly", "touch /t/a || echo no", "no\n"),
+            ("--tmpfs=/t:ro,noexec", "touch /t/a || echo no", "no\n"),
+        ] {
+            assert_eq!(run(&home, &[option, "sh", "-c", script]), expected, "{option}");
+        }
+    }
     for (arguments, expected) in [
         (&["--rm", "--init", "echo", "a"][..], "a\n"),
+        (&["--rm=true", "--init=true", "echo", "a"], "a\n"),
         (&["--entrypoint", "echo", "a", "-n"], "a -n\n"),
         (&["--entrypoint", "echo"], "\n"),
         (&["--entrypoint=echo", "--", "--rm"], "--rm\n"),
@@ -236,6 +257,20 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
         (&["cp", "a", "b"], "--copy-in"),
         (&["commit", "a", "b"], "--snapshot"),
         (&["info"], "adl doctor"),
+        (&["system", "df"], "du -sh"),
+        (&["system", "prune"], "adl gc"),
+        (&["container", "ls"], "adl run"),
+        (&["volume", "ls"], "--snapshot"),
+        (&["network", "ls"], "--network host"),
+        (&["run", "--runtime", "runsc", "true"], "is the runtime"),
+        (&["run", "--platform", "linux/arm64", "true"], "x86_64"),
+        (&["run", "--secret", "id=x", "true"], "/run/secrets"),
+        (&["run", "--ro", "true"], "--read-only"),
+        (&["run", "--json", "true"], "--result FILE"),
+        (&["run", "--cap-add", "ptrace", "true"], "SYS_PTRACE"),
+        (&["run", "--cap-add", "CAP_Admin", "true"], "SYS_ADMIN"),
+        (&["run", "--rm=false", "true"], "always"),
+        (&["run", "--copy-out", "/etc/passwd:-", "true"], "tar -cf -"),
         (&["run", "--image", "debian:12", "true"], "docker export"),
         (&["run", "--mount", "type=volume,source=data,target=/d", "true"], "./data"),
         (&["run", "--mount", "type=bind,source=/,target=/d,sweet=1", "true"], "`sweet`"),
@@ -330,8 +365,6 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         (&["--sysctl", "net.core.somaxconn=x"], &["\"net.core.somaxconn\"", "other values"]),
         (&["-w", "/no/such"], &["\"/no/such\"", "mkdir -p"]),
         (&["-w", ""], &["leave it out"]),
-        (&["--tmpfs", "/x:noexec"], &["noexec", "leave it out"]),
-        (&["--tmpfs", "/x:ro"], &["ro", "leave it out"]),
         (&["--device", "/dev/null:r"], &["`rwm`"]),
         (&["--memory", "64"], &["less than 1m", "512m"]),
         (&["--memory", "1k"], &["less than 1m", "512m"]),
@@ -341,8 +374,14 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         (&["-v", &directory_on("/etc/passwd")], &["\"/etc/passwd\"", "directory", "file"]),
         (&["-v", &directory_on("/proc")], &["/proc"]),
         (&["-v", "/no/such/place:/x"], &["/no/such/place", "make it first"]),
-        (&["-v", &directory_on("/x:rslave")], &["rslave", "`ro`"]),
-        (&["--tmpfs", "/x:uid=5"], &["uid=5", "1777"]),
+        (&["-v", &directory_on("/x:rslave")], &["rslave", "rprivate", "before"]),
+        (&["-v", &directory_on("/x:noexec")], &["noexec", "leave it out"]),
+        (&["--tmpfs", "/x:suid"], &["suid", "nosuid", "--device"]),
+        (&["--tmpfs", "/x:nr_inodes=5"], &["nr_inodes=5", "mode=MODE"]),
+        (&["--tmpfs", "/x:size=50%"], &["50%", "64m"]),
+        (&["--user", "nosuch"], &["nosuch", "by number"]),
+        (&["--ids", "many"], &["--ids", "whole number"]),
+        (&["-p", "8080:80"], &["`-p`", "--network host", "port"]),
     ] {
         let told = refused(&home, &[&["run"], arguments, &["true"]].concat());
         assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
@@ -350,7 +389,7 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
     let words = refused(&home, &["run", "--upper", "memory:64", "true"]);
     assert!(!words.contains("ADL_STATE_DIR"), "{words}");
     let words = refused(&home, &["run", "--ids", "10", "true"]);
-    assert!(words.contains("at least 65536"), "{words}");
+    assert!(words.contains("fewer than the 65536"), "{words}");
     // One that the kernel has for all of the machine.
     let words = refused(&home, &["run", "--sysctl", "net.core.rmem_max=1", "true"]);
     assert!(words.contains("\"net.core.rmem_max\""), "{words}");

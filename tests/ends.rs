@@ -3,9 +3,10 @@
 //! It ends whatever the kernel or init makes of it.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Child, Command, Config, EndReason, Error, Sandbox, Stdio};
@@ -189,6 +190,51 @@ fn an_end_that_takes_long_is_remembered_and_told_until_it_has_come() {
     assert!(matches!(taken, Err(Error::NameInUse { .. })), "{taken:?}");
     ice.thaw();
     assert!(within(SOON, || Sandbox::create(config.clone()).is_ok()));
+}
+
+#[test]
+fn file_calls_end_with_a_sandbox_that_cannot_be_killed() {
+    if !needs(&[Need::Freezer]) {
+        return;
+    }
+    /// Tells of the first that comes, and waits until it may go on.
+    struct Gate(Option<(Sender<()>, Receiver<()>)>);
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if let Some((tell, go)) = self.0.take() {
+                tell.send(()).unwrap();
+                go.recv().unwrap();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let ice = Ice::new("calls");
+    // More than pipes hold. Their own time is that of a test.
+    shell(&sandbox, "head -c 8000000 /dev/zero > /tmp/large");
+    let mut files = sandbox.files();
+    files.timeout(Duration::from_secs(1000));
+    let mut reader = files.open_read("/tmp/large").unwrap();
+    reader.read_exact(&mut [0; 1]).unwrap();
+    let ((tell, begun), (go, may_go)) = (channel(), channel());
+    let mut gate = Gate(Some((tell, may_go)));
+    let copies = std::thread::spawn(move || files.export_tar("/tmp", &mut gate).unwrap_err());
+    begun.recv().unwrap();
+    ice.freeze(&sandbox);
+    let reads = std::thread::spawn(move || reader.read_to_end(&mut Vec::new()).unwrap_err());
+    go.send(()).unwrap();
+    let deleted = sandbox.delete();
+    assert!(matches!(deleted, Err(Error::TimedOut { .. })), "{deleted:?}");
+    let copied = within(SOON, || copies.is_finished()).then(|| copies.join().unwrap());
+    let read = within(SOON, || reads.is_finished()).then(|| reads.join().unwrap());
+    ice.thaw();
+    assert!(matches!(copied, Some(Error::SandboxDied)), "{copied:?}");
+    assert!(read.as_ref().is_some_and(|why| why.to_string().contains("died")), "{read:?}");
 }
 
 #[test]
@@ -411,10 +457,8 @@ fn the_end_of_the_process_waits_for_removals_as_long_as_it_was_told() {
 }
 
 /// The helper of the test above.
-pub(crate) fn exit_after_a_delete(state: &Path, limit: Option<Duration>) {
-    if let Some(limit) = limit {
-        adl_runtime::wait_at_exit(limit);
-    }
+pub(crate) fn exit_after_a_delete(state: &Path, limit: Duration) {
+    adl_runtime::wait_at_exit(limit);
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
     let sandbox = Sandbox::create(config).unwrap();
     let made = sandbox.shell("mkdir /root/d; cd /root/d; seq 50000 | xargs touch").status();

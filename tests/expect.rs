@@ -36,6 +36,8 @@ pub(crate) enum Need {
     /// A Debian root file system: `debian`. `ADL_TEST_DEBIAN` names one; else root with
     /// debootstrap makes one.
     Debian,
+    /// File systems of programs: `fuse`.
+    Fuse,
     /// Core dumps that go into a file where the program is: `core-pattern`.
     DumpsInPlace,
     /// A clone of the repository that can be built in, and a cargo: `workspace`.
@@ -60,6 +62,7 @@ impl Need {
             Self::Cgroup2 => "cgroup2",
             Self::Freezer => "freezer",
             Self::Debian => "debian",
+            Self::Fuse => "fuse",
             Self::DumpsInPlace => "core-pattern",
             Self::Workspace => "workspace",
             Self::Sysfs => "sysfs",
@@ -82,6 +85,7 @@ impl Need {
             Self::Cgroup2 => "a machine with cgroup version 2 alone: tests/guest/run",
             Self::Freezer => "a machine with the freezer of cgroup version 1",
             Self::Debian => "apt-get install debootstrap",
+            Self::Fuse => "modprobe fuse",
             Self::DumpsInPlace => "sysctl kernel.core_pattern=core",
             Self::Workspace => "a clone that can be written to, and cargo",
             Self::Sysfs => "a machine rather than a container that covers parts of its /sys",
@@ -119,6 +123,10 @@ impl Need {
             }
             Self::Freezer => no_freezer(),
             Self::Debian => once(|| images::debian().err()),
+            Self::Fuse => {
+                let opened = File::options().read(true).write(true).open("/dev/fuse");
+                opened.err().map(|error| format!("/dev/fuse: {error}"))
+            }
             Self::DumpsInPlace => {
                 let path = "/proc/sys/kernel/core_pattern";
                 let pattern = fs::read_to_string(path).unwrap_or_default();
@@ -157,6 +165,7 @@ fn package(program: &str) -> &str {
         "find" => "findutils",
         "chattr" => "e2fsprogs",
         "newuidmap" => "uidmap",
+        "java" => "default-jre-headless",
         "cat" | "stty" | "yes" | "printf" => "coreutils",
         other => other,
     }

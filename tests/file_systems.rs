@@ -394,6 +394,57 @@ fn a_snapshot_that_is_full_can_be_the_image_of_others() {
 }
 
 #[test]
+fn a_full_btrfs_is_told_and_its_forks_go_on_once_there_is_room() {
+    if !needs(&[Need::Root, Need::Btrfs]) {
+        return;
+    }
+    let home = Home::new();
+    // Content and names share what room there is, so that it is full soon.
+    let mkfs = ["mkfs.btrfs", "-q", "--mixed"];
+    let disk = Mounted::try_new(&home.path(""), &mkfs, "loop", 64 << 20).unwrap();
+    let image = Image::directory(small_image(&home.path("")));
+    let config = Config { upper: BTRFS, image, ..disk.config() };
+    let fill = "cat /dev/zero > /data/large; i=0; while mkdir -p /data/$i/x; do i=$((i + 1)); done";
+    let filled = |sandbox: &Sandbox| {
+        let output = sandbox.shell(fill).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("cannot create directory"), "{text}");
+    };
+    // Whether it was made; where not, the error has to say why.
+    let is_full = |error: Error| error.to_string().contains("No space left");
+    let sandbox = Sandbox::create(config.clone()).unwrap();
+    filled(&sandbox);
+    match sandbox.snapshot() {
+        // It lies on what is full, and so does a fork of it.
+        Ok(full) => assert!(Sandbox::create(full.config()).map_or_else(is_full, |_| true)),
+        Err(error) => assert!(is_full(error)),
+    }
+    assert_eq!(shell(&sandbox, "cat /data/file"), "image\n");
+
+    sandbox.reset().unwrap();
+    shell(&sandbox, "echo new > /data/new");
+    let snapshot = sandbox.snapshot().unwrap();
+    let fork = Sandbox::create(snapshot.config()).unwrap();
+    filled(&fork);
+    // What one fork has filled, others have not.
+    if let Err(error) = Sandbox::create(snapshot.config()) {
+        assert!(is_full(error));
+    }
+    assert_eq!(shell(&sandbox, "cat /data/new"), "new\n");
+    // And what it gives back, the next one has.
+    fork.delete().unwrap();
+    let last = Sandbox::create(snapshot.config()).unwrap();
+    let look = "cat /data/new; ls /data; echo more > /data/more; cat /data/more";
+    assert_eq!(shell(&last, look), "new\nfile\nnew\nsub\nmore\n");
+    drop((last, sandbox));
+    snapshot.delete().unwrap();
+    assert_eq!(left(&config), 0);
+    assert_eq!(fs::read_dir(disk.place.join("state/snapshots")).unwrap().count(), 0);
+    let subvolumes = disk.subvolumes();
+    assert!(matches!(&*subvolumes, [base] if base.starts_with("state/images/")), "{subvolumes:?}");
+}
+
+#[test]
 fn a_disk_that_a_guest_has_filled_is_emptied_by_a_reset() {
     if !needs(&[Need::Root, Need::Btrfs]) {
         return;

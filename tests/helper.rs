@@ -113,16 +113,19 @@ fn entry() {
         "cycle" => crate::lifetime::cycle(&state),
         "collect-much" => crate::output::collect_much(&state),
         "inherits-streams" => crate::stdio::inherits_streams(&state),
+        "joins-its-streams" => crate::relays::joins_its_streams(&state),
+        "wait-in-vain" => crate::jobs::wait_in_vain(&state),
+        "joins-many" => crate::relays::joins_many(&state),
         "inherits-both-streams" => crate::stdio::inherits_both_streams(&state),
         "background-with-few-descriptors" => crate::jobs::background_with_few_descriptors(&state),
         "cancel-many" => crate::jobs::cancel_many(&state),
         "few-descriptors" => crate::shares::few_descriptors(&state),
         "write-for-ever" => crate::files::write_for_ever(&state),
         "reset-for-ever" => crate::reset::reset_for_ever(&state),
-        "exit-when-removed" => crate::ends::exit_after_a_delete(&state, None),
-        "exit-at-once" => {
-            crate::ends::exit_after_a_delete(&state, Some(std::time::Duration::ZERO));
+        "exit-when-removed" => {
+            crate::ends::exit_after_a_delete(&state, std::time::Duration::from_secs(100));
         }
+        "exit-at-once" => crate::ends::exit_after_a_delete(&state, std::time::Duration::ZERO),
         "in-flight" => crate::shares::in_flight(&state),
         "count-resets" => crate::reset::count_resets(&state),
         "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),
@@ -136,6 +139,9 @@ fn entry() {
         "cycle-with-few-descriptors" => crate::descriptors::cycle_with_few_descriptors(&state),
         "has-private-files" => host_image::part(host_image::has_private_files, &state),
         "had-private-files" => host_image::part(host_image::had_private_files, &state),
+        "has-forms-of-secrets" => host_image::part(host_image::has_forms_of_secrets, &state),
+        "has-mounts-that-hang" => host_image::part(host_image::has_mounts_that_hang, &state),
+        "has-hosts" => host_image::part(host_image::has_hosts, &state),
         "has-secrets" => host_image::part(host_image::has_secrets, &state),
         "changes-etc" => host_image::part(host_image::changes_etc, &state),
         "run-a-program" => crate::programs::run_as_user(&state),

@@ -1,13 +1,15 @@
 //! What the host image shows of the host: what any user there may read.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use adl_runtime::{Config, HostImage, Network, Sandbox};
+use adl_runtime::{Config, HostImage, Image, LeftOut, Network, Sandbox};
 
-use crate::harness::{Home, Need, OrdinaryUser, needs, repository, shell, succeeds};
+use crate::harness::{Home, Need, OrdinaryUser, needs, repository, shell, succeeds, within};
 use crate::{helper, images};
 
 /// Makes the root of a machine of one's own, with few programs, and becomes what is called there.
@@ -36,6 +38,8 @@ fn on_a_host_of_its_own(part: &str) {
     let home = Home::new();
     let root = home.path("host");
     images::small(&root);
+    // For parts that need one.
+    images::small(&root.join("image"));
     for directory in ["etc/ld.so.conf.d", "tmp", "usr/bin", "usr/local"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
@@ -223,6 +227,190 @@ pub(crate) fn has_secrets(state: &Path) {
 }
 
 #[test]
+fn no_form_of_a_secret_in_etc_is_inside() {
+    if needs(&[Need::Root]) {
+        on_a_host_of_its_own("has-forms-of-secrets");
+    }
+}
+
+/// What stands for a secret.
+const MARKER: &str = "7c1c93cd5dmarker";
+
+/// Files of `/etc` as administrators have them, with `MARKER` in the place of the secret.
+const SECRETS: [(&str, &str); 52] = [
+    ("app/config.yaml", "db:\n  user: me\n  password: MARKER\n"),
+    ("app/block.yml", "token: |\n  MARKER\n"),
+    ("app/list.yaml", "- name: a\n  api_key: \"MARKER\"\n"),
+    ("app/config.json", "{\"user\": \"me\", \"password\": \"MARKER\"}\n"),
+    ("app/pretty.json", "{\n  \"clientSecret\": \"MARKER\"\n}\n"),
+    ("app/config.toml", "[db]\npassword = \"MARKER\"\n"),
+    ("app/config.ini", "[db]\napi_key = MARKER\n"),
+    ("app/app.properties", "javax.net.ssl.keyStorePassword=MARKER\n"),
+    ("app/settings.xml", "<a><dbPassword type='x'>MARKER</dbPassword></a>"),
+    ("app/web.config", "<add password=\"MARKER\" user=\"me\"/>"),
+    ("app/env", "export CI_TOKEN=MARKER\n"),
+    ("app/url.conf", "upstream = postgres://me:MARKER@db.example/app\n"),
+    ("app/credentials.conf", "aws_secret_access_key = MARKER\n"),
+    ("app/credentials", "anything MARKER\n"),
+    ("app/key.txt", "-----BEGIN OPENSSH PRIVATE KEY-----\nMARKER\n"),
+    ("app/rsa", "-----BEGIN RSA PRIVATE KEY-----\nMARKER\n"),
+    ("app/pgp.asc", "-----BEGIN PGP PRIVATE KEY BLOCK-----\nMARKER\n"),
+    ("app/putty.ppk", "PuTTY-User-Key-File-3: ssh-rsa\nMARKER\n"),
+    ("app/host.key", "MARKER"),
+    ("app/netrc.conf", "machine host login me password MARKER\n"),
+    ("app/.netrc", "MARKER"),
+    ("app/pgpass.conf", "localhost:5432:db:me:MARKER\n"),
+    ("app/.pgpass", "MARKER"),
+    ("app/users", "me:$apr1$abcdefgh$MARKERMARKER\n"),
+    ("app/bcrypt", "me:$2y$10$MARKERMARKERMARKERMARKER\n"),
+    ("app/.htpasswd", "me:MARKER\n"),
+    ("app/htpasswd", "me:MARKER\n"),
+    ("app/ldap.ldif", "userPassword: {SSHA}MARKERMARKER\n"),
+    ("app/slapd.conf", "rootpw MARKER\n"),
+    ("app/nslcd.conf", "bindpw MARKER\n"),
+    ("app/wg0.conf", "[Interface]\nPrivateKey = MARKER\n"),
+    ("app/wg1.conf", "[Peer]\nPresharedKey = MARKER\n"),
+    ("app/krb5.keytab", "MARKER"),
+    ("app/keys-of-kerberos", "\u{5}\u{2}\0\0\0\u{8}MARKER"),
+    ("app/user-data", "#cloud-config\nchpasswd:\n  list: root:MARKER\n"),
+    ("app/auth.conf", "machine packages.example\n  login me\n  password MARKER\n"),
+    ("app/pip.conf", "[global]\nindex-url = https://MARKER@packages.example/simple\n"),
+    ("app/npmrc", "//registry.example/:_authToken=MARKER\n"),
+    ("app/npm-auth", "_auth=MARKER\n"),
+    ("app/docker.json", "{\"auths\": {\"r\": {\"auth\": \"MARKER==\"}}}"),
+    ("app/kube", "users:\n- user:\n    client-key-data: MARKER\n"),
+    ("app/kube-token", "users:\n- user:\n    token: MARKER\n"),
+    ("app/snmpd.conf", "rocommunity MARKER 10.0.0.0/8\n"),
+    ("app/snmp-user.conf", "createUser me SHA MARKER AES MARKER\n"),
+    ("app/wpa.conf", "network={\n\tssid=\"x\"\n\tpsk=\"MARKER\"\n}\n"),
+    ("app/interfaces", "iface wlan0 inet dhcp\n  wpa-psk MARKER\n"),
+    ("app/rndc.conf", "key \"rndc\" {\n\tsecret \"MARKER\";\n};\n"),
+    ("app/ipsec.conf", "192.0.2.1 %any : PSK \"MARKER\"\n"),
+    ("app/nginx.conf", "proxy_set_header Authorization \"Bearer MARKER\";\n"),
+    ("app/redis.conf", "requirepass MARKER\n"),
+    ("app/ntp.txt", "1 SHA1 MARKER\n"),
+    ("ssl/private/site.pem", "MARKER"),
+];
+
+/// Files that name no secret, or another's, with `MARKER` in them: for the same links.
+const PUBLIC: [(&str, &str); 6] = [
+    ("app/public", "MARKER\n"),
+    ("app/passwords.txt", "# password = MARKER\nask for the password: MARKER\n"),
+    ("app/pam", "password requisite pam_MARKER.so\n"),
+    ("app/known.conf", "PublicKey = MARKER\npublic_key: MARKER\n"),
+    ("app/cert.pem", "-----BEGIN CERTIFICATE-----\nMARKER\n-----END CERTIFICATE-----\n"),
+    ("app/script", "password=$MARKER\ntoken: $MARKER\n"),
+];
+
+/// The part of it where the host has them all.
+pub(crate) fn has_forms_of_secrets(state: &Path) {
+    // As links of administrators open them, a directory as a whole.
+    symlink("/etc/app", "/usr/local/app").unwrap();
+    symlink("/etc/ssl", "/usr/local/ssl").unwrap();
+    for (name, content) in SECRETS.iter().chain(&PUBLIC) {
+        file(&format!("/etc/{name}"), &content.replace("MARKER", MARKER), 0o644);
+    }
+    // Read by a shell, of whose programs there are few.
+    let search = "search() {
+            for file in \"$1\"/* \"$1\"/.[!.]*; do
+                if [ -d \"$file\" ]; then
+                    search \"$file\"
+                elif [ -f \"$file\" ]; then
+                    case $(cat \"$file\") in *7c1c93cd5dmarker*) echo \"$file\" ;; esac
+                fi
+            done
+        }
+        search /etc";
+    let sandbox = sandbox_in(state);
+    let found: Vec<String> = shell(&sandbox, search).lines().map(str::to_owned).collect();
+    let mut expected: Vec<String> = PUBLIC.iter().map(|(name, _)| format!("/etc/{name}")).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+    // The control: outside, all of them are found.
+    let outside = Command::new("sh").args(["-c", search]).output().unwrap().stdout;
+    let outside = String::from_utf8(outside).unwrap();
+    assert_eq!(outside.lines().count(), SECRETS.len() + PUBLIC.len(), "{outside}");
+}
+
+#[test]
+fn what_is_mounted_in_usr_and_etc_is_waited_for_by_no_one() {
+    if needs(&[Need::Root, Need::Fuse]) {
+        on_a_host_of_its_own("has-mounts-that-hang");
+    }
+}
+
+/// The part of it where the host has file systems whose server does not answer.
+pub(crate) fn has_mounts_that_hang(state: &Path) {
+    file("/usr/local/covered/closed", "secret\n", 0o600);
+    file("/usr/local/covered/public", "content\n", 0o644);
+    file("/etc/linked/public", "content\n", 0o644);
+    symlink("/etc/linked", "/usr/local/linked").unwrap();
+    let _servers: Vec<_> = [
+        "/usr/local/share",
+        "/usr/local/covered",
+        "/etc/fonts",
+        "/etc/linked/below",
+        "/etc/pki/tls",
+    ]
+    .into_iter()
+    .map(mount_that_hangs)
+    .collect();
+    // What a link leads to, too.
+    symlink("/etc/pki/tls/certs", "/etc/linked/certs").unwrap();
+    let sandbox = sandbox_in(state);
+    let seen =
+        shell(&sandbox, "ls /usr/local/covered /etc/linked; test -e /etc/fonts || echo none");
+    // Of what is covered there is inside what anyone could have read.
+    assert_eq!(seen, "/etc/linked:\npublic\n\n/usr/local/covered:\npublic\nnone\n");
+    let image = HostImage::of(Path::new("/")).unwrap();
+    for place in ["/etc/fonts", "/etc/linked/below", "/etc/pki/tls"] {
+        let left_out = (PathBuf::from(place), LeftOut::Mount);
+        assert!(image.left_out.contains(&left_out), "{place}: {:?}", image.left_out);
+    }
+}
+
+/// Mounts a file system of which no one answers for the files.
+fn mount_that_hangs(place: &str) -> fs::File {
+    fs::create_dir_all(place).unwrap();
+    let server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("fuse"), place, Some("fuse"), flags, Some(&*options)).unwrap();
+    server
+}
+
+#[test]
+fn with_the_hosts_network_its_names_are_known() {
+    if needs(&[Need::Root]) {
+        on_a_host_of_its_own("has-hosts");
+    }
+}
+
+/// The part of it where the host has names of its own.
+pub(crate) fn has_hosts(state: &Path) {
+    const NAME: &str = "192.0.2.7\tdb.internal\n";
+    let read = |network, image| {
+        let state_directory = Some(state.to_owned());
+        let hostname = Some("box".to_owned());
+        let config = Config { state_directory, network, image, hostname, ..Config::default() };
+        shell(&Sandbox::create(config).unwrap(), "cat /etc/hosts")
+    };
+    file("/etc/hosts", NAME, 0o644);
+    let image = Path::new("/image");
+    for image in [Image::host(), Image::directory(image)] {
+        let hosts = read(Network::Host, image.clone());
+        assert!(hosts.contains(NAME) && hosts.ends_with("127.0.0.1\tbox\n"), "{hosts}");
+        assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"), "{hosts}");
+        // Where that is not so, they are of no use.
+        assert!(!read(Network::None, image).contains("db.internal"));
+    }
+    file("/image/etc/hosts", "own\n", 0o644);
+    assert_eq!(read(Network::Host, Image::directory(image)), "own\n");
+    file("/etc/hosts", NAME, 0o600);
+    assert!(!read(Network::Host, Image::host()).contains("db.internal"));
+}
+
+#[test]
 fn a_change_of_etc_is_seen_by_the_next_sandbox() {
     if needs(&[Need::Root]) {
         on_a_host_of_its_own("changes-etc");
@@ -237,6 +425,12 @@ pub(crate) fn changes_etc(state: &Path) {
     assert!(sandbox_in(state).files().exists(new).unwrap());
     fs::remove_file(new).unwrap();
     assert!(!sandbox_in(state).files().exists(new).unwrap());
+    // One in place, of a file whose directory stays as it is, is seen a little later.
+    file("/etc/profile", "one\n", 0o644);
+    assert_eq!(shell(&sandbox_in(state), "cat /etc/profile"), "one\n");
+    file("/etc/profile", "other\n", 0o644);
+    let is_seen = || shell(&sandbox_in(state), "cat /etc/profile") == "other\n";
+    assert!(within(Duration::from_secs(60), is_seen));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! must succeed, or its failure would prove nothing.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
@@ -411,30 +411,117 @@ fn a_tracer_holds_up_the_end_of_no_job() {
     sandbox.delete().unwrap();
 }
 
+/// `ask` has a process stop at its end, and tells how that went; some processes, of which each
+/// asks for others; then all are left as they are.
+const HOLD_EACH_OTHER: &str = "import ctypes, errno, os, signal, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+def ask(name, pid, request=0x4206, options=0x40):
+    result = libc.ptrace(request, pid, 0, options)
+    print(name, 'fine' if result == 0 else errno.errorcode[ctypes.get_errno()], flush=True)
+def child(act):
+    pid = os.fork()
+    if pid == 0:
+        act()
+        signal.pause()
+    return pid
+parent = os.getpid()
+read, write = os.pipe()
+def be_parent():
+    grandchild = child(lambda: None)
+    os.write(write, b'%d ' % grandchild)
+middle = child(be_parent)
+grandchild = int(os.read(read, 100))
+sibling = child(lambda: (ask('sibling', middle), ask('parent', parent), os.write(write, b'x')))
+os.read(read, 1)
+ask('grandchild', grandchild)
+ask('init', 1)
+ask('none', 4194304)
+ask('nonsense', -1)
+thread = threading.Thread(target=lambda: ask('thread', sibling))
+thread.start()
+thread.join()
+# What it may: with all options, in two steps, and what it has attached to.
+ask('child', middle, options=0x10003f | 0x40)
+assert libc.ptrace(16, sibling, 0, 0) == 0
+os.waitpid(sibling, 0)
+ask('set', sibling, request=0x4200)
+ask('older', sibling, request=21)
+libc.ptrace(7, sibling, 0, 0)
+# Killed now, they stop at their ends.
+os.kill(middle, 9)
+print('ready', flush=True)
+signal.pause()";
+
 #[test]
 fn no_two_processes_can_hold_up_each_others_end() {
     if !needs(&[Need::Program("python3")]) {
         return;
     }
     let home = Home::new();
-    let script = "import ctypes, os, signal
-libc = ctypes.CDLL(None, use_errno=True)
-libc.ptrace.argtypes = [ctypes.c_long] * 4
-child = os.fork()
-if child == 0: signal.pause()
-for options in 0x40, 0x100040: print(libc.ptrace(0x4206, child, 0, options), ctypes.get_errno())
-print(libc.ptrace(0x4206, child, 0, 0x10003f))
-print(libc.ptrace(0x4200, child, 0, 0x40), ctypes.get_errno())
-os.kill(child, 9)";
-    let run = |sandbox: &Sandbox| {
-        let output = sandbox.command("python3").args(["-c", script]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+    let said = |sandbox: &Sandbox| {
+        let mut command = sandbox.command("python3");
+        command.args(["-c", HOLD_EACH_OTHER]).stdout(Stdio::piped());
+        let mut job = command.spawn().unwrap();
+        let lines = BufReader::new(job.stdout.take().unwrap()).lines();
+        let lines: Vec<_> =
+            lines.map(|line| line.unwrap()).take_while(|line| line != "ready").collect();
+        (job, lines.join(", "))
     };
-    assert_eq!(run(&home.sandbox()), "-1 1\n-1 1\n0\n-1 1\n");
-    // Control: what it would do to one process, the test above shows.
+    let sandbox = home.sandbox();
+    let (job, lines) = said(&sandbox);
+    let refused = "sibling EPERM, parent EPERM, grandchild EPERM, init EPERM, none EPERM, \
+        nonsense EPERM, thread EPERM";
+    assert_eq!(lines, format!("{refused}, child fine, set fine, older fine"));
+    let begin = Instant::now();
+    drop(job);
+    sandbox.delete().unwrap();
+    assert!(begin.elapsed() < at_most(Duration::from_secs(5)), "{:?}", begin.elapsed());
+    // Control: who may trace all, may do so to others, too. It must not: nothing would end them.
     let capabilities = Capabilities::default().with(Capability::SysPtrace);
     let with = Sandbox::create(Config { capabilities, ..home.config() }).unwrap();
-    assert!(run(&with).starts_with("0 "), "{}", run(&with));
+    let script = HOLD_EACH_OTHER.replace("ask('parent', parent)", "None");
+    let mut command = with.command("python3");
+    let mut job = command.args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(job.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "sibling fine\n");
+}
+
+#[test]
+fn whoever_asks_init_all_the_time_gets_an_answer_now_and_then() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+begin = time.monotonic()
+children = []
+for _ in range(4):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        count = 0
+        while time.monotonic() < begin + 1:
+            libc.ptrace(0x4206, 1, 0, 0x40)
+            count += 1
+        os.write(write, b'%d' % count)
+        os._exit(0)
+    children.append(read)
+print(sum(int(os.read(read, 100)) for read in children), time.monotonic() - begin)";
+    let mut command = sandbox.command("python3");
+    let mut job = command.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    // Init does all else meanwhile.
+    while job.try_wait().unwrap().is_none() {
+        assert_answers(&sandbox);
+    }
+    let mut printed = String::new();
+    job.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    let (count, seconds) = printed.trim().split_once(' ').unwrap();
+    let (count, seconds): (f64, f64) = (count.parse().unwrap(), seconds.parse().unwrap());
+    assert!(count >= 4.0 && count <= seconds * 1000.0 + 10.0, "{count} in {seconds} s");
 }
 
 #[test]

@@ -747,3 +747,63 @@ pub(crate) fn background_with_few_descriptors(state: &std::path::Path) {
     sandbox.delete().unwrap();
     adl_runtime::finish_removals();
 }
+
+#[test]
+fn one_that_was_to_be_killed_when_dropped_is_where_a_wait_for_it_fails() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("wait-in-vain", &home.state()).finish();
+}
+
+/// The helper of the test above.
+pub(crate) fn wait_in_vain(state: &std::path::Path) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let config =
+        adl_runtime::Config { state_directory: Some(state.to_owned()), ..Default::default() };
+    let sandbox = Sandbox::create(config).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let fails = |kill: bool| {
+        let mut child = ready(sandbox.shell("echo ready; exec sleep 1000").kill_on_drop(kill));
+        drop(child.stdout.take());
+        let handle = child.handle();
+        // poll(2) refuses more than there may be descriptors.
+        setrlimit(Resource::RLIMIT_NOFILE, 1, hard).unwrap();
+        let waited = child.wait_with_output();
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        assert!(matches!(waited, Err(Error::Io { .. })), "{waited:?}");
+        handle
+    };
+    assert_eq!(fails(true).wait_timeout(SOON).unwrap().and_then(|status| status.signal()), Some(9));
+    let kept = fails(false);
+    assert_eq!(kept.try_wait().unwrap(), None);
+    kept.kill().unwrap();
+    kept.wait().unwrap();
+}
+
+#[test]
+fn who_types_waits_for_room_while_another_thread_reads_the_terminal() {
+    if !needs(&[]) {
+        return;
+    }
+    // More than the kernel keeps of what is typed.
+    const LENGTH: usize = 300_000;
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = format!("stty raw -echo; : > /tmp/ready; sleep 0.1; head -c {LENGTH} | wc -c");
+    let child = sandbox.shell(script).terminal(24, 80).spawn().unwrap();
+    let mut types = child.terminal.as_ref().unwrap().try_clone().unwrap();
+    let reads = std::thread::spawn(move || child.wait_with_output().unwrap());
+    let is_read = || {
+        let flags = nix::fcntl::fcntl(&types, nix::fcntl::FcntlArg::F_GETFL).unwrap();
+        nix::fcntl::OFlag::from_bits_retain(flags).contains(nix::fcntl::OFlag::O_NONBLOCK)
+    };
+    assert!(within(SOON, is_read));
+    assert!(within(SOON, || sandbox.files().exists("/tmp/ready").unwrap()));
+    std::io::Write::write_all(&mut types, &vec![b'x'; LENGTH]).unwrap();
+    let output = reads.join().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), LENGTH.to_string());
+    // So it does after that; nothing is there any more.
+    assert_eq!(std::io::Read::read(&mut types, &mut [0; 10]).unwrap(), 0);
+}

@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use adl_runtime::{Access, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox, Upper};
+use adl_runtime::{
+    Access, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox, TmpfsOptions, Upper,
+};
 
 use crate::harness::{Home, Need, adl_command, beside, needs, shell, succeeds};
 use crate::images;
@@ -410,6 +412,46 @@ fn a_tmpfs_has_its_size_and_is_new_after_a_reset() {
     }
     sandbox.reset().unwrap();
     assert_eq!(shell(&sandbox, "ls /scratch /dev/shm"), "/dev/shm:\n\n/scratch:\n");
+}
+
+#[test]
+fn a_tmpfs_is_what_it_was_to_be() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let tmpfs =
+        |target: &str, options| Mount::Tmpfs { target: target.into(), size: 1 << 20, options };
+    let usual = TmpfsOptions::default();
+    let own = TmpfsOptions { mode: 0o2750, uid: 1000, gid: 1001, ..usual };
+    let sandbox = with(
+        &home,
+        vec![
+            tmpfs("/own", own),
+            tmpfs("/data", TmpfsOptions { can_execute: false, ..usual }),
+            tmpfs("/empty", TmpfsOptions { can_write: false, ..usual }),
+            tmpfs("/data/below", TmpfsOptions { mode: 0, ..usual }),
+        ],
+    );
+    let script =
+        "cd /; stat -c '%n %a %u %g' own data empty data/below; df -h --output=size own | tail -1
+        touch own/file && stat -c '%u %g' own/file; touch empty/file || echo 'no file'
+        cp /bin/true own; own/true && echo ran; cp /bin/true data; data/true || echo 'did not run'";
+    let expected = "own 2750 1000 1001\ndata 1777 0 0\nempty 1777 0 0\ndata/below 0 0 0\n 1.0M\n\
+                    0 1001\nno file\nran\ndid not run\n";
+    assert_eq!(shell(&sandbox, script), expected);
+    // No one else may look into what is closed.
+    let by = |uid| sandbox.command("ls").arg("/own").uid(uid).output().unwrap().status.success();
+    assert_eq!([by(1000), by(1002)], [true, false]);
+    sandbox.reset().unwrap();
+    assert_eq!(shell(&sandbox, "ls /own /data"), "/data:\nbelow\n\n/own:\n");
+    let mut options = usual;
+    for (mode, uid, gid) in [(0o10_000, 0, 0), (0o755, 65_536, 0), (0o755, 0, u32::MAX)] {
+        (options.mode, options.uid, options.gid) = (mode, uid, gid);
+        let config = Config { mounts: vec![tmpfs("/t", options)], ..home.config() };
+        let error = Sandbox::create(config).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "mount", .. }), "{options:?}: {error}");
+    }
 }
 
 #[test]

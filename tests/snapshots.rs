@@ -10,10 +10,12 @@ use adl_runtime::{
 
 use crate::figures::percentile;
 use crate::harness::{
-    Home, Need, adl_command, beside, needs, processor_time, shell, stderr, succeeds,
+    Home, Need, adl_command, beside, needs, processor_time, shell, stderr, succeeds, within,
 };
 use crate::helper::{Helper, say};
 use crate::{census, images};
+
+const SOON: Duration = Duration::from_secs(20);
 
 fn named(name: &str) -> SnapshotOptions {
     SnapshotOptions { name: Some(name.to_owned()), ..SnapshotOptions::default() }
@@ -557,7 +559,7 @@ fn the_command_line_keeps_and_lists_and_removes() {
     let make =
         "echo kept > /root/file; rm /etc/nsswitch.conf; echo 10.0.0.1 > /etc/added; sleep 1000 &";
     adl(&["run", "--snapshot", "one", "--", "sh", "-c", make]);
-    assert_eq!(adl(&["snapshot", "ls"]), "one\n");
+    assert_eq!(adl(&["snapshot", "ls", "-q"]), "one\n");
     assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
     let changes = adl(&["snapshot", "changes", "one"]);
     assert_eq!(changes, "A /etc/added\nD /etc/nsswitch.conf\nA /root/file\n");
@@ -573,7 +575,7 @@ fn the_command_line_keeps_and_lists_and_removes() {
         assert_eq!((early.status.code(), &*early.stdout), (Some(125), &b""[..]), "{upper}");
     }
     adl(&["snapshot", "rm", "one"]);
-    assert_eq!(adl(&["snapshot", "ls"]), "");
+    assert_eq!(adl(&["snapshot", "ls", "-q"]), "");
     let absent = adl_command(&home.state())
         .args(["run", "--image", "snapshot:one", "true"])
         .output()
@@ -714,4 +716,33 @@ fn names_of_snapshots_are_checked() {
         );
     }
     shell(&sandbox, "true");
+}
+
+#[test]
+fn a_file_call_that_is_over_keeps_no_sandbox_busy() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let files = sandbox.files();
+    files.write_file("/root/file", "content").unwrap();
+    // All of it is in the pipe, and no one has read it.
+    let mut reader = files.open_read("/root/file").unwrap();
+    let snapshot = || sandbox.snapshot().map_err(|error| format!("{error:?}"));
+    let mut last = Ok(());
+    let is_made = within(SOON, || {
+        last = snapshot().map(drop);
+        last.is_ok()
+    });
+    assert!(is_made, "{last:?}");
+    let mut read = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut read).unwrap();
+    assert_eq!(read, "content");
+    // What was to write it has died, and no one has looked.
+    let writer = files.open_write("/root/other", adl_runtime::WriteOptions::new()).unwrap();
+    assert!(matches!(snapshot(), Err(error) if error.contains("Busy")));
+    sandbox.kill_all().unwrap();
+    assert!(within(SOON, || snapshot().is_ok()));
+    writer.finish().unwrap_err();
 }

@@ -1,10 +1,12 @@
 //! How a command starts, as whom and with what, and what is told when it can't.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Command, Error, Files, Resource, Stage, Stdio};
+use adl_runtime::{
+    Capabilities, Capability, Command, Config, Error, Files, Resource, Sandbox, Stage, Stdio,
+};
 use nix::errno::Errno;
 
 use crate::harness::{Home, Need, at_most, needs, shell, typical};
@@ -194,4 +196,65 @@ fn what_was_set_for_a_command_holds_inside_it() {
     let mut child = sandbox.shell("read line; exit $line").stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.as_mut().unwrap().write_all(b"9\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(9));
+}
+
+/// Looks at each process as soon as it is there, and says of how many it has read the memory while
+/// that was init's, once a file tells it to end.
+const LOOKS: &str = r#"
+import os
+def read(pid):
+    try:
+        memory = os.open(f'/proc/{pid}/mem', os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Where init is, and no program that is loaded anywhere.
+        return len(os.pread(memory, 4, 0x200000)) == 4
+    except OSError:
+        return False
+    finally:
+        os.close(memory)
+print('looks', flush=True)
+seen = set()
+while not os.path.exists('/tmp/end'):
+    with open('/proc/loadavg') as file:
+        last = int(file.read().split()[-1])
+    for _ in range(200):
+        seen.update(pid for pid in (last, last + 1, last + 2) if read(pid))
+print(len(seen))
+"#;
+
+#[test]
+fn an_oom_score_lets_no_one_look_at_a_command_before_its_program_runs() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let capabilities = Capabilities::default().with(Capability::SysPtrace);
+    let sandbox = Sandbox::create(Config { capabilities, ..home.config() }).unwrap();
+    let of_init =
+        || std::fs::read_to_string(format!("/proc/{}/oom_score_adj", sandbox.init_pid())).unwrap();
+    let before = of_init();
+    let score = |score: i16| {
+        let mut command = sandbox.command("/bin/cat");
+        command.arg("/proc/self/oom_score_adj").oom_score_adj(score).output()
+    };
+    let mut command = sandbox.command("python3");
+    let mut looks = command.args(["-c", LOOKS]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(looks.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "looks\n");
+    for _ in 0..300 {
+        assert_eq!(score(500).unwrap().stdout, b"500\n");
+    }
+    // What has none has that of others, and what is refused is told.
+    assert_eq!(score(0).unwrap().stdout, before.as_bytes());
+    let refused = score(-1000);
+    assert!(matches!(refused, Err(Error::Start { stage: Stage::OomScore, .. })), "{refused:?}");
+    assert_eq!(of_init(), before);
+    shell(&sandbox, "touch /tmp/end");
+    line.clear();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "0\n");
 }

@@ -187,7 +187,11 @@ fn what_can_not_be_written_is_told() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let output = run(&home, "echo text; exit 0").stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert!(stderr(&output).starts_with("adl: stdout: No space left"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with("adl: write to stdout: No space left"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

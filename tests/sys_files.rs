@@ -202,18 +202,135 @@ fn limits_can_be_read_inside_and_not_written() {
     assert!(!text.contains("adl-"), "{text}");
 }
 
+/// Looks for its limits as programs do: the path that `/proc/self/cgroup` tells, below where
+/// `mountinfo` says that the hierarchy is mounted, if what is mounted is the root of what it sees
+/// or is that path. Prints a line for each name that the limit has.
+const FIND: &str = r#"
+import os, sys
+mounts = {}
+for line in open('/proc/self/mountinfo'):
+    root, at = line.split()[3:5]
+    kind, _, options = line.split(' - ')[1].split()
+    if kind == 'cgroup2':
+        mounts[''] = (root, at)
+    if kind == 'cgroup':
+        mounts.update((name, (root, at)) for name in options.split(','))
+paths = {}
+for line in open('/proc/self/cgroup'):
+    _, names, path = line.rstrip('\n').split(':', 2)
+    paths.update((name, path) for name in names.split(','))
+for controller, file in (name.split('/') for name in sys.argv[1:]):
+    root, at = mounts[controller]
+    path = paths[controller]
+    # Version 2 has one mount, whose root programs don't look at.
+    assert controller == '' or root == '/', (controller, root, path)
+    assert '..' not in path.split('/'), path
+    print(open(at + path + '/' + file).read().strip())
+"#;
+
+/// The files of memory, processors and processes as [`FIND`] wants them.
+fn limits_here() -> [&'static str; 3] {
+    if crate::cgroups::is_pure_v2() {
+        ["/memory.max", "/cpu.max", "/pids.max"]
+    } else {
+        ["memory/memory.limit_in_bytes", "cpu/cpu.cfs_quota_us", "pids/pids.max"]
+    }
+}
+
+/// What that is of half a processor.
+fn half() -> &'static str {
+    if crate::cgroups::is_pure_v2() { "50000 100000" } else { "50000" }
+}
+
 #[test]
-fn a_runtime_sizes_itself_by_the_limit() {
-    if !needs(&[Need::Cgroups, Need::Program("node")]) {
+fn the_path_of_a_commands_cgroup_leads_to_its_limits() {
+    if !needs(&[Need::Cgroups, Need::Program("python3")]) {
+        return;
+    }
+    const MEMORY: u64 = 200 << 20;
+    let home = Home::new();
+    let limits = |memory| Limits {
+        memory: Some(memory),
+        cpu: Some(500),
+        pids: Some(100),
+        ..Limits::default()
+    };
+    let sandbox = with(&home, |config| config.limits = limits(MEMORY));
+    let find = || {
+        let mut command = sandbox.command("python3");
+        let output = command.args(["-c", FIND]).args(limits_here()).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{why}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let expected = |memory: u64| format!("{memory}\n{}\n100\n", half());
+    // In the first leaf, and in one that was used; with other limits, in that and in a new one; and
+    // in each life.
+    for _ in 0..2 {
+        assert_eq!(find(), expected(MEMORY));
+    }
+    sandbox.set_limits(limits(2 * MEMORY)).unwrap();
+    assert_eq!(find(), expected(2 * MEMORY));
+    let mut other = sandbox.command("/bin/sleep").arg("1000").spawn().unwrap();
+    assert_eq!(find(), expected(2 * MEMORY));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    sandbox.reset().unwrap();
+    assert_eq!(find(), expected(2 * MEMORY));
+    // A neighbour has its own.
+    let neighbour = with(&home, |config| config.limits = limits(4 * MEMORY));
+    let output = neighbour.command("python3").args(["-c", FIND]).args(limits_here()).output();
+    assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), expected(4 * MEMORY));
+}
+
+#[test]
+fn no_command_sees_the_name_of_a_cgroup_outside() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let limits = || Limits { memory: Some(64 << 20), pids: Some(30), ..Limits::default() };
+    let sandbox = with(&home, |config| config.limits = limits());
+    let _neighbour = with(&home, |config| config.limits = limits());
+    // Of itself, and of others inside.
+    let look = "sleep 1000 & cat /proc/self/cgroup /proc/$!/cgroup /proc/self/mountinfo; kill $!";
+    let text = shell(&sandbox, look);
+    assert!(text.contains("0::/") && !text.contains("adl-"), "{text}");
+    let text =
+        shell(&sandbox, "find /sys/fs/cgroup -type d; ls -a /sys/fs/cgroup/.. /sys/fs/cgroup/*/..");
+    assert!(!text.contains("adl-"), "{text}");
+}
+
+#[test]
+fn runtimes_size_themselves_by_the_limit() {
+    if !needs(&[Need::Cgroups]) {
         return;
     }
     const MEMORY: u64 = 256 << 20;
     let home = Home::new();
-    let sandbox = with(&home, |config| config.limits.memory = Some(MEMORY));
-    let script = "console.log(process.constrainedMemory())";
-    let output = sandbox.command("node").args(["-e", script]).output().unwrap();
-    let why = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{MEMORY}\n"), "{why}");
+    let sandbox = with(&home, |config| {
+        config.limits = Limits { memory: Some(MEMORY), cpu: Some(1000), ..Limits::default() };
+    });
+    let run = |program: &str, arguments: &[&str]| {
+        let output = sandbox.command(program).args(arguments).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{why}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    if needs(&[Need::Program("node")]) {
+        let text = run("node", &["-e", "console.log(process.constrainedMemory())"]);
+        assert_eq!(text, format!("{MEMORY}\n"));
+    }
+    if needs(&[Need::Program("java")]) {
+        let text = run("java", &["-XX:+PrintFlagsFinal", "-version"]);
+        // A quarter of what it takes the machine to have.
+        let heap = text.lines().find(|line| line.contains(" MaxHeapSize ")).unwrap();
+        let bytes = heap.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap();
+        assert!(bytes <= MEMORY / 2, "{heap}");
+        let text = run("java", &["-Xlog:os+container=trace", "-version"]);
+        assert!(text.contains(&format!("Memory Limit is: {MEMORY}")), "{text}");
+        assert!(text.contains("active_processor_count: 1"), "{text}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use adl_runtime::{Capabilities, Capability, Config, Output, Sandbox, Seccomp};
 
-use crate::harness::{Home, Need, needs, shell};
+use crate::harness::{Home, Need, adl_command, needs, shell};
 
 /// Writes a program in C, and compiles it with these options; its path inside.
 #[track_caller]
@@ -89,7 +89,7 @@ fn a_debugger_runs_a_program_and_looks_at_one_that_runs() {
 }
 
 #[test]
-fn strace_takes_the_right_to_trace() {
+fn strace_follows_what_it_starts_and_takes_a_right_to_trace_others() {
     if !needs(&[Need::Program("strace")]) {
         return;
     }
@@ -97,11 +97,55 @@ fn strace_takes_the_right_to_trace() {
     // As `adl run --cap-add SYS_PTRACE`.
     let capabilities = Capabilities::default().with(Capability::SysPtrace);
     let with = Sandbox::create(Config { capabilities, ..home.config() }).unwrap();
+    let without = home.sandbox();
     let trace = "strace -f -e trace=execve -o /tmp/trace sh -c '(/bin/echo one); /bin/echo two' &&
         grep -c 'execve(\"/bin/echo\"' /tmp/trace";
-    assert_eq!(shell(&with, trace), "one\ntwo\n2\n");
-    let output = home.sandbox().shell(trace).output().unwrap();
-    assert!(texts(&output).contains("Operation not permitted"), "{}", texts(&output));
+    let attach = "sleep 1000 & pid=$!
+        strace -p $pid -o /tmp/other sh -c 'kill '$pid 2> /tmp/said; kill -9 $pid 2> /dev/null
+        grep -o 'killed by SIGTERM' /tmp/other; grep -o 'Operation not permitted' /tmp/said; true";
+    for sandbox in [&with, &without] {
+        assert_eq!(shell(sandbox, trace), "one\ntwo\n2\n");
+    }
+    assert_eq!(shell(&with, attach), "killed by SIGTERM\n");
+    assert_eq!(shell(&without, attach), "Operation not permitted\n");
+}
+
+#[test]
+fn under_a_filter_that_others_answer_for_all_is_there_but_strace() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    // One that allows all, with a descriptor for questions, which stays open over the execve.
+    let around = "import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('filter', ctypes.c_void_p)]
+allow = ctypes.c_uint64(0x7fff0000 << 32 | 6)
+program = Program(1, ctypes.addressof(allow))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+listener = libc.syscall(ctypes.c_long(317), 1, 8, ctypes.byref(program))
+assert listener >= 0, ctypes.get_errno()
+os.set_inheritable(listener, True)
+os.execv(sys.argv[1], sys.argv[1:])";
+    let ask = "import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+libc.ptrace(0x4206, 7, 0, 0x40)
+print(errno.errorcode[ctypes.get_errno()])";
+    let run = |command: &mut std::process::Command| {
+        let output = command.args(["run", "--", "python3", "-c", ask]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (String::from_utf8_lossy(&output.stdout).into_owned(), said)
+    };
+    let mut under = adl_command(&home.state());
+    let adl = under.get_program().to_owned();
+    let mut python = std::process::Command::new("python3");
+    python.args(["-c", around]).arg(adl);
+    python.envs(under.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert_eq!(run(&mut python), ("ENOSYS\n".to_owned(), String::new()));
+    // Control.
+    assert_eq!(run(&mut under), ("EPERM\n".to_owned(), String::new()));
 }
 
 #[test]

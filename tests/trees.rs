@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Child, EndReason, Sandbox, Scope, Stdio};
+use adl_runtime::{
+    Capabilities, Capability, Child, Config, EndReason, Limits, Sandbox, Scope, Stdio,
+};
 
 use crate::census;
 use crate::harness::{Home, Need, at_most, needs, shell, within};
@@ -171,4 +173,67 @@ fn what_ended_by_itself_was_not_ended_by_its_time() {
         }
     }
     assert_eq!(itself + timed_out, 200);
+}
+
+/// A process of its own session, without a parent in its job, that has taken namespaces of these
+/// flags: what became of that is told before the job's own process waits.
+const UNSHARES: &str = r#"
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        refused = libc.unshare(int(sys.argv[1], 16))
+        # What comes after has it from birth.
+        if os.fork() == 0:
+            os.write(write, b'refused' if refused else b'taken')
+            os.dup2(os.open('/dev/null', os.O_RDWR), 1)
+            time.sleep(1000)
+        time.sleep(1000)
+    os._exit(0)
+print(os.read(read, 10).decode(), flush=True)
+time.sleep(1000)
+"#;
+
+/// What such a one has told, and how many processes there are after the end of its tree.
+fn after_the_end_of_a_tree(sandbox: &Sandbox, flags: &str) -> (String, usize) {
+    let mut command = sandbox.command("python3");
+    let mut child = command.args(["-c", UNSHARES, flags]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut told).unwrap();
+    child.signal(9, Scope::Tree).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!status.survivors(), "{status}");
+    let tree = census::tree(sandbox.init_pid());
+    (told, tree.iter().filter(|process| !process.is_zombie()).count() - 1)
+}
+
+#[test]
+fn no_namespace_takes_a_process_out_of_its_tree() {
+    if !needs(&[Need::Program("python3")]) {
+        return;
+    }
+    const CGROUP: &str = "0x2000000";
+    const UTS: &str = "0x4000000";
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    for flags in [CGROUP, UTS] {
+        assert_eq!(after_the_end_of_a_tree(&sandbox, flags), ("refused\n".to_owned(), 0));
+    }
+    // With the right to one, a namespace of cgroups takes nothing off.
+    let capabilities = Capabilities::default().with(Capability::SysAdmin);
+    let weak = Sandbox::create(Config { capabilities, ..home.config() }).unwrap();
+    assert_eq!(after_the_end_of_a_tree(&weak, CGROUP), ("taken\n".to_owned(), 0));
+    // The control: with that right, the mark itself can be taken off. Two have it off then.
+    assert_eq!(after_the_end_of_a_tree(&weak, UTS), ("taken\n".to_owned(), 2));
+    weak.kill_all().unwrap();
+    assert_eq!(census::tree(weak.init_pid()).len(), 1);
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    // A job with limits has a cgroup namespace that others have not.
+    let limits = Limits { memory: Some(200 << 20), ..Limits::default() };
+    let limited = Sandbox::create(Config { limits, ..home.config() }).unwrap();
+    assert_eq!(after_the_end_of_a_tree(&limited, CGROUP), ("refused\n".to_owned(), 0));
 }

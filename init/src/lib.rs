@@ -12,6 +12,7 @@
 //! * [`events`]: the loop, and the one place that waits for children
 //! * [`job`]: the steps from a fresh child to the job's program, in one list; [`job::builtin`]:
 //!   jobs that are no programs, [`files`] among them
+//! * [`tracing`]: who may have another stop at its end
 //! * [`job::tree`]: all that a job ever started, and the end of it
 #![no_std]
 
@@ -28,6 +29,8 @@ mod path;
 mod receive;
 mod setup;
 pub mod sys;
+mod text;
+mod tracing;
 
 use alloc::boxed::Box;
 

@@ -34,6 +34,8 @@ pub struct Spawn<'a> {
     pub stdio: JobStdio,
     /// How many cgroups it joins: a descriptor of the `cgroup.procs` of each came with it.
     pub cgroups: u8,
+    /// Whether those are the roots of all that it sees of cgroups.
+    pub cgroup_namespace: bool,
     /// Whether a descriptor came with it that must be closed by a successful `execve(2)`, and
     /// [`JobEvent::Started`] is wanted.
     pub start_notice: bool,

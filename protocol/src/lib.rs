@@ -42,13 +42,11 @@ pub use job::{
     Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
-    Access, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities, Layer,
-    Mount, Setup, SetupFailure, Step, Upper, What,
+    Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
+    Layer, Mount, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
-
-use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,12 +70,10 @@ pub enum Request<'a> {
     Spawn(Spawn<'a>),
     /// End, and with it every process of the sandbox.
     Shutdown,
-    /// Go on with these in `/sys/fs/cgroup`, read-only: the next request, where [`Setup::cgroups`]
-    /// says so. The host makes them while init mounts. Each is a [`What::Volume`] at the names of
-    /// its controllers with a comma between them, or at none; a descriptor comes for each
-    /// [`Layer::Descriptor`].
+    /// Go on with these in `/sys/fs/cgroup`: the next request, where [`Setup::cgroups`] says so. The
+    /// host makes them while init mounts.
     #[serde(borrow)]
-    Cgroups(Vec<Mount<'a>>),
+    Cgroups(Cgroups<'a>),
     /// Go on: the ids are mapped.
     Mapped,
 }

@@ -65,6 +65,22 @@ pub struct Setup<'a> {
     pub core_key: u64,
 }
 
+/// The cgroups of a sandbox.
+///
+/// Descriptors that come with it, in order: one for each mount that is a [`Layer::Descriptor`], one
+/// for each of the roots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroups<'a> {
+    /// What is in `/sys/fs/cgroup`, read-only: each a [`What::Volume`] at the names of its
+    /// controllers with a comma between them, or at none.
+    #[serde(borrow)]
+    pub mounts: Vec<Mount<'a>>,
+    /// How many cgroups are the roots of what jobs see: of each came a file by which a process of
+    /// one thread joins it. None where each job has roots of its own
+    /// ([`crate::Spawn::cgroup_namespace`]).
+    pub roots: u8,
+}
+
 /// Who writes `uid_map` and `gid_map` of the user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IdMaps<'a> {

@@ -15,11 +15,11 @@ use std::cell::Cell;
 use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
-    Access, Attributes, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind, FileTask,
-    IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing, Login,
-    MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure, Spawn,
-    Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION,
-    What, WriteHow, is_plain_name,
+    Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
+    FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
+    Listing, Login, MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup,
+    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time,
+    Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,7 @@ fn spawn() -> Request<'static> {
             StdioSource::Previous,
         ]),
         cgroups: 6,
+        cgroup_namespace: true,
         start_notice: true,
         timeout_us: Some(1000),
         cpu_limit: Some(CpuLimit { most: 5, per_ms: 6 }),
@@ -155,7 +156,8 @@ fn a_change_of_the_wire_changes_these_bytes() {
         access: Access::ReadOnly,
         what: What::Volume(Layer::Descriptor),
     };
-    golden(&Request::Cgroups(vec![cgroup]), b"\x11\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0");
+    let cgroups = Cgroups { mounts: vec![cgroup], roots: 3 };
+    golden(&Request::Cgroups(cgroups), b"\x12\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0\x03");
     golden(&Request::Mapped, b"\x01\0\0\0\x05");
     golden(&Reply::Unmapped, b"\x01\0\0\0\x02");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
@@ -186,9 +188,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
     golden(
         &spawn(),
-        b"\x49\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
+        b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
           \x01\x05\x12\x01\x07\xfb\0\x01\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb\xe8\x03\0\0\
-          \x01\x02\x06\x01\x01\xfb\xe8\x03\x01\x05\x06\x01",
+          \x01\x02\x06\x01\x01\x01\xfb\xe8\x03\x01\x05\x06\x01",
     );
 }
 

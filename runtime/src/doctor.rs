@@ -55,7 +55,8 @@ impl Check {
 /// The first Linux on which overlayfs takes an id-mapped layer.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
 
-/// Examines this machine, as the calling user. It makes some sandboxes and leaves nothing;
+/// Examines this machine, as the calling user. It makes some sandboxes, and leaves nothing but what
+/// the first sandbox of a state directory leaves there for the next: the host image.
 /// `state_directory` is as in [`Config`].
 pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
     let config =

@@ -215,7 +215,7 @@ pub use config::defaults::{Defaults, Resource, Rlimit};
 pub use config::host_path::HostPath;
 pub use config::image::Image;
 pub use config::limits::{IoLimit, Limits};
-pub use config::mount::{Access, Mount};
+pub use config::mount::{Access, Mount, TmpfsOptions};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
 pub use error::{Error, ErrorKind, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};
@@ -224,8 +224,8 @@ pub use files::{
 };
 pub use garbage::collect_garbage;
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
+pub use job::captures::OutputStream;
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
-pub use job::collect::OutputStream;
 pub use job::command::{Command, Leftovers};
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;

@@ -69,7 +69,7 @@ impl Deadline {
 pub(crate) enum Woken {
     /// What was waited for is ready, whatever else has happened.
     Ready,
-    /// Init has ended: no one makes it ready any more.
+    /// Init has ended, or the job has: no one makes it ready any more.
     InitDied,
     /// The deadline has passed.
     Late,
@@ -90,6 +90,35 @@ pub(crate) fn wait_beside_init(
         return Ok(Woken::Late);
     }
     let [fd, _] = fds;
+    Ok(if fd.any().unwrap_or(true) { Woken::Ready } else { Woken::InitDied })
+}
+
+/// A job that makes ready what is waited for.
+pub(crate) trait Maker: std::fmt::Debug + Send + Sync {
+    /// Readable when the sandbox's init has ended.
+    fn init(&self) -> BorrowedFd<'_>;
+
+    /// Shut behind the last that is told of the job, or by the end of the sandbox, whether or not
+    /// the kernel can end its init.
+    fn channel(&self) -> BorrowedFd<'_>;
+}
+
+/// Waits as [`wait_beside_init`], and no longer than there is the job.
+pub(crate) fn wait_beside_job(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    job: &dyn Maker,
+    deadline: Deadline,
+) -> Result<Woken> {
+    let mut fds = [
+        PollFd::new(fd, events),
+        PollFd::new(job.init(), PollFlags::POLLIN),
+        PollFd::new(job.channel(), PollFlags::from_bits_retain(libc::POLLRDHUP)),
+    ];
+    if !wait_ready(&mut fds, deadline)? {
+        return Ok(Woken::Late);
+    }
+    let [fd, ..] = fds;
     Ok(if fd.any().unwrap_or(true) { Woken::Ready } else { Woken::InitDied })
 }
 

@@ -52,7 +52,8 @@ pub(super) const PROGRAMS: &[Program] = programs! {
     "java": "TLS on loopback, processes, collectors, a heap by the limit",
     "compilers": "C, C++, ASan, LSan, TSan, UBSan, gcov",
     "tracing": "gdb, valgrind, process_vm_readv",
-    "strace" with SysPtrace: "of a program, of children, of what runs; faults put in",
+    "strace": "of a program, of children; faults put in",
+    "attach" with SysPtrace: "strace of what runs",
     "chromium": "a screenshot, without its sandbox and with it",
     "cpython": "test modules of CPython's own that lean on the system",
 };
@@ -121,8 +122,6 @@ pub(super) const DIFFERENCES: &[Difference] = differences! {
     USER "postgresql" [] "One id: apt becomes _apt, and the server is no root.";
     USER "redis" [] "One id: apt becomes _apt, and the server another user.";
     USER "nginx" [] "One id: apt becomes _apt, and the workers another user.";
-    ROOT "java" ["a heap by the limit"]
-        "With version 1 of cgroups, the JVM before its version 25 does not find the limit.";
     BOTH "tracing" ["valgrind: an invalid read"]
         "The limit of core dumps is 1 rather than 0: valgrind says that it dumps, and does not.";
     ROOT "chromium" ["as a user with its own sandbox"]

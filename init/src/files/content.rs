@@ -209,8 +209,7 @@ pub(super) struct TemporaryName([u8; 32]);
 
 impl TemporaryName {
     fn new(attempt: u32) -> Self {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let time = i32::try_from(time.tv_nsec).unwrap_or(0);
+        let time = i32::try_from(sys::now() % 1_000_000_000).unwrap_or(0);
         let (mut pid, mut number) = ([0; 12], [0; 12]);
         let pid = sys::decimal(sys::own_pid(), &mut pid);
         let number = sys::decimal(time ^ i32::try_from(attempt).unwrap_or(0), &mut number);

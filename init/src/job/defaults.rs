@@ -2,7 +2,11 @@
 
 use adl_protocol::Identities;
 use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Result;
 use rustix::thread::CapabilitySet;
+
+use crate::sys;
 
 /// What every job starts from.
 pub(crate) struct JobDefaults {
@@ -25,6 +29,44 @@ pub(crate) struct JobDefaults {
     pub(crate) proc: OwnedFd,
     /// See `proc`.
     pub(crate) terminals: OwnedFd,
+    /// By what a job has an OOM score from birth, where a guest may trace whoever it can look at.
+    pub(crate) own_score: Option<OwnScore>,
+}
+
+/// Init's own OOM score, which a child begins with.
+///
+/// A process opens its file for that only while it is dumpable, and with `CAP_SYS_PTRACE` a guest
+/// could look at a child then, which has a copy of init's memory. This was open before there was a
+/// guest. No child may share init's memory where this is used: it would get the score as well.
+pub(crate) struct OwnScore {
+    file: OwnedFd,
+    text: [u8; 8],
+    length: usize,
+}
+
+impl OwnScore {
+    pub(crate) fn open() -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+        let mut text = [0; 8];
+        let length = rustix::io::read(&file, &mut text)?;
+        Ok(Self { file, text, length })
+    }
+
+    /// Sets it for the children that are started until [`OwnScore::put_back`].
+    pub(crate) fn set(&self, score: i16) -> Result<()> {
+        write_score(&self.file, score)
+    }
+
+    /// Never refused: it is not below what it was before.
+    pub(crate) fn put_back(&self) {
+        let _ = rustix::io::write(&self.file, self.text.get(..self.length).unwrap_or_default());
+    }
+}
+
+pub(crate) fn write_score(file: &OwnedFd, score: i16) -> Result<()> {
+    let mut digits = [0; 12];
+    rustix::io::write(file, sys::decimal(i32::from(score), &mut digits)).map(drop)
 }
 
 /// The umask of init, and of jobs that ask for no other.

@@ -23,11 +23,11 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::failure::{Failure, InStage};
 use crate::files;
-use crate::job::defaults::{DEFAULT_UMASK, JobDefaults};
+use crate::job::defaults::{DEFAULT_UMASK, JobDefaults, write_score};
 use crate::job::login::Variables;
 use crate::path::open_in_root;
 use crate::receive::send_small;
-use crate::sys::{self, Memory, OwnedRequest, PointerSpace};
+use crate::sys::{self, Memory, Namespace, OwnedRequest, PointerSpace};
 
 /// The status of a process that could not become its program. No one sees it: the host has been
 /// told [`JobEvent::Failed`] before.
@@ -162,6 +162,9 @@ fn prepare(
     for cgroup in &start.resources.cgroups {
         rustix::io::write(cgroup, b"0").stage(Stage::Cgroup)?;
     }
+    if spawn.cgroup_namespace {
+        sys::unshare(Namespace::Cgroup).stage(Stage::Cgroup)?;
+    }
 
     // 1. A session of its own: no terminal of another job, and a group to be signalled. A file's
     // has neither, and to share the processor by sessions takes a while to set up.
@@ -180,7 +183,7 @@ fn prepare(
     if spawn.nice != 0 {
         rustix::process::nice(i32::from(spawn.nice)).stage(Stage::Nice)?;
     }
-    if spawn.oom_score_adj != 0 {
+    if spawn.oom_score_adj != 0 && start.defaults.own_score.is_none() {
         set_oom_score_adj(&start.defaults.proc, spawn.oom_score_adj).stage(Stage::OomScore)?;
     }
 
@@ -314,9 +317,7 @@ fn set_oom_score_adj(proc: &OwnedFd, score: i16) -> rustix::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty());
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let mut digits = [0; 12];
-    let text = sys::decimal(i32::from(score), &mut digits);
-    rustix::io::write(file?, text).map(drop)
+    write_score(&file?, score)
 }
 
 fn take_identity(

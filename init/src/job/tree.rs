@@ -1,9 +1,11 @@
 //! All that a job ever started, and the end of it.
 //!
-//! Each job runs in a cgroup namespace of its own. That is nothing but a mark: every process that
+//! Each job runs in a UTS namespace of its own. That is nothing but a mark: every process that
 //! descends from the job carries it, whatever session, group or parent it has moved to, none can
-//! take it off without CAP_SYS_ADMIN, and `/proc/PID/ns/cgroup` shows it. It costs 2 µs, needs no
-//! process to stand guard and no cgroup that can be written.
+//! take it off without CAP_SYS_ADMIN, and `/proc/PID/ns/uts` shows it. It costs 2 µs, and needs no
+//! process to stand guard and no cgroup that can be written. The host name in it is the sandbox's,
+//! and stays. A job is born with it, and init holds it before: nothing that a job does or suffers
+//! comes between.
 //!
 //! A tree is ended by passes through `/proc` that send SIGKILL to all who carry the mark, until
 //! passes meet none, twice: one that got the signal makes no more processes, and processes that
@@ -21,10 +23,14 @@ use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::sys;
+use crate::sys::{self, Namespace};
 
 /// How much of the list of processes is read in one turn, in bytes: about 150 of them.
 const CHUNK: usize = 4 << 10;
+
+/// Below the directory of a process or a thread in `/proc`, and below that itself.
+const MARK: &CStr = c"ns/uts";
+const MARK_OF_INIT: &CStr = c"self/ns/uts";
 
 /// The mark of a job's tree.
 pub(crate) struct Tree {
@@ -36,9 +42,9 @@ pub(crate) struct Tree {
 impl Tree {
     /// Puts a new mark on init, and so on the child that it starts next.
     pub(crate) fn begin(proc: impl AsFd) -> Result<Self> {
-        sys::unshare_cgroup_namespace()?;
+        sys::unshare(Namespace::Uts)?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let pin = rustix::fs::openat(proc, c"self/ns/cgroup", flags, Mode::empty())?;
+        let pin = rustix::fs::openat(proc, MARK_OF_INIT, flags, Mode::empty())?;
         let mark = rustix::fs::fstat(&pin)?.st_ino;
         Ok(Self { _pin: pin, mark })
     }
@@ -313,17 +319,20 @@ impl Target {
 /// for something else, or has frozen, nor one whose first thread has ended, or which who traces it
 /// keeps from ending.
 fn moves(process: &OwnedFd) -> bool {
+    !matches!(state_and_parent(process), Some((b'D' | b'Z' | b'X' | b't', _)) | None)
+}
+
+/// The state of a process, by its directory in `/proc`, and the parent that it has now.
+pub(crate) fn state_and_parent(process: &OwnedFd) -> Option<(u8, u64)> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(process, c"stat", flags, Mode::empty()) else {
-        return false;
-    };
+    let file = rustix::fs::openat(process, c"stat", flags, Mode::empty()).ok()?;
     let mut text = [0; 128];
-    let Ok(length) = rustix::io::read(&file, &mut text) else { return false };
-    // pid (name) state: of the name, which may be anything of 15 bytes, the last parenthesis
-    // counts.
-    let text = text.get(..length).unwrap_or_default();
-    let state = text.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
-    !matches!(state, Some(b'D' | b'Z' | b'X' | b't') | None)
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    // pid (name) state parent: of the name, which may be anything of 15 bytes, the last
+    // parenthesis counts.
+    let rest = text.get(..length)?.rsplit(|byte| *byte == b')').next()?;
+    let mut fields = rest.split(|byte| *byte == b' ').skip(1);
+    Some((*fields.next()?.first()?, number(fields.next()?)?))
 }
 
 /// Whether a process that was sent SIGSTOP stood still already: to such a one the signal is still
@@ -354,7 +363,7 @@ fn is_ending(pid: i32) -> bool {
 
 /// The mark of a process, by its directory in `/proc`; ENOENT if it has ended.
 fn mark_of(process: BorrowedFd<'_>) -> Result<u64> {
-    match read_mark(process, c"ns/cgroup") {
+    match read_mark(process) {
         // The first thread has ended; others may go on.
         Err(Errno::NOENT) => {}
         read => return read,
@@ -373,7 +382,7 @@ fn mark_of(process: BorrowedFd<'_>) -> Result<u64> {
         else {
             continue;
         };
-        match read_mark(thread.as_fd(), c"ns/cgroup") {
+        match read_mark(thread.as_fd()) {
             Err(Errno::NOENT | Errno::SRCH) => {}
             read => return read,
         }
@@ -381,11 +390,11 @@ fn mark_of(process: BorrowedFd<'_>) -> Result<u64> {
     Err(Errno::NOENT)
 }
 
-fn read_mark(of: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
+fn read_mark(of: BorrowedFd<'_>) -> Result<u64> {
     let mut buffer = [MaybeUninit::uninit(); 64];
-    let (link, _) = rustix::fs::readlinkat_raw(of, path, &mut buffer[..])?;
-    // cgroup:[4026531835]
-    let digits = link.strip_prefix(b"cgroup:[").and_then(|rest| rest.strip_suffix(b"]"));
+    let (link, _) = rustix::fs::readlinkat_raw(of, MARK, &mut buffer[..])?;
+    // uts:[4026531838]
+    let digits = link.strip_prefix(b"uts:[").and_then(|rest| rest.strip_suffix(b"]"));
     digits.and_then(number).ok_or(Errno::INVAL)
 }
 

@@ -1,5 +1,6 @@
 //! From a bare process in fresh namespaces to a sandbox: the steps, in their one order.
 
+mod cgroups;
 mod failure;
 mod mounts;
 mod proc_and_dev;
@@ -18,7 +19,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::job::defaults::DEFAULT_UMASK;
-use crate::job::defaults::JobDefaults;
+use crate::job::defaults::{JobDefaults, OwnScore};
 use crate::receive::Receiver;
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::Assembly;
@@ -30,6 +31,8 @@ pub(crate) struct Init {
     pub(crate) child_signals: OwnedFd,
     /// Readable when the host's process has ended.
     pub(crate) owner: OwnedFd,
+    /// Where the filter of jobs asks, if it does.
+    pub(crate) questions: Option<OwnedFd>,
     /// What every job starts from.
     pub(crate) jobs: JobDefaults,
 }
@@ -121,6 +124,12 @@ pub(crate) fn run(
         IdMaps::Own(maps) => map_own_ids(maps).step(Step::Identity)?,
         IdMaps::ByHelpers => wait_for_ids(receiver, &owner)?,
     }
+    // While this process can still write to its files in /proc.
+    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
+    let own_score = match capabilities.contains(CapabilitySet::SYS_PTRACE) {
+        true => Some(OwnScore::open().step(Step::Identity)?),
+        false => None,
+    };
     become_root(setup.identities).step(Step::Identity)?;
 
     // 3. Names and devices of the namespaces.
@@ -161,15 +170,16 @@ pub(crate) fn run(
     let mount_namespace = mount_namespace.step(Step::Proc)?;
 
     let may_share_memory = setup.identities == Identities::Range
+        && own_score.is_none()
         && !changed_ids_are_dumpable(&proc).step(Step::Proc)?;
 
     // 6. Rights: what is given up here, no job can have.
-    let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     drop_capabilities(capabilities).step(Step::Capabilities)?;
 
     // 7. The filters last: they forbid most of the above.
+    let mut questions = None;
     for filter in &setup.filters {
-        sys::install_filter(filter).step(Step::Seccomp)?;
+        questions = sys::install_filter(filter).step(Step::Seccomp)?.or(questions);
     }
 
     let identities = setup.identities;
@@ -184,8 +194,9 @@ pub(crate) fn run(
         core_key: setup.core_key,
         proc,
         terminals,
+        own_score,
     };
-    Ok((Init { child_signals, owner, jobs }, mount_namespace))
+    Ok((Init { child_signals, owner, questions, jobs }, mount_namespace))
 }
 
 /// Waits for the next request, or the end of the host's process: the socket alone does not
@@ -235,7 +246,7 @@ fn receive_cgroups(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
     let Ok(Request::Cgroups(cgroups)) = sys::decode_request(&body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
-    sysfs::mount_cgroups(&cgroups, receiver.descriptors())
+    cgroups::mount_cgroups(&cgroups, receiver.descriptors())
 }
 
 /// Whether a process that takes on another id becomes one that its new user may trace

@@ -9,7 +9,6 @@
 
 use alloc::collections::VecDeque;
 use alloc::ffi::CString;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::{self, Vec};
 use core::ffi::CStr;
@@ -23,6 +22,7 @@ use rustix::process::{Gid, Uid};
 
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::sys::{self, Restriction};
+use crate::text::text;
 
 /// Where the root file system is on the scratch.
 pub(crate) const ROOT: &CStr = c"m0";
@@ -81,7 +81,7 @@ impl<'a> Assembly<'a> {
         let root = open_directory(CWD, ROOT).step(Step::Mount)?;
         for (number, mount) in self.setup.mounts.iter().enumerate().skip(1) {
             let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
-            let name = format!("m{number}");
+            let name = text!("m", number);
             let made = self.make(mount, &name)?;
             let is_directory = is_directory(&rustix::fs::fstat(&made).map_err(fail)?);
             let target = target(&root, mount.at, is_directory).map_err(fail)?;
@@ -205,7 +205,7 @@ fn put_files(place: &OwnedFd, etc: Strings<'_>) -> IoResult<()> {
 /// is mounted nowhere, older kernels clone no part.
 fn device_on(file_system: OwnedFd, name: &str) -> IoResult<OwnedFd> {
     attach_as(file_system, name)?;
-    let node = format!("{name}/{}", adl_protocol::DEVICE);
+    let node = text!(name, "/", adl_protocol::DEVICE);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, node, flags)
 }
@@ -375,7 +375,7 @@ fn make_upper(upper: &Upper<'_>, mount: Option<OwnedFd>, overlays: usize) -> IoR
     let Upper::Memory { size } = upper else { return Err(Errno::BADF) };
     mount_tmpfs(*size, c"mode=0700", "s")?;
     for number in 0..overlays {
-        for name in [format!("s/{number}.upper"), format!("s/{number}.work")] {
+        for name in [text!("s/", number, ".upper"), text!("s/", number, ".work")] {
             rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755))?;
         }
     }
@@ -387,7 +387,7 @@ fn mount_tmpfs(size: u64, mode: &CStr, name: &str) -> IoResult<OwnedFd> {
     // Inodes take memory that the size does not count, about a KiB each.
     let inodes = (size / 4096).saturating_add(1024);
     let mode = mode.to_str().unwrap_or_default();
-    let options = format!("{mode},size={size},nr_inodes={inodes}");
+    let options = text!(mode, ",size=", size, ",nr_inodes=", inodes);
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;
     mount_as(c"tmpfs", flags, &options, name)
@@ -453,9 +453,9 @@ fn mount_overlay(
         if layer_number == limits::MAX_LAYERS {
             return Err(Failure::new(Step::Layer, Errno::INVAL));
         }
-        let name = format!("{number}.{layer_number}");
+        let name = text!(number, ".", layer_number);
         if layer_number == 0 {
-            let upper = format!("s/{number}.upper");
+            let upper = text!("s/", number, ".upper");
             copy_attributes(&mount, &upper, identities).step(Step::Upper)?;
         }
         attach_as(mount, &name).step(Step::Layer)?;
@@ -467,9 +467,14 @@ fn mount_overlay(
     // redirect_dir, metacopy: a guest that forges their marks in its upper would otherwise make
     // the kernel look up other files of a layer. volatile: the upper does not outlive the sandbox,
     // so unmounting it must not wait for a disk. userxattr: what a user namespace may use.
-    let options = CString::new(format!(
-        "lowerdir={lowers},upperdir=s/{number}.upper,workdir=s/{number}.work,userxattr,\
-         redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile"
+    let options = CString::new(text!(
+        "lowerdir=",
+        &*lowers,
+        ",upperdir=s/",
+        number,
+        ".upper,workdir=s/",
+        number,
+        ".work,userxattr,redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile"
     ))
     .map_err(|_| Errno::INVAL)
     .step(Step::Overlay)?;
@@ -488,7 +493,7 @@ fn check_writable(overlay: &OwnedFd, number: usize) -> IoResult<()> {
         return Ok(());
     }
     // What kept the kernel from it tells why.
-    let probe = format!("s/{number}.work/probe");
+    let probe = text!("s/", number, ".work/probe");
     rustix::fs::mkdirat(CWD, &probe, Mode::empty())?;
     Err(Errno::ROFS)
 }

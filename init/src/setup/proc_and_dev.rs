@@ -1,7 +1,6 @@
 //! `/proc` with its dangerous parts covered, and a `/dev` of our own.
 
 use alloc::ffi::CString;
-use alloc::format;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -15,6 +14,7 @@ use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::{
     BLANK_DIRECTORY, BLANK_FILE, BOOT_ID, attach, directory_in_root, make_blanks,
 };
+use crate::text::text;
 
 const PROC: &CStr = c"m0/proc";
 
@@ -118,7 +118,7 @@ fn bind_devices(size: u64) -> IoResult<()> {
         CString::new(path).map_err(|_| Errno::INVAL)
     };
     let inodes = DEV_INODES.to_str().unwrap_or_default();
-    let options = format!("mode=755,size={size},nr_inodes={inodes}");
+    let options = text!("mode=755,size=", size, ",nr_inodes=", inodes);
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(c"tmpfs", DEV, c"tmpfs", DEV_FLAGS, Some(options.as_c_str()))?;
     for DeviceNode { name, .. } in DEVICE_NODES {

@@ -3,19 +3,16 @@
 //! It is a directory of the scratch in which a few directories of a sysfs are mounted, and nothing
 //! that names the machine or can be written to.
 
-use alloc::collections::VecDeque;
-use alloc::ffi::CString;
-use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Mount, Step, Strings, What};
-use rustix::fd::{AsFd, OwnedFd};
+use adl_protocol::{Step, Strings};
+use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::setup::failure::{Failure, InStep, Result};
-use crate::setup::mounts::{attach, directory_in_root, open_layer};
+use crate::setup::failure::{InStep, Result};
+use crate::setup::mounts::{attach, directory_in_root};
 use crate::sys::{self, Restriction};
 
 /// Directories, each after what it is in.
@@ -88,36 +85,12 @@ fn make(own_network: bool) -> IoResult<()> {
 }
 
 /// Mounts something read-only on a directory, which is made if it is missing.
-fn attach_read_only(mount: impl AsFd, path: &CStr) -> IoResult<()> {
+pub(crate) fn attach_read_only(mount: impl AsFd, path: &CStr) -> IoResult<()> {
     sys::restrict_mount(&mount, Restriction::ReadOnlyData)?;
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => attach(mount, path),
         Err(errno) => Err(errno),
     }
-}
-
-/// Mounts cgroups where their hierarchies would be.
-pub(crate) fn mount_cgroups(
-    cgroups: &[Mount<'_>],
-    descriptors: &mut VecDeque<OwnedFd>,
-) -> Result<()> {
-    for Mount { at, what, .. } in cgroups {
-        let fail = |errno| Failure::at(Step::Sys, at)(errno);
-        let What::Volume(layer) = what else { return Err(fail(Errno::INVAL)) };
-        let mount = open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Sys)?;
-        attach_read_only(mount, &in_cgroups(at).map_err(fail)?).map_err(fail)?;
-        // Each of several controllers is looked for by its own name.
-        for name in at.split(|byte| *byte == b',').filter(|name| name.len() < at.len()) {
-            let link = in_cgroups(name).map_err(fail)?;
-            rustix::fs::symlinkat(*at, CWD, link).map_err(fail)?;
-        }
-    }
-    Ok(())
-}
-
-fn in_cgroups(name: &[u8]) -> IoResult<CString> {
-    let path: Vec<u8> = [b"m0/sys/fs/cgroup/", name].concat();
-    CString::new(path).map_err(|_| Errno::INVAL)
 }
 
 /// Has no one be able to change it.

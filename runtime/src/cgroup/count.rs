@@ -58,8 +58,14 @@ pub(super) fn count(
     Ok(())
 }
 
-/// Adds what all had to wait for.
-pub(super) fn count_waits(
+/// How many processes were refused. Version 1, and version 2 before Linux 6.11, count that in the
+/// cgroup of whoever wanted one; later, in the one whose limit it was.
+pub(super) fn refused(directory: &Directory) -> Result<Option<u64>> {
+    directory.value("pids.events", "max")
+}
+
+/// Adds what all had to wait for, and how many there were.
+pub(super) fn count_of_all(
     directory: &Directory,
     controller: Controller,
     stats: &mut Stats,
@@ -73,6 +79,7 @@ pub(super) fn count_waits(
             stats.throttled =
                 directory.value("cpu.stat", "throttled_usec")?.map(Duration::from_micros);
         }
+        (Controller::Pids, _) => stats.pids_peak = directory.number("pids.peak")?,
         (Controller::CpuTime, Version::V2) => {
             for (what, file) in [
                 (&mut stats.cpu_pressure, "cpu.pressure"),

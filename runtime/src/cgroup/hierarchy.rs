@@ -62,7 +62,15 @@ pub(super) struct Place {
     pub(super) version: Version,
     pub(super) parent: PathBuf,
     pub(super) controllers: Vec<Controller>,
+    /// By what the hierarchy is known inside, below `/sys/fs/cgroup`; none with version 2.
+    pub(super) names: Vec<&'static str>,
+    /// Whether it is for programs inside to find, and nothing that was asked for.
+    pub(super) only_shown: bool,
 }
+
+/// What the JVM looks for with version 1, before it believes any limit.
+const LOOKED_FOR: [Controller; 4] =
+    [Controller::Cpu, Controller::Cpuset, Controller::Memory, Controller::CpuTime];
 
 /// A mounted hierarchy.
 #[derive(Debug)]
@@ -79,11 +87,13 @@ struct Hierarchy {
 /// Finds a place for what can be had of what is `wanted`, what is `needed` before all; and tells
 /// for what of that there is none.
 ///
-/// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup.
+/// `parent` is what to be below, in each hierarchy, instead of the caller's own cgroup; `is_shown`
+/// is whether programs inside are to find limits.
 pub(super) fn places(
     needed: &[Controller],
     wanted: &[Controller],
     parent: Option<&Path>,
+    is_shown: bool,
 ) -> Result<(Vec<Place>, Vec<Controller>)> {
     static HIERARCHIES: PerProcess<Vec<Hierarchy>> = PerProcess::new();
     let hierarchies = HIERARCHIES.get_or_try(mounted)?;
@@ -117,11 +127,22 @@ pub(super) fn places(
         }
         places.extend(place);
     }
-    places.retain(|place| {
+    let limits_a_size =
+        |c: &Controller| matches!(c, Controller::Cpu | Controller::Memory) && needed.contains(c);
+    let shows_more = is_shown
+        && places.iter().any(|place| {
+            place.version == Version::V1 && place.controllers.iter().any(limits_a_size)
+        });
+    let looked_for = LOOKED_FOR.map(|controller| controller.name(Version::V1));
+    for place in &mut places {
         let is_wanted = |c: &Controller| {
             matches!(c, Controller::CpuTime | Controller::Freezer) || wanted.contains(c)
         };
-        place.controllers.iter().any(is_wanted)
+        place.only_shown = !place.controllers.iter().any(is_wanted);
+    }
+    places.retain(|place| {
+        let is_looked_for = place.names.iter().any(|name| looked_for.contains(name));
+        !place.only_shown || shows_more && is_looked_for
     });
     let missing = needed.iter().copied().filter(|controller| !has(&places, *controller)).collect();
     Ok((places, missing))
@@ -187,6 +208,8 @@ impl Hierarchy {
             version: Version::V1,
             parent,
             controllers: self.controllers.clone(),
+            names: self.controllers.iter().map(|c| c.name(Version::V1)).collect(),
+            only_shown: false,
         })
     }
 
@@ -218,7 +241,9 @@ impl Hierarchy {
         }
         let (Some(_), mut controllers, parent) = best else { return Ok(None) };
         controllers.extend([Controller::CpuTime, Controller::Freezer]);
-        Ok(Some(Place { version: Version::V2, parent: parent.to_owned(), controllers }))
+        let (version, parent) = (Version::V2, parent.to_owned());
+        let names = Vec::new();
+        Ok(Some(Place { version, parent, controllers, names, only_shown: false }))
     }
 
     /// Whether what is in a cgroup above the caller's is the caller's to arrange.

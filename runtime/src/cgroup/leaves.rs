@@ -18,6 +18,7 @@ use super::directory::Directory;
 use super::hierarchy::{Controller, Version};
 use super::{Group, Part, limit, processes};
 use crate::cgroup::stats::Stats;
+use crate::config::limits::Limits;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::lock::lock;
@@ -41,6 +42,8 @@ pub(super) struct Leaves {
     free: VecDeque<usize>,
     job_cgroups: HashMap<usize, Weak<JobCgroup>>,
     has_builtins: bool,
+    /// Those of the sandbox.
+    limits: Limits,
     pub(super) state: State,
 }
 
@@ -204,7 +207,7 @@ impl Group {
             Some(number) => (number, false),
             None => (leaves.kills.len(), true),
         };
-        let ready = self.ready(number, is_new, counted);
+        let ready = self.ready(number, is_new, counted, &leaves.limits);
         let (files, kills, begin) = ready.inspect_err(|_| {
             if is_new {
                 self.remove_leaf(&name_of(number));
@@ -242,11 +245,15 @@ impl Group {
         number: usize,
         is_new: bool,
         counted: bool,
+        limits: &Limits,
     ) -> Result<(Vec<fs::File>, u64, Option<(Stats, Peak)>)> {
         if is_new {
             self.make_leaf(&name_of(number))?;
+            self.limit_leaf(number, limits, None)
+                .and_then(|()| self.ask_for_notice_of(number))
+                .inspect_err(|_| self.remove_leaf(&name_of(number)))?;
             let begin = counted.then(|| (Stats::default(), Peak::OfCgroup));
-            return Ok((self.open_to_join(&name_of(number))?, 0, begin));
+            return Ok((self.open_to_join(&name_of(number), |_| true)?, 0, begin));
         }
         let begin = if counted {
             let memory = self.leaf_with(number, Controller::Memory);
@@ -255,7 +262,7 @@ impl Group {
         } else {
             None
         };
-        Ok((self.open_to_join(&name_of(number))?, self.oom_kills_of(number), begin))
+        Ok((self.open_to_join(&name_of(number), |_| true)?, self.oom_kills_of(number), begin))
     }
 
     /// The way into the leaf for what is done for the caller and is no program.
@@ -266,7 +273,33 @@ impl Group {
             self.make_leaf(BUILTINS)?;
             leaves.has_builtins = true;
         }
-        Ok(JoinFiles(self.open_to_join(BUILTINS)?))
+        // What is no program looks for nothing.
+        Ok(JoinFiles(self.open_to_join(BUILTINS, |part| !part.only_shown)?))
+    }
+
+    /// The ways into what is the root of all that jobs see.
+    ///
+    /// What they see in `/sys/fs/cgroup` are the sandbox's own cgroups, whose limits hold, and
+    /// `/proc/self/cgroup` is to lead there. With version 1, where programs also compare the roots
+    /// of mounts, the root is what is mounted, and the leaf of a job below it shows the limits as
+    /// well. With version 2 no process can be in what has leaves: see
+    /// [`Group::has_cgroup_namespaces`].
+    pub(crate) fn roots(&self) -> Result<JoinFiles> {
+        if self.has_cgroup_namespaces() {
+            return Ok(JoinFiles::default());
+        }
+        let may_be_in = |part: &&Part| {
+            let counts = |c: &Controller| !matches!(c, Controller::CpuTime | Controller::Freezer);
+            part.directory.version == Version::V1 || !part.controllers.iter().any(counts)
+        };
+        let parts = self.parts.iter().filter(may_be_in);
+        parts.map(|part| part.directory.open_to_join()).collect::<Result<_>>().map(JoinFiles)
+    }
+
+    /// Whether the leaf of each job is the root of what it sees: its path is `/` then, where the
+    /// sandbox's own cgroup is mounted.
+    pub(crate) fn has_cgroup_namespaces(&self) -> bool {
+        self.is_unified()
     }
 
     /// Makes one in each part that has any.
@@ -294,12 +327,39 @@ impl Group {
         }
     }
 
-    fn open_to_join(&self, name: &str) -> Result<Vec<fs::File>> {
+    fn open_to_join(&self, name: &str, which: fn(&Part) -> bool) -> Result<Vec<fs::File>> {
         let open = |part: &Part| match part.has_leaves() {
             true => part.directory.below(name).open_to_join(),
             false => part.directory.open_to_join(),
         };
-        self.parts.iter().map(open).collect()
+        self.parts.iter().filter(|part| which(part)).map(open).collect()
+    }
+
+    /// Sets the limits that programs look for in their own cgroup, where that is a leaf of version
+    /// 1, instead of those of `before`. They hold for the sandbox as a whole, above.
+    fn limit_leaf(&self, number: usize, limits: &Limits, before: Option<&Limits>) -> Result<()> {
+        for (part, leaf) in self.parts_of(number).filter(|(_, leaf)| leaf.version == Version::V1) {
+            let shown = part.controllers.iter();
+            let shown = shown.filter(|c| matches!(c, Controller::Memory | Controller::Pids));
+            shown.copied().try_for_each(|c| limit::limit(&leaf, c, limits, before))?;
+        }
+        Ok(())
+    }
+
+    /// Sets them in all leaves that there are and come to be.
+    pub(super) fn limit_leaves(&self, limits: &Limits) -> Result<()> {
+        let mut leaves = self.leaves();
+        let before = std::mem::replace(&mut leaves.limits, limits.clone());
+        (0..leaves.kills.len())
+            .try_for_each(|number| self.limit_leaf(number, limits, Some(&before)))
+    }
+
+    /// A leaf of version 1 that is at its limit does not tell of that above it.
+    fn ask_for_notice_of(&self, number: usize) -> Result<()> {
+        match (&*lock(&self.notice), self.leaf_with(number, Controller::Memory)) {
+            (Some(notice), Some(leaf)) => notice.ask(&leaf),
+            _ => Ok(()),
+        }
     }
 
     /// A leaf in each part that has any.
@@ -342,6 +402,16 @@ impl Group {
         let of_builtins = memory.map(|part| count::oom_kills(&part.directory.below(BUILTINS)));
         let of_builtins = of_builtins.and_then(|kills| kills.ok().flatten()).unwrap_or_default();
         (0..count).map(|number| self.oom_kills_of(number)).sum::<u64>() + of_builtins
+    }
+
+    /// How many processes were refused, wherever that is counted.
+    pub(super) fn refused(&self) -> Option<u64> {
+        let pids = &self.parts.iter().find(|part| part.has(Controller::Pids))?.directory;
+        let of_all = count::refused(pids).ok().flatten()?;
+        let count = self.leaves().kills.len();
+        let leaves = (0..count).filter_map(|number| self.leaf_with(number, Controller::Pids));
+        let of_leaf = |leaf: Directory| count::refused(&leaf).ok().flatten().unwrap_or_default();
+        Some(leaves.chain([pids.below(BUILTINS)]).map(of_leaf).sum::<u64>() + of_all)
     }
 
     /// Ends each job of which the kernel has killed a process because memory ran out, as version 2

@@ -66,14 +66,20 @@ const LEAST_PID_MAX: u32 = 301;
 
 impl Plan {
     /// Finds out how limits can hold; `parent` is what the cgroups are to be below, `cpu_time`
-    /// whether that of each job is to be counted.
-    pub(crate) fn new(limits: &Limits, parent: Option<&Path>, cpu_time: bool) -> Result<Self> {
+    /// whether that of each job is to be counted, `is_shown` whether programs inside are to find
+    /// the limits.
+    pub(crate) fn new(
+        limits: &Limits,
+        parent: Option<&Path>,
+        cpu_time: bool,
+        is_shown: bool,
+    ) -> Result<Self> {
         let mut needed = needed(limits);
         needed.extend(cpu_time.then_some(Controller::CpuTime));
         // What limits a parent is to hold for the sandbox, too.
         let all = limits.accounting || parent.is_some();
         let wanted = if all { &Controller::WITH_LIMITS[..] } else { &needed };
-        let (places, missing) = places(&needed, wanted, parent)?;
+        let (places, missing) = places(&needed, wanted, parent, is_shown)?;
         let mut limits = limits.clone();
         let mut pid_max = None;
         for controller in missing {
@@ -151,6 +157,10 @@ pub(crate) struct Group {
 struct Part {
     directory: Directory,
     controllers: Vec<Controller>,
+    /// By what its hierarchy is known inside.
+    names: Vec<&'static str>,
+    /// Whether it is for programs inside to find, and no limit is to be set in it.
+    only_shown: bool,
 }
 
 impl Part {
@@ -190,7 +200,9 @@ impl Group {
         };
         let made = places.iter().zip(paths).try_for_each(|(place, path)| {
             let directory = Directory::make(path, place.version)?;
-            this.parts.push(Part { directory, controllers: place.controllers.clone() });
+            let (controllers, names) = (place.controllers.clone(), place.names.clone());
+            let only_shown = place.only_shown;
+            this.parts.push(Part { directory, controllers, names, only_shown });
             Ok(())
         });
         let made = made
@@ -224,7 +236,7 @@ impl Group {
 
     /// Has each part be ready for leaves.
     fn prepare(&self, limits: &Limits) -> Result<()> {
-        for Part { directory, controllers } in &self.parts {
+        for Part { directory, controllers, .. } in &self.parts {
             match directory.version {
                 Version::V2 => {
                     let counted = [Controller::Io, Controller::Memory, Controller::Pids];
@@ -265,6 +277,7 @@ impl Group {
                 limit::limit(&part.directory, *controller, limits, before)?;
             }
         }
+        self.limit_leaves(limits)?;
         let Some(part) = self.part(Controller::Io) else { return Ok(()) };
         let mut limited = lock(&self.disks);
         for disk in limited.iter().filter(|disk| !disks.contains_key(disk)) {
@@ -278,15 +291,20 @@ impl Group {
         Ok(())
     }
 
+    /// Whether they are of version 2 alone.
+    fn is_unified(&self) -> bool {
+        self.parts.iter().all(|part| part.directory.version == Version::V2)
+    }
+
     /// Where each is, with the names of its hierarchy below `/sys/fs/cgroup`: none where there is
     /// version 2 alone, which is that itself.
     pub(crate) fn views(&self) -> Vec<(Vec<&'static str>, PathBuf)> {
-        let is_unified = self.parts.iter().all(|part| part.directory.version == Version::V2);
-        let view = |Part { directory, controllers }: &Part| {
+        let is_unified = self.is_unified();
+        let view = |Part { directory, names, .. }: &Part| {
             let names = match directory.version {
                 Version::V2 if is_unified => Vec::new(),
                 Version::V2 => vec!["unified"],
-                Version::V1 => controllers.iter().map(|c| c.name(Version::V1)).collect(),
+                Version::V1 => names.clone(),
             };
             (names, directory.path().to_owned())
         };
@@ -294,13 +312,13 @@ impl Group {
     }
 
     fn part(&self, controller: Controller) -> Option<&Part> {
-        self.parts.iter().find(|part| part.has(controller))
+        self.parts.iter().find(|part| part.has(controller) && !part.only_shown)
     }
 
     /// Its controllers with the version that each is of, for people.
     pub(crate) fn found(&self) -> String {
         let mut found = Vec::new();
-        for Part { directory, controllers } in &self.parts {
+        for Part { directory, controllers, .. } in &self.parts {
             found.extend(controllers.iter().map(|c| match (c, directory.version) {
                 (Controller::CpuTime, Version::V2) => "pressure (2)".to_owned(),
                 (Controller::Freezer, Version::V2) => "freezing (2)".to_owned(),
@@ -331,16 +349,17 @@ impl Group {
 
     fn count_all(&self) -> Result<Stats> {
         let mut stats = Stats::default();
-        for Part { directory, controllers } in &self.parts {
+        for Part { directory, controllers, .. } in &self.parts {
             for controller in controllers {
                 count::count(directory, *controller, &mut stats)?;
-                count::count_waits(directory, *controller, &mut stats)?;
+                count::count_of_all(directory, *controller, &mut stats)?;
             }
         }
         // A cgroup of version 1 does not count what was killed below it.
         if self.part(Controller::Memory).is_some_and(|part| part.directory.version == Version::V1) {
             stats.oom_kills = Some(self.oom_kills());
         }
+        stats.pids_refused = self.refused();
         Ok(stats)
     }
 

@@ -52,14 +52,20 @@ impl Notice {
         let watcher = watcher()?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_flags(flags).map_err(Error::io("eventfd"))?;
-        let control = directory.open("memory.oom_control", fs::OpenOptions::new().read(true))?;
-        let request = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
-        directory.write("cgroup.event_control", &request)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Once for each notice: it is not read.
         let interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number);
         watcher.epoll.add(&event, interest).map_err(Error::io("epoll_ctl"))?;
-        Ok(Self { number, watcher, event, owner: Owner::this_process() })
+        let this = Self { number, watcher, event, owner: Owner::this_process() };
+        this.ask(directory)?;
+        Ok(this)
+    }
+
+    /// Asks for those of one more cgroup. The kernel tells of the memory of each for itself.
+    pub(super) fn ask(&self, directory: &Directory) -> Result<()> {
+        let control = directory.open("memory.oom_control", fs::OpenOptions::new().read(true))?;
+        let request = format!("{} {}", self.event.as_fd().as_raw_fd(), control.as_raw_fd());
+        directory.write("cgroup.event_control", &request)
     }
 
     pub(super) fn watch_for(&self, group: &Arc<Group>) {

@@ -23,6 +23,10 @@ pub struct Stats {
     pub oom_kills: Option<u64>,
     /// Processes and threads that there are.
     pub pids: Option<u64>,
+    /// The most processes and threads that there were at once. Of a sandbox only, as the next.
+    pub pids_peak: Option<u64>,
+    /// How often a process or thread was refused because of [`Limits::pids`](crate::Limits::pids).
+    pub pids_refused: Option<u64>,
     /// Bytes read from disks. With version 1, of a sandbox only.
     pub read_bytes: Option<u64>,
     /// Bytes written to disks. With version 1, of a sandbox only.

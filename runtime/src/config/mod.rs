@@ -108,7 +108,8 @@ pub enum Network {
 }
 
 /// Which files in `/etc` a sandbox has of its own: `hosts`, with localhost and its own name;
-/// `hostname`; and, with the host's network, `resolv.conf`, with what the host's has.
+/// `hostname`; and, with the host's network, `resolv.conf`, with what the host's has. `hosts` then
+/// has what the host's has, too.
 ///
 /// They are files like any other: programs can write to them, replace and remove them. They are
 /// made anew by a reset, a snapshot and a fork, and are no part of what
@@ -116,8 +117,8 @@ pub enum Network {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum EtcFiles {
-    /// Those that the image has not, or has empty. A name that an image's own `hostname` gives, as
-    /// that of the machine it was made on, stays.
+    /// Those that the image has not, or has empty. What an image's own say, as the name of the
+    /// machine that it was made on in `hostname`, and whom that asked in `resolv.conf`, stays.
     #[default]
     Missing,
     /// All of them, whatever the image has.

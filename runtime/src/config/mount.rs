@@ -45,13 +45,17 @@ pub enum Mount {
         /// What may be done with it.
         access: Access,
     },
-    /// An empty file system in memory, in which anyone inside may write.
+    /// An empty file system in memory, without set-user-id rights and devices. By default anyone
+    /// inside may write in it, and execute what is there.
     Tmpfs {
         /// The path inside.
         #[serde(with = "crate::config::bytes")]
         target: PathBuf,
         /// The most it may take, in bytes.
         size: u64,
+        /// What it is like.
+        #[serde(default)]
+        options: TmpfsOptions,
     },
     /// A device node of the host, and what can be done with the device. Where root makes the
     /// sandbox, it belongs to root inside; else it has its owner's mode.
@@ -62,6 +66,36 @@ pub enum Mount {
         #[serde(with = "crate::config::bytes")]
         target: PathBuf,
     },
+}
+
+/// What a tmpfs is like, as `Mount::Tmpfs` has it.
+///
+/// ```
+/// use adl_runtime::{Mount, TmpfsOptions};
+///
+/// let options = TmpfsOptions { mode: 0o755, can_execute: false, ..TmpfsOptions::default() };
+/// let run = Mount::Tmpfs { target: "/run".into(), size: 64 << 20, options };
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TmpfsOptions {
+    /// The mode of its topmost directory: 1777 by default. Where an ordinary user makes the
+    /// sandbox, there can be no other, nor another owner, and programs there can be executed.
+    pub mode: u32,
+    /// The user whose directory that is; by default root.
+    pub uid: u32,
+    /// The group whose directory that is; by default root's.
+    pub gid: u32,
+    /// Whether programs there can be executed; by default they can.
+    pub can_execute: bool,
+    /// Whether it can be written to; by default it can.
+    pub can_write: bool,
+}
+
+impl Default for TmpfsOptions {
+    fn default() -> Self {
+        Self { mode: 0o1777, uid: 0, gid: 0, can_execute: true, can_write: true }
+    }
 }
 
 /// What may be done with a volume.
@@ -83,9 +117,9 @@ impl Mount {
         Self::Volume { source: source.into(), target: target.into(), access }
     }
 
-    /// See [`Mount::Tmpfs`].
+    /// See [`Mount::Tmpfs`]; with the default options.
     pub fn tmpfs(target: impl Into<PathBuf>, size: u64) -> Self {
-        Self::Tmpfs { target: target.into(), size }
+        Self::Tmpfs { target: target.into(), size, options: TmpfsOptions::default() }
     }
 
     /// See [`Mount::Device`]; the path is the same on both sides.

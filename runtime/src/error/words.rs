@@ -145,7 +145,7 @@ impl fmt::Display for NotStarted<'_> {
                 return write!(
                     f,
                     "there is no user or group {program:?} in /etc/passwd and /etc/group of the \
-                     sandbox"
+                     sandbox: name one by number, as 1000, or one that is there, or add it"
                 );
             }
             (Stage::Identity, Some(libc::EINVAL)) => {
@@ -234,7 +234,8 @@ mod tests {
             (
                 Stage::Identity,
                 libc::ENOENT,
-                "there is no user or group \"p\" in /etc/passwd and /etc/group of the sandbox",
+                "there is no user or group \"p\" in /etc/passwd and /etc/group of the sandbox: name \
+                 one by number, as 1000, or one that is there, or add it",
             ),
             (
                 Stage::Rlimit,

@@ -23,8 +23,8 @@ use crate::job::child::builtin;
 use crate::job::life::Life;
 use crate::job::running::Running;
 use crate::sys;
-use crate::wait::wait_beside_init;
-use crate::wait::{Deadline, Woken};
+use crate::wait::wait_beside_job;
+use crate::wait::{Deadline, Maker, Woken};
 
 /// How much later than the job is to end its end may be told.
 const TELLING: Duration = Duration::from_millis(30);
@@ -87,7 +87,7 @@ pub(crate) struct Actor {
 /// A job under way.
 #[derive(Debug)]
 pub(crate) struct Call {
-    running: Running,
+    running: Arc<Running>,
     purpose: Purpose,
     pub(crate) deadline: Deadline,
     /// Whether it only tells something: then what is too large is that.
@@ -144,12 +144,12 @@ impl Call {
             umask: actor.umask,
             ..builtin(Task::File(task), actor.identity)
         };
-        let running =
-            Running::new(purpose.path.clone(), channel, control.init(), None, life.beginning());
+        let running = Running::new(purpose.path.clone(), channel, control.init(), None);
         control.add_waited_for(running.messages());
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
         control.prepare_next();
         let only_tells = streams == Streams::Output;
+        let running = Arc::new(running);
         Ok((Self { running, purpose, deadline, only_tells }, ends))
     }
 
@@ -277,17 +277,17 @@ impl Call {
 
     /// Waits until there is something to read of what it writes.
     pub(crate) fn wait_for_output(&self, pipe: BorrowedFd<'_>, deadline: Deadline) -> Result<()> {
-        let init = self.running.init().as_fd();
-        match wait_beside_init(pipe, PollFlags::POLLIN, init, deadline)? {
+        match wait_beside_job(pipe, PollFlags::POLLIN, &*self.running, deadline)? {
             Woken::Ready => Ok(()),
-            Woken::InitDied => Err(Error::SandboxDied),
+            // Whoever has the other end now, it is not the job.
+            Woken::InitDied => Err(self.finish_by(deadline).err().unwrap_or(Error::SandboxDied)),
             Woken::Late => Err(self.give_up()),
         }
     }
 
-    /// Readable when the sandbox's init has ended.
-    pub(crate) fn init(&self) -> &Arc<OwnedFd> {
-        self.running.init()
+    /// The job, for who waits for something of it.
+    pub(crate) fn job(&self) -> Arc<dyn Maker> {
+        Arc::<Running>::clone(&self.running)
     }
 
     /// Lets it clear up, now that its input has ended, and sees to it that it does. Waits for

@@ -133,7 +133,7 @@ impl Files {
             return Err(Error::Protocol { why: "a copy without a pipe" });
         };
         let mut report = CopyReport::default();
-        let mut pipe = Outgoing::new(input, call.deadline)?.beside(call.init());
+        let mut pipe = Outgoing::new(input, call.deadline)?.beside(call.job());
         let sent = send(&mut pipe, &self.copy_options(), &mut report);
         // The end of what comes. Where it comes too early, the job leaves no half file.
         drop(pipe);
@@ -159,7 +159,7 @@ impl Files {
             self.start_for(purpose, FileAction::Export, Streams::Output, no_input)?;
         let output = ends.output.ok_or(Error::Protocol { why: "a copy without a pipe" })?;
         let mut report = CopyReport::default();
-        let mut pipe = Incoming::new(output, call.deadline)?.beside(call.init());
+        let mut pipe = Incoming::new(output, call.deadline)?.beside(call.job());
         let received = receive(&mut pipe, &self.copy_options(), &mut report).and_then(|()| {
             if pipe.is_at_end()? {
                 Ok(())

@@ -72,7 +72,8 @@ pub struct Files {
     lives: Arc<Lives>,
     run_as: RunAs,
     directory: PathBuf,
-    umask: u32,
+    /// What was said; else it is the default of the sandbox.
+    umask: Option<u32>,
     timeout: Option<Duration>,
     limit: Option<u64>,
     entry_limit: u64,
@@ -87,7 +88,7 @@ impl Files {
             lives: Arc::clone(lives),
             run_as: RunAs::of(defaults),
             directory: Path::new("/").join(&defaults.current_dir),
-            umask: defaults.umask,
+            umask: None,
             timeout: None,
             limit: None,
             entry_limit: ENTRY_LIMIT,
@@ -105,8 +106,9 @@ impl Files {
     }
 
     /// Sets the file mode creation mask (`umask(2)`), of what is made without a mode that is said.
+    /// Copies and archives have modes for all that they make: with them it is [`Error::Invalid`].
     pub fn umask(&mut self, umask: u32) -> &mut Self {
-        self.umask = umask;
+        self.umask = Some(umask);
         self
     }
 
@@ -438,6 +440,14 @@ impl Files {
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Call, Ends)> {
         let path = self.absolute(&purpose.path)?;
+        // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
+        let umask = match (&action, self.umask) {
+            (FileAction::Import { .. } | FileAction::Export, Some(_)) => {
+                return Err(Error::invalid("umask", "copies and archives keep modes: set none"));
+            }
+            (FileAction::Import { .. }, None) => 0o077,
+            (_, said) => check_umask(said.unwrap_or(self.lives.defaults().umask))?,
+        };
         let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
         let by = Deadline::after(purpose.timeout);
@@ -458,11 +468,6 @@ impl Files {
             }
             _ => {}
         }
-        // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
-        let umask = match action {
-            FileAction::Import { .. } => 0o077,
-            _ => check_umask(self.umask)?,
-        };
         let task = FileTask { path: string(&path)?, action };
         let actor = Actor { identity, umask };
         Call::start(&life, deadline, actor, purpose, task, streams, prepare)

@@ -113,7 +113,7 @@ pub struct FileWriter {
 impl FileWriter {
     pub(super) fn new(call: Call, ends: Ends, limit: u64) -> Result<Self> {
         let pipe = ends.input.ok_or(Error::Protocol { why: "a stream without a pipe" })?;
-        let pipe = Some(Outgoing::new(pipe, call.wait())?.beside(call.init()));
+        let pipe = Some(Outgoing::new(pipe, call.wait())?.beside(call.job()));
         Ok(Self { call, pipe, limit, left: limit, ended: false })
     }
 

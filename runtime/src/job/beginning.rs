@@ -1,9 +1,10 @@
-//! Counts commands whose program does not run yet, for a snapshot to know of them.
+//! Counts those who are about to ask for a job, for a snapshot to know of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A command that begins: counted until its program runs or it has ended.
+/// One who may ask for a job: counted until it is dropped. From when init was asked on, the job's
+/// channel tells ([`crate::wire::Messages::may_be_to_come`]).
 #[derive(Debug)]
 pub(crate) struct Beginning(Arc<AtomicUsize>);
 

@@ -15,14 +15,13 @@ use nix::poll::PollFlags;
 
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
-use crate::job::collect::{
-    Bounds, Caps, Captures, Collector, Ended, OutputStream, TakeOutput, Written,
-};
+use crate::job::captures::{Caps, Captures, OutputStream, TakeOutput};
+use crate::job::collect::{Bounds, Collector, Ended, Written};
 use crate::job::outcome::{Outcome, relay, whatever_becomes_of};
 use crate::job::relay::Input;
 use crate::job::running::{Handle, Running, Scope};
 use crate::job::terminal::Terminal;
-use crate::wait::wait_beside_init;
+use crate::wait::wait_beside_job;
 use crate::wait::{Deadline, Woken};
 use crate::wire::control::Control;
 use crate::{sys, wire};
@@ -192,6 +191,7 @@ pub(crate) fn builtin(task: Task<'_>, identity: Identity) -> Spawn<'_> {
         oom_score_adj: 0,
         stdio: JobStdio::Streams([StdioSource::Null; 3]),
         cgroups: 0,
+        cgroup_namespace: false,
         start_notice: false,
         timeout_us: None,
         cpu_limit: None,
@@ -251,9 +251,9 @@ impl Child {
         running.mark_shared();
         let deadline = Deadline::after(START).min(running.overdue());
         let started = (|| {
-            let (fd, init) = (notice.as_fd(), running.init().as_fd());
-            // What was said before init has ended is on the channel.
-            if let Woken::Late = wait_beside_init(fd, PollFlags::POLLIN, init, deadline)? {
+            // What was said before its end, or that of init, is on the channel.
+            let fd = notice.as_fd();
+            if let Woken::Late = wait_beside_job(fd, PollFlags::POLLIN, &*running, deadline)? {
                 let after = deadline.length();
                 return Err(Error::TimedOut { what: "the program to start", after });
             }
@@ -343,17 +343,16 @@ impl Child {
         Ok(output)
     }
 
-    /// What is to be collected of it, with the pipes. It is not killed on drop any more.
+    /// What is to be collected of it, with the pipes.
     pub(crate) fn take_collection(&mut self) -> Result<Collection> {
         let gone = || Error::invalid("child", "its output was collected before");
         let mut collection = self.collection.take().ok_or_else(gone)?;
-        let terminal = self.terminal.take().map(OwnedFd::from);
+        let terminal = self.terminal.take().map(Terminal::into_read).transpose()?;
         let stdout = self.stdout.take().map(OwnedFd::from).or(terminal);
         let piped = [stdout, self.stderr.take().map(OwnedFd::from)];
         for (place, pipe) in collection.collector.pipes.iter_mut().zip(piped) {
             *place = pipe.or(place.take());
         }
-        self.kill_on_drop = false;
         Ok(collection)
     }
 

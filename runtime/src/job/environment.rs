@@ -57,6 +57,12 @@ impl Environment {
         *self = Self { variables: Vec::new(), login: Login::NONE, term: false };
     }
 
+    /// Refuses what can be no variable.
+    pub(crate) fn check(&self) -> Result<()> {
+        let all = &mut self.variables.iter();
+        all.try_for_each(|(name, value)| check_variable(name.as_bytes(), value.as_bytes()))
+    }
+
     /// As `execve(2)` takes it, and what init is to add of its user's login: nothing where the
     /// user's entry is known.
     pub(crate) fn block(
@@ -66,9 +72,7 @@ impl Environment {
     ) -> Result<(Vec<u8>, Login)> {
         let mut block = Vec::new();
         for (name, value) in &self.variables {
-            let (name, value) = (name.as_bytes(), value.as_bytes());
-            check_variable(name, value)?;
-            append(&mut block, name, value)?;
+            append(&mut block, name.as_bytes(), value.as_bytes())?;
         }
         if self.term && is_on_terminal {
             append(&mut block, TERM.0.as_bytes(), TERM.1.as_bytes())?;

@@ -23,7 +23,7 @@ pub(crate) fn kill_all(lives: &Lives) -> Result<()> {
     control.join_files_of_builtins()?;
     let (channel, theirs) = control.take_channel()?;
     let timeout = Some(KILLED);
-    let running = Running::new("".into(), channel, control.init(), timeout, life.beginning());
+    let running = Running::new("".into(), channel, control.init(), timeout);
     control.add_waited_for(running.messages());
     let spawn = builtin(Task::KillAll, Identity::ROOT);
     let request = Request::Spawn(spawn);

@@ -17,17 +17,13 @@ use crate::wire::control::Control;
 pub(crate) struct Life {
     pub(crate) control: Arc<Control>,
     pub(crate) jobs: Arc<Jobs>,
+    /// Counts those who have it, and are about to ask for a job.
     beginning: Beginning,
 }
 
 impl Life {
     pub(crate) fn new(control: Arc<Control>, jobs: Arc<Jobs>) -> Self {
         Self { control, jobs, beginning: Beginning::default() }
-    }
-
-    /// What keeps the sandbox busy until it is dropped, for a command that begins.
-    pub(crate) fn beginning(&self) -> Beginning {
-        self.beginning.clone()
     }
 }
 
@@ -126,8 +122,11 @@ pub(crate) struct Hold<'a>(&'a Lives);
 impl Hold<'_> {
     /// Whether a command begins in the life that there is, of which no process may be there yet.
     pub(crate) fn is_beginning(&self) -> bool {
-        // One is that of the life itself.
-        lock(&self.0.now).life.as_ref().is_some_and(|life| life.beginning.count() > 1)
+        let is_beginning = |life: &Life| {
+            // One is that of the life itself.
+            life.beginning.count() > 1 || life.control.is_any_to_come()
+        };
+        lock(&self.0.now).life.as_ref().is_some_and(is_beginning)
     }
 
     /// Puts the next life in the place of that one; none where the sandbox is deleted.

@@ -2,8 +2,9 @@
 
 pub(crate) mod background;
 mod beginning;
+pub(crate) mod captures;
 pub(crate) mod child;
-pub(crate) mod collect;
+mod collect;
 pub(crate) mod command;
 pub(crate) mod environment;
 pub(crate) mod kill_all;

@@ -9,8 +9,9 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
+use crate::job::captures::{Caps, Captures};
 use crate::job::child::Collection;
-use crate::job::collect::{Caps, Captures, Ready, fds_of, ready_of};
+use crate::job::collect::{Ready, fds_of, ready_of};
 use crate::job::outcome::{Moved, Outcome, STACK, relay, whatever_becomes_of};
 use crate::sys::lock::lock;
 use crate::wait::{Deadline, wait_ready};

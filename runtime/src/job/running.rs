@@ -1,7 +1,7 @@
 //! A job from the host's side: its channel, what was said on it, and how it is steered.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,12 @@ use crate::cgroup::{self, JobCgroup};
 use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
-use crate::job::beginning::Beginning;
 use crate::job::outcome::Outcome;
 use crate::mirror::mirror;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::wait_beside_init;
-use crate::wait::{Deadline, Woken};
+use crate::wait::{Deadline, Maker, Woken};
 use crate::wire::control::REQUEST;
 use crate::wire::{self, Messages};
 
@@ -48,7 +47,7 @@ pub enum Scope {
 pub(crate) struct Running {
     program: PathBuf,
     /// Where it starts.
-    directory: PathBuf,
+    directory: Option<Arc<Path>>,
     messages: Arc<Messages>,
     /// Readable when the sandbox's init has ended. The channel may not say so: its other end is
     /// what init makes of it.
@@ -67,12 +66,12 @@ struct State {
     end: Option<End>,
     /// Why it was killed by the host, if it was.
     asked: Option<EndReason>,
+    /// The signal that was sent last.
+    sent: Option<u8>,
     /// When the caller is told that it does not end, if it is to.
     overdue: Deadline,
     /// Whether several may wait for it, each of whom is to be woken.
     is_shared: bool,
-    /// Until it runs, or has ended.
-    beginning: Option<Beginning>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -87,15 +86,13 @@ impl Running {
         channel: Socket,
         init: &Arc<OwnedFd>,
         timeout: Option<Duration>,
-        beginning: Beginning,
     ) -> Self {
-        let beginning = Some(beginning);
         let overdue = timeout
             .and_then(|timeout| timeout.checked_add(OVERDUE))
             .map_or(Deadline::NEVER, Deadline::after);
         Self {
             program,
-            directory: PathBuf::new(),
+            directory: None,
             messages: Arc::new(Messages::new(channel)),
             init: Arc::clone(init),
             started: Instant::now(),
@@ -103,9 +100,9 @@ impl Running {
             state: Mutex::new(State {
                 end: None,
                 asked: None,
+                sent: None,
                 overdue,
                 is_shared: false,
-                beginning,
             }),
             delivery: OnceLock::new(),
             owner: Owner::this_process(),
@@ -113,8 +110,8 @@ impl Running {
     }
 
     /// Has an error name where it starts.
-    pub(crate) fn in_directory(self, directory: PathBuf) -> Self {
-        Self { directory, ..self }
+    pub(crate) fn in_directory(self, directory: Arc<Path>) -> Self {
+        Self { directory: Some(directory), ..self }
     }
 
     /// Gives it cgroups of its own, if there are any.
@@ -145,7 +142,7 @@ impl Running {
 
     /// To be told when it runs its program.
     pub(crate) fn mark_started(&self) {
-        self.lock().beginning = None;
+        self.messages.mark_begun();
         if let Some(job_cgroup) = &self.job_cgroup {
             job_cgroup.expect(false);
         }
@@ -245,7 +242,7 @@ impl Running {
     /// Wakes up all who wait, where its end is known.
     fn wake(&self, state: &mut State) {
         if state.end.is_some() {
-            state.beginning = None;
+            self.messages.mark_begun();
         }
         if state.end.is_some() && state.is_shared {
             state.is_shared = false;
@@ -278,7 +275,7 @@ impl Running {
         let state = self.lock();
         let is_by_itself = match status.reason() {
             EndReason::Exited | EndReason::OutOfMemory => true,
-            EndReason::Signaled => state.asked.is_none(),
+            EndReason::Signaled => state.asked.is_none() && status.signal() != state.sent,
             _ => status.code().is_some(),
         };
         if is_by_itself { Deadline::NEVER } else { state.overdue.min(Deadline::after(OVERDUE)) }
@@ -332,8 +329,8 @@ impl Running {
     }
 
     pub(crate) fn start_error(&self, stage: Stage, errno: i32) -> Error {
-        let program = match stage {
-            Stage::Directory => self.directory.clone(),
+        let program = match (stage, &self.directory) {
+            (Stage::Directory, Some(directory)) => directory.to_path_buf(),
             _ => self.program.clone(),
         };
         Error::Start {
@@ -354,6 +351,7 @@ impl Running {
         if scope != Scope::Tree && state.end.is_some() {
             return Ok(());
         }
+        state.sent = Some(signal);
         // Where memory has run out, it is killed anyway.
         if signal == 9 && state.asked.is_none() && !self.ran_out_of_memory() {
             state.asked = Some(EndReason::Signaled);
@@ -404,6 +402,16 @@ impl Running {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Maker for Running {
+    fn init(&self) -> BorrowedFd<'_> {
+        self.init.as_fd()
+    }
+
+    fn channel(&self) -> BorrowedFd<'_> {
+        self.messages.as_fd()
     }
 }
 
@@ -505,7 +513,7 @@ mod tests {
 
     use adl_protocol::{Exit, JobEvent, Request, Status, Usage};
 
-    use super::{Beginning, Handle, OVERDUE, Running, Scope};
+    use super::{Handle, OVERDUE, Running, Scope};
     use crate::error::Error;
     use crate::exit::EndReason;
     use crate::sys::id_ranges::Ids;
@@ -532,8 +540,7 @@ mod tests {
             let process = cat.unwrap();
             let pidfd = Arc::new(pidfd::open(process.id().cast_signed()).unwrap());
             let (ours, elsewhere) = wire::channel().unwrap();
-            let running =
-                Running::new("program".into(), ours, &pidfd, timeout, Beginning::default());
+            let running = Running::new("program".into(), ours, &pidfd, timeout);
             (Self { process, pidfd, elsewhere: elsewhere.into() }, Arc::new(running))
         }
 

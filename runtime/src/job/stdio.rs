@@ -76,15 +76,20 @@ impl Stdio {
 
 /// A file, socket, pipe or terminal of the caller's, through a pipe of the library's own. So the
 /// command holds nothing of the caller's, and can open its stream again by `/dev/stdin` and its
-/// like.
+/// like. `/dev/null` is that of the sandbox; a directory is [`Error::Invalid`].
 ///
 /// Stdout and stderr that lead to one file, pipe or terminal are one pipe, so that the two come in
 /// the order in which they were written.
 ///
 /// [`Command::output`](crate::Command::output) and its like move the bytes while they wait; after
-/// [`Command::spawn`](crate::Command::spawn) a thread does. Input is read ahead of the command, up
-/// to 128 KiB; what it has not read of a file when it ends, the next reader of that file gets. For
-/// the descriptor itself, see [`Stdio::direct`].
+/// [`Command::spawn`](crate::Command::spawn) a thread does. Input is read ahead of the command, as
+/// much as its pipe holds: 64 KiB. What it has not read of a file when it ends, the next reader of
+/// that file gets; of a pipe or a terminal it is lost. For the descriptor itself, see
+/// [`Stdio::direct`].
+///
+/// A terminal is read while the calling program has it: as a job in the background of a shell, it
+/// waits and is not stopped. What it writes there then stops it where the terminal says so
+/// (`stty tostop`), as any program.
 impl From<OwnedFd> for Stdio {
     fn from(fd: OwnedFd) -> Self {
         Self(Kind::Relayed(fd))
@@ -114,11 +119,30 @@ direct!(ChildStdout);
 direct!(ChildStderr);
 
 /// Which of the three a stream is.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Which {
     Stdin,
     Stdout,
     Stderr,
+}
+
+impl Which {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    /// What is done with one of the caller's, for an error.
+    pub(crate) fn operation(self) -> &'static str {
+        match self {
+            Self::Stdin => "read stdin",
+            Self::Stdout => "write to stdout",
+            Self::Stderr => "write to stderr",
+        }
+    }
 }
 
 /// One stream while it is being made: what init is told, and the two ends.
@@ -156,8 +180,8 @@ impl<'a> Stream<'a> {
         Self { source, ours: None, theirs: Theirs::None, relay: None }
     }
 
-    /// `owner` is who a pipe belongs to.
-    pub(crate) fn new(kind: &'a Kind, which: Which, owner: PipeOwner) -> Result<Self> {
+    /// `is_counted` is for one of which it matters how much goes through, wherever it leads.
+    pub(crate) fn new(kind: &'a Kind, which: Which, is_counted: bool) -> Result<Self> {
         let relay = match kind {
             Kind::Null => return Ok(Self::of(StdioSource::Null)),
             Kind::SameAsStdout => return Ok(Self::of(StdioSource::Previous)),
@@ -167,14 +191,32 @@ impl<'a> Stream<'a> {
                 return Ok(Self { theirs, ..Self::of(StdioSource::Descriptor) });
             }
             Kind::Piped => None,
-            Kind::Relayed(fd) => Some(Relay::of(fd.as_fd())?),
+            Kind::Relayed(fd) => Some(Relay::of(fd.as_fd(), which)?),
             Kind::Inherit => Some(match which {
-                Which::Stdin => Relay::of(std::io::stdin().as_fd())?,
-                Which::Stdout => Relay::of(std::io::stdout().as_fd())?,
-                Which::Stderr => Relay::of(std::io::stderr().as_fd())?,
+                Which::Stdin => Relay::of(std::io::stdin().as_fd(), which)?,
+                Which::Stdout => Relay::of(std::io::stdout().as_fd(), which)?,
+                Which::Stderr => Relay::of(std::io::stderr().as_fd(), which)?,
             }),
         };
-        Self::pipe(relay, which, owner)
+        if !is_counted && relay.as_ref().is_some_and(Relay::is_null) {
+            return Ok(Self::of(StdioSource::Null));
+        }
+        Self::pipe(relay, which)
+    }
+
+    /// Has its user inside be one who may open a pipe again.
+    pub(crate) fn give_to(&self, owner: PipeOwner) -> Result<()> {
+        // Both ends are one file.
+        let Some(pipe) = &self.ours else { return Ok(()) };
+        match owner {
+            PipeOwner::Caller => Ok(()),
+            PipeOwner::Other(user, group) => {
+                fchown(pipe, Some(user), Some(group)).map_err(Error::io("fchown"))
+            }
+            PipeOwner::Anyone => {
+                fchmod(pipe, Mode::from_bits_truncate(0o666)).map_err(Error::io("fchmod"))
+            }
+        }
     }
 
     /// Has it be the one before it, where both are joined to one place of the caller's: so the two
@@ -186,19 +228,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn pipe(mut relay: Option<Relay>, which: Which, owner: PipeOwner) -> Result<Self> {
+    fn pipe(mut relay: Option<Relay>, which: Which) -> Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
-        // Of both ends, which are one file: the user inside may open it again.
-        match owner {
-            PipeOwner::Caller => {}
-            PipeOwner::Other(user, group) => {
-                fchown(&read, Some(user), Some(group)).map_err(Error::io("fchown"))?;
-            }
-            PipeOwner::Anyone => {
-                let all = Mode::from_bits_truncate(0o666);
-                fchmod(&read, all).map_err(Error::io("fchmod"))?;
-            }
-        }
         let (ours, theirs) = match which {
             Which::Stdin => (write, read),
             Which::Stdout | Which::Stderr => (read, write),

@@ -2,8 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, Result};
 use crate::sys::{self, socket};
@@ -17,7 +21,12 @@ use crate::wire::Messages;
 /// the terminal open; of a descriptor that it was converted into, as `EIO`. To read and to write
 /// from two threads, share it (`&Terminal` reads and writes, too) or see [`Terminal::try_clone`].
 #[derive(Debug)]
-pub struct Terminal(OwnedFd);
+pub struct Terminal {
+    fd: OwnedFd,
+    /// Whether the open file does not block although whoever has it never said so: the library
+    /// reads it. Those who have a copy wait for it themselves then.
+    is_read: Arc<AtomicBool>,
+}
 
 impl Terminal {
     /// Takes what came from inside, if it is what it should be.
@@ -27,17 +36,45 @@ impl Terminal {
     pub(crate) fn take(messages: &Messages) -> Result<Self> {
         messages
             .take_descriptor(socket::is_terminal_master, "a descriptor that is not a terminal")
-            .map(Self)
+            .map(|fd| Self { fd, is_read: Arc::default() })
     }
 
-    /// Another one of the same terminal, for another thread. Both share the open file: while
-    /// [`Child::wait_with_output`](crate::Child::wait_with_output) reads one, neither waits for
-    /// anything, and what can't be done at once is an error of kind `WouldBlock`.
+    /// Another one of the same terminal, for another thread: to type while
+    /// [`Child::wait_with_output`](crate::Child::wait_with_output) reads, it may be. Both share the
+    /// open file, and so `O_NONBLOCK`, which that sets: a descriptor that either is converted into
+    /// meets `EAGAIN` then.
     ///
     /// # Errors
     /// [`Error::Io`] if there can be no descriptor.
     pub fn try_clone(&self) -> Result<Self> {
-        self.0.try_clone().map(Self).map_err(Error::io("dup"))
+        let fd = self.fd.try_clone().map_err(Error::io("dup"))?;
+        Ok(Self { fd, is_read: Arc::clone(&self.is_read) })
+    }
+
+    /// For the library, whose reads don't block. Copies of it do as before.
+    pub(crate) fn into_read(self) -> Result<OwnedFd> {
+        let flags = fcntl(&self.fd, FcntlArg::F_GETFL).map_err(Error::io("fcntl"))?;
+        if !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK) {
+            self.is_read.store(true, Ordering::Release);
+            sys::set_blocking(&self.fd, false).map_err(Error::io("fcntl"))?;
+        }
+        Ok(self.fd)
+    }
+
+    /// Does something, as soon as it can be done where it was not said that this is not waited for.
+    fn when_ready(
+        &self,
+        events: PollFlags,
+        mut act: impl FnMut(&OwnedFd) -> nix::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            match act(&self.fd) {
+                Err(Errno::EAGAIN) if self.is_read.load(Ordering::Acquire) => {
+                    poll(&mut [PollFd::new(self.fd.as_fd(), events)], PollTimeout::NONE)?;
+                }
+                done => return done.map_err(io::Error::from),
+            }
+        }
     }
 
     /// Sets its size, in characters. The command's foreground processes get SIGWINCH.
@@ -45,19 +82,19 @@ impl Terminal {
     /// # Errors
     /// [`Error::Io`].
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
-        sys::set_window_size(&self.0, rows, columns).map_err(Error::io("TIOCSWINSZ"))
+        sys::set_window_size(&self.fd, rows, columns).map_err(Error::io("TIOCSWINSZ"))
     }
 }
 
 impl From<Terminal> for OwnedFd {
     fn from(terminal: Terminal) -> Self {
-        terminal.0
+        terminal.fd
     }
 }
 
 impl AsFd for Terminal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -69,11 +106,11 @@ impl Read for Terminal {
 
 impl Read for &Terminal {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match nix::unistd::read(&self.0, buffer) {
+        self.when_ready(PollFlags::POLLIN, |fd| match nix::unistd::read(fd, buffer) {
             // The other side is closed.
             Err(Errno::EIO) => Ok(0),
-            read => read.map_err(io::Error::from),
-        }
+            read => read,
+        })
     }
 }
 
@@ -89,7 +126,7 @@ impl Write for Terminal {
 
 impl Write for &Terminal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        nix::unistd::write(&self.0, bytes).map_err(io::Error::from)
+        self.when_ready(PollFlags::POLLOUT, |fd| nix::unistd::write(fd, bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -23,8 +23,9 @@ const RESOLV_CONF: &CStr = c"resolv.conf";
 /// What a `hosts` begins with.
 const HOSTS_BEGIN: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// The longest `resolv.conf`, in bytes.
+/// The longest `resolv.conf` of the host's that is taken, and the longest `hosts`, in bytes.
 const LONGEST: usize = 16 << 10;
+const LONGEST_HOSTS: usize = 128 << 10;
 
 /// The names of those that a sandbox has of its own, on top of a root.
 ///
@@ -96,7 +97,7 @@ impl Contents {
     pub(crate) fn new(
         names: &[&CStr],
         root: Option<&Stack>,
-        hostname: &str,
+        (hostname, network): (&str, Network),
         ids: Ids,
         subordinate: Option<Subordinate>,
     ) -> Result<Self> {
@@ -106,11 +107,15 @@ impl Contents {
         this.attributes = attributes;
         for &name in names {
             let content = if name == HOSTS {
-                format!("{HOSTS_BEGIN}127.0.0.1\t{hostname}\n").into_bytes()
+                let of_host = match network {
+                    Network::Host => content_of_host("/etc/hosts", LONGEST_HOSTS),
+                    Network::None => Vec::new(),
+                };
+                hosts(of_host, hostname)
             } else if name == HOSTNAME {
                 format!("{hostname}\n").into_bytes()
             } else {
-                resolver()
+                content_of_host("/etc/resolv.conf", LONGEST)
             };
             // What no such file has.
             if !content.is_empty() && !content.contains(&0) {
@@ -168,9 +173,49 @@ fn inside(id: u32, length: u32) -> u32 {
     if id < length { id } else { OVERFLOW }
 }
 
-/// How the host resolves names: what is in its file, wherever that is, if anyone may read it.
-/// Nothing otherwise.
-fn resolver() -> Vec<u8> {
-    let content = public_content(Path::new("/etc/resolv.conf")).ok().flatten();
-    content.filter(|content| content.len() <= LONGEST).unwrap_or_default()
+/// What knows localhost, a host name, and what the host's file has.
+fn hosts(of_host: Vec<u8>, hostname: &str) -> Vec<u8> {
+    let has = |name: &str| {
+        let mut lines = of_host.split(|byte| *byte == b'\n');
+        lines.any(|line| {
+            let line = line.split(|byte| *byte == b'#').next().unwrap_or_default();
+            let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+            words.next();
+            words.any(|word| word == name.as_bytes())
+        })
+    };
+    let (has_localhost, has_hostname) = (has("localhost"), has(hostname));
+    let mut content = if has_localhost { Vec::new() } else { HOSTS_BEGIN.as_bytes().to_owned() };
+    content.extend(of_host);
+    if !content.ends_with(b"\n") {
+        content.push(b'\n');
+    }
+    if !has_hostname {
+        content.extend_from_slice(format!("127.0.0.1\t{hostname}\n").as_bytes());
+    }
+    content
+}
+
+/// What a file of the host's says, wherever that is, if anyone may read it and it is not too long;
+/// nothing otherwise.
+fn content_of_host(path: &str, longest: usize) -> Vec<u8> {
+    let content = public_content(Path::new(path)).ok().flatten();
+    content.filter(|content| content.len() <= longest && !content.contains(&0)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HOSTS_BEGIN, hosts};
+
+    #[test]
+    fn hosts_know_localhost_and_the_own_name_whatever_the_hosts_file_has() {
+        let of = |of_host: &str| String::from_utf8(hosts(of_host.into(), "box")).unwrap();
+        assert_eq!(of(""), format!("{HOSTS_BEGIN}127.0.0.1\tbox\n"));
+        let name = "192.0.2.7 db.internal";
+        assert_eq!(of(name), format!("{HOSTS_BEGIN}{name}\n127.0.0.1\tbox\n"));
+        let known = "127.0.0.1\tlocalhost\n192.0.2.7 db # box\n";
+        assert_eq!(of(known), format!("{known}127.0.0.1\tbox\n"));
+        let all = "127.0.0.1 localhost\n127.0.1.1 host box\n";
+        assert_eq!(of(all), all);
+    }
 }

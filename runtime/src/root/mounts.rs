@@ -7,10 +7,11 @@ use adl_protocol::limits;
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::config::host_path::HostPath;
-use crate::config::mount::{Access, Mount};
+use crate::config::mount::{Access, Mount, TmpfsOptions};
 use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::stack::Stack;
+use crate::sys::id_ranges::Ids;
 
 /// One mount of a root file system, checked and opened.
 #[derive(Debug, Clone)]
@@ -20,7 +21,7 @@ pub(crate) enum OpenedMount {
     /// A file or directory as it is.
     Volume { at: PathBuf, source: Source, access: adl_protocol::Access },
     /// An empty file system in memory.
-    Tmpfs { at: PathBuf, size: u64 },
+    Tmpfs { at: PathBuf, size: u64, options: TmpfsOptions },
     /// A device node.
     Device { at: PathBuf, source: Source },
 }
@@ -37,6 +38,7 @@ impl OpenedMount {
     pub(crate) fn access(&self) -> adl_protocol::Access {
         match self {
             Self::Stack { access, .. } | Self::Volume { access, .. } => *access,
+            Self::Tmpfs { options, .. } if !options.can_write => adl_protocol::Access::ReadOnly,
             Self::Tmpfs { .. } | Self::Device { .. } => adl_protocol::Access::ReadWrite,
         }
     }
@@ -85,12 +87,44 @@ fn open_at(at: PathBuf, mount: &Mount, saved: &[Stack]) -> Result<OpenedMount> {
             let source = open_volume(source, *said)?;
             OpenedMount::Volume { at, source, access: access(*said == Access::ReadWrite) }
         }
-        Mount::Tmpfs { size, .. } => {
+        Mount::Tmpfs { size, options, .. } => {
             check_size("mount", *size)?;
-            OpenedMount::Tmpfs { at, size: *size }
+            OpenedMount::Tmpfs { at, size: *size, options: *options }
         }
         Mount::Device { source, .. } => OpenedMount::Device { at, source: open_device(source)? },
     })
+}
+
+/// Whether init makes a tmpfs as it is to be; else the host has to.
+pub(crate) fn is_usual(options: TmpfsOptions) -> bool {
+    options == TmpfsOptions { can_write: options.can_write, ..TmpfsOptions::default() }
+}
+
+/// Refuses what a tmpfs can't be with these ids.
+pub(crate) fn check_tmpfs(mounts: &[Mount], ids: Ids) -> Result<()> {
+    for mount in mounts {
+        let Mount::Tmpfs { target, options, .. } = mount else { continue };
+        let TmpfsOptions { mode, uid, gid, .. } = *options;
+        if mode > 0o7777 {
+            return Err(invalid(target, &format!("a mode of {mode:o}: takes 0 to 7777")));
+        }
+        match ids {
+            _ if is_usual(*options) => {}
+            Ids::Range(length) if uid < length && gid < length => {}
+            Ids::Range(length) => {
+                return Err(invalid(target, &format!("an owner that is not below {length}")));
+            }
+            Ids::One { .. } => {
+                return Err(Error::Unsupported {
+                    what: format!("a tmpfs at {target:?} of another mode or owner, or noexec"),
+                    why: "an ordinary user's has mode 1777, and programs there can be executed"
+                        .to_owned(),
+                    fix: "leave that out, or make the sandbox as root".to_owned(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a limit that would be none: to the kernel, 0 is, and so is what rounds up to 2^64.

@@ -3,15 +3,21 @@
 //! Files of root's belong to root inside, who may read them whatever their mode says. So what no
 //! ordinary user of the host could read is hidden, by a layer of whiteouts on top of `/usr`.
 
-use std::fs::{self, File, Metadata, Permissions};
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mknod};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -21,27 +27,30 @@ use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::id_ranges;
 use crate::sys::lock::lock;
+use crate::sys::mount::{Below, detached_mount};
+use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
 use crate::sys::owner::PerProcess;
+use crate::sys::stamp::Stamp;
 use crate::sys::unique::unique_name;
 
-/// What changes when programs are installed or removed, and where administrators put their own.
-const SIGNS: [&str; 14] = [
-    "/usr",
-    "/usr/local",
-    "/usr/local/bin",
-    "/usr/local/etc",
-    "/usr/local/lib",
-    "/usr/local/sbin",
-    "/usr/local/share",
+/// Where databases of packages lie, which change when programs are installed or removed.
+const PACKAGES: [&str; 7] = [
     "/lib/apk/db/installed",
     "/var/lib/dpkg/status",
     "/var/lib/pacman/local",
-    // Where the directory stays as it is when the database in it changes.
-    "/var/lib/rpm",
+    // Where the directory, which may be a link, stays as it is when the database in it changes.
+    "/var/lib/rpm/.",
     "/var/lib/rpm/Packages",
     "/var/lib/rpm/rpmdb.sqlite",
     "/var/lib/rpm/rpmdb.sqlite-wal",
 ];
+
+/// Where administrators put programs of their own, and where in it.
+const OWN: &str = "/usr/local";
+const IN_OWN: [&str; 5] = ["bin", "etc", "lib", "sbin", "share"];
+
+/// The most files that are looked at: ten times what is in the `/usr` of a large host.
+const MOST_FILES: usize = 10_000_000;
 
 /// Where the list is, once for all programs of the machine: to make it is to look at each file of
 /// `/usr`.
@@ -89,7 +98,7 @@ struct Link(#[serde(with = "crate::config::bytes")] PathBuf);
 
 /// For how long a process takes what it has seen for what is there: looking costs as much as a
 /// hundredth of a create.
-pub(super) const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_secs(1);
 
 /// When the list was looked at, and what it said.
 type Seen = (Instant, Arc<Found>);
@@ -114,18 +123,12 @@ pub(super) fn links(trees: &[&str]) -> Result<Vec<PathBuf>> {
     if id_ranges::caller_may_map() {
         return Ok(found(trees)?.links.iter().map(|link| link.0.clone()).collect());
     }
-    let top = Path::new("/");
-    find_links(top, trees).map_err(Error::at("look for links in", top))
+    find_links(Path::new("/"), trees)
 }
 
 /// Where links lead of another root's trees.
-pub(super) fn find_links(root: &Path, trees: &[&str]) -> io::Result<Vec<PathBuf>> {
-    let mut found = Found::default();
-    for tree in trees {
-        find(root, &root.join(tree), false, &mut found)?;
-    }
-    found.settle();
-    Ok(found.links.into_iter().map(|link| link.0).collect())
+pub(super) fn find_links(root: &Path, trees: &[&str]) -> Result<Vec<PathBuf>> {
+    Ok(find(root, trees, Looked::Links)?.links.into_iter().map(|link| link.0).collect())
 }
 
 /// Changes when [`links`] may be others.
@@ -159,14 +162,7 @@ fn look(trees: &[&str]) -> Result<Found> {
     if let Some(list) = read(&path).filter(|list| list.sign == sign) {
         return Ok(list.found);
     }
-    let mut found = Found::default();
-    for tree in trees {
-        let root = Path::new("/");
-        let top = root.join(tree);
-        find(root, &top, true, &mut found).map_err(Error::at("look for private files in", &top))?;
-    }
-    found.settle();
-    let list = List { sign, found };
+    let list = List { sign, found: find(Path::new("/"), trees, Looked::All)? };
     // Whoever comes next looks again, if it can't be written.
     let _ = write(&path, &list);
     Ok(list.found)
@@ -175,10 +171,17 @@ fn look(trees: &[&str]) -> Result<Found> {
 fn sign(trees: &[&str]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (env!("CARGO_PKG_VERSION"), trees).hash(&mut hasher);
-    for path in SIGNS {
-        if let Ok(metadata) = fs::metadata(path) {
-            (path, metadata.dev(), metadata.ino(), metadata.size()).hash(&mut hasher);
-            (metadata.ctime(), metadata.ctime_nsec()).hash(&mut hasher);
+    let look = |path: &Path| Stamp::of(AT_FDCWD, path);
+    look(Path::new("/usr")).hash(&mut hasher);
+    for path in PACKAGES {
+        look(Path::new(path)).hash(&mut hasher);
+    }
+    // What is mounted there is not inside, and may be of a machine that does not answer.
+    if let Some(own) = look(Path::new(OWN)).filter(Stamp::is_own_directory) {
+        own.hash(&mut hasher);
+        for name in IN_OWN {
+            let stamp = look(&Path::new(OWN).join(name));
+            stamp.filter(Stamp::is_own_directory).hash(&mut hasher);
         }
     }
     hasher.finish()
@@ -211,71 +214,167 @@ impl Found {
         self.links.dedup();
     }
 
-    /// Remembers where a link leads, which lies in a directory of a root.
-    fn add_link(&mut self, root: &Path, directory: &Path, path: &Path) -> io::Result<()> {
-        let Some(text) = unless_gone(fs::read_link(path))? else { return Ok(()) };
-        let parent = Path::new("/").join(directory.strip_prefix(root).unwrap_or(directory));
-        let target = etc::target(&parent, &text);
+    /// Remembers where a link leads, which lies in a directory below `/`.
+    fn add_link(&mut self, directory: &Path, text: &OsStr) {
+        let target = etc::target(&Path::new("/").join(directory), Path::new(text));
         // What is taken anyway would make the list long.
         if etc::is_taken_from(&target) && !rule::is_named(&target) {
             self.links.push(Link(target));
         }
-        Ok(())
+    }
+
+    fn add(&mut self, path: PathBuf, above: Option<&FileStat>) {
+        let above = above.map(|of| Attributes {
+            mode: of.st_mode & 0o7777,
+            uid: of.st_uid,
+            gid: of.st_gid,
+        });
+        self.entries.push(Entry { path, above });
     }
 }
 
-/// Finds where links lead and, if that is asked for, what others than its owner and group can't
-/// read: files, and directories as a whole. `root` is where `top` is below.
-fn find(root: &Path, top: &Path, private: bool, found: &mut Found) -> io::Result<()> {
-    let mut left = vec![top.to_owned()];
-    while let Some(directory) = left.pop() {
-        let listing = match fs::read_dir(&directory) {
-            // Nor may anyone else: there is nothing in it for a guest.
-            Err(error) if !private && error.kind() == io::ErrorKind::PermissionDenied => continue,
-            listing => unless_gone(listing)?,
-        };
-        for entry in listing.into_iter().flatten() {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_symlink() {
-                found.add_link(root, &directory, &entry.path())?;
-                continue;
-            }
-            if !private {
-                left.extend(kind.is_dir().then(|| entry.path()));
-                continue;
-            }
-            let Some(metadata) = unless_gone(entry.metadata())? else { continue };
-            let needed = match () {
-                () if metadata.is_dir() => 0o005,
-                () if metadata.is_file() => 0o004,
-                () => continue,
-            };
-            if metadata.mode() & needed == needed {
-                left.extend(metadata.is_dir().then(|| entry.path()));
-                continue;
-            }
-            add(&entry.path(), None, &mut found.entries);
-            for above in directory.ancestors().filter(|above| above.parent().is_some()) {
-                let Some(metadata) = unless_gone(fs::symlink_metadata(above))? else { continue };
-                add(above, Some(&metadata), &mut found.entries);
-            }
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    /// Where links lead.
+    Links,
+    /// That, and what others than its owner and group can't read: files, and directories as a
+    /// whole.
+    All,
+}
+
+/// Looks through the trees below a root, and enters nothing that is mounted in them: that is not
+/// inside, and a network or a program that is to answer for it may never do so.
+fn find(root: &Path, trees: &[&str], looked: Looked) -> Result<Found> {
+    let mut search = Search { looked, left: MOST_FILES, found: Found::default() };
+    for tree in trees {
+        let top = root.join(tree);
+        let failed = Error::at("look for private files and links in", &top);
+        let searched = search.tree(&top, Path::new(tree)).map_err(failed)?;
+        if searched == Searched::Part {
+            return Err(Error::Unsupported {
+                what: "the host image".to_owned(),
+                why: format!("more than {MOST_FILES} files in {root:?}, of {trees:?}"),
+                fix: "mount a part of them from a file system of its own, as /usr/local, which is \
+                      then not inside, or name an image"
+                    .to_owned(),
+            });
         }
     }
-    Ok(())
+    search.found.settle();
+    Ok(search.found)
 }
 
-fn add(path: &Path, above: Option<&Metadata>, found: &mut Vec<Entry>) {
-    let path = path.strip_prefix("/").unwrap_or(path).to_owned();
-    let above =
-        above.map(|of| Attributes { mode: of.mode() & 0o7777, uid: of.uid(), gid: of.gid() });
-    found.push(Entry { path, above });
+struct Search {
+    looked: Looked,
+    /// How many files may be looked at.
+    left: usize,
+    found: Found,
+}
+
+/// How much of a tree was looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Searched {
+    All,
+    /// There is more than may be looked at.
+    Part,
+}
+
+impl Search {
+    /// Looks through a tree; `name` is its path below `/`.
+    fn tree(&mut self, top: &Path, name: &Path) -> io::Result<Searched> {
+        let mut top = nix::fcntl::open(top, DIRECTORY, Mode::empty())?;
+        if self.looked == Looked::All {
+            // As it is mounted inside: what is covered by a mount here is seen there.
+            top = detached_mount(top.as_fd(), Below::LeftOut)?;
+        }
+        let mut left = vec![PathBuf::new()];
+        while let Some(path) = left.pop() {
+            let Some(directory) = self.open(&top, &path)? else { continue };
+            let mut directory = Dir::from_fd(directory)?;
+            for entry in directory.iter().collect::<nix::Result<Vec<_>>>()? {
+                let file = entry.file_name().to_bytes();
+                if matches!(file, b"." | b"..") {
+                    continue;
+                }
+                let Some(less) = self.left.checked_sub(1) else { return Ok(Searched::Part) };
+                self.left = less;
+                let below = path.join(OsStr::from_bytes(file));
+                if self.entry(&top, &directory, name, &below, entry.file_type())? {
+                    left.push(below);
+                }
+            }
+        }
+        Ok(Searched::All)
+    }
+
+    /// Opens a directory; `None` if it is none any more, or not to be entered.
+    fn open(&self, top: &OwnedFd, path: &Path) -> nix::Result<Option<OwnedFd>> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        match open::entry(top, path, Purpose::List, Mounts::Refused) {
+            // Nor may anyone else: there is nothing in it for a guest.
+            Err(Errno::EACCES) if self.looked == Looked::Links => Ok(None),
+            Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
+            opened => unless_gone(opened),
+        }
+    }
+
+    /// Looks at what is in a directory; whether it is one whose entries are to be looked at.
+    fn entry(
+        &mut self,
+        top: &OwnedFd,
+        directory: &Dir,
+        tree: &Path,
+        path: &Path,
+        kind: Option<Type>,
+    ) -> nix::Result<bool> {
+        let name = path.file_name().unwrap_or_default();
+        let stat = match kind {
+            Some(Type::Symlink) => None,
+            // Who may read it is not asked for.
+            Some(_) if self.looked == Looked::Links => None,
+            _ => match unless_gone(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))? {
+                None => return Ok(false),
+                stat => stat,
+            },
+        };
+        let format = match (stat, kind) {
+            (Some(stat), _) => stat.st_mode & libc::S_IFMT,
+            (None, Some(Type::Symlink)) => libc::S_IFLNK,
+            (None, Some(Type::Directory)) => libc::S_IFDIR,
+            (None, _) => libc::S_IFREG,
+        };
+        let needed = match format {
+            libc::S_IFLNK => {
+                if let Some(text) = unless_gone(readlinkat(directory, name))? {
+                    self.found.add_link(tree.join(path).parent().unwrap_or(tree), &text);
+                }
+                return Ok(false);
+            }
+            libc::S_IFDIR => 0o005,
+            libc::S_IFREG => 0o004,
+            _ => return Ok(false),
+        };
+        let is_public = stat.is_none_or(|stat| stat.st_mode & needed == needed);
+        if is_public || self.looked == Looked::Links {
+            return Ok(format == libc::S_IFDIR);
+        }
+        self.found.add(tree.join(path), None);
+        for above in path.ancestors().skip(1) {
+            let at = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+            let stat = fstatat(top, at, AtFlags::AT_SYMLINK_NOFOLLOW);
+            if let Some(stat) = unless_gone(stat)? {
+                self.found.add(tree.join(above), Some(&stat));
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// Programs are removed while they are looked through.
-fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+fn unless_gone<T>(result: nix::Result<T>) -> nix::Result<Option<T>> {
     match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(Errno::ENOENT) => Ok(None),
         other => other.map(Some),
     }
 }
@@ -300,7 +399,7 @@ fn fill(entries: &[Entry], at: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileTypeExt, symlink};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
     use super::*;
 
@@ -322,15 +421,12 @@ mod tests {
         fs::set_permissions(of("open/below"), Permissions::from_mode(0o1777)).unwrap();
         chown(of("open/below"), Some(3), Some(4)).unwrap();
         symlink("/etc/shadow", of("link")).unwrap();
-        let mut found = Found::default();
-        find(Path::new("/"), &of(""), true, &mut found).unwrap();
-        found.settle();
+        let found = find(&top, &["tree"], Looked::All).unwrap();
         assert_eq!(found.links, [Link("/etc/shadow".into())]);
         let entries = &found.entries;
         let hidden: Vec<_> =
             entries.iter().filter(|entry| entry.above.is_none()).map(|entry| &entry.path).collect();
-        let expected = ["bin", "open/below/private", "shut"]
-            .map(|name| of(name).strip_prefix("/").unwrap().to_owned());
+        let expected = ["tree/bin", "tree/open/below/private", "tree/shut"].map(PathBuf::from);
         assert_eq!(hidden, expected.iter().collect::<Vec<_>>());
 
         // The list alone says what is in the layer, whatever has become of what it names.
@@ -344,7 +440,7 @@ mod tests {
             let metadata = fs::symlink_metadata(layer.join(path)).unwrap();
             assert!(metadata.file_type().is_char_device() && metadata.rdev() == 0, "{path:?}");
         }
-        let above = fs::metadata(layer.join(of("open/below").strip_prefix("/").unwrap())).unwrap();
+        let above = fs::metadata(layer.join("tree/open/below")).unwrap();
         assert_eq!((above.mode() & 0o7777, above.uid(), above.gid()), (0o1777, 3, 4));
         fs::remove_dir_all(top).unwrap();
     }

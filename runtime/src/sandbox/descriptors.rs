@@ -13,8 +13,9 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknod
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::cgroup::Group;
+use crate::config::mount::TmpfsOptions;
 use crate::error::{Error, Result};
-use crate::root::mounts::OpenedMount;
+use crate::root::mounts::{OpenedMount, is_usual};
 use crate::root::source::Source;
 use crate::root::stack::StackKind;
 use crate::store::directory::SandboxDirectory;
@@ -61,7 +62,15 @@ impl Descriptors {
                 What::Volume(self.add_with(source, Below::Included)?)
             }
             OpenedMount::Device { source, .. } => What::Device(self.device(source)?),
-            OpenedMount::Tmpfs { size, .. } => What::Tmpfs { size: *size },
+            OpenedMount::Tmpfs { size, options, .. } => match self.base {
+                Some(base) if !is_usual(*options) => {
+                    let made = tmpfs(*size, *options, base);
+                    let failed = || Error::at("make a tmpfs for", mount.at());
+                    self.all.push(made.map_err(|error| failed()(error))?);
+                    What::Volume(Layer::Descriptor)
+                }
+                _ => What::Tmpfs { size: *size },
+            },
         };
         Ok(Mount { at: mount.at().as_os_str().as_bytes(), access: mount.access(), what })
     }
@@ -154,7 +163,7 @@ impl Descriptors {
         let mode = Mode::from_bits_truncate(stat.st_mode);
         let make = || {
             let options = [(c"size", c"4096"), (c"nr_inodes", c"4"), (c"mode", c"0711")];
-            let place = detached_tmpfs(&options)?;
+            let place = detached_tmpfs(&options, false)?;
             make_node(&place, DEVICE, (kind, mode), stat.st_rdev, base)?;
             Ok::<_, io::Error>(place)
         };
@@ -171,6 +180,31 @@ fn subvolume(directory: &SandboxDirectory) -> Result<Source> {
     Ok(Source { path, base: None, fd: fd.into() })
 }
 
+/// A tmpfs that is not as init makes them, with the owner that it is to have inside.
+fn tmpfs(size: u64, options: TmpfsOptions, base: u32) -> io::Result<OwnedFd> {
+    // Inodes take memory that the size does not count, about a KiB each.
+    let inodes = (size / 4096).saturating_add(1024);
+    let text = |number: String| CString::new(number).unwrap_or_default();
+    let (size, inodes) = (text(size.to_string()), text(inodes.to_string()));
+    let mode = text(format!("{:o}", options.mode));
+    let made = detached_tmpfs(
+        &[
+            (c"source", c"tmpfs"),
+            (c"size", size.as_c_str()),
+            (c"nr_inodes", inodes.as_c_str()),
+            (c"mode", mode.as_c_str()),
+        ],
+        options.can_execute,
+    )?;
+    // The owner is none of the options, which show inside.
+    let id = |id: u32| base.checked_add(id).ok_or(Errno::EINVAL);
+    let (uid, gid) = (Uid::from_raw(id(options.uid)?), Gid::from_raw(id(options.gid)?));
+    fchownat(&made, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+    // The change of owner may have taken bits of it.
+    sys::change_mode(&made, Mode::from_bits_truncate(options.mode))?;
+    Ok(made)
+}
+
 /// The file system of `/dev` of one sandbox, with its device nodes; it belongs to root inside.
 pub(crate) fn dev(base: u32, size: u64) -> Result<OwnedFd> {
     let size = CString::new(size.to_string()).unwrap_or_default();
@@ -182,7 +216,7 @@ pub(crate) fn dev(base: u32, size: u64) -> Result<OwnedFd> {
         (c"mode", c"0755"),
     ];
     let make = || {
-        let dev = detached_tmpfs(&options)?;
+        let dev = detached_tmpfs(&options, false)?;
         let (uid, gid) = (Uid::from_raw(base), Gid::from_raw(base));
         fchownat(&dev, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
         let mode = (SFlag::S_IFCHR, Mode::from_bits_truncate(0o666));

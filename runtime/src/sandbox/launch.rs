@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, IdMaps, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper,
-    VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings,
+    Upper, VERSION, What,
 };
 use nix::errno::Errno;
 
-use crate::cgroup::Group;
+use crate::cgroup::{Group, JoinFiles};
 use crate::config::capabilities::{Capabilities, Capability};
 use crate::error::{Error, Result, error_of};
 use crate::root::etc::Contents;
@@ -156,8 +156,9 @@ fn try_set_up(
         Ids::One { uid, gid } => id_maps_of_caller(uid, gid),
     };
     let Build { plan, root, .. } = build;
+    let names = (build.hostname, plan.config().network);
     let etc = root.stacks().next();
-    let etc = Contents::new(&root.etc, etc, build.hostname, plan.ids, plan.subordinate)?;
+    let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
     let sysctls = plan.sysctls(build.pid_max)?;
     let has_sysfs = plan.has_sysfs(build.has_cgroups);
     let shows_cgroups = has_sysfs && build.has_cgroups;
@@ -228,8 +229,10 @@ fn try_set_up(
             access: Access::ReadOnly,
             what: What::Volume(directory.clone()),
         });
-        let request = Request::Cgroups(mounts.collect());
-        send(&request, &descriptors.numbers().collect::<Vec<_>>())?;
+        let roots = group.as_deref().map_or_else(|| Ok(JoinFiles::default()), Group::roots)?;
+        let request = Request::Cgroups(Cgroups { mounts: mounts.collect(), roots: roots.count() });
+        let numbers: Vec<_> = descriptors.numbers().chain(roots.descriptors()).collect();
+        send(&request, &numbers)?;
     }
     if build.plan.is_filtered {
         no_dumps_leave(is_core_limited)?;

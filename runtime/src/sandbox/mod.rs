@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
-use crate::config::Config;
 use crate::config::limits::Limits;
+use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::garbage;
@@ -38,6 +38,8 @@ use crate::sys::unique::{unique_name, unique_number};
 
 /// How long a file system may take to give back the room of what was removed.
 const ROOM: Duration = Duration::from_secs(20);
+/// That of a create, which on a disk that others have filled is to fail soon.
+const ROOM_TO_CREATE: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 
@@ -94,8 +96,29 @@ impl Sandbox {
         remover::with_descriptors(|| {
             let state = State::open(plan.config().state_directory.as_deref())?;
             collect_once(&state);
-            Self::build(&plan, &state)
+            match Self::build(&plan, &state) {
+                Err(error) if may_be_given_back(&error, &plan, &state) => {
+                    Self::build_when_there_is_room(&plan, &state)
+                }
+                built => built,
+            }
         })
+    }
+
+    /// Builds one where what this process has removed may be in the way still: a btrfs gives the
+    /// room back in the background.
+    fn build_when_there_is_room(plan: &Arc<Plan>, state: &State) -> Result<Self> {
+        let end = Instant::now() + ROOM_TO_CREATE;
+        remover::finish_within(ROOM_TO_CREATE);
+        loop {
+            state.make_room()?;
+            match Self::build(plan, state) {
+                Err(error) if error.is_no_space() && Instant::now() < end => {
+                    std::thread::sleep(BETWEEN_ATTEMPTS);
+                }
+                built => return built,
+            }
+        }
     }
 
     /// Opens what the plan names, and builds a first instance on that.
@@ -111,7 +134,9 @@ impl Sandbox {
         let cpu_time = config.defaults.cpu_time.is_some();
         let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
             (limits, None) if limits.is_none() && !cpu_time => None,
-            (limits, parent) => Some(cgroup::Plan::new(limits, parent, cpu_time)?),
+            (limits, parent) => {
+                Some(cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true))?)
+            }
         };
         let directory = make_directory(state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();
@@ -443,6 +468,12 @@ impl Drop for Sandbox {
         // There is no one to tell; what is left is for the collector. In a fork, nothing is done.
         let _ = self.delete();
     }
+}
+
+/// Whether room on disk is missing that is given back soon, as far as this process knows.
+fn may_be_given_back(error: &Error, plan: &Plan, state: &State) -> bool {
+    let is_on_disk = !matches!(plan.config().upper, Upper::Memory { .. });
+    error.is_no_space() && is_on_disk && state.gives_room_back_late() && remover::has_removed()
 }
 
 /// Whether something could not be made because of what a sandbox has used up.

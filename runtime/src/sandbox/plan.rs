@@ -56,6 +56,7 @@ impl Plan {
         }
         let run_as = RunAs::of(&config.defaults);
         let (ids, subordinate) = ids_of(config.ids, &run_as)?;
+        mounts::check_tmpfs(&config.mounts, ids)?;
         run_as.check(ids)?;
         if let Some(parent) = &config.cgroup_parent {
             cgroup::check_parent(parent)?;
@@ -127,8 +128,11 @@ fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<(Ids, Option<Subordinat
     const MOST: u32 = id_ranges::MOST;
     match length {
         Some(length) if !(LEAST..=MOST).contains(&length) => {
-            let why = format!("a sandbox has at least {LEAST} and at most {MOST}, not {length}");
-            Err(Error::invalid("number of ids", why))
+            let why = match length < LEAST {
+                true => format!("{length} are fewer than the {LEAST} that each sandbox has"),
+                false => format!("{length} are more than the {MOST} that there are"),
+            };
+            Err(Error::invalid("number of ids", format!("{why}: leave it out for {LEAST}")))
         }
         length if id_ranges::caller_may_map() => Ok((Ids::Range(length.unwrap_or(LEAST)), None)),
         None => Ok((run_as.only()?, None)),

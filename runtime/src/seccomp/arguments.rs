@@ -11,12 +11,12 @@ use seccompiler::{
 };
 
 use super::core_limit;
-use super::ranges::{Checks, Instruction, RETURN_ALLOW, RETURN_ERRNO};
+use super::ranges::{Checks, Instruction, RETURN_ALLOW, RETURN_ASK, RETURN_ERRNO};
 
-/// Namespaces, as flags of `unshare(2)`, but that of cgroups: init marks the processes of a job
-/// with it, and the kernel refuses it to a guest, for want of CAP_SYS_ADMIN.
+/// Namespaces, as flags of `unshare(2)`, but those of host names and cgroups: init marks the
+/// processes of a job with the one, and has them see their cgroups as the root by the other. The
+/// kernel refuses both to a guest, for want of CAP_SYS_ADMIN.
 const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
@@ -24,7 +24,8 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWTIME;
 
 /// Those of `clone(2)`, where the bit of CLONE_NEWTIME is a part of the exit signal.
-const CLONED_NAMESPACES: i32 = NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWCGROUP;
+const CLONED_NAMESPACES: i32 =
+    NAMESPACES & !libc::CLONE_NEWTIME | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 
 /// Families of sockets that programs use; of the others, each has been a way into the kernel.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
@@ -78,11 +79,11 @@ const SUBVOLUMES: [u64; 4] = [0x5000_940e, 0x5000_9401, 0x5000_9418, 0x5000_9417
 const PERSONALITIES: i32 = 0x8 | 0x2_0000 | 0x4_0000 | 0x20_0000 | 0x80_0000 | 0x800_0000;
 
 /// What sets options of a tracer: `PTRACE_SETOPTIONS`, the older number of it, `PTRACE_SEIZE`.
-const TRACING_OPTIONS: [u64; 3] = [0x4200, 21, 0x4206];
+const TRACING_OPTIONS: [u32; 3] = [0x4200, 21, 0x4206];
 
 /// `PTRACE_O_TRACEEXIT`: the traced one stops on its way out, and SIGKILL does not move it. Two
 /// that do so to each other never end, nor does the sandbox that they are in.
-const TRACE_EXIT: u64 = 0x40;
+const TRACE_EXIT: u32 = 0x40;
 
 /// The process id of init, inside.
 const INIT: u64 = 1;
@@ -117,6 +118,7 @@ pub(super) fn compile(core_key: u64) -> Result<Checks, BackendError> {
         (libc::SYS_clone as u32, no_bits(CLONED_NAMESPACES).to_vec()),
         (libc::SYS_unshare as u32, no_bits(NAMESPACES).to_vec()),
         (libc::SYS_personality as u32, no_personalities().to_vec()),
+        (libc::SYS_ptrace as u32, ask_for_stops_at_the_end().to_vec()),
     ]);
     for (errno, rules) in of_errors {
         for (call, rules) in rules {
@@ -223,10 +225,6 @@ fn refused() -> Result<Rules, BackendError> {
     for request in TERMINAL_INPUT {
         add(&mut rules, libc::SYS_ioctl, vec![is(1, request)?])?;
     }
-    for request in TRACING_OPTIONS {
-        let conditions = vec![is(0, request)?, masked(3, TRACE_EXIT, TRACE_EXIT)?];
-        add(&mut rules, libc::SYS_ptrace, conditions)?;
-    }
     // With one id, or with CAP_SYS_RESOURCE, nothing else keeps init's limits from a guest.
     add(&mut rules, libc::SYS_prlimit64, vec![is(0, INIT)?])?;
     // Nor, with CAP_SYS_NICE, how it is scheduled.
@@ -249,6 +247,23 @@ fn no_bits(bits: i32) -> [Instruction; 5] {
         Instruction::if_equal_else(0, 0, 1),
         Instruction::ret(RETURN_ALLOW),
         Instruction::ret(RETURN_ERRNO | libc::EPERM.unsigned_abs()),
+    ]
+}
+
+/// Has init decide whether a process may have another stop at its end: it may where that is its
+/// child (`init/src/tracing.rs`).
+fn ask_for_stops_at_the_end() -> [Instruction; 9] {
+    let [set, older, seize] = TRACING_OPTIONS;
+    [
+        Instruction::load(core_limit::argument(0)),
+        Instruction::if_equal_else(set, 2, 0),
+        Instruction::if_equal_else(older, 1, 0),
+        Instruction::if_equal_else(seize, 0, 3),
+        Instruction::load(core_limit::argument(3)),
+        Instruction::and(TRACE_EXIT),
+        Instruction::if_equal_else(TRACE_EXIT, 1, 0),
+        Instruction::ret(RETURN_ALLOW),
+        Instruction::ret(RETURN_ASK),
     ]
 }
 

@@ -121,6 +121,7 @@ mod tests {
     const I386: u32 = 0x4000_0003;
     const ALLOW: u32 = 0x7fff_0000;
     const KILL: u32 = 0x8000_0000;
+    const ASK: u32 = ranges::RETURN_ASK;
     const EPERM: u32 = 0x0005_0000 | libc::EPERM as u32;
     const ENOSYS: u32 = 0x0005_0000 | libc::ENOSYS as u32;
     const ENOMEM: u32 = 0x0005_0000 | libc::ENOMEM as u32;
@@ -223,22 +224,25 @@ mod tests {
     #[test]
     fn new_namespaces_are_refused_and_threads_are_not() {
         const THREAD: u64 = 0x003d_0f00;
-        /// What init marks trees with.
-        const MARK: u64 = 0x200_0000;
-        for flag in [0x2_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
-            for more in [0, THREAD, MARK, 1 << 32] {
+        /// What init gives to jobs.
+        const CGROUP: u64 = 0x200_0000;
+        const UTS: u64 = 0x400_0000;
+        for flag in [0x2_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+            for more in [0, THREAD, CGROUP, UTS, 1 << 32] {
                 assert_eq!(call("clone", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
                 assert_eq!(call("unshare", &[flag | more]), EPERM, "{flag:#x} {more:#x}");
             }
         }
         // Of time, which clone(2) does not know.
         assert_eq!(call("unshare", &[0x80]), EPERM);
-        assert_eq!(call("clone", &[MARK | THREAD]), EPERM);
+        assert_eq!(call("clone", &[CGROUP | THREAD]), EPERM);
+        assert_eq!(call("clone", &[UTS | THREAD]), EPERM);
         // CLONE_FS, CLONE_FILES, CLONE_SYSVSEM: of oneself.
         for flags in [0x200, 0x400, 0x4_0000, 0x4_0600] {
             assert_eq!(call("unshare", &[flags]), ALLOW, "{flags:#x}");
         }
-        assert_eq!(call("unshare", &[MARK]), ALLOW);
+        assert_eq!(call("unshare", &[CGROUP]), ALLOW);
+        assert_eq!(call("unshare", &[UTS]), ALLOW);
         assert_eq!(call("clone", &[THREAD]), ALLOW);
         assert_eq!(call("clone", &[17]), ALLOW);
         assert_eq!(call("clone3", &[]), ENOSYS);
@@ -454,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn no_process_holds_up_the_end_of_another_unless_it_may_trace_all() {
+    fn init_is_asked_who_may_hold_up_the_end_of_another() {
         const EXIT: u64 = 0x40;
         let of = |capabilities: u64, request: u64, options: u64| {
             let arguments = [request, 7, 0, options, 0, 0];
@@ -463,7 +467,7 @@ mod tests {
         // PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_OLDSETOPTIONS.
         for request in [0x4200, 0x4206, 21, 0x4200 | 1 << 32] {
             for options in [EXIT, EXIT | 0x1f, EXIT | 1 << 40] {
-                assert_eq!(of(0, request, options), EPERM, "{request:#x} {options:#x}");
+                assert_eq!(of(0, request, options), ASK, "{request:#x} {options:#x}");
                 assert_eq!(of(SYS_PTRACE, request, options), ALLOW, "{request:#x} {options:#x}");
             }
             // PTRACE_O_EXITKILL and all others but that.
@@ -549,6 +553,7 @@ mod tests {
     fn said(word: &str) -> u32 {
         match word {
             "there" => ALLOW,
+            "init decides" => ASK,
             "succeeds" => 0x0005_0000,
             "EPERM" => EPERM,
             "ENOSYS" => ENOSYS,

@@ -10,6 +10,9 @@ const ARCHITECTURE: u32 = 0xC000_003E;
 pub(super) const RETURN_ALLOW: u32 = 0x7fff_0000;
 const RETURN_KILL_PROCESS: u32 = 0x8000_0000;
 pub(super) const RETURN_ERRNO: u32 = 0x0005_0000;
+/// `SECCOMP_RET_USER_NOTIF`: init decides. Where a filter around the caller has one who decides
+/// already, a second one can't be, and the call fails with ENOSYS.
+pub(super) const RETURN_ASK: u32 = 0x7fc0_0000;
 
 /// One instruction of classic BPF (`struct sock_filter`).
 #[derive(Debug, Clone, Copy)]

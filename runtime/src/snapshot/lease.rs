@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
@@ -65,9 +65,10 @@ impl Lease {
         let end = Instant::now() + PATIENCE;
         loop {
             let locked = file.try_lock_shared();
-            // Since it was opened it may have been removed, or moved aside to be.
+            // Since it was opened it may have been removed, or moved aside to be; then another may
+            // have the name.
             if !record::is_there(&directories, name, &file) {
-                return Err(none());
+                return Self::open(state, name);
             }
             match locked {
                 Ok(()) => break,
@@ -112,6 +113,19 @@ impl Lease {
         sys::unlock(&self.file);
         self.owner = None;
         (Arc::clone(&self.directories), self.name.clone())
+    }
+
+    /// What it is made of, with the lock that it has.
+    pub(super) fn into_parts(mut self) -> Result<(Arc<Directories>, SnapshotName, Record, File)> {
+        let path = || record::path(&self.directories, &self.name);
+        let file = self.file.try_clone().map_err(|error| Error::at("dup", &path())(error))?;
+        self.owner = None;
+        Ok((Arc::clone(&self.directories), self.name.clone(), self.record.clone(), file))
+    }
+
+    /// When it was made.
+    pub(super) fn made_at(&self) -> Option<SystemTime> {
+        self.file.metadata().and_then(|metadata| metadata.modified()).ok()
     }
 
     pub(super) fn name(&self) -> &SnapshotName {

@@ -7,12 +7,14 @@
 mod lease;
 mod record;
 mod removal;
+mod replace;
 mod users;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 pub(crate) use self::lease::Lease;
 use self::record::{Record, names, write_record};
@@ -124,12 +126,7 @@ impl Snapshot {
     pub fn delete(self) -> Result<()> {
         self.0.check_own()?;
         // What this handle holds is in no one's way; what a sandbox of this process does, is.
-        let Some(this) = Arc::into_inner(self.0) else {
-            return Err(Error::Busy {
-                what: "the snapshot".to_owned(),
-                by: "a sandbox of this process, or another handle of it".to_owned(),
-            });
-        };
+        let Some(this) = Arc::into_inner(self.0) else { return Err(used_here()) };
         let (directories, name) = this.into_name();
         remove(&directories, &name)
     }
@@ -146,8 +143,45 @@ impl Snapshot {
         }
     }
 
+    /// Gives this one, which has no name, one that another may have: that is removed, or, where
+    /// this one lies on it, has none from now on, and is removed with this one. At any moment one
+    /// of them has the name.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a sandbox or a snapshot but this one lies on the other, or a sandbox of
+    /// this process on this one; [`Error::NameInUse`] if this one has a name. This one is gone
+    /// then, as one that no one uses.
+    pub fn replace(self, name: &str) -> Result<Self> {
+        self.0.check_own()?;
+        let name = SnapshotName::given(name)?;
+        if !self.0.name().is_own() {
+            return Err(Error::NameInUse { name: self.name().to_owned() });
+        }
+        let Some(this) = Arc::into_inner(self.0) else { return Err(used_here()) };
+        replace::replace(this, &name).map(Self)
+    }
+
+    /// When it was made; `None` if the file system does not tell.
+    pub fn made_at(&self) -> Option<SystemTime> {
+        self.0.made_at()
+    }
+
+    /// The snapshot that it lies on directly, if there is one. A name that begins with a dot was
+    /// made up.
+    pub fn lies_on(&self) -> Option<&str> {
+        self.0.record().below().map(SnapshotName::as_str)
+    }
+
     pub(crate) fn lease(&self) -> &Arc<Lease> {
         &self.0
+    }
+}
+
+/// That something of this process uses a snapshot.
+fn used_here() -> Error {
+    Error::Busy {
+        what: "the snapshot".to_owned(),
+        by: "a sandbox of this process, or another handle of it".to_owned(),
     }
 }
 

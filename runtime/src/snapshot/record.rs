@@ -4,7 +4,7 @@
 //! which kind, how much there is of it, and that it says what is written here and nothing else.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -116,6 +116,28 @@ impl Record {
     /// Whether it lies on a snapshot, directly or not.
     pub(super) fn lies_on(&self, name: &SnapshotName) -> bool {
         self.stacks.iter().any(|stack| stack.snapshots().skip(1).any(|below| below == name))
+    }
+
+    /// Gives its own parts, the topmost, the name that it has, whichever it had when it was written
+    /// down.
+    pub(super) fn own_parts_are_of(&mut self, own: &SnapshotName) {
+        for stack in &mut self.stacks {
+            if let Some(LayerRecord::Snapshot { name, .. }) = stack.layers.first_mut() {
+                own.clone_into(name);
+            }
+        }
+    }
+
+    /// Its name is that of one that it lies on from now on, and that one has this one's.
+    pub(super) fn exchange(&mut self, from: &SnapshotName, to: &SnapshotName) {
+        for layer in self.stacks.iter_mut().flat_map(|stack| stack.layers.iter_mut().skip(1)) {
+            if let LayerRecord::Snapshot { name, .. } = layer
+                && *name == *to
+            {
+                from.clone_into(name);
+            }
+        }
+        self.own_parts_are_of(to);
     }
 
     /// Opens its stacks, but the sources of volumes and the parts of snapshots.
@@ -326,7 +348,8 @@ fn read_text(file: &File) -> io::Result<Vec<u8>> {
 }
 
 fn parse(text: &[u8], own: &SnapshotName) -> io::Result<Record> {
-    let record: Record = serde_json::from_slice(text)?;
+    let mut record: Record = serde_json::from_slice(text)?;
+    record.own_parts_are_of(own);
     record.check(own).map_err(invalid)?;
     Ok(record)
 }
@@ -348,6 +371,14 @@ pub(super) fn lies_on(file: &File, own: &SnapshotName, other: &SnapshotName) -> 
         Ok(record) => record.lies_on(other),
         Err(_) => serde_json::from_slice(&text).is_ok_and(|value| names(&value, other.as_str())),
     }
+}
+
+/// Writes a record anew, into its file, whose lock and inode are kept.
+pub(super) fn rewrite(mut file: &File, record: &Record) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(record).map_err(io::Error::from)?;
+    file.rewind()?;
+    file.write_all(&text)?;
+    file.set_len(text.len() as u64)
 }
 
 /// Writes down, in a sandbox's directory, what that is to become; the file is locked with others.

@@ -18,7 +18,7 @@ use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 
 /// Threads that look at one another's snapshots would find each in use.
-fn one_at_a_time() -> MutexGuard<'static, ()> {
+pub(super) fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
     lock(ONE_AT_A_TIME.get())
 }
@@ -163,7 +163,7 @@ impl Taken {
 }
 
 /// A record that is locked alone, until this is dropped, whoever else has a copy.
-struct Alone(File);
+pub(super) struct Alone(pub(super) File);
 
 impl Drop for Alone {
     fn drop(&mut self) {

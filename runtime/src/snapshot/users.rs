@@ -128,12 +128,36 @@ pub(super) fn find(
     name: &SnapshotName,
     stale: Stale,
 ) -> Result<Option<SnapshotName>> {
-    let Some(directory) = open(directories, name)? else { return search(directories, name) };
+    find_but(directories, name, stale, None)
+}
+
+/// A snapshot other than `known` that lies on another, if there is one.
+pub(super) fn find_other(
+    directories: &Directories,
+    name: &SnapshotName,
+    known: &SnapshotName,
+) -> Result<Option<SnapshotName>> {
+    find_but(directories, name, Stale::Keep, Some(known))
+}
+
+fn find_but(
+    directories: &Directories,
+    name: &SnapshotName,
+    stale: Stale,
+    known: Option<&SnapshotName>,
+) -> Result<Option<SnapshotName>> {
+    let Some(directory) = open(directories, name)? else {
+        return search(directories, name, known);
+    };
     let found = entries(directory.as_fd()).map_err(Error::at("read", &path(directories, name)))?;
     for file_name in found {
         // Nothing that adl has made.
         let Some(entry) = Entry::parse(file_name.as_bytes()) else { continue };
-        if entry.is_there(directories, name) {
+        if known == Some(&entry.name) {
+            continue;
+        }
+        // None lies on itself: it is what had this name before.
+        if entry.name != *name && entry.is_there(directories, name) {
             return Ok(Some(entry.name));
         }
         if stale == Stale::Remove {
@@ -144,8 +168,13 @@ pub(super) fn find(
 }
 
 /// Finds that out by what all others say.
-fn search(directories: &Directories, name: &SnapshotName) -> Result<Option<SnapshotName>> {
-    let mut others = names(directories)?.into_iter().filter(|other| other != name);
+fn search(
+    directories: &Directories,
+    name: &SnapshotName,
+    known: Option<&SnapshotName>,
+) -> Result<Option<SnapshotName>> {
+    let mut others =
+        names(directories)?.into_iter().filter(|other| other != name && known != Some(other));
     Ok(others.find(|other| match open_record(directories, other) {
         Ok(record) => record.is_some_and(|record| lies_on(&record, other, name)),
         Err(_) => true,

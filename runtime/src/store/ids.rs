@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
@@ -68,7 +69,7 @@ struct Blocks {
 
 impl Blocks {
     /// Their numbers.
-    fn numbers(self) -> std::ops::Range<u32> {
+    fn numbers(self) -> Range<u32> {
         self.first..self.first.saturating_add(self.count)
     }
 }
@@ -104,23 +105,13 @@ impl IdRange {
         let places = BLOCKS.saturating_sub(count.saturating_sub(1));
         // Those whose records this process can write come first.
         let fitting = fitting().min(places);
-        let first = (0..fitting).map(|offset| (start % fitting + offset) % fitting);
-        for first in first.chain(fitting..places) {
-            let blocks = Blocks { first, count };
-            if own.range(blocks.numbers()).next().is_some()
-                || !lock_blocks(file, blocks, libc::F_WRLCK)?
-            {
-                continue;
-            }
-            if !are_free(file, blocks, &is_free)? {
-                lock_blocks(file, blocks, libc::F_UNLCK)?;
-                continue;
-            }
-            own.extend(blocks.numbers());
-            *next = Some(blocks.numbers().end % BLOCKS);
-            return Ok(Some(Self { blocks, length, owner: Owner::this_process() }));
-        }
-        Ok(None)
+        let start = start.checked_rem(fitting).unwrap_or_default();
+        let ranges = [start..fitting, 0..start, fitting..places];
+        let take = |blocks| try_blocks(file, own, blocks, &is_free);
+        let Some(blocks) = first_free(ranges, count, take)? else { return Ok(None) };
+        own.extend(blocks.numbers());
+        *next = Some(blocks.numbers().end % BLOCKS);
+        Ok(Some(Self { blocks, length, owner: Owner::this_process() }))
     }
 
     /// Writes down who has it from here on: before that, nothing of a guest's runs with its ids.
@@ -159,6 +150,46 @@ impl Drop for IdRange {
             held.blocks.remove(&number);
         }
     }
+}
+
+/// The first blocks in a row that can be taken, of those that begin in these ranges. `take` tells
+/// the last one that is known to be taken, if one is.
+fn first_free(
+    ranges: [Range<u32>; 3],
+    count: u32,
+    mut take: impl FnMut(Blocks) -> Result<Option<u32>>,
+) -> Result<Option<Blocks>> {
+    for range in ranges {
+        let mut first = range.start;
+        while first < range.end {
+            let blocks = Blocks { first, count };
+            let Some(taken) = take(blocks)? else { return Ok(Some(blocks)) };
+            // All that begin before the end of what is taken have that in them, too: of long
+            // ranges these are many, and each takes long to look at.
+            first = taken.max(first).saturating_add(1);
+        }
+    }
+    Ok(None)
+}
+
+/// Locks blocks; `None` if they were free, else the last one that is known to be taken.
+fn try_blocks(
+    file: &File,
+    own: &BTreeSet<u32>,
+    blocks: Blocks,
+    is_free: impl Fn(&Life) -> bool,
+) -> Result<Option<u32>> {
+    if let Some(taken) = own.range(blocks.numbers()).next_back() {
+        return Ok(Some(*taken));
+    }
+    if !lock_blocks(file, blocks, libc::F_WRLCK)? {
+        return locked(file, blocks).map(Some);
+    }
+    let taken = last_taken(file, blocks, is_free)?;
+    if taken.is_some() {
+        lock_blocks(file, blocks, libc::F_UNLCK)?;
+    }
+    Ok(taken)
 }
 
 fn anywhere(process: Owner) -> u32 {
@@ -211,9 +242,9 @@ fn write(file: &File, blocks: Blocks, record: &str) -> Result<()> {
     file.write_all_at(&all, place_of(blocks.first)).map_err(Error::at("write", Path::new(FILE)))
 }
 
-/// Whether the inits that had some blocks last are as asked for. Where there is no record, none has
+/// The last of some blocks whose last init is not as asked for. Where there is no record, none has
 /// run.
-fn are_free(file: &File, blocks: Blocks, is_free: impl Fn(&Life) -> bool) -> Result<bool> {
+fn last_taken(file: &File, blocks: Blocks, is_free: impl Fn(&Life) -> bool) -> Result<Option<u32>> {
     let mut bytes = vec![0; RECORD * blocks.numbers().len()];
     let mut filled = 0;
     // Of a long range a read may return a part.
@@ -224,27 +255,41 @@ fn are_free(file: &File, blocks: Blocks, is_free: impl Fn(&Life) -> bool) -> Res
             count => filled += count,
         }
     }
-    let mut records: Vec<&[u8]> = bytes.chunks(RECORD).collect();
-    // Those of one range are alike.
-    records.dedup();
-    Ok(records.into_iter().all(|record| {
+    let is_free = |record: &[u8]| {
         let text = record.split(|byte| *byte == 0).next().unwrap_or_default();
         let record = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
         is_free(&record.map_or(Life::Ended, |record: InitRecord| record.life()))
-    }))
+    };
+    // Those of one range are alike, and most are of none.
+    let mut last = None;
+    for (number, record) in blocks.numbers().zip(bytes.chunks(RECORD)).rev() {
+        if last != Some(record) && !is_free(record) {
+            return Ok(Some(number));
+        }
+        last = Some(record);
+    }
+    Ok(None)
+}
+
+/// The last of some blocks that another process has locked, of those that it has locked with the
+/// first; the first of all if it has let go of it meanwhile.
+fn locked(file: &File, blocks: Blocks) -> Result<u32> {
+    let mut range = lock_of(blocks, libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut range)).map_err(Error::at("lock", Path::new(FILE)))?;
+    let is_locked = i32::from(range.l_type) != libc::F_UNLCK;
+    let end = match range.l_len {
+        0 => i64::from(BLOCKS),
+        length => range.l_start.saturating_add(length),
+    };
+    let last = u32::try_from(end.saturating_sub(1)).ok().filter(|_| is_locked);
+    Ok(last.unwrap_or(blocks.first).min(blocks.numbers().end.saturating_sub(1)))
 }
 
 /// Changes the locks on some blocks, all at once; `false` if another process holds one of them. The
 /// locks belong to the open file and not to the process, so closing another descriptor of it lets
 /// go of nothing.
 fn lock_blocks(file: &File, blocks: Blocks, kind: i32) -> Result<bool> {
-    let range = libc::flock {
-        l_type: i16::try_from(kind).unwrap_or(0),
-        l_whence: 0,
-        l_start: i64::from(blocks.first),
-        l_len: i64::from(blocks.count),
-        l_pid: 0,
-    };
+    let range = lock_of(blocks, kind);
     match fcntl(file, FcntlArg::F_OFD_SETLK(&range)) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
@@ -252,11 +297,21 @@ fn lock_blocks(file: &File, blocks: Blocks, kind: i32) -> Result<bool> {
     }
 }
 
+fn lock_of(blocks: Blocks, kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).unwrap_or(0),
+        l_whence: 0,
+        l_start: i64::from(blocks.first),
+        l_len: i64::from(blocks.count),
+        l_pid: 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
-    use super::{HELD, IdRange, LENGTH};
+    use super::{HELD, IdRange, LENGTH, Range, first_free};
     use crate::store::init_record::Sleeper;
     use crate::sys::id_ranges::caller_may_map;
     use crate::sys::in_fork;
@@ -425,5 +480,25 @@ mod tests {
         let _other = IdRange::take(1).unwrap();
         let error = IdRange::take(crate::sys::id_ranges::MOST).unwrap_err().to_string();
         assert!(error.contains("fewer ids"), "{error}");
+    }
+
+    #[test]
+    fn what_is_taken_is_looked_at_once_however_long_a_range_is() {
+        let taken = [500, 9_000, 12_000, 12_001];
+        let look = |count: u32, ranges: [Range<u32>; 3]| {
+            let mut looks = 0;
+            let found = first_free(ranges, count, |blocks| {
+                looks += 1;
+                let is_in = |number: &&u32| blocks.numbers().contains(number);
+                Ok(taken.iter().rev().find(is_in).copied())
+            });
+            (found.unwrap().map(|blocks| blocks.first), looks)
+        };
+        // Half of all, behind what is taken and nowhere; the whole; one; before where it begins.
+        assert_eq!(look(12_288, [0..12_287, 0..0, 0..0]), (Some(12_002), 2));
+        assert_eq!(look(12_288, [0..12_002, 0..0, 0..0]), (None, 1));
+        assert_eq!(look(24_574, [0..1, 0..0, 0..0]), (None, 1));
+        assert_eq!(look(1, [500..24_574, 0..500, 0..0]), (Some(501), 2));
+        assert_eq!(look(600, [12_000..12_001, 0..12_000, 0..0]), (Some(501), 3));
     }
 }

@@ -44,6 +44,12 @@ impl State {
             Some(path) => path.to_owned(),
             None => default_path(),
         };
+        // The current directory is no one's choice of it.
+        if path.as_os_str().is_empty() {
+            const WHY: &str = "its name is empty: name a directory, or, for the default, leave out \
+                               ADL_STATE_DIR";
+            return Err(Error::invalid("state directory", WHY));
+        }
         let path = std::path::absolute(&path).map_err(Error::at("getcwd for", &path))?;
         make_private(&path).map_err(|error| no_state_directory(&path, error))?;
         let sandboxes = Directories::open(path.join("sandboxes"))?;
@@ -63,6 +69,11 @@ impl State {
     pub(crate) fn is_surely_empty(&self) -> bool {
         fstat(self.sandboxes.as_fd()).is_ok_and(|stat| stat.st_nlink == 2)
             && !self.path.join(SNAPSHOTS).exists()
+    }
+
+    /// Whether its file system gives back the room of what was removed a while later.
+    pub(crate) fn gives_room_back_late(&self) -> bool {
+        btrfs::is_btrfs(self.sandboxes.as_fd())
     }
 
     /// Has its file system give back the room of what was removed.
@@ -143,15 +154,17 @@ const SNAPSHOTS: &str = "snapshots";
 pub(crate) const IMAGES: &str = "images";
 
 fn default_path() -> PathBuf {
-    let variable =
-        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(path) = variable("ADL_STATE_DIR") {
-        return path;
+    // As a path that a caller names, it may be relative.
+    if let Some(path) = std::env::var_os("ADL_STATE_DIR") {
+        return path.into();
     }
     let uid = nix::unistd::geteuid();
     if uid.is_root() {
         return PathBuf::from("/var/lib/adl");
     }
+    // As the XDG specification has it, a relative path counts for nothing.
+    let variable =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(path) = variable("XDG_STATE_HOME") {
         return path.join("adl");
     }

@@ -3,12 +3,15 @@
 //! A project is a number that a directory hands on to all that is made in it. The kernel lets no
 //! one in a user namespace change it, and moves nothing from one project into another.
 
+mod format;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
 
+use self::format::Format;
 use crate::error::{Error, Result};
 use crate::sys::ioctl::{self, INHERIT_PROJECT};
 use crate::sys::quotactl::{self, Projects};
@@ -165,16 +168,13 @@ fn cannot(directory: BorrowedFd<'_>, error: io::Error) -> Error {
             unsupported(
                 why,
                 match kind {
-                    Some(EXT4_SUPER_MAGIC) => {
-                        "root has to unmount it, switch quotas on by `tune2fs -O project,quota \
-                         DEVICE`, and mount it by `mount -o prjquota DEVICE DIRECTORY` (`findmnt` \
-                         lists both); or have the upper in memory"
-                    }
+                    Some(EXT4_SUPER_MAGIC) => format::remedy(Format::of_this_kernel()),
                     Some(XFS) => {
                         "root has to unmount it, and to mount it by `mount -o prjquota DEVICE \
                          DIRECTORY` (`findmnt` lists both); or have the upper in memory"
+                            .to_owned()
                     }
-                    _ => OTHER_PLACE,
+                    _ => OTHER_PLACE.to_owned(),
                 },
             )
         }
@@ -185,11 +185,11 @@ fn cannot(directory: BorrowedFd<'_>, error: io::Error) -> Error {
 /// nix has it only for some C libraries.
 const XFS: FsType = FsType(0x5846_5342);
 
-fn unsupported(why: &str, fix: &str) -> Error {
+fn unsupported(why: &str, fix: impl Into<String>) -> Error {
     Error::Unsupported {
         what: "a limit of disk space".to_owned(),
         why: why.to_owned(),
-        fix: fix.to_owned(),
+        fix: fix.into(),
     }
 }
 

@@ -244,6 +244,11 @@ pub fn pending_removals() -> usize {
     state.waiting.len() + state.in_hand.len() + state.failed.len() + state.retried
 }
 
+/// Whether this process has removed anything.
+pub(crate) fn has_removed() -> bool {
+    REMOVER.get().state().next != 0
+}
+
 /// Removes what a sandbox has left soon, and gives its name free now.
 pub(crate) fn remove_later(mut removal: Removal) -> Result<()> {
     if let Some(directory) = &mut removal.directory

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use nix::sys::socket::MsgFlags;
+
 pub(crate) mod clone;
 mod creator;
 pub(crate) mod id_ranges;
@@ -22,8 +24,11 @@ pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
+pub(crate) mod stamp;
 pub(crate) mod unique;
 pub(crate) mod user_namespace;
+#[cfg(test)]
+mod watchdog;
 
 /// Makes a system call without the C library, whose `errno` the child would share with the thread
 /// that made it.
@@ -167,6 +172,16 @@ pub(crate) fn without_sigpipe<T>(write: impl FnOnce() -> nix::Result<T>) -> nix:
     result
 }
 
+/// Calls what may read from a terminal that another job of the caller's shell has: that is EIO then,
+/// and no SIGTTIN stops the whole process group.
+pub(crate) fn without_sigttin<T>(read: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+    let old_mask = SigSet::from(Signal::SIGTTIN).thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let result = read();
+    old_mask.thread_set_mask()?;
+    result
+}
+
 fn unblocked_mask() -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises it.
@@ -212,9 +227,13 @@ pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8], may_wait: bool) -> nix:
         // SAFETY: one buffer with its length; -1 is the position of the open file.
         let count = unsafe { libc::preadv2(number, &raw const space, 1, -1, libc::RWF_NOWAIT) };
         match nix::errno::Errno::result(count) {
-            // A terminal; before Linux 6.5, a pipe.
+            // A terminal; before Linux 6.5, a pipe or a socket.
             Err(nix::errno::Errno::EOPNOTSUPP) => {}
             read => return read.map(isize::unsigned_abs),
+        }
+        match nix::sys::socket::recv(number, buffer, MsgFlags::MSG_DONTWAIT) {
+            Err(nix::errno::Errno::ENOTSOCK) => {}
+            read => return read,
         }
     }
     nix::unistd::read(fd, buffer)
@@ -232,6 +251,10 @@ pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8], may_wait: bool) -> nix::Res
         match nix::errno::Errno::result(count) {
             Err(nix::errno::Errno::EOPNOTSUPP) => {}
             written => return written.map(isize::unsigned_abs),
+        }
+        match nix::sys::socket::send(number, bytes, MsgFlags::MSG_DONTWAIT) {
+            Err(nix::errno::Errno::ENOTSOCK) => {}
+            written => return written,
         }
     }
     nix::unistd::write(fd, bytes)

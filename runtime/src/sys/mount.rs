@@ -63,13 +63,14 @@ pub(crate) fn map_ids(
 }
 
 /// A new tmpfs, mounted nowhere, on which device nodes work (`fsopen(2)`, Linux 5.2). Nothing in it
-/// is executed or sets ids.
-pub(crate) fn detached_tmpfs(options: &[(&CStr, &CStr)]) -> io::Result<OwnedFd> {
+/// sets ids, and, unless that is asked for, nothing is executed.
+pub(crate) fn detached_tmpfs(options: &[(&CStr, &CStr)], can_execute: bool) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_uint = 1;
     const FSMOUNT_CLOEXEC: libc::c_uint = 1;
     const FSCONFIG_SET_STRING: libc::c_uint = 1;
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-    const ATTRIBUTES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    let no_exec = if can_execute { 0 } else { libc::MOUNT_ATTR_NOEXEC };
+    let attributes = libc::MOUNT_ATTR_NOSUID | no_exec;
     let null = ptr::null::<c_void>();
     // SAFETY: NUL-ended strings, which the kernel copies, and descriptors that are open.
     unsafe {
@@ -80,6 +81,6 @@ pub(crate) fn detached_tmpfs(options: &[(&CStr, &CStr)]) -> io::Result<OwnedFd> 
             check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key, value, 0))?;
         }
         check(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0))?;
-        owned(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, ATTRIBUTES))
+        owned(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes))
     }
 }

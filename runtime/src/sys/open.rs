@@ -35,7 +35,7 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    fn flags(self) -> OFlag {
+    pub(crate) fn flags(self) -> OFlag {
         let reading = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         match self {
             Self::Look => OFlag::O_PATH | OFlag::O_CLOEXEC,
@@ -63,6 +63,37 @@ pub(crate) fn beneath(
         Err(Errno::EXDEV) if leads_down(path) => Err(Errno::ESTALE),
         opened => opened,
     }
+}
+
+/// What is mounted on the way to something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mounts {
+    /// Is entered.
+    Entered,
+    /// Is in the way: what a file system may have to ask another machine or program for could keep
+    /// whoever waits for it, for ever.
+    Refused,
+}
+
+/// Opens what is below a directory, through no link. With [`Purpose::Look`] that may be a link,
+/// which is opened itself.
+///
+/// # Errors
+/// As those of [`beneath`], and EXDEV for what is mounted there and is not to be entered.
+pub(crate) fn entry(
+    directory: impl AsFd,
+    path: &(impl NixPath + ?Sized),
+    purpose: Purpose,
+    mounts: Mounts,
+) -> nix::Result<OwnedFd> {
+    let mut resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    if mounts == Mounts::Refused {
+        resolve |= ResolveFlag::RESOLVE_NO_XDEV;
+    }
+    let flags = purpose.flags() | OFlag::O_NOFOLLOW;
+    openat2(directory, path, OpenHow::new().flags(flags).resolve(resolve))
 }
 
 /// Finds what a path leads to for a program of which a directory is the root, without a look at

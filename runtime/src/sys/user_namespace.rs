@@ -285,13 +285,13 @@ mod tests {
         // SAFETY: the child has one thread and a copy of all memory.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            drop(read);
             let _ = within(namespace.as_fd(), || {
                 std::io::Write::write_all(&mut &write, b"x").unwrap();
                 loop {
                     std::thread::park();
                 }
             });
+            std::process::abort();
         }
         drop(write);
         read.read_exact(&mut [0]).unwrap();

@@ -12,9 +12,8 @@ use nix::sys::uio::{pread, pwrite};
 
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::wait::wait_beside_init;
-use crate::wait::wait_ready;
-use crate::wait::{Deadline, Woken};
+use crate::wait::{Deadline, Maker, Woken};
+use crate::wait::{wait_beside_job, wait_ready};
 
 /// How much is written and read at once, in bytes, where it goes through memory.
 const BUFFER: usize = 64 << 10;
@@ -34,8 +33,8 @@ pub(super) const WRITE: &str = "write";
 #[derive(Debug)]
 struct Pipe {
     fd: OwnedFd,
-    /// Readable when the init has ended that the other side belongs to, if there is one.
-    init: Option<Arc<OwnedFd>>,
+    /// What the other side belongs to, if that is a job.
+    job: Option<Arc<dyn Maker>>,
     deadline: Deadline,
     since: Instant,
 }
@@ -45,7 +44,7 @@ impl Pipe {
         sys::set_blocking(&fd, false).map_err(Error::io("fcntl"))?;
         // One that holds less is slower, but does.
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(CAPACITY));
-        Ok(Self { fd, init: None, deadline, since: Instant::now() })
+        Ok(Self { fd, job: None, deadline, since: Instant::now() })
     }
 
     fn timed_out(&self) -> Error {
@@ -59,8 +58,8 @@ impl Pipe {
 
     fn wait(&self, events: PollFlags) -> Result<()> {
         let fd = self.fd.as_fd();
-        let woken = match &self.init {
-            Some(init) => wait_beside_init(fd, events, init.as_fd(), self.deadline)?,
+        let woken = match &self.job {
+            Some(job) => wait_beside_job(fd, events, &**job, self.deadline)?,
             None if wait_ready(&mut [PollFd::new(fd, events)], self.deadline)? => Woken::Ready,
             None => Woken::Late,
         };
@@ -112,9 +111,9 @@ impl Outgoing {
         Ok(Self { pipe: Pipe::new(pipe, deadline)?, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Has it wait no longer than there is an init.
-    pub(crate) fn beside(mut self, init: &Arc<OwnedFd>) -> Self {
-        self.pipe.init = Some(Arc::clone(init));
+    /// Has it wait no longer than there is a job.
+    pub(crate) fn beside(mut self, job: Arc<dyn Maker>) -> Self {
+        self.pipe.job = Some(job);
         self
     }
 
@@ -254,9 +253,9 @@ impl Incoming {
         })
     }
 
-    /// Has it wait no longer than there is an init.
-    pub(crate) fn beside(mut self, init: &Arc<OwnedFd>) -> Self {
-        self.pipe.init = Some(Arc::clone(init));
+    /// Has it wait no longer than there is a job.
+    pub(crate) fn beside(mut self, job: Arc<dyn Maker>) -> Self {
+        self.pipe.job = Some(job);
         self
     }
 

@@ -120,6 +120,11 @@ impl Control {
         group.job_cgroup(counted).map(|(job_cgroup, join_files)| (Some(job_cgroup), join_files))
     }
 
+    /// Whether each job sees its cgroups from its own on.
+    pub(crate) fn has_cgroup_namespaces(&self) -> bool {
+        self.group.get().is_some_and(|group| group.has_cgroup_namespaces())
+    }
+
     /// How init finds out that a job has used the CPU time that it may.
     pub(crate) fn cpu_limit(&self, of: Option<&JobCgroup>, limit: Duration) -> Result<CpuFile> {
         of.ok_or_else(cgroup::no_cpu_time)?.cpu_limit(limit)
@@ -227,6 +232,13 @@ impl Control {
             all.retain(|channel| channel.strong_count() != 0);
         }
         all.push(Arc::downgrade(channel));
+    }
+
+    /// Whether a process of a job may be still to come that init was asked for.
+    pub(crate) fn is_any_to_come(&self) -> bool {
+        let all = lock(&self.waited_for);
+        let mut all = all.iter().flatten().filter_map(Weak::upgrade);
+        all.any(|channel| channel.may_be_to_come())
     }
 
     /// Wakes up all that wait for a command: the sandbox is at its end, whether or not the kernel

@@ -7,11 +7,13 @@ pub(crate) mod control;
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use adl_protocol::codec;
 use nix::errno::Errno;
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::sys::socket::{self, Peeked, Socket, close_elsewhere};
 use crate::wait::Deadline;
 use crate::wait::Woken;
-use crate::wait::wait_beside_init;
+use crate::wait::{wait_beside_init, wait_ready};
 
 /// Decodes an answer that is one frame and nothing else.
 pub(crate) fn decode_frame<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T> {
@@ -134,6 +136,8 @@ pub(crate) fn wait_for_room(
 pub(crate) struct Messages {
     socket: Socket,
     inbox: Mutex<Inbox>,
+    /// Whether a process of the job is known to have been there, or its end.
+    has_begun: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -215,7 +219,21 @@ impl Inbox {
 
 impl Messages {
     pub(crate) fn new(socket: Socket) -> Self {
-        Self { socket, inbox: Mutex::default() }
+        Self { socket, inbox: Mutex::default(), has_begun: AtomicBool::new(false) }
+    }
+
+    /// To be told when something was heard of the job in another way, or its end was read.
+    pub(crate) fn mark_begun(&self) {
+        self.has_begun.store(true, Ordering::Release);
+    }
+
+    /// Whether a process of the job may be still to come, as far as init has said anything, read
+    /// or not.
+    pub(crate) fn may_be_to_come(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        let mut is_silent =
+            || matches!(wait_ready(&mut fds, Deadline::after(Duration::ZERO)), Ok(false));
+        !self.has_begun.load(Ordering::Acquire) && is_silent()
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {

@@ -36,21 +36,11 @@ impl Named {
         config: &mut Config,
         targets: impl IntoIterator<Item = &'a Path>,
     ) -> CliResult<Bases> {
-        let mut bases = Bases::default();
         for directory in &self.beneath {
             let why = |error: Error| format!("--beneath {}: {error}", directory.display());
             drop(HostPath::from(directory).open_dir().map_err(why)?);
-            bases.add(directory)?;
         }
-        // Below what is not there, nothing is: no error.
-        for mount in &config.mounts {
-            if let Mount::Volume { source, access: Access::ReadWrite, .. } = mount {
-                let _ = bases.add(source.path());
-            }
-        }
-        for directory in targets {
-            let _ = bases.add(directory);
-        }
+        let bases = Bases::of(&self.beneath, &config.mounts, targets);
         for mount in &mut config.mounts {
             if let Mount::Volume { source, .. } | Mount::Device { source, .. } = mount {
                 *source = bases.place(source.path())?;
@@ -96,6 +86,34 @@ fn holds_layers(directory: BorrowedFd<'_>) -> bool {
 pub(crate) struct Bases(HashSet<(u64, u64)>);
 
 impl Bases {
+    /// Directories that guests have written, and what they may write: volumes and `targets`.
+    pub(crate) fn of<'a>(
+        beneath: &[PathBuf],
+        mounts: &[Mount],
+        targets: impl IntoIterator<Item = &'a Path>,
+    ) -> Self {
+        let mut bases = Self::default();
+        // Below what is not there, nothing is: no error.
+        for directory in beneath {
+            let _ = bases.add(directory);
+        }
+        for mount in mounts {
+            if let Mount::Volume { source, access: Access::ReadWrite, .. } = mount {
+                let _ = bases.add(source.path());
+            }
+        }
+        for directory in targets {
+            let _ = bases.add(directory);
+        }
+        bases
+    }
+
+    /// Whether a file is one of them, or the way to it leads through one.
+    pub(crate) fn are_on_the_way_to(&self, path: &Path) -> CliResult<bool> {
+        let is_one = |metadata: fs::Metadata| self.0.contains(&(metadata.dev(), metadata.ino()));
+        Ok(self.place(path)?.base().is_some() || fs::metadata(path).is_ok_and(is_one))
+    }
+
     fn add(&mut self, directory: &Path) -> std::io::Result<()> {
         let metadata = fs::metadata(directory)?;
         self.0.insert((metadata.dev(), metadata.ino()));

@@ -1,25 +1,33 @@
 //! The commands of `adl`, as clap reads them; help, completions and manual pages are made of them.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 
 use crate::output::print;
 use crate::values::CliResult;
-use crate::{bench, docker, doctor, gc, manual, run, snapshot};
+use crate::{bench, docker, doctor, gc, manual, run, sections, snapshot};
 
-const HELP: &str = "\
-`adl COMMAND --help` tells the options of a command. adl exits with 125 for an error of its own.";
+/// What help of adl itself ends with.
+fn help() -> String {
+    let more = "`adl COMMAND --help` tells the options of a command, with examples.";
+    format!("{more}\n\n{}", sections::help(""))
+}
 
 /// Run commands in sandboxes
 #[derive(Parser)]
 #[command(name = "adl", bin_name = "adl", version, max_term_width = 100)]
 // Of an option that is given twice the last one counts, if it has one value only.
 #[command(args_override_self = true, arg_required_else_help = false)]
-#[command(after_help = HELP)]
+#[command(after_help = help())]
 pub(crate) struct Cli {
+    /// Keep what is on disk of sandboxes, and snapshots, in DIR instead of the default
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    state_dir: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Commands,
 }
@@ -49,14 +57,14 @@ enum Commands {
 }
 
 impl Commands {
-    fn run(self) -> CliResult<ExitCode> {
+    fn run(self, state: Option<&Path>) -> CliResult<ExitCode> {
         match self {
-            Self::Run(options) => run::main(&options),
-            Self::Shell(options) => run::shell(*options),
-            Self::Snapshot(command) => snapshot::main(&command),
-            Self::Bench(options) => bench::main(&options),
-            Self::Doctor(options) => doctor::main(&options),
-            Self::Gc => gc::main(),
+            Self::Run(options) => run::main(&options, state),
+            Self::Shell(options) => run::shell(*options, state),
+            Self::Snapshot(command) => snapshot::main(&command, state),
+            Self::Bench(options) => bench::main(&options, state),
+            Self::Doctor(options) => doctor::main(&options, state),
+            Self::Gc => gc::main(state),
             Self::Completions(options) => manual::completions(&options, Cli::command()),
             Self::Man(options) => manual::page(&options, Cli::command()),
         }
@@ -68,9 +76,14 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut command = Cli::command();
     let is_run = arguments.get(1).is_some_and(|name| name == "run");
     let names_a_host = gives_h_a_value(&arguments);
+    // As docker does.
+    if arguments.len() == 1 {
+        print(command.render_help().to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let matches = command.try_get_matches_from_mut(arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
-        Ok(cli) => cli.command.run(),
+        Ok(cli) => cli.command.run(cli.state_dir.as_deref()),
         // Help or the version, which was asked for.
         Err(message) if message.kind() == ErrorKind::DisplayHelp && names_a_host => {
             Err("-h is for help, alone; the host name is set by `--hostname NAME`".into())

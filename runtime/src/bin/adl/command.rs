@@ -10,19 +10,21 @@ use clap::{Args, ValueHint};
 use crate::bases::Bases;
 use crate::copies::{CopyOptions, Transfer};
 use crate::environment::{self, Variable};
+use crate::keep::KeepOptions;
 use crate::options::SandboxOptions;
+use crate::result;
 use crate::ulimits::{Ulimit, ulimit};
-use crate::values::{CliResult, duration, of_bytes};
+use crate::values::{CliResult, duration, of_bytes, size_or_zero};
 
 #[derive(Args)]
 #[command(next_help_heading = "Command")]
 pub(crate) struct CommandOptions {
-    /// Take stdin from here, as is done without it too; it is read ahead of the command
+    /// Changes nothing: the command always reads adl's stdin, which adl reads ahead of it
     #[arg(short, long)]
     interactive: bool,
 
-    /// Give it a terminal of the sandbox's own, joined to this one, which has to be stdin; what is
-    /// typed, as Ctrl-C, goes there, and TERM is this one's
+    /// Run the command on a terminal of its own, shown in the one where adl runs. adl's stdin has to
+    /// be a terminal. Keys such as Ctrl-C go to the command, and TERM is set as it is here
     #[arg(short, long)]
     pub(crate) tty: bool,
 
@@ -35,12 +37,20 @@ pub(crate) struct CommandOptions {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) cpu_time: Option<Duration>,
 
-    /// Set an environment variable; NAME alone takes this one's value
+    /// Kill it, and all that it has started, when it has written nothing for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+
+    /// Kill it, and all that it has started, when it has written more to stdout and stderr together
+    #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
+    pub(crate) output_limit: Option<u64>,
+
+    /// Set an environment variable; NAME alone takes the value that it has here, outside
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = of_bytes(environment::variable))]
     env: Vec<Option<Variable>>,
 
-    /// Set those of a file, one on each line, as for --env, which comes first; lines that are empty
-    /// or begin with # are left out
+    /// Set the variables of a file, one on each line, as --env takes them; empty lines and those
+    /// that begin with # are left out. Of a variable that is in both, --env counts
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     env_file: Vec<PathBuf>,
 
@@ -49,7 +59,8 @@ pub(crate) struct CommandOptions {
     pub(crate) workdir: Option<OsString>,
 
     /// Who runs it: names in the image's /etc/passwd and /etc/group, or numbers; by default 0:0. For
-    /// an ordinary user, numbers that are the one user and group inside
+    /// an ordinary user, numbers that are the one user and group inside. HOME, USER, LOGNAME and
+    /// SHELL are as /etc/passwd has them
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 
@@ -63,22 +74,29 @@ pub(crate) struct CommandOptions {
     #[arg(long, value_name = "SCORE", value_parser = oom_score)]
     pub(crate) oom_score_adj: Option<i16>,
 
-    /// Remove the sandbox when it has ended, as is done without it too
-    #[arg(long)]
-    rm: bool,
+    /// Changes nothing: the sandbox is always removed when the command has ended
+    #[arg(long, value_name = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", value_parser = always)]
+    rm: Option<bool>,
 
-    /// Have a PID 1 that reaps and passes signals on, as is done without it too
-    #[arg(long)]
-    init: bool,
+    /// Changes nothing: there is always a PID 1 that reaps, and adl passes signals on
+    #[arg(long, value_name = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", value_parser = always)]
+    init: Option<bool>,
 
     /// When it has ended, print to stderr what it has used
     #[arg(long)]
     pub(crate) stats: bool,
 
-    /// When it has ended, and what it has left running was killed, keep the files as NAME, for
-    /// --image snapshot:NAME
-    #[arg(long, value_name = "NAME")]
-    pub(crate) snapshot: Option<String>,
+    /// Write to FILE, when all has ended, how the command ended and what it has used: one line of
+    /// JSON, see below. FILE is opened before anything is run, and where the command may write it is
+    /// refused; /dev/fd/3 is what was opened by 3>FILE
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_parser = of_bytes(result::path))]
+    pub(crate) result: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) keep: KeepOptions,
 
     #[command(flatten, next_help_heading = "Copies")]
     pub(crate) copies: CopyOptions,
@@ -95,6 +113,11 @@ pub(crate) struct Settled {
 }
 
 impl CommandOptions {
+    /// Where guests may write or have written, of this machine.
+    pub(crate) fn bases(&self) -> Bases {
+        self.sandbox.bases(self.copies.copy_out.iter().map(Transfer::target))
+    }
+
     pub(crate) fn settle(&self) -> CliResult<Settled> {
         let targets = self.copies.copy_out.iter().map(Transfer::target);
         let (mut config, bases) = self.sandbox.settle(targets)?;
@@ -109,6 +132,12 @@ impl CommandOptions {
         environment.extend(self.env.iter().flatten().cloned());
         Ok(Settled { config, bases, environment })
     }
+}
+
+/// Reads a switch that is always on.
+fn always(text: &str) -> Result<bool, &'static str> {
+    let is_on = text.parse().ok().filter(|is_on| *is_on);
+    is_on.ok_or("it is always so, and can't be switched off")
 }
 
 /// Reads an OOM score. Below 0 no sandbox may go.

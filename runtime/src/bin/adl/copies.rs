@@ -2,25 +2,31 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use adl_runtime::{CopyReport, Error, Files, Result};
+use adl_runtime::{CopyReport, Error, FileKind, Files};
 use clap::{Args, ValueHint};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
 
 use crate::bases::Bases;
 use crate::output::say;
+use crate::result::Outcome;
 use crate::values::{CliResult, of_bytes};
 
 /// What help says of copies beside their options.
 pub(crate) const HELP: &str = "\
 A copy is called TO, or, if that ends with a slash, has its old name in TO. Directories that are \
 there are added to, those above TO inside are made. The path inside can't have a `:`. What is \
-copied out is made by this user, without set-user-id bits; no link of the sandbox's is followed, \
-and the directory that it is made in has to be there before the command runs. Inside, copies are \
-done with the rights of --user.";
+copied out is made by this user, without set-user-id bits. A file that is copied out to a directory \
+that is there is put in it, under its old name; else the directory that TO is in has to be there \
+before the command runs. A symbolic link in it is copied as a link, \
+which leads where the sandbox wants; FROM itself is followed, inside. FIFOs, sockets and devices are left \
+out. Inside, copies are done with the rights of --user.";
 
 #[derive(Args)]
 pub(crate) struct CopyOptions {
@@ -43,24 +49,31 @@ pub(crate) struct Transfer {
     to: PathBuf,
 }
 
+/// What `-` is with docker, and in many programs.
+const NO_STREAM: &str = "stdin and stdout are the command's: for a tar archive run tar inside, as \
+                         `adl run -- tar -cf - DIR > x.tar`; a file of the name `-` is ./-";
+
 impl Transfer {
     /// Reads `FROM:TO`, of which FROM is on this machine.
-    fn into_sandbox(text: &OsStr) -> std::result::Result<Self, &'static str> {
+    fn into_sandbox(text: &OsStr) -> Result<Self, &'static str> {
         Self::parse(text, text.as_bytes().iter().rposition(|byte| *byte == b':'))
     }
 
     /// Reads `FROM:TO`, of which TO is on this machine.
-    fn out_of_sandbox(text: &OsStr) -> std::result::Result<Self, &'static str> {
+    fn out_of_sandbox(text: &OsStr) -> Result<Self, &'static str> {
         Self::parse(text, text.as_bytes().iter().position(|byte| *byte == b':'))
     }
 
-    fn parse(text: &OsStr, colon: Option<usize>) -> std::result::Result<Self, &'static str> {
+    fn parse(text: &OsStr, colon: Option<usize>) -> Result<Self, &'static str> {
         let bytes = text.as_bytes();
         let parts = colon.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
         match parts {
             Some((from, to)) if !from.is_empty() && !to.is_empty() => {
                 let from = PathBuf::from(OsStr::from_bytes(from));
                 let mut to: PathBuf = OsStr::from_bytes(to).into();
+                if from.as_os_str() == "-" || to.as_os_str() == "-" {
+                    return Err(NO_STREAM);
+                }
                 if bytes.ends_with(b"/") {
                     to.push(from.file_name().ok_or("FROM has no name to keep")?);
                 }
@@ -103,6 +116,8 @@ pub(crate) struct CopyOut<'a> {
     transfer: &'a Transfer,
     directory: OwnedFd,
     name: &'a OsStr,
+    /// Where TO is a directory: that, and the name that a file has in it.
+    inside: Option<(OwnedFd, &'a OsStr)>,
 }
 
 impl<'a> CopyOut<'a> {
@@ -121,31 +136,81 @@ impl<'a> CopyOut<'a> {
             (Some(parent), Some(name)) => (parent, name),
             _ => (to.as_path(), OsStr::new(".")),
         };
+        let inside = match (transfer.from.file_name(), fs::symlink_metadata(to)) {
+            // What can't be opened as one is told by what is made in its place.
+            (Some(name), Ok(metadata)) if !metadata.is_file() => {
+                bases.place(to)?.open_dir().ok().map(|directory| (directory, name))
+            }
+            _ => None,
+        };
         let opened = bases.place(directory)?.open_dir().map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
                 format!("there is no directory {directory:?}; make it before the command runs")
             }
             error => error.to_string(),
         })?;
-        Ok(Self { transfer, directory: opened, name })
+        Ok(Self { transfer, directory: opened, name, inside })
     }
 
-    fn copy(&self, files: &Files) -> Result<()> {
+    /// Whether it may make or replace a file, which is known by its device and inode.
+    pub(crate) fn leads_to(&self, place: (u64, u64)) -> bool {
+        let is_at = |(directory, name): (&OwnedFd, &OsStr)| {
+            fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == place)
+        };
+        let inside = self.inside.as_ref().map(|(directory, name)| (directory, *name));
+        is_at((&self.directory, self.name)) || inside.is_some_and(is_at)
+    }
+
+    fn copy(&self, files: &Files) -> Result<(), CopyError> {
         let from = &self.transfer.from;
-        let report = files.copy_out_at(from, &self.directory, self.name)?;
+        let is_directory =
+            || files.metadata(from).map(|metadata| metadata.kind == FileKind::Directory);
+        let report = match &self.inside {
+            Some((directory, name)) if !is_directory()? => {
+                files.copy_out_at(from, directory, name)?
+            }
+            _ => files.copy_out_at(from, &self.directory, self.name)?,
+        };
+        // Nothing at all was there to be copied.
+        if let Some(skipped) = report.skipped.iter().find(|it| it.path.as_os_str().is_empty()) {
+            return Err(CopyError::Skipped(skipped.kind));
+        }
         tell(from, &report);
         Ok(())
     }
 }
 
+/// Why there is no copy.
+enum CopyError {
+    Failed(Error),
+    /// What was asked for has nothing to copy.
+    Skipped(FileKind),
+}
+
+impl From<Error> for CopyError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl fmt::Display for CopyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => error.fmt(f),
+            Self::Skipped(kind) => write!(f, "not copied, since it has no content: {kind:?}"),
+        }
+    }
+}
+
 /// Copies all out that is to be, whatever becomes of each; whether all were copied.
-pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files) -> bool {
+pub(crate) fn copy_all_out(copies: &[CopyOut<'_>], files: &Files, outcome: &mut Outcome) -> bool {
     let mut is_all = true;
     for copy in copies {
         if let Err(error) = copy.copy(files) {
-            say(format_args!("--copy-out {}: {error}", copy.transfer));
+            outcome.fail(format!("--copy-out {}: {error}", copy.transfer));
             is_all = false;
-            if matches!(error, Error::SandboxDied) {
+            if matches!(error, CopyError::Failed(Error::SandboxDied)) {
                 break;
             }
         }

@@ -3,11 +3,12 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of `docker run`.
-const OPTIONS: [(&[&str], &str); 26] = [
+const OPTIONS: &[(&[&str], &str)] = &[
     (
         &["-p", "--publish", "-P", "--publish-all", "--expose"],
-        "a sandbox has no port outside: with `--network host` a server inside listens on this \
-         machine, without it clients run in the same sandbox",
+        "a port inside is none of this machine's. With `--network host` the server itself \
+         listens on this machine: have it listen on the port that is wanted outside. Else run \
+         client and server in one sandbox",
     ),
     (
         &["-d", "--detach"],
@@ -77,10 +78,21 @@ const OPTIONS: [(&[&str], &str); 26] = [
         "name each directory by `-v`, or keep what was written by `--snapshot NAME`",
     ),
     (
-        &["--pull", "--platform", "--disable-content-trust", "--isolation", "--runtime"],
+        &["--pull", "--disable-content-trust"],
         "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
          writes it",
     ),
+    (
+        &["--platform"],
+        "programs are run by this machine's kernel as they are: take an image of its kind, x86_64",
+    ),
+    (&["--runtime", "--isolation"], "adl is the runtime, and there is no other: leave it out"),
+    (
+        &["--secret"],
+        "mount it as a file, `-v ./secret:/run/secrets/NAME:ro`, or set a variable by `--env-file`",
+    ),
+    (&["--ro"], "`--read-only` is for the root, `:ro` at the end of `-v` for a volume"),
+    (&["--json", "--format"], "`--result FILE` writes how the command ended, as JSON"),
     (
         &["--log-driver", "--log-opt", "-a", "--attach", "--sig-proxy", "--detach-keys"],
         "the command's streams are adl's own, and signals are passed on: redirect them in the \
@@ -110,7 +122,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
 ];
 
 /// Commands of docker.
-const COMMANDS: [(&[&str], &str); 6] = [
+const COMMANDS: &[(&[&str], &str)] = &[
     (
         &["create", "start", "exec", "attach", "restart"],
         "a sandbox is made by `adl run`, and ends with its command: run all in one, as `adl run -- \
@@ -139,8 +151,29 @@ const COMMANDS: [(&[&str], &str); 6] = [
          writes it, or `snapshot:NAME`; `adl snapshot ls` lists those",
     ),
     (
-        &["info", "version", "system", "volume", "network", "container"],
+        &["info", "version"],
         "`adl doctor` tells what this machine can do, `adl --version` the version",
+    ),
+    (
+        &["container"],
+        "a sandbox lives no longer than its `adl run`, which the shell lists and ends as any \
+         program",
+    ),
+    (
+        &["system"],
+        "`adl gc` removes what programs that were killed have left, as `prune` does, `adl snapshot \
+         ls` lists what is kept, and `du -sh` of the state directory, which `adl --help` tells, is \
+         `df`; `adl doctor` is `info`",
+    ),
+    (
+        &["volume"],
+        "adl keeps no volumes: `-v ./DIR:/TARGET` mounts a directory of this machine, and \
+         `--snapshot NAME` keeps what was written",
+    ),
+    (
+        &["network"],
+        "there are no networks to be made: a sandbox has its own loopback device, or this machine's \
+         network by `--network host`",
     ),
 ];
 
@@ -172,12 +205,12 @@ pub(crate) fn hint(error: &clap::Error, is_run: bool) -> Option<String> {
         ErrorKind::UnknownArgument => {
             let name = context(ContextKind::InvalidArg)?;
             let name = name.split(['=', ' ']).next().unwrap_or(name);
-            let instead = find(&OPTIONS, name).filter(|_| is_run || name.len() > 2)?;
+            let instead = find(OPTIONS, name).filter(|_| is_run || name.len() > 2)?;
             Some(format!("`{name}` is docker's, and adl has none: {instead}"))
         }
         ErrorKind::InvalidSubcommand => {
             let name = context(ContextKind::InvalidSubcommand)?;
-            let instead = find(&COMMANDS, name)?;
+            let instead = find(COMMANDS, name)?;
             Some(format!("`{name}` is docker's, and adl has none: {instead}"))
         }
         ErrorKind::InvalidValue

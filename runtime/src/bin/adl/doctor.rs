@@ -1,5 +1,6 @@
 //! `adl doctor`: what this machine can do.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use adl_runtime::doctor::{Check, Verdict, examine};
@@ -10,7 +11,8 @@ use crate::values::CliResult;
 
 const HELP: &str = "\
 Tries what a sandbox is made of, as the calling user, and says what to do about what is \
-missing. Exits with 0 if sandboxes work, else with 1.";
+missing. Exits with 0 if sandboxes work, else with 1. It leaves nothing but what the first sandbox \
+leaves in the state directory for the next: the host image.";
 
 #[derive(Args)]
 #[command(after_help = HELP)]
@@ -20,8 +22,8 @@ pub(crate) struct DoctorOptions {
     json: bool,
 }
 
-pub(crate) fn main(options: &DoctorOptions) -> CliResult<ExitCode> {
-    let checks = examine(None);
+pub(crate) fn main(options: &DoctorOptions, state: Option<&Path>) -> CliResult<ExitCode> {
+    let checks = examine(state);
     print(match options.json {
         true => serde_json::to_string_pretty(&checks)? + "\n",
         false => report(&checks),

@@ -11,15 +11,16 @@ use crate::values::{number, size, size_or_zero};
 
 #[derive(Args)]
 pub(crate) struct LimitOptions {
-    /// Most memory that its jobs may use, as 512m, page cache and files in memory with it
+    /// The most memory that all processes of the sandbox may use together, as 512m; what they have
+    /// cached of files, and files in memory, count. When it runs out, all of the command is killed
     #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     memory: Option<u64>,
 
-    /// Memory above which they are slowed down (cgroup v2)
+    /// Memory above which its processes are slowed down (with cgroup version 2)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory_high: Option<u64>,
 
-    /// Swap beside the memory; by default none, where --memory is given
+    /// The most swap, beside the memory; by default none, where --memory is given
     #[arg(long, value_name = "SIZE", value_parser = size_or_zero)]
     swap: Option<u64>,
 
@@ -35,7 +36,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, alias = "cpuset-cpus", value_name = "LIST")]
     cpuset: Option<String>,
 
-    /// Most processes and threads; -1 is no limit
+    /// The most processes and threads of the sandbox together; -1 is no limit
     #[arg(long, value_name = "N", value_parser = pids)]
     pids_limit: Option<Pids>,
 
@@ -44,7 +45,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "DEVICE:RATE[,RATE]", value_parser = io)]
     io: Vec<IoLimit>,
 
-    /// Make its cgroups below this one
+    /// Make the sandbox's cgroups below this one, a path as in /proc/self/cgroup
     #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub(crate) cgroup_parent: Option<PathBuf>,
 }

@@ -14,12 +14,15 @@ mod environment;
 mod gc;
 mod in_order;
 mod inside;
+mod keep;
 mod limits;
 mod manual;
 mod mounts;
 mod options;
 mod output;
+mod result;
 mod run;
+mod sections;
 mod session;
 mod snapshot;
 mod streams;
@@ -50,12 +53,17 @@ fn main() -> ExitCode {
         if error.downcast_ref::<Unwritten>().is_some_and(Unwritten::is_unread) {
             return ExitCode::from(UNREAD);
         }
-        match error.downcast_ref().and_then(advice) {
-            Some(advice) => say(format_args!("{error}; {advice}")),
-            None => say(error),
-        }
+        say(text_of(error.as_ref()));
         ExitCode::from(OWN_ERROR)
     })
+}
+
+/// What is said of an error, with what to type about it.
+fn text_of(error: &(dyn std::error::Error + 'static)) -> String {
+    match error.downcast_ref().and_then(advice) {
+        Some(advice) => format!("{error}; {advice}"),
+        None => error.to_string(),
+    }
 }
 
 /// What to type about an error of the library, which does not know this program.
@@ -65,11 +73,20 @@ fn advice(error: &Error) -> Option<&'static str> {
         Error::Unsupported { what, .. } if what == "a limit of disk space" => {
             Some("that is `--upper memory:SIZE`")
         }
+        Error::Unsupported { what, .. }
+            if what.starts_with("a limit by ")
+                || matches!(&**what, "a limit of processes" | "a limit of CPU time") =>
+        {
+            Some("what there is without cgroups, for each process: --ulimit cpu=, data=, nproc=")
+        }
         Error::Invalid { what: "swap limit", .. } => Some("as --memory 512m --swap 1g"),
         Error::Setup { source, .. } | Error::Io { source, .. }
             if source.kind() == ErrorKind::StorageFull =>
         {
-            Some("`adl gc` may make room, or ADL_STATE_DIR name another place")
+            Some(
+                "`adl gc` may make room, and `adl snapshot ls` lists what `adl snapshot rm` can \
+                 remove; --state-dir names another place",
+            )
         }
         _ => None,
     }

@@ -6,6 +6,7 @@ use clap::{Args, Command, ValueEnum};
 use clap_complete::Shell;
 
 use crate::output::print;
+use crate::sections;
 use crate::values::CliResult;
 
 const COMPLETIONS_HELP: &str = "\
@@ -60,8 +61,15 @@ pub(crate) fn page(options: &ManOptions, mut command: Command) -> CliResult<Exit
             .cloned()
             .ok_or_else(|| format!("there is no command {name:?}; try `adl --help`"))?;
     }
+    let sections = sections::page(&options.command.join(" "));
+    if sections.is_some() {
+        command = sections::without_help(command);
+    }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).manual("adl").render(&mut page)?;
+    if let Some(sections) = sections {
+        sections.to_writer(&mut page)?;
+    }
     print(page)?;
     Ok(ExitCode::SUCCESS)
 }

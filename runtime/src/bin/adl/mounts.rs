@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use adl_runtime::{Access, Mount};
+use adl_runtime::{Access, Mount, TmpfsOptions};
 use clap::{Args, ValueHint};
 
 use crate::values::{of_bytes, size};
@@ -13,20 +13,22 @@ use crate::values::{of_bytes, size};
 pub(crate) struct MountOptions {
     /// Mount a directory or file of this machine at TARGET inside; MODE is `rw` (default), `ro`, or
     /// `cow`: writes go to a copy that is gone afterwards. A SOURCE has a `/` in it or begins with a
-    /// dot. After a comma, docker's `z`, `Z`, `cached`, `delegated` and `consistent` are taken, and
-    /// change nothing
+    /// dot. Owners are the same numbers inside and outside, or, where an ordinary user runs adl, that
+    /// user; what root inside writes with `rw` is root's, set-user-id bits and all. After a comma,
+    /// docker's `z`, `Z`, `cached`, `delegated` and `consistent` are taken, and change nothing
     #[arg(short, long, value_name = "SOURCE:TARGET[:MODE]", value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = of_bytes(volume))]
     volume: Vec<Mount>,
 
-    /// Mount an empty file system in memory, in which anyone inside may write, and execute what is
-    /// there; by default of 64m
-    #[arg(long, value_name = "TARGET[:size=SIZE]", value_parser = of_bytes(tmpfs))]
+    /// Mount an empty file system in memory. OPTIONS, with commas between them: size=SIZE (by default
+    /// 64m), mode=MODE (1777), uid=N, gid=N, `noexec`, `ro`; without them anyone inside may write
+    /// there, and execute what is there. It is always `nosuid` and `nodev`
+    #[arg(long, value_name = "TARGET[:OPTIONS]", value_parser = of_bytes(tmpfs))]
     tmpfs: Vec<Mount>,
 
     /// Mount as --volume or --tmpfs, in docker's long form: type=bind,source=PATH,target=PATH with
-    /// `readonly` or `cow`, or type=tmpfs,target=PATH with tmpfs-size=SIZE. `consistency` is taken,
-    /// and changes nothing
+    /// `readonly` or `cow`, or type=tmpfs,target=PATH with tmpfs-size=SIZE, tmpfs-mode=MODE and
+    /// `readonly`. `consistency` is taken, and changes nothing
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = of_bytes(mount))]
     mount: Vec<Mount>,
 
@@ -75,6 +77,10 @@ fn check_source(source: &OsStr) -> Result<(), String> {
 /// What docker says of caches on other systems, and changes nothing on Linux.
 const CONSISTENCIES: [&[u8]; 4] = [b"cached", b"delegated", b"consistent", b"default"];
 
+/// What is said of mounts that would come and go with those of the other side.
+const PROPAGATION: &str = "what is mounted later on one side is not seen on the other (rprivate): \
+                           mount it before, or name it as a volume of its own";
+
 /// Reads the mode of a volume, with what docker allows beside it.
 fn access(mode: &OsStr) -> Result<Access, String> {
     let mut access = None;
@@ -85,7 +91,23 @@ fn access(mode: &OsStr) -> Result<Access, String> {
             b"cow" => Access::CopyOnWrite,
             // What SELinux would be told.
             b"z" | b"Z" => continue,
+            // As it is.
+            b"private" | b"rprivate" | b"nocopy" => continue,
             word if CONSISTENCIES.contains(&word) => continue,
+            b"shared" | b"rshared" | b"slave" | b"rslave" => {
+                return Err(format!("{word:?}: {PROPAGATION}"));
+            }
+            b"noexec" | b"nosuid" | b"nodev" => {
+                return Err(format!(
+                    "{word:?}: a volume is nosuid and nodev in any case, and executable as its own \
+                     mount is: leave it out"
+                ));
+            }
+            b"U" => {
+                return Err(format!(
+                    "{word:?}: owners are the same numbers inside and outside: change them by chown"
+                ));
+            }
             _ => return Err(format!("{word:?}: the mode is `ro`, `rw` or `cow`")),
         };
         if access.replace(said).is_some_and(|other| other != said) {
@@ -95,32 +117,41 @@ fn access(mode: &OsStr) -> Result<Access, String> {
     Ok(access.unwrap_or(Access::ReadWrite))
 }
 
-/// What is true of each.
-const TMPFS_IS: &str = "a tmpfs is writable and executable (rw, exec), nosuid, nodev, and has mode \
-                        1777";
-
-/// Reads `TARGET` or `TARGET:size=SIZE`.
+/// Reads `TARGET` or `TARGET:OPTIONS`.
 fn tmpfs(text: &OsStr) -> Result<Mount, String> {
-    let (target, options) = match &*split(text, b':') {
+    let (target, words) = match &*split(text, b':') {
         [target] => (target.clone(), Vec::new()),
-        [target, options] => (target.clone(), split(options, b',')),
-        _ => return Err("takes TARGET or TARGET:size=SIZE".to_owned()),
+        [target, words] => (target.clone(), split(words, b',')),
+        _ => return Err("takes TARGET or TARGET:OPTIONS, as /run:size=64m,mode=755".to_owned()),
     };
-    let mut bytes = TMPFS;
-    for option in options {
-        let (key, value) = pair(&option);
+    let (mut size, mut options) = (TMPFS, TmpfsOptions::default());
+    for word in words {
+        let (key, value) = pair(&word);
         match (key, value) {
-            (b"size", Some(text)) => bytes = size_of(text)?,
-            (b"mode", Some(mode)) => check_mode(mode)?,
+            (b"size", Some(text)) => size = size_of(text)?,
+            (b"mode", Some(mode)) => options.mode = mode_of(mode)?,
+            (b"uid", Some(id)) => options.uid = id_of(id)?,
+            (b"gid", Some(id)) => options.gid = id_of(id)?,
+            (b"rw", None) => options.can_write = true,
+            (b"ro", None) => options.can_write = false,
+            (b"exec", None) => options.can_execute = true,
+            (b"noexec", None) => options.can_execute = false,
             // As it is.
-            (b"rw" | b"exec" | b"nosuid" | b"nodev", None) => {}
-            (b"noexec" | b"ro" | b"suid" | b"dev", None) => {
-                return Err(format!("{option:?} is not there, so leave it out: {TMPFS_IS}"));
+            (b"nosuid" | b"nodev" | b"defaults" | b"relatime", None) => {}
+            (b"suid" | b"dev", None) => {
+                return Err(format!(
+                    "{word:?} can't be: a tmpfs is nosuid and nodev; a device is had by `--device`"
+                ));
             }
-            _ => return Err(format!("{option:?} is not there: takes size=SIZE; {TMPFS_IS}")),
+            _ => {
+                return Err(format!(
+                    "{word:?} is not there: takes size=SIZE, mode=MODE, uid=N, gid=N, noexec, exec, \
+                     ro and rw; nosuid and nodev are so in any case"
+                ));
+            }
         }
     }
-    Ok(Mount::tmpfs(target, bytes))
+    Ok(Mount::Tmpfs { target: target.into(), size, options })
 }
 
 fn size_of(text: &[u8]) -> Result<u64, String> {
@@ -128,12 +159,17 @@ fn size_of(text: &[u8]) -> Result<u64, String> {
     size(&text).map_err(|_| format!("takes a size as size=64m, not {text:?}"))
 }
 
-/// Refuses the modes that a tmpfs does not have.
-fn check_mode(mode: &[u8]) -> Result<(), String> {
-    match mode.strip_prefix(b"0").unwrap_or(mode) {
-        b"1777" => Ok(()),
-        _ => Err("the mode is 1777; another is set inside, by chmod".to_owned()),
-    }
+/// Reads a mode, as chmod(1) does.
+fn mode_of(text: &[u8]) -> Result<u32, String> {
+    let text = String::from_utf8_lossy(text);
+    let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
+    mode.filter(|_| !text.starts_with('+'))
+        .ok_or_else(|| format!("takes a mode as mode=1777 or mode=755, not {text:?}"))
+}
+
+fn id_of(text: &[u8]) -> Result<u32, String> {
+    let text = String::from_utf8_lossy(text);
+    text.parse().map_err(|_| format!("takes the number of a user or group, not {text:?}"))
 }
 
 /// Reads the keys and values of docker's `--mount`.
@@ -141,6 +177,7 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
     let (mut kind, mut source, mut target) = (None, None, None);
     let (mut access, mut bytes, mut of_tmpfs, mut of_volume) =
         (Access::ReadWrite, TMPFS, None, None);
+    let mut options = TmpfsOptions::default();
     for field in fields(text)? {
         let (key, value) = pair(&field);
         let name = String::from_utf8_lossy(key).to_ascii_lowercase();
@@ -152,35 +189,26 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
             "type" => kind = Some(path()?),
             "source" | "src" => source = Some(path()?),
             "target" | "destination" | "dst" => target = Some(path()?),
-            "readonly" | "ro" if is_set(&name, value)? => access = Access::ReadOnly,
+            "readonly" | "ro" => {
+                if is_set(&name, value)? {
+                    access = Access::ReadOnly;
+                    options.can_write = false;
+                }
+            }
             "cow" if is_set(&name, value)? => access = Access::CopyOnWrite,
-            "readonly" | "ro" | "cow" => {}
+            "cow" => {}
             "tmpfs-size" => bytes = size_of(value.unwrap_or_default())?,
-            "tmpfs-mode" => check_mode(value.unwrap_or_default())?,
+            "tmpfs-mode" => options.mode = mode_of(value.unwrap_or_default())?,
             "consistency" if value.is_some_and(|value| CONSISTENCIES.contains(&value)) => {}
             "consistency" => {
                 return Err("`consistency` is consistent, cached, delegated or default".to_owned());
             }
-            // As it is.
-            "bind-propagation" if matches!(value, Some(b"private" | b"rprivate")) => {}
-            "bind-propagation" => {
-                return Err("`bind-propagation` is rprivate here: what is mounted later on one \
-                            side is not seen on the other"
-                    .to_owned());
-            }
-            _ => {
-                return Err(format!(
-                    "the key `{name}` is not there; the keys are type, source, target, readonly, \
-                     cow, bind-propagation, consistency, tmpfs-size and tmpfs-mode"
-                ));
-            }
+            _ => check_as_it_is(&name, value)?,
         }
         match &*name {
             "tmpfs-size" | "tmpfs-mode" => of_tmpfs = Some(name),
-            "readonly" | "ro" | "cow" | "bind-propagation" | "consistency" => {
-                of_volume = Some(name)
-            }
-            _ => {}
+            "type" | "source" | "src" | "target" | "destination" | "dst" | "readonly" | "ro" => {}
+            _ => of_volume = Some(name),
         }
     }
     let target = target.ok_or("the key `target` is missing: the path inside")?;
@@ -190,7 +218,7 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
         (b"tmpfs", Some(_)) => Err("a tmpfs has no `source`".to_owned()),
         (b"tmpfs", None) => match of_volume {
             Some(key) => Err(format!("`{key}` is not for a tmpfs")),
-            None => Ok(Mount::tmpfs(target, bytes)),
+            None => Ok(Mount::Tmpfs { target: target.into(), size: bytes, options }),
         },
         (b"bind" | b"volume", source) => {
             if let Some(key) = of_tmpfs {
@@ -200,7 +228,39 @@ fn mount(text: &OsStr) -> Result<Mount, String> {
             check_source(&source)?;
             Ok(Mount::volume(source, target, access))
         }
+        (b"image", _) => {
+            Err("the type \"image\" is not there: mount a directory, or name an image \
+                              by `--image`"
+                .to_owned())
+        }
         _ => Err(format!("the type {kind:?} is not there: it is bind, volume or tmpfs")),
+    }
+}
+
+/// Takes those keys of docker's that say what is so in any case, and refuses what can't be.
+fn check_as_it_is(name: &str, value: Option<&[u8]>) -> Result<(), String> {
+    let whole = "all that is mounted in the source comes along, read-only where that is; `cow` \
+                 leaves it out";
+    match (name, value) {
+        ("bind-propagation", Some(b"private" | b"rprivate"))
+        | ("bind-recursive", Some(b"enabled" | b"readonly")) => Ok(()),
+        ("bind-propagation", _) => {
+            Err(format!("`bind-propagation` is rprivate here: {PROPAGATION}"))
+        }
+        ("bind-recursive", _) => {
+            Err(format!("`bind-recursive` is enabled here, or readonly: {whole}"))
+        }
+        ("bind-nonrecursive", value) if !is_set(name, value)? => Ok(()),
+        ("bind-nonrecursive", _) => Err(format!("`bind-nonrecursive` is false here: {whole}")),
+        ("volume-nocopy", value) if is_set(name, value)? => Ok(()),
+        _ if name.starts_with("volume-") => Err(format!(
+            "`{name}` is for volumes that docker keeps, and adl keeps none: name a directory as \
+             source, and leave it out"
+        )),
+        _ => Err(format!(
+            "the key `{name}` is not there; the keys are type, source, target, readonly, cow, \
+             bind-propagation, bind-recursive, consistency, tmpfs-size and tmpfs-mode"
+        )),
     }
 }
 
@@ -268,7 +328,7 @@ fn fields(text: &OsStr) -> Result<Vec<OsString>, String> {
 mod tests {
     use std::ffi::OsStr;
 
-    use adl_runtime::{Access, Mount};
+    use adl_runtime::{Access, Mount, TmpfsOptions};
 
     use super::{device, mount, tmpfs, volume};
 
@@ -305,7 +365,29 @@ mod tests {
         assert_eq!(of("/a"), Some(Mount::tmpfs("/a", 64 << 20)));
         assert_eq!(of("/a:size=1k"), Some(Mount::tmpfs("/a", 1024)));
         assert_eq!(of("/a:rw,nosuid,size=64mb,mode=1777"), Some(Mount::tmpfs("/a", 64 << 20)));
-        for wrong in ["/a:1k", "/a:size=", "/a:size=0", "/a:size=1:x", "/a:mode=700", "/a:noexec"] {
+        let usual = TmpfsOptions::default();
+        for (text, options) in [
+            ("/a:noexec", TmpfsOptions { can_execute: false, ..usual }),
+            ("/a:noexec,exec,rw,nodev", usual),
+            ("/a:ro", TmpfsOptions { can_write: false, ..usual }),
+            ("/a:mode=0750,uid=5,gid=6", TmpfsOptions { mode: 0o750, uid: 5, gid: 6, ..usual }),
+        ] {
+            let mount = Mount::Tmpfs { target: "/a".into(), size: 64 << 20, options };
+            assert_eq!(of(text), Some(mount), "{text}");
+        }
+        for wrong in [
+            "/a:1k",
+            "/a:size=",
+            "/a:size=0",
+            "/a:size=50%",
+            "/a:size=1:x",
+            "/a:mode=8",
+            "/a:mode=17777",
+            "/a:uid=x",
+            "/a:suid",
+            "/a:dev",
+            "/a:nr_inodes=5",
+        ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
         let of = |text| device(OsStr::new(text)).ok();
@@ -328,6 +410,8 @@ mod tests {
             ("type=volume,source=/a,target=/b,readonly=false", Access::ReadWrite),
             ("type=bind,source=/a,target=/b,consistency=cached", Access::ReadWrite),
             ("TYPE=bind,source=/a,target=/b,cow,bind-propagation=rprivate", Access::CopyOnWrite),
+            ("type=bind,source=/a,target=/b,ro,bind-recursive=readonly", Access::ReadOnly),
+            ("type=volume,source=/a,target=/b,volume-nocopy", Access::ReadWrite),
         ] {
             assert_eq!(of(text), Ok(Mount::volume("/a", "/b", access)), "{text}");
         }
@@ -338,6 +422,11 @@ mod tests {
         assert_eq!(
             of("type=tmpfs,target=/t,tmpfs-size=1mb,tmpfs-mode=1777"),
             Ok(Mount::tmpfs("/t", 1 << 20))
+        );
+        let options = TmpfsOptions { mode: 0o700, can_write: false, ..TmpfsOptions::default() };
+        assert_eq!(
+            of("type=tmpfs,target=/t,tmpfs-size=1mb,tmpfs-mode=0700,readonly"),
+            Ok(Mount::Tmpfs { target: "/t".into(), size: 1 << 20, options })
         );
         for (text, named) in [
             ("type=bind,source=/a,target=/b,flavour=sweet", "flavour"),
@@ -350,10 +439,17 @@ mod tests {
             ("type=volume,source=data,target=/b", "\"./data\""),
             ("type=bind,source=data,target=/b", "\"./data\""),
             ("type=bind,source=/a,target=/b,consistency=good", "consistency"),
-            ("type=tmpfs,target=/b,readonly", "readonly"),
+            ("type=tmpfs,target=/b,cow", "cow"),
+            ("type=tmpfs,target=/b,bind-propagation=private", "bind-propagation"),
+            ("type=bind,source=/a,target=/b,bind-propagation=rslave", "before"),
+            ("type=bind,source=/a,target=/b,bind-recursive=disabled", "bind-recursive"),
+            ("type=bind,source=/a,target=/b,bind-nonrecursive", "bind-nonrecursive"),
+            ("type=volume,source=/a,target=/b,volume-subpath=x", "adl keeps none"),
+            ("type=volume,source=/a,target=/b,volume-nocopy=false", "adl keeps none"),
+            ("type=image,source=x,target=/b", "--image"),
             ("type=tmpfs,source=/a,target=/b", "source"),
             ("type=bind,source=/a,target=/b,tmpfs-size=1m", "tmpfs-size"),
-            ("type=tmpfs,target=/b,tmpfs-mode=0700", "1777"),
+            ("type=tmpfs,target=/b,tmpfs-mode=0800", "mode=755"),
             ("type=bind,source=/a,target=/b,readonly=perhaps", "readonly"),
             ("type=bind,\"source=/a,target=/b", "quote"),
             ("", "``"),

@@ -11,7 +11,7 @@ use crate::in_order::InOrder;
 use crate::inside::InsideOptions;
 use crate::limits::LimitOptions;
 use crate::mounts::MountOptions;
-use crate::values::{CliResult, of_bytes, size};
+use crate::values::{CliResult, number, of_bytes, size};
 
 /// What help says of paths of this machine beside the options that name them.
 pub(crate) const HELP: &str = "\
@@ -23,7 +23,7 @@ pub(crate) struct SandboxOptions {
     #[command(flatten, next_help_heading = "Mounts")]
     mounts: InOrder<MountOptions, adl_runtime::Mount>,
 
-    /// Let no one inside write but to what is mounted there
+    /// Make the root file system read-only; what is mounted in it is as its own option says
     #[arg(long)]
     read_only: bool,
 
@@ -54,8 +54,8 @@ struct RootOptions {
     #[arg(value_parser = of_bytes(image))]
     image: ImageOption,
 
-    /// Guests have written in DIR, as in what was copied out: paths of this machine that options
-    /// name below it are opened without following a link
+    /// Trust no symbolic link in DIR, in which sandboxes have written, as in what was copied out:
+    /// where an option names a path of this machine below DIR, no link there is followed
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     beneath: Vec<PathBuf>,
 
@@ -69,10 +69,13 @@ struct RootOptions {
 
     /// How many user and group ids there are inside, from 0 on; by default 65536, and for an
     /// ordinary user one, or 65536 and more with this and lines in /etc/subuid and /etc/subgid
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = number::<u32>)]
     ids: Option<u32>,
 
-    /// The network inside; `none` is a loopback device only
+    /// The network inside: `none` has a loopback device only, with all ports; `host` is this
+    /// machine's, where a server inside can be reached, on ports from 1024 on. With `host`,
+    /// /etc/hosts and resolv.conf have what this machine's have, where the image has none; with
+    /// `--etc-files all` in any case
     #[arg(long, alias = "net", value_name = "MODE", default_value = "none")]
     network: NetworkMode,
 
@@ -86,7 +89,7 @@ struct RootOptions {
 struct CapabilityOptions {
     /// Capabilities for root inside, beyond the default, comma-separated; `all` for all. As with
     /// docker, the order does not matter: what is added is there, also beside `--cap-drop all`.
-    /// strace needs SYS_PTRACE
+    /// `strace -p` needs SYS_PTRACE
     #[arg(long, value_name = "NAMES", value_parser = capabilities)]
     cap_add: Vec<NamedCapabilities>,
 
@@ -146,6 +149,11 @@ impl SandboxOptions {
         matches!(&self.root.image, ImageOption::Known(image) if *image == Image::host())
     }
 
+    /// Where guests may write or have written, of this machine; `targets` among it.
+    pub(crate) fn bases<'a>(&self, targets: impl IntoIterator<Item = &'a Path>) -> Bases {
+        Bases::of(&self.root.beneath, &self.mounts.values, targets)
+    }
+
     /// What the options say, and how paths of this machine are to be opened. Guests may write
     /// `targets`, too.
     pub(crate) fn settle<'a>(
@@ -203,10 +211,23 @@ fn capabilities(names: &str) -> Result<NamedCapabilities, Error> {
         match name.to_ascii_uppercase().as_str() {
             "ALL" | "CAP_ALL" => found.all = true,
             "" => return Err(Error::Invalid { what: "capability", why: "no name".to_owned() }),
-            _ => found.named = found.named.union(name.parse()?),
+            upper => match name.parse() {
+                Ok(named) => found.named = found.named.union(named),
+                Err(error) => return Err(near(upper).unwrap_or(error)),
+            },
         }
     }
     Ok(found)
+}
+
+/// The error of a name that lacks its first word, as PTRACE.
+fn near(name: &str) -> Option<Error> {
+    let name = name.strip_prefix("CAP_").unwrap_or(name);
+    let all = Capabilities::ALL.to_string();
+    let full = all.split(',').filter_map(|full| full.strip_prefix("CAP_"));
+    let full: Vec<_> = full.filter(|full| full.ends_with(&format!("_{name}"))).collect();
+    let why = format!("there is no {name}; did you mean {}?", full.join(" or "));
+    (!full.is_empty()).then_some(Error::Invalid { what: "capability", why })
 }
 
 fn upper(text: &str) -> Result<Upper, &'static str> {

@@ -50,6 +50,11 @@ pub(crate) fn wait_for_no_reader() {
     WAITS_FOR_NONE.store(true, Ordering::Relaxed);
 }
 
+/// Whether a reader has stalled, and what it did not take was left.
+pub(crate) fn has_left_output() -> bool {
+    WAITS_FOR_NONE.load(Ordering::Relaxed)
+}
+
 /// Writes a line to stderr, as [`say`], and not in adl's name.
 pub(crate) fn say_line(line: impl fmt::Display) {
     let stderr = io::stderr();

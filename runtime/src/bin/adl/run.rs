@@ -2,13 +2,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
-    SnapshotOptions, Stage, Upper,
-};
+use adl_runtime::{Command, EndReason, Error, ExitStatus, Sandbox, Stage, Upper};
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
@@ -18,20 +16,15 @@ use crate::command::{CommandOptions, Settled};
 use crate::copies::{self, CopyOut};
 use crate::environment::Variable;
 use crate::output::say;
+use crate::result::{Outcome, ResultFile};
 use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
-use crate::{limits, options, session, streams, sys};
-
-const RUN_HELP: &str = "\
-Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time, \
-or its CPU time, was up, 125 for an error of adl's, 126 if COMMAND can't be run, 127 if there is none. \
-At its end adl removes what was written in the sandbox, for up to ten seconds; `adl gc` removes the rest. \
-SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its process group.";
+use crate::{limits, sections, session, streams, sys};
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl run [OPTIONS] [--] COMMAND [ARGUMENT]...")]
-#[command(after_help = with_details(RUN_HELP))]
+#[command(after_help = sections::help("run"))]
 pub(crate) struct RunOptions {
     /// The program, and all that follows: arguments of its own, options among them
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
@@ -46,15 +39,10 @@ pub(crate) struct RunOptions {
     options: CommandOptions,
 }
 
-const SHELL_HELP: &str = "\
-The shell is bash if the image has it, else sh. Where stdin is a terminal it is like `adl \
-run -it`; else the shell reads its commands from there, and --tty fails. The exit status is \
-as with `adl run`.";
-
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(override_usage = "adl shell [OPTIONS] [-- ARGUMENT...]")]
-#[command(after_help = with_details(SHELL_HELP))]
+#[command(after_help = sections::help("shell"))]
 pub(crate) struct ShellOptions {
     /// Arguments of the shell
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true)]
@@ -64,56 +52,74 @@ pub(crate) struct ShellOptions {
     options: CommandOptions,
 }
 
-fn with_details(help: &str) -> String {
-    format!("{help}\n\n{}\n\n{}", copies::HELP, options::HELP)
-}
-
 /// The shells that there may be, the best first.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
 /// `adl run`
-pub(crate) fn main(options: &RunOptions) -> CliResult<ExitCode> {
+pub(crate) fn main(options: &RunOptions, state: Option<&Path>) -> CliResult<ExitCode> {
     // As with docker, an empty one is none.
     match options.entrypoint.as_ref().filter(|program| !program.is_empty()) {
-        Some(program) => run(&options.options, &[program], &options.command),
+        Some(program) => run(&options.options, &[program], &options.command, state),
         None => match options.command.split_first() {
-            Some((program, arguments)) => run(&options.options, &[program], arguments),
+            Some((program, arguments)) => run(&options.options, &[program], arguments, state),
             None => Err("no command to run; try `adl run --help`".into()),
         },
     }
 }
 
 /// `adl shell`
-pub(crate) fn shell(mut options: ShellOptions) -> CliResult<ExitCode> {
+pub(crate) fn shell(mut options: ShellOptions, state: Option<&Path>) -> CliResult<ExitCode> {
     options.options.tty |= io::stdin().is_terminal();
-    run(&options.options, &SHELLS.map(OsStr::new), &options.arguments)
+    run(&options.options, &SHELLS.map(OsStr::new), &options.arguments, state)
 }
 
-/// Makes sure that a snapshot can be made when the command has done its work.
-fn check_snapshot(name: &str, config: &Config) -> CliResult<()> {
-    if let Upper::Memory { .. } = config.upper {
-        return Err("--snapshot needs an --upper that is on disk".into());
-    }
-    match Snapshot::open(config.state_directory.as_deref(), name) {
-        Err(Error::NoSnapshot { .. }) => Ok(()),
-        Ok(_) => Err(Error::NameInUse { name: name.to_owned() }.into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Runs the first of some programs that there is.
+/// Runs the first of some programs that there is, and writes the result where one is asked for.
 fn run(
     options: &CommandOptions,
     programs: &[impl AsRef<OsStr>],
     arguments: &[OsString],
+    state: Option<&Path>,
 ) -> CliResult<ExitCode> {
-    let Settled { config, bases, environment } = options.settle()?;
+    let mut outcome = Outcome::default();
+    let Some(path) = &options.result else {
+        let code = run_told(options, programs, arguments, state, None, &mut outcome)?;
+        return Ok(ExitCode::from(code));
+    };
+    let mut file = ResultFile::open(path, &options.bases())?;
+    let place = file.place()?;
+    let ended = run_told(options, programs, arguments, state, Some(place), &mut outcome);
+    if let Err(error) = &ended {
+        outcome.failed(crate::text_of(error.as_ref()));
+    }
+    let code = *ended.as_ref().unwrap_or(&super::OWN_ERROR);
+    if let Err(error) = file.write(&outcome, code) {
+        say(error);
+        return ended.map(|code| ExitCode::from(if code == 0 { super::OWN_ERROR } else { code }));
+    }
+    ended.map(ExitCode::from)
+}
+
+/// Runs the first of some programs that there is, and keeps what is to be told of it. `result` is
+/// the file that no copy may replace.
+fn run_told(
+    options: &CommandOptions,
+    programs: &[impl AsRef<OsStr>],
+    arguments: &[OsString],
+    state: Option<&Path>,
+    result: Option<(u64, u64)>,
+    outcome: &mut Outcome,
+) -> CliResult<u8> {
+    let Settled { mut config, bases, environment } = options.settle()?;
+    config.state_directory = state.map(Path::to_owned);
     if options.tty && !io::stdin().is_terminal() {
         return Err("the input device is not a terminal, so there can be no --tty".into());
     }
-    if let Some(name) = &options.snapshot {
-        check_snapshot(name, &config)?;
+    if options.tty && (options.output_limit.is_some() || options.idle_timeout.is_some()) {
+        const WHY: &str = "--output-limit and --idle-timeout are not for --tty: what a terminal \
+                           shows is not counted";
+        return Err(WHY.into());
     }
+    let keep = options.keep.check(&config)?;
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
     let mut mask: SigSet = FORWARDED.into_iter().collect();
@@ -124,6 +130,9 @@ fn run(
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let copies_out = CopyOut::open_all(&options.copies.copy_out, &bases)?;
+    if result.is_some_and(|place| copies_out.iter().any(|copy| copy.leads_to(place))) {
+        return Err("--copy-out would replace the file of --result: name another".into());
+    }
     let upper = config.upper;
     let sandbox = Sandbox::create(config).map_err(|error| not_created(error, upper))?;
     let mut files = sandbox.files();
@@ -143,18 +152,27 @@ fn run(
         mask.thread_block()?;
     }
     let prepare = |command: &mut Command| prepare(command.args(arguments), options, &environment);
-    let mut code = match spawn(&sandbox, programs, prepare)? {
-        Ok(mut child) => {
-            // Where its time is up, and nothing tells of its end, it is asked for that.
-            let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
-            let (status, delivered) = match options.tty {
-                true => (session::run(&mut child, &sandbox, &signals, pause)?, true),
-                false => streams::run(&mut child, &sandbox, &signals, pause)?,
-            };
+    let ended = if options.tty {
+        // Where its time is up, and nothing tells of its end, it is asked for that.
+        let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
+        let child = start(&sandbox, programs, prepare, Command::spawn)?;
+        let run = |mut child| session::run(&mut child, &sandbox, &signals, pause);
+        child.map(|child| run(child).map(|status| (status, true)))
+    } else {
+        let job = start(&sandbox, programs, prepare, Command::background)?;
+        job.map(|job| streams::run(&job, &signals))
+    };
+    let mut has_succeeded = false;
+    let mut code = match ended {
+        Ok(ended) => {
+            let (status, delivered) = ended?;
+            outcome.ended(status, delivered);
+            has_succeeded = status.success();
             let code = exit_code(status, options)?;
             if delivered { code } else { super::OWN_ERROR }
         }
         Err(error) => {
+            outcome.not_started(&error);
             say(&error);
             let code = exit_code_of(&error);
             if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(programs) {
@@ -163,31 +181,36 @@ fn run(
             code
         }
     };
-    if options.stats {
+    let was_started = outcome.was_started();
+    if options.stats || options.result.is_some() {
         match sandbox.stats() {
-            Ok(stats) => limits::print(&stats),
-            Err(error) => say(format_args!("--stats: {error}")),
+            Ok(stats) => {
+                if options.stats {
+                    limits::print(&stats);
+                }
+                outcome.used(stats);
+            }
+            Err(error) if options.stats => outcome.fail(format!("--stats: {error}")),
+            // Without a cgroup there are none.
+            Err(_) => {}
         }
     }
     if !copies_out.is_empty() {
         mask.thread_unblock()?;
-        if !copies::copy_all_out(&copies_out, &files) && code == 0 {
+        if !copies::copy_all_out(&copies_out, &files, outcome) && code == 0 {
             code = super::OWN_ERROR;
         }
         mask.thread_block()?;
     }
-    if let Some(name) = &options.snapshot {
-        let how = SnapshotOptions { name: Some(name.clone()), running: IfRunning::End };
-        if let Err(error) = sandbox.snapshot_with(&how) {
-            say(format_args!("--snapshot {name}: {error}"));
-            code = if code == 0 { super::OWN_ERROR } else { code };
-        }
+    drop(files);
+    if let Err(why) = keep.keep(sandbox, was_started, has_succeeded)? {
+        outcome.fail(why);
+        code = if code == 0 { super::OWN_ERROR } else { code };
     }
-    sandbox.delete()?;
     // Who does not want to wait for the removal of what was written ends adl here.
     mask.thread_unblock()?;
     tell_of_removals();
-    Ok(ExitCode::from(code))
+    Ok(code)
 }
 
 /// Says of memory for what is written that it is too small, where that is so.
@@ -225,20 +248,22 @@ fn is_no_path(programs: &[impl AsRef<OsStr>]) -> bool {
     first.is_some_and(|name| !name.starts_with(b"/") && !name.starts_with(b"."))
 }
 
-fn spawn(
+/// Starts the first of some programs that there is.
+fn start<T>(
     sandbox: &Sandbox,
     programs: &[impl AsRef<OsStr>],
     prepare: impl Fn(&mut Command) -> CliResult<()>,
-) -> CliResult<Result<Child, Error>> {
+    start: impl Fn(&mut Command) -> adl_runtime::Result<T>,
+) -> CliResult<adl_runtime::Result<T>> {
     let mut programs = programs.iter().peekable();
     loop {
         let Some(program) = programs.next() else { return Err("no command to run".into()) };
         let mut command = sandbox.command(program);
         prepare(&mut command)?;
-        match command.spawn() {
+        match start(&mut command) {
             Err(Error::Start { stage: Stage::Exec, source, .. })
                 if source.kind() == ErrorKind::NotFound && programs.peek().is_some() => {}
-            spawned => return Ok(spawned),
+            started => return Ok(started),
         }
     }
 }
@@ -255,7 +280,7 @@ fn prepare(
             command.env("TERM", term);
         }
     } else {
-        streams::prepare(command)?;
+        streams::prepare(command);
     }
     for (name, value) in environment {
         command.env(name, value);
@@ -268,6 +293,12 @@ fn prepare(
     }
     if let Some(timeout) = options.timeout {
         command.timeout(timeout);
+    }
+    if let Some(timeout) = options.idle_timeout {
+        command.idle_timeout(timeout);
+    }
+    if let Some(limit) = options.output_limit {
+        command.output_limit(limit);
     }
     if let Some(score) = options.oom_score_adj {
         command.oom_score_adj(score);
@@ -306,8 +337,18 @@ fn exit_code(status: ExitStatus, options: &CommandOptions) -> CliResult<u8> {
             say(format_args!("the command was killed: it used more CPU time than {limit:?}"));
             Ok(super::TIMED_OUT)
         }
+        (EndReason::Idle, ..) => {
+            let limit = options.idle_timeout.unwrap_or_default();
+            say(format_args!("the command was killed: it wrote nothing for {limit:?}"));
+            Ok(super::TIMED_OUT)
+        }
         (EndReason::OutOfMemory, ..) => {
             say(format_args!("the command was killed: memory ran out"));
+            Ok(super::KILLED)
+        }
+        (EndReason::OutputLimit, ..) => {
+            let limit = options.output_limit.unwrap_or_default();
+            say(format_args!("the command was killed: it wrote more than {limit} bytes"));
             Ok(super::KILLED)
         }
         (_, Some(code), _) => Ok(code),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::time::Duration;
 
 use adl_runtime::{Child, EndReason, ExitStatus, Sandbox, Scope, Terminal};
@@ -36,7 +36,7 @@ const SILENCE: u16 = 50;
 
 /// How long the caller's streams may take for the rest of what was written by a command that was
 /// ended.
-pub(crate) const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(1);
 
 /// What the signals that steer a session are, beyond those that are passed on.
 pub(crate) const SIGNALS: [Signal; 3] = [Signal::SIGWINCH, Signal::SIGTSTP, Signal::SIGCONT];
@@ -263,7 +263,7 @@ impl Session<'_> {
 }
 
 /// Whether a command did not end by itself: the caller has wanted an end.
-pub(crate) fn was_ended(status: ExitStatus) -> bool {
+fn was_ended(status: ExitStatus) -> bool {
     let by_itself = [EndReason::Exited, EndReason::Signaled, EndReason::OutOfMemory];
     status.code().is_none() && !by_itself.contains(&status.reason())
 }
@@ -314,7 +314,7 @@ impl Buffer {
     }
 }
 
-pub(crate) fn is_momentary(error: io::Error) -> io::Result<()> {
+fn is_momentary(error: io::Error) -> io::Result<()> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(()),
         _ => Err(error),
@@ -342,17 +342,14 @@ fn own_output() -> io::Result<File> {
 
 /// Opens it once more, so that it can be made non-blocking for us alone: the flag belongs to what
 /// the calling shell and others have open, too. Where that is denied, as after `su`, it is used as
-/// it is, when `poll(2)` says that it is ready.
-fn reopen(how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
-    match open_once_more(how, path) {
-        Ok(file) => Ok(file),
-        Err(_) => fd.try_clone_to_owned().map(File::from),
+/// it is, when `poll(2)` says that it is ready. So is a master side, which would be another's then.
+fn reopen(mut how: std::fs::OpenOptions, path: &str, fd: BorrowedFd) -> io::Result<File> {
+    const MASTER: u64 = libc::makedev(5, 2);
+    let file = File::from(fd.try_clone_to_owned()?);
+    if file.metadata()?.rdev() == MASTER {
+        return Ok(file);
     }
-}
-
-/// Opens what a descriptor is of, for reads and writes that don't wait.
-pub(crate) fn open_once_more(mut how: std::fs::OpenOptions, path: &str) -> io::Result<File> {
-    how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+    Ok(how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).unwrap_or(file))
 }
 
 /// The raw mode of the caller's terminal, until it is dropped: whatever ends the session, an error

@@ -1,18 +1,28 @@
 //! The host's `/etc` as the image has it: what the rule takes, copied.
 //!
 //! A link is copied as a link, and what it leads to is taken, too, if that is in a tree that files
-//! are taken from; what is in `/usr` is there as it is. Links are followed here, one by one, as far
-//! as those trees: the host's administrator has made them.
+//! are taken from; what is in `/usr` is there as it is. Each step of a way is opened in the
+//! directory that the step before has opened, and no call follows a link: links are read and
+//! followed here, one by one, by this rule. So nothing comes of it that whoever may write to a
+//! directory there exchanges meanwhile. What is made is made likewise.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, DirBuilder, File, Metadata, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use crate::root::host::rule::{self, is_never, secret_in};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::root::host::rule::{self, is_never};
+use crate::root::host::secret::secret_in;
+use crate::store::contents::entries;
+use crate::sys::open::{self, Mounts, Purpose};
 
 /// Where what is copied may lie. In openSUSE `/etc/ssl/certs` leads to the second.
 const TREES: [&str; 2] = ["/etc", "/var/lib/ca-certificates"];
@@ -52,6 +62,8 @@ pub enum LeftOut {
     Special,
     /// It is larger than all that is taken may be.
     TooLarge,
+    /// Something else is mounted there.
+    Mount,
 }
 
 impl fmt::Display for LeftOut {
@@ -63,6 +75,7 @@ impl fmt::Display for LeftOut {
             Self::Dangling => to.write_str("leads to nothing that is taken"),
             Self::Special => to.write_str("no file, directory or link"),
             Self::TooLarge => to.write_str("too large"),
+            Self::Mount => to.write_str("something is mounted there"),
         }
     }
 }
@@ -70,9 +83,13 @@ impl fmt::Display for LeftOut {
 /// Takes what the rule says of a host whose root is `host`; `links` are what its `/usr` links to.
 /// Copies it to `to`, if that is given, where `/etc` is there already.
 pub(super) fn take(host: &Path, links: &[PathBuf], to: Option<&Path>) -> io::Result<HostImage> {
+    let open = |path: &Path| nix::fcntl::open(path, Purpose::Pass.flags(), Mode::empty());
+    let host = Host { root: open(host)? };
+    let to = to.map(open).transpose()?;
+    let seeds = seeds(&host)?;
     let mut taker =
         Taker { host, to, image: HostImage::default(), seen: BTreeSet::new(), bytes: 0 };
-    for path in seeds(host)?.iter().chain(links) {
+    for path in seeds.iter().chain(links) {
         taker.take(path, 0)?;
     }
     taker.image.left_out.sort_by(|one, other| one.0.cmp(&other.0));
@@ -81,12 +98,9 @@ pub(super) fn take(host: &Path, links: &[PathBuf], to: Option<&Path>) -> io::Res
 }
 
 /// What the list of names comes to on this host.
-fn seeds(host: &Path) -> io::Result<Vec<PathBuf>> {
+fn seeds(host: &Host) -> io::Result<Vec<PathBuf>> {
     let etc = Path::new("/etc");
-    let mut there: Vec<OsString> = Vec::new();
-    for entry in fs::read_dir(below(host, etc))? {
-        there.push(entry?.file_name());
-    }
+    let mut there = entries(open::beneath(&host.root, "etc", Purpose::Pass)?.as_fd())?;
     there.sort();
     let names = rule::TAKEN.iter().flat_map(|(_, names)| *names);
     Ok(names
@@ -99,11 +113,6 @@ fn seeds(host: &Path) -> io::Result<Vec<PathBuf>> {
             false => vec![etc.join(name)],
         })
         .collect())
-}
-
-/// Where something of a host with this root is.
-fn below(host: &Path, path: &Path) -> PathBuf {
-    host.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// Where a link leads that lies in `parent`, without a look at what is there.
@@ -128,20 +137,126 @@ fn is_program(path: &Path) -> bool {
     super::PROGRAMS.iter().any(|name| path.starts_with(Path::new("/").join(name)))
 }
 
-fn may_all(metadata: &Metadata, bits: u32) -> bool {
-    metadata.mode() & bits == bits
+/// Whether a file system of its own may lie there: above trees and at their tops. What is mounted
+/// in them is not looked at: it may be of a machine or a program that does not answer.
+fn mounts_at(path: &Path) -> Mounts {
+    let is_top = super::PROGRAMS.iter().any(|name| path == Path::new("/").join(name));
+    match is_top || TREES.iter().any(|tree| Path::new(tree).starts_with(path)) {
+        true => Mounts::Entered,
+        false => Mounts::Refused,
+    }
 }
 
-struct Taker<'a> {
-    host: &'a Path,
-    to: Option<&'a Path>,
+fn may_all(stat: &FileStat, bits: u32) -> bool {
+    stat.st_mode & bits == bits
+}
+
+fn kind(stat: &FileStat) -> u32 {
+    stat.st_mode & libc::S_IFMT
+}
+
+/// A host whose files are looked at.
+struct Host {
+    root: OwnedFd,
+}
+
+/// What is at a path, opened to look at it: a link itself.
+struct Seen {
+    fd: OwnedFd,
+    stat: FileStat,
+}
+
+/// What a look at a name brings.
+enum Look {
+    Seen(Seen),
+    /// Nothing that can be looked at.
+    Nothing,
+    /// Something is mounted there.
+    Mount,
+}
+
+/// Where a way has come to.
+struct End {
+    /// The directory that it lies in.
+    parent: OwnedFd,
+    path: PathBuf,
+}
+
+impl Host {
+    /// What a directory has under the last name of its path.
+    fn look(&self, directory: &OwnedFd, path: &Path, mounts: Mounts) -> io::Result<Look> {
+        let Some(name) = path.file_name() else { return Ok(Look::Nothing) };
+        match open::entry(directory, name, Purpose::Look, mounts) {
+            Ok(fd) => {
+                let stat = fstat(&fd)?;
+                Ok(Look::Seen(Seen { fd, stat }))
+            }
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(Look::Nothing),
+            Err(Errno::EXDEV) => Ok(Look::Mount),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Where a path leads, through directories that all may enter; `None` if to nothing. `mounts`
+    /// says of each path on the way whether what is mounted there is entered.
+    fn resolve(&self, path: &Path, mounts: fn(&Path) -> Mounts) -> io::Result<Option<End>> {
+        let parts = |path: &Path| -> Vec<OsString> {
+            path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+        };
+        // The directories on the way; the last one is what it has come to, whatever that is.
+        let mut way = vec![self.root.try_clone()?];
+        let mut at = PathBuf::from("/");
+        let mut links = 0;
+        let mut left = parts(path);
+        while let Some(part) = left.pop() {
+            match part.as_encoded_bytes() {
+                b"/" => {
+                    way.truncate(1);
+                    at = PathBuf::from("/");
+                }
+                b"." => {}
+                b".." => {
+                    way.truncate(way.len().saturating_sub(1).max(1));
+                    at.pop();
+                }
+                _ => {
+                    let Some(directory) = way.last() else { return Ok(None) };
+                    let next = at.join(&part);
+                    let Look::Seen(seen) = self.look(directory, &next, mounts(&next))? else {
+                        return Ok(None);
+                    };
+                    match kind(&seen.stat) {
+                        libc::S_IFLNK => {
+                            links += 1;
+                            left.extend(parts(Path::new(&readlinkat(&seen.fd, "")?)));
+                        }
+                        libc::S_IFDIR if !may_all(&seen.stat, 0o001) => return Ok(None),
+                        _ => {
+                            way.push(seen.fd);
+                            at = next;
+                        }
+                    }
+                    if links > MOST_LINKS {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        way.pop();
+        Ok(way.pop().map(|parent| End { parent, path: at }))
+    }
+}
+
+struct Taker {
+    host: Host,
+    to: Option<OwnedFd>,
     image: HostImage,
     /// What was asked for. Links may lead in a circle.
     seen: BTreeSet<PathBuf>,
     bytes: u64,
 }
 
-impl Taker<'_> {
+impl Taker {
     /// Takes what a path below a tree leads to, with what is in it.
     fn take(&mut self, path: &Path, depth: usize) -> io::Result<()> {
         if !self.seen.insert(path.to_owned()) {
@@ -150,6 +265,7 @@ impl Taker<'_> {
         if depth > DEEPEST {
             return self.leave_out(path, LeftOut::TooLarge);
         }
+        let mut directory = self.host.root.try_clone()?;
         let mut at = PathBuf::from("/");
         let mut names = path.components();
         names.next();
@@ -159,22 +275,37 @@ impl Taker<'_> {
             if is_never(&at) {
                 return self.leave_out(&at, LeftOut::Name);
             }
-            let Some(metadata) = self.look(&at)? else { return Ok(()) };
-            if metadata.is_symlink() {
-                return self.take_link(&parent, &at, names.as_path(), depth);
-            }
+            let seen = match self.host.look(&directory, &at, mounts_at(&at))? {
+                Look::Seen(seen) => seen,
+                Look::Nothing => return Ok(()),
+                Look::Mount => return self.leave_out(&at, LeftOut::Mount),
+            };
             let is_last = names.as_path().as_os_str().is_empty();
-            match () {
-                () if metadata.is_dir() && !may_all(&metadata, 0o005) => {
+            match kind(&seen.stat) {
+                libc::S_IFLNK => {
+                    let text = readlinkat(&seen.fd, "")?;
+                    return self.take_link(
+                        (&parent, &at),
+                        Path::new(&text),
+                        names.as_path(),
+                        depth,
+                    );
+                }
+                libc::S_IFDIR if !may_all(&seen.stat, 0o005) => {
                     return self.leave_out(&at, LeftOut::NotPublic);
                 }
-                () if metadata.is_dir() => self.make_directory(&at)?,
-                () if !is_last => return Ok(()),
-                () if metadata.is_file() => return self.take_file(&at, &metadata),
-                () => return self.leave_out(&at, LeftOut::Special),
+                libc::S_IFDIR => {
+                    self.make_directory(&at)?;
+                    directory = seen.fd;
+                }
+                _ if !is_last => return Ok(()),
+                libc::S_IFREG => return self.take_file(&directory, &at, &seen.stat),
+                _ => return self.leave_out(&at, LeftOut::Special),
             }
         }
-        for name in self.names_in(&at)? {
+        let mut names = entries(directory.as_fd())?;
+        names.sort();
+        for name in names {
             self.take(&at.join(name), depth + 1)?;
         }
         Ok(())
@@ -183,78 +314,50 @@ impl Taker<'_> {
     /// Takes a link, and what `rest` is below what it leads to.
     fn take_link(
         &mut self,
-        parent: &Path,
-        link: &Path,
+        (parent, link): (&Path, &Path),
+        text: &Path,
         rest: &Path,
         depth: usize,
     ) -> io::Result<()> {
-        let text = fs::read_link(below(self.host, link))?;
-        let next = target(parent, &text);
+        let next = target(parent, text);
         if is_program(&next) {
-            return self.make_link(link, &text);
+            return self.make_link(link, text);
         }
         // Further links on the way may lead on, to where files are taken from or not.
-        let Some(end) = self.resolve(link)? else { return self.leave_out(link, LeftOut::Dangling) };
+        let Some(end) = self.host.resolve(link, mounts_at)? else {
+            return self.leave_out(link, LeftOut::Dangling);
+        };
         if is_taken_from(&next) {
-            self.make_link(link, &text)?;
+            self.make_link(link, text)?;
             return self.take(&next.join(rest), depth + 1);
         }
-        if is_taken_from(&end) {
-            self.make_link(link, &end)?;
-            return self.take(&end.join(rest), depth + 1);
+        if is_taken_from(&end.path) {
+            self.make_link(link, &end.path)?;
+            return self.take(&end.path.join(rest), depth + 1);
         }
-        match is_program(&end) {
-            true => self.make_link(link, &end),
+        match is_program(&end.path) {
+            true => self.make_link(link, &end.path),
             false => self.leave_out(link, LeftOut::Dangling),
         }
     }
 
-    /// Where a path leads, through directories that all may enter; `None` if to nothing.
-    fn resolve(&self, path: &Path) -> io::Result<Option<PathBuf>> {
-        let mut at = PathBuf::from("/");
-        let mut links = 0;
-        let parts = |path: &Path| -> Vec<OsString> {
-            path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
-        };
-        let mut left = parts(path);
-        while let Some(part) = left.pop() {
-            match part.as_encoded_bytes() {
-                b"/" => at = PathBuf::from("/"),
-                b"." => {}
-                b".." => _ = at.pop(),
-                _ => {
-                    let next = at.join(&part);
-                    let Some(metadata) = self.look(&next)? else { return Ok(None) };
-                    if metadata.is_symlink() {
-                        links += 1;
-                        left.extend(parts(&fs::read_link(below(self.host, &next))?));
-                    } else if metadata.is_dir() && !may_all(&metadata, 0o001) {
-                        return Ok(None);
-                    } else {
-                        at = next;
-                    }
-                    if links > MOST_LINKS {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-        Ok(Some(at))
-    }
-
-    fn take_file(&mut self, path: &Path, metadata: &Metadata) -> io::Result<()> {
-        if !may_all(metadata, 0o004) {
+    fn take_file(&mut self, directory: &OwnedFd, path: &Path, stat: &FileStat) -> io::Result<()> {
+        if !may_all(stat, 0o004) {
             return self.leave_out(path, LeftOut::NotPublic);
         }
-        let content = match read(&below(self.host, path)) {
+        let name = path.file_name().unwrap_or_default();
+        let content = match read(directory, name, mounts_at(path)) {
             Ok(Some(content)) => content,
             Ok(None) => return self.leave_out(path, LeftOut::TooLarge),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // What a security module keeps from everyone.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return self.leave_out(path, LeftOut::NotPublic);
-            }
-            Err(error) => return Err(error),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                // Something else has come there.
+                Some(Errno::ENOENT | Errno::ELOOP | Errno::EXDEV | Errno::ENXIO) => return Ok(()),
+                // What a security module keeps from everyone.
+                Some(Errno::EACCES | Errno::EPERM) => {
+                    return self.leave_out(path, LeftOut::NotPublic);
+                }
+                _ => return Err(error),
+            },
         };
         if let Some(what) = secret_in(&content) {
             return self.leave_out(path, LeftOut::Secret(what));
@@ -263,84 +366,85 @@ impl Taker<'_> {
         if self.bytes > MOST_BYTES {
             return self.leave_out(path, LeftOut::TooLarge);
         }
-        let is_new = self.is_new(path);
-        let Some(to) = self.to.filter(|_| is_new) else { return Ok(()) };
-        let mode = if metadata.mode() & 0o111 == 0 { 0o644 } else { 0o755 };
-        let place = below(to, path);
-        fs::write(&place, content)?;
-        fs::set_permissions(&place, Permissions::from_mode(mode))
+        let mode = if stat.st_mode & 0o111 == 0 { 0o644 } else { 0o755 };
+        self.make(path, |parent, name| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            let mut file = File::from(openat(parent, name, flags, Mode::S_IRWXU)?);
+            file.write_all(&content)?;
+            Ok(fchmod(&file, Mode::from_bits_truncate(mode))?)
+        })
     }
 
     fn make_directory(&mut self, path: &Path) -> io::Result<()> {
-        let is_new = self.is_new(path);
-        let Some(to) = self.to.filter(|_| is_new) else { return Ok(()) };
-        let place = below(to, path);
-        match DirBuilder::new().mode(0o755).create(&place) {
-            // The image has it whatever the host has.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            made => made?,
-        }
-        // Whatever the caller's umask.
-        fs::set_permissions(&place, Permissions::from_mode(0o755))
+        self.make(path, |parent, name| {
+            match mkdirat(parent, name, Mode::S_IRWXU) {
+                // The image has it whatever the host has.
+                Err(Errno::EEXIST) => {
+                    open::entry(parent, name, Purpose::Pass, Mounts::Entered)?;
+                    return Ok(());
+                }
+                made => made?,
+            }
+            // Whatever the caller's umask.
+            let made = open::entry(parent, name, Purpose::List, Mounts::Entered)?;
+            Ok(fchmod(made, Mode::from_bits_truncate(0o755))?)
+        })
     }
 
     fn make_link(&mut self, path: &Path, text: &Path) -> io::Result<()> {
-        let is_new = self.is_new(path);
-        let Some(to) = self.to.filter(|_| is_new) else { return Ok(()) };
-        let place = below(to, path);
-        // An empty directory that each image has.
-        match fs::remove_dir(&place) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => symlink(text, place),
-        }
+        self.make(path, |parent, name| {
+            // An empty directory that each image has.
+            match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            Ok(symlinkat(text, parent, name)?)
+        })
     }
 
-    /// Whether something is to be made: it was not yet, and there is room.
-    fn is_new(&mut self, path: &Path) -> bool {
+    /// Makes something, unless it is there already or there is no room, in the copy of the
+    /// directory that it lies in. No link of the copy is followed: what the host has there may
+    /// have become another thing since that was made.
+    fn make(
+        &mut self,
+        path: &Path,
+        make: impl FnOnce(&OwnedFd, &OsStr) -> io::Result<()>,
+    ) -> io::Result<()> {
         if self.image.taken.len() >= MOST_ENTRIES {
-            self.image.left_out.push((path.to_owned(), LeftOut::TooLarge));
-            return false;
+            return self.leave_out(path, LeftOut::TooLarge);
         }
-        self.image.taken.insert(path.to_owned())
+        let is_new = self.image.taken.insert(path.to_owned());
+        let Some(to) = self.to.as_ref().filter(|_| is_new) else { return Ok(()) };
+        let (parent, name) = (path.parent(), path.file_name().unwrap_or_default());
+        let parent = parent.and_then(|parent| parent.strip_prefix("/").ok());
+        let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
+        let made = open::beneath(to, parent.unwrap_or(Path::new(".")), Purpose::Pass)
+            .map_err(io::Error::from)
+            .and_then(|parent| make(&parent, name));
+        match made.as_ref().map_err(|error| error.raw_os_error().map(Errno::from_raw)) {
+            Err(Some(
+                Errno::ELOOP | Errno::ENOTDIR | Errno::ENOENT | Errno::EEXIST | Errno::ENOTEMPTY,
+            )) => {
+                self.image.taken.remove(path);
+                self.leave_out(path, LeftOut::Dangling)
+            }
+            _ => made,
+        }
     }
 
     fn leave_out(&mut self, path: &Path, why: LeftOut) -> io::Result<()> {
         self.image.left_out.push((path.to_owned(), why));
         Ok(())
     }
-
-    /// What is at a path whose parent is no link; `None` if nothing is.
-    fn look(&self, path: &Path) -> io::Result<Option<Metadata>> {
-        match fs::symlink_metadata(below(self.host, path)) {
-            Ok(metadata) => Ok(Some(metadata)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::PermissionDenied => Ok(None),
-                _ => Err(error),
-            },
-        }
-    }
-
-    fn names_in(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-        let entries = match fs::read_dir(below(self.host, directory)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut names =
-            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-        names.sort();
-        Ok(names)
-    }
 }
 
 /// Reads what was a file a moment ago; `None` if it is too large, or no file any more. It waits for
 /// no one, whatever has come there.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || !may_all(&metadata, 0o004) || metadata.len() > LONGEST_FILE {
+fn read(directory: &OwnedFd, name: &OsStr, mounts: Mounts) -> io::Result<Option<Vec<u8>>> {
+    let file = File::from(open::entry(directory, name, Purpose::Read, mounts)?);
+    let stat = fstat(&file)?;
+    let is_file = kind(&stat) == libc::S_IFREG && may_all(&stat, 0o004);
+    if !is_file || u64::try_from(stat.st_size).is_ok_and(|size| size > LONGEST_FILE) {
         return Ok(None);
     }
     let mut content = Vec::new();
@@ -350,24 +454,28 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// What a file says that anyone may read, wherever links lead to it; `None` if there is none.
 pub(crate) fn public_content(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let Ok(path) = fs::canonicalize(path) else { return Ok(None) };
-    let is_public = path
-        .ancestors()
-        .skip(1)
-        .all(|above| fs::symlink_metadata(above).is_ok_and(|metadata| may_all(&metadata, 0o001)));
-    match read(&path) {
-        Ok(content) => Ok(content.filter(|_| is_public)),
-        Err(_) if !is_public => Ok(None),
+    let host = Host { root: nix::fcntl::open("/", Purpose::Pass.flags(), Mode::empty())? };
+    // It is where the host itself looks, whoever has that.
+    let Some(end) = host.resolve(path, |_| Mounts::Entered)? else { return Ok(None) };
+    let Some(name) = end.path.file_name() else { return Ok(None) };
+    match read(&end.parent, name, Mounts::Entered) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        content => content,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    /// Where something of a host with this root is.
+    fn below(host: &Path, path: &Path) -> PathBuf {
+        host.join(path.strip_prefix("/").unwrap_or(path))
+    }
 
     /// A root of a host, until this is dropped.
     struct Host(PathBuf);
@@ -537,5 +645,64 @@ mod tests {
         let [large, deep] = &left_out[..] else { panic!("{left_out:?}") };
         assert_eq!((large.0.as_str(), large.1), ("/etc/vim/large", LeftOut::TooLarge));
         assert!(deep.0.starts_with("/etc/xml/d/d") && deep.1 == LeftOut::TooLarge, "{deep:?}");
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let host = Host::new("through");
+        let outside = host.0.join("outside");
+        fs::create_dir(&outside).unwrap();
+        host.file("/etc/vim/file", "content");
+        host.file("/etc/xml/deep/file", "content");
+        let to = host.0.join("copy");
+        // As where what was a link when it was copied has become a directory.
+        for link in ["etc/vim", "etc/xml/deep"] {
+            fs::create_dir_all(to.join(link).parent().unwrap()).unwrap();
+            symlink(&outside, to.join(link)).unwrap();
+        }
+        let image = take(&host.0, &[], Some(&to)).unwrap();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        let left_out: Vec<_> = image.left_out.iter().map(|(path, _)| path.as_path()).collect();
+        assert!(left_out.contains(&Path::new("/etc/vim")), "{left_out:?}");
+        assert!(!image.taken.contains(Path::new("/etc/vim")), "{:?}", image.taken);
+    }
+
+    #[test]
+    fn what_is_exchanged_meanwhile_leads_to_nothing_that_is_not_public() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        let host = Host::new("exchanged");
+        host.file("/etc/linked/here/file", "public");
+        host.file("/etc/closed/file", "secret");
+        host.mode("/etc/closed", 0o700);
+        host.link("/etc/linked/other", "../closed");
+        let [here, other] =
+            ["here", "other"].map(|name| below(&host.0, Path::new("/etc/linked")).join(name));
+        let is_over = AtomicBool::new(false);
+        let copy = |number: usize| {
+            let to = host.0.join(format!("copy{number}"));
+            fs::create_dir_all(to.join("etc")).unwrap();
+            take(&host.0, &["/etc/linked/here/file".into()], Some(&to)).unwrap();
+            let found = fs::read(to.join("etc/linked/here/file")).ok();
+            fs::remove_dir_all(to).unwrap();
+            found
+        };
+        // The control.
+        assert_eq!(copy(0).unwrap(), b"public");
+        let exchange = || {
+            let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+            let at = nix::fcntl::AT_FDCWD;
+            nix::fcntl::renameat2(at, &here, at, &other, flags).unwrap();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    exchange();
+                }
+            });
+            let found: BTreeSet<_> = (1..300).filter_map(copy).collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(!found.contains(b"secret".as_slice()), "{found:?}");
+        });
     }
 }

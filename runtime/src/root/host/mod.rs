@@ -3,34 +3,36 @@
 pub(crate) mod etc;
 mod own;
 pub(crate) mod rule;
+mod secret;
+mod seen;
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::Instant;
+
+use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
 use crate::root::host::etc::HostImage;
-use crate::root::private::FRESH;
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack};
 use crate::root::{once, private};
 use crate::store::State;
 use crate::sys::id_ranges;
-use crate::sys::lock::lock;
-use crate::sys::owner::PerProcess;
+use crate::sys::open::DIRECTORY;
+use crate::sys::stamp::Stamp;
 
 /// Directories of the host that the host image lies on. Where `/bin` and the others are symbolic
 /// links into `/usr`, as they are in every current distribution, they are links inside too.
 const PROGRAMS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// What of the host's `/etc` changes while it is used: whoever makes a sandbox sees such a change
-/// at once. What else is taken from there is looked at once a second.
-const CHANGING: [&str; 8] = [
-    "",
+/// at once. What else is taken from there is looked at every few seconds. Where a link stands for
+/// one of them, what it leads to in other distributions is named, too.
+const CHANGING: [&str; 9] = [
+    ".",
     "alternatives",
     "ld.so.cache",
     "ld.so.conf",
@@ -38,7 +40,11 @@ const CHANGING: [&str; 8] = [
     "localtime",
     "mime.types",
     "ssl/certs",
+    "pki/tls/certs",
 ];
+
+/// Where `ssl/certs` leads in openSUSE.
+const CERTIFICATES: &str = "/var/lib/ca-certificates/pem";
 
 const EMPTY: [(&str, u32); 16] = [
     ("dev", 0o755),
@@ -76,7 +82,7 @@ const FILES: [(&str, &str); 3] = [
 pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
     let names = programs();
     let may_map = id_ranges::caller_may_map();
-    let name = format!("host-{:016x}", fingerprint(&names)?);
+    let name = format!("host-{:016x}", fingerprint(state, &names)?);
     let skeleton = once::make_once(state, &name, |aside| {
         let links = private::links(&names)?;
         fill(aside, &links).map_err(Error::at("make the host image", aside))
@@ -108,8 +114,7 @@ impl HostImage {
     /// # Errors
     /// [`Error::Io`] for what can't be read.
     pub fn of(root: &Path) -> Result<Self> {
-        let links = private::find_links(root, &programs_in(root));
-        let links = links.map_err(Error::at("look for links in", root))?;
+        let links = private::find_links(root, &programs_in(root))?;
         etc::take(root, &links, None).map_err(Error::at("read", root))
     }
 
@@ -131,49 +136,24 @@ fn programs_in(root: &Path) -> Vec<&'static str> {
 }
 
 /// Changes when what the skeleton is made from does.
-fn fingerprint(programs: &[&str]) -> Result<u64> {
+fn fingerprint(state: &State, programs: &[&str]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     (env!("CARGO_PKG_VERSION"), PROGRAMS, FILES).hash(&mut hasher);
-    for name in CHANGING {
-        look_at(fs::metadata(Path::new("/etc").join(name)), name, &mut hasher);
-    }
-    slow_fingerprint(programs)?.hash(&mut hasher);
-    Ok(hasher.finish())
-}
-
-/// The part of it that a process takes for what is there for a while.
-fn slow_fingerprint(programs: &[&str]) -> Result<u64> {
-    static SEEN: PerProcess<Mutex<Option<(Instant, u64)>>> = PerProcess::new();
-    let mut seen = lock(SEEN.get());
-    if let Some((at, fingerprint)) = *seen
-        && at.elapsed() < FRESH
-    {
-        return Ok(fingerprint);
-    }
-    let mut hasher = DefaultHasher::new();
     rule::hash(&mut hasher);
     private::links_sign(programs)?.hash(&mut hasher);
-    // By names below it: a path from the root on costs twice as much to look up.
-    let etc = File::open("/etc").map_err(Error::at("open", Path::new("/etc")))?;
-    for name in rule::TAKEN.iter().flat_map(|(_, names)| *names).filter(|n| !n.contains('*')) {
-        look_at_in(&etc, name, &mut hasher);
-    }
-    let fingerprint = hasher.finish();
-    *seen = Some((Instant::now(), fingerprint));
-    Ok(fingerprint)
-}
-
-fn look_at(metadata: io::Result<fs::Metadata>, name: &str, hasher: &mut DefaultHasher) {
-    if let Ok(metadata) = metadata {
-        // Its mode counts, too: what is closed to others goes.
-        (name, metadata.ctime(), metadata.ctime_nsec(), metadata.size()).hash(hasher);
-    }
-}
-
-fn look_at_in(etc: &File, name: &str, hasher: &mut DefaultHasher) {
-    if let Ok(stat) = nix::sys::stat::fstatat(etc, name, nix::fcntl::AtFlags::empty()) {
-        (name, stat.st_ctime, stat.st_ctime_nsec, stat.st_size).hash(hasher);
-    }
+    let etc = Path::new("/etc");
+    let etc = nix::fcntl::open(etc, DIRECTORY, Mode::empty()).map_err(Error::at("open", etc))?;
+    CHANGING.map(|name| Stamp::beneath(&etc, Path::new(name))).hash(&mut hasher);
+    Stamp::of(&etc, Path::new(CERTIFICATES)).hash(&mut hasher);
+    let others = || {
+        let mut hasher = DefaultHasher::new();
+        for name in rule::TAKEN.iter().flat_map(|(_, names)| *names).filter(|n| !n.contains('*')) {
+            Stamp::beneath(&etc, Path::new(name)).hash(&mut hasher);
+        }
+        hasher.finish()
+    };
+    seen::others(state, hasher.finish(), others).hash(&mut hasher);
+    Ok(hasher.finish())
 }
 
 fn fill(root: &Path, links: &[PathBuf]) -> io::Result<()> {

@@ -7,12 +7,19 @@
 use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
 use crate::root::once::{self, OWN};
 use crate::store::State;
+use crate::store::contents::entries;
+use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
+use crate::sys::stamp::Stamp;
 
 const TOP: &str = "usr/local";
 /// How far down, which is where package managers of languages put what they install:
@@ -29,37 +36,36 @@ pub(super) fn layer(state: &State) -> Result<Option<PathBuf>> {
     once::make_once(state, &name, fill).map(Some)
 }
 
-/// Changes when a directory is made in `/usr/local`, or in one at its top.
+/// Changes when a directory is made in `/usr/local`, or in one at its top; `None` if there is none,
+/// or a file system of its own, which is not inside.
 fn sign() -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     let top = Path::new("/").join(TOP);
-    let metadata = fs::symlink_metadata(&top).ok().filter(fs::Metadata::is_dir)?;
-    (metadata.ino(), metadata.mtime(), metadata.mtime_nsec()).hash(&mut hasher);
+    Stamp::of(AT_FDCWD, &top).filter(Stamp::is_own_directory)?.hash(&mut hasher);
     for name in ["bin", "etc", "include", "lib", "sbin", "share", "src"] {
-        if let Ok(metadata) = fs::symlink_metadata(top.join(name)) {
-            (name, metadata.ino(), metadata.mtime(), metadata.mtime_nsec()).hash(&mut hasher);
-        }
+        Stamp::of(AT_FDCWD, &top.join(name)).filter(Stamp::is_own_directory).hash(&mut hasher);
     }
     Some(hasher.finish())
 }
 
 fn fill(at: &Path) -> io::Result<()> {
     make(&at.join("usr"))?;
-    let mut left = vec![(PathBuf::from(TOP), 0)];
+    let top = nix::fcntl::open(&Path::new("/").join(TOP), DIRECTORY, Mode::empty())?;
+    let mut left = vec![(PathBuf::new(), 0)];
     let mut count = 0;
     while let Some((directory, depth)) = left.pop() {
-        make(&at.join(&directory))?;
+        make(&at.join(TOP).join(&directory))?;
         count += 1;
+        let path = if depth == 0 { Path::new(".") } else { &directory };
+        let opened = open::entry(&top, path, Purpose::List, Mounts::Refused);
         // One that is not public is as it is: no one inside may look into it.
-        let Ok(entries) = fs::read_dir(Path::new("/").join(&directory)) else { continue };
-        for entry in entries {
-            let entry = entry?;
-            let is_directory = entry
-                .metadata()
-                .is_ok_and(|metadata| metadata.is_dir() && metadata.mode() & 0o005 == 0o005);
-            if is_directory && depth < DEEPEST && count + left.len() < MOST {
-                left.push((directory.join(entry.file_name()), depth + 1));
+        let Ok(opened) = opened else { continue };
+        for name in entries(opened.as_fd())? {
+            let stamp = Stamp::of(&opened, Path::new(&name)).filter(Stamp::is_own_directory);
+            let is_public = stamp.is_some_and(|stamp| stamp.may(0o005));
+            if is_public && depth < DEEPEST && count + left.len() < MOST {
+                left.push((directory.join(name), depth + 1));
             }
         }
     }

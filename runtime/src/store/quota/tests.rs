@@ -186,7 +186,7 @@ fn a_file_system_without_projects_is_told() {
         let limited = directory(&disk, "limited");
         let result = limit(limited.as_fd(), 1 << 20);
         is_unsupported(&result, "no project quotas");
-        assert!(result.unwrap_err().to_string().contains("tune2fs"));
+        assert!(result.unwrap_err().to_string().contains("with quotas"));
         release(limited.as_fd()).unwrap();
     }
     for disk in [LoopDisk::btrfs("defaults"), LoopDisk::xfs("noquota")].into_iter().flatten() {

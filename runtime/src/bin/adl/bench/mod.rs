@@ -175,8 +175,9 @@ impl Times {
     }
 }
 
-pub(crate) fn main(options: &BenchOptions) -> CliResult<ExitCode> {
-    let (config, _) = options.sandbox.settle([])?;
+pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<ExitCode> {
+    let (mut config, _) = options.sandbox.settle([])?;
+    config.state_directory = state.map(Path::to_owned);
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(options.ballast)?];
     let mut rows = measure(&config, options.rounds.get(), options.jobs.get())?;

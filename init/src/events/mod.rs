@@ -3,24 +3,29 @@
 //! It waits in one place, `epoll_wait(2)`, and for nothing else: not for a job, a disk, a lock or
 //! a reader. Job ends are reported in the order in which they happen.
 
-use alloc::boxed::Box;
+mod cpu_time;
+mod jobs;
+mod kill_all;
+
 use alloc::vec::Vec;
 
 use adl_protocol::{
-    CpuLimit, EndedBy, Exit, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Task,
-    Usage, codec,
+    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Task, Usage, codec,
 };
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
-use rustix::time::{ClockId, Timespec};
 
+use self::cpu_time::CpuTime;
+use self::jobs::{Job, Jobs, Sorted};
+use self::kill_all::KillAll;
+use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree, Turn};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
-use crate::sys::{self, ChildMemory, OwnedRequest, Reaped};
-use crate::{PROTOCOL, job};
+use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
+use crate::{PROTOCOL, job, tracing};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
@@ -46,6 +51,11 @@ const LONGEST_REQUESTS: usize = 64;
 const CONTROL: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
+const QUESTIONS: u64 = u64::MAX - 3;
+
+/// How long after an answer the next question is read, in ns. A guest that asks for ever must not
+/// have init work all the time either.
+const BETWEEN_ANSWERS: u64 = 1_000_000;
 
 /// How many children may be on their way to their programs in init's memory at once. Each takes a
 /// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
@@ -60,77 +70,6 @@ const OUTRUN: u64 = 50_000_000;
 const RESERVED: u64 = 32;
 /// How many it holds for a job: its channel, the pin of its tree, the file of its CPU time.
 const OF_A_JOB: u64 = 3;
-
-/// How often the CPU time of a tree is looked at, at most, in ms.
-const BETWEEN_LOOKS: u64 = 10;
-
-/// A job, from its start until its end is told and the host has let go of it.
-struct Job {
-    /// Until it is reaped.
-    pid: Option<i32>,
-    /// Until the host has let go of it.
-    channel: Option<OwnedFd>,
-    /// Whether the host may ask for something after the end was told.
-    is_held: bool,
-    tree: Tree,
-    leftovers: Leftovers,
-    /// When it was started, in ns.
-    started: u64,
-    deadline: Option<u64>,
-    cpu_time: Option<CpuTime>,
-    by: Option<EndedBy>,
-    /// When it was asked that its tree be ended, in ns, until that is done.
-    ending: Option<u64>,
-    survivors: bool,
-    /// Its end, from when it is reaped until that is told.
-    end: Option<(Status, Usage, u64)>,
-    told: bool,
-}
-
-/// The CPU time of a tree, until its job is reaped.
-struct CpuTime {
-    file: OwnedFd,
-    limit: CpuLimit,
-    /// When it is looked at, in ns.
-    next: u64,
-}
-
-impl CpuTime {
-    /// How much is left, in the unit of the limit: nothing, where that can't be read.
-    fn left(&self) -> u64 {
-        let mut text = [0; 64];
-        let length = rustix::io::pread(&self.file, &mut text, 0).unwrap_or(0);
-        let text = text.get(..length).unwrap_or_default();
-        // "usage_usec 12" and more lines, or the number alone.
-        let digits = text.split(|byte| !byte.is_ascii_digit()).find(|digits| !digits.is_empty());
-        let used = digits.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
-        self.limit.most.saturating_sub(used.unwrap_or(u64::MAX))
-    }
-}
-
-/// The end of all processes that there are, while it is under way.
-struct KillAll {
-    channel: OwnedFd,
-    since: u64,
-    /// When they are looked for again, in ns.
-    next: u64,
-}
-
-impl Job {
-    /// Tells its end, once.
-    fn tell(&mut self, status: Status, usage: Usage, wall: u64) {
-        if self.told {
-            return;
-        }
-        self.told = true;
-        let Some(channel) = &self.channel else { return };
-        let (wall_us, by, survivors) = (wall / 1000, self.by, self.survivors);
-        let exit = Exit { status, usage, wall_us, by, survivors };
-        let _ = send_frame(channel, &JobEvent::Exited(exit));
-        // Whoever holds a copy of it: all who wait at the other end wake up.
-        let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
-    }
-}
 
 struct Loop {
     init: &'static Init,
@@ -154,61 +93,8 @@ struct Loop {
     idle_wakes: u32,
     /// When SIGCHLD is listened to again, in ns, if it is not.
     deaf_until: Option<u64>,
-}
-
-/// The jobs by their numbers, each of which is larger than those before it.
-struct Jobs(Vec<(u64, Box<Job>)>);
-
-impl Jobs {
-    fn place(&self, number: u64) -> Option<usize> {
-        self.0.binary_search_by_key(&number, |(number, _)| *number).ok()
-    }
-
-    fn get(&self, number: u64) -> Option<&Job> {
-        self.0.get(self.place(number)?).map(|(_, job)| &**job)
-    }
-
-    fn get_mut(&mut self, number: u64) -> Option<&mut Job> {
-        let place = self.place(number)?;
-        self.0.get_mut(place).map(|(_, job)| &mut **job)
-    }
-
-    fn push(&mut self, number: u64, job: Job) {
-        self.0.push((number, Box::new(job)));
-    }
-
-    fn remove(&mut self, number: u64) {
-        if let Some(place) = self.place(number) {
-            self.0.remove(place);
-        }
-    }
-}
-
-/// Numbers of jobs by a key, in its order. A list, since a tree of each kind would be a tenth of
-/// init, and moving the entries of thousands of jobs takes microseconds.
-struct Sorted<K>(Vec<(K, u64)>);
-
-impl<K: Ord + Copy> Sorted<K> {
-    fn first(&self) -> Option<(K, u64)> {
-        self.0.first().copied()
-    }
-
-    fn insert(&mut self, key: K, number: u64) {
-        let at = self.0.partition_point(|entry| *entry < (key, number));
-        self.0.insert(at, (key, number));
-    }
-
-    /// The first job of a key.
-    fn get(&self, key: K) -> Option<u64> {
-        let at = self.0.partition_point(|(other, _)| *other < key);
-        self.0.get(at).filter(|(other, _)| *other == key).map(|(_, number)| *number)
-    }
-
-    fn remove(&mut self, key: K, number: u64) {
-        if let Ok(at) = self.0.binary_search(&(key, number)) {
-            self.0.remove(at);
-        }
-    }
+    /// When the next question may be read, in ns, if not now.
+    answer_at: Option<u64>,
 }
 
 /// Runs until the host ends the sandbox or is gone. Returns the exit status.
@@ -228,11 +114,13 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         sweep_at: 0,
         idle_wakes: 0,
         deaf_until: None,
+        answer_at: None,
     };
     let watched = this
         .watch(&receiver, CONTROL)
         .and_then(|()| this.watch(&init.child_signals, CHILDREN))
-        .and_then(|()| this.watch(&init.owner, OWNER));
+        .and_then(|()| this.watch(&init.owner, OWNER))
+        .and_then(|()| init.questions.iter().try_for_each(|from| this.watch(from, QUESTIONS)));
     if watched.is_err() {
         return crate::SETUP;
     }
@@ -263,6 +151,7 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
                     more_to_reap = true;
                 }
                 OWNER => return 0,
+                QUESTIONS => this.answer(),
                 number => this.on_channel(number),
             }
         }
@@ -287,7 +176,13 @@ impl Loop {
         let timer = self.timers.first().map(|(at, _)| at);
         let sweep = (!self.sweeper.is_idle()).then_some(self.sweep_at);
         let kill = self.kill_all.as_ref().map(|kill| kill.next);
-        let at = timer.into_iter().chain(sweep).chain(self.deaf_until).chain(kill).min()?;
+        let at = timer
+            .into_iter()
+            .chain(sweep)
+            .chain(self.deaf_until)
+            .chain(self.answer_at)
+            .chain(kill)
+            .min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
     }
@@ -304,6 +199,19 @@ impl Loop {
         if self.listen(epoll::EventFlags::empty()).is_ok() {
             self.deaf_until = Some(now().saturating_add(pause));
         }
+    }
+
+    /// Answers one question, and reads no other for a while.
+    fn answer(&mut self) {
+        let Some(questions) = &self.init.questions else { return };
+        tracing::answer(questions, &self.init.jobs.proc);
+        self.listen_to_questions(epoll::EventFlags::empty());
+        self.answer_at = Some(now().saturating_add(BETWEEN_ANSWERS));
+    }
+
+    fn listen_to_questions(&self, flags: epoll::EventFlags) {
+        let Some(questions) = &self.init.questions else { return };
+        let _ = epoll::modify(&self.epoll, questions, epoll::EventData::new_u64(QUESTIONS), flags);
     }
 
     fn listen(&self, flags: epoll::EventFlags) -> rustix::io::Result<()> {
@@ -349,8 +257,8 @@ impl Loop {
             (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);
         let (pid, tree) = match self.start(request, &resources) {
             Ok(child) => child,
-            Err(errno) => {
-                let failed = JobEvent::Failed { stage: Stage::Fork, errno: errno.raw_os_error() };
+            Err(Failure(stage, errno)) => {
+                let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
                 let _ = send_frame(&resources.channel, &failed);
                 return Ok(());
             }
@@ -391,81 +299,42 @@ impl Loop {
         Ok(())
     }
 
-    /// Begins to end all processes but this one. No fork outruns that.
-    fn kill_all(&mut self, channel: OwnedFd, now: u64, control: &Receiver) {
-        self.kill_all = Some(KillAll { channel, since: now, next: now });
-        // What is asked for meanwhile comes after.
-        self.listen_to_control(control, epoll::EventFlags::empty());
-    }
-
-    /// Ends what is left of all processes, or tells that there are none.
-    fn go_on_killing(&mut self, control: &mut Receiver) -> Result<(), i32> {
-        let Some(kill) = &mut self.kill_all else { return Ok(()) };
-        let _ = sys::signal_all(Signal::KILL);
-        for (_, job) in self.jobs.0.iter_mut().filter(|(_, job)| job.end.is_none()) {
-            job.by.get_or_insert(EndedBy::KillAll);
-        }
-        let now = now();
-        let survivors = sys::has_children();
-        if survivors && now.saturating_sub(kill.since) < UNKILLABLE {
-            kill.next = now + BETWEEN_PASSES;
-            return Ok(());
-        }
-        let Some(KillAll { channel, since, .. }) = self.kill_all.take() else { return Ok(()) };
-        if survivors {
-            let left: Vec<u64> =
-                self.jobs.0.iter().filter(|(_, j)| j.end.is_none()).map(|(n, _)| *n).collect();
-            left.into_iter().for_each(|number| self.tell_survivors(number));
-        }
-        let (status, usage) = (Status::Code(0), Usage::default());
-        let wall_us = now.saturating_sub(since) / 1000;
-        let exit = Exit { status, usage, wall_us, by: None, survivors };
-        let _ = send_frame(&channel, &JobEvent::Exited(exit));
-        self.listen_to_control(control, epoll::EventFlags::IN);
-        self.take_requests(control)
-    }
-
-    fn listen_to_control(&self, control: &Receiver, flags: epoll::EventFlags) {
-        let _ = epoll::modify(&self.epoll, control, epoll::EventData::new_u64(CONTROL), flags);
-    }
-
-    /// Ends a tree that has used the CPU time that it may, or says when to look again.
-    fn look_at_cpu_time(&mut self, number: u64, now: u64) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        let Some(cpu_time) = &mut job.cpu_time else { return };
-        let left = cpu_time.left();
-        if left == 0 {
-            job.by.get_or_insert(EndedBy::CpuTime);
-            return self.end_tree(number);
-        }
-        let wait = (left / cpu_time.limit.per_ms.max(1)).max(BETWEEN_LOOKS);
-        cpu_time.next = now.saturating_add(wait.saturating_mul(1_000_000));
-        self.timers.insert(cpu_time.next, number);
-    }
-
     /// Starts the child of a job, in a tree of its own.
     fn start(
         &mut self,
         request: OwnedRequest,
         resources: &job::Resources,
-    ) -> rustix::io::Result<(i32, Tree)> {
+    ) -> Result<(i32, Tree), Failure> {
         // Below that, a request could lose its descriptors, and the sandbox with them.
         let held = (self.jobs.0.len() as u64 + 1).saturating_mul(OF_A_JOB) + RESERVED;
         if held > self.init.jobs.descriptors {
-            return Err(Errno::MFILE);
+            return Err(Failure(Stage::Fork, Errno::MFILE));
         }
         let tree = match self.next_tree.take() {
             Some(tree) => tree,
-            None => Tree::begin(&self.init.jobs.proc)?,
+            None => Tree::begin(&self.init.jobs.proc).stage(Stage::Fork)?,
         };
         self.starting.retain(|memory| !memory.is_free());
         if self.starting.len() >= STARTING {
-            return Err(Errno::NOMEM);
+            return Err(Failure(Stage::Fork, Errno::NOMEM));
         }
+        let score = match request.get() {
+            Request::Spawn(spawn) => spawn.oom_score_adj,
+            _ => 0,
+        };
         let is_crowded = self.starting.len() >= STARTING / 2;
         let (memory, start) =
-            job::Start::new(request, resources.lend(), &self.init.jobs, is_crowded)?;
-        let (pid, memory) = sys::start_child(memory, start, job::run)?;
+            job::Start::new(request, resources.lend(), &self.init.jobs, is_crowded)
+                .stage(Stage::Fork)?;
+        let own_score = self.init.jobs.own_score.as_ref().filter(|_| score != 0);
+        if let Some(own_score) = own_score {
+            own_score.set(score).stage(Stage::OomScore)?;
+        }
+        let child = sys::start_child(memory, start, job::run);
+        if let Some(own_score) = own_score {
+            own_score.put_back();
+        }
+        let (pid, memory) = child.stage(Stage::Fork)?;
         self.starting.push(memory);
         Ok((pid, tree))
     }
@@ -554,10 +423,15 @@ impl Loop {
 
     /// Does what it is time for.
     fn on_time(&mut self) {
-        if self.timers.0.is_empty() && self.sweeper.is_idle() && self.deaf_until.is_none() {
+        let is_deaf = self.deaf_until.or(self.answer_at).is_some();
+        if self.timers.0.is_empty() && self.sweeper.is_idle() && !is_deaf {
             return;
         }
         let now = now();
+        if self.answer_at.is_some_and(|at| at <= now) {
+            self.answer_at = None;
+            self.listen_to_questions(epoll::EventFlags::IN);
+        }
         if self.deaf_until.is_some_and(|at| at <= now) && self.listen(epoll::EventFlags::IN).is_ok()
         {
             self.deaf_until = None;
@@ -737,10 +611,4 @@ fn first_request(bytes: &[u8]) -> Option<(Option<JobRequest>, &[u8])> {
         _ => return Some((None, &[])),
     };
     Some((codec::decode(body).ok(), after))
-}
-
-/// The monotonic clock, in ns.
-fn now() -> u64 {
-    let time = rustix::time::clock_gettime(ClockId::Monotonic);
-    time.tv_sec.unsigned_abs().saturating_mul(1_000_000_000) + time.tv_nsec.unsigned_abs()
 }

@@ -1,22 +1,25 @@
 //! The system calls that rustix keeps private, behind safe functions.
 //!
-//! The only file of the library with unsafe code, and the only one that knows the architecture.
+//! The only folder of the library with unsafe code, and the only one that knows the architecture.
 #![expect(unsafe_code, reason = "system calls")]
 
-use alloc::boxed::Box;
+mod child;
+
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
-use core::mem::MaybeUninit;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::ptr;
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::{Errno, Result};
 use rustix::process::Signal;
 
-use adl_protocol::{Request, Status, Strings, Usage, codec, limits};
+use adl_protocol::{Request, Strings, codec, limits};
+
+pub use self::child::{
+    ChildMemory, Memory, Reaped, check_may_allocate, has_children, open_in_child, reap, start_child,
+};
 
 mod nr {
     pub(super) const RT_SIGACTION: usize = 13;
@@ -29,6 +32,7 @@ mod nr {
     pub(super) const GETCWD: usize = 79;
     pub(super) const PTRACE: usize = 101;
     pub(super) const PRCTL: usize = 157;
+    pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const WAITID: usize = 247;
     pub(super) const UNSHARE: usize = 272;
@@ -72,6 +76,18 @@ unsafe fn syscall(
 /// The caller's process id, in its own PID namespace.
 pub fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// The monotonic clock, in ns. Without the vDSO: to find the call there takes 2.5 KiB of code, more
+/// than the few looks at the clock that a job takes are worth.
+pub fn now() -> u64 {
+    const CLOCK_MONOTONIC: usize = 1;
+    let mut time = [0_u64; 2];
+    // SAFETY: `time` is a struct timespec and outlives the call, which can't fail.
+    let _ =
+        unsafe { syscall(nr::CLOCK_GETTIME, CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0) };
+    let [seconds, nanoseconds] = time;
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// Takes over the descriptor that the host left as control socket; `None` if it is no socket.
@@ -175,136 +191,19 @@ pub fn child_signals() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// The stack of a child, in units of 16 bytes: three times what the deepest way through its code
-/// takes, which is with three paths on it.
-const STACK: usize = (48 << 10) / 16;
-
-/// A stack for a child, and what it works on.
-#[repr(C, align(16))]
-struct Slot<T> {
-    /// The end of an array is where a stack begins. Not written before it is used: what a job does
-    /// not need of it takes no memory.
-    stack: [MaybeUninit<u128>; STACK],
-    /// Not 0 for as long as the child uses this memory: the kernel clears it when the child runs
-    /// a program or ends (CLONE_CHILD_CLEARTID, `clone(2)`).
-    in_use: AtomicU32,
-    work: fn(&T) -> !,
-    on: T,
+/// What a process may take a new one of, after set-up, too.
+#[derive(Clone, Copy)]
+pub enum Namespace {
+    /// In which the cgroup that the process is in is the root.
+    Cgroup = 0x0200_0000,
+    /// Of host and domain name.
+    Uts = 0x0400_0000,
 }
 
-/// The memory of a child that was started by [`start_child`].
-pub struct ChildMemory<T>(NonNull<Slot<T>>);
-
-impl<T> ChildMemory<T> {
-    /// Whether the child has let go of it.
-    pub fn is_free(&self) -> bool {
-        // SAFETY: it lives as long as `self`, and no one has an exclusive reference to it.
-        unsafe { self.0.as_ref() }.in_use.load(Ordering::Acquire) == 0
-    }
-}
-
-impl<T> Drop for ChildMemory<T> {
-    fn drop(&mut self) {
-        if self.is_free() {
-            // SAFETY: it came from a box, and is used by no one any more.
-            drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-        }
-        // Else it leaks: better than to pull the stack from under the child.
-    }
-}
-
-/// Whether a child has the parent's memory or a copy.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Memory {
-    /// The parent's, until it runs a program. It must not allocate.
-    Shared,
-    /// Its own.
-    Copied,
-}
-
-/// Starts a child that does `work`. Returns at once, whatever the child does: unlike a parent of
-/// `vfork(2)`, which is held for as long as another process keeps the child stopped.
-pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, ChildMemory<T>)> {
-    const CLONE_VM: usize = 0x100;
-    const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
-
-    let in_use = AtomicU32::new(u32::from(memory == Memory::Shared));
-    let mut slot = Box::<Slot<T>>::new_uninit();
-    let place = slot.as_mut_ptr();
-    // SAFETY: the place is valid for writes, and then all that must be initialised is; a stack
-    // need not be.
-    let slot = unsafe {
-        (&raw mut (*place).in_use).write(in_use);
-        (&raw mut (*place).work).write(work);
-        (&raw mut (*place).on).write(on);
-        NonNull::from(Box::leak(slot.assume_init()))
-    };
-    let flags = match memory {
-        Memory::Shared => SIGCHLD | CLONE_VM | CLONE_CHILD_CLEARTID,
-        Memory::Copied => SIGCHLD,
-    };
-    let result: isize;
-    // SAFETY: the child begins on a stack of its own, whose end is aligned to 16, with `enter`,
-    // which never returns, so that nothing of this function is run twice. What it works on is kept
-    // until `in_use` says that it has let go. There is one thread, so in a copy of memory nothing
-    // is left half done.
-    unsafe {
-        let stack = (&raw mut (*slot.as_ptr()).stack).add(1);
-        let in_use = &raw mut (*slot.as_ptr()).in_use;
-        asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r9",
-            "call r12",
-            "ud2",
-            "2:",
-            inlateout("rax") nr::CLONE as isize => result, in("rdi") flags, in("rsi") stack,
-            in("rdx") 0, in("r10") in_use, in("r8") 0, in("r9") slot.as_ptr(),
-            in("r12") enter::<T> as extern "C" fn(&Slot<T>) -> !,
-            lateout("rcx") _, lateout("r11") _,
-        );
-    }
-    let memory = ChildMemory(slot);
-    match i32::try_from(result) {
-        Ok(pid) if pid > 0 => Ok((pid, memory)),
-        _ => {
-            // SAFETY: as in `is_free`; no child was made.
-            unsafe { slot.as_ref() }.in_use.store(0, Ordering::Release);
-            Err(Errno::from_raw_os_error(i32::try_from(-result).unwrap_or(i32::MAX)))
-        }
-    }
-}
-
-extern "C" fn enter<T>(slot: &Slot<T>) -> ! {
-    if slot.in_use.load(Ordering::Relaxed) == 0 {
-        MAY_ALLOCATE.store(true, Ordering::Relaxed);
-    }
-    (slot.work)(&slot.on)
-}
-
-/// Whether this process may allocate although it runs on the stack of a child: it has memory of its
-/// own.
-static MAY_ALLOCATE: AtomicBool = AtomicBool::new(false);
-
-/// Ends a child that shares init's memory and is about to allocate: a bug, which must not become
-/// one of init's. `heap` is where allocations are, and so the stacks of children.
-pub fn check_may_allocate(heap: &core::ops::Range<usize>) {
-    let here = 0_u8;
-    if heap.contains(&ptr::from_ref(&here).addr()) && !MAY_ALLOCATE.load(Ordering::Relaxed) {
-        exit(NOT_ALLOWED);
-    }
-}
-
-/// What a child exits with that has allocated where it must not (`EX_SOFTWARE`).
-const NOT_ALLOWED: i32 = 70;
-
-/// Puts the caller, and so its future children, into a cgroup namespace of its own.
-pub fn unshare_cgroup_namespace() -> Result<()> {
-    const CLONE_NEWCGROUP: usize = 0x0200_0000;
+/// Puts the caller, and so its future children, into a namespace of its own.
+pub fn unshare(namespace: Namespace) -> Result<()> {
     // SAFETY: takes no pointer, and takes nothing away that memory safety rests on.
-    unsafe { syscall(nr::UNSHARE, CLONE_NEWCGROUP, 0, 0, 0, 0) }.map(drop)
+    unsafe { syscall(nr::UNSHARE, namespace as usize, 0, 0, 0, 0) }.map(drop)
 }
 
 /// Whether the working directory can be reached from the root.
@@ -314,104 +213,6 @@ pub fn working_directory_is_reachable() -> Result<bool> {
     unsafe { syscall(nr::GETCWD, path.as_mut_ptr() as usize, path.len(), 0, 0, 0) }?;
     // The path of one that can't starts with "(unreachable)" (getcwd(2)).
     Ok(path.first() == Some(&b'/'))
-}
-
-/// A child of which the kernel has something to tell.
-pub enum Reaped {
-    /// It has ended, and is gone.
-    Ended(i32, Status, Usage),
-    /// It had made init trace it (`PTRACE_TRACEME`), and stopped. It goes on untraced.
-    Released,
-}
-
-/// Reaps one child that has ended; `None` if there is none. Never waits.
-pub fn reap() -> Result<Option<Reaped>> {
-    const WNOHANG_ALL: usize = 1 | 0x4000_0000;
-    let mut status = 0_i32;
-    let mut usage = [0_i64; 18];
-    // SAFETY: `status` is an int, and `usage` a struct rusage: 18 longs; both outlive the call.
-    let pid = unsafe {
-        syscall(
-            nr::WAIT4,
-            usize::MAX,
-            ptr::from_mut(&mut status) as usize,
-            WNOHANG_ALL,
-            usage.as_mut_ptr() as usize,
-            0,
-        )
-    }?;
-    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid != 0) else { return Ok(None) };
-    if status & 0x7f == 0x7f {
-        release(pid, status);
-        return Ok(Some(Reaped::Released));
-    }
-    Ok(Some(Reaped::Ended(pid, decode_status(status), decode_usage(&usage))))
-}
-
-/// Whether any process is there but this one: all others are its children, or come to be.
-pub fn has_children() -> bool {
-    const EXITED_NOHANG_NOWAIT_ALL: usize = 4 | 1 | 0x0100_0000 | 0x4000_0000;
-    // SAFETY: P_ALL takes no id, and null asks for neither information nor usage.
-    let found = unsafe { syscall(nr::WAITID, 0, 0, 0, EXITED_NOHANG_NOWAIT_ALL, 0) };
-    found != Err(Errno::CHILD)
-}
-
-/// Lets go of a child that has made init its tracer: it gets the signal at which it has stopped, as
-/// if no one traced it. What stopped at a program's start, or at a call, got none.
-fn release(pid: i32, status: i32) {
-    const PTRACE_DETACH: usize = 17;
-    const SIGTRAP: i32 = 5;
-    let signal = match status >> 8 {
-        SIGTRAP => 0,
-        // An event of ptrace's has its number above the signal.
-        signal if signal > 0xff => 0,
-        signal => signal,
-    };
-    let (pid, signal) = (pid.unsigned_abs() as usize, signal.unsigned_abs() as usize);
-    // SAFETY: takes no pointer. If it fails, the child was killed meanwhile.
-    let _ = unsafe { syscall(nr::PTRACE, PTRACE_DETACH, pid, 0, signal, 0) };
-}
-
-fn decode_status(status: i32) -> Status {
-    let [low, high, ..] = status.to_le_bytes();
-    match low & 0x7f {
-        0 => Status::Code(high),
-        signal => Status::Signal { signal, core: low & 0x80 != 0 },
-    }
-}
-
-fn decode_usage(raw: &[i64; 18]) -> Usage {
-    let [
-        user_s,
-        user_us,
-        system_s,
-        system_us,
-        max_rss,
-        _,
-        _,
-        _,
-        minor,
-        major,
-        _,
-        blocks_in,
-        blocks_out,
-        _,
-        _,
-        _,
-        voluntary,
-        involuntary,
-    ] = raw.map(i64::unsigned_abs);
-    Usage {
-        user_us: user_s.saturating_mul(1_000_000).saturating_add(user_us),
-        system_us: system_s.saturating_mul(1_000_000).saturating_add(system_us),
-        max_rss_kib: max_rss,
-        minor_faults: minor,
-        major_faults: major,
-        blocks_in,
-        blocks_out,
-        voluntary_switches: voluntary,
-        involuntary_switches: involuntary,
-    }
 }
 
 /// A signal by its number, real-time ones too.
@@ -570,12 +371,18 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     .map(drop)
 }
 
-/// Installs a filter on the process, made of `struct sock_filter`s of 8 bytes.
+/// Installs a filter on the process, made of `struct sock_filter`s of 8 bytes. Returns what the
+/// questions come from that it has asked, if it asks any (`seccomp_unotify(2)`).
+///
+/// Where a filter around this process has someone who answers already, no one is asked.
 ///
 /// # Errors
 /// EINVAL if `program` is no such array, or what the kernel finds wrong with it.
-pub fn install_filter(program: &[u8]) -> Result<()> {
+pub fn install_filter(program: &[u8]) -> Result<Option<OwnedFd>> {
     const SECCOMP_SET_MODE_FILTER: usize = 1;
+    const NEW_LISTENER: usize = 1 << 3;
+    /// `BPF_RET | BPF_K` of `SECCOMP_RET_USER_NOTIF`.
+    const ASK: u64 = 0x7fc0_0000 << 32 | 6;
     #[repr(C)]
     struct SockFprog {
         length: u16,
@@ -590,12 +397,72 @@ pub fn install_filter(program: &[u8]) -> Result<()> {
         return Err(Errno::INVAL);
     }
     let program = SockFprog { length, filter: instructions.as_ptr() };
-    // SAFETY: `program` is a struct sock_fprog whose pointer and length describe `instructions`;
-    // both outlive the call.
-    unsafe {
-        syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program) as usize, 0, 0)
+    let install = |flags| {
+        let program = ptr::from_ref(&program) as usize;
+        // SAFETY: `program` is a struct sock_fprog whose pointer and length describe
+        // `instructions`; both outlive the call.
+        unsafe { syscall(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, flags, program, 0, 0) }
+    };
+    if instructions.contains(&ASK) {
+        match install(NEW_LISTENER) {
+            Err(Errno::BUSY) => {}
+            // SAFETY: a new descriptor, which is no one else's.
+            installed => {
+                return installed.map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }));
+            }
+        }
     }
-    .map(drop)
+    install(0).map(|_| None)
+}
+
+/// A system call that a filter has asked about (`struct seccomp_notif`).
+#[derive(Default)]
+#[repr(C)]
+pub struct Question {
+    id: u64,
+    /// Which thread makes it.
+    pub caller: u32,
+    flags: u32,
+    number: i32,
+    architecture: u32,
+    instruction: u64,
+    /// With what.
+    pub arguments: [u64; 6],
+}
+
+/// The next question. Only to be called where there was one; it may be gone.
+///
+/// # Errors
+/// ENOENT if who has asked has ended.
+pub fn next_question(listener: &OwnedFd) -> Result<Question> {
+    /// `SECCOMP_IOCTL_NOTIF_RECV`
+    const RECEIVE: usize = 0xc050_2100;
+    let mut question = Question::default();
+    let at = ptr::from_mut(&mut question) as usize;
+    let fd = listener.as_raw_fd() as usize;
+    // SAFETY: the kernel writes one struct seccomp_notif, which `question` is.
+    unsafe { syscall(nr::IOCTL, fd, RECEIVE, at, 0, 0) }?;
+    Ok(question)
+}
+
+/// Has the call go on, or fail with EPERM.
+pub fn answer(listener: &OwnedFd, question: &Question, may: bool) -> Result<()> {
+    /// `SECCOMP_IOCTL_NOTIF_SEND`
+    const SEND: usize = 0xc018_2101;
+    const CONTINUE: u32 = 1;
+    /// `struct seccomp_notif_resp`
+    #[repr(C)]
+    struct Answer {
+        id: u64,
+        value: i64,
+        error: i32,
+        flags: u32,
+    }
+    let (error, flags) = if may { (0, CONTINUE) } else { (-Errno::PERM.raw_os_error(), 0) };
+    let answer = Answer { id: question.id, value: 0, error, flags };
+    let fd = listener.as_raw_fd() as usize;
+    // SAFETY: the kernel reads one struct seccomp_notif_resp.
+    unsafe { syscall(nr::IOCTL, fd, SEND, ptr::from_ref(&answer) as usize, 0, 0) }.map(drop)
 }
 
 /// What a mount may not be used for.
