@@ -404,6 +404,59 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
 }
 
 #[test]
+fn where_there_is_no_cgroup_what_there_is_without_is_told() {
+    if !needs(&[Need::Root, Need::Userns]) {
+        return;
+    }
+    let user = OrdinaryUser::new();
+    for limit in [["--memory", "64m"], ["--cpus", "1"], ["--cpu-time", "10"]] {
+        let adl = user.adl().as_os_str().to_owned();
+        let output = user.command(adl).arg("run").args(limit).args(["--", "true"]).output();
+        let told = told(output.unwrap(), &limit);
+        assert!(told.contains("--ulimit cpu=, data=, nproc="), "{limit:?}: {told}");
+    }
+}
+
+#[test]
+fn on_the_network_of_the_host_low_ports_are_not_for_the_sandbox() {
+    if !needs(&[Need::Root, Need::Program("perl")]) {
+        return;
+    }
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first.trim() != "1024" {
+        return;
+    }
+    let home = Home::new();
+    let listen = "use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0) or die;
+                  print bind($s, sockaddr_in($ARGV[0], INADDR_LOOPBACK)) ? 'bound' : \"$!\"";
+    for (network, port, expected) in
+        [("host", "81", "Permission denied"), ("none", "81", "bound"), ("host", "0", "bound")]
+    {
+        let options = ["--network", network, "--", "perl", "-e", listen, port];
+        assert_eq!(run(&home, &options), expected, "{network} {port}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_with_what_makes_room() {
+    if !needs(&[Need::Root, Need::Program("unshare"), Need::Program("mount")]) {
+        return;
+    }
+    let home = Home::new();
+    let full = home.path("full");
+    fs::create_dir(&full).unwrap();
+    // In a mount namespace of its own, with which it goes.
+    let script = "mount -t tmpfs -o size=64k,mode=700 tmpfs \"$0\" && head -c 1m /dev/zero \
+                  2>/dev/null >\"$0/file\"; exec \"$1\" --state-dir \"$0\" run true";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c", script]).arg(&full).arg(adl());
+    let told = told(unshare.output().unwrap(), &[]);
+    for words in ["`adl gc`", "`adl snapshot ls`", "--state-dir"] {
+        assert!(told.contains(words), "{told}");
+    }
+}
+
+#[test]
 fn a_volume_with_a_mount_in_it_that_maps_no_ids_names_that_mount() {
     if !needs(&[Need::Root, Need::Program("unshare"), Need::Program("mount")]) {
         return;

@@ -391,7 +391,7 @@ fn what_is_wrong_with_a_command_is_told_before_its_user_is_looked_up() {
     let home = Home::new();
     let sandbox = home.sandbox();
     // From here on, what is asked of the sandbox has another answer.
-    let init = nix::unistd::Pid::from_raw(i32::try_from(sandbox.init_pid()).unwrap());
+    let init = nix::unistd::Pid::from_raw(sandbox.init_pid());
     nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert!(within(SOON, || !sandbox.is_alive()));
     let refused = |change: fn(&mut Command) -> &mut Command| {

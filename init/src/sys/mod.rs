@@ -406,10 +406,9 @@ pub fn install_filter(program: &[u8]) -> Result<Option<OwnedFd>> {
     if instructions.contains(&ASK) {
         match install(NEW_LISTENER) {
             Err(Errno::BUSY) => {}
+            Err(errno) => return Err(errno),
             // SAFETY: a new descriptor, which is no one else's.
-            installed => {
-                return installed.map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }));
-            }
+            Ok(fd) => return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })),
         }
     }
     install(0).map(|_| None)

@@ -200,6 +200,8 @@ impl Command {
     /// Running it is [`Error::Unsupported`] where its sandbox has no cgroup that counts CPU time:
     /// [`Defaults::cpu_time`](crate::Defaults::cpu_time) and
     /// [`Limits::accounting`](crate::Limits::accounting) make one.
+    ///
+    /// [`EndReason::CpuTimedOut`]: crate::EndReason::CpuTimedOut
     pub fn cpu_time(&mut self, limit: Duration) -> &mut Self {
         self.cpu_time = Some(limit);
         self
@@ -405,8 +407,8 @@ impl Command {
     }
 
     /// Starts the command and returns once its program runs. It is read from in the background, by
-    /// a thread that does so for all of the sandbox, and can be waited for, looked at and ended from
-    /// anywhere; see [`Sandbox::jobs`](crate::Sandbox::jobs).
+    /// a thread that does so for all of the sandbox, and can be waited for, looked at and ended
+    /// from anywhere; see [`Sandbox::jobs`](crate::Sandbox::jobs).
     ///
     /// # Errors
     /// As [`Command::spawn`]; [`Error::Io`] if there can be no thread.

@@ -16,17 +16,43 @@ use nix::poll::PollFlags;
 use nix::unistd::{Whence, getpgrp, lseek, tcgetpgrp};
 
 use crate::error::{Error, Result};
-use crate::job::stdio::Which;
 use crate::sys;
 use crate::sys::socket::is_terminal_master;
 use crate::wait::Deadline;
+
+/// Which of the three a stream is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Which {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    /// What is done with one of the caller's, for an error.
+    pub(crate) fn operation(self) -> &'static str {
+        match self {
+            Self::Stdin => "read stdin",
+            Self::Stdout => "write to stdout",
+            Self::Stderr => "write to stderr",
+        }
+    }
+}
 
 /// The most that is on its way at once, in bytes: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 /// The most that is written at once where a write may wait, in bytes: what a pipe that is ready
 /// takes.
 const WAITING_CHUNK: usize = 4096;
-/// The same of a terminal, in bytes, where that is a part that the kernel does not take apart: it
+/// As much of a terminal, in bytes, where that is a part that the kernel does not take apart: it
 /// is ready when it has room for 256, and may have none any more after the first part.
 const TERMINAL_CHUNK: usize = 128;
 /// How much room a pipe has, in bytes, where one of its pages is free.
@@ -157,7 +183,8 @@ enum Taken {
 }
 
 /// Opens what a descriptor is of, for reads or writes that don't wait: the flag is one of the open
-/// file, which the caller shares with others. Where it is not allowed, as after `su`, there is none.
+/// file, which the caller shares with others. Where it is not allowed, as after `su`, there is
+/// none.
 fn open_once_more(fd: BorrowedFd<'_>, which: Which) -> Option<OwnedFd> {
     let is_input = matches!(which, Which::Stdin);
     let mut how = std::fs::File::options();

@@ -10,7 +10,7 @@ use nix::unistd::{fchown, pipe2};
 
 use crate::error::{Error, Result};
 use crate::job::child::{ChildStderr, ChildStdin, ChildStdout};
-use crate::job::relay::Relay;
+use crate::job::relay::{Relay, Which};
 use crate::wire::control::PipeOwner;
 
 /// Where one of the standard streams of a command leads.
@@ -117,33 +117,6 @@ macro_rules! direct {
 direct!(ChildStdin);
 direct!(ChildStdout);
 direct!(ChildStderr);
-
-/// Which of the three a stream is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Which {
-    Stdin,
-    Stdout,
-    Stderr,
-}
-
-impl Which {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Stdin => "stdin",
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
-        }
-    }
-
-    /// What is done with one of the caller's, for an error.
-    pub(crate) fn operation(self) -> &'static str {
-        match self {
-            Self::Stdin => "read stdin",
-            Self::Stdout => "write to stdout",
-            Self::Stderr => "write to stderr",
-        }
-    }
-}
 
 /// One stream while it is being made: what init is told, and the two ends.
 pub(crate) struct Stream<'a> {

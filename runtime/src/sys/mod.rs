@@ -172,8 +172,8 @@ pub(crate) fn without_sigpipe<T>(write: impl FnOnce() -> nix::Result<T>) -> nix:
     result
 }
 
-/// Calls what may read from a terminal that another job of the caller's shell has: that is EIO then,
-/// and no SIGTTIN stops the whole process group.
+/// Calls what may read from a terminal that another job of the caller's shell has: that is EIO
+/// then, and no SIGTTIN stops the whole process group.
 pub(crate) fn without_sigttin<T>(read: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     use nix::sys::signal::{SigSet, SigmaskHow, Signal};
     let old_mask = SigSet::from(Signal::SIGTTIN).thread_swap_mask(SigmaskHow::SIG_BLOCK)?;

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -136,12 +135,10 @@ impl<'a> CopyOut<'a> {
             (Some(parent), Some(name)) => (parent, name),
             _ => (to.as_path(), OsStr::new(".")),
         };
-        let inside = match (transfer.from.file_name(), fs::symlink_metadata(to)) {
-            // What can't be opened as one is told by what is made in its place.
-            (Some(name), Ok(metadata)) if !metadata.is_file() => {
-                bases.place(to)?.open_dir().ok().map(|directory| (directory, name))
-            }
-            _ => None,
+        let inside = match transfer.from.file_name() {
+            // What is no directory is told by what is made in its place.
+            Some(name) => bases.place(to)?.open_dir().ok().map(|directory| (directory, name)),
+            None => None,
         };
         let opened = bases.place(directory)?.open_dir().map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {

@@ -20,9 +20,10 @@ use crate::exit::EndReason;
 use crate::job::child::{Child, Collection};
 use crate::job::collect::{Collector, Written};
 use crate::job::life::Life;
+use crate::job::relay::Which;
 use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
-use crate::job::stdio::{Kind, Stream, Which};
+use crate::job::stdio::{Kind, Stream};
 use crate::job::user;
 use crate::wait::Deadline;
 
