@@ -166,6 +166,9 @@ promises! {
     no_other_version_is_spoken: [
         "ready-version-0" "create", "ready-version-max" "create"
     ] => ["Protocol: the init of the sandbox broke the protocol: init speaks another version"], SOON;
+    no_step_of_set_up_is_taken_for_another: [
+        "ready-unmapped" "create"
+    ] => ["Protocol: the init of the sandbox broke the protocol: init says that it is at another"], SOON;
     a_failure_of_set_up_is_told_whatever_its_number: [
         "ready-failed-0" "create", "ready-failed-minus" "create", "ready-failed-million" "create"
     ] => [r#"Setup: the sandbox was not built: could not set the host name \"/x\": error number"#], SOON;

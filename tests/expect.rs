@@ -164,6 +164,7 @@ fn package(program: &str) -> &str {
         "script" => "bsdutils",
         "find" => "findutils",
         "chattr" => "e2fsprogs",
+        "newuidmap" => "uidmap",
         "java" => "default-jre-headless",
         "cat" | "stty" | "yes" | "printf" => "coreutils",
         other => other,

@@ -256,7 +256,12 @@ pub(crate) fn adl_command(state: &Path) -> Command {
 pub(crate) struct OrdinaryUser {
     directory: TempDir,
     adl: PathBuf,
+    /// What is in its `/etc` in the place of what the machine has there.
+    etc: Option<PathBuf>,
 }
+
+/// The subordinate ids of an ordinary user that has some: the first, and how many.
+pub(crate) const SUBORDINATE: (u32, u32) = (1_610_000_000, 65_535);
 
 impl OrdinaryUser {
     pub(crate) fn new() -> Self {
@@ -271,7 +276,28 @@ impl OrdinaryUser {
         } else {
             adl().to_owned()
         };
-        Self { directory, adl }
+        Self { directory, adl, etc: None }
+    }
+
+    /// One with subordinate ids; for root. No one else sees that it has them.
+    pub(crate) fn with_subordinate_ids() -> Self {
+        let (first, count) = SUBORDINATE;
+        // By its number, and by a name of which programs may think anything.
+        let name = "of.a-strange_name$";
+        let passwd = format!("root:x:0:0::/:/bin/sh\n{name}:x:{NOBODY}:{NOBODY}::/:/bin/sh\n");
+        let numbered = format!("{NOBODY}:{first}:{count}\n");
+        let named = format!("{name}:5:10\n{name}:{first}:{count}\n");
+        Self::with_etc(&[("passwd", &passwd), ("subuid", &numbered), ("subgid", &named)])
+    }
+
+    /// One that sees these files in `/etc`; for root.
+    pub(crate) fn with_etc(files: &[(&str, &str)]) -> Self {
+        let mut this = Self::new();
+        let etc = this.directory.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        files.iter().for_each(|(name, content)| fs::write(etc.join(name), content).unwrap());
+        this.etc = Some(etc);
+        this
     }
 
     pub(crate) fn adl(&self) -> &Path {
@@ -283,10 +309,19 @@ impl OrdinaryUser {
     }
 
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
+        const WITH_ETC: &str = "mount -t overlay overlay -o lowerdir=\"$0\":/etc /etc
+            id=$1; shift
+            exec setpriv --reuid $id --regid $id --clear-groups \"$@\"";
+        let mut command = Command::new("unshare");
+        if let Some(etc) = &self.etc {
+            command.args(["--mount", "--propagation", "private", "sh", "-ec", WITH_ETC]);
+            command.arg(etc).arg(NOBODY.to_string()).arg(program);
+        } else {
+            command = Command::new(program);
+        }
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command.env("ADL_STATE_DIR", self.state()).current_dir("/").stdin(Stdio::null());
-        if nix::unistd::geteuid().is_root() {
+        if nix::unistd::geteuid().is_root() && self.etc.is_none() {
             // With the ids go the supplementary groups.
             command.uid(NOBODY).gid(NOBODY);
         }

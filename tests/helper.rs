@@ -145,6 +145,7 @@ fn entry() {
         "has-secrets" => host_image::part(host_image::has_secrets, &state),
         "changes-etc" => host_image::part(host_image::changes_etc, &state),
         "run-a-program" => crate::programs::run_as_user(&state),
+        "with-subordinate-ids" => crate::subordinate_ids::part(&state),
         _ => panic!("unknown role {role}"),
     }
 }

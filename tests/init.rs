@@ -223,6 +223,26 @@ fn an_ordinary_users_init_is_out_of_reach_of_whoever_may_trace() {
     assert_init_is_untouched(&run(&options), true, &["limits"]);
 }
 
+#[test]
+fn init_is_out_of_reach_where_an_ordinary_user_has_a_range_of_ids() {
+    if !needs(&[Need::Root, Need::Program("python3"), Need::Program("newuidmap")]) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    for who in ["0", "65534"] {
+        let run = |options: &[&str]| {
+            let mut adl = user.command(user.adl());
+            adl.args(["run", "--ids", "65536", "--user", who]).args(options);
+            succeeds(adl.args(["--", "python3", "-c", &look_at_init()]))
+        };
+        assert_init_is_untouched(&run(&[]), false, &[]);
+        assert_init_is_untouched(&run(&["--cap-add", "SYS_PTRACE"]), true, &[]);
+        // Init has ids as no one else has them.
+        let unconfined = ["--cap-add", "SYS_PTRACE", "--security-opt", "seccomp=unconfined"];
+        assert_init_is_untouched(&run(&unconfined), true, &[]);
+    }
+}
+
 /// Waits for a process of a name and looks at it, from inside.
 fn look_at(name: &str) -> String {
     format!(

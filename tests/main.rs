@@ -75,6 +75,7 @@ mod starts;
 mod stdio;
 mod streaming;
 mod streams;
+mod subordinate_ids;
 mod suite;
 mod sys_files;
 mod terminal;

@@ -42,8 +42,8 @@ pub use job::{
     Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
-    Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, Identities, Layer,
-    Mount, Setup, SetupFailure, Step, Upper, What,
+    Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
+    Layer, Mount, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{Attributes, Chunk, Entry, MAX_CHUNK, MAX_DEPTH, MAX_NAME, is_plain_name};
@@ -62,8 +62,8 @@ pub enum Request<'a> {
     /// Build the sandbox; the first request, sent once.
     #[serde(borrow)]
     Setup(Setup<'a>),
-    /// Go on with the file system that comes with this as `/dev`, where there is a range of ids:
-    /// the second request then. The host makes it while init mounts the root.
+    /// Go on with the file system that comes with this as `/dev`, where the host is root: the
+    /// second request then. The host makes it while init mounts the root.
     Dev,
     /// Start a job.
     #[serde(borrow)]
@@ -74,6 +74,8 @@ pub enum Request<'a> {
     /// host makes them while init mounts.
     #[serde(borrow)]
     Cgroups(Cgroups<'a>),
+    /// Go on: the ids are mapped.
+    Mapped,
 }
 
 /// What init answers on the control socket.
@@ -88,4 +90,7 @@ pub enum Reply<'a> {
     /// A step of set-up failed; init exits after this.
     #[serde(borrow)]
     Failed(SetupFailure<'a>),
+    /// Init is dumpable, as one must be whose ids are to be mapped by an ordinary user's programs,
+    /// and waits for that.
+    Unmapped,
 }

@@ -22,10 +22,9 @@ pub struct Setup<'a> {
     pub hostname: &'a [u8],
     /// Which ids exist in the user namespace.
     pub identities: Identities,
-    /// What init writes into `uid_map` and `gid_map` of its user namespace, where the host is an
-    /// ordinary user's and may not map others.
+    /// Who maps them.
     #[serde(borrow)]
-    pub id_maps: Option<[&'a [u8]; 2]>,
+    pub id_maps: IdMaps<'a>,
     /// Whether the network namespace is new, so that its loopback device must be brought up.
     pub own_network: bool,
     /// Where writes go.
@@ -82,7 +81,19 @@ pub struct Cgroups<'a> {
     pub roots: u8,
 }
 
-/// The ids that the host mapped into the user namespace.
+/// Who writes `uid_map` and `gid_map` of the user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IdMaps<'a> {
+    /// The host, which is root, has. [`crate::Request::Dev`] comes next.
+    Written,
+    /// Init, with this: the host is an ordinary user's and may not map others.
+    Own(#[serde(borrow)] [&'a [u8]; 2]),
+    /// The host, by newuidmap(1) and newgidmap(1), when init has said [`crate::Reply::Unmapped`].
+    /// [`crate::Request::Mapped`] comes next.
+    ByHelpers,
+}
+
+/// The ids that there are in the user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identities {
     /// 65,536 ids from 0 on, or more.

@@ -16,10 +16,10 @@ use adl_protocol::codec::{self, Error, HEADER, body_length, decode, encode};
 use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
-    FileTask, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers, Listing,
-    Login, MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup, SetupFailure,
-    Spawn, Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time, Upper, Usage,
-    VERSION, What, WriteHow, is_plain_name,
+    FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
+    Listing, Login, MAX_CHUNK, Metadata, Mount, Program, Reply, Request, Rlimit, Scope, Setup,
+    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError, Task, Time,
+    Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ fn setup() -> Request<'static> {
         version: VERSION,
         hostname: b"box",
         identities: Identities::Range,
-        id_maps: Some([b"0 5 1\n", b"0 6 1\n"]),
+        id_maps: IdMaps::Own([b"0 5 1\n", b"0 6 1\n"]),
         own_network: true,
         upper: Upper::Disk(Layer::Descriptor),
         mounts: vec![
@@ -158,6 +158,8 @@ fn a_change_of_the_wire_changes_these_bytes() {
     };
     let cgroups = Cgroups { mounts: vec![cgroup], roots: 3 };
     golden(&Request::Cgroups(cgroups), b"\x12\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0\x03");
+    golden(&Request::Mapped, b"\x01\0\0\0\x05");
+    golden(&Reply::Unmapped, b"\x01\0\0\0\x02");
     golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");

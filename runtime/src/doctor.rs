@@ -64,7 +64,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
     let on_disk = Sandbox::create(config.clone());
     let in_memory =
         Sandbox::create(Config { upper: Upper::Memory { size: 16 << 20 }, ..config.clone() });
-    let mut checks = vec![kernel(), privileges()];
+    let mut checks = vec![kernel(), privileges(&config)];
     match (&on_disk, &in_memory) {
         (Err(on_disk), Err(in_memory)) => {
             // Nothing else can be tried. One cause is told once.
@@ -104,19 +104,28 @@ fn kernel() -> Check {
     }
 }
 
-fn privileges() -> Check {
+fn privileges(config: &Config) -> Check {
     const WHAT: &str = "ids";
+    const LENGTH: u32 = crate::sys::id_ranges::LENGTH;
     if crate::sys::id_ranges::caller_may_map() {
-        return Check::good(
-            WHAT,
-            format!("a range of {} for each sandbox", crate::sys::id_ranges::LENGTH),
-        );
+        return Check::good(WHAT, format!("a range of {LENGTH} for each sandbox"));
     }
-    Check::limited(
-        WHAT,
-        "one, the calling user's",
-        "run as root, for sandboxes with users other than root in them",
-    )
+    match Sandbox::create(Config { ids: Some(LENGTH), ..config.clone() }) {
+        Ok(sandbox) => {
+            let _ = sandbox.delete();
+            let detail = format!("one, the calling user's; {LENGTH} with `ids` (adl run --ids)");
+            Check::good(WHAT, detail)
+        }
+        Err(Error::Unsupported { why, fix, .. }) => {
+            Check::limited(WHAT, format!("one, the calling user's: {why}"), fix)
+        }
+        // What is wrong with all sandboxes is told below.
+        Err(_) => Check::limited(
+            WHAT,
+            "one, the calling user's",
+            "run as root, for sandboxes with users other than root in them",
+        ),
+    }
 }
 
 fn disk_limit(config: &Config) -> Check {

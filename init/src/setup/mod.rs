@@ -9,7 +9,7 @@ mod sysfs;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{Identities, Request, Setup, Step, VERSION};
+use adl_protocol::{IdMaps, Identities, Reply, Request, Setup, Step, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -51,10 +51,9 @@ fn give_up_callers_memory_settings() -> rustix::io::Result<()> {
     // a write to it takes would tell whoever has the other.
     rustix::thread::disable_transparent_huge_pages(false)?;
     sys::merge_no_memory()?;
-    as_dumpable(write_own_settings)
-}
-
-fn write_own_settings() -> rustix::io::Result<()> {
+    // The process's own files in /proc are its own only while it is dumpable. It stays that until
+    // it is root of the namespace; no guest is there before that.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     // The kernel's, where it dumps at all.
     match write_own(c"/proc/self/coredump_filter", |_| Some(b"0x33")) {
         Ok(()) | Err(Errno::NOENT) => {}
@@ -116,21 +115,22 @@ pub(crate) fn run(
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
 
-    let descriptors = receiver.descriptors();
-    let owner = descriptors.pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
+    let owner =
+        receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
-    if let Some(maps) = setup.id_maps {
-        map_own_ids(maps).step(Step::Identity)?;
+    match setup.id_maps {
+        IdMaps::Written => {}
+        IdMaps::Own(maps) => map_own_ids(maps).step(Step::Identity)?,
+        IdMaps::ByHelpers => wait_for_ids(receiver, &owner)?,
     }
-    become_root(setup.identities).step(Step::Identity)?;
-
     // While this process can still write to its files in /proc.
     let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     let own_score = match capabilities.contains(CapabilitySet::SYS_PTRACE) {
-        true => Some(as_dumpable(OwnScore::open).step(Step::Identity)?),
+        true => Some(OwnScore::open().step(Step::Identity)?),
         false => None,
     };
+    become_root(setup.identities).step(Step::Identity)?;
 
     // 3. Names and devices of the namespaces.
     rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
@@ -140,13 +140,13 @@ pub(crate) fn run(
 
     // 4. The file system: the root, /proc, /dev, /sys, and what the caller wants on top of that;
     // then the host's root is let go.
-    let assembly = Assembly::begin(setup, descriptors)?;
+    let assembly = Assembly::begin(setup, receiver.descriptors())?;
     proc_and_dev::mount_proc(setup)?;
-    let dev = match setup.identities {
-        Identities::Range => Some(receive_dev(receiver, &owner)?),
-        Identities::Single { .. } => None,
+    let dev = match setup.id_maps {
+        IdMaps::Written => Some(receive_dev(receiver, &owner)?),
+        IdMaps::Own(_) | IdMaps::ByHelpers => None,
     };
-    proc_and_dev::make_dev(dev, setup.dev_size)?;
+    proc_and_dev::make_dev(dev, setup)?;
     if setup.sys {
         sysfs::begin_sys(setup.own_network)?;
         if setup.cgroups {
@@ -218,6 +218,16 @@ fn next_request(receiver: &mut Receiver, owner: &OwnedFd) -> Result<Vec<u8>> {
         if !is_open || has_ended {
             return Err(failed(Errno::PIPE));
         }
+    }
+}
+
+/// Waits until the host has mapped the ids.
+fn wait_for_ids(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
+    receiver.send(&Reply::Unmapped).step(Step::Identity)?;
+    let body = next_request(receiver, owner)?;
+    match sys::decode_request(&body) {
+        Ok(Request::Mapped) => Ok(()),
+        _ => Err(Failure::new(Step::Protocol, Errno::PROTO)),
     }
 }
 
@@ -296,7 +306,8 @@ fn open_null() -> rustix::io::Result<OwnedFd> {
 
 /// Maps the ids of the user who has made the sandbox, where that is no root.
 ///
-/// Here, and not before this program was run: the kernel gives a process that runs what it can't
+/// Here, and not before this program was run, and so it is when the host does that by programs
+/// for ordinary users: the kernel gives a process that runs what it can't
 /// read to the user namespace that has the file's owner, so that no one inside traces init or one
 /// who has a copy of its memory, not with CAP_SYS_PTRACE either. So it must be no one's of this
 /// namespace then.
@@ -307,21 +318,10 @@ fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
         (c"/proc/self/uid_map", uid_map),
         (c"/proc/self/gid_map", gid_map),
     ];
-    as_dumpable(|| {
-        files.into_iter().try_for_each(|(path, content)| {
-            let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::io::write(file, content).map(drop)
-        })
+    files.into_iter().try_for_each(|(path, content)| {
+        let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(file, content).map(drop)
     })
-}
-
-/// Does what needs the process's own files in `/proc`, which are its own only while it is dumpable.
-/// No guest is there yet to use that.
-fn as_dumpable<T>(act: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    let done = act();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    done
 }
 
 /// Takes on id 0, and another saved id; where there is but one id, that.

@@ -4,7 +4,7 @@ use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{DEV_INODES, DEVICE_NODES, DeviceNode, Setup, Step, Strings};
+use adl_protocol::{DEV_INODES, DEVICE_NODES, DeviceNode, Identities, Setup, Step, Strings};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
@@ -94,16 +94,16 @@ fn on_part(name: &[u8], act: impl Fn(&CStr) -> IoResult<()>) -> Result<()> {
 /// is known of a node (who opens it, its locks, its times) is known of an inode, and so of all who
 /// share it. A user namespace can make none, so without the host's help its own are bound one by
 /// one; they are taken from the host's root, which no guest has touched.
-pub(crate) fn make_dev(file_system: Option<OwnedFd>, size: u64) -> Result<()> {
+pub(crate) fn make_dev(file_system: Option<OwnedFd>, setup: &Setup<'_>) -> Result<()> {
     directory_in_root(one(b"dev\0", Step::Dev)?, Step::Dev)?;
-    let terminals = match file_system {
+    let terminals = match setup.identities {
         // Group 5 is tty, in every distribution.
-        Some(_) => c"ptmxmode=0666,mode=620,gid=5,max=64",
-        None => c"ptmxmode=0666,mode=620,max=64",
+        Identities::Range => c"ptmxmode=0666,mode=620,gid=5,max=64",
+        Identities::Single { .. } => c"ptmxmode=0666,mode=620,max=64",
     };
     let made = match file_system {
         Some(file_system) => attach(file_system, DEV),
-        None => bind_devices(size),
+        None => bind_devices(setup.dev_size),
     };
     made.and_then(|()| fill_dev(terminals)).map_err(Failure::at(Step::Dev, b"/dev"))
 }

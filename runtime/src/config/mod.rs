@@ -74,8 +74,13 @@ pub struct Config {
     pub defaults: Defaults,
     /// How many user and group ids there are inside, from 0 on: 65,536 by default, and at least.
     /// Files whose owners are above appear as those of `nobody` (65534), and no one inside can
-    /// change them. Where an ordinary user makes the sandbox there is one id, and none can be asked
-    /// for: root's, or that of [`Defaults::user`] where that is a number.
+    /// change them.
+    ///
+    /// Where an ordinary user makes the sandbox there is one id, by default: root's, or that of
+    /// [`Defaults::user`] where that is a number. A user with subordinate ids (`subuid(5)`,
+    /// `newuidmap(1)`, Debian's package `uidmap`) may ask for as many as these are, and one: root
+    /// inside is the calling user then, and the others are the subordinate ids. To map them takes
+    /// two programs more, some milliseconds.
     pub ids: Option<u32>,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
     /// there, in each hierarchy that is used, and with version 2 no process may be in it. By

@@ -359,6 +359,16 @@ impl Error {
         matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
 
+    /// Whether the caller has not the rights for it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::File { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
+
     /// Whether there was not enough memory, or there were too many processes, for an init to be
     /// started, to go on, or to do anything in time.
     pub(crate) fn is_exhausted(&self) -> bool {

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use adl_protocol::StdioSource;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Gid, Uid, fchown, pipe2};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{fchown, pipe2};
 
 use crate::error::{Error, Result};
 use crate::job::child::{ChildStderr, ChildStdin, ChildStdout};
 use crate::job::relay::{Relay, Which};
+use crate::wire::control::PipeOwner;
 
 /// Where one of the standard streams of a command leads.
 #[derive(Debug)]
@@ -125,9 +127,6 @@ pub(crate) struct Stream<'a> {
     pub(crate) relay: Option<Relay>,
 }
 
-/// A user and a group of the host's.
-pub(crate) type Owner = (Uid, Gid);
-
 pub(crate) enum Theirs<'a> {
     None,
     Owned(OwnedFd),
@@ -178,11 +177,19 @@ impl<'a> Stream<'a> {
         Self::pipe(relay, which)
     }
 
-    /// Has a pipe belong to someone else than the caller.
-    pub(crate) fn give_to(&self, (user, group): Owner) -> Result<()> {
-        // Both ends are one file: the user inside may open it again.
-        let give = |fd| fchown(fd, Some(user), Some(group)).map_err(Error::io("fchown"));
-        self.ours.as_ref().map_or(Ok(()), give)
+    /// Has its user inside be one who may open a pipe again.
+    pub(crate) fn give_to(&self, owner: PipeOwner) -> Result<()> {
+        // Both ends are one file.
+        let Some(pipe) = &self.ours else { return Ok(()) };
+        match owner {
+            PipeOwner::Caller => Ok(()),
+            PipeOwner::Other(user, group) => {
+                fchown(pipe, Some(user), Some(group)).map_err(Error::io("fchown"))
+            }
+            PipeOwner::Anyone => {
+                fchmod(pipe, Mode::from_bits_truncate(0o666)).map_err(Error::io("fchmod"))
+            }
+        }
     }
 
     /// Has it be the one before it, where both are joined to one place of the caller's: so the two

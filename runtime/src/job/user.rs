@@ -149,9 +149,11 @@ impl RunAs {
             {
                 let why =
                     format!("the sandbox of an ordinary user has one id, here {only}:{group}");
-                let fix = "name the user by number when the sandbox is made, which then is its one id, or \
-                    make it as root";
-                (why, fix.to_owned())
+                let fix = format!(
+                    "name the user by number when the sandbox is made, which then is its one id; or \
+                     make it with a range of ids, {IDS}, or as root"
+                );
+                (why, fix)
             }
             Ids::Range(length) if groups.iter().chain([&uid, &gid]).any(|id| *id >= length) => {
                 return Err(beyond(length, format!("user {uid}:{gid} inside")));

@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
-use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::config::{EtcFiles, Network};
 use crate::error::{Error, Result};
 use crate::root::host::etc::public_content;
 use crate::root::stack::{Layer, Stack};
+use crate::store::subordinate::{Subordinate, as_owner};
 use crate::sys::id_ranges::Ids;
 use crate::sys::open;
 
@@ -98,10 +99,11 @@ impl Contents {
         root: Option<&Stack>,
         (hostname, network): (&str, Network),
         ids: Ids,
+        subordinate: Option<Subordinate>,
     ) -> Result<Self> {
         let mut this = Self::default();
         let Some(root) = root.filter(|_| !names.is_empty()) else { return Ok(this) };
-        let Some(attributes) = attributes(root, ids)? else { return Ok(this) };
+        let Some(attributes) = attributes(root, ids, subordinate)? else { return Ok(this) };
         this.attributes = attributes;
         for &name in names {
             let content = if name == HOSTS {
@@ -127,25 +129,39 @@ impl Contents {
 }
 
 /// Mode, owner and group of `/etc`; `None` if that is no directory.
-fn attributes(root: &Stack, ids: Ids) -> Result<Option<[u32; 3]>> {
+fn attributes(
+    root: &Stack,
+    ids: Ids,
+    subordinate: Option<Subordinate>,
+) -> Result<Option<[u32; 3]>> {
     let new = match ids {
         Ids::Range(_) => [0o755, 0, 0],
         Ids::One { uid, gid } => [0o755, uid, gid],
     };
     for layer in &root.layers {
-        let layer = layer.open()?;
-        match fstatat(layer.as_fd(), c"etc", AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) if kind(&stat) == SFlag::S_IFDIR => {
-                let [uid, gid] = match ids {
-                    Ids::Range(length) => [stat.st_uid, stat.st_gid].map(|id| inside(id, length)),
-                    Ids::One { uid, gid } => [uid, gid],
-                };
-                return Ok(Some([stat.st_mode & 0o7777, uid, gid]));
+        // Looked at from here, where owners are those outside, however it was opened.
+        let etc = as_owner(|| {
+            let layer = layer.open()?;
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            match openat(layer.as_fd(), c"etc", flags, Mode::empty()) {
+                Ok(etc) => Ok(Some(etc)),
+                Err(Errno::ENOENT) => Ok(None),
+                Err(errno) => Err(Error::at("look for /etc in", &layer.path)(errno)),
             }
-            Ok(stat) => return Ok(is_whiteout(&stat).then_some(new)),
-            Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(Error::at("look for /etc in", &layer.path)(errno)),
+        })?;
+        let Some(etc) = etc else { continue };
+        let stat = fstat(&etc).map_err(Error::io("stat of /etc"))?;
+        if kind(&stat) != SFlag::S_IFDIR {
+            return Ok(is_whiteout(&stat).then_some(new));
         }
+        let [uid, gid] = match (ids, subordinate) {
+            (Ids::Range(length), None) => [stat.st_uid, stat.st_gid].map(|id| inside(id, length)),
+            (Ids::Range(length), Some(subordinate)) => {
+                subordinate.inside(stat.st_uid, stat.st_gid, length)
+            }
+            (Ids::One { uid, gid }, _) => [uid, gid],
+        };
+        return Ok(Some([stat.st_mode & 0o7777, uid, gid]));
     }
     Ok(Some(new))
 }

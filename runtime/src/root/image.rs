@@ -7,6 +7,7 @@ use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack, StackKind};
 use crate::root::{host, unpack};
 use crate::store::State;
+use crate::store::subordinate::Subordinate;
 
 /// An image, opened.
 #[derive(Debug, Default)]
@@ -28,8 +29,14 @@ impl OpenedImage {
         Self::of_stacks(state, vec![root], upper)
     }
 
-    pub(crate) fn archive(state: &State, path: &HostPath, upper: Upper) -> Result<Self> {
-        Self::directory(state, &unpack::archive(state, path)?.into(), upper)
+    /// `ids` are those of the sandbox that its owners are to be of, where an ordinary user has them.
+    pub(crate) fn archive(
+        state: &State,
+        path: &HostPath,
+        upper: Upper,
+        ids: Option<Subordinate>,
+    ) -> Result<Self> {
+        Self::directory(state, &unpack::archive(state, path, ids)?.into(), upper)
     }
 
     fn of_stacks(state: &State, mut stacks: Vec<Stack>, upper: Upper) -> Result<Self> {

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::store::collected::{Collected, no_place};
 use crate::store::contents::{entries, remove_contents, remove_entry};
+use crate::store::subordinate::as_owner;
 use crate::store::{State, btrfs};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
@@ -80,10 +81,10 @@ pub(crate) fn make_once(
     };
     let made = if is_directory(&place) {
         // By another, meanwhile.
-        remove_directory(&aside).map_err(Error::at("remove", &aside))
+        remove_directory(&aside)
     } else {
-        remove_contents(lock.0.as_fd())
-            .map_err(Error::at("remove what was left in", &aside))
+        let remove = || remove_contents(lock.0.as_fd());
+        as_owner(|| remove().map_err(Error::at("remove what was left in", &aside)))
             .and_then(|()| fill(&aside))
             .and_then(|()| fs::rename(&aside, &place).map_err(Error::at("rename", &aside)))
     };
@@ -162,7 +163,7 @@ fn collect_one(path: &Path, collected: &mut Collected) {
         collected.failed(no_place(path));
     } else if is_unfinished(name) {
         let remove = || match Lock::try_take(path)? {
-            Some(_lock) => remove_directory(path).map_err(Error::at("remove", path)).map(|()| true),
+            Some(_lock) => remove_directory(path).map(|()| true),
             None => Ok(false),
         };
         collected.one(name, remove());
@@ -186,9 +187,12 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Removes a directory with all that is in it; one that is not there is no error.
-fn remove_directory(path: &Path) -> io::Result<()> {
-    let (parent, name) = parent_and_name(path)?;
-    remove_entry(parent.as_fd(), name)
+fn remove_directory(path: &Path) -> Result<()> {
+    let remove = || {
+        let (parent, name) = parent_and_name(path)?;
+        remove_entry(parent.as_fd(), name)
+    };
+    as_owner(|| remove().map_err(Error::at("remove", path)))
 }
 
 fn parent_and_name(path: &Path) -> io::Result<(File, &OsStr)> {

@@ -15,25 +15,35 @@ use crate::error::{Error, Result};
 use crate::root::form;
 use crate::root::once::make_once;
 use crate::root::source::Source;
+use crate::store::subordinate::{Subordinate, with_ids};
 use crate::store::{State, btrfs};
 use crate::sys::open::{self, Location, Purpose};
 use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
 use crate::wait::Deadline;
 
-/// The directory that a tar archive has been unpacked to, now or before.
+/// The directory that a tar archive has been unpacked to, now or before: by root, and by an
+/// ordinary user who has `ids`, with its owners.
 ///
 /// # Errors
 /// [`Error::Invalid`] for what is no archive, [`Error::Refused`] for one that leads out of itself,
 /// [`Error::Io`] for what could not be read or made. Nothing of it is left then.
-pub(crate) fn archive(state: &State, archive: &HostPath) -> Result<PathBuf> {
+pub(crate) fn archive(
+    state: &State,
+    archive: &HostPath,
+    ids: Option<Subordinate>,
+) -> Result<PathBuf> {
     let file = File::from(archive.locate()?.open_file("image")?);
     let archive = &archive.full_path();
     let metadata = file.metadata().map_err(Error::at("stat", archive))?;
-    let name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
+    let mut name = format!("tar-{:016x}", fingerprint(&metadata, Path::new("")));
+    if let Some((uid, gid)) = ids.map(Subordinate::firsts) {
+        // Who has no such ids, or others, can't do with what belongs to these.
+        name = format!("{name}-{uid}-{gid}");
+    }
     make_once(state, &name, |aside| {
         let mut bytes = BufReader::with_capacity(1 << 20, file);
         form::check(archive, bytes.fill_buf().map_err(Error::at("read", archive))?)?;
-        copy(aside, |to, options, report| transfer::from_tar(&mut bytes, to, options, report))
+        copy(aside, ids, |to, options, report| transfer::from_tar(&mut bytes, to, options, report))
             .map_err(|error| no_archive(archive, error))
     })
 }
@@ -74,7 +84,7 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
     let location = Location::beneath(opened.into(), Path::new(""), source.path.clone())?;
     let name = format!("copy-{:016x}", fingerprint(&metadata, &source.path));
     let place = make_once(state, &name, |aside| {
-        copy(aside, |to, options, report| transfer::send(&location, to, options, report))
+        copy(aside, None, |to, options, report| transfer::send(&location, to, options, report))
     })?;
     Source::directory("open image", &place.into())
 }
@@ -90,10 +100,11 @@ fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
 /// Copies what is sent into a directory, as out of a sandbox, since images are trusted as little.
 fn copy(
     target: &Path,
+    ids: Option<Subordinate>,
     send: impl FnOnce(&mut Outgoing, &CopyOptions, &mut CopyReport) -> Result<()>,
 ) -> Result<()> {
     let options = CopyOptions {
-        owners: nix::unistd::geteuid().is_root(),
+        owners: ids.is_some() || nix::unistd::geteuid().is_root(),
         set_ids: true,
         limit: u64::MAX,
         entries: u64::MAX,
@@ -106,7 +117,10 @@ fn copy(
         let made = std::thread::Builder::new()
             .name("adl-unpack".to_owned())
             .spawn_scoped(scope, move || {
-                transfer::receive_as_top(&mut from, &target, &options, &mut CopyReport::default())
+                let mut report = CopyReport::default();
+                let mut receive =
+                    || transfer::receive_as_top(&mut from, &target, &options, &mut report);
+                if ids.is_some() { with_ids(receive) } else { receive() }
             })
             .map_err(Error::io("start of a thread"))?;
         let sent = send(&mut to, &options, &mut CopyReport::default());

@@ -12,6 +12,7 @@ use crate::root::etc;
 use crate::root::stack::{Layer, Stack, StackKind};
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::Snapshot;
+use crate::store::subordinate::{self, Subordinate, as_owner};
 use crate::sys::id_ranges;
 use crate::sys::open::{Purpose, beneath};
 use crate::transfer::{
@@ -46,13 +47,16 @@ impl Sandbox {
             return Err(Error::SandboxDied);
         };
         let own = root.etc.clone();
-        let mut layers = Vec::new();
-        for (stack, name) in root.uppers().filter(|(stack, _)| !stack.is_volume) {
-            let mut opened = Layers::open(stack)?;
-            let path = directory.path().join(name.as_str());
-            opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
-            layers.push(opened);
-        }
+        let layers = as_owner(|| {
+            let uppers = root.uppers().filter(|(stack, _)| !stack.is_volume);
+            let layers = uppers.map(|(stack, name)| {
+                let mut opened = Layers::open(stack)?;
+                let path = directory.path().join(name.as_str());
+                opened.changed.insert(0, open(directory.as_fd(), Path::new(name.as_str()), &path)?);
+                Ok(opened)
+            });
+            layers.collect::<Result<Vec<_>>>()
+        })?;
         // What it lies on stays, whatever becomes of the sandbox; what it has written may be
         // removed meanwhile, and then nothing that is found counts.
         let (_root, control) = (Arc::clone(root), Arc::clone(this.control()));
@@ -70,7 +74,7 @@ impl Snapshot {
     /// [`Error::Io`] and [`Error::File`] for what can't be read, [`Error::TooLarge`] above a
     /// million changes.
     pub fn changes(&self) -> Result<Vec<Change>> {
-        changes_of(&self.layers()?, &self.own_files()?, &self.config())
+        changes_of(&as_owner(|| self.layers())?, &self.own_files()?, &self.config())
     }
 
     /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of
@@ -89,16 +93,19 @@ impl Snapshot {
     /// As [`Snapshot::changes`], [`Error::Io`] of `to`, and [`Error::Refused`] where a layer can't
     /// say it: a file inside has the name of a mark of OCI's, `.wh.…`.
     pub fn export(&self, what: Export, mut to: impl Write + Send) -> Result<CopyReport> {
-        let layers = self.layers()?;
+        let layers = as_owner(|| self.layers())?;
+        let namespace = Subordinate::asked_for(self.config().ids)?;
+        let namespace = namespace.map(|_| subordinate::namespace()).transpose()?;
         let options = CopyOptions {
-            owners: id_ranges::caller_may_map(),
+            owners: has_owners(&self.config()),
             set_ids: true,
             limit: u64::MAX,
             entries: u64::MAX,
         };
         let own = self.own_files()?;
-        let report =
-            transfer::export(&stacks(&layers, &own), what, &mut to, &options, Deadline::NEVER)?;
+        let stacks = stacks(&layers, &own, options.owners);
+        let within = namespace.as_ref().map(AsFd::as_fd);
+        let report = transfer::export(&stacks, what, &mut to, &options, within, Deadline::NEVER)?;
         to.flush().map_err(Error::io("write the archive"))?;
         Ok(report)
     }
@@ -106,7 +113,7 @@ impl Snapshot {
     /// The files in `/etc` that were the sandbox's own.
     fn own_files(&self) -> Result<Vec<&'static CStr>> {
         let (config, stacks) = (self.config(), self.lease().stacks()?);
-        etc::names(config.etc_files, config.network, stacks.first())
+        as_owner(|| etc::names(config.etc_files, config.network, stacks.first()))
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {
@@ -116,7 +123,8 @@ impl Snapshot {
 }
 
 fn changes_of(layers: &[Layers], own: &[&'static CStr], config: &Config) -> Result<Vec<Change>> {
-    let mut changes = transfer::changes(&stacks(layers, own))?;
+    let stacks = stacks(layers, own, has_owners(config));
+    let mut changes = as_owner(|| transfer::changes(&stacks))?;
     // Where the image has no place for a mount, adl has made it.
     let is_place = |path: &Path| {
         ["/proc", "/dev", "/sys"].map(Path::new).contains(&path)
@@ -130,6 +138,11 @@ fn changes_of(layers: &[Layers], own: &[&'static CStr], config: &Config) -> Resu
         changes.retain(|change| change.kind != ChangeKind::Added || !is_alone(change));
     }
     Ok(changes)
+}
+
+/// Whether files have other owners inside than one.
+fn has_owners(config: &Config) -> bool {
+    config.ids.is_some() || id_ranges::caller_may_map()
 }
 
 /// The directories of a stack, opened to be read.
@@ -165,7 +178,11 @@ fn open(at: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd> {
     beneath(at, name, Purpose::List).map_err(Error::at("open", path))
 }
 
-fn stacks<'a>(layers: &'a [Layers], own: &'a [&'static CStr]) -> Vec<OpenedStack<'a>> {
+fn stacks<'a>(
+    layers: &'a [Layers],
+    own: &'a [&'static CStr],
+    has_owners: bool,
+) -> Vec<OpenedStack<'a>> {
     layers
         .iter()
         .map(|layers| {
@@ -178,6 +195,7 @@ fn stacks<'a>(layers: &'a [Layers], own: &'a [&'static CStr]) -> Vec<OpenedStack
                 changed: layers.changed.iter().take(most).map(AsFd::as_fd).collect(),
                 image: layers.image.iter().map(AsFd::as_fd).collect(),
                 kind: layers.kind,
+                has_owners,
                 own: if layers.at.as_os_str().is_empty() { own } else { &[] },
             }
         })

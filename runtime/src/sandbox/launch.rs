@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Cgroups, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings, Upper,
-    VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings,
+    Upper, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -151,13 +151,14 @@ fn try_set_up(
         true => None,
         false => Some(seccomp::no_subvolumes()?),
     };
-    let id_maps = match build.plan.ids {
-        Ids::Range(_) => None,
-        Ids::One { uid, gid } => Some(id_maps_of_caller(uid, gid)),
+    let own_maps = match build.plan.ids {
+        Ids::Range(_) => [Vec::new(), Vec::new()],
+        Ids::One { uid, gid } => id_maps_of_caller(uid, gid),
     };
     let Build { plan, root, .. } = build;
     let names = (build.hostname, plan.config().network);
-    let etc = Contents::new(&root.etc, root.stacks().next(), names, plan.ids)?;
+    let etc = root.stacks().next();
+    let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
     let sysctls = plan.sysctls(build.pid_max)?;
     let has_sysfs = plan.has_sysfs(build.has_cgroups);
     let shows_cgroups = has_sysfs && build.has_cgroups;
@@ -168,7 +169,11 @@ fn try_set_up(
             Ids::Range(_) => Identities::Range,
             Ids::One { uid, gid } => Identities::Single { uid, gid },
         },
-        id_maps: id_maps.as_ref().map(|[uid_map, gid_map]| [uid_map.as_slice(), gid_map]),
+        id_maps: match (plan.ids, plan.subordinate) {
+            (Ids::One { .. }, _) => IdMaps::Own(own_maps.each_ref().map(Vec::as_slice)),
+            (Ids::Range(_), Some(_)) => IdMaps::ByHelpers,
+            (Ids::Range(_), None) => IdMaps::Written,
+        },
         own_network: build.plan.has_own_network,
         upper,
         mounts,
@@ -201,6 +206,15 @@ fn try_set_up(
         Ok(()) | Err(Error::SandboxDied) => Ok(()),
         Err(error) => Err(error),
     };
+    if let (Ids::Range(length), Some(subordinate)) = (plan.ids, plan.subordinate) {
+        let body = messages.next("init to wait for its ids", init, deadline)?;
+        // Not before: see `map_own_ids` of init.
+        match wire::decode(&body)? {
+            Reply::Unmapped => subordinate.map(process, length)?,
+            other => return Err(refusal(other)),
+        }
+        send(&Request::Mapped, &[])?;
+    }
     // While init mounts the root.
     if let Some(range) = build.ids {
         let dev = descriptors::dev(range.base(), plan.dev_size())?;
@@ -239,10 +253,20 @@ fn try_set_up(
             "a sandbox without its mount namespace",
         ),
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
+        other => Err(refusal(other)),
+    }
+}
+
+/// What init says in the place of what is expected.
+fn refusal(reply: Reply<'_>) -> Error {
+    match reply {
+        Reply::Ready { .. } | Reply::Unmapped => {
+            Error::Protocol { why: "init says that it is at another step" }
+        }
         Reply::Failed(SetupFailure { step: Step::Sysctl, path, errno })
             if path == PID_MAX.as_bytes() =>
         {
-            Err(Error::Unsupported {
+            Error::Unsupported {
                 what: "a limit of processes".to_owned(),
                 why: format!(
                     "there is no cgroup controller pids to make one in, and a PID namespace has no bound of \
@@ -250,9 +274,9 @@ fn try_set_up(
                     error_of(errno)
                 ),
                 fix: "mount a cgroup hierarchy with pids, or use Linux 6.14 or later".to_owned(),
-            })
+            }
         }
-        Reply::Failed(failure) => Err(setup_error(failure)),
+        Reply::Failed(failure) => setup_error(failure),
     }
 }
 

@@ -485,8 +485,11 @@ fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
 /// A range of ids, for who can map them.
 fn fresh_ids(plan: &Plan) -> Result<Option<Arc<IdRange>>> {
     match plan.ids {
-        Ids::Range(length) => IdRange::take(length).map(|range| Some(Arc::new(range))),
-        Ids::One { .. } => Ok(None),
+        Ids::Range(length) if plan.subordinate.is_none() => {
+            IdRange::take(length).map(|range| Some(Arc::new(range)))
+        }
+        // They are the caller's, and no one else's.
+        Ids::Range(_) | Ids::One { .. } => Ok(None),
     }
 }
 

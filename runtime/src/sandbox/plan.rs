@@ -7,8 +7,9 @@ use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp, Sysfs, sysctl};
 use crate::error::{Error, Result};
-use crate::job::user::{IDS, RunAs};
+use crate::job::user::RunAs;
 use crate::root::mounts;
+use crate::store::subordinate::Subordinate;
 use crate::sys::id_ranges::{self, Ids};
 
 /// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) is_filtered: bool,
     /// The ids inside.
     pub(crate) ids: Ids,
+    /// Where an ordinary user has a range of them: what that is outside.
+    pub(crate) subordinate: Option<Subordinate>,
 }
 
 impl Plan {
@@ -52,7 +55,7 @@ impl Plan {
             mounts::check_size("shm size", size)?;
         }
         let run_as = RunAs::of(&config.defaults);
-        let ids = ids_of(config.ids, &run_as)?;
+        let (ids, subordinate) = ids_of(config.ids, &run_as)?;
         mounts::check_tmpfs(&config.mounts, ids)?;
         run_as.check(ids)?;
         if let Some(parent) = &config.cgroup_parent {
@@ -64,6 +67,7 @@ impl Plan {
             capabilities: config.capabilities.bits(),
             is_filtered: config.seccomp == Seccomp::Default,
             ids,
+            subordinate,
             config,
         })
     }
@@ -117,8 +121,9 @@ impl Plan {
     }
 }
 
-/// The ids that there are inside, where so many were asked for.
-fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<Ids> {
+/// The ids that there are inside, where so many were asked for, and the subordinate ids of an
+/// ordinary user that are among them.
+fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<(Ids, Option<Subordinate>)> {
     const LEAST: u32 = id_ranges::LENGTH;
     const MOST: u32 = id_ranges::MOST;
     match length {
@@ -129,12 +134,8 @@ fn ids_of(length: Option<u32>, run_as: &RunAs) -> Result<Ids> {
             };
             Err(Error::invalid("number of ids", format!("{why}: leave it out for {LEAST}")))
         }
-        length if id_ranges::caller_may_map() => Ok(Ids::Range(length.unwrap_or(LEAST))),
-        None => run_as.only(),
-        Some(length) => Err(Error::Unsupported {
-            what: format!("a sandbox with {length} ids"),
-            why: "an ordinary user can map one id, their own".to_owned(),
-            fix: format!("make the sandbox as root, or leave out {IDS}"),
-        }),
+        length if id_ranges::caller_may_map() => Ok((Ids::Range(length.unwrap_or(LEAST)), None)),
+        None => Ok((run_as.only()?, None)),
+        Some(length) => Ok((Ids::Range(length), Subordinate::asked_for(Some(length))?)),
     }
 }

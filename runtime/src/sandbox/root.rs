@@ -16,6 +16,7 @@ use crate::snapshot::{self, Lease};
 use crate::store::State;
 use crate::store::directory::Layout;
 use crate::store::name::PartName;
+use crate::store::subordinate::{Subordinate, as_owner};
 
 /// What to do where snapshots of snapshots have become too many layers.
 const NEW_BASE: &str = "export a snapshot as a tree, and begin again with that archive as image";
@@ -37,7 +38,8 @@ impl Root {
     /// Checks and opens all that a configuration names.
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
         let (opened, lease) = open_image(config, state)?;
-        let etc = etc::names(config.etc_files, config.network, opened.stacks.first())?;
+        let root = opened.stacks.first();
+        let etc = as_owner(|| etc::names(config.etc_files, config.network, root))?;
         let access = match config.root {
             RootAccess::ReadWrite => Access::ReadWrite,
             RootAccess::ReadOnly => Access::ReadOnly,
@@ -177,7 +179,10 @@ fn open_image(config: &Config, state: &State) -> Result<(OpenedImage, Option<Arc
             return Ok((opened, Some(lease)));
         }
         Kind::Directory(path) => OpenedImage::directory(state, path, upper)?,
-        Kind::Archive(path) => OpenedImage::archive(state, path, upper)?,
+        Kind::Archive(path) => {
+            let ids = Subordinate::asked_for(config.ids)?;
+            OpenedImage::archive(state, path, upper, ids)?
+        }
         Kind::Host => OpenedImage::host(state, upper)?,
     };
     Ok((opened, None))

@@ -19,6 +19,7 @@ use crate::store::contents::{remove_contents, remove_empty};
 use crate::store::init_record::{InitRecord, LONGEST};
 use crate::store::name::{SUBVOLUME, upper_name};
 use crate::store::own_file::open_own_file;
+use crate::store::subordinate::as_owner;
 use crate::store::{btrfs, quota};
 use crate::sys::open::DIRECTORY;
 use crate::sys::unique::unique_name;
@@ -174,7 +175,7 @@ impl SandboxDirectory {
         self.remove_what_overlays_make();
         // By name, since most have nothing more.
         let _ = unlinkat(&self.fd, INIT, UnlinkatFlags::NoRemoveDir);
-        remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path))?;
+        as_owner(|| remove_contents(self.fd.as_fd()).map_err(Error::at("remove", &self.path)))?;
         // A limit that stays is in no one's way.
         let _ = quota::release(self.as_fd());
         remove_empty(self.parent.as_fd(), OsStr::new(&self.name))

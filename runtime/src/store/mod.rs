@@ -13,6 +13,7 @@ pub(crate) mod name;
 pub(crate) mod own_file;
 pub(crate) mod quota;
 pub(crate) mod remover;
+pub(crate) mod subordinate;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};

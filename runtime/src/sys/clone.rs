@@ -41,6 +41,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// A child that executes nothing.
+    pub(super) fn of_child(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd: Arc::new(pidfd), launch: None }
+    }
+
     /// Why the child could not execute its program, if it could not.
     pub(crate) fn launch_error(&self) -> Option<io::Error> {
         let errno = self.launch.as_ref()?.0.errno.load(Ordering::Acquire);
@@ -217,7 +222,7 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
     }
 }
 
-fn filled_mask() -> libc::sigset_t {
+pub(super) fn filled_mask() -> libc::sigset_t {
     let mut set = unblocked_mask();
     // SAFETY: an initialised set.
     unsafe { libc::sigfillset(&raw mut set) };

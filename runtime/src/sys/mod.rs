@@ -26,6 +26,7 @@ pub(crate) mod quotactl;
 pub(crate) mod socket;
 pub(crate) mod stamp;
 pub(crate) mod unique;
+pub(crate) mod user_namespace;
 #[cfg(test)]
 mod watchdog;
 

@@ -52,6 +52,18 @@ struct Begun {
     rest: Vec<u8>,
 }
 
+/// Who may open a pipe again that a command has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PipeOwner {
+    /// The caller, who is that user inside, too.
+    Caller,
+    /// That user of the host's.
+    Other(Uid, Gid),
+    /// Whoever reaches it: the caller can't give it to a subordinate id. No one does but by
+    /// `/proc/PID/fd` of who has it, which is for that user alone.
+    Anyone,
+}
+
 impl Control {
     pub(crate) fn new(
         messages: Messages,
@@ -199,12 +211,16 @@ impl Control {
         self.ids
     }
 
-    /// What a user inside is outside, where that is not the caller.
-    pub(crate) fn owner_outside(&self, uid: u32, gid: u32) -> Option<(Uid, Gid)> {
-        let (first, Ids::Range(length)) = (self.first_id?, self.ids) else { return None };
-        // Others are none inside, and init says so.
-        let are_inside = uid < length && gid < length;
-        are_inside.then(|| (Uid::from_raw(first + uid), Gid::from_raw(first + gid)))
+    /// Who a pipe is to belong to that a user inside may open again.
+    pub(crate) fn pipe_owner(&self, uid: u32, gid: u32) -> PipeOwner {
+        match (self.first_id, self.ids) {
+            // Others are none inside, and init says so.
+            (Some(first), Ids::Range(length)) if uid < length && gid < length => {
+                PipeOwner::Other(Uid::from_raw(first + uid), Gid::from_raw(first + gid))
+            }
+            (None, Ids::Range(_)) if uid != 0 => PipeOwner::Anyone,
+            _ => PipeOwner::Caller,
+        }
     }
 
     /// Remembers the channel of a command, whose waits end with the sandbox.

@@ -34,6 +34,8 @@ pub(crate) fn answer(way: &str, control: &Control) {
         "ready-unknown" => with(&frame_of(&[77, 1, 2, 3])),
         "ready-wrong-type" => with(&frame(&JobEvent::Started { pid: 1 })),
         "ready-version-0" => with(&frame(&Reply::Ready { version: 0 })),
+        // Of one that the host maps ids for by itself, or not yet.
+        "ready-unmapped" => with(&frame(&Reply::Unmapped)),
         "ready-version-max" => with(&frame(&Reply::Ready { version: u32::MAX })),
         "ready-failed-0" => failed(0, b"/x"),
         "ready-failed-minus" => failed(-1, b"/x"),

@@ -67,8 +67,8 @@ struct RootOptions {
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
 
-    /// How many user and group ids there are inside, from 0 on; by default 65536, and more only as
-    /// root
+    /// How many user and group ids there are inside, from 0 on; by default 65536, and for an
+    /// ordinary user one, or 65536 and more with this and lines in /etc/subuid and /etc/subgid
     #[arg(long, value_name = "COUNT", value_parser = number::<u32>)]
     ids: Option<u32>,
 

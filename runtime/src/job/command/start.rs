@@ -109,9 +109,8 @@ impl Command {
             .find(control.ids(), |path| (self.read)(life, path, user::LONGEST, deadline))?;
         // A guest may have held up the look-up, and a reset the beginning: all take no longer.
         let timeout = deadline.left();
-        if let Some(owner) = control.owner_outside(identity.uid, identity.gid) {
-            streams.iter().try_for_each(|stream| stream.give_to(owner))?;
-        }
+        let owner = control.pipe_owner(identity.uid, identity.gid);
+        streams.iter().try_for_each(|stream| stream.give_to(owner))?;
         let on_terminal = self.terminal.is_some();
         let (environment, login) = self.environment.block(entry.as_ref(), on_terminal)?;
 

@@ -62,6 +62,7 @@ pub(super) struct LayerCursor {
     /// How many of them are of how it is now.
     pub(super) now: usize,
     pub(super) kind: ChangeForm,
+    has_owners: bool,
 }
 
 impl LayerCursor {
@@ -82,7 +83,8 @@ impl LayerCursor {
             Component::Normal(name) => CString::new(name.as_bytes()).ok(),
             _ => None,
         });
-        Ok(Self { at: names.collect(), layers: layers?, now: now.len(), kind: stack.kind })
+        let (kind, has_owners) = (stack.kind, stack.has_owners);
+        Ok(Self { at: names.collect(), layers: layers?, now: now.len(), kind, has_owners })
     }
 
     /// What some layers of the directory that the walk is in have under a name.
@@ -126,6 +128,39 @@ impl LayerCursor {
         }
         layers
     }
+
+    /// What has become of something.
+    pub(super) fn compare(
+        &self,
+        now: &Found,
+        before: &Found,
+        is_hidden: bool,
+    ) -> Option<ChangeKind> {
+        match (now, before) {
+            (Found::Nothing | Found::Whiteout, Found::Nothing | Found::Whiteout) => None,
+            (Found::Nothing, _) => is_hidden.then_some(ChangeKind::Deleted),
+            (Found::Whiteout, _) => Some(ChangeKind::Deleted),
+            (_, Found::Nothing | Found::Whiteout) => Some(ChangeKind::Added),
+            (Found::Directory { merged: now, .. }, Found::Directory { merged: before, .. }) => {
+                let is_other = match (now.first(), before.first()) {
+                    (Some(now), Some(before)) => self.is_other_directory(&now.stat, &before.stat),
+                    _ => true,
+                };
+                is_other.then_some(ChangeKind::Modified)
+            }
+            (Found::Other { stat: now, .. }, Found::Other { stat: before, .. })
+                if self.kind == ChangeForm::WholeCopy && is_untouched(now, before) =>
+            {
+                None
+            }
+            _ => Some(ChangeKind::Modified),
+        }
+    }
+
+    pub(super) fn is_other_directory(&self, now: &FileStat, before: &FileStat) -> bool {
+        let owners = |stat: &FileStat| self.has_owners.then_some((stat.st_uid, stat.st_gid));
+        (now.st_mode, owners(now)) != (before.st_mode, owners(before))
+    }
 }
 
 /// Opens a directory, unless it is gone, or something else has come in its place.
@@ -137,41 +172,6 @@ fn open(spot: &DirCursor, name: &CStr) -> Result<Option<(OwnedFd, FileStat)>, Fa
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
         Err(errno) => Err(("open", errno)),
     }
-}
-
-/// What has become of something.
-pub(super) fn compare(
-    kind: ChangeForm,
-    now: &Found,
-    before: &Found,
-    is_hidden: bool,
-) -> Option<ChangeKind> {
-    match (now, before) {
-        (Found::Nothing | Found::Whiteout, Found::Nothing | Found::Whiteout) => None,
-        (Found::Nothing, _) => is_hidden.then_some(ChangeKind::Deleted),
-        (Found::Whiteout, _) => Some(ChangeKind::Deleted),
-        (_, Found::Nothing | Found::Whiteout) => Some(ChangeKind::Added),
-        (Found::Directory { merged: now, .. }, Found::Directory { merged: before, .. }) => {
-            let is_other = match (now.first(), before.first()) {
-                (Some(now), Some(before)) => is_other_directory(&now.stat, &before.stat),
-                _ => true,
-            };
-            is_other.then_some(ChangeKind::Modified)
-        }
-        (Found::Other { stat: now, .. }, Found::Other { stat: before, .. })
-            if kind == ChangeForm::WholeCopy && is_untouched(now, before) =>
-        {
-            None
-        }
-        _ => Some(ChangeKind::Modified),
-    }
-}
-
-pub(super) fn is_other_directory(now: &FileStat, before: &FileStat) -> bool {
-    // With one id, what others own outside has no owner inside, and all that is made has that one.
-    let has_owners = crate::sys::id_ranges::caller_may_map();
-    let owners = |stat: &FileStat| has_owners.then_some((stat.st_uid, stat.st_gid));
-    (now.st_mode, owners(now)) != (before.st_mode, owners(before))
 }
 
 /// Whether a file of a btrfs snapshot is as it was: no one can set the time of its last change.

@@ -23,6 +23,7 @@ use nix::unistd::pipe2;
 use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Incoming, Outgoing, to_tar};
 use crate::error::{Error, Result};
+use crate::sys::user_namespace::within;
 use crate::wait::Deadline;
 use layer_cursor::Against;
 use walk::{Item, Step, Walk, What};
@@ -44,6 +45,9 @@ pub(crate) struct OpenedStack<'a> {
     pub(crate) kind: ChangeForm,
     /// Names in `/etc` that are neither the image's nor changes to that, and not looked at.
     pub(crate) own: &'a [&'static CStr],
+    /// Whether a directory of another owner is another one. With one id, what others own outside
+    /// has no owner inside, and all that is made has that one.
+    pub(crate) has_owners: bool,
 }
 
 /// How a stack tells what was changed.
@@ -125,7 +129,8 @@ pub(crate) fn changes(stacks: &[OpenedStack<'_>]) -> Result<Vec<Change>> {
 }
 
 /// Writes a tar archive of what the layers hold. What has nothing to copy, as a device, is not in
-/// it, but in the report; nor are extended attributes.
+/// it, but in the report; nor are extended attributes. The layers are read in `namespace`, and
+/// owners are those that they have there.
 ///
 /// # Errors
 /// As [`changes`], those of `out`, [`Error::TimedOut`], and [`Error::Refused`] for a layer of which
@@ -135,6 +140,7 @@ pub(crate) fn export(
     what: Export,
     out: &mut dyn Write,
     options: &CopyOptions,
+    namespace: Option<BorrowedFd<'_>>,
     deadline: Deadline,
 ) -> Result<CopyReport> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
@@ -145,7 +151,13 @@ pub(crate) fn export(
         let sent = std::thread::Builder::new()
             .name("adl-export".to_owned())
             .spawn_scoped(scope, move || {
-                send(stacks, what, &mut to, options, &mut CopyReport::default())
+                let mut work = || send(stacks, what, &mut to, options, &mut CopyReport::default());
+                match namespace {
+                    Some(namespace) => within(namespace, work)
+                        .map_err(Error::io("enter a user namespace"))
+                        .flatten(),
+                    None => work(),
+                }
             })
             .map_err(Error::io("start of a thread"))?;
         let made = to_tar(&mut from, out, options, &mut report);

@@ -61,6 +61,7 @@ impl Layers {
             .iter()
             .map(|(at, changed, image, kind)| OpenedStack {
                 own: &[],
+                has_owners: is_root(),
                 at: at.clone(),
                 changed: changed.iter().map(AsFd::as_fd).collect(),
                 image: image.iter().map(AsFd::as_fd).collect(),
@@ -93,7 +94,7 @@ impl Layers {
 
     fn error(&self, what: Export) -> Error {
         let mut out = Vec::new();
-        self.with(|stacks| export(stacks, what, &mut out, &OPTIONS, soon())).unwrap_err()
+        self.with(|stacks| export(stacks, what, &mut out, &OPTIONS, None, soon())).unwrap_err()
     }
 }
 
@@ -427,8 +428,8 @@ fn more_than_can_be_told_is_an_error() {
     let error = layers.with(|stacks| changes(stacks).unwrap_err());
     assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
     let few = CopyOptions { entries: 1000, ..OPTIONS };
-    let result =
-        layers.with(|stacks| export(stacks, Export::Layer, &mut std::io::sink(), &few, soon()));
+    let result = layers
+        .with(|stacks| export(stacks, Export::Layer, &mut std::io::sink(), &few, None, soon()));
     assert!(matches!(result, Err(Error::TooLarge { .. })), "{result:?}");
     struct Full;
     impl Write for Full {
@@ -439,7 +440,8 @@ fn more_than_can_be_told_is_an_error() {
             Ok(())
         }
     }
-    let result = layers.with(|stacks| export(stacks, Export::Tree, &mut Full, &OPTIONS, soon()));
+    let result =
+        layers.with(|stacks| export(stacks, Export::Tree, &mut Full, &OPTIONS, None, soon()));
     let Err(Error::Io { source, .. }) = &result else { panic!("{result:?}") };
     assert_eq!(source.raw_os_error(), Some(libc::ENOSPC));
 }
@@ -513,8 +515,9 @@ fn depth_costs_no_descriptors_and_export_keeps_it() {
     let changes = layers.changes();
     assert_eq!(changes.matches("A /").count(), 8);
     let mut archive = Vec::new();
-    let report = layers
-        .with(|stacks| export(stacks, Export::Tree, &mut archive, &EVERYTHING, soon()).unwrap());
+    let report = layers.with(|stacks| {
+        export(stacks, Export::Tree, &mut archive, &EVERYTHING, None, soon()).unwrap()
+    });
     assert_eq!((report.directories, report.files), (4001, 12));
 }
 
@@ -685,7 +688,9 @@ fn compare_with_a_mount(seed: u64) {
 
     // The same by way of an archive.
     let mut archive = Vec::new();
-    layers.with(|stacks| export(stacks, Export::Tree, &mut archive, &EVERYTHING, soon()).unwrap());
+    layers.with(|stacks| {
+        export(stacks, Export::Tree, &mut archive, &EVERYTHING, None, soon()).unwrap()
+    });
     let unpacked = path("unpacked");
     let (sent, received) = through(
         |to| from_tar(&mut archive.as_slice(), to, &EVERYTHING, &mut CopyReport::default()),

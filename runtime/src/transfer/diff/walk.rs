@@ -10,7 +10,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::super::cursor::{DirCursor, list, sort};
 use super::super::{Tally, Trail};
-use super::layer_cursor::{Against, Found, LayerCursor, compare, is_other_directory};
+use super::layer_cursor::{Against, Found, LayerCursor};
 use super::{ChangeForm, ChangeKind, OpenedStack};
 use crate::error::{Error, Result};
 
@@ -159,7 +159,7 @@ impl Walk {
         let before = found(&level.before)?;
         let is_covered = level.is_covered;
         let is_hidden = is_covered || kind == ChangeForm::WholeCopy;
-        let change = compare(kind, &now, &before, is_hidden);
+        let change = pile.compare(&now, &before, is_hidden);
         let was_there = matches!(before, Found::Directory { .. } | Found::Other { .. });
         let shines = was_there && !is_covered;
         let (now, is_closed) = match (now, &before) {
@@ -217,7 +217,7 @@ impl Walk {
         };
         let change = match before_stat {
             None => Some(ChangeKind::Added),
-            Some(before) => is_other_directory(&stat, &before).then_some(ChangeKind::Modified),
+            Some(before) => pile.is_other_directory(&stat, &before).then_some(ChangeKind::Modified),
         };
         let level = Level {
             pile: index,

@@ -1,0 +1,307 @@
+//! Work in another user namespace, by a process that shares the caller's memory and descriptors.
+//!
+//! A thread can't enter a user namespace by itself: who does has to be a process of one thread. So
+//! the work is done by a child of `clone(2)` that is all a thread is but that: with CLONE_VM and
+//! CLONE_FILES, and with the thread-local memory of the thread that made it, which does nothing
+//! meanwhile. To the standard and the C library it is that thread: their locks are in the shared
+//! memory, and what it allocates, opens and returns is the caller's.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr;
+use std::thread;
+
+use super::clone::{Process, filled_mask};
+use super::{pidfd, raw, unblocked_mask};
+
+/// What the work may have of a stack, in bytes: half of what a thread has. Nothing of the library
+/// goes deeper because of what a guest has made.
+const STACK: usize = 1 << 20;
+
+/// Has work done with all rights in a user namespace that the caller's user has made, and as the
+/// user and group that the caller is there. It is not waited for without the work; where this
+/// process ends, however it does, so does the work.
+///
+/// # Errors
+/// If the namespace can't be entered.
+pub(crate) fn within<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    // A thread of its own, so that the caller's goes on to answer signals.
+    thread::scope(|scope| {
+        let name = "adl-ids".to_owned();
+        let worker =
+            thread::Builder::new().name(name).spawn_scoped(scope, || enter(namespace, work))?;
+        worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// What a child and the thread that waits for it share.
+struct Shared<F, T> {
+    namespace: RawFd,
+    /// The child's parent.
+    parent: usize,
+    work: Option<F>,
+    done: Option<thread::Result<T>>,
+    /// Why it has not come to its work; 0 where it has.
+    errno: i32,
+}
+
+fn enter<T, F: FnOnce() -> T>(namespace: BorrowedFd<'_>, work: F) -> io::Result<T> {
+    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
+    // SAFETY: takes no pointer, and can't fail.
+    let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
+    let namespace = namespace.as_raw_fd();
+    let mut shared = Shared { namespace, parent, work: Some(work), done: None, errno: 0 };
+    let flags = libc::CLONE_VM | libc::CLONE_FILES;
+    let top = stack.as_mut_ptr_range().end;
+    let mut old_mask = unblocked_mask();
+    let all = filled_mask();
+    // SAFETY: `all` and `old_mask` are initialised sets. The child uses `stack` and `shared`, which
+    // outlive it: this thread waits for its end. Until then this thread makes no call but one that
+    // touches no memory of the C library's, so that its thread-local memory is the child's alone;
+    // and no handler of the caller's runs in either, with all signals blocked.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old_mask);
+        let pid =
+            libc::clone(do_work::<T, F>, top.cast(), flags, (&raw mut shared).cast::<c_void>());
+        let cloned = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        if cloned.is_ok() {
+            let all_kinds = libc::__WALL as usize;
+            // ECHILD where the calling program has reaped it, which is when it has ended, too.
+            while raw(libc::SYS_wait4, [pid as usize, 0, all_kinds, 0, 0]) == Err(libc::EINTR) {}
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut());
+        cloned?;
+    }
+    match shared.done {
+        Some(Ok(done)) => Ok(done),
+        Some(Err(panic)) => resume_unwind(panic),
+        None if shared.errno != 0 => Err(io::Error::from_raw_os_error(shared.errno)),
+        None => Err(io::Error::other("the process that did the work was killed")),
+    }
+}
+
+extern "C" fn do_work<T, F: FnOnce() -> T>(shared: *mut c_void) -> c_int {
+    // SAFETY: the parent's, which looks at it when this process has ended.
+    let shared = unsafe { &mut *shared.cast::<Shared<F, T>>() };
+    match become_root(shared.namespace, shared.parent) {
+        Ok(()) => shared.done = shared.work.take().map(|work| catch_unwind(AssertUnwindSafe(work))),
+        Err(errno) => shared.errno = errno,
+    }
+    // SAFETY: takes no pointer.
+    let _ = unsafe { raw(libc::SYS_exit, [0; 5]) };
+    0
+}
+
+fn become_root(namespace: RawFd, parent: usize) -> Result<(), i32> {
+    let kind = libc::CLONE_NEWUSER as usize;
+    // SAFETY: takes no pointer.
+    unsafe { raw(libc::SYS_setns, [namespace as usize, kind, 0, 0, 0]) }?;
+    // After that, since a change of rights takes it back.
+    end_with(parent)
+}
+
+/// Has the calling process be killed when the thread that has made it ends.
+fn end_with(parent: usize) -> Result<(), i32> {
+    let (option, signal) = (libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize);
+    // SAFETY: take no pointer.
+    let now = unsafe {
+        raw(libc::SYS_prctl, [option, signal, 0, 0, 0])?;
+        raw(libc::SYS_getppid, [0; 5])?
+    };
+    // 0: the caller's children are in another PID namespace than itself.
+    if now == parent || now == 0 { Ok(()) } else { Err(libc::ESRCH) }
+}
+
+/// A process in a user namespace of its own that does nothing, for its ids to be mapped. When it is
+/// dropped, it ends.
+pub(crate) struct Waiting {
+    process: Process,
+    /// Dropped after it has ended.
+    _stack: Box<Idle>,
+}
+
+struct Idle {
+    parent: usize,
+    stack: [u128; 256],
+}
+
+impl Waiting {
+    pub(crate) fn start() -> io::Result<Self> {
+        // SAFETY: takes no pointer, and can't fail.
+        let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
+        let mut idle = Box::new(Idle { parent, stack: [0; 256] });
+        let shared = &raw mut *idle;
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD;
+        let mut fd: RawFd = -1;
+        let mut old_mask = unblocked_mask();
+        let all = filled_mask();
+        // SAFETY: `all` and `old_mask` are initialised sets. The child uses `idle`, which outlives
+        // it (drop), and nothing else; the top of the stack is its end, aligned to 16; CLONE_PIDFD
+        // writes a descriptor to `fd`.
+        let cloned = unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old_mask);
+            let top = (&raw mut (*shared).stack).add(1).cast();
+            let pid = libc::clone(be_idle, top, flags, shared.cast(), &raw mut fd);
+            let cloned = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut());
+            cloned
+        };
+        let pid = cloned?;
+        // SAFETY: the kernel made it, for us.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { process: Process::of_child(pid, pidfd), _stack: idle })
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let killed = pidfd::kill(&*self.process.pidfd);
+        if killed.and_then(|()| pidfd::reap(&*self.process.pidfd)).is_err() {
+            // It runs on that.
+            let unused = Box::new(Idle { parent: 0, stack: [0; 256] });
+            std::mem::forget(std::mem::replace(&mut self._stack, unused));
+        }
+    }
+}
+
+extern "C" fn be_idle(shared: *mut c_void) -> c_int {
+    // SAFETY: the parent's, which keeps it until this process has ended.
+    let parent = unsafe { (*shared.cast::<Idle>()).parent };
+    while end_with(parent).is_ok() {
+        // SAFETY: takes no pointer. No signal but SIGKILL ends it.
+        let _ = unsafe { raw(libc::SYS_pause, [0; 5]) };
+    }
+    // SAFETY: takes no pointer.
+    let _ = unsafe { raw(libc::SYS_exit, [0; 5]) };
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::Read;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::sync::Mutex;
+
+    use super::{Waiting, within};
+    use crate::sys::{proc, raw};
+
+    fn namespace() -> OwnedFd {
+        let waiting = Waiting::start().unwrap();
+        let path = proc::directory_of(waiting.process()).unwrap().join("ns/user");
+        std::fs::File::open(path).unwrap().into()
+    }
+
+    fn this_process() -> usize {
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap()
+    }
+
+    fn dumpable() -> usize {
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0]) }.unwrap()
+    }
+
+    #[test]
+    fn work_is_done_there_with_the_memory_and_the_descriptors_of_the_caller() {
+        let namespace = namespace();
+        let mut words = vec!["before".to_owned()];
+        let before = dumpable();
+        let (process, file, rights) = within(namespace.as_fd(), || {
+            words.push("there".to_owned());
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+            let file = std::fs::File::open("/proc/self/uid_map").unwrap();
+            (this_process(), file, u64::from_str_radix(rights.unwrap(), 16).unwrap())
+        })
+        .unwrap();
+        assert_eq!(words, ["before", "there"]);
+        assert_ne!(process, this_process());
+        // All that there are, whatever the caller has.
+        assert_eq!(rights & (rights + 1), 0);
+        assert!(rights > 1 << 30);
+        // Not mapped there, so that it is another one than the caller's.
+        let mut map = String::new();
+        { file }.read_to_string(&mut map).unwrap();
+        assert_eq!(map, "");
+        assert_eq!(dumpable(), before);
+        // The caller is where it was.
+        assert!(!std::fs::read_to_string("/proc/self/uid_map").unwrap().is_empty());
+    }
+
+    #[test]
+    fn threads_work_beside_each_other() {
+        let namespace = namespace();
+        let seen = Mutex::new(BTreeSet::new());
+        std::thread::scope(|scope| {
+            for number in 0..8_usize {
+                let (namespace, seen) = (&namespace, &seen);
+                scope.spawn(move || {
+                    for round in 0..50 {
+                        let text = within(namespace.as_fd(), || {
+                            let text: Vec<String> =
+                                (0..100).map(|word| format!("{number} {round} {word}")).collect();
+                            seen.lock().unwrap().insert((number, round));
+                            text
+                        });
+                        let text = text.unwrap();
+                        assert_eq!(text.last(), Some(&format!("{number} {round} 99")));
+                    }
+                });
+            }
+        });
+        assert_eq!(seen.lock().unwrap().len(), 400);
+    }
+
+    #[test]
+    fn a_panic_of_the_work_is_the_callers() {
+        let namespace = namespace();
+        let panic = std::panic::catch_unwind(|| {
+            within(namespace.as_fd(), || std::panic::resume_unwind(Box::new("why"))).unwrap()
+        });
+        assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"why"));
+        assert_eq!(within(namespace.as_fd(), || 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn what_is_no_user_namespace_is_an_error() {
+        let file = std::fs::File::open("/proc/self/ns/uts").unwrap();
+        assert!(within(file.as_fd(), || ()).is_err());
+    }
+
+    #[test]
+    fn work_ends_with_the_process_that_asked_for_it() {
+        let namespace = namespace();
+        let (mut read, write) = std::io::pipe().unwrap();
+        // SAFETY: the child has one thread and a copy of all memory.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let _ = within(namespace.as_fd(), || {
+                std::io::Write::write_all(&mut &write, b"x").unwrap();
+                loop {
+                    std::thread::park();
+                }
+            });
+            std::process::abort();
+        }
+        drop(write);
+        read.read_exact(&mut [0]).unwrap();
+        let mut status = 0;
+        // SAFETY: it is our child, and waitpid writes an int.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, &raw mut status, 0);
+        }
+        // Its end: no one else has the pipe.
+        assert_eq!(read.read(&mut [0]).unwrap(), 0);
+    }
+}
