@@ -207,7 +207,7 @@ const ALLOWED: &[Allowed] = &[
         OF_HOST,
     ),
     (
-        "root/once.rs",
+        "store/once.rs",
         &[
             (".is_dir", 2),
             (".metadata", 1),

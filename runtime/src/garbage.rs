@@ -4,12 +4,12 @@ use std::path::Path;
 
 use crate::config::name::check_name;
 use crate::error::Result;
-use crate::root::once;
 use crate::snapshot;
 use crate::store::State;
 use crate::store::collected::{Collected, no_place};
 use crate::store::directories::Directories;
 use crate::store::directory::is_aside;
+use crate::store::once;
 
 /// Removes what was left on disk by who has died, and returns the names of that: sandboxes,
 /// snapshots without a name that no one uses any more, images that were not made to their end.

@@ -5,7 +5,6 @@ mod form;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod mounts;
-pub(crate) mod once;
 mod private;
 pub(crate) mod source;
 pub(crate) mod stack;

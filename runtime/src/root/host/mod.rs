@@ -14,11 +14,11 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::root::host::etc::HostImage;
+use crate::root::private;
 use crate::root::private::FRESH;
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack};
-use crate::root::{once, private};
-use crate::store::State;
+use crate::store::{State, once};
 use crate::sys::id_ranges;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;

@@ -11,8 +11,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::root::once::{self, OWN};
 use crate::store::State;
+use crate::store::once::{self, OWN};
 
 const TOP: &str = "usr/local";
 /// How far down, which is where package managers of languages put what they install:

@@ -28,10 +28,10 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const UNFINISHED: &str = ".making-";
 
 /// What the names of layers that hide private files begin with.
-pub(super) const PRIVATE: &str = "private-";
+pub(crate) const PRIVATE: &str = "private-";
 
 /// What the names of layers begin with that have the directories of `/usr/local`.
-pub(super) const OWN: &str = "own-";
+pub(crate) const OWN: &str = "own-";
 
 /// What the names of whole images begin with.
 const KINDS: [&str; 5] = ["host-", "tar-", "copy-", PRIVATE, OWN];
