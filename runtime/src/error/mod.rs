@@ -85,12 +85,12 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// What came out of the sandbox would have harmed the host, as a name with a `/` in it: it was
-    /// refused, and nothing was made of it.
-    #[error("refused what came from the sandbox: {why}")]
+    /// What came out of the sandbox, or of an archive, would have harmed the host, as a name with a
+    /// `/` in it: it was refused, and nothing was made of it.
+    #[error("refused, since it might harm the host: {why}")]
     Refused {
         /// What was wrong.
-        why: &'static str,
+        why: String,
     },
     /// The sandbox has died, or another thread has reset it meanwhile or made a snapshot of it:
     /// what was asked for, or a part of it, was not done.
@@ -284,7 +284,7 @@ pub enum ErrorKind {
     /// What was tried inside failed by the rights, files and programs there. Tell whoever asked for
     /// it.
     Inside,
-    /// What came out of the sandbox breaks the rules. Don't trust what is inside.
+    /// What came out of the sandbox, or of an archive, breaks the rules. Don't trust what is inside.
     Violation,
     /// An operation of the host failed. Tell an administrator.
     Host,
@@ -351,6 +351,10 @@ impl Error {
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { what, why: why.into() }
+    }
+
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        Self::Refused { why: why.into() }
     }
 
     /// Whether a disk, or a limit on it, is full.

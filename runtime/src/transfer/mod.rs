@@ -10,7 +10,7 @@ mod diff;
 mod pipe;
 mod read;
 mod sender;
-mod tar;
+pub(crate) mod tar;
 mod write;
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ impl Trail {
 fn plain_name(name: Strings<'_>) -> Result<CString> {
     let name = name.single().ok_or(Error::Protocol { why: "a name that is not one" })?;
     if !is_plain_name(name.to_bytes()) {
-        return Err(Error::Refused { why: "a name that no directory can have" });
+        return Err(Error::refused("a name that no directory can have"));
     }
     Ok(name.to_owned())
 }

@@ -3,6 +3,7 @@
 mod export;
 mod header;
 mod import;
+pub(crate) mod reader;
 mod sparse;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,9 @@ use super::Trail;
 use crate::error::Error;
 
 pub(crate) use export::to_tar;
+pub(crate) use header::Member;
 pub(crate) use import::from_tar;
+pub(crate) use sparse::Map;
 
 /// What is read and written at once, in bytes.
 const BUFFER: usize = 64 << 10;
