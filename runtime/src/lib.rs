@@ -197,6 +197,7 @@ mod error;
 mod exit;
 mod files;
 mod garbage;
+mod image;
 mod job;
 mod mirror;
 mod root;

@@ -4,34 +4,19 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// What compressed files begin with, who compresses so, and what undoes it.
-const COMPRESSED: [(&[u8], &str, &str); 5] = [
-    (b"\x1f\x8b", "gzip", "gunzip -k"),
-    (b"\xfd7zXZ\0", "xz", "unxz -k"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
-    (b"BZh", "bzip2", "bunzip2 -k"),
-    (b"PK\x03\x04", "zip", "unzip"),
-];
-
 /// The size of a header of tar, and what sizes of content are rounded up to.
 const BLOCK: usize = 512;
 
 /// How many headers are looked at.
 const LOOKED_AT: usize = 4;
 
-/// Refuses what is no plain archive of a root file system, by its beginning, and says what to do.
+/// Refuses what is no archive of a root file system, by its beginning, and says what to do.
 ///
 /// # Errors
 /// [`Error::Invalid`]
 pub(crate) fn check(path: &Path, beginning: &[u8]) -> Result<()> {
-    let no_image = |why: String| Err(Error::invalid("image", format!("{path:?} {why}")));
-    for (magic, by, undo) in COMPRESSED {
-        if beginning.starts_with(magic) {
-            return no_image(format!("is compressed by {by}: unpack it first, by `{undo}`"));
-        }
-    }
     if holds_layers(beginning) {
-        return no_image(LAYERS.to_owned());
+        return Err(Error::invalid("image", format!("{path:?} {LAYERS}")));
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::{State, btrfs};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
+use crate::wait::Deadline;
 
 /// How long another process may take to make an image.
 const MAKING: Duration = Duration::from_secs(600);
@@ -33,8 +34,11 @@ pub(crate) const PRIVATE: &str = "private-";
 /// What the names of layers begin with that have the directories of `/usr/local`.
 pub(crate) const OWN: &str = "own-";
 
+/// What the names of layers of images begin with.
+pub(crate) const LAYER: &str = "layer-";
+
 /// What the names of whole images begin with.
-const KINDS: [&str; 5] = ["host-", "tar-", "copy-", PRIVATE, OWN];
+const KINDS: [&str; 6] = ["host-", "tar-", "copy-", PRIVATE, OWN, LAYER];
 
 /// Takes a lock that another process may hold for as long as it makes an image, or for ever where
 /// it was stopped.
@@ -62,36 +66,79 @@ pub(crate) fn make_once(
     name: &str,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let images = state.images()?;
-    let place = images.join(name);
+    make_once_by(state, name, Deadline::NEVER, fill)
+}
+
+/// As [`make_once`], with a deadline for the wait for another; without one, it has a limit.
+pub(crate) fn make_once_by(
+    state: &State,
+    name: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let place = state.images()?.join(name);
     if is_directory(&place) {
         return Ok(place);
     }
-    let aside = images.join(format!("{UNFINISHED}{name}"));
+    make(state, name, deadline, |aside| {
+        // By another, meanwhile.
+        if is_directory(&place) {
+            return Ok(None);
+        }
+        fill(aside).map(|()| Some(place.clone()))
+    })?;
+    Ok(place)
+}
+
+/// Makes an image that gets its name when it is whole; until then, of those with the same `key` at
+/// once, one makes it.
+pub(crate) fn make_and_name(
+    state: &State,
+    key: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<String>,
+) -> Result<PathBuf> {
+    let images = state.images()?;
+    let mut place = images.clone();
+    make(state, key, deadline, |aside| {
+        place = images.join(fill(aside)?);
+        Ok((!is_directory(&place)).then(|| place.clone()))
+    })?;
+    Ok(place)
+}
+
+/// Has `fill` make an image in a directory of its own, which is empty and locked, and renames that
+/// to where it says, or removes it.
+fn make(
+    state: &State,
+    key: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<Option<PathBuf>>,
+) -> Result<()> {
+    let aside = state.images()?.join(format!("{UNFINISHED}{key}"));
+    let limit = deadline.left().unwrap_or(MAKING);
     let lock = loop {
         match make_directory(&aside) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::at("mkdir", &aside)(error)),
         }
-        if let Some(lock) = Lock::wait(&aside)? {
+        if let Some(lock) = Lock::wait(&aside, limit)? {
             break lock;
         }
     };
-    let made = if is_directory(&place) {
-        // By another, meanwhile.
-        remove_directory(&aside).map_err(Error::at("remove", &aside))
-    } else {
-        remove_contents(lock.0.as_fd())
-            .map_err(Error::at("remove what was left in", &aside))
-            .and_then(|()| fill(&aside))
-            .and_then(|()| fs::rename(&aside, &place).map_err(Error::at("rename", &aside)))
-    };
+    let made = remove_contents(lock.0.as_fd())
+        .map_err(Error::at("remove what was left in", &aside))
+        .and_then(|()| fill(&aside))
+        .and_then(|place| match place {
+            Some(place) => fs::rename(&aside, &place).map_err(Error::at("rename", &aside)),
+            None => remove_directory(&aside).map_err(Error::at("remove", &aside)),
+        });
     if made.is_err() {
         // The error that is told is the first one.
         let _ = remove_directory(&aside);
     }
-    made.map(|()| place)
+    made
 }
 
 /// A directory that an image is made in, locked until this is dropped, whoever else has a copy.
@@ -99,8 +146,8 @@ struct Lock(File);
 
 impl Lock {
     /// Waits until it is no one else's; `None` if it has become an image then, or is gone.
-    fn wait(path: &Path) -> Result<Option<Self>> {
-        Self::take(path, |file| lock_within(file, MAKING).map(|()| true))
+    fn wait(path: &Path, limit: Duration) -> Result<Option<Self>> {
+        Self::take(path, |file| lock_within(file, limit).map(|()| true))
     }
 
     /// Takes it, unless it is someone else's.

@@ -191,6 +191,12 @@ impl Trail {
         CString::from_vec_with_nul(self.bytes.split_off(start)).ok()
     }
 
+    /// How many of `names` lead from the top to here or above.
+    fn common(&self, names: &[&CStr]) -> usize {
+        let here = self.bytes.split_inclusive(|byte| *byte == 0);
+        here.zip(names).take_while(|(one, other)| *one == other.to_bytes_with_nul()).count()
+    }
+
     /// The path of something in that directory, relative to the top, which has an empty name.
     fn path(&self, name: &CStr) -> PathBuf {
         let mut path: Vec<u8> =

@@ -67,9 +67,7 @@ impl Way {
         self.trail.path(name)
     }
 
-    /// How many of `names` lead from the top to here or above.
     fn common(&self, names: &[&CStr]) -> usize {
-        let here = self.trail.bytes.split_inclusive(|byte| *byte == 0);
-        here.zip(names).take_while(|(one, other)| *one == other.to_bytes_with_nul()).count()
+        self.trail.common(names)
     }
 }

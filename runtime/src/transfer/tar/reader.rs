@@ -58,10 +58,6 @@ impl<R: Read> Reader<R> {
         Self { input, end, left: 0, padding: 0, buffer: vec![0; BUFFER] }
     }
 
-    pub(crate) fn into_inner(self) -> R {
-        self.input
-    }
-
     /// Skips what was not read of the last entry, and reads the next one; `None` at the end.
     ///
     /// `note` hears of the bytes that extend headers, and now and then of none.
