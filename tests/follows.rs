@@ -158,6 +158,12 @@ const ALLOWED: &[Allowed] = &[
     ("cgroup/oom.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("cgroup/processes.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("doctor.rs", &[("fs::read_to_string", 2)], PROC),
+    ("image/layer.rs", &[(".is_dir", 1), (".symlink_metadata", 1)], STATE),
+    (
+        "image/unpack.rs",
+        &[("AtFlags::empty", 1), ("fcntl::open", 1), ("unistd::linkat", 1)],
+        "a new directory in the state directory, and linkat(2), which follows only where told to",
+    ),
     ("files/mod.rs", &[(".metadata", 1)], "a call of its own, which is done inside"),
     (
         "root/host/etc.rs",

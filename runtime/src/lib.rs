@@ -164,7 +164,7 @@
 //!   ordinary users, and a file system for the state directory on which an overlay can be.
 //! - A sandbox of an ordinary user has one user, 0.
 //! - Most of [`Limits`] need cgroups that the caller may make (`docs/limits.md`).
-//! - There is no image but directories, plain tar archives, snapshots and the host's programs.
+//! - There is no image but directories, tar archives, snapshots and the host's programs.
 //!
 //! # Where state lies
 //!

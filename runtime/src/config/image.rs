@@ -40,9 +40,11 @@ impl Image {
         Self(Kind::Directory(path.into()))
     }
 
-    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It
-    /// is unpacked by the first sandbox that is made of it, and again when the file has changed;
-    /// devices in it are left out, as are extended attributes.
+    /// A tar archive of one (ustar, pax or GNU; plain, or compressed by gzip or zstd), as `docker
+    /// export` writes it. It is unpacked by the first sandbox that is made of it, and again when the
+    /// file has changed, with owners, times and extended attributes, file capabilities among them.
+    /// An ordinary user owns all that is unpacked, and devices are left out. An archive is refused
+    /// that leads out of itself, or is a bomb: `docs/layers.md` has the limits.
     pub fn archive(path: impl Into<HostPath>) -> Self {
         Self(Kind::Archive(path.into()))
     }

@@ -1,5 +1,6 @@
 //! Archives made byte by byte, and what becomes of them.
 
+mod figures;
 mod hostile;
 mod layers;
 mod million;
