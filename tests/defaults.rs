@@ -245,9 +245,14 @@ fn what_no_command_could_start_from_is_refused_when_the_sandbox_is_made() {
     }
     assert_eq!(home.left(), [""; 0]);
     if !nix::unistd::geteuid().is_root() {
-        let defaults = Defaults { user: Some("1000".to_owned()), ..Defaults::default() };
-        let created = Sandbox::create(Config { defaults, ..home.config() });
-        assert!(matches!(created, Err(Error::Unsupported { .. })), "{created:?}");
+        // A number is the one id that there is then; a name is of another.
+        let of = |user: &str| {
+            let defaults = Defaults { user: Some(user.to_owned()), ..Defaults::default() };
+            Sandbox::create(Config { defaults, ..home.config() })
+        };
+        assert_eq!(shell(&of("1000").unwrap(), "id -u"), "1000\n");
+        let named = of("nobody").and_then(|sandbox| sandbox.command("id").status());
+        assert!(matches!(named, Err(Error::Unsupported { .. })), "{named:?}");
     }
 }
 

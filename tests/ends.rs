@@ -411,10 +411,8 @@ fn the_end_of_the_process_waits_for_removals_as_long_as_it_was_told() {
 }
 
 /// The helper of the test above.
-pub(crate) fn exit_after_a_delete(state: &Path, limit: Option<Duration>) {
-    if let Some(limit) = limit {
-        adl_runtime::wait_at_exit(limit);
-    }
+pub(crate) fn exit_after_a_delete(state: &Path, limit: Duration) {
+    adl_runtime::wait_at_exit(limit);
     let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
     let sandbox = Sandbox::create(config).unwrap();
     let made = sandbox.shell("mkdir /root/d; cd /root/d; seq 50000 | xargs touch").status();

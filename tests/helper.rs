@@ -119,10 +119,10 @@ fn entry() {
         "few-descriptors" => crate::shares::few_descriptors(&state),
         "write-for-ever" => crate::files::write_for_ever(&state),
         "reset-for-ever" => crate::reset::reset_for_ever(&state),
-        "exit-when-removed" => crate::ends::exit_after_a_delete(&state, None),
-        "exit-at-once" => {
-            crate::ends::exit_after_a_delete(&state, Some(std::time::Duration::ZERO));
+        "exit-when-removed" => {
+            crate::ends::exit_after_a_delete(&state, std::time::Duration::from_secs(100));
         }
+        "exit-at-once" => crate::ends::exit_after_a_delete(&state, std::time::Duration::ZERO),
         "in-flight" => crate::shares::in_flight(&state),
         "count-resets" => crate::reset::count_resets(&state),
         "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::NixPath;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 use crate::error::{Error, Result};
@@ -112,6 +112,37 @@ fn leads_down(path: &(impl NixPath + ?Sized)) -> bool {
     path.with_nix_path(leads_down).unwrap_or(false)
 }
 
+/// Opens what a path leads to, links and all.
+///
+/// Where a link is replaced at that moment, ext4 clears the old one while another process may still
+/// read it, and the kernel then goes where the rest leads: to the directory that the link is in,
+/// or to one above. So where there are links, only what two looks agree on is believed.
+///
+/// # Errors
+/// ESTALE where it leads elsewhere each time.
+fn follow(path: &Path, purpose: Purpose) -> nix::Result<OwnedFd> {
+    const ATTEMPTS: usize = 64;
+    let direct = OpenHow::new().flags(purpose.flags()).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, direct) {
+        Err(Errno::ELOOP) => {}
+        opened => return opened,
+    }
+    let open = || nix::fcntl::open(path, purpose.flags(), Mode::empty());
+    let identity = |opened: &nix::Result<OwnedFd>| match opened {
+        Ok(opened) => fstat(opened).map(|stat| (stat.st_dev, stat.st_ino)),
+        Err(errno) => Err(*errno),
+    };
+    let mut last = open();
+    for _ in 0..ATTEMPTS {
+        let opened = open();
+        if identity(&opened) == identity(&last) {
+            return opened;
+        }
+        last = opened;
+    }
+    Err(Errno::ESTALE)
+}
+
 /// Opens the directory above one, to list it. A guest may have moved that: who goes back up
 /// compares what this opens with what the way down went through.
 pub(crate) fn above(directory: impl AsFd) -> nix::Result<OwnedFd> {
@@ -198,8 +229,7 @@ impl Location {
 
     fn open_path(&self, operation: &'static str, path: &Path, purpose: Purpose) -> Result<OwnedFd> {
         let Some(base) = &self.base else {
-            return nix::fcntl::open(path, purpose.flags(), Mode::empty())
-                .map_err(Error::at(operation, path));
+            return follow(path, purpose).map_err(Error::at(operation, path));
         };
         beneath(base, path, purpose).map_err(|errno| match errno {
             Errno::ELOOP => {
@@ -227,12 +257,12 @@ fn kind(stat: &FileStat) -> &'static str {
 mod tests {
     use std::fs::{self, File};
     use std::os::fd::AsFd;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use nix::errno::Errno;
-    use nix::sys::stat::Mode;
+    use nix::sys::stat::{Mode, fstat};
 
-    use super::{Location, Path, PathBuf, Purpose, beneath};
+    use super::{Location, Path, PathBuf, Purpose, beneath, follow};
     use crate::error::Error;
 
     fn temporary(name: &str) -> PathBuf {
@@ -296,6 +326,39 @@ mod tests {
             }
         });
         assert_eq!(beneath(&base, "a", Purpose::Pass).map(drop), Ok(()));
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn a_link_that_is_replaced_leads_to_the_one_or_the_other() {
+        let top = temporary("replaced");
+        let [one, other] = ["one", "other"].map(|name| top.join(name));
+        let inodes = [&one, &other].map(|path| {
+            fs::create_dir_all(path).unwrap();
+            fs::metadata(path).unwrap().ino()
+        });
+        let (link, aside) = (top.join("link"), top.join("aside"));
+        symlink(&one, &link).unwrap();
+        std::thread::scope(|scope| {
+            let replaces = scope.spawn(|| {
+                for turn in 0..20_000 {
+                    symlink(if turn % 2 == 0 { &other } else { &one }, &aside).unwrap();
+                    fs::rename(&aside, &link).unwrap();
+                }
+            });
+            let mut count = 0;
+            while !replaces.is_finished() {
+                match follow(&link, Purpose::Pass) {
+                    Ok(opened) => {
+                        let inode = fstat(&opened).unwrap().st_ino;
+                        assert!(inodes.contains(&inode), "{inode} is none of {inodes:?}");
+                        count += 1;
+                    }
+                    Err(errno) => assert_eq!(errno, Errno::ESTALE),
+                }
+            }
+            assert!(count > 0);
+        });
         fs::remove_dir_all(top).unwrap();
     }
 

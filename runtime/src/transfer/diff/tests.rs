@@ -79,10 +79,12 @@ impl Layers {
     fn send(&self, what: Export, name: &str) -> (PathBuf, CopyReport) {
         let target = self.path(name);
         let mut report = CopyReport::default();
+        // What stands for a deletion is root's.
+        let options = CopyOptions { owners: is_root(), ..EVERYTHING };
         let (sent, received) = self.with(|stacks| {
             through(
                 |to| send(stacks, what, to, &EVERYTHING, &mut report),
-                |from| receive(from, &at(&target), &EVERYTHING, &mut CopyReport::default()),
+                |from| receive(from, &at(&target), &options, &mut CopyReport::default()),
             )
         });
         sent.and(received).unwrap();
