@@ -194,8 +194,8 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// What `body` returns, while threads do `work` over and over, each told how often it has. They stop
-/// when `body` has failed, too: a test that fails must not look like one that hangs.
+/// What `body` returns, while threads do `work` over and over, each told how often it has. They
+/// stop when `body` has failed, too: a test that fails must not look like one that hangs.
 pub(crate) fn beside<T>(
     threads: usize,
     work: impl Fn(usize) + Sync,
