@@ -229,7 +229,12 @@ impl Unpacker<'_> {
                 return Err(Error::refused("something below a mark that hides a file"));
             }
             if let Some(hidden) = name.to_bytes().strip_prefix(WHITEOUT) {
-                self.go_to(parents, member)?;
+                match self.go_to(parents, member) {
+                    // A file or a link in place of a directory hides by itself what was in that;
+                    // `umoci repack` says so again.
+                    Err(Error::Refused { .. }) => return Ok(()),
+                    gone => gone?,
+                }
                 return if name.to_bytes() == OPAQUE {
                     self.set_opaque(self.here(), name)
                 } else {

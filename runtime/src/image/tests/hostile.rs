@@ -378,11 +378,17 @@ fn marks(out: &str) -> Vec<Case> {
         ("a mark for no name", Tar::new().file(".wh.", ""), Refused),
         ("a mark for `.`", Tar::new().file("a/.wh..", ""), Refused),
         ("a mark for `..`", Tar::new().file("a/.wh...", ""), Refused),
-        ("a mark through a link", Tar::new().symlink("l", out).file("l/.wh.file", ""), Refused),
+        // There is nothing to hide: what was below is hidden by the link.
+        (
+            "a mark through a link",
+            Tar::new().symlink("l", out).file("l/.wh.file", ""),
+            made(&[&format!("l -> {out}")]),
+        ),
+        ("a mark below a file", Tar::new().file("f", "x").file("f/.wh.a", ""), made(&["f f644 x"])),
         (
             "an opaque mark through a link",
             Tar::new().symlink("l", out).file("l/.wh..wh..opq", ""),
-            Refused,
+            made(&[&format!("l -> {out}")]),
         ),
         ("a file below a mark", Tar::new().file(".wh.a/b", "x"), Refused),
         ("a mark that is a directory", Tar::new().dir(".wh.a"), made(&["a whiteout"])),

@@ -105,13 +105,33 @@ impl<R: Read> Reader<R> {
         Ok(bytes)
     }
 
+    /// What it reads from. It stands at the content of the last entry, as far as that was not read.
+    pub(crate) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
+    /// Leaves what was not read of the last entry to the caller, who moves the input on by so many
+    /// bytes.
+    pub(crate) fn leave(&mut self) -> u64 {
+        std::mem::take(&mut self.left).saturating_add(std::mem::take(&mut self.padding))
+    }
+
     fn skip(&mut self, note: &mut impl FnMut(u64) -> Result<()>) -> Result<()> {
-        self.left = self.left.saturating_add(std::mem::take(&mut self.padding));
         while self.left > 0 {
             note(0)?;
             self.content(u64::MAX)?;
         }
-        Ok(())
+        let padding = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0);
+        let bytes = self.buffer.get_mut(..padding).unwrap_or_default();
+        match self.input.read_exact(bytes) {
+            // As `umoci insert` leaves it out after the last one.
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof && self.end == End::MarkedOrNot =>
+            {
+                Ok(())
+            }
+            read => read.map_err(read_failed),
+        }
     }
 
     fn header(&mut self, end: End) -> Result<Option<Block>> {
