@@ -156,6 +156,7 @@ fn package(program: &str) -> &str {
         "script" => "bsdutils",
         "find" => "findutils",
         "chattr" => "e2fsprogs",
+        "busybox" => "busybox-static",
         "cat" | "stty" | "yes" | "printf" => "coreutils",
         other => other,
     }

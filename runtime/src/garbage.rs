@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::name::check_name;
 use crate::error::Result;
+use crate::images;
 use crate::snapshot;
 use crate::store::State;
 use crate::store::collected::{Collected, no_place};
@@ -34,6 +35,7 @@ pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
     let mut collected = Collected::default();
     collect_sandboxes(state.sandboxes(), &mut collected);
     snapshot::collect(state, &mut collected);
+    images::collect(state, &mut collected);
     once::collect(state, &mut collected);
     collected.finish_pass();
     collected.done()

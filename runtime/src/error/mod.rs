@@ -113,6 +113,24 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// There is no image of this name in the state directory, and none could be fetched.
+    #[error(
+        "there is no image {image} in the state directory, and {program} can't fetch it: {why}"
+    )]
+    Pull {
+        /// The whole name of the image: the registry, where it is looked for, comes first.
+        image: String,
+        /// What was to fetch it.
+        program: &'static str,
+        /// What that says.
+        why: String,
+    },
+    /// There is no image of this name in the state directory.
+    #[error("there is no image {name:?} in the state directory")]
+    NoImage {
+        /// The name, or a digest.
+        name: String,
+    },
     /// It belongs to another process, of which the calling one is a fork; nothing was done. A fork
     /// makes sandboxes of its own, or asks its parent. Pipes and terminals of commands are
     /// descriptors, which it shares as any others.
@@ -303,7 +321,8 @@ impl Error {
             | Self::ForkedProcess { .. }
             | Self::Deleted
             | Self::NameInUse { .. }
-            | Self::NoSnapshot { .. } => ErrorKind::Invalid,
+            | Self::NoSnapshot { .. }
+            | Self::NoImage { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
             Self::Undelivered { why, .. } => why.kind(),
@@ -322,7 +341,9 @@ impl Error {
             Self::Io { source, .. } | Self::Setup { source, .. } if is_short(source) => {
                 ErrorKind::Temporary
             }
-            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } => ErrorKind::Host,
+            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } | Self::Pull { .. } => {
+                ErrorKind::Host
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read};
 
+use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use sha2::{Sha256, Sha512};
 
@@ -36,7 +37,8 @@ impl Algorithm {
 
 /// A digest, as `sha256:` and 64 digits. Digits and small letters are all that is in it, so it may
 /// be a part of a name on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct Digest {
     algorithm: Algorithm,
     hex: String,
@@ -60,14 +62,47 @@ impl Digest {
         })
     }
 
-    /// The digits.
-    pub(crate) fn hex(&self) -> &str {
-        &self.hex
+    /// That of bytes, by SHA-256.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let hex = hex(&Sha256::digest(bytes));
+        Self { algorithm: Algorithm::Sha256, hex }
+    }
+
+    /// Whether it is that of bytes.
+    pub(crate) fn is_of(&self, bytes: &[u8]) -> bool {
+        let mut hasher = Hasher::like(Some(self));
+        hasher.update(bytes);
+        hasher.finish().as_ref() == Some(self)
+    }
+
+    /// That of all that can be read, by SHA-256.
+    pub(crate) fn of_all(bytes: impl Read) -> io::Result<Self> {
+        let mut bytes = Digesting::new(bytes, Hasher::like(None));
+        io::copy(&mut bytes, &mut io::sink())?;
+        bytes.finish().ok_or_else(|| io::Error::other("no digest was made"))
     }
 
     /// Both parts, as a name on disk has them.
     pub(crate) fn file_name(&self) -> String {
         format!("{}-{}", self.algorithm.name(), self.hex)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl TryFrom<String> for Digest {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
     }
 }
 
@@ -103,10 +138,7 @@ impl Hasher {
     }
 
     pub(crate) fn finish(self) -> Option<Digest> {
-        let digest = |algorithm, bytes: &[u8]| {
-            let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            Some(Digest { algorithm, hex })
-        };
+        let digest = |algorithm, bytes: &[u8]| Some(Digest { algorithm, hex: hex(bytes) });
         match self {
             Self::None => None,
             Self::Sha256(hasher) => digest(Algorithm::Sha256, &hasher.finalize()),
@@ -163,7 +195,6 @@ mod tests {
             let digest = Digest::parse(text).unwrap();
             assert_eq!(digest.to_string(), text);
             assert_eq!(digest.file_name(), text.replace(':', "-"));
-            assert!(text.ends_with(digest.hex()));
         }
         let upper = EMPTY.to_uppercase().replace("SHA", "sha");
         let longer = format!("{EMPTY}0");
@@ -193,6 +224,11 @@ mod tests {
         reader.read_to_end(&mut Vec::new()).unwrap();
         assert_eq!(reader.count(), 3);
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(reader.finish().unwrap().hex(), abc);
+        assert_eq!(reader.finish().unwrap().to_string(), format!("sha256:{abc}"));
+        let digest = Digest::of(b"abc");
+        assert_eq!(digest.to_string(), format!("sha256:{abc}"));
+        assert_eq!(Digest::of_all(&b"abc"[..]).unwrap(), digest);
+        assert!(digest.is_of(b"abc") && !digest.is_of(b"ab"));
+        assert!(Digest::parse(EMPTY_512).unwrap().is_of(b""));
     }
 }

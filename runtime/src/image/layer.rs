@@ -47,7 +47,8 @@ pub(crate) fn find(state: &State, diff_id: &Digest) -> Option<PathBuf> {
     place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()).then_some(place)
 }
 
-fn name(diff_id: &Digest) -> String {
+/// What the directory of a layer is called.
+pub(crate) fn name(diff_id: &Digest) -> String {
     format!("{}{}", once::LAYER, diff_id.file_name())
 }
 

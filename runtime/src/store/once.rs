@@ -17,6 +17,7 @@ use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::{State, btrfs};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
+use crate::sys::unique::unique_name;
 use crate::wait::Deadline;
 
 /// How long another process may take to make an image.
@@ -221,6 +222,26 @@ fn is_unfinished(name: &str) -> bool {
     name.starts_with(UNFINISHED)
         || name == ".unpacking"
         || name.starts_with("host-") && name.contains('.')
+}
+
+/// The names of layers of images.
+pub(crate) fn layers(state: &State) -> Result<Vec<String>> {
+    let Some(images) = state.images_if_any()? else { return Ok(Vec::new()) };
+    let directory = File::open(&images).map_err(Error::at("open", &images))?;
+    let names = entries(directory.as_fd()).map_err(Error::at("read", &images))?;
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    Ok(names.filter(|name| name.starts_with(LAYER)).collect())
+}
+
+/// Removes a whole image, which no one may use: at once, so that no one finds a part of it.
+pub(crate) fn remove(state: &State, name: &str) -> Result<()> {
+    let images = state.images()?;
+    let (place, aside) = (images.join(name), images.join(unique_name(UNFINISHED)));
+    match fs::rename(&place, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(Error::at("rename", &place))?,
+    }
+    remove_directory(&aside).map_err(Error::at("remove", &aside))
 }
 
 /// Makes a directory for an image: on btrfs a subvolume, of which snapshots can be made.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+pub(crate) mod child;
 pub(crate) mod clone;
 mod creator;
 pub(crate) mod id_ranges;

@@ -8,7 +8,7 @@ use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand
 
 use crate::output::print;
 use crate::values::CliResult;
-use crate::{bench, docker, doctor, gc, manual, run, snapshot};
+use crate::{bench, docker, doctor, gc, image, manual, run, snapshot};
 
 const HELP: &str = "\
 `adl COMMAND --help` tells the options of a command. adl exits with 125 for an error of its own.";
@@ -33,6 +33,9 @@ enum Commands {
     Run(Box<run::RunOptions>),
     /// Run a shell in a new sandbox
     Shell(Box<run::ShellOptions>),
+    /// Fetch, import, list and remove images in layers
+    #[command(subcommand)]
+    Image(image::Commands),
     /// List, export and remove what was kept of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::Commands),
@@ -51,8 +54,9 @@ enum Commands {
 impl Commands {
     fn run(self) -> CliResult<ExitCode> {
         match self {
-            Self::Run(options) => run::main(&options),
+            Self::Run(options) => run::main(*options),
             Self::Shell(options) => run::shell(*options),
+            Self::Image(command) => image::main(&command),
             Self::Snapshot(command) => snapshot::main(&command),
             Self::Bench(options) => bench::main(&options),
             Self::Doctor(options) => doctor::main(&options),
@@ -68,9 +72,14 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
     let mut command = Cli::command();
     let is_run = arguments.get(1).is_some_and(|name| name == "run");
     let names_a_host = gives_h_a_value(&arguments);
-    let matches = command.try_get_matches_from_mut(arguments);
+    let matches = command.try_get_matches_from_mut(&arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
-        Ok(cli) => cli.command.run(),
+        Ok(mut cli) => {
+            if let Commands::Run(options) = &mut cli.command {
+                options.look_at(&arguments);
+            }
+            cli.command.run()
+        }
         // Help or the version, which was asked for.
         Err(message) if message.kind() == ErrorKind::DisplayHelp && names_a_host => {
             Err("-h is for help, alone; the host name is set by `--hostname NAME`".into())

@@ -3,7 +3,7 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of `docker run`.
-const OPTIONS: [(&[&str], &str); 26] = [
+const OPTIONS: [(&[&str], &str); 28] = [
     (
         &["-p", "--publish", "-P", "--publish-all", "--expose"],
         "a sandbox has no port outside: with `--network host` a server inside listens on this \
@@ -76,10 +76,11 @@ const OPTIONS: [(&[&str], &str); 26] = [
         &["--volumes-from", "--volume-driver"],
         "name each directory by `-v`, or keep what was written by `--snapshot NAME`",
     ),
+    (&["--pull"], "an image that is not there is fetched; `adl image pull NAME` fetches it again"),
+    (&["--platform"], "images for this machine are run, linux/amd64"),
     (
-        &["--pull", "--platform", "--disable-content-trust", "--isolation", "--runtime"],
-        "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
-         writes it",
+        &["--disable-content-trust", "--isolation", "--runtime"],
+        "there is one way to run a command, in a sandbox; leave it out",
     ),
     (
         &["--log-driver", "--log-opt", "-a", "--attach", "--sig-proxy", "--detach-keys"],
@@ -110,7 +111,7 @@ const OPTIONS: [(&[&str], &str); 26] = [
 ];
 
 /// Commands of docker.
-const COMMANDS: [(&[&str], &str); 6] = [
+const COMMANDS: [(&[&str], &str); 8] = [
     (
         &["create", "start", "exec", "attach", "restart"],
         "a sandbox is made by `adl run`, and ends with its command: run all in one, as `adl run -- \
@@ -131,12 +132,19 @@ const COMMANDS: [(&[&str], &str); 6] = [
     ),
     (&["cp"], "`adl run --copy-in FROM:TO --copy-out FROM:TO` copies, or mount by `-v`"),
     (
-        &[
-            "pull", "push", "images", "image", "build", "load", "import", "login", "tag", "rmi",
-            "search", "logout", "history", "manifest",
-        ],
-        "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
-         writes it, or `snapshot:NAME`; `adl snapshot ls` lists those",
+        &["pull", "images", "rmi", "history", "manifest"],
+        "`adl image pull NAME` fetches an image, `adl image ls`, `inspect` and `rm` list, show and \
+         remove them",
+    ),
+    (
+        &["build", "load", "import", "tag"],
+        "adl builds no images: `adl image import PATH NAME` takes what `docker save` and OCI tools \
+         write",
+    ),
+    (
+        &["push", "login", "logout", "search"],
+        "registries are for `skopeo`, whose logins adl uses to fetch images: `skopeo login`, \
+         `skopeo copy`",
     ),
     (
         &["info", "version", "system", "volume", "network", "container"],

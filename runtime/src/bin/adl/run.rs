@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adl_runtime::{
-    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, Sandbox, Snapshot,
-    SnapshotOptions, Stage, Upper,
+    Child, Command, Config, EndReason, Error, ExitStatus, IfRunning, ImageConfig, Sandbox,
+    Snapshot, SnapshotOptions, Stage, Upper,
 };
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
@@ -20,7 +20,12 @@ use crate::environment::Variable;
 use crate::output::say;
 use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
-use crate::{limits, options, session, streams, sys};
+use crate::{image, limits, options, session, streams, sys};
+
+const RUN_USAGE: &str = "\
+adl run [OPTIONS] IMAGE [COMMAND [ARGUMENT]...]
+       adl run [OPTIONS] --image IMAGE [COMMAND [ARGUMENT]...]
+       adl run [OPTIONS] -- COMMAND [ARGUMENT]...";
 
 const RUN_HELP: &str = "\
 Exits with the status of COMMAND; with 128 + N if signal N ended it, with 124 if its time, \
@@ -30,15 +35,21 @@ SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to its proce
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
-#[command(override_usage = "adl run [OPTIONS] [--] COMMAND [ARGUMENT]...")]
+#[command(override_usage = RUN_USAGE)]
 #[command(after_help = with_details(RUN_HELP))]
 pub(crate) struct RunOptions {
-    /// The program, and all that follows: arguments of its own, options among them
-    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
-    #[arg(value_hint = ValueHint::CommandWithArguments)]
-    command: Vec<OsString>,
+    /// The image, as --image takes it; then COMMAND, a program with all that follows as its
+    /// arguments, options among them. Without it, what the image says is run. After --image or a --
+    /// there is COMMAND alone
+    #[arg(value_name = "IMAGE", trailing_var_arg = true)]
+    #[arg(value_hint = ValueHint::AnyPath)]
+    words: Vec<OsString>,
 
-    /// Run PROGRAM, with COMMAND and what follows as its arguments
+    /// Whether a `--` comes before these, so that no image does.
+    #[arg(skip)]
+    is_command: bool,
+
+    /// Run PROGRAM in place of what the image says, with what follows the image as its arguments
     #[arg(long, value_name = "PROGRAM", help_heading = "Command")]
     entrypoint: Option<OsString>,
 
@@ -71,22 +82,87 @@ fn with_details(help: &str) -> String {
 /// The shells that there may be, the best first.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
+impl RunOptions {
+    /// Looks whether a `--` comes before what is no option. These are the last arguments.
+    pub(crate) fn look_at(&mut self, arguments: &[OsString]) {
+        let before = arguments.len().checked_sub(self.words.len() + 1);
+        let before = before.and_then(|at| arguments.get(at));
+        self.is_command = !self.words.is_empty() && before.is_some_and(|before| before == "--");
+    }
+}
+
+/// What is to be run.
+enum Program<'a> {
+    /// What the image says, or these.
+    OfImage(&'a [OsString]),
+    /// The first of these that there is, with arguments.
+    Named(&'a [&'a OsStr], &'a [OsString]),
+}
+
+impl Program<'_> {
+    /// The programs, of which the first that there is is run, and its arguments, as docker has it.
+    fn settle(&self, image: Option<&ImageConfig>) -> CliResult<(Vec<OsString>, Vec<OsString>)> {
+        let given = match *self {
+            Self::Named(programs, arguments) => {
+                let programs = programs.iter().map(|program| (*program).to_owned());
+                return Ok((programs.collect(), arguments.to_vec()));
+            }
+            Self::OfImage(given) => given,
+        };
+        let of = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let (mut all, cmd) =
+            image.map(|image| (of(&image.entrypoint), of(&image.cmd))).unwrap_or_default();
+        all.extend(if given.is_empty() { cmd } else { given.to_vec() });
+        let mut all = all.into_iter();
+        match all.next() {
+            Some(program) => Ok((vec![program], all.collect())),
+            None => Err("no command to run: the image says none, so name one behind it".into()),
+        }
+    }
+}
+
 /// `adl run`
-pub(crate) fn main(options: &RunOptions) -> CliResult<ExitCode> {
-    // As with docker, an empty one is none.
-    match options.entrypoint.as_ref().filter(|program| !program.is_empty()) {
-        Some(program) => run(&options.options, &[program], &options.command),
-        None => match options.command.split_first() {
-            Some((program, arguments)) => run(&options.options, &[program], arguments),
+pub(crate) fn main(mut options: RunOptions) -> CliResult<ExitCode> {
+    let mut words = std::mem::take(&mut options.words);
+    let mut is_first = false;
+    if !options.options.sandbox.names_image() && !options.is_command && !words.is_empty() {
+        let name = words.remove(0);
+        options.options.sandbox.set_image(options::image(&name)?);
+        is_first = true;
+        // What is behind it is no option of adl's in any case.
+        if words.first().is_some_and(|word| word == "--") {
+            words.remove(0);
+        }
+    }
+    let has_image = options.options.sandbox.names_image();
+    if !has_image && words.is_empty() && options.entrypoint.is_none() {
+        return Err("no image and no command to run; try `adl run --help`".into());
+    }
+    if let Some(name) = options.options.sandbox.reference() {
+        image::pull_if_missing(name).map_err(|error| {
+            if is_first { image::no_program(name, &words, error) } else { error }
+        })?;
+    }
+    match &options.entrypoint {
+        // As with docker, an empty one is none.
+        Some(program) if program.is_empty() => match words.split_first() {
+            Some((program, arguments)) => {
+                run(&options.options, &Program::Named(&[program], arguments))
+            }
             None => Err("no command to run; try `adl run --help`".into()),
         },
+        Some(program) => run(&options.options, &Program::Named(&[program], &words)),
+        None => run(&options.options, &Program::OfImage(&words)),
     }
 }
 
 /// `adl shell`
 pub(crate) fn shell(mut options: ShellOptions) -> CliResult<ExitCode> {
     options.options.tty |= io::stdin().is_terminal();
-    run(&options.options, &SHELLS.map(OsStr::new), &options.arguments)
+    if let Some(name) = options.options.sandbox.reference() {
+        image::pull_if_missing(name)?;
+    }
+    run(&options.options, &Program::Named(&SHELLS.map(OsStr::new), &options.arguments))
 }
 
 /// Makes sure that a snapshot can be made when the command has done its work.
@@ -101,12 +177,7 @@ fn check_snapshot(name: &str, config: &Config) -> CliResult<()> {
     }
 }
 
-/// Runs the first of some programs that there is.
-fn run(
-    options: &CommandOptions,
-    programs: &[impl AsRef<OsStr>],
-    arguments: &[OsString],
-) -> CliResult<ExitCode> {
+fn run(options: &CommandOptions, program: &Program<'_>) -> CliResult<ExitCode> {
     let Settled { config, bases, environment } = options.settle()?;
     if options.tty && !io::stdin().is_terminal() {
         return Err("the input device is not a terminal, so there can be no --tty".into());
@@ -142,8 +213,9 @@ fn run(
         }
         mask.thread_block()?;
     }
-    let prepare = |command: &mut Command| prepare(command.args(arguments), options, &environment);
-    let mut code = match spawn(&sandbox, programs, prepare)? {
+    let (programs, arguments) = program.settle(sandbox.image_config())?;
+    let prepare = |command: &mut Command| prepare(command.args(&arguments), options, &environment);
+    let mut code = match spawn(&sandbox, &programs, prepare)? {
         Ok(mut child) => {
             // Where its time is up, and nothing tells of its end, it is asked for that.
             let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
@@ -157,8 +229,10 @@ fn run(
         Err(error) => {
             say(&error);
             let code = exit_code_of(&error);
-            if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(programs) {
-                say("the programs are those of this machine; an image is named by --image");
+            if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(&programs) {
+                say(
+                    "the programs are those of this machine; an image comes first: `adl run IMAGE`",
+                );
             }
             code
         }
