@@ -711,6 +711,17 @@ fn what_differs_from_its_digest_is_no_image_and_leaves_nothing() {
         fs::remove_file(path).unwrap();
         fs::write(path, &good).unwrap();
     }
+    // What would be good by itself, and of the same length.
+    for (path, from, to) in
+        [(&manifest_path, "v1.tar+gzip", "v1.tar+zstd"), (&config_path, "\"good\"", "\"evil\"")]
+    {
+        let good = fs::read_to_string(path).unwrap();
+        assert!(good.contains(from), "{good}");
+        fs::write(path, good.replace(from, to)).unwrap();
+        let output = run();
+        assert!(stderr(&output).contains("has other bytes"), "{output:?}");
+        fs::write(path, good).unwrap();
+    }
     assert_eq!(succeeds(adl_command(&home.state()).arg("image").arg("ls")), "");
     assert_eq!(run().stdout, b"good\n");
     // A configuration that promises other layers than there are.
