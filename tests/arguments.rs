@@ -51,7 +51,14 @@ fn what_follows_the_command_is_its_own_and_may_be_any_bytes() {
     let own: [&[u8]; 9] =
         [b"-h", b"--name", b"--", b"-", b"", b"--", b"--nonsense", b"\xff\xfe=\x80", b"run"];
     let expected: Vec<u8> = own.iter().flat_map(|it| [b"[", *it, b"]"].concat()).collect();
-    for before in [&["run"][..], &["run", "--"], &["run", "--timeout", "1m", "-e", "A=b"]] {
+    for before in [
+        &["run", "--"][..],
+        &["run", "host"],
+        &["run", "host", "--"],
+        &["run", "--image", "host"],
+        &["run", "--image", "host", "--"],
+        &["run", "--timeout", "1m", "-e", "A=b", "--"],
+    ] {
         let mut adl = adl_command(&home.state());
         adl.args(before).args(["printf", "[%s]"]).args(own.map(OsStr::from_bytes));
         let output = adl.output().unwrap();
@@ -59,7 +66,7 @@ fn what_follows_the_command_is_its_own_and_may_be_any_bytes() {
         assert_eq!(output.stdout, expected, "{before:?}");
     }
     // What is adl's elsewhere is a program here, and there is none.
-    for program in [&["help"][..], &["gc"], &["--", "--help"], &["--", "--"]] {
+    for program in [&["host", "help"][..], &["--", "gc"], &["--", "--help"], &["--", "--"]] {
         let output = adl_command(&home.state()).arg("run").args(program).output().unwrap();
         assert_eq!(output.status.code(), Some(127), "{program:?}: {}", stderr(&output));
     }
@@ -72,7 +79,8 @@ fn capabilities_are_added_and_dropped_as_docker_does() {
     }
     let home = Home::new();
     let bounding = |options: &[&str]| {
-        let bounding = run(&home, &[options, &["grep", "CapBnd", "/proc/self/status"]].concat());
+        let bounding =
+            run(&home, &[options, &["--", "grep", "CapBnd", "/proc/self/status"]].concat());
         u64::from_str_radix(bounding.split_whitespace().nth(1).unwrap(), 16).unwrap()
     };
     // The order does not matter.
@@ -122,7 +130,7 @@ fn options_count_in_their_order_and_the_last_one_where_there_can_be_one() {
         (&["-i", "-i", "--read-only", "--read-only"], "echo", "\n"),
     ] {
         assert_eq!(
-            run(&home, &[options, &["sh", "-c", command]].concat()),
+            run(&home, &[options, &["--", "sh", "-c", command]].concat()),
             expected,
             "{options:?}"
         );
@@ -143,7 +151,7 @@ fn a_value_is_what_comes_next_whatever_it_begins_with() {
         &["--env", "-A=b"],
         &["--env=-A=b"],
     ] {
-        let environment = run(&home, &[options, &["env"]].concat());
+        let environment = run(&home, &[options, &["--", "env"]].concat());
         assert!(environment.contains("\n-A=b\n"), "{options:?}: {environment}");
     }
     let (from, bytes) = (home.path("-file"), home.path(OsStr::from_bytes(b"\xff")));
@@ -162,19 +170,19 @@ fn what_is_misspelt_is_told_with_what_is_like_it() {
     }
     let home = Home::new();
     for (arguments, told) in [
-        (&["run", "--tiemout", "3", "true"][..], "a similar argument exists: '--timeout'"),
+        (&["run", "--tiemout", "3", "--", "true"][..], "a similar argument exists: '--timeout'"),
         (&["shell", "--workdri", "/"], "a similar argument exists: '--workdir'"),
         (&["bench", "--round", "1"], "a similar argument exists: '--rounds'"),
-        (&["run", "--network", "hots", "true"], "a similar value exists: 'host'"),
+        (&["run", "--network", "hots", "--", "true"], "a similar value exists: 'host'"),
         (&["dcotor"], "a similar subcommand exists: 'doctor'"),
         (&["rn"], "a similar subcommand exists: 'run'"),
         (&["cg"], "a similar subcommand exists: 'gc'"),
         (&["snapshot", "l"], "a similar subcommand exists: 'ls'"),
         (&["snapshot", "chnages"], "a similar subcommand exists: 'changes'"),
-        (&["run", "-x", "true"], "unexpected argument '-x' found"),
-        (&["run", "--cpu-weight", "x", "true"], "takes a whole number"),
+        (&["run", "-x", "--", "true"], "unexpected argument '-x' found"),
+        (&["run", "--cpu-weight", "x", "--", "true"], "takes a whole number"),
         (&["bench", "--rounds", "0"], "at least 1"),
-        (&["run", "--memory", "0", "true"], "takes a size, as 512m"),
+        (&["run", "--memory", "0", "--", "true"], "takes a size, as 512m"),
         (&["snapshot"], "requires a subcommand"),
         (&["snapshot", "rm"], "<NAME>"),
         (&["completions", "tcsh"], "bash, fish, zsh"),
@@ -291,7 +299,7 @@ fn what_can_not_be_printed_is_an_error_or_an_end_of_each_command() {
         return;
     }
     let home = Home::new();
-    run(&home, &["--snapshot", "kept", "touch", "/root/file"]);
+    run(&home, &["--snapshot", "kept", "--", "touch", "/root/file"]);
     let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
     let unread = || {
         let (read, write) = std::io::pipe().unwrap();
@@ -329,9 +337,12 @@ fn what_can_not_be_printed_is_an_error_or_an_end_of_each_command() {
         assert!(!stderr(&output).contains("pipe"), "{arguments:?}: {}", stderr(&output));
     }
     // What is said on stderr is for who hears it.
-    for arguments in
-        [&["run"][..], &["dance"], &["run", "no-such-program"], &["run", "--stats", "false"]]
-    {
+    for arguments in [
+        &["run"][..],
+        &["dance"],
+        &["run", "--", "no-such-program"],
+        &["run", "--stats", "--", "false"],
+    ] {
         let of = |stderr: Stdio| {
             let mut adl = adl_command(&home.state());
             adl.args(arguments).stdout(Stdio::null()).stderr(stderr).status().unwrap().code()

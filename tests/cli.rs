@@ -41,19 +41,19 @@ fn an_error_of_its_own_is_told_and_exits_with_125() {
     let home = Home::new();
     for (arguments, about) in [
         (&["run"][..], "no command"),
-        (&["run", "--nonsense", "true"], "--nonsense"),
+        (&["run", "--nonsense", "--", "true"], "--nonsense"),
         (&["run", "--image", "/no/such/image", "true"], "/no/such/image"),
-        (&["run", "--name", "a/b", "true"], "a/b"),
-        (&["run", "--network", "moon", "true"], "--network"),
-        (&["run", "--cap-add", "flying", "true"], "flying"),
-        (&["run", "--user", "someone", "true"], "someone"),
-        (&["run", "--workdir", "/absent", "true"], "working directory"),
-        (&["run", "-t", "true"], "the input device is not a terminal"),
-        (&["run", "-it", "true"], "the input device is not a terminal"),
+        (&["run", "--name", "a/b", "--", "true"], "a/b"),
+        (&["run", "--network", "moon", "--", "true"], "--network"),
+        (&["run", "--cap-add", "flying", "--", "true"], "flying"),
+        (&["run", "--user", "someone", "--", "true"], "someone"),
+        (&["run", "--workdir", "/absent", "--", "true"], "working directory"),
+        (&["run", "-t", "--", "true"], "the input device is not a terminal"),
+        (&["run", "-it", "--", "true"], "the input device is not a terminal"),
         (&["shell", "-t"], "the input device is not a terminal"),
-        (&["run", "--timeout", "soon", "true"], "'soon' for '--timeout"),
-        (&["run", "--timeout", "0", "true"], "'0' for '--timeout"),
-        (&["run", "--env-file", "/no/such/file", "true"], "/no/such/file"),
+        (&["run", "--timeout", "soon", "--", "true"], "'soon' for '--timeout"),
+        (&["run", "--timeout", "0", "--", "true"], "'0' for '--timeout"),
+        (&["run", "--env-file", "/no/such/file", "--", "true"], "/no/such/file"),
         (&["dance"], "dance"),
     ] {
         let output = adl_command(&home.state()).args(arguments).output().unwrap();
@@ -105,7 +105,7 @@ fn the_state_directory_is_where_it_was_said_to_be() {
     }
     // What would be nowhere is not elsewhere.
     for (variable, options) in [(Some(""), &[][..]), (None, &["--state-dir", ""])] {
-        let output = run(variable, &[&["run"], options, &["true"]].concat());
+        let output = run(variable, &[&["run"], options, &["--", "true"]].concat());
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let told = stderr(&output);
         let named = ["its name is empty", "a value is required for '--state-dir"];
@@ -179,7 +179,7 @@ fn a_program_that_the_filter_ends_is_told_what_it_may_be() {
     let home = Home::new();
     let run = |signal: &str| {
         let script = format!("kill -{signal} $$");
-        adl_command(&home.state()).args(["run", "sh", "-c", &script]).output().unwrap()
+        adl_command(&home.state()).args(["run", "--", "sh", "-c", &script]).output().unwrap()
     };
     let output = run("SYS");
     assert_eq!(output.status.code(), Some(128 + 31));
@@ -200,18 +200,18 @@ fn options_reach_the_command() {
     let environment = run(&["-e", "A=b=c", "--env", "FROM_HERE", "-e", "ABSENT", "--", "env"]);
     assert!(environment.contains("\nA=b=c\nFROM_HERE=taken\n"), "{environment}");
     assert!(!environment.contains("ABSENT"));
-    assert_eq!(run(&["-w", "/tmp", "pwd"]), "/tmp\n");
-    assert_eq!(run(&["--hostname", "some.host", "uname", "-n"]), "some.host\n");
-    assert_eq!(run(&["--name", "known", "uname", "-n"]), "known\n");
-    assert_eq!(run(&["--upper", "memory:4m", "stat", "-fc%b", "/dev/shm"]).trim(), "16384");
+    assert_eq!(run(&["-w", "/tmp", "--", "pwd"]), "/tmp\n");
+    assert_eq!(run(&["--hostname", "some.host", "--", "uname", "-n"]), "some.host\n");
+    assert_eq!(run(&["--name", "known", "--", "uname", "-n"]), "known\n");
+    assert_eq!(run(&["--upper", "memory:4m", "--", "stat", "-fc%b", "/dev/shm"]).trim(), "16384");
     assert_eq!(
-        run(&["--cap-drop", "all", "grep", "CapBnd", "/proc/self/status"]),
+        run(&["--cap-drop", "all", "--", "grep", "CapBnd", "/proc/self/status"]),
         "CapBnd:\t0000000000000000\n"
     );
     // What follows the command is its own.
-    assert_eq!(run(&["echo", "--name", "x", "-e"]), "--name x -e\n");
+    assert_eq!(run(&["--", "echo", "--name", "x", "-e"]), "--name x -e\n");
     if nix::unistd::geteuid().is_root() {
-        let ids = ["sh", "-c", "id -u; id -g; id -G; echo $HOME"];
+        let ids = ["--", "sh", "-c", "id -u; id -g; id -G; echo $HOME"];
         let of = |user| run(&[&["-u", user], &ids[..]].concat());
         assert_eq!(of("12:34"), "12\n34\n34\n/\n");
         assert_eq!(of("nobody"), "65534\n65534\n65534\n/nonexistent\n");
@@ -264,7 +264,7 @@ fn variables_come_from_files_too_and_errors_name_the_line() {
         .collect();
     assert_eq!(set, ["B=\" quoted \" ", "FROM_HERE=taken", "A=2", "C=from an option"]);
 
-    let output = adl(&["--env-file", wrong, "true"]).output().unwrap();
+    let output = adl(&["--env-file", wrong, "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     let told = stderr(&output);
     assert!(told.contains(&format!("{wrong}: line 3: ")), "{told}");
@@ -295,7 +295,7 @@ fn a_command_whose_time_is_up_ends_with_124_and_what_it_wrote_is_there() {
     }
     // One that ends before is as without.
     let mut adl = adl_command(&home.state());
-    let output = adl.args(["run", "--timeout", "1h", "sh", "-c", "exit 3"]).output().unwrap();
+    let output = adl.args(["run", "--timeout", "1h", "--", "sh", "-c", "exit 3"]).output().unwrap();
     assert_eq!((output.status.code(), &*stderr(&output)), (Some(3), ""));
 }
 

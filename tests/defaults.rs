@@ -233,7 +233,6 @@ fn what_no_command_could_start_from_is_refused_when_the_sandbox_is_made() {
         Defaults { user: Some("1:".to_owned()), ..Defaults::default() },
         Defaults { user: Some("4294967295".to_owned()), ..Defaults::default() },
         Defaults { umask: 0o1000, ..Defaults::default() },
-        Defaults { current_dir: "".into(), ..Defaults::default() },
         Defaults {
             rlimits: vec![Rlimit { resource: Resource::OpenFiles, soft: 20, hard: 10 }],
             ..Defaults::default()

@@ -134,7 +134,7 @@ fn a_root_without_the_rights_that_it_takes_is_told_which() {
     let home = Home::new();
     let without = |set: &str| {
         let mut command = Command::new("setpriv");
-        command.arg(format!("--bounding-set={set}")).arg(adl()).args(["run", "true"]);
+        command.arg(format!("--bounding-set={set}")).arg(adl()).args(["run", "--", "true"]);
         command.env("ADL_STATE_DIR", home.state()).stdin(std::process::Stdio::null());
         command.output().unwrap()
     };

@@ -54,8 +54,10 @@ fn options_of_docker_do_what_they_do_there() {
         (format!("--mount=type=bind,\"src={source}\",dst=/m"), "content\nwritten\n"),
         (format!("--mount=source={source},destination=/m,ro=false"), "content\nwritten\n"),
     ] {
-        let output =
-            adl_command(&home.state()).args(["run", &mount, "sh", "-c", writes]).output().unwrap();
+        let output = adl_command(&home.state())
+            .args(["run", &mount, "--", "sh", "-c", writes])
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{mount}: {output:?}");
     }
     for tmpfs in [
@@ -63,7 +65,7 @@ fn options_of_docker_do_what_they_do_there() {
         "--tmpfs=/t:rw,exec,nosuid,nodev,size=0.001g",
         "--mount=type=tmpfs,target=/t,tmpfs-size=1MiB",
     ] {
-        let shown = run(&home, &[tmpfs, "stat", "-fc", "%T %b", "/t"]);
+        let shown = run(&home, &[tmpfs, "--", "stat", "-fc", "%T %b", "/t"]);
         let blocks = shown.trim().strip_prefix("tmpfs ").and_then(|blocks| blocks.parse().ok());
         assert!(blocks.is_some_and(|blocks: u64| (256..=263).contains(&blocks)), "{tmpfs} {shown}");
     }
@@ -72,8 +74,10 @@ fn options_of_docker_do_what_they_do_there() {
         let tmpfs = "--tmpfs=/run:rw,noexec,nosuid,size=65536k";
         let script =
             "grep ' /run ' /proc/mounts; df --output=size /run; cp /bin/true /run; /run/true";
-        let output =
-            adl_command(&home.state()).args(["run", tmpfs, "sh", "-c", script]).output().unwrap();
+        let output = adl_command(&home.state())
+            .args(["run", tmpfs, "--", "sh", "-c", script])
+            .output()
+            .unwrap();
         let shown = String::from_utf8_lossy(&output.stdout);
         let has = |words: &[&str]| words.iter().all(|word| shown.contains(word));
         assert!(has(&["rw,", "noexec", "nosuid", "nodev", "65536\n"]), "{shown}");
@@ -84,33 +88,33 @@ fn options_of_docker_do_what_they_do_there() {
             ("--mount=type=tmpfs,dst=/t,readonly", "touch /t/a || echo no", "no\n"),
             ("--tmpfs=/t:ro,noexec", "touch /t/a || echo no", "no\n"),
         ] {
-            assert_eq!(run(&home, &[option, "sh", "-c", script]), expected, "{option}");
+            assert_eq!(run(&home, &[option, "--", "sh", "-c", script]), expected, "{option}");
         }
     }
     for (arguments, expected) in [
-        (&["--rm", "--init", "echo", "a"][..], "a\n"),
-        (&["--rm=true", "--init=true", "echo", "a"], "a\n"),
-        (&["--entrypoint", "echo", "a", "-n"], "a -n\n"),
+        (&["--rm", "--init", "--", "echo", "a"][..], "a\n"),
+        (&["--rm=true", "--init=true", "--", "echo", "a"], "a\n"),
+        (&["--entrypoint", "echo", "host", "a", "-n"], "a -n\n"),
         (&["--entrypoint", "echo"], "\n"),
         (&["--entrypoint=echo", "--", "--rm"], "--rm\n"),
-        (&["--entrypoint", "", "echo", "a"], "a\n"),
-        (&["--pids-limit", "-1", "echo", "a"], "a\n"),
-        (&["--net", "none", "--security-opt", "no-new-privileges", "echo", "a"], "a\n"),
-        (&["--timeout", "1m30s", "echo", "a"], "a\n"),
-        (&["--oom-score-adj", "300", "cat", "/proc/self/oom_score_adj"], "300\n"),
-        (&["--hostname", "box.example.org", "uname", "-n"], "box.example.org\n"),
+        (&["--entrypoint", "", "host", "echo", "a"], "a\n"),
+        (&["--pids-limit", "-1", "--", "echo", "a"], "a\n"),
+        (&["--net", "none", "--security-opt", "no-new-privileges", "--", "echo", "a"], "a\n"),
+        (&["--timeout", "1m30s", "--", "echo", "a"], "a\n"),
+        (&["--oom-score-adj", "300", "--", "cat", "/proc/self/oom_score_adj"], "300\n"),
+        (&["--hostname", "box.example.org", "--", "uname", "-n"], "box.example.org\n"),
         (
-            &["--device", "/dev/null:rwm", "stat", "-c", "%F", "/dev/null"],
+            &["--device", "/dev/null:rwm", "--", "stat", "-c", "%F", "/dev/null"],
             "character special file\n",
         ),
-        (&["--device", "/dev/zero:/dev/nought:rwm", "head", "-c0", "/dev/nought"], ""),
+        (&["--device", "/dev/zero:/dev/nought:rwm", "--", "head", "-c0", "/dev/nought"], ""),
     ] {
         assert_eq!(run(&home, arguments), expected, "{arguments:?}");
     }
     // A place in the directory of the caller, as docker has it.
     let from_there = |volume: &str| {
         let mut adl = adl_command(&home.state());
-        succeeds(adl.current_dir(source).args(["run", "-v", volume, "ls", "/m"]))
+        succeeds(adl.current_dir(source).args(["run", "-v", volume, "--", "ls", "/m"]))
     };
     assert_eq!([from_there(".:/m"), from_there("./file:/m")], ["file\n", "/m\n"]);
 }
@@ -119,9 +123,11 @@ fn options_of_docker_do_what_they_do_there() {
 fn where_docker_would_mean_something_else_nothing_runs() {
     let home = Home::new();
     // A host name by -h, which is help here.
-    for arguments in
-        [&["run", "-h", "box", "true"][..], &["run", "-hbox", "true"], &["run", "-ith", "box"]]
-    {
+    for arguments in [
+        &["run", "-h", "box", "--", "true"][..],
+        &["run", "-hbox", "--", "true"],
+        &["run", "-ith", "box"],
+    ] {
         assert!(refused(&home, arguments).contains("`--hostname NAME`"), "{arguments:?}");
     }
     for arguments in [&["run", "-h"][..], &["run", "-h", "--rm"], &["run", "--help", "box"]] {
@@ -138,7 +144,8 @@ fn where_docker_would_mean_something_else_nothing_runs() {
         "--mount=type=bind,source=data,target=/d",
     ] {
         let mut adl = adl_command(&home.state());
-        let output = adl.current_dir(home.path("")).args(["run", option, "true"]).output().unwrap();
+        let output =
+            adl.current_dir(home.path("")).args(["run", option, "--", "true"]).output().unwrap();
         assert!(told(output, &[option]).contains("write \"./data\""), "{option}");
     }
     // A protection is not to be switched off for want of a profile.
@@ -152,7 +159,7 @@ fn where_docker_would_mean_something_else_nothing_runs() {
         ("systempaths=unconfined", "/proc"),
         ("no-new-privileges=false", "in any case"),
     ] {
-        let told = refused(&home, &["run", "--security-opt", option, "true"]);
+        let told = refused(&home, &["run", "--security-opt", option, "--", "true"]);
         assert!(told.contains(words) && told.contains(option), "{option}: {told}");
         assert!(!told.contains("unconfined'") && !told.contains("similar"), "{option}: {told}");
     }
@@ -182,6 +189,7 @@ fn limits_of_a_process_have_dockers_names_and_units() {
             "--ulimit=rttime=7",
             "--ulimit=nice=0",
             "--ulimit=rtprio=0",
+            "--",
             "cat",
             "/proc/self/limits",
         ],
@@ -211,9 +219,9 @@ fn limits_of_a_process_have_dockers_names_and_units() {
     // As much as the caller may have, whatever is given where nothing is said.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let limit = format!("--ulimit=nofile={most}");
-    let given = run(&home, &[&limit, "sh", "-c", "ulimit -n; ulimit -Hn"]);
+    let given = run(&home, &[&limit, "--", "sh", "-c", "ulimit -n; ulimit -Hn"]);
     assert_eq!(given, format!("{most}\n{most}\n"));
-    let given = run(&home, &["sh", "-c", "ulimit -Hn"]);
+    let given = run(&home, &["--", "sh", "-c", "ulimit -Hn"]);
     assert_eq!(given, format!("{}\n", most.min(65_536)));
     for (limit, named) in [
         ("nofile=2:1", "soft"),
@@ -224,7 +232,7 @@ fn limits_of_a_process_have_dockers_names_and_units() {
         ("msgqueue=-1", "819200"),
         ("nofile=18446744073709551614", "no more than"),
     ] {
-        let told = refused(&home, &["run", "--ulimit", limit, "true"]);
+        let told = refused(&home, &["run", "--ulimit", limit, "--", "true"]);
         assert!(told.contains("--ulimit") && told.contains(named), "{limit}: {told}");
     }
 }
@@ -235,45 +243,50 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
     for (arguments, instead) in [
         (&["run", "-p", "80:80", "nginx"][..], "--network host"),
         (&["run", "--publish=80:80", "nginx"], "--network host"),
-        (&["run", "-d", "true"], "systemd-run"),
-        (&["run", "-itd", "true"], "systemd-run"),
-        (&["run", "--privileged", "true"], "--cap-add"),
-        (&["run", "--gpus", "all", "true"], "--device"),
-        (&["run", "--restart=always", "true"], "systemd"),
-        (&["run", "--memory-swap", "1g", "true"], "--swap"),
-        (&["run", "--cpu-shares", "512", "true"], "--cpu-weight"),
-        (&["run", "--pid=host", "true"], "namespaces"),
-        (&["run", "--add-host", "a:b", "true"], "/etc/hosts"),
-        (&["run", "--pull=always", "true"], "--image"),
-        (&["run", "--domainname", "example.org", "true"], "--hostname"),
-        (&["run", "--network", "bridge", "true"], "`host`"),
-        (&["run", "-c", "512", "true"], "--cpu-weight"),
+        (&["run", "-d", "--", "true"], "systemd-run"),
+        (&["run", "-itd", "--", "true"], "systemd-run"),
+        (&["run", "--privileged", "--", "true"], "--cap-add"),
+        (&["run", "--gpus", "all", "--", "true"], "--device"),
+        (&["run", "--restart=always", "--", "true"], "systemd"),
+        (&["run", "--memory-swap", "1g", "--", "true"], "--swap"),
+        (&["run", "--cpu-shares", "512", "--", "true"], "--cpu-weight"),
+        (&["run", "--pid=host", "--", "true"], "namespaces"),
+        (&["run", "--add-host", "a:b", "--", "true"], "/etc/hosts"),
+        (&["run", "--pull=always", "--", "true"], "adl image pull"),
+        (&["run", "--domainname", "example.org", "--", "true"], "--hostname"),
+        (&["run", "--network", "bridge", "--", "true"], "`host`"),
+        (&["run", "-c", "512", "--", "true"], "--cpu-weight"),
         (&["shell", "-c", "true"], "'-- -c'"),
         (&["shell", "--privileged"], "--cap-add"),
         (&["run", "--image", "snapshot:absent", "true"], "adl snapshot ls"),
         (&["exec", "x", "true"], "adl run"),
         (&["ps"], "adl gc"),
-        (&["pull", "debian"], "--image"),
+        (&["pull", "debian"], "adl image pull"),
+        (&["images"], "adl image ls"),
+        (&["rmi", "debian"], "`adl image ls`, `inspect` and `rm`"),
+        (&["load"], "adl image import"),
+        (&["build"], "adl image import"),
         (&["cp", "a", "b"], "--copy-in"),
         (&["commit", "a", "b"], "--snapshot"),
         (&["info"], "adl doctor"),
+        (&["run", "Debian"], "capital letters"),
+        (&["run", "a:b:c"], "no tag"),
         (&["system", "df"], "du -sh"),
         (&["system", "prune"], "adl gc"),
         (&["container", "ls"], "adl run"),
         (&["volume", "ls"], "--snapshot"),
         (&["network", "ls"], "--network host"),
-        (&["run", "--runtime", "runsc", "true"], "is the runtime"),
-        (&["run", "--platform", "linux/arm64", "true"], "x86_64"),
-        (&["run", "--secret", "id=x", "true"], "/run/secrets"),
-        (&["run", "--ro", "true"], "--read-only"),
-        (&["run", "--json", "true"], "--result FILE"),
-        (&["run", "--cap-add", "ptrace", "true"], "SYS_PTRACE"),
-        (&["run", "--cap-add", "CAP_Admin", "true"], "SYS_ADMIN"),
-        (&["run", "--rm=false", "true"], "always"),
-        (&["run", "--copy-out", "/etc/passwd:-", "true"], "tar -cf -"),
-        (&["run", "--image", "debian:12", "true"], "docker export"),
-        (&["run", "--mount", "type=volume,source=data,target=/d", "true"], "./data"),
-        (&["run", "--mount", "type=bind,source=/,target=/d,sweet=1", "true"], "`sweet`"),
+        (&["run", "--runtime", "runsc", "--", "true"], "is the runtime"),
+        (&["run", "--platform", "linux/arm64", "--", "true"], "x86_64"),
+        (&["run", "--secret", "id=x", "--", "true"], "/run/secrets"),
+        (&["run", "--ro", "--", "true"], "--read-only"),
+        (&["run", "--json", "--", "true"], "--result FILE"),
+        (&["run", "--cap-add", "ptrace", "--", "true"], "SYS_PTRACE"),
+        (&["run", "--cap-add", "CAP_Admin", "--", "true"], "SYS_ADMIN"),
+        (&["run", "--rm=false", "--", "true"], "always"),
+        (&["run", "--copy-out", "/etc/passwd:-", "--", "true"], "tar -cf -"),
+        (&["run", "--mount", "type=volume,source=data,target=/d", "--", "true"], "./data"),
+        (&["run", "--mount", "type=bind,source=/,target=/d,sweet=1", "--", "true"], "`sweet`"),
     ] {
         let told = refused(&home, arguments);
         assert!(told.contains(instead), "{arguments:?}: {told}");
@@ -282,17 +295,17 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
         return;
     }
     let output =
-        adl_command(&home.state()).args(["run", "-i", "debian:12", "bash"]).output().unwrap();
+        adl_command(&home.state()).args(["run", "-i", "--", "debian", "bash"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127));
-    assert!(stderr(&output).contains("--image"), "{output:?}");
+    assert!(stderr(&output).contains("adl run IMAGE"), "{output:?}");
     // Where it is a path, or an image was named, it was none.
     let image = home.path("image");
     images::small(&image);
     let image = ["--image", image.to_str().unwrap(), "absent"];
-    for arguments in [&image[..], &["./absent"], &["/absent"]] {
+    for arguments in [&image[..], &["--", "./absent"], &["--", "/absent"]] {
         let output = adl_command(&home.state()).arg("run").args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(127));
-        assert!(!stderr(&output).contains("--image"), "{output:?}");
+        assert!(!stderr(&output).contains("adl run IMAGE"), "{output:?}");
     }
 }
 
@@ -305,7 +318,7 @@ fn an_image_in_another_form_is_told_what_it_is() {
     let layout = home.path("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     fs::write(layout.join("blobs/sha256").join("0123456789abcdef".repeat(4)), "a layer").unwrap();
-    fs::write(layout.join("index.json"), "{}").unwrap();
+    fs::write(layout.join("index.json"), r#"{"schemaVersion":2}"#).unwrap();
     fs::write(layout.join("oci-layout"), "{}").unwrap();
     let tar = |top: &Path, names: &[&str]| {
         Command::new("tar").args(["-cf", "-", "-C"]).arg(top).args(names).output().unwrap().stdout
@@ -316,18 +329,20 @@ fn an_image_in_another_form_is_told_what_it_is() {
     fs::write(home.path("saved.tar"), &saved).unwrap();
     fs::write(home.path("dotted.tar"), tar(&layout, &["./oci-layout", "./blobs"])).unwrap();
     fs::write(home.path("plain.tar"), tar(&image, &["."])).unwrap();
-    for (program, name) in [("gzip", "plain.tar.gz"), ("xz", "plain.tar.xz")] {
-        let compress = Command::new(program).args(["-c1"]).arg(home.path("plain.tar")).output();
+    for (program, plain, name) in
+        [("gzip", "saved.tar", "saved.tar.gz"), ("xz", "plain.tar", "plain.tar.xz")]
+    {
+        let compress = Command::new(program).args(["-c1"]).arg(home.path(plain)).output();
         fs::write(home.path(name), compress.unwrap().stdout).unwrap();
     }
     fs::write(home.path("text"), "no archive").unwrap();
     for (name, words) in [
-        ("layout", ["OCI", "docker export"]),
-        ("saved.tar", ["docker save", "docker export"]),
-        ("dotted.tar", ["docker save", "docker export"]),
-        ("plain.tar.gz", ["gzip", "gunzip"]),
+        ("layout", ["neither an index", "layout"]),
+        ("saved.tar", ["neither an index", "saved"]),
+        ("dotted.tar", ["neither an OCI image layout", "docker save"]),
+        ("saved.tar.gz", ["docker save", "gunzip"]),
         ("plain.tar.xz", ["xz", "unxz"]),
-        ("text", ["not an uncompressed tar", "text"]),
+        ("text", ["not a tar archive", "text"]),
     ] {
         let path = home.path(name);
         let told = refused(&home, &["run", "--image", path.to_str().unwrap(), "true"]);
@@ -383,23 +398,23 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         (&["--ids", "many"], &["--ids", "whole number"]),
         (&["-p", "8080:80"], &["`-p`", "--network host", "port"]),
     ] {
-        let told = refused(&home, &[&["run"], arguments, &["true"]].concat());
+        let told = refused(&home, &[&["run"], arguments, &["--", "true"]].concat());
         assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
     }
-    let words = refused(&home, &["run", "--upper", "memory:64", "true"]);
+    let words = refused(&home, &["run", "--upper", "memory:64", "--", "true"]);
     assert!(!words.contains("ADL_STATE_DIR"), "{words}");
-    let words = refused(&home, &["run", "--ids", "10", "true"]);
+    let words = refused(&home, &["run", "--ids", "10", "--", "true"]);
     assert!(words.contains("fewer than the 65536"), "{words}");
     // One that the kernel has for all of the machine.
-    let words = refused(&home, &["run", "--sysctl", "net.core.rmem_max=1", "true"]);
+    let words = refused(&home, &["run", "--sysctl", "net.core.rmem_max=1", "--", "true"]);
     assert!(words.contains("\"net.core.rmem_max\""), "{words}");
     assert!(words.contains("sysctl -w") || words.contains("sysctl -a"), "{words}");
     if nix::unistd::geteuid().is_root() {
-        let told = refused(&home, &["run", "-u", "70000", "true"]);
+        let told = refused(&home, &["run", "-u", "70000", "--", "true"]);
         assert!(told.contains("65535") && !told.contains("os error"), "{told}");
     }
     let mut adl = adl_command(Path::new("/dev/null/state"));
-    let told = told(adl.args(["run", "true"]).output().unwrap(), &[]);
+    let told = told(adl.args(["run", "--", "true"]).output().unwrap(), &[]);
     assert!(told.contains("/dev/null/state") && told.contains("ADL_STATE_DIR"), "{told}");
 }
 
@@ -447,7 +462,7 @@ fn a_full_disk_is_told_with_what_makes_room() {
     fs::create_dir(&full).unwrap();
     // In a mount namespace of its own, with which it goes.
     let script = "mount -t tmpfs -o size=64k,mode=700 tmpfs \"$0\" && head -c 1m /dev/zero \
-                  2>/dev/null >\"$0/file\"; exec \"$1\" --state-dir \"$0\" run true";
+                  2>/dev/null >\"$0/file\"; exec \"$1\" --state-dir \"$0\" run -- true";
     let mut unshare = Command::new("unshare");
     unshare.args(["-m", "sh", "-c", script]).arg(&full).arg(adl());
     let told = told(unshare.output().unwrap(), &[]);
@@ -466,7 +481,7 @@ fn a_volume_with_a_mount_in_it_that_maps_no_ids_names_that_mount() {
     let inner = volume.join("an inner one");
     fs::create_dir_all(&inner).unwrap();
     // In a mount namespace of its own, with which it goes.
-    let script = "mount -t proc proc \"$0/an inner one\" && exec \"$1\" run -v \"$0:/x$2\" true";
+    let script = "mount -t proc proc \"$0/an inner one\" && exec \"$1\" run -v \"$0:/x$2\" -- true";
     let try_as = |mode: &str| {
         let mut unshare = Command::new("unshare");
         unshare.args(["-m", "sh", "-c", script]).arg(&volume).arg(adl()).arg(mode);

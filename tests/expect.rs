@@ -166,6 +166,7 @@ fn package(program: &str) -> &str {
         "chattr" => "e2fsprogs",
         "newuidmap" => "uidmap",
         "java" => "default-jre-headless",
+        "busybox" => "busybox-static",
         "cat" | "stty" | "yes" | "printf" => "coreutils",
         other => other,
     }

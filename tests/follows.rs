@@ -109,6 +109,11 @@ const ALLOWED: &[Allowed] = &[
         "calls of `Files`, which are done inside",
     ),
     ("bin/adl/copies.rs", &[(".metadata", 1)], "a call of `Files`, which is done inside"),
+    (
+        "bin/adl/image.rs",
+        &[(".exists", 1)],
+        "what the caller has named: whether it is there is told, and nothing is opened",
+    ),
     ("bin/adl/environment.rs", &[("File::open", 1)], "what the caller has open, in /dev/fd"),
     (
         "bin/adl/result.rs",
@@ -153,6 +158,12 @@ const ALLOWED: &[Allowed] = &[
     ("cgroup/oom.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("cgroup/processes.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("doctor.rs", &[("fs::read_to_string", 2)], PROC),
+    ("image/layer.rs", &[(".is_dir", 1), (".symlink_metadata", 1)], STATE),
+    (
+        "image/unpack.rs",
+        &[("AtFlags::empty", 1), ("fcntl::open", 1), ("unistd::linkat", 1)],
+        "a new directory in the state directory, and linkat(2), which follows only where told to",
+    ),
     ("files/mod.rs", &[(".metadata", 1)], "a call of its own, which is done inside"),
     (
         "root/etc.rs",
@@ -185,19 +196,37 @@ const ALLOWED: &[Allowed] = &[
     ),
     ("root/host/seen.rs", &[("fcntl::open", 2), ("fcntl::openat", 1)], STATE),
     (
-        "root/once.rs",
+        "store/once.rs",
         &[
             (".is_dir", 2),
             (".metadata", 1),
             (".symlink_metadata", 1),
             ("DirBuilder::new", 1),
-            ("File::open", 2),
+            ("File::open", 3),
             ("fcntl::open", 1),
-            ("fs::rename", 1),
+            ("fs::rename", 2),
             ("fs::symlink_metadata", 2),
         ],
         STATE,
     ),
+    (
+        "image/cache.rs",
+        &[(".is_dir", 1), (".metadata", 1), ("fcntl::open", 2), ("fcntl::openat", 1)],
+        STATE,
+    ),
+    ("image/pull.rs", &[("fcntl::openat", 2)], STATE),
+    (
+        "image/record.rs",
+        &[
+            (".is_dir", 1),
+            (".metadata", 1),
+            (".symlink_metadata", 2),
+            ("fcntl::open", 1),
+            ("fcntl::openat", 4),
+        ],
+        STATE,
+    ),
+    ("image/view.rs", &[("fcntl::open", 1)], STATE),
     (
         "root/private.rs",
         &[

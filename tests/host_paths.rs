@@ -183,8 +183,8 @@ fn what_was_copied_out_leads_nowhere_when_it_is_given_back() {
         (&["-v", "OUT/link:/x:ro"], &["cat", "/x"]),
         (&["-v", "OUT/dir:/x"], &["cat", "/x/shadow"]),
         (&["-v", "OUT/dir:/x:cow"], &["cat", "/x/shadow"]),
-        (&["--image", "OUT/dir"], &["cat", "/shadow"]),
-        (&["--image", "alias/./dir/"], &["cat", "/shadow"]),
+        (&["--image", "./OUT/dir"], &["cat", "/shadow"]),
+        (&["--image", "./alias/./dir/"], &["cat", "/shadow"]),
     ];
     // Of one run, what else it names says where guests write; of another, the option.
     let says: [&[&str]; 4] = [
@@ -533,8 +533,9 @@ fn what_is_no_file_is_told_at_once() {
         let volume = |mode| format!("{odd}:/x:{mode}");
         let (ro, rw, cow) = (volume("ro"), volume("rw"), volume("cow"));
         let below = format!("/etc/passwd:{odd}/x");
+        let image = if odd.starts_with('/') { odd.to_owned() } else { format!("./{odd}") };
         let options: [&[&str]; 7] = [
-            &["--image", odd],
+            &["--image", &image],
             &["--env-file", odd],
             &["-v", &ro],
             &["-v", &rw],

@@ -90,7 +90,7 @@ fn a_number_of_ids_that_can_not_be_is_refused() {
     }
     let user = OrdinaryUser::new();
     let mut adl = user.command(user.adl());
-    let output = adl.args(["run", "--ids", "100000", "true"]).output().unwrap();
+    let output = adl.args(["run", "--ids", "100000", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     let said = stderr(&output);
     assert!(said.contains("make the sandbox as root"), "{said}");
@@ -104,7 +104,7 @@ fn the_one_id_of_an_ordinary_user_is_the_number_that_was_asked_for() {
     let user = OrdinaryUser::new();
     let run = |who: &str, script: &str| {
         let mut adl = user.command(user.adl());
-        succeeds(adl.args(["run", "--user", who, "sh", "-c", script]))
+        succeeds(adl.args(["run", "--user", who, "--", "sh", "-c", script]))
     };
     let me = "id -u; id -g; id -G; echo $HOME; echo new > /tmp/file; stat -c '%u %g' /tmp/file
         grep -c . /proc/self/uid_map; grep CapEff /proc/self/status";
@@ -125,7 +125,7 @@ fn the_one_id_of_an_ordinary_user_is_the_number_that_was_asked_for() {
     // There is no one else.
     for who in ["nobody", "1000:nogroup"] {
         let mut adl = user.command(user.adl());
-        let output = adl.args(["run", "--user", who, "true"]).output().unwrap();
+        let output = adl.args(["run", "--user", who, "--", "true"]).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{who}");
         let said = stderr(&output);
         assert!(said.contains("by number"), "{who}: {said}");

@@ -321,7 +321,7 @@ fn a_relative_image_is_found_from_the_callers_directory() {
     let home = Home::new();
     images::small(&home.path("image"));
     let mut adl = crate::harness::adl_command(&home.state());
-    adl.args(["run", "--image", "image", "sh", "-c", "echo hi"]).current_dir(home.path(""));
+    adl.args(["run", "--image", "./image", "sh", "-c", "echo hi"]).current_dir(home.path(""));
     assert_eq!(crate::harness::succeeds(&mut adl), "hi\n");
 }
 

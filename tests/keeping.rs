@@ -56,7 +56,7 @@ fn a_snapshot_is_made_of_what_has_succeeded() {
     assert_eq!(names(&home), ["failed", "good"]);
     assert_eq!(adl(&home, &["run", "--image", "snapshot:failed", "cat", "/root/f"]), "kept\n");
     for option in ["--snapshot-always", "--replace"] {
-        let output = try_adl(&home, &["run", option, "true"]);
+        let output = try_adl(&home, &["run", option, "--", "true"]);
         assert_eq!(output.status.code(), Some(125));
         assert!(stderr(&output).contains("--snapshot <NAME>"), "{output:?}");
     }

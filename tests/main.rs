@@ -47,6 +47,7 @@ mod host_image;
 mod host_paths;
 mod ids;
 mod images;
+mod images_oci;
 mod inheritance;
 mod init;
 mod input;

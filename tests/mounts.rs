@@ -590,7 +590,7 @@ fn a_source_stays_what_it_was_for_forks_from_elsewhere() {
     assert!(matches!(made, Err(Error::Invalid { what: "mount", .. })), "{made:?}");
     // The command line is where a relative path comes from.
     let mut adl = adl_command(&home.state());
-    adl.args(["run", "-v", "./one:/data", "--snapshot", "relative", "true"]);
+    adl.args(["run", "-v", "./one:/data", "--snapshot", "relative", "--", "true"]);
     succeeds(adl.current_dir(home.path("")));
     let relative = adl_runtime::Snapshot::open(Some(&home.state()), "relative").unwrap();
     let config = relative.config();

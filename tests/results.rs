@@ -107,7 +107,7 @@ fn more_output_than_may_be_is_told_and_what_came_before_is_passed_on() {
     let (output, _) = told(&home, &["--output-limit", "1k", "--", "sh", "-c", "echo first; yes"]);
     assert!(output.stdout.starts_with(b"first\ny\n"));
     let mut adl = adl_command(&home.state());
-    let output = adl.args(["run", "--tty", "--output-limit", "1", "true"]).output().unwrap();
+    let output = adl.args(["run", "--tty", "--output-limit", "1", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
 }
 

@@ -563,8 +563,10 @@ fn the_command_line_keeps_and_lists_and_removes() {
     assert_eq!(adl(&["run", "--image", "snapshot:one", "--", "cat", "/root/file"]), "kept\n");
     let changes = adl(&["snapshot", "changes", "one"]);
     assert_eq!(changes, "A /etc/added\nD /etc/nsswitch.conf\nA /root/file\n");
-    let again =
-        adl_command(&home.state()).args(["run", "--snapshot", "one", "true"]).output().unwrap();
+    let again = adl_command(&home.state())
+        .args(["run", "--snapshot", "one", "--", "true"])
+        .output()
+        .unwrap();
     assert_eq!(again.status.code(), Some(125));
     assert!(stderr(&again).contains("in use"), "{}", stderr(&again));
     // What can't come about is told before the work is done.

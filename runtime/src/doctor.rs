@@ -206,7 +206,7 @@ fn remedy_of(error: &Error) -> &str {
         Error::Io { .. } | Error::Invalid { .. } => {
             "set ADL_STATE_DIR to a directory in which the calling user may write"
         }
-        _ => "report this, with what `adl run true` says",
+        _ => "report this, with what `adl run -- true` says",
     }
 }
 

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use crate::config::name::check_name;
 use crate::error::Result;
-use crate::root::once;
+use crate::images;
 use crate::snapshot;
 use crate::store::State;
 use crate::store::collected::{Collected, no_place};
 use crate::store::directories::Directories;
 use crate::store::directory::is_aside;
+use crate::store::once;
 
 /// Removes what was left on disk by who has died, and returns the names of that: sandboxes,
 /// snapshots without a name that no one uses any more, images that were not made to their end.
@@ -34,6 +35,7 @@ pub(crate) fn collect(state: &State) -> Result<Vec<String>> {
     let mut collected = Collected::default();
     collect_sandboxes(state.sandboxes(), &mut collected);
     snapshot::collect(state, &mut collected);
+    images::collect(state, &mut collected);
     once::collect(state, &mut collected);
     collected.finish_pass();
     collected.done()

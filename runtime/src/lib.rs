@@ -164,7 +164,7 @@
 //!   ordinary users, and a file system for the state directory on which an overlay can be.
 //! - A sandbox of an ordinary user has one user, 0.
 //! - Most of [`Limits`] need cgroups that the caller may make (`docs/limits.md`).
-//! - There is no image but directories, plain tar archives, snapshots and the host's programs.
+//! - Images of registries are fetched by `skopeo`, `podman` or `docker`.
 //!
 //! # Where state lies
 //!
@@ -197,6 +197,8 @@ mod error;
 mod exit;
 mod files;
 mod garbage;
+mod image;
+mod images;
 mod job;
 mod mirror;
 mod root;
@@ -213,7 +215,7 @@ pub use cgroup::stats::Stats;
 pub use config::capabilities::{Capabilities, Capability};
 pub use config::defaults::{Defaults, Resource, Rlimit};
 pub use config::host_path::HostPath;
-pub use config::image::Image;
+pub use config::image::{Image, ImageConfig};
 pub use config::limits::{IoLimit, Limits};
 pub use config::mount::{Access, Mount, TmpfsOptions};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
@@ -223,6 +225,8 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
+pub use image::options::{Progress, PullOptions};
+pub use images::{ImageInfo, Images};
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::captures::OutputStream;
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};

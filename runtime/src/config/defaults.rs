@@ -1,7 +1,7 @@
 //! What commands and file calls of a sandbox start from.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adl_protocol::limits;
@@ -33,17 +33,20 @@ use crate::error::{Error, Result};
 #[serde(default)]
 pub struct Defaults {
     /// Environment variables, beside those that every command has ([`crate::Command`]). Of two with
-    /// one name the last counts. The record of a snapshot keeps them, in a file that only the
-    /// caller's user can read: what is secret is better given to each command.
+    /// one name the last counts; those of the image
+    /// ([`ImageConfig`](crate::ImageConfig)) come before all of them. The record of a snapshot keeps
+    /// them, in a file that only the caller's user can read: what is secret is better given to each
+    /// command.
     #[serde(with = "bytes::pairs")]
     pub env: Vec<(OsString, OsString)>,
     /// Where commands start, and what relative paths of file calls lead from: a path in the
-    /// sandbox, `/` by default. It is not made.
+    /// sandbox. It is not made. An empty one, which is the default, is that of the image
+    /// ([`ImageConfig`](crate::ImageConfig)), or `/`.
     #[serde(with = "bytes")]
     pub current_dir: PathBuf,
     /// Who runs commands and makes file calls, as [`crate::Command::user`] takes it. By default
-    /// root of the sandbox. Where an ordinary user makes the sandbox, a number here is the one id
-    /// that there is inside, and no one is root.
+    /// the user of the image, or root of the sandbox. Where an ordinary user makes the sandbox, a
+    /// number here is the one id that there is inside, and no one is root.
     pub user: Option<String>,
     /// The file mode creation mask (`umask(2)`), 0o022 by default.
     pub umask: u32,
@@ -63,7 +66,7 @@ impl Default for Defaults {
     fn default() -> Self {
         Self {
             env: Vec::new(),
-            current_dir: PathBuf::from("/"),
+            current_dir: PathBuf::new(),
             user: None,
             umask: 0o022,
             rlimits: Vec::new(),
@@ -132,9 +135,8 @@ impl Defaults {
             check_variable(name.as_encoded_bytes(), value.as_encoded_bytes())?;
         }
         let directory = self.current_dir.as_os_str().as_encoded_bytes();
-        if directory.is_empty() || directory.contains(&0) || directory.len() > limits::MAX_PATH {
-            let why =
-                format!("{:?} is no path: empty, a byte 0 in it, or too long", self.current_dir);
+        if directory.contains(&0) || directory.len() > limits::MAX_PATH {
+            let why = format!("{:?} is no path: a byte 0 in it, or too long", self.current_dir);
             return Err(Error::invalid("directory", why));
         }
         check_umask(self.umask)?;
@@ -146,6 +148,15 @@ impl Defaults {
             }
         }
         Ok(())
+    }
+}
+
+impl Defaults {
+    /// Has commands start in the image's directory, or at the top, unless the caller said where.
+    pub(crate) fn settle_directory(&mut self, of_image: Option<&Path>) {
+        if self.current_dir.as_os_str().is_empty() {
+            self.current_dir = Path::new("/").join(of_image.unwrap_or(Path::new("")));
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! What the root file system of a sandbox is at first.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::host_path::HostPath;
@@ -18,6 +21,10 @@ pub(crate) enum Kind {
     Directory(HostPath),
     Archive(HostPath),
     Snapshot(String),
+    /// Named in a registry.
+    Reference(String),
+    /// An archive or a directory with images in layers, and which of them.
+    Layers(HostPath, Option<String>),
 }
 
 impl Image {
@@ -40,11 +47,35 @@ impl Image {
         Self(Kind::Directory(path.into()))
     }
 
-    /// A tar archive of one (ustar, pax or GNU, not compressed), as `docker export` writes it. It
-    /// is unpacked by the first sandbox that is made of it, and again when the file has changed;
-    /// devices in it are left out, as are extended attributes.
+    /// A tar archive of one (ustar, pax or GNU; plain, or compressed by gzip or zstd), as `docker
+    /// export` writes it. It is unpacked by the first sandbox that is made of it, and again when the
+    /// file has changed, with owners, times and extended attributes, file capabilities among them.
+    /// An ordinary user owns all that is unpacked, and devices are left out. An archive is refused
+    /// that leads out of itself, or is a bomb: `docs/layers.md` has the limits.
     pub fn archive(path: impl Into<HostPath>) -> Self {
         Self(Kind::Archive(path.into()))
+    }
+
+    /// An image of a registry, as `debian:12` or `registry:5000/team/app@sha256:…`, by docker's
+    /// rules for what is left out. One that is not in the state directory is fetched by the first
+    /// sandbox that is made of it, with `skopeo`, or else `podman` or `docker`, and so by their
+    /// logins and mirrors; from then on there is no network in it. [`Images::pull`] fetches it
+    /// before, or again, and tells of the progress.
+    ///
+    /// What it says of commands in it ([`ImageConfig`]) holds where [`Config::defaults`] say
+    /// nothing else.
+    ///
+    /// [`Config::defaults`]: crate::Config::defaults
+    /// [`Images::pull`]: crate::Images::pull
+    pub fn reference(name: impl Into<String>) -> Self {
+        Self(Kind::Reference(name.into()))
+    }
+
+    /// An image in layers in a file or a directory: what `docker save` and `podman save` write, or
+    /// an OCI image layout, as a directory or as a tar archive of one. Where several images are in
+    /// it, `which` names one. Its layers are unpacked by the first sandbox that is made of it.
+    pub fn layers(path: impl Into<HostPath>, which: Option<&str>) -> Self {
+        Self(Kind::Layers(path.into(), which.map(str::to_owned)))
     }
 
     /// A snapshot of a sandbox, by its name in the state directory; see [`crate::Snapshot`]. Any
@@ -52,4 +83,36 @@ impl Image {
     pub fn snapshot(name: impl Into<String>) -> Self {
         Self(Kind::Snapshot(name.into()))
     }
+}
+
+/// What an image in layers says of the commands that are run in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageConfig {
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+    /// Where commands start; it is made if it is missing.
+    pub working_dir: Option<PathBuf>,
+    /// Who runs commands: `USER` or `USER:GROUP`, each a name or a number.
+    pub user: Option<String>,
+    /// The program that is run, and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments of it, or the program where there is none; a caller's own come in their place.
+    pub cmd: Vec<String>,
+    /// The signal that asks it to end, as `SIGQUIT` or a number.
+    pub stop_signal: Option<String>,
+    /// What its makers say of it.
+    pub labels: BTreeMap<String, String>,
+    /// The ports that it listens on, as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// When it was made, as RFC 3339 has it.
+    pub created: Option<String>,
+}
+
+/// What is known of the commands of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageSays {
+    pub(crate) config: ImageConfig,
+    /// Who its user is, and that user's group, by its own `/etc/passwd`.
+    pub(crate) ids: Option<(u32, u32)>,
 }

@@ -85,12 +85,12 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// What came out of the sandbox would have harmed the host, as a name with a `/` in it: it was
-    /// refused, and nothing was made of it.
-    #[error("refused what came from the sandbox: {why}")]
+    /// What came out of the sandbox, or of an archive, would have harmed the host, as a name with a
+    /// `/` in it: it was refused, and nothing was made of it.
+    #[error("refused, since it might harm the host: {why}")]
     Refused {
         /// What was wrong.
-        why: &'static str,
+        why: String,
     },
     /// The sandbox has died, or another thread has reset it meanwhile or made a snapshot of it:
     /// what was asked for, or a part of it, was not done.
@@ -111,6 +111,24 @@ pub enum Error {
     #[error("there is no snapshot named {name:?} in the state directory")]
     NoSnapshot {
         /// The name.
+        name: String,
+    },
+    /// There is no image of this name in the state directory, and none could be fetched.
+    #[error(
+        "there is no image {image} in the state directory, and {program} can't fetch it: {why}"
+    )]
+    Pull {
+        /// The whole name of the image: the registry, where it is looked for, comes first.
+        image: String,
+        /// What was to fetch it.
+        program: &'static str,
+        /// What that says.
+        why: String,
+    },
+    /// There is no image of this name in the state directory.
+    #[error("there is no image {name:?} in the state directory")]
+    NoImage {
+        /// The name, or a digest.
         name: String,
     },
     /// It belongs to another process, of which the calling one is a fork; nothing was done. A fork
@@ -284,7 +302,7 @@ pub enum ErrorKind {
     /// What was tried inside failed by the rights, files and programs there. Tell whoever asked for
     /// it.
     Inside,
-    /// What came out of the sandbox breaks the rules. Don't trust what is inside.
+    /// What came out of the sandbox, or of an archive, breaks the rules. Don't trust what is inside.
     Violation,
     /// An operation of the host failed. Tell an administrator.
     Host,
@@ -303,7 +321,8 @@ impl Error {
             | Self::ForkedProcess { .. }
             | Self::Deleted
             | Self::NameInUse { .. }
-            | Self::NoSnapshot { .. } => ErrorKind::Invalid,
+            | Self::NoSnapshot { .. }
+            | Self::NoImage { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
             Self::Undelivered { why, .. } => why.kind(),
@@ -322,7 +341,9 @@ impl Error {
             Self::Io { source, .. } | Self::Setup { source, .. } if is_short(source) => {
                 ErrorKind::Temporary
             }
-            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } => ErrorKind::Host,
+            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } | Self::Pull { .. } => {
+                ErrorKind::Host
+            }
         }
     }
 
@@ -351,6 +372,10 @@ impl Error {
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { what, why: why.into() }
+    }
+
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        Self::Refused { why: why.into() }
     }
 
     /// Whether a disk, or a limit on it, is full.

@@ -161,11 +161,7 @@ impl Files {
         let mut report = CopyReport::default();
         let mut pipe = Incoming::new(output, call.deadline)?.beside(call.job());
         let received = receive(&mut pipe, &self.copy_options(), &mut report).and_then(|()| {
-            if pipe.is_at_end()? {
-                Ok(())
-            } else {
-                Err(Error::Refused { why: "more than one tree" })
-            }
+            if pipe.is_at_end()? { Ok(()) } else { Err(Error::refused("more than one tree")) }
         });
         match received {
             Ok(()) => call.finish().map(|()| report),

@@ -92,7 +92,7 @@ impl Files {
             let name = name.strip_suffix(b"\0").unwrap_or(name);
             let kind = FileKind::ALL.get(usize::from(*kind));
             if !adl_protocol::is_plain_name(name) {
-                return Err(Error::Refused { why: "a name that no directory can have" });
+                return Err(Error::refused("a name that no directory can have"));
             }
             entries.push(DirEntry {
                 name: OsStr::from_bytes(name).to_owned(),

@@ -1,17 +1,11 @@
 //! What is given as an archive of a root file system, and is in another form.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-
-/// What compressed files begin with, who compresses so, and what undoes it.
-const COMPRESSED: [(&[u8], &str, &str); 5] = [
-    (b"\x1f\x8b", "gzip", "gunzip -k"),
-    (b"\xfd7zXZ\0", "xz", "unxz -k"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
-    (b"BZh", "bzip2", "bunzip2 -k"),
-    (b"PK\x03\x04", "zip", "unzip"),
-];
 
 /// The size of a header of tar, and what sizes of content are rounded up to.
 const BLOCK: usize = 512;
@@ -19,32 +13,44 @@ const BLOCK: usize = 512;
 /// How many headers are looked at.
 const LOOKED_AT: usize = 4;
 
-/// Refuses what is no plain archive of a root file system, by its beginning, and says what to do.
+/// Refuses what is no archive of a root file system, by its beginning, and says what to do.
 ///
 /// # Errors
 /// [`Error::Invalid`]
 pub(crate) fn check(path: &Path, beginning: &[u8]) -> Result<()> {
-    let no_image = |why: String| Err(Error::invalid("image", format!("{path:?} {why}")));
-    for (magic, by, undo) in COMPRESSED {
-        if beginning.starts_with(magic) {
-            return no_image(format!("is compressed by {by}: unpack it first, by `{undo}`"));
-        }
-    }
     if holds_layers(beginning) {
-        return no_image(LAYERS.to_owned());
+        return Err(Error::invalid("image", format!("{path:?} {LAYERS}")));
     }
     Ok(())
 }
 
-/// What is said of an image in layers, behind its path.
-const LAYERS: &str = "holds an image in layers, as `docker save` and OCI tools write it: make one \
-    archive of its files by `docker create --name x IMAGE` and `docker export x > x.tar`";
+/// What is said of an image in layers, behind its path. One that is not compressed is taken as one.
+const LAYERS: &str = "holds an image in layers, as `docker save` and OCI tools write it, and is \
+    compressed: unpack it first, by `gunzip -k` or `unzstd`";
 
-/// Whether all the first names are those of an image in layers, one of them beyond doubt.
+/// How much of an archive is looked at.
+const BEGINNING: u64 = 16 << 10;
+
+/// Whether an archive that is not compressed holds an image in layers, and no root file system.
+pub(crate) fn is_in_layers(archive: &HostPath) -> Result<bool> {
+    let file = File::from(archive.locate()?.open_file("image")?);
+    let mut beginning = Vec::new();
+    let read = file.take(BEGINNING).read_to_end(&mut beginning);
+    read.map_err(Error::at("read", &archive.full_path()))?;
+    Ok(holds_layers(&beginning))
+}
+
+/// Whether all the first names are those of an image in layers, one of them beyond doubt: where all
+/// of a directory was packed, one that no root file system has.
 fn holds_layers(beginning: &[u8]) -> bool {
     let names: Vec<&[u8]> = Names { rest: beginning }.take(LOOKED_AT).collect();
-    names.iter().all(|name| *name == b"blobs" || is_of_layers(name))
-        && names.iter().any(|name| is_of_layers(name))
+    let is_directory = names.first().is_some_and(|name| name.is_empty());
+    let names = names.get(usize::from(is_directory)..).unwrap_or_default();
+    let is_sure = |name: &&[u8]| match is_directory {
+        true => *name == b"oci-layout" || name.starts_with(b"blobs/sha256"),
+        false => is_of_layers(name),
+    };
+    names.iter().all(|name| *name == b"blobs" || is_of_layers(name)) && names.iter().any(is_sure)
 }
 
 fn is_of_layers(name: &[u8]) -> bool {
@@ -106,11 +112,13 @@ mod tests {
         for names in [
             &["blobs/", "blobs/sha256/", &blob, "index.json"][..],
             &["./oci-layout", "./index.json"],
+            &["./", "./index.json", "./oci-layout"],
+            &["./", "./blobs/", "./blobs/sha256/", "./index.json"],
             &[&old],
             &[&format!("{hash}.json"), "manifest.json"],
         ] {
             let refused = check(Path::new("x"), &archive(names)).unwrap_err().to_string();
-            assert!(refused.contains("docker export"), "{names:?}: {refused}");
+            assert!(refused.contains("gunzip"), "{names:?}: {refused}");
         }
         for names in [
             &[][..],

@@ -1,8 +1,10 @@
 //! Images, opened: a list of stacks of layers, the root's first.
 
+use std::path::PathBuf;
+
 use crate::config::Upper;
 use crate::config::host_path::HostPath;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack, StackKind};
 use crate::root::{host, unpack};
@@ -37,6 +39,25 @@ impl OpenedImage {
         ids: Option<Subordinate>,
     ) -> Result<Self> {
         Self::directory(state, &unpack::archive(state, path, ids)?.into(), upper)
+    }
+
+    /// Directories on one another, the topmost first.
+    pub(crate) fn layers(state: &State, paths: &[PathBuf], upper: Upper) -> Result<Self> {
+        if matches!(upper, Upper::Btrfs { .. }) && paths.len() > 1 {
+            return Err(Error::Unsupported {
+                what: "a btrfs upper of an image in layers".to_owned(),
+                why: format!("its {} layers would have to be one", paths.len()),
+                fix: "use the upper `disk`".to_owned(),
+            });
+        }
+        let open = |path: &PathBuf| Source::directory("open image", &path.into()).map(Layer::Image);
+        let layers = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        if layers.is_empty() {
+            return Err(Error::invalid("image", "it has no layers"));
+        }
+        let kind = StackKind::Overlay;
+        let root = Stack { at: PathBuf::new(), layers, changed: 0, kind, is_volume: false };
+        Self::of_stacks(state, vec![root], upper)
     }
 
     fn of_stacks(state: &State, mut stacks: Vec<Stack>, upper: Upper) -> Result<Self> {

@@ -1,11 +1,10 @@
 //! Opens what the root file system of a sandbox is made of, as a configuration names it.
 
 pub(crate) mod etc;
-mod form;
+pub(crate) mod form;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod mounts;
-pub(crate) mod once;
 mod private;
 pub(crate) mod source;
 pub(crate) mod stack;

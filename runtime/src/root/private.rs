@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::root::host::{etc, rule};
-use crate::root::once::{self, PRIVATE};
+use crate::store::once::{self, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::id_ranges;

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,10 @@ use nix::unistd::pipe2;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::layer::{UnpackOptions, flat};
 use crate::root::form;
-use crate::root::once::make_once;
 use crate::root::source::Source;
+use crate::store::once::make_once;
 use crate::store::subordinate::{Subordinate, with_ids};
 use crate::store::{State, btrfs};
 use crate::sys::open::{self, Location, Purpose};
@@ -26,7 +26,8 @@ use crate::wait::Deadline;
 ///
 /// # Errors
 /// [`Error::Invalid`] for what is no archive, [`Error::Refused`] for one that leads out of itself,
-/// [`Error::Io`] for what could not be read or made. Nothing of it is left then.
+/// [`Error::TooLarge`] for a bomb, [`Error::Io`] for what could not be read or made. Nothing of it
+/// is left then.
 pub(crate) fn archive(
     state: &State,
     archive: &HostPath,
@@ -41,19 +42,21 @@ pub(crate) fn archive(
         name = format!("{name}-{uid}-{gid}");
     }
     make_once(state, &name, |aside| {
-        let mut bytes = BufReader::with_capacity(1 << 20, file);
-        form::check(archive, bytes.fill_buf().map_err(Error::at("read", archive))?)?;
-        copy(aside, ids, |to, options, report| transfer::from_tar(&mut bytes, to, options, report))
+        let options = UnpackOptions { ids, ..UnpackOptions::default() };
+        flat(aside, Box::new(file), &options, |beginning| form::check(archive, beginning))
+            .map(drop)
             .map_err(|error| no_archive(archive, error))
     })
 }
 
 /// Says of which file it is, and what may be the matter.
 fn no_archive(path: &Path, error: Error) -> Error {
+    const KNOWN: &str = "is not a tar archive, plain or compressed by gzip or zstd";
     match error {
-        Error::Invalid { why, .. } => {
-            Error::invalid("image", format!("{path:?} is not an uncompressed tar archive: {why}"))
+        Error::Invalid { what: "archive", why } => {
+            Error::invalid("image", format!("{path:?} {KNOWN}: {why}"))
         }
+        Error::Refused { why } => Error::refused(format!("{path:?}: {why}")),
         other => other,
     }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
+use crate::config::image::{ImageConfig, ImageSays};
 use crate::config::limits::Limits;
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
@@ -60,6 +61,8 @@ pub struct Sandbox {
     state: State,
     /// The first of the ids outside that the ids from 0 on inside are, and their number.
     id_range: Option<(u32, u32)>,
+    /// What its image says of commands.
+    says: Option<Arc<ImageSays>>,
     /// What commands and file calls are asked of.
     lives: Arc<Lives>,
     /// Of the instance that there is now.
@@ -92,7 +95,7 @@ impl Sandbox {
     /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
     /// failed. Whatever the error, nothing is left behind.
     pub fn create(config: Config) -> Result<Self> {
-        let plan = Arc::new(Plan::new(config)?);
+        let plan = Plan::new(config)?;
         remover::with_descriptors(|| {
             let state = State::open(plan.config().state_directory.as_deref())?;
             collect_once(&state);
@@ -107,7 +110,7 @@ impl Sandbox {
 
     /// Builds one where what this process has removed may be in the way still: a btrfs gives the
     /// room back in the background.
-    fn build_when_there_is_room(plan: &Arc<Plan>, state: &State) -> Result<Self> {
+    fn build_when_there_is_room(plan: &Plan, state: &State) -> Result<Self> {
         let end = Instant::now() + ROOM_TO_CREATE;
         remover::finish_within(ROOM_TO_CREATE);
         loop {
@@ -122,9 +125,10 @@ impl Sandbox {
     }
 
     /// Opens what the plan names, and builds a first instance on that.
-    fn build(plan: &Arc<Plan>, state: &State) -> Result<Self> {
+    fn build(plan: &Plan, state: &State) -> Result<Self> {
+        let image = Arc::new(Root::open(plan.config(), state)?);
+        let plan = &Arc::new(plan.on_image(image.says.as_deref())?);
         let config = plan.config();
-        let image = Arc::new(Root::open(config, state)?);
         let layout = image.layout()?;
 
         // The order is that of what takes time: while the child becomes init, the rest is made
@@ -148,9 +152,10 @@ impl Sandbox {
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();
         let id_range = ids.as_deref().map(|ids| (ids.base(), ids.length()));
+        let says = image.says.clone();
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
-        Ok(Self { name, plan, state, id_range, lives, init_pid, now })
+        Ok(Self { name, plan, state, id_range, says, lives, init_pid, now })
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
@@ -425,6 +430,14 @@ impl Sandbox {
         hold.replace(None);
         drop(hold);
         now.instance.end()
+    }
+
+    /// What its image says of the commands that are run in it, where that is one in layers, or a
+    /// snapshot of a sandbox on one. Its environment, directory and user are what commands start
+    /// from already, below [`Config::defaults`](crate::Config::defaults); its program
+    /// ([`ImageConfig::entrypoint`], [`ImageConfig::cmd`]) is for the caller to run.
+    pub fn image_config(&self) -> Option<&ImageConfig> {
+        self.says.as_ref().map(|says| &says.config)
     }
 
     /// Kills every process in it, those that commands have left behind among them, and returns

@@ -3,6 +3,7 @@
 use adl_protocol::{DEV_SIZE, Strings};
 
 use crate::cgroup;
+use crate::config::image::ImageSays;
 use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp, Sysfs, sysctl};
@@ -17,7 +18,7 @@ pub(crate) const PID_MAX: &str = "kernel/pid_max";
 
 /// What every life of a sandbox is built from, beside its root file system and its cgroups, which
 /// it may come to have others of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// As it was given, with absolute paths: for the record of a snapshot.
     config: Config,
@@ -72,6 +73,25 @@ impl Plan {
         })
     }
 
+    /// With what an image says of commands below what the caller does.
+    pub(crate) fn on_image(&self, says: Option<&ImageSays>) -> Result<Self> {
+        let Some(ImageSays { config: image, ids }) = says else {
+            let mut this = self.clone();
+            this.config.defaults.settle_directory(None);
+            return Ok(this);
+        };
+        let mut config = self.config.clone();
+        let defaults = &mut config.defaults;
+        let env = image.env.iter().map(|(name, value)| (name.into(), value.into()));
+        let own = std::mem::take(&mut defaults.env);
+        defaults.env = env.chain(own).collect();
+        defaults.settle_directory(image.working_dir.as_deref());
+        if defaults.user.is_none() {
+            defaults.user = image.user.as_deref().map(|user| user_of(user, *ids));
+        }
+        Self::new(config)
+    }
+
     /// Whether there is a `/sys`.
     pub(crate) fn has_sysfs(&self, has_cgroups: bool) -> bool {
         match self.config.sysfs {
@@ -118,6 +138,17 @@ impl Plan {
     /// What it would have been made of with other limits.
     pub(crate) fn config_with(&self, limits: Limits) -> Config {
         Config { limits, ..self.config.clone() }
+    }
+}
+
+/// Who an image's user is, whose ids are these. One by name has the groups of its name, but where
+/// there is one id. One by number has the group that docker gives it.
+fn user_of(user: &str, ids: Option<(u32, u32)>) -> String {
+    let name = user.split(':').next().unwrap_or_default();
+    let is_number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    match ids {
+        Some((uid, gid)) if is_number || !id_ranges::caller_may_map() => format!("{uid}:{gid}"),
+        _ => user.trim_end_matches(':').to_owned(),
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use adl_protocol::{Access, limits};
 
-use crate::config::image::Kind;
+use crate::config::image::{ImageSays, Kind};
 use crate::config::{Config, RootAccess, Upper};
 use crate::error::{Error, Result};
-use crate::root::etc;
+use crate::image;
 use crate::root::image::OpenedImage;
 use crate::root::mounts::{self, OpenedMount};
 use crate::root::stack::{Layer, Stack, StackKind};
+use crate::root::{etc, form};
 use crate::snapshot::{self, Lease};
 use crate::store::State;
 use crate::store::directory::Layout;
@@ -32,12 +33,16 @@ pub(crate) struct Root {
     pub(crate) etc: Vec<&'static CStr>,
     /// The topmost snapshot among the layers; the others can't go before it.
     pub(crate) lease: Option<Arc<Lease>>,
+    /// The image in layers that it lies on.
+    _image: Option<Arc<image::Lease>>,
+    /// What that says of commands in it, or what the snapshot has kept of that.
+    pub(crate) says: Option<Arc<ImageSays>>,
 }
 
 impl Root {
     /// Checks and opens all that a configuration names.
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
-        let (opened, lease) = open_image(config, state)?;
+        let Opening { opened, lease, image, says } = open_image(config, state)?;
         let root = opened.stacks.first();
         let etc = as_owner(|| etc::names(config.etc_files, config.network, root))?;
         let access = match config.root {
@@ -48,7 +53,8 @@ impl Root {
         let mut mounts: Vec<_> =
             of_image.map(|stack| OpenedMount::Stack { stack, access }).collect();
         mounts.extend(mounts::open(&config.mounts, &opened.volumes)?);
-        let this = Self { mounts, upper: config.upper, etc, lease };
+        let upper = config.upper;
+        let this = Self { mounts, upper, etc, lease, _image: image, says: says.map(Arc::new) };
         this.check_size()?;
         this.check_layers(0)?;
         Ok(this)
@@ -170,20 +176,46 @@ impl Root {
     }
 }
 
-/// Opens the image, and the snapshot that it is.
-fn open_image(config: &Config, state: &State) -> Result<(OpenedImage, Option<Arc<Lease>>)> {
-    let upper = config.upper;
-    let opened = match &config.image.0 {
+/// An image, opened, and what keeps it there.
+#[derive(Default)]
+struct Opening {
+    opened: OpenedImage,
+    lease: Option<Arc<Lease>>,
+    image: Option<Arc<image::Lease>>,
+    says: Option<ImageSays>,
+}
+
+/// Opens the image, fetching it if need be.
+fn open_image(config: &Config, state: &State) -> Result<Opening> {
+    let Config { upper, ids, .. } = *config;
+    let unpacked = match &config.image.0 {
         Kind::Snapshot(name) => {
             let (opened, lease) = snapshot::open_image(state, name, upper)?;
-            return Ok((opened, Some(lease)));
+            let says = lease.says().cloned();
+            return Ok(Opening { opened, lease: Some(lease), image: None, says });
         }
-        Kind::Directory(path) => OpenedImage::directory(state, path, upper)?,
+        Kind::Reference(name) => image::of_reference(state, name, ids)?,
+        Kind::Layers(path, which) => image::of_layers(state, path, which.as_deref(), ids)?,
+        Kind::Directory(path) => {
+            return Opening::plain(OpenedImage::directory(state, path, upper)?);
+        }
+        Kind::Archive(path) if form::is_in_layers(path)? => {
+            image::of_layers(state, path, None, ids)?
+        }
         Kind::Archive(path) => {
-            let ids = Subordinate::asked_for(config.ids)?;
-            OpenedImage::archive(state, path, upper, ids)?
+            let ids = Subordinate::asked_for(ids)?;
+            return Opening::plain(OpenedImage::archive(state, path, upper, ids)?);
         }
-        Kind::Host => OpenedImage::host(state, upper)?,
+        Kind::Host => return Opening::plain(OpenedImage::host(state, upper)?),
     };
-    Ok((opened, None))
+    let opened = OpenedImage::layers(state, &unpacked.layers, upper)?;
+    let image::Cached { says, lease, .. } = unpacked;
+    Ok(Opening { opened, lease: None, image: Some(lease), says: Some(says) })
+}
+
+impl Opening {
+    /// Of what says nothing of commands.
+    fn plain(opened: OpenedImage) -> Result<Self> {
+        Ok(Self { opened, ..Self::default() })
+    }
 }

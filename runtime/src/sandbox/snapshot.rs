@@ -74,7 +74,14 @@ impl Sandbox {
         let root = Arc::clone(root);
         let stacks: Vec<_> = root.uppers().collect();
         let config = self.plan.config_with(now.limits.clone());
-        let pending = PendingSnapshot::begin(&self.state, directory, &config, &stacks, name)?;
+        let pending = PendingSnapshot::begin(
+            &self.state,
+            directory,
+            &config,
+            root.says.as_deref(),
+            &stacks,
+            name,
+        )?;
         let next = self.start_next(now.ids.as_ref())?;
         let layout = Layout { subvolume: None, ..root.layout()? };
         let mut directory = self.state.make_aside(&layout)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::record::{self, Record, open_record, read};
 use super::removal::remove_unused;
+use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
 use crate::root::stack::{Layer, Stack};
 use crate::store::State;
@@ -155,6 +156,11 @@ impl Lease {
 
     pub(super) fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// What the image that it lies on says of commands in it.
+    pub(crate) fn says(&self) -> Option<&ImageSays> {
+        self.record.says.as_ref()
     }
 
     /// Opens its stacks, but the sources of volumes and the parts of snapshots.

@@ -10,6 +10,7 @@ mod removal;
 mod replace;
 mod users;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use self::record::{Record, names, write_record};
 pub(crate) use self::removal::collect;
 use self::removal::remove;
 use self::users::Entry;
-use crate::config::image::Image;
+use crate::config::image::{Image, ImageSays};
 use crate::config::{Config, Upper};
 use crate::error::{Error, Result};
 use crate::root::image::OpenedImage;
@@ -208,6 +209,23 @@ pub(crate) fn open_image(
     Ok((opened, this))
 }
 
+/// The images in the state directory that snapshots lie on, by the names of their directories.
+///
+/// # Errors
+/// [`Error::Io`] where it can't be read what one lies on.
+pub(crate) fn images_in_use(state: &State) -> Result<Vec<(SnapshotName, OsString)>> {
+    let Some(directories) = state.snapshots_if_any()? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for name in names(&directories)? {
+        // One that was removed meanwhile lies on nothing.
+        let Some(file) = record::open_record(&directories, &name)? else { continue };
+        let record = record::read(&file, &name)
+            .map_err(Error::at("read", &record::path(&directories, &name)))?;
+        found.extend(record.images().map(|image| (name.clone(), image.to_owned())));
+    }
+    Ok(found)
+}
+
 /// A snapshot that is being made.
 pub(crate) struct PendingSnapshot {
     /// The state directory.
@@ -228,6 +246,7 @@ impl PendingSnapshot {
         state: &State,
         directory: &SandboxDirectory,
         config: &Config,
+        says: Option<&ImageSays>,
         stacks: &[(&Stack, PartName)],
         name: Option<SnapshotName>,
     ) -> Result<Self> {
@@ -251,7 +270,7 @@ impl PendingSnapshot {
         };
         users::make(directory.as_fd())
             .map_err(Error::at("make a directory in", directory.path()))?;
-        let (record, file) = write_record(state, directory, config, stacks, &this.name)?;
+        let (record, file) = write_record(state, directory, config, says, stacks, &this.name)?;
         if let Some(below) = record.below() {
             let entry = Entry::of(&this.name, &file)
                 .map_err(Error::at("stat the record in", directory.path()))?;

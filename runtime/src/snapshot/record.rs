@@ -3,6 +3,7 @@
 //! No guest can write one, but what is read is looked at as if one had: whose the file is and of
 //! which kind, how much there is of it, and that it says what is written here and nothing else.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::config::host_path::HostPath;
+use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack, StackKind};
@@ -43,6 +45,9 @@ pub(crate) struct Record {
     form: u32,
     /// Of the sandbox that it was made of, without a name.
     pub(super) config: Config,
+    /// What the image that it lies on says of commands in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) says: Option<ImageSays>,
     #[serde(rename = "trees")]
     stacks: Vec<StackRecord>,
 }
@@ -74,6 +79,7 @@ impl Record {
     fn new(
         state: &State,
         config: &Config,
+        says: Option<&ImageSays>,
         stacks: &[(&Stack, PartName)],
         name: &SnapshotName,
     ) -> Self {
@@ -95,7 +101,7 @@ impl Record {
             }
         });
         let config = Config { name: None, state_directory: None, ..config.clone() };
-        Self { form: FORM, config, stacks: stacks.collect() }
+        Self { form: FORM, config, says: says.cloned(), stacks: stacks.collect() }
     }
 
     /// Whether its root is a subvolume.
@@ -138,6 +144,15 @@ impl Record {
             }
         }
         self.own_parts_are_of(to);
+    }
+
+    /// The images of the state directory that it lies on, by the names of their directories.
+    pub(super) fn images(&self) -> impl Iterator<Item = &OsStr> {
+        let layers = self.stacks.iter().flat_map(|stack| &stack.layers);
+        layers.filter_map(|layer| match layer {
+            LayerRecord::Directory { path } if is_image(path.path()) => path.path().iter().nth(1),
+            _ => None,
+        })
     }
 
     /// Opens its stacks, but the sources of volumes and the parts of snapshots.
@@ -386,10 +401,11 @@ pub(super) fn write_record(
     state: &State,
     directory: &SandboxDirectory,
     config: &Config,
+    says: Option<&ImageSays>,
     stacks: &[(&Stack, PartName)],
     name: &SnapshotName,
 ) -> Result<(Record, File)> {
-    let record = Record::new(state, config, stacks, name);
+    let record = Record::new(state, config, says, stacks, name);
     let path = directory.path().join(RECORD);
     let text = serde_json::to_vec_pretty(&record)
         .map_err(|error| Error::at("write", &path)(io::Error::from(error)))?;

@@ -10,6 +10,7 @@ pub(crate) mod init_record;
 #[cfg(test)]
 mod loop_disk;
 pub(crate) mod name;
+pub(crate) mod once;
 pub(crate) mod own_file;
 pub(crate) mod quota;
 pub(crate) mod remover;

@@ -3,13 +3,14 @@
 //! The library has no unsafe code but here and in the modules below.
 #![expect(unsafe_code, reason = "system calls")]
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::sys::socket::MsgFlags;
 
+pub(crate) mod child;
 pub(crate) mod clone;
 mod creator;
 pub(crate) mod id_ranges;
@@ -301,8 +302,7 @@ pub(crate) fn extended_attribute<'a>(
     }
 }
 
-/// Sets an extended attribute of an open file: for tests, where overlayfs would.
-#[cfg(test)]
+/// Sets an extended attribute of an open file (`fsetxattr(2)`).
 pub(crate) fn set_extended_attribute(
     file: BorrowedFd<'_>,
     name: &CStr,
@@ -314,6 +314,30 @@ pub(crate) fn set_extended_attribute(
         libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.0, value.1, 0)
     };
     nix::errno::Errno::result(result).map(drop)
+}
+
+/// Removes an extended attribute of an open file (`fremovexattr(2)`).
+pub(crate) fn remove_extended_attribute(file: BorrowedFd<'_>, name: &CStr) -> nix::Result<()> {
+    // SAFETY: a valid descriptor and a NUL-ended name.
+    let result = unsafe { libc::fremovexattr(file.as_raw_fd(), name.as_ptr()) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// The names of the extended attributes of an open file (`flistxattr(2)`), which no one else
+/// changes.
+pub(crate) fn extended_attributes(file: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
+    // The longest list that the kernel gives (`XATTR_LIST_MAX`).
+    let mut buffer = vec![0_u8; 64 << 10];
+    // SAFETY: a valid descriptor, and a buffer with its length.
+    let length =
+        unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let length = match nix::errno::Errno::result(length) {
+        Err(nix::errno::Errno::EOPNOTSUPP) => 0,
+        length => usize::try_from(length?).unwrap_or(0),
+    };
+    let names = buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == 0);
+    let name = |name: &[u8]| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned);
+    Ok(names.filter_map(name).collect())
 }
 
 /// Whether something holds in a child of fork(2), which ends then, without what is done at the end

@@ -96,6 +96,25 @@ pub(crate) fn entry(
     openat2(directory, path, OpenHow::new().flags(flags).resolve(resolve))
 }
 
+/// Makes a file below a directory, where there is nothing, not even a link, and through none. Its
+/// owner may read and write it.
+pub(crate) fn create_beneath(
+    directory: impl AsFd,
+    path: &(impl NixPath + ?Sized),
+) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_WRONLY
+        | OFlag::O_CREAT
+        | OFlag::O_EXCL
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    openat2(directory, path, OpenHow::new().flags(flags).mode(mode).resolve(resolve))
+}
+
 /// Finds what a path leads to for a program of which a directory is the root, without a look at
 /// anything else of it.
 ///

@@ -94,8 +94,13 @@ impl PathCursor {
     }
 
     /// The number of directories from the top to here.
-    pub(super) fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         self.spot.depth()
+    }
+
+    /// How many of `names` lead from the top to here or above.
+    pub(crate) fn common(&self, names: &[&CStr]) -> usize {
+        self.trail.common(names)
     }
 
     /// Goes up; returns the directory that was left and its name, or `None` at the top.
@@ -108,7 +113,7 @@ impl PathCursor {
     }
 
     /// The path of something here, relative to the top.
-    pub(super) fn path(&self, name: &CStr) -> PathBuf {
+    pub(crate) fn path(&self, name: &CStr) -> PathBuf {
         self.trail.path(name)
     }
 }

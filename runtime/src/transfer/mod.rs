@@ -10,7 +10,7 @@ mod diff;
 mod pipe;
 mod read;
 mod sender;
-mod tar;
+pub(crate) mod tar;
 mod write;
 
 #[cfg(test)]
@@ -191,6 +191,12 @@ impl Trail {
         CString::from_vec_with_nul(self.bytes.split_off(start)).ok()
     }
 
+    /// How many of `names` lead from the top to here or above.
+    fn common(&self, names: &[&CStr]) -> usize {
+        let here = self.bytes.split_inclusive(|byte| *byte == 0);
+        here.zip(names).take_while(|(one, other)| *one == other.to_bytes_with_nul()).count()
+    }
+
     /// The path of something in that directory, relative to the top, which has an empty name.
     fn path(&self, name: &CStr) -> PathBuf {
         let mut path: Vec<u8> =
@@ -207,7 +213,7 @@ impl Trail {
 fn plain_name(name: Strings<'_>) -> Result<CString> {
     let name = name.single().ok_or(Error::Protocol { why: "a name that is not one" })?;
     if !is_plain_name(name.to_bytes()) {
-        return Err(Error::Refused { why: "a name that no directory can have" });
+        return Err(Error::refused("a name that no directory can have"));
     }
     Ok(name.to_owned())
 }

@@ -470,7 +470,7 @@ impl Receiver<'_> {
             .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
             .collect();
         if names.len() > MAX_DEPTH || !names.iter().all(|name| is_plain_name(name.to_bytes())) {
-            return Err(Error::Refused { why: "a hard link to what is not in the tree" });
+            return Err(Error::refused("a hard link to what is not in the tree"));
         }
         let why = "a hard link to nothing";
         let (last, way) = names.split_last().ok_or(Error::Protocol { why })?;
@@ -490,7 +490,7 @@ impl Receiver<'_> {
         // The number of a file that was replaced may have become a link's.
         let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
         if !is_file || !self.made.contains(&identity) {
-            return Err(Error::Refused { why: "a hard link to what is not of this copy" });
+            return Err(Error::refused("a hard link to what is not of this copy"));
         }
         let is_there = self.stat(name).is_ok_and(|stat| Identity::of(&stat) == identity);
         if !is_there {

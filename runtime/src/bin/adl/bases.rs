@@ -53,31 +53,27 @@ impl Named {
     }
 }
 
-/// A directory, or else an archive.
+/// A directory, one with an image in layers, or else an archive.
 fn image_at(path: HostPath) -> CliResult<Image> {
     let name = path.full_path();
-    let told = |why: &str| Err(format!("--image {}: {why}", name.display()).into());
     match path.open_dir() {
-        Ok(directory) if holds_layers(directory.as_fd()) => told(
-            "the directory holds an image in layers, as OCI tools write it: make a directory or an \
-             archive of its files, by `docker export` or `umoci unpack`",
-        ),
+        Ok(directory) if holds_layers(directory.as_fd()) => Ok(Image::layers(path, None)),
         Ok(_) => Ok(Image::directory(path)),
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
             Ok(Image::archive(path))
         }
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => told(
-            "there is no such directory or file. adl has no registry: `docker create --name x \
-             IMAGE` and `docker export x > x.tar` make an archive of an image",
-        ),
-        Err(error) => told(&error.to_string()),
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            let why = "there is no such directory or file";
+            Err(format!("the image {}: {why}", name.display()).into())
+        }
+        Err(error) => Err(format!("the image {}: {error}", name.display()).into()),
     }
 }
 
 /// Whether it is no root file system, but what is to be unpacked to one.
 fn holds_layers(directory: BorrowedFd<'_>) -> bool {
     let has = |name: &str| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
-    !has("usr") && !has("bin") && (has("oci-layout") || has("manifest.json"))
+    !has("usr") && !has("bin") && (has("index.json") || has("manifest.json"))
 }
 
 /// Directories that guests may write or have written, by their file systems and numbers there: one

@@ -9,7 +9,7 @@ use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand
 
 use crate::output::print;
 use crate::values::CliResult;
-use crate::{bench, docker, doctor, gc, manual, run, sections, snapshot};
+use crate::{bench, docker, doctor, gc, image, manual, run, sections, snapshot};
 
 /// What help of adl itself ends with.
 fn help() -> String {
@@ -41,6 +41,9 @@ enum Commands {
     Run(Box<run::RunOptions>),
     /// Run a shell in a new sandbox
     Shell(Box<run::ShellOptions>),
+    /// Fetch, import, list and remove images in layers
+    #[command(subcommand)]
+    Image(image::Commands),
     /// List, export and remove what was kept of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::Commands),
@@ -59,8 +62,9 @@ enum Commands {
 impl Commands {
     fn run(self, state: Option<&Path>) -> CliResult<ExitCode> {
         match self {
-            Self::Run(options) => run::main(&options, state),
+            Self::Run(options) => run::main(*options, state),
             Self::Shell(options) => run::shell(*options, state),
+            Self::Image(command) => image::main(&command, state),
             Self::Snapshot(command) => snapshot::main(&command, state),
             Self::Bench(options) => bench::main(&options, state),
             Self::Doctor(options) => doctor::main(&options, state),
@@ -81,9 +85,14 @@ pub(crate) fn main(arguments: Vec<OsString>) -> CliResult<ExitCode> {
         print(command.render_help().to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let matches = command.try_get_matches_from_mut(arguments);
+    let matches = command.try_get_matches_from_mut(&arguments);
     match matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
-        Ok(cli) => cli.command.run(cli.state_dir.as_deref()),
+        Ok(mut cli) => {
+            if let Commands::Run(options) = &mut cli.command {
+                options.look_at(&arguments);
+            }
+            cli.command.run(cli.state_dir.as_deref())
+        }
         // Help or the version, which was asked for.
         Err(message) if message.kind() == ErrorKind::DisplayHelp && names_a_host => {
             Err("-h is for help, alone; the host name is set by `--hostname NAME`".into())

@@ -77,14 +77,15 @@ const OPTIONS: &[(&[&str], &str)] = &[
         &["--volumes-from", "--volume-driver"],
         "name each directory by `-v`, or keep what was written by `--snapshot NAME`",
     ),
+    (&["--pull"], "an image that is not there is fetched; `adl image pull NAME` fetches it again"),
     (
-        &["--pull", "--disable-content-trust"],
-        "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
-         writes it",
+        &["--disable-content-trust"],
+        "registries are asked as `skopeo` is configured: `/etc/containers/policy.json`",
     ),
     (
         &["--platform"],
-        "programs are run by this machine's kernel as they are: take an image of its kind, x86_64",
+        "programs are run by this machine's kernel as they are, and of an image for several kinds of \
+         machines the part for this one is taken, linux/amd64 (x86_64)",
     ),
     (&["--runtime", "--isolation"], "adl is the runtime, and there is no other: leave it out"),
     (
@@ -143,12 +144,19 @@ const COMMANDS: &[(&[&str], &str)] = &[
     ),
     (&["cp"], "`adl run --copy-in FROM:TO --copy-out FROM:TO` copies, or mount by `-v`"),
     (
-        &[
-            "pull", "push", "images", "image", "build", "load", "import", "login", "tag", "rmi",
-            "search", "logout", "history", "manifest",
-        ],
-        "adl has no registry: `--image` names a directory or a tar archive, as `docker export` \
-         writes it, or `snapshot:NAME`; `adl snapshot ls` lists those",
+        &["pull", "images", "rmi", "history", "manifest"],
+        "`adl image pull NAME` fetches an image, `adl image ls`, `inspect` and `rm` list, show and \
+         remove them",
+    ),
+    (
+        &["build", "load", "import", "tag"],
+        "adl builds no images: `adl image import PATH NAME` takes what `docker save` and OCI tools \
+         write",
+    ),
+    (
+        &["push", "login", "logout", "search"],
+        "registries are for `skopeo`, whose logins adl uses to fetch images: `skopeo login`, \
+         `skopeo copy`",
     ),
     (
         &["info", "version"],

@@ -12,6 +12,7 @@ mod docker;
 mod doctor;
 mod environment;
 mod gc;
+mod image;
 mod in_order;
 mod inside;
 mod keep;
@@ -69,6 +70,7 @@ fn text_of(error: &(dyn std::error::Error + 'static)) -> String {
 /// What to type about an error of the library, which does not know this program.
 fn advice(error: &Error) -> Option<&'static str> {
     match error {
+        Error::NoImage { .. } => Some("`adl image ls` lists them"),
         Error::NoSnapshot { .. } => Some("`adl snapshot ls` lists them"),
         Error::Unsupported { what, .. } if what == "a limit of disk space" => {
             Some("that is `--upper memory:SIZE`")

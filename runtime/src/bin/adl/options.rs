@@ -48,11 +48,11 @@ pub(crate) struct SandboxOptions {
 // What the root is made of, and the names of the sandbox. (A doc comment would be help.)
 #[derive(Args)]
 struct RootOptions {
-    /// A directory with a root file system, a tar archive of one, `snapshot:NAME`, or `host` for
-    /// the programs of this machine
-    #[arg(long, default_value = "host", value_hint = ValueHint::AnyPath)]
-    #[arg(value_parser = of_bytes(image))]
-    image: ImageOption,
+    /// An image of a registry, as debian:12; a path that begins with / or ./ of a directory with a
+    /// root file system, of a tar archive of one, or of what `docker save` and OCI tools write;
+    /// `snapshot:NAME`; or `host` for the programs of this machine, which is the default
+    #[arg(long, value_hint = ValueHint::AnyPath, value_parser = of_bytes(image))]
+    image: Option<ImageOption>,
 
     /// Trust no symbolic link in DIR, in which sandboxes have written, as in what was copied out:
     /// where an option names a path of this machine below DIR, no link there is followed
@@ -122,10 +122,13 @@ impl CapabilityOptions {
     }
 }
 
+/// An image, as it is named on the command line.
 #[derive(Clone)]
-enum ImageOption {
+pub(crate) enum ImageOption {
     Known(Image),
     Path(PathBuf),
+    /// In a registry.
+    Name(String),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -144,9 +147,30 @@ enum SecurityOption {
 }
 
 impl SandboxOptions {
+    /// Whether an image is named by an option.
+    pub(crate) fn names_image(&self) -> bool {
+        self.root.image.is_some()
+    }
+
+    /// Names one.
+    pub(crate) fn set_image(&mut self, image: ImageOption) {
+        self.root.image = Some(image);
+    }
+
+    /// The image of a registry that is named.
+    pub(crate) fn reference(&self) -> Option<&str> {
+        match &self.root.image {
+            Some(ImageOption::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether the programs are this machine's.
     pub(crate) fn has_host_image(&self) -> bool {
-        matches!(&self.root.image, ImageOption::Known(image) if *image == Image::host())
+        match &self.root.image {
+            None => true,
+            Some(image) => matches!(image, ImageOption::Known(image) if *image == Image::host()),
+        }
     }
 
     /// Where guests may write or have written, of this machine; `targets` among it.
@@ -177,8 +201,10 @@ impl SandboxOptions {
             ..Config::default()
         };
         match image {
-            ImageOption::Known(image) => config.image = image.clone(),
-            ImageOption::Path(path) => named.image = Some(path.clone()),
+            None => {}
+            Some(ImageOption::Known(image)) => config.image = image.clone(),
+            Some(ImageOption::Path(path)) => named.image = Some(path.clone()),
+            Some(ImageOption::Name(name)) => config.image = Image::reference(name),
         }
         self.inside.apply(&mut config);
         if self.read_only {
@@ -196,12 +222,19 @@ impl SandboxOptions {
     }
 }
 
-fn image(text: &OsStr) -> Result<ImageOption, &'static str> {
-    let snapshot = text.to_str().and_then(|text| text.strip_prefix("snapshot:"));
-    Ok(match snapshot {
+/// Reads the name of an image. What could be a name and a path is a name, as docker has it.
+pub(crate) fn image(text: &OsStr) -> Result<ImageOption, &'static str> {
+    const PATHS: [&str; 3] = ["/", "./", "../"];
+    let bytes = text.as_encoded_bytes();
+    let is_path = PATHS.iter().any(|beginning| bytes.starts_with(beginning.as_bytes()));
+    if is_path || text == "." || text == ".." {
+        return Ok(ImageOption::Path(text.into()));
+    }
+    let name = text.to_str().ok_or("no name of an image; a path begins with / or ./")?;
+    Ok(match name.strip_prefix("snapshot:") {
         Some(name) => ImageOption::Known(Image::snapshot(name)),
-        None if text == "host" => ImageOption::Known(Image::host()),
-        None => ImageOption::Path(text.into()),
+        None if name == "host" => ImageOption::Known(Image::host()),
+        None => ImageOption::Name(name.to_owned()),
     })
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use adl_runtime::{Command, EndReason, Error, ExitStatus, Sandbox, Stage, Upper};
+use adl_runtime::{Command, EndReason, Error, ExitStatus, ImageConfig, Sandbox, Stage, Upper};
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
@@ -19,19 +19,30 @@ use crate::output::say;
 use crate::result::{Outcome, ResultFile};
 use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
-use crate::{limits, sections, session, streams, sys};
+use crate::{image, limits, options, sections, session, streams, sys};
+
+const RUN_USAGE: &str = "\
+adl run [OPTIONS] IMAGE [COMMAND [ARGUMENT]...]
+       adl run [OPTIONS] --image IMAGE [COMMAND [ARGUMENT]...]
+       adl run [OPTIONS] -- COMMAND [ARGUMENT]...";
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
-#[command(override_usage = "adl run [OPTIONS] [--] COMMAND [ARGUMENT]...")]
+#[command(override_usage = RUN_USAGE)]
 #[command(after_help = sections::help("run"))]
 pub(crate) struct RunOptions {
-    /// The program, and all that follows: arguments of its own, options among them
-    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
-    #[arg(value_hint = ValueHint::CommandWithArguments)]
-    command: Vec<OsString>,
+    /// The image, as --image takes it; then COMMAND, a program with all that follows as its
+    /// arguments, options among them. Without it, what the image says is run. After --image or a --
+    /// there is COMMAND alone
+    #[arg(value_name = "IMAGE", trailing_var_arg = true)]
+    #[arg(value_hint = ValueHint::AnyPath)]
+    words: Vec<OsString>,
 
-    /// Run PROGRAM, with COMMAND and what follows as its arguments
+    /// Whether a `--` comes before these, so that no image does.
+    #[arg(skip)]
+    is_command: bool,
+
+    /// Run PROGRAM in place of what the image says, with what follows the image as its arguments
     #[arg(long, value_name = "PROGRAM", help_heading = "Command")]
     entrypoint: Option<OsString>,
 
@@ -55,39 +66,95 @@ pub(crate) struct ShellOptions {
 /// The shells that there may be, the best first.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 
+impl RunOptions {
+    /// Looks whether a `--` comes before what is no option. These are the last arguments.
+    pub(crate) fn look_at(&mut self, arguments: &[OsString]) {
+        let before = arguments.len().checked_sub(self.words.len() + 1);
+        let before = before.and_then(|at| arguments.get(at));
+        self.is_command = !self.words.is_empty() && before.is_some_and(|before| before == "--");
+    }
+}
+
+/// What is to be run.
+enum Program<'a> {
+    /// What the image says, or `words`; the image comes before them or is named by an option.
+    OfImage { words: &'a [OsString], is_first: bool },
+    /// The first of these that there is, with arguments.
+    Named(&'a [&'a OsStr], &'a [OsString]),
+}
+
+impl Program<'_> {
+    /// The programs, of which the first that there is is run, and its arguments, as docker has it.
+    fn settle(&self, image: Option<&ImageConfig>) -> CliResult<(Vec<OsString>, Vec<OsString>)> {
+        let given = match *self {
+            Self::Named(programs, arguments) => {
+                let programs = programs.iter().map(|program| (*program).to_owned());
+                return Ok((programs.collect(), arguments.to_vec()));
+            }
+            Self::OfImage { words, .. } => words,
+        };
+        let of = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let (mut all, cmd) =
+            image.map(|image| (of(&image.entrypoint), of(&image.cmd))).unwrap_or_default();
+        all.extend(if given.is_empty() { cmd } else { given.to_vec() });
+        let mut all = all.into_iter();
+        match all.next() {
+            Some(program) => Ok((vec![program], all.collect())),
+            None => Err("no command to run: the image says none, so name one behind it".into()),
+        }
+    }
+}
+
 /// `adl run`
-pub(crate) fn main(options: &RunOptions, state: Option<&Path>) -> CliResult<ExitCode> {
-    // As with docker, an empty one is none.
-    match options.entrypoint.as_ref().filter(|program| !program.is_empty()) {
-        Some(program) => run(&options.options, &[program], &options.command, state),
-        None => match options.command.split_first() {
-            Some((program, arguments)) => run(&options.options, &[program], arguments, state),
+pub(crate) fn main(mut options: RunOptions, state: Option<&Path>) -> CliResult<ExitCode> {
+    let mut words = std::mem::take(&mut options.words);
+    let mut is_first = false;
+    if !options.options.sandbox.names_image() && !options.is_command && !words.is_empty() {
+        let name = words.remove(0);
+        options.options.sandbox.set_image(options::image(&name)?);
+        is_first = true;
+        // What is behind it is no option of adl's in any case.
+        if words.first().is_some_and(|word| word == "--") {
+            words.remove(0);
+        }
+    }
+    let has_image = options.options.sandbox.names_image();
+    if !has_image && words.is_empty() && options.entrypoint.is_none() {
+        return Err("no image and no command to run; try `adl run --help`".into());
+    }
+    match &options.entrypoint {
+        // As with docker, an empty one is none.
+        Some(program) if program.is_empty() => match words.split_first() {
+            Some((program, arguments)) => {
+                run(&options.options, &Program::Named(&[program], arguments), state)
+            }
             None => Err("no command to run; try `adl run --help`".into()),
         },
+        Some(program) => run(&options.options, &Program::Named(&[program], &words), state),
+        None => run(&options.options, &Program::OfImage { words: &words, is_first }, state),
     }
 }
 
 /// `adl shell`
 pub(crate) fn shell(mut options: ShellOptions, state: Option<&Path>) -> CliResult<ExitCode> {
     options.options.tty |= io::stdin().is_terminal();
-    run(&options.options, &SHELLS.map(OsStr::new), &options.arguments, state)
+    run(&options.options, &Program::Named(&SHELLS.map(OsStr::new), &options.arguments), state)
 }
 
-/// Runs the first of some programs that there is, and writes the result where one is asked for.
+/// Runs a program, and writes the result where one is asked for.
 fn run(
     options: &CommandOptions,
-    programs: &[impl AsRef<OsStr>],
-    arguments: &[OsString],
+    program: &Program<'_>,
     state: Option<&Path>,
 ) -> CliResult<ExitCode> {
     let mut outcome = Outcome::default();
     let Some(path) = &options.result else {
-        let code = run_told(options, programs, arguments, state, None, &mut outcome)?;
+        let code = run_told(options, program, state, None, &mut outcome)?;
         return Ok(ExitCode::from(code));
     };
     let mut file = ResultFile::open(path, &options.bases())?;
     let place = file.place()?;
-    let ended = run_told(options, programs, arguments, state, Some(place), &mut outcome);
+    let ended = run_told(options, program, state, Some(place), &mut outcome);
     if let Err(error) = &ended {
         outcome.failed(crate::text_of(error.as_ref()));
     }
@@ -99,12 +166,11 @@ fn run(
     ended.map(ExitCode::from)
 }
 
-/// Runs the first of some programs that there is, and keeps what is to be told of it. `result` is
-/// the file that no copy may replace.
+/// Runs a program, and keeps what is to be told of it. `result` is the file that no copy may
+/// replace.
 fn run_told(
     options: &CommandOptions,
-    programs: &[impl AsRef<OsStr>],
-    arguments: &[OsString],
+    program: &Program<'_>,
     state: Option<&Path>,
     result: Option<(u64, u64)>,
     outcome: &mut Outcome,
@@ -120,6 +186,12 @@ fn run_told(
         return Err(WHY.into());
     }
     let keep = options.keep.check(&config)?;
+    if let Some(name) = options.sandbox.reference() {
+        image::pull_if_missing(name, &config).map_err(|error| match program {
+            Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
+            _ => error,
+        })?;
+    }
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
     let mut mask: SigSet = FORWARDED.into_iter().collect();
@@ -151,15 +223,16 @@ fn run_told(
         }
         mask.thread_block()?;
     }
-    let prepare = |command: &mut Command| prepare(command.args(arguments), options, &environment);
+    let (programs, arguments) = program.settle(sandbox.image_config())?;
+    let prepare = |command: &mut Command| prepare(command.args(&arguments), options, &environment);
     let ended = if options.tty {
         // Where its time is up, and nothing tells of its end, it is asked for that.
         let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
-        let child = start(&sandbox, programs, prepare, Command::spawn)?;
+        let child = start(&sandbox, &programs, prepare, Command::spawn)?;
         let run = |mut child| session::run(&mut child, &sandbox, &signals, pause);
         child.map(|child| run(child).map(|status| (status, None)))
     } else {
-        let job = start(&sandbox, programs, prepare, Command::background)?;
+        let job = start(&sandbox, &programs, prepare, Command::background)?;
         job.map(|job| streams::run(&job, &signals))
     };
     let mut has_succeeded = false;
@@ -178,8 +251,10 @@ fn run_told(
             outcome.not_started(&error);
             say(&error);
             let code = exit_code_of(&error);
-            if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(programs) {
-                say("the programs are those of this machine; an image is named by --image");
+            if code == NOT_FOUND && options.sandbox.has_host_image() && is_no_path(&programs) {
+                say(
+                    "the programs are those of this machine; an image comes first: `adl run IMAGE`",
+                );
             }
             code
         }

@@ -16,10 +16,10 @@ use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
 use crate::root::host::etc::HostImage;
+use crate::root::private;
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack};
-use crate::root::{once, private};
-use crate::store::State;
+use crate::store::{State, once};
 use crate::sys::id_ranges;
 use crate::sys::open::DIRECTORY;
 use crate::sys::stamp::Stamp;

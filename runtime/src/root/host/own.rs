@@ -15,9 +15,9 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
-use crate::root::once::{self, OWN};
 use crate::store::State;
 use crate::store::contents::entries;
+use crate::store::once::{self, OWN};
 use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
 use crate::sys::stamp::Stamp;
 

@@ -272,7 +272,7 @@ impl Exporter<'_> {
     fn whiteout(&mut self, name: &CStr) -> Result<()> {
         let name = [WHITEOUT, name.to_bytes()].concat();
         if name.len() > adl_protocol::MAX_NAME {
-            return Err(Error::Refused { why: "a deletion whose mark would be too long a name" });
+            return Err(Error::refused("a deletion whose mark would be too long a name"));
         }
         self.sender.empty_file(&CString::new(name).unwrap_or_default())
     }
@@ -281,7 +281,7 @@ impl Exporter<'_> {
     /// something instead.
     fn check(&self, name: &CStr) -> Result<()> {
         if self.what == Export::Layer && name.to_bytes().starts_with(WHITEOUT) {
-            return Err(Error::Refused { why: "a name that begins with `.wh.`, in a layer" });
+            return Err(Error::refused("a name that begins with `.wh.`, in a layer"));
         }
         Ok(())
     }

@@ -98,9 +98,7 @@ impl Exporter<'_> {
                     let (key, link) = file_of(&self.way, target)?;
                     let is_itself = key == self.way.key(&name);
                     if is_itself || self.kinds.get(&key) != Some(&Kind::File) {
-                        return Err(Error::Refused {
-                            why: "a hard link to what is not of this copy",
-                        });
+                        return Err(Error::refused("a hard link to what is not of this copy"));
                     }
                     let path = self.begin(&name, Kind::File)?;
                     let attributes = Attributes { mode: 0o644, ..Attributes::default() };
@@ -146,7 +144,7 @@ impl Exporter<'_> {
         let before = self.kinds.insert(self.way.key(name), kind);
         let is_directory = |kind| kind == Kind::Directory;
         if before.is_some_and(|before| is_directory(before) != is_directory(kind)) {
-            return Err(Error::Refused { why: "a directory that is something else, too" });
+            return Err(Error::refused("a directory that is something else, too"));
         }
         Ok(self.way.path(name).into_os_string().into_vec())
     }
@@ -253,7 +251,7 @@ fn file_of(way: &Way, names: Strings<'_>) -> Result<(u64, Vec<u8>)> {
     for name in names.iter() {
         let name = CStr::from_bytes_with_nul(name).unwrap_or_default();
         if !is_plain_name(name.to_bytes()) {
-            return Err(Error::Refused { why: "a hard link to what is not in the tree" });
+            return Err(Error::refused("a hard link to what is not in the tree"));
         }
         key = way.key_below(key, name);
         if !path.is_empty() {

@@ -25,21 +25,30 @@ const CHECKSUM: Range<usize> = 148..156;
 const KIND: usize = 156;
 const LINK: Range<usize> = 157..257;
 const MAGIC: Range<usize> = 257..265;
+const MAJOR: Range<usize> = 329..337;
+const MINOR: Range<usize> = 337..345;
 const PREFIX: Range<usize> = 345..500;
+
+/// What the keys of extended attributes begin with, in a pax header, before their names.
+const ATTRIBUTE: &str = "SCHILY.xattr.";
 
 pub(super) type Block = [u8; BLOCK];
 
 /// What a header says, with what extends it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Member {
+pub(crate) struct Member {
     pub(super) kind: u8,
-    pub(super) path: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) size: u64,
-    pub(super) modified: Time,
+    pub(crate) path: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) size: u64,
+    pub(crate) modified: Time,
+    /// The numbers of a device.
+    pub(crate) device: (u32, u32),
+    /// Extended attributes: name and value of each.
+    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The bytes that fill up the last block of so many.
@@ -109,8 +118,17 @@ impl Member {
         if field(block, MAGIC).starts_with(b"ustar\0") && !prefix.is_empty() {
             path = [prefix, b"/", &path].concat();
         }
+        let kind = block.get(KIND).copied().unwrap_or_default();
+        // Of others, the fields may hold anything.
+        let device = match kind {
+            b'3' | b'4' => {
+                let part = |range| positive(number(field(block, range))?);
+                (part(MAJOR)?, part(MINOR)?)
+            }
+            _ => (0, 0),
+        };
         Ok(Some(Self {
-            kind: block.get(KIND).copied().unwrap_or_default(),
+            kind,
             path,
             link: until_nul(field(block, LINK)).to_vec(),
             mode: positive::<u32>(number(field(block, MODE))?)? & 0o7777,
@@ -118,6 +136,8 @@ impl Member {
             gid: positive(number(field(block, GID))?)?,
             size: positive(number(field(block, SIZE))?)?,
             modified: Time { seconds: number(field(block, MODIFIED))?, nanoseconds: 0 },
+            device,
+            attributes: Vec::new(),
         }))
     }
 
@@ -145,6 +165,10 @@ impl Member {
         let is_plain = u64::try_from(seconds).is_ok_and(|seconds| seconds <= most(&MODIFIED));
         if !is_plain || nanoseconds != 0 {
             record(&mut records, "mtime", decimal(self.modified).as_bytes());
+        }
+        for (name, value) in &self.attributes {
+            let key = [ATTRIBUTE.as_bytes(), name].concat();
+            record(&mut records, &key, value);
         }
         let length = records.len();
         if !records.is_empty() {
@@ -183,6 +207,10 @@ impl Member {
         set(LINK, &self.link);
         set(KIND..KIND + 1, &[self.kind]);
         set(MAGIC, b"ustar\x0000");
+        if self.device != (0, 0) {
+            set(MAJOR, octal(&MAJOR, self.device.0.into()).as_bytes());
+            set(MINOR, octal(&MINOR, self.device.1.into()).as_bytes());
+        }
         set(MODE, octal(&MODE, self.mode.into()).as_bytes());
         set(UID, octal(&UID, self.uid.into()).as_bytes());
         set(GID, octal(&GID, self.gid.into()).as_bytes());
@@ -212,7 +240,11 @@ impl Member {
                 b"uid" => self.uid = narrow(count(value)?)?,
                 b"gid" => self.gid = narrow(count(value)?)?,
                 b"mtime" => self.modified = time(value)?,
-                _ => {}
+                key => {
+                    if let Some(name) = key.strip_prefix(ATTRIBUTE.as_bytes()) {
+                        self.attributes.push((name.to_vec(), value.to_vec()));
+                    }
+                }
             }
         }
         Ok(())
@@ -271,7 +303,8 @@ fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
     Some(((key, value.get(1..)?), rest))
 }
 
-fn record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
+fn record(out: &mut Vec<u8>, key: impl AsRef<[u8]>, value: &[u8]) {
+    let key = key.as_ref();
     let rest = key.len() + value.len() + 3;
     // The digits of the length count, too.
     let mut length = rest;
@@ -279,7 +312,9 @@ fn record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
         length = rest + length.to_string().len();
     }
     // Writing to memory does not fail.
-    let _ = write!(out, "{length} {key}=");
+    let _ = write!(out, "{length} ");
+    out.extend_from_slice(key);
+    out.push(b'=');
     out.extend_from_slice(value);
     out.push(b'\n');
 }

@@ -3,6 +3,7 @@
 mod export;
 mod header;
 mod import;
+pub(crate) mod reader;
 mod sparse;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,9 @@ use super::Trail;
 use crate::error::Error;
 
 pub(crate) use export::to_tar;
+pub(crate) use header::Member;
 pub(crate) use import::from_tar;
+pub(crate) use sparse::Map;
 
 /// What is read and written at once, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -64,9 +67,7 @@ impl Way {
         self.trail.path(name)
     }
 
-    /// How many of `names` lead from the top to here or above.
     fn common(&self, names: &[&CStr]) -> usize {
-        let here = self.trail.bytes.split_inclusive(|byte| *byte == 0);
-        here.zip(names).take_while(|(one, other)| *one == other.to_bytes_with_nul()).count()
+        self.trail.common(names)
     }
 }

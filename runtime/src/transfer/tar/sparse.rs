@@ -9,11 +9,11 @@ const MOST: usize = 1 << 16;
 
 /// Pieces of content, in order, with holes between and around them.
 #[derive(Debug, Default)]
-pub(super) struct Map {
+pub(crate) struct Map {
     /// Offset and length of each.
-    pub(super) pieces: Vec<(u64, u64)>,
+    pub(crate) pieces: Vec<(u64, u64)>,
     /// The length of the file.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 impl Map {

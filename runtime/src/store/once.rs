@@ -18,6 +18,8 @@ use crate::store::subordinate::as_owner;
 use crate::store::{State, btrfs};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
+use crate::sys::unique::unique_name;
+use crate::wait::Deadline;
 
 /// How long another process may take to make an image.
 const MAKING: Duration = Duration::from_secs(600);
@@ -29,13 +31,16 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const UNFINISHED: &str = ".making-";
 
 /// What the names of layers that hide private files begin with.
-pub(super) const PRIVATE: &str = "private-";
+pub(crate) const PRIVATE: &str = "private-";
 
 /// What the names of layers begin with that have the directories of `/usr/local`.
-pub(super) const OWN: &str = "own-";
+pub(crate) const OWN: &str = "own-";
+
+/// What the names of layers of images begin with.
+pub(crate) const LAYER: &str = "layer-";
 
 /// What the names of whole images begin with.
-const KINDS: [&str; 5] = ["host-", "tar-", "copy-", PRIVATE, OWN];
+const KINDS: [&str; 6] = ["host-", "tar-", "copy-", PRIVATE, OWN, LAYER];
 
 /// Takes a lock that another process may hold for as long as it makes an image, or for ever where
 /// it was stopped.
@@ -63,36 +68,79 @@ pub(crate) fn make_once(
     name: &str,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let images = state.images()?;
-    let place = images.join(name);
+    make_once_by(state, name, Deadline::NEVER, fill)
+}
+
+/// As [`make_once`], with a deadline for the wait for another; without one, it has a limit.
+pub(crate) fn make_once_by(
+    state: &State,
+    name: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let place = state.images()?.join(name);
     if is_directory(&place) {
         return Ok(place);
     }
-    let aside = images.join(format!("{UNFINISHED}{name}"));
+    make(state, name, deadline, |aside| {
+        // By another, meanwhile.
+        if is_directory(&place) {
+            return Ok(None);
+        }
+        fill(aside).map(|()| Some(place.clone()))
+    })?;
+    Ok(place)
+}
+
+/// Makes an image that gets its name when it is whole; until then, of those with the same `key` at
+/// once, one makes it.
+pub(crate) fn make_and_name(
+    state: &State,
+    key: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<String>,
+) -> Result<PathBuf> {
+    let images = state.images()?;
+    let mut place = images.clone();
+    make(state, key, deadline, |aside| {
+        place = images.join(fill(aside)?);
+        Ok((!is_directory(&place)).then(|| place.clone()))
+    })?;
+    Ok(place)
+}
+
+/// Has `fill` make an image in a directory of its own, which is empty and locked, and renames that
+/// to where it says, or removes it.
+fn make(
+    state: &State,
+    key: &str,
+    deadline: Deadline,
+    fill: impl FnOnce(&Path) -> Result<Option<PathBuf>>,
+) -> Result<()> {
+    let aside = state.images()?.join(format!("{UNFINISHED}{key}"));
+    let limit = deadline.left().unwrap_or(MAKING);
     let lock = loop {
         match make_directory(&aside) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::at("mkdir", &aside)(error)),
         }
-        if let Some(lock) = Lock::wait(&aside)? {
+        if let Some(lock) = Lock::wait(&aside, limit)? {
             break lock;
         }
     };
-    let made = if is_directory(&place) {
-        // By another, meanwhile.
-        remove_directory(&aside)
-    } else {
-        let remove = || remove_contents(lock.0.as_fd());
-        as_owner(|| remove().map_err(Error::at("remove what was left in", &aside)))
-            .and_then(|()| fill(&aside))
-            .and_then(|()| fs::rename(&aside, &place).map_err(Error::at("rename", &aside)))
-    };
+    let remove = || remove_contents(lock.0.as_fd());
+    let made = as_owner(|| remove().map_err(Error::at("remove what was left in", &aside)))
+        .and_then(|()| fill(&aside))
+        .and_then(|place| match place {
+            Some(place) => fs::rename(&aside, &place).map_err(Error::at("rename", &aside)),
+            None => remove_directory(&aside),
+        });
     if made.is_err() {
         // The error that is told is the first one.
         let _ = remove_directory(&aside);
     }
-    made.map(|()| place)
+    made
 }
 
 /// A directory that an image is made in, locked until this is dropped, whoever else has a copy.
@@ -100,8 +148,8 @@ struct Lock(File);
 
 impl Lock {
     /// Waits until it is no one else's; `None` if it has become an image then, or is gone.
-    fn wait(path: &Path) -> Result<Option<Self>> {
-        Self::take(path, |file| lock_within(file, MAKING).map(|()| true))
+    fn wait(path: &Path, limit: Duration) -> Result<Option<Self>> {
+        Self::take(path, |file| lock_within(file, limit).map(|()| true))
     }
 
     /// Takes it, unless it is someone else's.
@@ -175,6 +223,26 @@ fn is_unfinished(name: &str) -> bool {
     name.starts_with(UNFINISHED)
         || name == ".unpacking"
         || name.starts_with("host-") && name.contains('.')
+}
+
+/// The names of layers of images.
+pub(crate) fn layers(state: &State) -> Result<Vec<String>> {
+    let Some(images) = state.images_if_any()? else { return Ok(Vec::new()) };
+    let directory = File::open(&images).map_err(Error::at("open", &images))?;
+    let names = entries(directory.as_fd()).map_err(Error::at("read", &images))?;
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    Ok(names.filter(|name| name.starts_with(LAYER)).collect())
+}
+
+/// Removes a whole image, which no one may use: at once, so that no one finds a part of it.
+pub(crate) fn remove(state: &State, name: &str) -> Result<()> {
+    let images = state.images()?;
+    let (place, aside) = (images.join(name), images.join(unique_name(UNFINISHED)));
+    match fs::rename(&place, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(Error::at("rename", &place))?,
+    }
+    remove_directory(&aside)
 }
 
 /// Makes a directory for an image: on btrfs a subvolume, of which snapshots can be made.

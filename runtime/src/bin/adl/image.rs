@@ -1,0 +1,234 @@
+//! `adl image`: fetches, imports, lists and removes images in layers.
+
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use adl_runtime::{Config, Error, ImageInfo, Images, Progress, PullOptions};
+use clap::{Subcommand, ValueHint};
+
+use crate::output::{print, say};
+use crate::values::{CliResult, duration};
+
+const HELP: &str = "\
+`adl run IMAGE` fetches an image that is not there. What is not used is removed by `adl image \
+prune`; an image that a sandbox or a snapshot lies on stays.";
+
+#[derive(Subcommand)]
+#[command(arg_required_else_help = false)]
+#[command(after_help = HELP)]
+pub(crate) enum Commands {
+    /// Fetch an image from its registry by skopeo, podman or docker, also where it is there
+    Pull {
+        /// The registry may have no certificate that is known, or no encryption
+        #[arg(long)]
+        insecure: bool,
+        /// The longest that it may take
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        timeout: Option<Duration>,
+        /// Its name, as debian:12 or registry:5000/team/app
+        name: String,
+    },
+    /// Unpack an image that lies here: what `docker save` writes, or an OCI image layout, as a
+    /// directory or a tar archive
+    Import {
+        /// Which one, where several are in it
+        #[arg(long, value_name = "NAME")]
+        which: Option<String>,
+        /// The file or directory
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+        /// The name that it gets; by default its own
+        name: Option<String>,
+    },
+    /// List the images: name, digest, size as they came, last use
+    Ls,
+    /// Print what is known of an image, as JSON
+    Inspect {
+        /// Its name, or digits that its digest begins with
+        name: String,
+    },
+    /// Remove images, or of one with several names that name
+    Rm {
+        /// Their names, or digits that their digests begin with
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove images that were not used for some time, and what is left of interrupted work
+    Prune {
+        /// How long: 12h, or as days, 7d
+        #[arg(long, value_name = "DURATION", value_parser = long_time)]
+        unused_for: Duration,
+    },
+}
+
+pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCode> {
+    let images = Images::open(state)?;
+    match command {
+        Commands::Pull { insecure, timeout, name } => {
+            let lines = Lines::default();
+            let tell = |progress: &Progress| lines.tell(progress);
+            let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            options.insecure = *insecure;
+            options.timeout = timeout.unwrap_or(options.timeout);
+            let info = images.pull(name, &options)?;
+            print(format!("{}\n", info.digest))?;
+        }
+        Commands::Import { which, path, name } => {
+            let lines = Lines::default();
+            let tell = |progress: &Progress| lines.tell(progress);
+            let options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            let info =
+                images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;
+            print(info.names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+        }
+        Commands::Ls => print(images.list()?.iter().map(line).collect::<String>())?,
+        Commands::Inspect { name } => print(inspect(&images, name)?)?,
+        Commands::Rm { names } => {
+            for name in names {
+                images.remove(name)?;
+            }
+        }
+        Commands::Prune { unused_for } => {
+            let removed = images.prune(*unused_for)?;
+            print(removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fetches an image that a command is to run in, if it is not there.
+pub(crate) fn pull_if_missing(name: &str, config: &Config) -> CliResult<()> {
+    let lines = Lines::default();
+    let tell = |progress: &Progress| lines.tell(progress);
+    let options = PullOptions { progress: Some(&tell), ids: config.ids, ..PullOptions::default() };
+    Ok(Images::open(config.state_directory.as_deref())?.pull_if_missing(name, &options)?)
+}
+
+/// Says what else may have been meant by a first word for which there is no image.
+pub(crate) fn no_program(
+    name: &str,
+    words: &[OsString],
+    error: Box<dyn std::error::Error>,
+) -> Box<dyn std::error::Error> {
+    let is_no_image = matches!(
+        error.downcast_ref(),
+        Some(Error::Pull { .. } | Error::Invalid { .. } | Error::Unsupported { .. })
+    );
+    if !is_no_image {
+        return error;
+    }
+    let mut text = error.to_string();
+    if Path::new(name).exists() {
+        let _ = write!(text, "; what is called so in this directory is named by ./{name}");
+    }
+    let _ = write!(text, "; a program of this machine is run by `adl run -- {name}");
+    for word in words.iter().take(5) {
+        let _ = write!(text, " {}", word.display());
+    }
+    text.push('`');
+    text.into()
+}
+
+/// Tells of progress in lines, not too often.
+#[derive(Default)]
+struct Lines {
+    last: Cell<Option<(Instant, Progress)>>,
+}
+
+/// How often something is told that goes on.
+const BETWEEN_LINES: Duration = Duration::from_secs(2);
+
+impl Lines {
+    fn tell(&self, progress: &Progress) {
+        let is_next = match self.last.get() {
+            None => true,
+            Some((at, last)) => place(&last) != place(progress) || at.elapsed() >= BETWEEN_LINES,
+        };
+        if is_next {
+            say(progress);
+            self.last.set(Some((Instant::now(), *progress)));
+        }
+    }
+}
+
+/// What there is a line of in any case.
+fn place(progress: &Progress) -> (u8, usize) {
+    match progress {
+        Progress::Fetching { layers, .. } => (0, *layers),
+        Progress::Unpacking { layer, .. } => (1, *layer),
+        _ => (2, 0),
+    }
+}
+
+/// How many digits of a digest are shown.
+const DIGITS: usize = 12;
+
+fn line(info: &ImageInfo) -> String {
+    let digits = info.digest.split(':').next_back().unwrap_or_default();
+    let digits: String = digits.chars().take(DIGITS).collect();
+    let size = info.size as f64 / f64::from(1 << 20);
+    let used = info.last_used.map_or("never".to_owned(), ago);
+    let names = match info.names.is_empty() {
+        true => &["<none>".to_owned()][..],
+        false => &info.names,
+    };
+    names.iter().map(|name| format!("{name} {digits} {size:.1}MiB {used}\n")).collect()
+}
+
+fn ago(time: SystemTime) -> String {
+    let seconds = time.elapsed().unwrap_or_default().as_secs();
+    let (number, unit) = match seconds {
+        0..60 => return "now".to_owned(),
+        60..3600 => (seconds / 60, 'm'),
+        3600..86_400 => (seconds / 3600, 'h'),
+        _ => (seconds / 86_400, 'd'),
+    };
+    format!("{number}{unit}")
+}
+
+fn inspect(images: &Images, name: &str) -> CliResult<String> {
+    let info = images.get(name)?;
+    let [manifest, config] = images.documents(name)?;
+    let json = |text: &str| json_string(text);
+    let list =
+        |values: &[String]| values.iter().map(|value| json(value)).collect::<Vec<_>>().join(",");
+    let used = info.last_used.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let used = used.map_or("null".to_owned(), |time| time.as_secs().to_string());
+    // Both were read as JSON before they came to be here.
+    Ok(format!(
+        "{{\"names\":[{}],\"digest\":{},\"layers\":[{}],\"size\":{},\"lastUsed\":{used},\
+         \"manifest\":{},\"config\":{}}}\n",
+        list(&info.names),
+        json(&info.digest),
+        list(&info.layers),
+        info.size,
+        String::from_utf8_lossy(&manifest),
+        String::from_utf8_lossy(&config),
+    ))
+}
+
+fn json_string(text: &str) -> String {
+    let mut json = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            c if c.is_control() => _ = write!(json, "\\u{:04x}", u32::from(c)),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    json
+}
+
+/// Reads a length of time in which there may be days, and which may be none.
+fn long_time(text: &str) -> Result<Duration, &'static str> {
+    const DAY: u64 = 86_400;
+    if let Some(days) = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok()) {
+        return days.checked_mul(DAY).map(Duration::from_secs).ok_or("more than there can be");
+    }
+    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
+}

@@ -1,0 +1,86 @@
+//! Extended attributes of what is unpacked: which an archive may set, and how.
+
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+
+use crate::sys::{self};
+
+/// Tells an overlay that what the layers below have in a directory is hidden. Overlays are mounted
+/// with `userxattr`, by root's inits, too: init is in a user namespace. This is what they look at.
+pub(crate) const OPAQUE: &[u8] = b"user.overlay.opaque";
+
+/// What overlays have for themselves, in names of attributes.
+const OF_OVERLAYS: &[&[u8]] = &[b"user.overlay.", b"trusted.overlay."];
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Whether an archive may set an attribute. What is left out is of overlays, and of the host's
+/// security modules, whose labels are the host's word.
+fn is_taken(name: &[u8]) -> bool {
+    let is_known = name.starts_with(b"user.")
+        || name.starts_with(b"trusted.")
+        || [&b"security.capability"[..], ACCESS_ACL, DEFAULT_ACL].contains(&name);
+    is_known && !OF_OVERLAYS.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether what is made in a directory with this attribute gets a list of its own from it.
+pub(super) fn is_default_acl(name: &[u8]) -> bool {
+    name == DEFAULT_ACL
+}
+
+/// Sets an attribute of a file or directory; `false` where it can't be or must not be set.
+///
+/// `squashes`: all owners became one, so a list of them makes no sense.
+pub(super) fn set(
+    file: BorrowedFd<'_>,
+    name: &[u8],
+    value: &[u8],
+    squashes: bool,
+) -> nix::Result<bool> {
+    if !is_taken(name) || squashes && (name == ACCESS_ACL || name == DEFAULT_ACL) {
+        return Ok(false);
+    }
+    let Ok(name) = CString::new(name) else { return Ok(false) };
+    match sys::set_extended_attribute(file, &name, value) {
+        Ok(()) => Ok(true),
+        // By who may not, on a file system that has none, and of what the kernel can't read.
+        Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ERANGE) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Marks a directory as one that hides what the layers below have in it.
+pub(super) fn set_opaque(directory: BorrowedFd<'_>) -> nix::Result<()> {
+    let name = CString::new(OPAQUE).map_err(|_| Errno::EINVAL)?;
+    sys::set_extended_attribute(directory, &name, b"y")
+}
+
+/// Removes what a directory has from an earlier entry of the archive.
+pub(super) fn clear(directory: BorrowedFd<'_>) -> nix::Result<()> {
+    for name in sys::extended_attributes(directory)? {
+        if is_taken(name.to_bytes()) {
+            remove(directory, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the lists that something has got from the directory it was made in.
+pub(super) fn clear_acls(file: BorrowedFd<'_>) -> nix::Result<()> {
+    remove(file, c"system.posix_acl_access")?;
+    match remove(file, c"system.posix_acl_default") {
+        // Only directories have one.
+        Err(Errno::EACCES) => Ok(()),
+        other => other,
+    }
+}
+
+fn remove(file: BorrowedFd<'_>, name: &std::ffi::CStr) -> nix::Result<()> {
+    match sys::remove_extended_attribute(file, name) {
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+        other => other,
+    }
+}

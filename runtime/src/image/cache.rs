@@ -1,0 +1,280 @@
+//! From what a caller names to unpacked layers: found in the catalog, or added to it.
+
+use std::fs::{File, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::openat;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::time::TimeSpec;
+
+use crate::config::host_path::HostPath;
+use crate::config::image::ImageSays;
+use crate::error::{Error, Result};
+use crate::image::layer::{self, Blob, UnpackOptions};
+use crate::image::layout::{self, Whole};
+use crate::image::options::{Progress, PullOptions};
+use crate::image::place::Place;
+use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
+use crate::image::user;
+use crate::image::view::{Reached, View, is_opaque};
+use crate::store::State;
+use crate::store::once::make_once;
+use crate::store::subordinate::{Subordinate, with_ids};
+use crate::sys::open::{DIRECTORY, Purpose};
+use crate::wait::Deadline;
+
+/// An image, unpacked, that stays for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    /// The topmost first.
+    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) says: ImageSays,
+    pub(crate) lease: Arc<Lease>,
+}
+
+/// An image in layers that lies in a file or a directory.
+pub(crate) fn of_layers(
+    state: &State,
+    path: &HostPath,
+    which: Option<&str>,
+    ids: Option<u32>,
+) -> Result<Cached> {
+    let options = PullOptions { ids, ..PullOptions::default() };
+    let ids = Subordinate::asked_for(ids)?;
+    // It changes when what lies there does, as far as one can see at a glance.
+    let name = format!("file:{:016x}", fingerprint(path, which)?);
+    if let Some(found) = find(state, &name, ids)? {
+        return Ok(found);
+    }
+    let place = Place::open(path)?;
+    let chosen = layout::choose(&place, layout::images(&place)?, which)?;
+    let shown = path.full_path().display().to_string();
+    let whole = layout::read(&place, &chosen, &shown)?;
+    let catalog = Catalog::open(state)?;
+    let deadline = Deadline::after(options.timeout);
+    let lease = add(state, &catalog, &place, &whole, &[name], &options, deadline)?;
+    cached(state, lease, ids)?.ok_or_else(|| gone(&shown))
+}
+
+pub(super) fn gone(name: &str) -> Error {
+    Error::Busy { what: format!("the image {name}"), by: "who removes it".to_owned() }
+}
+
+/// The image of a whole name, if it is there.
+pub(super) fn find(state: &State, name: &str, ids: Option<Subordinate>) -> Result<Option<Cached>> {
+    let Some(catalog) = Catalog::open_if_any(state)? else { return Ok(None) };
+    match catalog.named(name)? {
+        Some(lease) => cached(state, lease, ids),
+        None => Ok(None),
+    }
+}
+
+/// It, if all of its layers are there.
+pub(super) fn cached(
+    state: &State,
+    lease: Arc<Lease>,
+    ids: Option<Subordinate>,
+) -> Result<Option<Cached>> {
+    let Some(layers) = lease.record().places(state, ids)? else { return Ok(None) };
+    lease.mark_used();
+    let says = lease.record().says.clone();
+    Ok(Some(Cached { layers, says, lease }))
+}
+
+fn fingerprint(path: &HostPath, which: Option<&str>) -> Result<u64> {
+    let location = path.locate()?;
+    let shown = path.full_path();
+    let look = |fd: OwnedFd| File::from(fd).metadata().map_err(Error::at("stat", &shown));
+    let mut metadata = look(location.open("open image", Purpose::Look)?)?;
+    if metadata.is_dir() {
+        let directory = location.open("open image", Purpose::Pass)?;
+        // What lies in it by digests does not change.
+        for name in ["index.json", "manifest.json"] {
+            if let Ok(file) = crate::sys::open::beneath(&directory, name, Purpose::Look) {
+                metadata = look(file)?;
+                break;
+            }
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), metadata.dev(), metadata.ino(), metadata.size()).hash(&mut hasher);
+    (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec())
+        .hash(&mut hasher);
+    (shown, which).hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+/// Unpacks the layers of an image that are not there, and writes it down under some names.
+pub(crate) fn add(
+    state: &State,
+    catalog: &Catalog,
+    place: &Place,
+    whole: &Whole,
+    names: &[String],
+    options: &PullOptions<'_>,
+    deadline: Deadline,
+) -> Result<Arc<Lease>> {
+    let ids = Subordinate::asked_for(options.ids)?;
+    // Until the record names the layers, no one may take them for what no one needs.
+    let _lock = catalog.lock(Sharing::WithOthers)?;
+    let known = catalog.image(&whole.digest);
+    let is_known = match &known {
+        Ok(Some(lease)) => lease.record().places(state, ids)?.is_some(),
+        _ => false,
+    };
+    if !is_known {
+        let (places, hidden) = unpack(state, place, whole, options, ids, deadline)?;
+        let config = whole.configuration.run.clone();
+        let look = || {
+            let view = View::open(&places)?;
+            let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
+            let missing = missing_directory(&view, whole)?;
+            Ok((user, missing.map(|missing| make_above(state, &missing, whole, ids)).transpose()?))
+        };
+        let (ids, above) = if ids.is_some() { with_ids(look) } else { look() }?;
+        let layers = whole.layers.iter().map(|layer| LayerRecord {
+            digest: layer.digest.clone(),
+            size: layer.size,
+            diff_id: layer.diff_id.clone(),
+        });
+        let digests = [&whole.digest, &whole.config_digest].map(Clone::clone);
+        let says = ImageSays { config, ids };
+        catalog.put_blob(&whole.digest, &whole.manifest)?;
+        catalog.put_blob(&whole.config_digest, &whole.config)?;
+        // What can't be read is no one's.
+        let record = Record::new(digests, (layers.collect(), hidden), above, says);
+        catalog.put_image(&record, known.is_err())?;
+    }
+    for name in names {
+        catalog.put_name(name, &whole.digest)?;
+    }
+    catalog.image(&whole.digest)?.ok_or_else(|| gone(&whole.digest.to_string()))
+}
+
+/// Unpacks the layers, and returns where those are that show, the topmost first, and how many are
+/// below them.
+fn unpack(
+    state: &State,
+    place: &Place,
+    whole: &Whole,
+    options: &PullOptions<'_>,
+    ids: Option<Subordinate>,
+    deadline: Deadline,
+) -> Result<(Vec<PathBuf>, usize)> {
+    let mut places: Vec<PathBuf> = Vec::new();
+    let mut hidden = 0;
+    let count = whole.layers.len();
+    for (number, source) in whole.layers.iter().enumerate() {
+        let path = match layer::find(state, &source.diff_id, ids) {
+            Some(path) => path,
+            None => {
+                let lacks = || {
+                    let why = format!("{:?} lacks the layer {}", place.shown(), source.digest);
+                    Error::invalid("image", why)
+                };
+                let content = place.file(&source.file)?.ok_or_else(lacks)?;
+                if content.size != source.size {
+                    let why = format!(
+                        "{:?}: the layer {} has {} bytes, not {}",
+                        place.shown(),
+                        source.digest,
+                        content.size,
+                        source.size
+                    );
+                    return Err(Error::invalid("image", why));
+                }
+                let tell = |done: u64| {
+                    options.tell(&Progress::Unpacking {
+                        layer: number + 1,
+                        layers: count,
+                        bytes: done,
+                        of: source.size,
+                    });
+                };
+                tell(0);
+                let blob = Blob {
+                    digest: source.digest.clone(),
+                    size: Some(source.size),
+                    diff_id: Some(source.diff_id.clone()),
+                    bytes: content.bytes,
+                };
+                let options = UnpackOptions {
+                    progress: Some(&tell),
+                    deadline,
+                    ids,
+                    ..UnpackOptions::default()
+                };
+                layer::layer(state, blob, &options)?
+            }
+        };
+        // An overlay does not look at such a mark of a layer's top.
+        let top = nix::fcntl::open(&path, DIRECTORY, Mode::empty());
+        if is_opaque(top.map_err(Error::at("open", &path))?.as_fd()) {
+            places.clear();
+            hidden = number;
+        }
+        // Of one that comes again, what is below has nothing to add.
+        places.retain(|other| *other != path);
+        places.insert(0, path);
+    }
+    Ok((places, hidden))
+}
+
+/// How far the working directory of an image is there, if it is not.
+fn missing_directory(view: &View, whole: &Whole) -> Result<Option<Reached>> {
+    let Some(directory) = &whole.configuration.run.working_dir else { return Ok(None) };
+    let reached = view.reach(directory).map_err(Error::at("look for", directory))?;
+    Ok(reached.filter(|reached| !reached.missing.is_empty()))
+}
+
+/// Makes a layer with the working directory of an image, where that is missing; its name.
+///
+/// As docker does: who makes an image need not make it, and programs begin there.
+fn make_above(
+    state: &State,
+    reached: &Reached,
+    whole: &Whole,
+    ids: Option<Subordinate>,
+) -> Result<String> {
+    let name = above_name(&whole.digest);
+    let fill = |at: &Path| fill_above(at, reached).map_err(Error::at("make a directory in", at));
+    make_once(state, &layer::of_ids(&name, ids), fill).map(|_| name)
+}
+
+/// Makes directories: those that are there are like those that they lie on.
+fn fill_above(at: &Path, reached: &Reached) -> io::Result<()> {
+    let mut made: Vec<(OwnedFd, Option<&nix::sys::stat::FileStat>)> =
+        vec![(nix::fcntl::open(at, DIRECTORY, Mode::empty())?, reached.attributes.first())];
+    let there = reached.names.iter().zip(reached.attributes.iter().skip(1).map(Some));
+    let missing = reached.missing.iter().map(|name| (name, None));
+    for (name, attributes) in there.chain(missing) {
+        let Some((above, _)) = made.last() else { break };
+        mkdirat(above, name.as_os_str(), Mode::S_IRWXU)?;
+        let opened = openat(above, name.as_os_str(), DIRECTORY, Mode::empty())?;
+        made.push((opened, attributes));
+    }
+    // The deepest first: what is made in a directory changes its time.
+    for (directory, attributes) in made.iter().rev() {
+        let file = File::from(directory.as_fd().try_clone_to_owned()?);
+        let Some(stat) = attributes else {
+            file.set_permissions(Permissions::from_mode(0o755))?;
+            continue;
+        };
+        if nix::unistd::geteuid().is_root() {
+            fchown(&file, Some(stat.st_uid), Some(stat.st_gid))?;
+        }
+        file.set_permissions(Permissions::from_mode(stat.st_mode & 0o7777))?;
+        let times = [
+            TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
+            TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),
+        ];
+        let [accessed, modified] = &times;
+        nix::sys::stat::futimens(&file, accessed, modified)?;
+    }
+    Ok(())
+}

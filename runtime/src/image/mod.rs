@@ -1,0 +1,28 @@
+//! Images in layers, as they are packed for registries, and archives of one root file system.
+//!
+//! Nothing in them is trusted, and no program of theirs runs to unpack them.
+
+mod ahead;
+mod attributes;
+pub(crate) mod cache;
+mod compression;
+pub(crate) mod digest;
+pub(crate) mod layer;
+pub(crate) mod layout;
+mod manifest;
+pub(crate) mod options;
+pub(crate) mod place;
+mod program;
+pub(crate) mod pull;
+pub(crate) mod record;
+pub(crate) mod reference;
+pub(crate) mod unpack;
+mod user;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::cache::{Cached, of_layers};
+pub(crate) use self::pull::of_reference;
+pub(crate) use self::record::Lease;

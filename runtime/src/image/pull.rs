@@ -1,0 +1,325 @@
+//! Images of registries, fetched by the programs that people have configured for that.
+//!
+//! `skopeo` knows logins, mirrors and policies. It brings documents and blobs, and none of them is
+//! believed: each is checked by its digest here, the manifest by what an index or a name says of
+//! it. Where there is no skopeo, podman or docker does, and writes an archive.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
+
+use crate::config::host_path::HostPath;
+use crate::error::{Error, Result};
+use crate::image::cache::{self, Cached, add};
+use crate::image::digest::Digest;
+use crate::image::layer;
+use crate::image::layout::{self, Whole};
+use crate::image::manifest::{self, Document, LONGEST, Manifest};
+use crate::image::options::{Progress, PullOptions};
+use crate::image::place::Place;
+use crate::image::program::{Ended, last_lines, run};
+use crate::image::record::{Catalog, Fetch, Lease};
+use crate::image::reference::Reference;
+use crate::store::State;
+use crate::store::contents::{entries, remove_contents};
+use crate::store::subordinate::Subordinate;
+use crate::sys::open::{DIRECTORY, Purpose, beneath};
+use crate::wait::Deadline;
+
+/// How deep indexes may lie in one another.
+const DEEPEST: usize = 4;
+/// Where skopeo puts an image, in the directory that is fetched to.
+const LAYOUT: &str = "image";
+/// What the others write.
+const ARCHIVE: &str = "image.tar";
+
+/// Whether what is in the catalog is what a registry is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It is, whatever the registry has by now.
+    Suffices,
+    /// The registry is asked.
+    IsOld,
+}
+
+/// The image of a name, fetched if it is not there.
+pub(crate) fn of_reference(state: &State, name: &str, ids: Option<u32>) -> Result<Cached> {
+    let reference = Reference::parse(name)?;
+    let options = PullOptions { ids, ..PullOptions::default() };
+    let ids = Subordinate::asked_for(ids)?;
+    if let Some(found) = cache::find(state, &reference.to_string(), ids)? {
+        return Ok(found);
+    }
+    let lease = pull(state, &reference, &options, Known::Suffices)?;
+    cache::cached(state, lease, ids)?.ok_or_else(|| cache::gone(name))
+}
+
+/// Fetches an image and unpacks it. Of those who want the same one at once, one fetches it, and
+/// the others wait.
+pub(crate) fn pull(
+    state: &State,
+    reference: &Reference,
+    options: &PullOptions<'_>,
+    known: Known,
+) -> Result<Arc<Lease>> {
+    let ids = Subordinate::asked_for(options.ids)?;
+    let catalog = Catalog::open(state)?;
+    let name = reference.to_string();
+    let deadline = Deadline::after(options.timeout);
+    let late =
+        || Error::TimedOut { what: "another process that fetches it", after: options.timeout };
+    let before = catalog.digest_of(&name).unwrap_or_default();
+    let fetch = catalog.fetch(&name, options.timeout)?.ok_or_else(late)?;
+    let this = Pull { state, catalog: &catalog, reference, options, ids, deadline, fetch: &fetch };
+    // Another may have fetched it meanwhile.
+    let now = catalog.digest_of(&name).unwrap_or_default();
+    if (known == Known::Suffices || now != before)
+        && let Ok(Some(lease)) = catalog.named(&name)
+        && lease.record().places(state, ids)?.is_some()
+    {
+        catalog.remove_fetch(&fetch)?;
+        return Ok(lease);
+    }
+    let pulled = this.pull();
+    match &pulled {
+        // What skopeo has brought so far is there for the next attempt.
+        Err(Error::Pull { .. } | Error::TimedOut { .. }) if this.layout().is_ok() => {}
+        _ => catalog.remove_fetch(&fetch)?,
+    }
+    pulled
+}
+
+/// One attempt.
+struct Pull<'a> {
+    state: &'a State,
+    catalog: &'a Catalog,
+    reference: &'a Reference,
+    options: &'a PullOptions<'a>,
+    ids: Option<Subordinate>,
+    deadline: Deadline,
+    fetch: &'a Fetch,
+}
+
+impl Pull<'_> {
+    fn pull(&self) -> Result<Arc<Lease>> {
+        let names = [self.reference.to_string()];
+        if let Some((bytes, manifest)) = self.manifest(self.reference, DEEPEST)? {
+            let digest = Digest::of(&bytes);
+            // What can't be read is written anew.
+            if let Ok(Some(lease)) = self.catalog.image(&digest)
+                && lease.record().places(self.state, self.ids)?.is_some()
+            {
+                // It has a new name, or none but that.
+                for name in &names {
+                    self.catalog.put_name(name, &digest)?;
+                }
+                return Ok(lease);
+            }
+            self.copy(&digest, &manifest)?;
+            let place = self.layout()?;
+            let whole = layout::of_manifest(&place, bytes, &self.reference.to_string())?;
+            return add(
+                self.state,
+                self.catalog,
+                &place,
+                &whole,
+                &names,
+                self.options,
+                self.deadline,
+            );
+        }
+        let (place, whole) = self.save()?;
+        add(self.state, self.catalog, &place, &whole, &names, self.options, self.deadline)
+    }
+
+    /// Asks the registry for the manifest for this machine; `None` where there is no skopeo.
+    fn manifest(&self, of: &Reference, depth: usize) -> Result<Option<(Vec<u8>, Manifest)>> {
+        let mut skopeo = self.skopeo();
+        skopeo.args(["inspect", "--raw", "--no-tags"]);
+        if self.options.insecure {
+            skopeo.arg("--tls-verify=false");
+        }
+        skopeo.arg(format!("docker://{}", of.to_fetch()));
+        let what = "a registry to tell of the image";
+        let Some(ended) = run(&mut skopeo, what, LONGEST, self.deadline, || {})? else {
+            return Ok(None);
+        };
+        self.check("skopeo", &ended)?;
+        let bytes = ended.stdout;
+        if of.digest().is_some_and(|digest| !digest.is_of(&bytes)) {
+            let why = format!("the manifest that {} sent has another digest", of.registry());
+            return Err(Error::invalid("image", format!("{of}: {why}")));
+        }
+        let index = match Document::parse(&bytes, "")? {
+            Document::Manifest(manifest) => return Ok(Some((bytes, manifest))),
+            Document::Index(index) => index,
+        };
+        let best = manifest::for_this_machine(index, &self.reference.to_string())?;
+        let (Some(best), Some(depth)) = (best.first(), depth.checked_sub(1)) else {
+            let why = format!("{of}: indexes in one another too deep");
+            return Err(Error::invalid("image", why));
+        };
+        self.manifest(&of.at(&best.digest), depth)
+    }
+
+    fn skopeo(&self) -> Command {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--override-os", "linux"]).current_dir(&self.fetch.path);
+        skopeo
+    }
+
+    /// Has skopeo bring the configuration and the layers of a manifest, but those that are there
+    /// unpacked.
+    fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<()> {
+        let missing = self.put_placeholders(manifest)?;
+        let mut skopeo = self.skopeo();
+        // As they are: compressed anew, they would have other digests.
+        skopeo.args(["copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]);
+        if self.options.insecure {
+            skopeo.arg("--src-tls-verify=false");
+        }
+        skopeo.arg(format!("docker://{}", self.reference.at(digest).to_fetch()));
+        skopeo.arg(format!("oci:{LAYOUT}:fetched"));
+        let of: u64 = missing.iter().map(|(_, size)| size).sum();
+        let layers = manifest.layers.len();
+        let told = Cell::new(None);
+        let look = || {
+            let (there, bytes) = self.fetched(&missing);
+            let layers = (layers + there).saturating_sub(missing.len());
+            let progress = Progress::Fetching {
+                layers,
+                of_layers: manifest.layers.len(),
+                bytes: bytes.min(of),
+                of,
+            };
+            if told.replace(Some(progress)) != Some(progress) {
+                self.options.tell(&progress);
+            }
+        };
+        look();
+        let ended = run(&mut skopeo, "an image to be fetched", LONGEST, self.deadline, look)?;
+        self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)
+    }
+
+    /// Puts something in the place of layers that are there unpacked, so that they are not fetched
+    /// again; what is left, with its sizes. No one reads a placeholder: the layer is there.
+    fn put_placeholders(&self, manifest: &Manifest) -> Result<Vec<(Digest, u64)>> {
+        let at = || self.fetch.path.join(LAYOUT);
+        // Where one can't be read, its layers are fetched.
+        let known = self.catalog.images().unwrap_or_default();
+        let is_there = |digest: &Digest| {
+            let layers = known.iter().flat_map(|lease| &lease.record().layers);
+            let mut same = layers.filter(|layer| layer.digest == *digest);
+            same.any(|layer| layer::find(self.state, &layer.diff_id, self.ids).is_some())
+        };
+        let make = || -> io::Result<Vec<(Digest, u64)>> {
+            let mut missing: Vec<(Digest, u64)> = Vec::new();
+            make_directories(self.fetch, &["blobs", "sha256"])?;
+            make_directories(self.fetch, &["blobs", "sha512"])?;
+            let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
+            for layer in &manifest.layers {
+                if missing.iter().any(|(digest, _)| *digest == layer.digest) {
+                    continue;
+                }
+                if !is_there(&layer.digest) {
+                    missing.push((layer.digest.clone(), layer.size));
+                    continue;
+                }
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let path = layout::blob(&layer.digest);
+                let file = openat(&layout, path.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+                File::from(file).set_len(layer.size)?;
+            }
+            Ok(missing)
+        };
+        make().map_err(|error| Error::at("write", &at())(error))
+    }
+
+    /// How many of some blobs are there, and how many bytes were fetched so far.
+    fn fetched(&self, blobs: &[(Digest, u64)]) -> (usize, u64) {
+        let Ok(layout) = beneath(self.fetch.as_fd(), LAYOUT, Purpose::List) else { return (0, 0) };
+        let size = |name: &std::ffi::OsStr| {
+            let stat = fstatat(layout.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW);
+            stat.map(|stat| stat.st_size.unsigned_abs()).ok()
+        };
+        let there = blobs.iter().filter_map(|(digest, _)| size(layout::blob(digest).as_ref()));
+        let there: Vec<u64> = there.collect();
+        // What is on its way is aside, under names of skopeo's own.
+        let names = entries(layout.as_fd()).unwrap_or_default();
+        let aside =
+            names.iter().filter(|name| name.as_encoded_bytes().starts_with(b"oci-put-blob"));
+        let aside: u64 = aside.filter_map(|name| size(name)).sum();
+        (there.len(), there.iter().sum::<u64>() + aside)
+    }
+
+    fn layout(&self) -> Result<Place> {
+        let shown = self.fetch.path.join(LAYOUT);
+        let directory = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass);
+        Ok(Place::directory(directory.map_err(Error::at("open", &shown))?, shown))
+    }
+
+    /// Has podman or docker fetch the image and write it to an archive.
+    fn save(&self) -> Result<(Place, Whole)> {
+        let name = self.reference.to_fetch();
+        for program in ["podman", "docker"] {
+            let mut pull = Command::new(program);
+            pull.arg("pull");
+            if self.options.insecure && program == "podman" {
+                pull.arg("--tls-verify=false");
+            }
+            let what = "an image to be fetched";
+            let run = |command: &mut Command| run(command, what, LONGEST, self.deadline, || {});
+            let Some(ended) = run(pull.arg(&name))? else { continue };
+            self.check(program, &ended)?;
+            remove_contents(self.fetch.as_fd())
+                .map_err(Error::at("remove what is in", &self.fetch.path))?;
+            let mut save = Command::new(program);
+            save.current_dir(&self.fetch.path).args(["save", "-o", ARCHIVE]).arg(&name);
+            let Some(ended) = run(&mut save)? else { continue };
+            self.check(program, &ended)?;
+            let place = Place::open(&HostPath::beneath(&self.fetch.path, ARCHIVE))?;
+            let chosen = layout::choose(&place, layout::images(&place)?, None)?;
+            let whole = layout::read(&place, &chosen, &self.reference.to_string())?;
+            return Ok((place, whole));
+        }
+        Err(self.unsupported())
+    }
+
+    fn unsupported(&self) -> Error {
+        Error::Unsupported {
+            what: format!("the image {}", self.reference),
+            why: "it is not in the state directory, and there is no skopeo, podman or docker to \
+                  fetch it"
+                .to_owned(),
+            fix: "install one: apt-get install skopeo".to_owned(),
+        }
+    }
+
+    fn check(&self, program: &'static str, ended: &Ended) -> Result<()> {
+        if ended.status.success() {
+            return Ok(());
+        }
+        let why = last_lines(&ended.stderr);
+        Err(Error::Pull { image: self.reference.to_string(), program, why })
+    }
+}
+
+/// Makes directories in one another, in the layout that is fetched to.
+fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<()> {
+    let mut at = fetch.as_fd().try_clone_to_owned()?;
+    for name in [LAYOUT].iter().chain(names) {
+        match mkdirat(&at, *name, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        at = openat(&at, *name, DIRECTORY, Mode::empty())?;
+    }
+    Ok(())
+}

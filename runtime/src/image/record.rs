@@ -1,0 +1,602 @@
+//! What is known of each image in layers, in files of the state directory: its catalog.
+//!
+//! - `image-ALGORITHM-HEX.json`: an image, by the digest of its manifest. Who uses it has it locked
+//!   with others, and who removes it alone; its time of change is that of the last use.
+//! - `name-HEX.json`: a name that leads to one.
+//! - `blob-ALGORITHM-HEX`: the manifest and the configuration, as they came.
+//! - `fetch-HEX`: what is being fetched for a name, a directory that is locked by who does.
+//! - `lock`: locked with others by who adds an image, while that has layers and no record, and
+//!   alone by who removes some.
+//!
+//! Each file is written aside and renamed. What is read is looked at as if a guest had written it.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fstat, futimens};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::{Deserialize, Serialize};
+
+use crate::config::image::{ImageConfig, ImageSays};
+use crate::error::{Error, Result};
+use crate::image::digest::Digest;
+use crate::image::layer;
+use crate::store::State;
+use crate::store::contents::{entries, remove_entry};
+use crate::store::own_file::{make_private, open_own_file};
+use crate::store::subordinate::Subordinate;
+use crate::sys;
+use crate::sys::open::DIRECTORY;
+use crate::sys::owner::Owner;
+use crate::sys::unique::unique_name;
+
+/// Where it is, in the state directory.
+const CATALOG: &str = "catalog";
+/// Of another form of record, nothing can be made.
+const FORM: u32 = 1;
+/// The longest file, in bytes: what a configuration takes that is as long as one can be, written
+/// down again.
+const LONGEST: u64 = 16 << 20;
+/// The most layers of an image.
+const MOST_LAYERS: usize = 1000;
+
+const LOCK: &str = "lock";
+/// What the names of files begin with until they are whole.
+const UNFINISHED: &str = ".new-";
+const IMAGE: &str = "image-";
+const NAME: &str = "name-";
+const BLOB: &str = "blob-";
+const FETCH: &str = "fetch-";
+const JSON: &str = ".json";
+
+/// How long it is waited for who removes images.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long someone may take who looks whether an image is in use.
+const LOOKING: Duration = Duration::from_secs(2);
+/// How often it is looked at a lock: the kernel tells no one who waits for a while only.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// How much later a use has to be, to be written down.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// What there is to know of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    form: u32,
+    /// Of its manifest.
+    pub(crate) digest: Digest,
+    pub(crate) config_digest: Digest,
+    /// The lowest first.
+    pub(crate) layers: Vec<LayerRecord>,
+    /// How many of them, the lowest, are hidden by the one above, whose top hides all.
+    hidden: usize,
+    /// A layer above them, with the working directory that they lack.
+    pub(crate) above: Option<String>,
+    pub(crate) says: ImageSays,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    /// As it comes.
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    /// Unpacked.
+    pub(crate) diff_id: Digest,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NameRecord {
+    form: u32,
+    name: String,
+    image: Digest,
+}
+
+impl Record {
+    pub(crate) fn new(
+        [digest, config_digest]: [Digest; 2],
+        (layers, hidden): (Vec<LayerRecord>, usize),
+        above: Option<String>,
+        says: ImageSays,
+    ) -> Self {
+        Self { form: FORM, digest, config_digest, layers, hidden, above, says }
+    }
+
+    /// Refuses what is not as [`Record::new`] makes it.
+    fn check(&self, digest: &Digest) -> std::result::Result<(), &'static str> {
+        if self.form != FORM {
+            return Err("of another version of adl");
+        }
+        if self.digest != *digest {
+            return Err("of another image");
+        }
+        if self.layers.len() > MOST_LAYERS || self.hidden > self.layers.len() {
+            return Err("more layers than there can be");
+        }
+        if self.above.as_ref().is_some_and(|name| *name != above_name(digest)) {
+            return Err("a layer that is not its own");
+        }
+        Ok(())
+    }
+
+    /// Where its layers lie that have owners of some ids, the topmost first; `None` if one is
+    /// missing. Of those that come again, what is below has nothing to add.
+    pub(crate) fn places(
+        &self,
+        state: &State,
+        ids: Option<Subordinate>,
+    ) -> Result<Option<Vec<PathBuf>>> {
+        let mut places = Vec::new();
+        if let Some(above) = &self.above {
+            let place = state.images()?.join(layer::of_ids(above, ids));
+            if !place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                return Ok(None);
+            }
+            places.push(place);
+        }
+        for diff_id in self.diff_ids() {
+            match layer::find(state, diff_id, ids) {
+                Some(place) => places.push(place),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(places))
+    }
+
+    /// Its different layers that show, the topmost first.
+    pub(crate) fn diff_ids(&self) -> Vec<&Digest> {
+        let mut found: Vec<&Digest> = Vec::new();
+        for layer in self.layers.iter().skip(self.hidden).rev() {
+            if !found.contains(&&layer.diff_id) {
+                found.push(&layer.diff_id);
+            }
+        }
+        found
+    }
+
+    pub(crate) fn config(&self) -> &ImageConfig {
+        &self.says.config
+    }
+}
+
+/// The name of the layer above those of an image.
+pub(crate) fn above_name(image: &Digest) -> String {
+    format!("layer-above-{}", image.file_name())
+}
+
+fn image_name(digest: &Digest) -> String {
+    format!("{IMAGE}{}{JSON}", digest.file_name())
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("{BLOB}{}", digest.file_name())
+}
+
+/// A name as a part of a file's name: it has slashes, and may be long.
+fn hashed(name: &str) -> String {
+    Digest::of(name.as_bytes()).file_name()
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// An image that can't be removed for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    record: Record,
+    file: File,
+    owner: Owner,
+}
+
+impl Lease {
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Writes down that it is used, unless that was done a moment ago.
+    pub(crate) fn mark_used(&self) {
+        let is_fresh =
+            self.last_used().is_ok_and(|last| last.elapsed().is_ok_and(|elapsed| elapsed < FRESH));
+        if !is_fresh {
+            // It only decides when the image is taken for one that no one needs.
+            let _ = futimens(&self.file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
+        }
+    }
+
+    pub(crate) fn last_used(&self) -> io::Result<SystemTime> {
+        self.file.metadata()?.modified()
+    }
+
+    /// Has it locked alone; `None` if someone else has it, too.
+    pub(crate) fn try_alone(self) -> Result<Option<Self>> {
+        // What was locked with others is let go of on the way. Others may just be looking at it.
+        let locked = lock_within(&self.file, Sharing::Alone, LOOKING);
+        Ok(locked.map_err(Error::io("flock"))?.then_some(self))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Forks share the lock; what they drop is none of theirs.
+        if self.owner.is_this_process() {
+            sys::unlock(&self.file);
+        }
+    }
+}
+
+/// A lock that is let go of when this is dropped, whoever else has a copy of the descriptor.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        sys::unlock(&self.0);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    WithOthers,
+    Alone,
+}
+
+/// Takes a lock, within a time; whether it could be had.
+fn lock_within(file: &File, sharing: Sharing, limit: Duration) -> io::Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let taken = match sharing {
+            Sharing::WithOthers => file.try_lock_shared(),
+            Sharing::Alone => file.try_lock(),
+        };
+        match taken {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        }
+    }
+}
+
+/// The catalog of images in layers.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Catalog {
+    /// Opens it, making it if need be.
+    pub(crate) fn open(state: &State) -> Result<Self> {
+        let path = state.path().join(CATALOG);
+        make_private(&path)?;
+        let fd =
+            nix::fcntl::open(&path, DIRECTORY, Mode::empty()).map_err(Error::at("open", &path))?;
+        Ok(Self { path, fd })
+    }
+
+    /// Opens it, if there was any.
+    pub(crate) fn open_if_any(state: &State) -> Result<Option<Self>> {
+        let is_there = state.path().join(CATALOG).symlink_metadata().is_ok();
+        is_there.then(|| Self::open(state)).transpose()
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The image of a name.
+    pub(crate) fn named(&self, name: &str) -> Result<Option<Arc<Lease>>> {
+        match self.digest_of(name)? {
+            Some(digest) => self.image(&digest),
+            None => Ok(None),
+        }
+    }
+
+    /// The digest that a name leads to.
+    pub(crate) fn digest_of(&self, name: &str) -> Result<Option<Digest>> {
+        let file_name = format!("{NAME}{}{JSON}", hashed(name));
+        let found = self.read_name(&file_name)?;
+        Ok(found.filter(|found| found.name == name).map(|found| found.image))
+    }
+
+    fn read_name(&self, file_name: &str) -> Result<Option<NameRecord>> {
+        let Some((_, text)) = self.read(file_name)? else { return Ok(None) };
+        let parse = || -> io::Result<NameRecord> {
+            let record: NameRecord = serde_json::from_slice(&text)?;
+            if record.form != FORM { Err(invalid("of another version of adl")) } else { Ok(record) }
+        };
+        parse().map(Some).map_err(Error::at("read", &self.path(file_name)))
+    }
+
+    /// The image of a digest.
+    pub(crate) fn image(&self, digest: &Digest) -> Result<Option<Arc<Lease>>> {
+        let name = image_name(digest);
+        let path = self.path(&name);
+        loop {
+            let file = match open_own_file(self.as_fd(), &name, LONGEST) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::at("open", &path)(error)),
+            };
+            let locked = lock_within(&file, Sharing::WithOthers, LOOKING);
+            if !locked.map_err(Error::at("flock", &path))? {
+                return Err(Error::Busy {
+                    what: format!("the image {digest}"),
+                    by: "who removes it".to_owned(),
+                });
+            }
+            // It may have been removed, and another may have come in its place, since it was
+            // opened.
+            if fstat(&file).map_err(Error::at("stat", &path))?.st_nlink == 0 {
+                continue;
+            }
+            let parse = || -> io::Result<Record> {
+                let record: Record = serde_json::from_slice(&read_all(&file)?)?;
+                record.check(digest).map_err(invalid)?;
+                Ok(record)
+            };
+            let record = parse().map_err(Error::at("read", &path))?;
+            return Ok(Some(Arc::new(Lease { record, file, owner: Owner::this_process() })));
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<(File, Vec<u8>)>> {
+        let read = || -> io::Result<_> {
+            let file = open_own_file(self.as_fd(), name, LONGEST)?;
+            let text = read_all(&file)?;
+            Ok((file, text))
+        };
+        match read() {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::at("read", &self.path(name))(error)),
+        }
+    }
+
+    /// A manifest or a configuration, as it came.
+    pub(crate) fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        let Some((_, bytes)) = self.read(&blob_name(digest))? else { return Ok(None) };
+        if !digest.is_of(&bytes) {
+            let path = self.path(blob_name(digest));
+            return Err(Error::at("read", &path)(invalid("other bytes than it is named by")));
+        }
+        Ok(Some(bytes))
+    }
+
+    pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        self.write(&blob_name(digest), bytes, RenameFlags::empty())
+    }
+
+    /// Writes an image down. One that is there stays as it is, since it may be in use, unless that
+    /// can't be read.
+    pub(crate) fn put_image(&self, record: &Record, replaces: bool) -> Result<()> {
+        let how = if replaces { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
+        self.write_json(&image_name(&record.digest), record, how)
+    }
+
+    /// Has a name lead to an image.
+    pub(crate) fn put_name(&self, name: &str, image: &Digest) -> Result<()> {
+        let record = NameRecord { form: FORM, name: name.to_owned(), image: image.clone() };
+        let file_name = format!("{NAME}{}{JSON}", hashed(name));
+        self.write_json(&file_name, &record, RenameFlags::empty())
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize, how: RenameFlags) -> Result<()> {
+        let text = serde_json::to_vec(value)
+            .map_err(|error| Error::at("write", &self.path(name))(io::Error::from(error)))?;
+        if text.len() as u64 > LONGEST {
+            return Err(Error::TooLarge {
+                what: "the record of an image, in bytes",
+                limit: LONGEST,
+            });
+        }
+        self.write(name, &text, how)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], how: RenameFlags) -> Result<()> {
+        let aside = unique_name(UNFINISHED);
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let write = || -> io::Result<()> {
+            File::from(openat(&self.fd, aside.as_str(), flags, mode)?).write_all(bytes)?;
+            Ok(renameat2(&self.fd, aside.as_str(), &self.fd, name, how)?)
+        };
+        let written = write();
+        if written.is_err() {
+            let _ = self.unlink(&aside);
+        }
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            written => written.map_err(Error::at("write", &self.path(name))),
+        }
+    }
+
+    fn unlink(&self, name: &str) -> Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::at("unlink", &self.path(name))(errno)),
+        }
+    }
+
+    /// Lets a name lead nowhere.
+    pub(crate) fn remove_name(&self, name: &str) -> Result<()> {
+        self.unlink(&format!("{NAME}{}{JSON}", hashed(name)))
+    }
+
+    /// Forgets an image, and the blobs that are no other's.
+    pub(crate) fn remove_image(&self, record: &Record, others: &[Arc<Lease>]) -> Result<()> {
+        self.unlink(&image_name(&record.digest))?;
+        let is_used =
+            |digest: &Digest| others.iter().any(|other| other.record.config_digest == *digest);
+        for digest in [&record.digest, &record.config_digest] {
+            if !is_used(digest) {
+                self.unlink(&blob_name(digest))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of files that begin and end so.
+    fn files(&self, beginning: &str, ending: &str) -> Result<Vec<String>> {
+        let names = entries(self.as_fd()).map_err(Error::at("read", &self.path))?;
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        Ok(names.filter(|name| name.starts_with(beginning) && name.ends_with(ending)).collect())
+    }
+
+    /// All names, each with the digest that it leads to, sorted.
+    pub(crate) fn names(&self) -> Result<Vec<(String, Digest)>> {
+        let mut names = Vec::new();
+        for file_name in self.files(NAME, JSON)? {
+            let found = self.read_name(&file_name)?;
+            names.extend(found.map(|record| (record.name, record.image)));
+        }
+        names.sort_by(|one: &(String, Digest), other| one.0.cmp(&other.0));
+        Ok(names)
+    }
+
+    /// All images, which can't be removed as long as these are there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where one can't be read.
+    pub(crate) fn images(&self) -> Result<Vec<Arc<Lease>>> {
+        self.images_but(None)
+    }
+
+    /// All images but one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where one can't be read.
+    pub(crate) fn images_but(&self, left_out: Option<&Digest>) -> Result<Vec<Arc<Lease>>> {
+        let mut images = Vec::new();
+        for name in self.files(IMAGE, JSON)? {
+            let hex = name.trim_start_matches(IMAGE).trim_end_matches(JSON).replacen('-', ":", 1);
+            let Ok(digest) = Digest::parse(&hex) else { continue };
+            if left_out == Some(&digest) {
+                continue;
+            }
+            images.extend(self.image(&digest)?);
+        }
+        Ok(images)
+    }
+
+    /// Holds who adds or who removes up.
+    pub(crate) fn lock(&self, sharing: Sharing) -> Result<Lock> {
+        let path = self.path(LOCK);
+        let limit = match sharing {
+            Sharing::WithOthers => PATIENCE,
+            Sharing::Alone => LOOKING,
+        };
+        let by = match sharing {
+            Sharing::WithOthers => "who removes images",
+            Sharing::Alone => "who adds an image just now",
+        };
+        match self.try_lock(sharing, limit).map_err(Error::at("flock", &path))? {
+            Some(lock) => Ok(lock),
+            None => {
+                Err(Error::Busy { what: "the catalog of images".to_owned(), by: by.to_owned() })
+            }
+        }
+    }
+
+    fn try_lock(&self, sharing: Sharing, limit: Duration) -> io::Result<Option<Lock>> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.fd, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        Ok(lock_within(&file, sharing, limit)?.then_some(Lock(file)))
+    }
+
+    /// Makes and locks the directory that is fetched to for a name; `None` where another process
+    /// has it for as long as one would wait.
+    pub(crate) fn fetch(&self, name: &str, limit: Duration) -> Result<Option<Fetch>> {
+        let name = format!("{FETCH}{}", hashed(name));
+        let path = self.path(&name);
+        let end = Instant::now() + limit;
+        loop {
+            match nix::sys::stat::mkdirat(&self.fd, name.as_str(), Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(Error::at("mkdir", &path)(errno)),
+            }
+            let file = match openat(&self.fd, name.as_str(), DIRECTORY, Mode::empty()) {
+                Ok(fd) => File::from(fd),
+                Err(Errno::ENOENT) => continue,
+                Err(errno) => return Err(Error::at("open", &path)(errno)),
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            let locked = lock_within(&file, Sharing::Alone, left);
+            if !locked.map_err(Error::at("flock", &path))? {
+                return Ok(None);
+            }
+            // Who had it has removed it.
+            if fstat(&file).map_err(Error::at("stat", &path))?.st_nlink != 0 {
+                return Ok(Some(Fetch { name, path, lock: Lock(file) }));
+            }
+        }
+    }
+
+    /// Removes what is fetched to.
+    pub(crate) fn remove_fetch(&self, fetch: &Fetch) -> Result<()> {
+        remove_entry(self.as_fd(), fetch.name.as_ref()).map_err(Error::at("remove", &fetch.path))
+    }
+
+    /// Removes what was fetched by who has ended, and files that were not written to their end.
+    pub(crate) fn collect(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        for name in self.files(FETCH, "")? {
+            let Ok(fd) = openat(&self.fd, name.as_str(), DIRECTORY, Mode::empty()) else {
+                continue;
+            };
+            let lock = Lock(File::from(fd));
+            if lock.0.try_lock().is_ok() {
+                remove_entry(self.as_fd(), name.as_ref())
+                    .map_err(Error::at("remove", &self.path(&name)))?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes files that were not written to their end, for who has it locked alone.
+    pub(crate) fn remove_unfinished(&self, _lock: &Lock) -> Result<()> {
+        self.files(UNFINISHED, "")?.iter().try_for_each(|name| self.unlink(name))
+    }
+
+    /// Locks it alone, unless someone else has it.
+    pub(crate) fn try_alone(&self) -> Result<Option<Lock>> {
+        let locked = self.try_lock(Sharing::Alone, Duration::ZERO);
+        locked.map_err(Error::at("flock", &self.path(LOCK)))
+    }
+}
+
+/// A directory that is fetched to.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    name: String,
+    pub(crate) path: PathBuf,
+    lock: Lock,
+}
+
+impl Fetch {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.0.as_fd()
+    }
+}
+
+fn read_all(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    match Read::take(&mut file, LONGEST + 1).read_to_end(&mut text)? as u64 {
+        0..=LONGEST => Ok(text),
+        _ => Err(invalid("longer than any record")),
+    }
+}

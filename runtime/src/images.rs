@@ -1,0 +1,369 @@
+//! What a caller does with the images in layers of a state directory.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::config::host_path::HostPath;
+use crate::config::image::ImageConfig;
+use crate::error::{Error, Result};
+use crate::image::cache::add;
+use crate::image::digest::Digest;
+use crate::image::layer::without_ids;
+use crate::image::layout;
+use crate::image::options::PullOptions;
+use crate::image::place::Place;
+use crate::image::pull::{self, Known};
+use crate::image::record::{Catalog, Lease, Lock, Record, Sharing};
+use crate::image::reference::Reference;
+use crate::snapshot;
+use crate::store::State;
+use crate::store::collected::Collected;
+use crate::store::once;
+use crate::store::subordinate::Subordinate;
+use crate::wait::Deadline;
+
+/// The fewest digits that stand for a digest.
+const FEWEST_DIGITS: usize = 6;
+
+/// The images in layers of a state directory: fetched, imported, listed and removed.
+///
+/// ```no_run
+/// use adl_runtime::{Config, Image, Images, Progress, PullOptions, Sandbox};
+///
+/// let images = Images::open(None)?;
+/// let tell = |progress: &Progress| eprintln!("{progress}");
+/// images.pull("debian:12", &PullOptions { progress: Some(&tell), ..PullOptions::default() })?;
+/// let image = Image::reference("debian:12");
+/// let sandbox = Sandbox::create(Config { image, ..Config::default() })?;
+/// # Ok::<(), adl_runtime::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Images {
+    state: State,
+}
+
+/// What is known of an image in layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// The whole names that lead to it, sorted, as `docker.io/library/debian:12`. There is none
+    /// where it was made of a file or a directory for a sandbox, or its name leads to a newer one.
+    pub names: Vec<String>,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The digests of its layers, the lowest first.
+    pub layers: Vec<String>,
+    /// How many bytes its layers have, as they came.
+    pub size: u64,
+    /// When a sandbox was last made of it, to a minute.
+    pub last_used: Option<SystemTime>,
+    /// What it says of commands.
+    pub config: ImageConfig,
+}
+
+impl Images {
+    /// Opens those of a state directory, as [`Config::state_directory`] names it.
+    ///
+    /// [`Config::state_directory`]: crate::Config::state_directory
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it can't be opened, and as [`Sandbox::create`](crate::Sandbox::create).
+    pub fn open(state_directory: Option<&Path>) -> Result<Self> {
+        Ok(Self { state: State::open(state_directory)? })
+    }
+
+    /// Fetches an image from its registry and unpacks it, also where it is there: what the name
+    /// stands for may be another by now. What is there of it is not fetched again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is no name, [`Error::Pull`] where it can't be fetched,
+    /// [`Error::TimedOut`], [`Error::Unsupported`] where nothing is installed that can fetch it, or
+    /// it is for other machines; what unpacking layers may say, when nothing of them is left.
+    pub fn pull(&self, name: &str, options: &PullOptions<'_>) -> Result<ImageInfo> {
+        let reference = Reference::parse(name)?;
+        let lease = pull::pull(&self.state, &reference, options, Known::IsOld)?;
+        Ok(self.info(&Catalog::open(&self.state)?.names()?, &lease))
+    }
+
+    /// Fetches an image, unless it is there.
+    ///
+    /// # Errors
+    /// As [`Images::pull`].
+    pub fn pull_if_missing(&self, name: &str, options: &PullOptions<'_>) -> Result<()> {
+        let reference = Reference::parse(name)?;
+        let ids = Subordinate::asked_for(options.ids)?;
+        if let Some(catalog) = Catalog::open_if_any(&self.state)?
+            && let Some(lease) = catalog.named(&reference.to_string())?
+            && lease.record().places(&self.state, ids)?.is_some()
+        {
+            return Ok(());
+        }
+        pull::pull(&self.state, &reference, options, Known::Suffices).map(drop)
+    }
+
+    /// Unpacks an image of a file or a directory, as [`Image::layers`](crate::Image::layers) takes
+    /// them, and gives it a name; without one, its own.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is no image, and where it has no name; as [`Images::pull`].
+    pub fn import(
+        &self,
+        path: impl Into<HostPath>,
+        which: Option<&str>,
+        name: Option<&str>,
+        options: &PullOptions<'_>,
+    ) -> Result<ImageInfo> {
+        let path = path.into();
+        let name = name.map(Reference::parse).transpose()?;
+        if name.as_ref().is_some_and(|name| name.digest().is_some()) {
+            return Err(Error::invalid("image", "a name that is given has no digest"));
+        }
+        let place = Place::open(&path)?;
+        let chosen = layout::choose(&place, layout::images(&place)?, which)?;
+        let names: Vec<String> = match name {
+            Some(name) => vec![name.to_string()],
+            // An index may have a tag alone, which is a name of nothing.
+            None => {
+                let whole = chosen.names.iter().filter(|name| name.contains([':', '/']));
+                let names: BTreeSet<String> = whole
+                    .filter_map(|name| Reference::parse(name).ok())
+                    .map(|name| name.to_string())
+                    .collect();
+                names.into_iter().collect()
+            }
+        };
+        let shown = path.full_path();
+        if names.is_empty() {
+            return Err(Error::invalid("image", format!("{shown:?} says no name: give it one")));
+        }
+        let whole = layout::read(&place, &chosen, &shown.display().to_string())?;
+        let catalog = Catalog::open(&self.state)?;
+        let deadline = Deadline::after(options.timeout);
+        let lease = add(&self.state, &catalog, &place, &whole, &names, options, deadline)?;
+        Ok(self.info(&catalog.names()?, &lease))
+    }
+
+    /// All that there are, by their names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they can't be read.
+    pub fn list(&self) -> Result<Vec<ImageInfo>> {
+        let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(Vec::new()) };
+        let names = catalog.names()?;
+        let mut all: Vec<_> =
+            catalog.images()?.iter().map(|lease| self.info(&names, lease)).collect();
+        all.sort_by(|one, other| (&one.names, &one.digest).cmp(&(&other.names, &other.digest)));
+        Ok(all)
+    }
+
+    fn info(&self, names: &[(String, Digest)], lease: &Lease) -> ImageInfo {
+        let record = lease.record();
+        let names = names.iter().filter(|(name, digest)| {
+            *digest == record.digest
+                && Reference::parse(name).is_ok_and(|own| own.to_string() == *name)
+        });
+        ImageInfo {
+            names: names.map(|(name, _)| name.clone()).collect(),
+            digest: record.digest.to_string(),
+            layers: record.layers.iter().map(|layer| layer.digest.to_string()).collect(),
+            size: record.layers.iter().map(|layer| layer.size).sum(),
+            last_used: lease.last_used().ok(),
+            config: record.config().clone(),
+        }
+    }
+
+    /// What is known of an image, by a name, a digest, or at least six digits that one begins with.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`]
+    pub fn get(&self, name: &str) -> Result<ImageInfo> {
+        let none = || Error::NoImage { name: name.to_owned() };
+        let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
+        let lease = self.find(&catalog, name)?.lease;
+        Ok(self.info(&catalog.names()?, &lease))
+    }
+
+    /// The manifest and the configuration of an image, as they came: JSON.
+    ///
+    /// # Errors
+    /// As [`Images::get`].
+    pub fn documents(&self, name: &str) -> Result<[Vec<u8>; 2]> {
+        let none = || Error::NoImage { name: name.to_owned() };
+        let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
+        let lease = self.find(&catalog, name)?.lease;
+        let read = |digest| catalog.blob(digest)?.ok_or_else(none);
+        let Record { digest, config_digest, .. } = lease.record();
+        Ok([read(digest)?, read(config_digest)?])
+    }
+
+    fn find(&self, catalog: &Catalog, name: &str) -> Result<Meant> {
+        if let Ok(reference) = Reference::parse(name) {
+            let whole = reference.to_string();
+            if let Some(lease) = catalog.named(&whole)? {
+                return Ok(Meant { lease, name: Some(whole) });
+            }
+        }
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let mut found = Vec::new();
+        if digits.len() >= FEWEST_DIGITS && digits.bytes().all(is_digit) {
+            found = catalog.images()?;
+            found.retain(|lease| lease.record().digest.to_string().contains(&format!(":{digits}")));
+        }
+        match (found.pop(), found.is_empty()) {
+            (Some(lease), true) => Ok(Meant { lease, name: None }),
+            (Some(_), false) => {
+                Err(Error::invalid("image", format!("several digests begin with {name:?}")))
+            }
+            (None, _) => Err(Error::NoImage { name: name.to_owned() }),
+        }
+    }
+
+    /// Removes an image, or of one with several names that name, and returns what was removed. By
+    /// its digest, it is removed with all its names.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`]; [`Error::Busy`] where a sandbox or a snapshot lies on it; it stays then.
+    pub fn remove(&self, name: &str) -> Result<Vec<String>> {
+        let none = || Error::NoImage { name: name.to_owned() };
+        let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
+        let lock = catalog.lock(Sharing::Alone)?;
+        let Meant { lease, name } = self.find(&catalog, name)?;
+        let all = catalog.names()?;
+        let names: Vec<&String> = all
+            .iter()
+            .filter(|(_, digest)| *digest == lease.record().digest)
+            .map(|(name, _)| name)
+            .collect();
+        if let Some(name) = &name
+            && names.iter().any(|other| *other != name && !other.starts_with("file:"))
+        {
+            catalog.remove_name(name)?;
+            return Ok(vec![name.clone()]);
+        }
+        let names = names.into_iter().cloned().collect();
+        self.remove_image(&catalog, &lock, lease, names)
+    }
+
+    /// Removes images that no one has used for so long, and layers that are no image's. What is in
+    /// use stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Busy`] while someone adds an image.
+    pub fn prune(&self, unused_for: Duration) -> Result<Vec<String>> {
+        let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(Vec::new()) };
+        let lock = catalog.lock(Sharing::Alone)?;
+        let mut removed = Vec::new();
+        let names = catalog.names()?;
+        let mut left = catalog.images()?;
+        while let Some(lease) = left.pop() {
+            let is_old = |last: SystemTime| last.elapsed().is_ok_and(|unused| unused >= unused_for);
+            if !lease.last_used().is_ok_and(is_old) {
+                continue;
+            }
+            let own = names.iter().filter(|(_, digest)| *digest == lease.record().digest);
+            let own = own.map(|(name, _)| name.clone()).collect();
+            match self.remove_image(&catalog, &lock, lease, own) {
+                Ok(names) => removed.extend(names),
+                Err(Error::Busy { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        removed.extend(self.remove_orphans(&catalog, &lock)?);
+        Ok(removed)
+    }
+
+    /// Removes an image, its names, and the layers that are no other's.
+    fn remove_image(
+        &self,
+        catalog: &Catalog,
+        lock: &Lock,
+        lease: Arc<Lease>,
+        names: Vec<String>,
+    ) -> Result<Vec<String>> {
+        let digest = lease.record().digest.clone();
+        let shown = names.first().cloned().unwrap_or_else(|| digest.to_string());
+        let busy = |by: String| Error::Busy { what: format!("the image {shown}"), by };
+        let in_use = || busy("a sandbox".to_owned());
+        let lease = Arc::into_inner(lease).ok_or_else(in_use)?.try_alone()?.ok_or_else(in_use)?;
+        let others = catalog.images_but(Some(&digest))?;
+        let mine = self.layers_of(lease.record());
+        let theirs: BTreeSet<String> =
+            others.iter().flat_map(|other| self.layers_of(other.record())).collect();
+        let unused: Vec<&String> = mine.iter().filter(|name| !theirs.contains(*name)).collect();
+        for (snapshot, layer) in snapshot::images_in_use(&self.state)? {
+            let layer = layer.to_string_lossy();
+            if unused.iter().any(|name| *name == without_ids(&layer)) {
+                return Err(busy(format!("the snapshot {:?}", snapshot.as_str())));
+            }
+        }
+        for name in &names {
+            catalog.remove_name(name)?;
+        }
+        catalog.remove_image(lease.record(), &others)?;
+        for name in once::layers(&self.state)? {
+            if unused.iter().any(|unused| *unused == without_ids(&name)) {
+                once::remove(&self.state, &name)?;
+            }
+        }
+        catalog.remove_unfinished(lock)?;
+        Ok(if names.iter().all(|name| name.starts_with("file:")) {
+            vec![digest.to_string()]
+        } else {
+            names.into_iter().filter(|name| !name.starts_with("file:")).collect()
+        })
+    }
+
+    /// The names of the directories of an image's layers, whichever ids their owners are of.
+    fn layers_of(&self, record: &Record) -> BTreeSet<String> {
+        let names = record.diff_ids().into_iter().map(crate::image::layer::name);
+        names.chain(record.above.clone()).collect()
+    }
+
+    /// Removes layers that no image and no snapshot lies on, as one leaves that was ended while it
+    /// unpacked them.
+    fn remove_orphans(&self, catalog: &Catalog, _lock: &Lock) -> Result<Vec<String>> {
+        // Where one can't be read, it is not known which layers are none's.
+        let images = catalog.images()?;
+        let mut used: BTreeSet<String> =
+            images.iter().flat_map(|lease| self.layers_of(lease.record())).collect();
+        let by_snapshots = snapshot::images_in_use(&self.state)?;
+        let by_snapshots = by_snapshots.iter().filter_map(|(_, layer)| layer.to_str());
+        used.extend(by_snapshots.map(|layer| without_ids(layer).to_owned()));
+        let mut removed = Vec::new();
+        for name in once::layers(&self.state)? {
+            if !used.contains(without_ids(&name)) {
+                once::remove(&self.state, &name)?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// An image that was found, and the whole name by which it was.
+struct Meant {
+    lease: Arc<Lease>,
+    name: Option<String>,
+}
+
+/// Removes what those have left who were ended while they fetched an image or removed one.
+pub(crate) fn collect(state: &State, collected: &mut Collected) {
+    let collect = || -> Result<Vec<String>> {
+        let Some(catalog) = Catalog::open_if_any(state)? else { return Ok(Vec::new()) };
+        let mut removed = catalog.collect()?;
+        // While someone adds an image, it has layers and no record.
+        if let Some(lock) = catalog.try_alone()? {
+            catalog.remove_unfinished(&lock)?;
+            let images = Images { state: state.clone() };
+            removed.extend(images.remove_orphans(&catalog, &lock)?);
+        }
+        Ok(removed)
+    };
+    match collect() {
+        Ok(removed) => removed.iter().for_each(|name| collected.removed(name)),
+        Err(error) => collected.failed(error),
+    }
+}
