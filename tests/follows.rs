@@ -200,13 +200,18 @@ const ALLOWED: &[Allowed] = &[
         &[
             (".is_dir", 2),
             (".metadata", 1),
-            (".symlink_metadata", 1),
+            (".symlink_metadata", 2),
             ("DirBuilder::new", 1),
             ("File::open", 3),
-            ("fcntl::open", 1),
+            ("fcntl::open", 2),
             ("fs::rename", 2),
             ("fs::symlink_metadata", 2),
         ],
+        STATE,
+    ),
+    (
+        "store/uses.rs",
+        &[(".metadata", 1), (".symlink_metadata", 1), ("fcntl::open", 1), ("unistd::unlink", 1)],
         STATE,
     ),
     (
@@ -219,10 +224,11 @@ const ALLOWED: &[Allowed] = &[
         "image/record.rs",
         &[
             (".is_dir", 1),
-            (".metadata", 1),
+            (".is_file", 1),
+            (".metadata", 2),
             (".symlink_metadata", 2),
             ("fcntl::open", 1),
-            ("fcntl::openat", 4),
+            ("fcntl::openat", 5),
         ],
         STATE,
     ),
@@ -265,7 +271,7 @@ const ALLOWED: &[Allowed] = &[
     ("snapshot/users.rs", &[("fcntl::openat", 2)], STATE),
     (
         "store/contents.rs",
-        &[("Dir::openat", 2), ("fcntl::openat", 5)],
+        &[("Dir::openat", 2), ("fcntl::openat", 6)],
         "single names in an open directory, opened with O_NOFOLLOW",
     ),
     ("store/directories.rs", &[("fcntl::open", 1), ("fcntl::openat", 1)], STATE),

@@ -781,12 +781,114 @@ fn an_image_in_use_stays_and_what_no_one_uses_goes() {
     assert_eq!(images.prune(Duration::from_secs(3600)).unwrap(), [""; 0]);
     assert_eq!(images.prune(Duration::ZERO).unwrap(), ["docker.io/library/mine:latest"]);
     assert_eq!(layers(&home.state()), [""; 0]);
-    assert_eq!(images.list().unwrap(), []);
+    assert!(images.list().unwrap().is_empty());
     assert!(matches!(images.get("mine"), Err(Error::NoImage { .. })));
     // Layers that no image has, as one leaves that was ended while it unpacked them.
     fs::create_dir(home.state().join("images/layer-sha256-x")).unwrap();
     let collected = adl_runtime::collect_garbage(Some(&home.state())).unwrap();
     assert_eq!(collected, ["layer-sha256-x"]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_holds_up_no_other_image() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    base(&home, &layout, "one", &[]);
+    umoci(&["config"], &layout, "one", &["--tag", "two", "--config.env", "A=B"]);
+    let images = Images::open(Some(&home.state())).unwrap();
+    let import = |which: &str| {
+        images.import(&layout, Some(which), Some(which), &PullOptions::default()).unwrap()
+    };
+    let (one, two) = (import("one"), import("two"));
+    let catalog = home.state().join("catalog");
+    let record = catalog.join(format!("image-{}.json", one.digest.replace(':', "-")));
+    fs::write(&record, "{").unwrap();
+    fs::write(catalog.join("name-sha256-0.json"), "{").unwrap();
+    let adl = |arguments: &[&str]| {
+        let output = adl_command(&home.state()).arg("image").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let told = stderr(&output);
+        assert!(told.contains(record.to_str().unwrap()), "{told}");
+        assert!(told.contains("name-sha256-0.json"), "{told}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // It is told, and the rest is shown; who removes what no one uses for long leaves it.
+    assert!(adl(&["ls"]).starts_with("docker.io/library/two:latest "));
+    assert_eq!(adl(&["prune", "--unused-for", "1h"]), "");
+    let sandbox = home.sandbox_of(Image::reference("two"));
+    images.remove("two").unwrap_err();
+    sandbox.delete().unwrap();
+    assert_eq!(images.remove("two").unwrap(), ["docker.io/library/two:latest"]);
+    // Which layers are those of what can't be read is not known: they stay as long as it does.
+    assert_eq!(layers(&home.state()).len(), 1);
+    let removed = images.prune(Duration::ZERO).unwrap();
+    assert!(removed.contains(&"name-sha256-0".to_owned()), "{removed:?}");
+    assert!(removed.contains(&format!("image-{}", one.digest.replace(':', "-"))), "{removed:?}");
+    assert_eq!(layers(&home.state()), [""; 0]);
+    assert!(images.list().unwrap().is_empty());
+    assert_eq!(import("two").digest, two.digest);
+}
+
+#[test]
+fn what_was_made_of_the_host_and_of_archives_is_shown_and_goes_unless_it_is_used() {
+    if !needs(&[Need::Userns, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    small(&home.path("root"));
+    let archive = home.path("root.tar");
+    succeeds(
+        Command::new("tar").arg("-C").arg(home.path("root")).arg("-cf").arg(&archive).arg("."),
+    );
+    let images = Images::open(Some(&home.state())).unwrap();
+    let kinds = || {
+        let made = images.made().unwrap();
+        let kinds = made.iter().map(|made| made.name.split('-').next().unwrap().to_owned());
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(), [""; 0]);
+    let of_archive = home.sandbox_of(Image::archive(&archive));
+    let of_host = home.sandbox_of(Image::host());
+    let all = kinds();
+    assert!(all.contains(&"tar".to_owned()) && all.contains(&"host".to_owned()), "{all:?}");
+    let tar = images.made().unwrap().pop().unwrap();
+    assert!(tar.name.starts_with("tar-") && tar.size > 100_000, "{tar:?}");
+    assert!(tar.last_used.unwrap().elapsed().unwrap() < Duration::from_secs(3600));
+    let shown = succeeds(adl_command(&home.state()).args(["image", "ls"]));
+    assert!(shown.contains(&format!("{} - ", tar.name)) && shown.contains("MiB now"), "{shown}");
+    // What is used stays, whoever asks.
+    let prune = || {
+        let mut adl = adl_command(&home.state());
+        succeeds(adl.args(["image", "prune", "--unused-for", "0"]))
+    };
+    assert_eq!(prune(), "");
+    assert_eq!(images.prune(Duration::ZERO).unwrap(), [""; 0]);
+    assert!(matches!(images.remove(&tar.name), Err(Error::Busy { .. })));
+    let named = SnapshotOptions { name: Some("kept".to_owned()), ..SnapshotOptions::default() };
+    drop(of_archive.snapshot_with(&named).unwrap());
+    of_archive.delete().unwrap();
+    of_host.delete().unwrap();
+    let removed = prune();
+    assert!(removed.contains("host-") && !removed.contains("tar-"), "{removed}");
+    assert!(
+        matches!(&images.remove(&tar.name), Err(Error::Busy { by, .. }) if by.contains("kept"))
+    );
+    assert_eq!(kinds(), ["tar"]);
+    home.sandbox_of(Image::snapshot("kept")).delete().unwrap();
+    Snapshot::remove(Some(&home.state()), "kept").unwrap();
+    // Used a moment ago.
+    assert_eq!(images.prune(Duration::from_secs(3600)).unwrap(), [""; 0]);
+    assert_eq!(images.remove(&tar.name).unwrap(), [tar.name.as_str()]);
+    // Made anew, and nothing is left of what told who used it.
+    home.sandbox_of(Image::archive(&archive)).delete().unwrap();
+    assert_eq!(prune().trim_end(), tar.name);
+    assert_eq!(fs::read_dir(home.state().join("images")).unwrap().count(), 0);
+    fs::write(home.state().join(format!("images/.used-{}", tar.name)), "").unwrap();
+    adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+    assert_eq!(fs::read_dir(home.state().join("images")).unwrap().count(), 0);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a caller does with the images in layers of a state directory.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,11 +16,12 @@ use crate::image::layout;
 use crate::image::options::PullOptions;
 use crate::image::place::Place;
 use crate::image::pull::{self, Known};
-use crate::image::record::{Catalog, Lease, Lock, Record, Sharing};
+use crate::image::record::{Catalog, Lease, Lock, Record, Sharing, Unread};
 use crate::image::reference::Reference;
 use crate::snapshot;
 use crate::store::State;
 use crate::store::collected::Collected;
+use crate::store::name::SnapshotName;
 use crate::store::once;
 use crate::store::subordinate::Subordinate;
 use crate::wait::Deadline;
@@ -63,6 +65,19 @@ pub struct ImageInfo {
     pub config: ImageConfig,
 }
 
+/// A directory that was made for sandboxes, of the host's files, an archive or a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MadeImage {
+    /// Its name: `host-`, `private-` and `own-` are of the host, `tar-` of an archive, `copy-` and
+    /// `flat-` of what a btrfs upper lies on.
+    pub name: String,
+    /// How many bytes it takes on disk.
+    pub size: u64,
+    /// When a sandbox was last made of it, to a minute.
+    pub last_used: Option<SystemTime>,
+}
+
 impl Images {
     /// Opens those of a state directory, as [`Config::state_directory`] names it.
     ///
@@ -84,7 +99,7 @@ impl Images {
     pub fn pull(&self, name: &str, options: &PullOptions<'_>) -> Result<ImageInfo> {
         let reference = Reference::parse(name)?;
         let lease = pull::pull(&self.state, &reference, options, Known::IsOld)?;
-        Ok(self.info(&Catalog::open(&self.state)?.names()?, &lease))
+        Ok(self.info(&Catalog::open(&self.state)?.names()?.read, &lease))
     }
 
     /// Fetches an image, unless it is there.
@@ -142,20 +157,33 @@ impl Images {
         let catalog = Catalog::open(&self.state)?;
         let deadline = Deadline::after(options.timeout);
         let lease = add(&self.state, &catalog, &place, &whole, &names, options, deadline)?;
-        Ok(self.info(&catalog.names()?, &lease))
+        Ok(self.info(&catalog.names()?.read, &lease))
     }
 
-    /// All that there are, by their names.
+    /// All that there are, by their names; at the end, of each that can't be read, why.
     ///
     /// # Errors
-    /// [`Error::Io`] if they can't be read.
-    pub fn list(&self) -> Result<Vec<ImageInfo>> {
+    /// [`Error::Io`] if the directory can't be read.
+    pub fn list(&self) -> Result<Vec<Result<ImageInfo>>> {
         let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(Vec::new()) };
-        let names = catalog.names()?;
+        let (names, images) = (catalog.names()?, catalog.images()?);
         let mut all: Vec<_> =
-            catalog.images()?.iter().map(|lease| self.info(&names, lease)).collect();
+            images.read.iter().map(|lease| self.info(&names.read, lease)).collect();
         all.sort_by(|one, other| (&one.names, &one.digest).cmp(&(&other.names, &other.digest)));
-        Ok(all)
+        let unread = images.unread.into_iter().chain(names.unread);
+        Ok(all.into_iter().map(Ok).chain(unread.map(|unread| Err(unread.error))).collect())
+    }
+
+    /// What was made of the host, of archives and of copies for sandboxes, by its names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it can't be read.
+    pub fn made(&self) -> Result<Vec<MadeImage>> {
+        let made = |(name, last_used): (String, _)| {
+            let size = once::size(&self.state, &name)?;
+            Ok(MadeImage { name, size, last_used })
+        };
+        once::kept(&self.state)?.into_iter().map(made).collect()
     }
 
     fn info(&self, names: &[(String, Digest)], lease: &Lease) -> ImageInfo {
@@ -182,7 +210,7 @@ impl Images {
         let none = || Error::NoImage { name: name.to_owned() };
         let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
         let lease = self.find(&catalog, name)?.lease;
-        Ok(self.info(&catalog.names()?, &lease))
+        Ok(self.info(&catalog.names()?.read, &lease))
     }
 
     /// The manifest and the configuration of an image, as they came: JSON.
@@ -209,7 +237,7 @@ impl Images {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let mut found = Vec::new();
         if digits.len() >= FEWEST_DIGITS && digits.bytes().all(is_digit) {
-            found = catalog.images()?;
+            found = catalog.images()?.read;
             found.retain(|lease| lease.record().digest.to_string().contains(&format!(":{digits}")));
         }
         match (found.pop(), found.is_empty()) {
@@ -222,16 +250,26 @@ impl Images {
     }
 
     /// Removes an image, or of one with several names that name, and returns what was removed. By
-    /// its digest, it is removed with all its names.
+    /// its digest, it is removed with all its names; [`Images::made`] has names of its own.
     ///
     /// # Errors
     /// [`Error::NoImage`]; [`Error::Busy`] where a sandbox or a snapshot lies on it; it stays then.
     pub fn remove(&self, name: &str) -> Result<Vec<String>> {
+        if once::kept(&self.state)?.iter().any(|(kept, _)| kept == name) {
+            let busy = |by: String| Error::Busy { what: format!("the image {name}"), by };
+            if let Some((snapshot, _)) = self.snapshots_on(name)?.first() {
+                return Err(busy(format!("the snapshot {:?}", snapshot.as_str())));
+            }
+            return match once::remove_kept(&self.state, name, None)? {
+                true => Ok(vec![name.to_owned()]),
+                false => Err(busy("a sandbox".to_owned())),
+            };
+        }
         let none = || Error::NoImage { name: name.to_owned() };
         let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
         let lock = catalog.lock(Sharing::Alone)?;
         let Meant { lease, name } = self.find(&catalog, name)?;
-        let all = catalog.names()?;
+        let all = catalog.names()?.read;
         let names: Vec<&String> = all
             .iter()
             .filter(|(_, digest)| *digest == lease.record().digest)
@@ -247,32 +285,78 @@ impl Images {
         self.remove_image(&catalog, &lock, lease, names)
     }
 
-    /// Removes images that no one has used for so long, and layers that are no image's. What is in
-    /// use stays.
+    /// Removes what no one has used for so long: images, and what was made of the host, of archives
+    /// and of copies; also layers that are no image's. What is in use stays. Returns what was
+    /// removed.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Busy`] while someone adds an image.
+    /// [`Error::Uncollected`] with all that could not be removed or read, and with what was removed;
+    /// [`Error::Busy`] while someone adds an image.
     pub fn prune(&self, unused_for: Duration) -> Result<Vec<String>> {
-        let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(Vec::new()) };
-        let lock = catalog.lock(Sharing::Alone)?;
-        let mut removed = Vec::new();
+        let mut collected = Collected::default();
+        if let Some(catalog) = Catalog::open_if_any(&self.state)? {
+            let lock = catalog.lock(Sharing::Alone)?;
+            self.prune_catalog(&catalog, &lock, unused_for, &mut collected)?;
+        }
+        let since = SystemTime::now().checked_sub(unused_for).unwrap_or(SystemTime::UNIX_EPOCH);
+        for (name, _) in once::kept(&self.state)? {
+            let remove = || match self.snapshots_on(&name)?.is_empty() {
+                true => once::remove_kept(&self.state, &name, Some(since)),
+                false => Ok(false),
+            };
+            collected.one(&name, remove());
+        }
+        collected.done()
+    }
+
+    fn prune_catalog(
+        &self,
+        catalog: &Catalog,
+        lock: &Lock,
+        unused_for: Duration,
+        collected: &mut Collected,
+    ) -> Result<()> {
         let names = catalog.names()?;
-        let mut left = catalog.images()?;
-        while let Some(lease) = left.pop() {
+        let mut images = catalog.images()?;
+        for unread in images.unread.into_iter().chain(names.unread) {
+            match catalog.remove_unread(&unread, unused_for) {
+                Ok(true) => collected.removed(unread.name()),
+                Ok(false) => collected.failed(unread.error),
+                Err(error) => collected.failed(error),
+            }
+        }
+        while let Some(lease) = images.read.pop() {
             let is_old = |last: SystemTime| last.elapsed().is_ok_and(|unused| unused >= unused_for);
             if !lease.last_used().is_ok_and(is_old) {
                 continue;
             }
-            let own = names.iter().filter(|(_, digest)| *digest == lease.record().digest);
+            let digest = lease.record().digest.clone();
+            let own = names.read.iter().filter(|(_, of)| *of == digest);
             let own = own.map(|(name, _)| name.clone()).collect();
-            match self.remove_image(&catalog, &lock, lease, own) {
-                Ok(names) => removed.extend(names),
+            match self.remove_image(catalog, lock, lease, own) {
+                Ok(names) => names.iter().for_each(|name| collected.removed(name)),
                 Err(Error::Busy { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => collected.failed(error),
             }
         }
-        removed.extend(self.remove_orphans(&catalog, &lock)?);
-        Ok(removed)
+        // Names that lead nowhere.
+        for (name, digest) in names.read {
+            if matches!(catalog.image(&digest), Ok(None)) {
+                catalog.remove_name(&name)?;
+            }
+        }
+        match self.remove_orphans(catalog, lock) {
+            Ok(removed) => removed.iter().for_each(|name| collected.removed(name)),
+            Err(error) => collected.failed(error),
+        }
+        Ok(())
+    }
+
+    /// The snapshots that lie on a directory of images.
+    fn snapshots_on(&self, name: &str) -> Result<Vec<(SnapshotName, OsString)>> {
+        let mut all = snapshot::images_in_use(&self.state)?;
+        all.retain(|(_, image)| image == name);
+        Ok(all)
     }
 
     /// Removes an image, its names, and the layers that are no other's.
@@ -291,8 +375,12 @@ impl Images {
         let others = catalog.images_but(Some(&digest))?;
         let mine = self.layers_of(lease.record());
         let theirs: BTreeSet<String> =
-            others.iter().flat_map(|other| self.layers_of(other.record())).collect();
-        let unused: Vec<&String> = mine.iter().filter(|name| !theirs.contains(*name)).collect();
+            others.read.iter().flat_map(|other| self.layers_of(other.record())).collect();
+        let mut unused: Vec<&String> = mine.iter().filter(|name| !theirs.contains(*name)).collect();
+        if others.unread.iter().any(Unread::is_image) {
+            // It is not known which layers it has. Those that are none's are removed later.
+            unused.clear();
+        }
         for (snapshot, layer) in snapshot::images_in_use(&self.state)? {
             let layer = layer.to_string_lossy();
             if unused.iter().any(|name| *name == without_ids(&layer)) {
@@ -325,10 +413,14 @@ impl Images {
     /// Removes layers that no image and no snapshot lies on, as one leaves that was ended while it
     /// unpacked them.
     fn remove_orphans(&self, catalog: &Catalog, _lock: &Lock) -> Result<Vec<String>> {
-        // Where one can't be read, it is not known which layers are none's.
         let images = catalog.images()?;
+        if images.unread.iter().any(Unread::is_image) {
+            // It is not known which layers it has.
+            return Ok(Vec::new());
+        }
+        catalog.remove_blobs_but(&images.read)?;
         let mut used: BTreeSet<String> =
-            images.iter().flat_map(|lease| self.layers_of(lease.record())).collect();
+            images.read.iter().flat_map(|lease| self.layers_of(lease.record())).collect();
         let by_snapshots = snapshot::images_in_use(&self.state)?;
         let by_snapshots = by_snapshots.iter().filter_map(|(_, layer)| layer.to_str());
         used.extend(by_snapshots.map(|layer| without_ids(layer).to_owned()));
@@ -351,7 +443,7 @@ struct Meant {
 
 /// Removes what those have left who were ended while they fetched an image or removed one.
 pub(crate) fn collect(state: &State, collected: &mut Collected) {
-    let collect = || -> Result<Vec<String>> {
+    let mut collect = || -> Result<Vec<String>> {
         let Some(catalog) = Catalog::open_if_any(state)? else { return Ok(Vec::new()) };
         let mut removed = catalog.collect()?;
         // While someone adds an image, it has layers and no record.
@@ -359,6 +451,9 @@ pub(crate) fn collect(state: &State, collected: &mut Collected) {
             catalog.remove_unfinished(&lock)?;
             let images = Images { state: state.clone() };
             removed.extend(images.remove_orphans(&catalog, &lock)?);
+        }
+        for unread in catalog.images()?.unread.into_iter().chain(catalog.names()?.unread) {
+            collected.failed(unread.error);
         }
         Ok(removed)
     };

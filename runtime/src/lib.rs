@@ -226,7 +226,7 @@ pub use files::{
 };
 pub use garbage::collect_garbage;
 pub use image::options::{Progress, PullOptions};
-pub use images::{ImageInfo, Images};
+pub use images::{ImageInfo, Images, MadeImage};
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::captures::OutputStream;
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};

@@ -213,7 +213,7 @@ impl Pull<'_> {
     fn put_placeholders(&self, manifest: &Manifest) -> Result<Vec<(Digest, u64)>> {
         let at = || self.fetch.path.join(LAYOUT);
         // Where one can't be read, its layers are fetched.
-        let known = self.catalog.images().unwrap_or_default();
+        let known = self.catalog.images().unwrap_or_default().read;
         let is_there = |digest: &Digest| {
             let layers = known.iter().flat_map(|lease| &lease.record().layers);
             let mut same = layers.filter(|layer| layer.digest == *digest);

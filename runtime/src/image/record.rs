@@ -10,6 +10,7 @@
 //!
 //! Each file is written aside and renamed. What is read is looked at as if a guest had written it.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -167,6 +168,44 @@ impl Record {
 /// The name of the layer above those of an image.
 pub(crate) fn above_name(image: &Digest) -> String {
     format!("layer-above-{}", image.file_name())
+}
+
+/// What was read of many, and what could not be.
+#[derive(Debug)]
+pub(crate) struct All<T> {
+    pub(crate) read: Vec<T>,
+    pub(crate) unread: Vec<Unread>,
+}
+
+impl<T> Default for All<T> {
+    fn default() -> Self {
+        Self { read: Vec::new(), unread: Vec::new() }
+    }
+}
+
+/// A file that can't be read.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    file_name: String,
+    pub(crate) error: Error,
+}
+
+impl Unread {
+    /// Whether it may be of an image that is there, and that someone lies on.
+    pub(crate) fn is_image(&self) -> bool {
+        self.file_name.starts_with(IMAGE)
+    }
+
+    /// What it is called where it is told.
+    pub(crate) fn name(&self) -> &str {
+        self.file_name.trim_end_matches(JSON)
+    }
+}
+
+/// The digest that the name of an image's file has.
+fn digest_of(file_name: &str) -> Option<Digest> {
+    let hex = file_name.strip_prefix(IMAGE)?.strip_suffix(JSON)?.replacen('-', ":", 1);
+    Digest::parse(&hex).ok()
 }
 
 fn image_name(digest: &Digest) -> String {
@@ -437,10 +476,13 @@ impl Catalog {
     }
 
     /// Forgets an image, and the blobs that are no other's.
-    pub(crate) fn remove_image(&self, record: &Record, others: &[Arc<Lease>]) -> Result<()> {
+    pub(crate) fn remove_image(&self, record: &Record, others: &All<Arc<Lease>>) -> Result<()> {
         self.unlink(&image_name(&record.digest))?;
-        let is_used =
-            |digest: &Digest| others.iter().any(|other| other.record.config_digest == *digest);
+        // What can't be read may have it, too.
+        let is_used = |digest: &Digest| {
+            others.unread.iter().any(Unread::is_image)
+                || others.read.iter().any(|other| other.record.config_digest == *digest)
+        };
         for digest in [&record.digest, &record.config_digest] {
             if !is_used(digest) {
                 self.unlink(&blob_name(digest))?;
@@ -456,40 +498,81 @@ impl Catalog {
         Ok(names.filter(|name| name.starts_with(beginning) && name.ends_with(ending)).collect())
     }
 
-    /// All names, each with the digest that it leads to, sorted.
-    pub(crate) fn names(&self) -> Result<Vec<(String, Digest)>> {
-        let mut names = Vec::new();
+    /// All names, each with the digest that it leads to, sorted; one that can't be read holds up
+    /// no other.
+    pub(crate) fn names(&self) -> Result<All<(String, Digest)>> {
+        let mut all = All::default();
         for file_name in self.files(NAME, JSON)? {
-            let found = self.read_name(&file_name)?;
-            names.extend(found.map(|record| (record.name, record.image)));
+            match self.read_name(&file_name) {
+                Ok(found) => all.read.extend(found.map(|record| (record.name, record.image))),
+                Err(error) => all.unread.push(Unread { file_name, error }),
+            }
         }
-        names.sort_by(|one: &(String, Digest), other| one.0.cmp(&other.0));
-        Ok(names)
+        all.read.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(all)
     }
 
-    /// All images, which can't be removed as long as these are there.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where one can't be read.
-    pub(crate) fn images(&self) -> Result<Vec<Arc<Lease>>> {
+    /// All images, which can't be removed as long as these are there; one that can't be read holds
+    /// up no other.
+    pub(crate) fn images(&self) -> Result<All<Arc<Lease>>> {
         self.images_but(None)
     }
 
     /// All images but one.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where one can't be read.
-    pub(crate) fn images_but(&self, left_out: Option<&Digest>) -> Result<Vec<Arc<Lease>>> {
-        let mut images = Vec::new();
-        for name in self.files(IMAGE, JSON)? {
-            let hex = name.trim_start_matches(IMAGE).trim_end_matches(JSON).replacen('-', ":", 1);
-            let Ok(digest) = Digest::parse(&hex) else { continue };
-            if left_out == Some(&digest) {
+    pub(crate) fn images_but(&self, left_out: Option<&Digest>) -> Result<All<Arc<Lease>>> {
+        let mut all = All::default();
+        for file_name in self.files(IMAGE, JSON)? {
+            let digest = digest_of(&file_name);
+            if digest.is_some() && digest.as_ref() == left_out {
                 continue;
             }
-            images.extend(self.image(&digest)?);
+            match digest.map(|digest| self.image(&digest)) {
+                Some(Ok(found)) => all.read.extend(found),
+                Some(Err(error)) => all.unread.push(Unread { file_name, error }),
+                None => {
+                    let error = invalid("a name that no image has");
+                    let error = Error::at("read", &self.path(&file_name))(error);
+                    all.unread.push(Unread { file_name, error });
+                }
+            }
         }
-        Ok(images)
+        Ok(all)
+    }
+
+    /// Removes a file that can't be read, and that no one has used for so long or uses now; whether
+    /// it was. What it says is lost by then.
+    pub(crate) fn remove_unread(&self, unread: &Unread, unused_for: Duration) -> Result<bool> {
+        let Unread { file_name, .. } = unread;
+        let at = |errno: Errno| Error::at("open", &self.path(file_name))(errno);
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        match openat(&self.fd, file_name.as_str(), flags, Mode::empty()) {
+            Ok(fd) => {
+                let file = Lock(File::from(fd));
+                let metadata = file.0.metadata().map_err(Error::io("stat"))?;
+                let last = metadata.modified().map_err(Error::io("stat"))?;
+                let is_old = last.elapsed().is_ok_and(|unused| unused >= unused_for);
+                if !is_old || !metadata.is_file() || file.0.try_lock().is_err() {
+                    return Ok(false);
+                }
+            }
+            // A link, which adl has not made.
+            Err(Errno::ELOOP | Errno::ENXIO) => return Ok(false),
+            Err(Errno::ENOENT) => return Ok(true),
+            Err(errno) => return Err(at(errno)),
+        }
+        self.unlink(file_name).map(|()| true)
+    }
+
+    /// Removes manifests and configurations that are no one's.
+    pub(crate) fn remove_blobs_but(&self, images: &[Arc<Lease>]) -> Result<()> {
+        let used = images
+            .iter()
+            .flat_map(|lease| [&lease.record.digest, &lease.record.config_digest].map(blob_name));
+        let used: BTreeSet<String> = used.collect();
+        self.files(BLOB, "")?
+            .iter()
+            .filter(|name| !used.contains(*name))
+            .try_for_each(|name| self.unlink(name))
     }
 
     /// Holds who adds or who removes up.

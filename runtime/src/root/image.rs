@@ -38,7 +38,9 @@ impl OpenedImage {
         upper: Upper,
         ids: Option<Subordinate>,
     ) -> Result<Self> {
-        Self::directory(state, &unpack::archive(state, path, ids)?.into(), upper)
+        let made = unpack::archive(state, path, ids)?;
+        let root = Stack::of_image("", Source::held(&made.path, &made.used)?);
+        Self::of_stacks(state, vec![root], upper)
     }
 
     /// Directories on one another, the topmost first.

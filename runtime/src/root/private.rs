@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::root::host::{etc, rule};
-use crate::store::once::{self, PRIVATE};
+use crate::store::once::{self, Held, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::id_ranges;
@@ -105,7 +105,7 @@ const FRESH: Duration = Duration::from_secs(1);
 type Seen = (Instant, Arc<Found>);
 
 /// The layer that hides what is private in `trees`, directories below `/`; `None` if nothing is.
-pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
+pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<Held>> {
     let found = found(trees)?;
     let entries = &found.entries;
     if entries.is_empty() {
@@ -116,7 +116,7 @@ pub(crate) fn layer(state: &State, trees: &[&str]) -> Result<Option<PathBuf>> {
     (env!("CARGO_PKG_VERSION"), entries).hash(&mut hasher);
     let name = format!("{PRIVATE}{:016x}", hasher.finish());
     let fill = |at: &Path| fill(entries, at).map_err(Error::at("hide private files in", at));
-    once::make_once(state, &name, fill).map(Some)
+    once::make_and_hold(state, &name, fill).map(Some)
 }
 
 /// Where links of `trees` lead below `/etc`.

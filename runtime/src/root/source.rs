@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::store::uses::Use;
 use crate::sys::open::{self, Purpose};
 
 /// A file or directory of the host, opened once: what is mounted later is what was opened here.
@@ -16,6 +17,8 @@ pub(crate) struct Source {
     /// Where no link is followed below, if there is such a directory.
     pub(crate) base: Option<PathBuf>,
     pub(crate) fd: Arc<OwnedFd>,
+    /// What keeps it there, if adl has made it.
+    _held: Option<Arc<Use>>,
 }
 
 impl Source {
@@ -32,7 +35,18 @@ impl Source {
         let path = path.absolute()?;
         let fd = path.locate()?.open(operation, purpose)?;
         let base = path.base().map(Path::to_owned);
-        Ok(Self { path: path.full_path(), base, fd: Arc::new(fd) })
+        Ok(Self { path: path.full_path(), base, fd: Arc::new(fd), _held: None })
+    }
+
+    /// What is opened already, as a path says.
+    pub(crate) fn opened(path: PathBuf, fd: OwnedFd) -> Self {
+        Self { path, base: None, fd: Arc::new(fd), _held: None }
+    }
+
+    /// An image that adl has made, or what is below it.
+    pub(crate) fn held(path: &Path, used: &Arc<Use>) -> Result<Self> {
+        let this = Self::directory("open image", &path.into())?;
+        Ok(Self { _held: Some(Arc::clone(used)), ..this })
     }
 
     /// A directory below one of adl's own, through no link.
@@ -43,7 +57,7 @@ impl Source {
         shown: PathBuf,
     ) -> Result<Self> {
         let fd = open::beneath(at, path, Purpose::Pass).map_err(Error::at(operation, &shown))?;
-        Ok(Self { path: shown, base: None, fd: Arc::new(fd) })
+        Ok(Self { path: shown, base: None, fd: Arc::new(fd), _held: None })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::image::layer::{UnpackOptions, flat};
 use crate::root::form;
 use crate::root::source::Source;
-use crate::store::once::make_once;
+use crate::store::once::{Held, make_and_hold};
 use crate::store::subordinate::{Subordinate, with_ids};
 use crate::store::{State, btrfs};
 use crate::sys::open::{self, Location, Purpose};
@@ -28,11 +28,7 @@ use crate::wait::Deadline;
 /// [`Error::Invalid`] for what is no archive, [`Error::Refused`] for one that leads out of itself,
 /// [`Error::TooLarge`] for a bomb, [`Error::Io`] for what could not be read or made. Nothing of it
 /// is left then.
-pub(crate) fn archive(
-    state: &State,
-    archive: &HostPath,
-    ids: Option<Subordinate>,
-) -> Result<PathBuf> {
+pub(crate) fn archive(state: &State, archive: &HostPath, ids: Option<Subordinate>) -> Result<Held> {
     let file = File::from(archive.locate()?.open_file("image")?);
     let archive = &archive.full_path();
     let metadata = file.metadata().map_err(Error::at("stat", archive))?;
@@ -41,7 +37,7 @@ pub(crate) fn archive(
         // Who has no such ids, or others, can't do with what belongs to these.
         name = format!("{name}-{uid}-{gid}");
     }
-    make_once(state, &name, |aside| {
+    make_and_hold(state, &name, |aside| {
         let options = UnpackOptions { ids, ..UnpackOptions::default() };
         flat(aside, Box::new(file), &options, |beginning| form::check(archive, beginning))
             .map(drop)
@@ -86,10 +82,10 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
     let metadata = opened.metadata().map_err(Error::at("stat", &source.path))?;
     let location = Location::beneath(opened.into(), Path::new(""), source.path.clone())?;
     let name = format!("copy-{:016x}", fingerprint(&metadata, &source.path));
-    let place = make_once(state, &name, |aside| {
+    let place = make_and_hold(state, &name, |aside| {
         copy(aside, None, |to, options, report| transfer::send(&location, to, options, report))
     })?;
-    Source::directory("open image", &place.into())
+    Source::held(&place.path, &place.used)
 }
 
 /// Changes when what an image is made of does, as far as one can see at a glance.

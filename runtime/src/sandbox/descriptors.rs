@@ -177,7 +177,7 @@ fn subvolume(directory: &SandboxDirectory) -> Result<Source> {
     let path = directory.path().join(SUBVOLUME);
     let fd =
         beneath(directory.as_fd(), SUBVOLUME, Purpose::List).map_err(Error::at("open", &path))?;
-    Ok(Source { path, base: None, fd: fd.into() })
+    Ok(Source::opened(path, fd))
 }
 
 /// A tmpfs that is not as init makes them, with the owner that it is to have inside.

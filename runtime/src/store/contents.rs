@@ -8,6 +8,7 @@
 //! there to let it mean something else a moment later: what is changed is what was opened, without
 //! following a link, and looked at.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -61,6 +62,43 @@ pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<(
     }
     remove_contents(directory.as_fd())?;
     remove_empty(parent, name)
+}
+
+/// How many bytes all in a directory take on disk; a file with several names counts once.
+///
+/// Neither recursive nor with a descriptor for each level.
+pub(crate) fn size_on_disk(top: OwnedFd) -> io::Result<u64> {
+    const UNIT: u64 = 512;
+    let stat = fstat(&top)?;
+    let mut size = stat.st_blocks.unsigned_abs() * UNIT;
+    let mut linked = HashSet::new();
+    let mut left = vec![entries(top.as_fd())?];
+    let mut place = PathCursor::new(top)?;
+    while let Some(names) = left.last_mut() {
+        let Some(name) = names.pop() else {
+            left.pop();
+            if place.leave()?.is_none() {
+                break;
+            }
+            continue;
+        };
+        let stat = match fstatat(place.as_fd(), name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            // Someone may be removing it.
+            Err(Errno::ENOENT) => continue,
+            stat => stat?,
+        };
+        let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if is_directory || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
+            size = size.saturating_add(stat.st_blocks.unsigned_abs() * UNIT);
+        }
+        if is_directory {
+            let directory = openat(place.as_fd(), name.as_os_str(), DIRECTORY, Mode::empty())?;
+            left.push(entries(directory.as_fd())?);
+            let name = CString::new(name.as_bytes())?;
+            place.enter(&name, directory, &stat);
+        }
+    }
+    Ok(size)
 }
 
 pub(crate) fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {

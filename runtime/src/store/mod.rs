@@ -15,6 +15,7 @@ pub(crate) mod own_file;
 pub(crate) mod quota;
 pub(crate) mod remover;
 pub(crate) mod subordinate;
+pub(crate) mod uses;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};

@@ -7,14 +7,16 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::store::collected::{Collected, no_place};
-use crate::store::contents::{entries, remove_contents, remove_entry};
+use crate::store::contents::{self, entries, remove_contents, remove_entry};
 use crate::store::subordinate::as_owner;
+use crate::store::uses::{self, USED, Use};
 use crate::store::{State, btrfs};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
@@ -69,6 +71,23 @@ pub(crate) fn make_once(
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     make_once_by(state, name, Deadline::NEVER, fill)
+}
+
+/// An image that was made once, and stays for as long as this is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) path: PathBuf,
+    pub(crate) used: Arc<Use>,
+}
+
+/// As [`make_once`], of what no record says that it is in use.
+pub(crate) fn make_and_hold(
+    state: &State,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Held> {
+    let used = uses::hold(&state.images()?, name)?;
+    Ok(Held { path: make_once(state, name, fill)?, used })
 }
 
 /// As [`make_once`], with a deadline for the wait for another; without one, it has a limit.
@@ -205,6 +224,9 @@ pub(crate) fn collect(state: &State, collected: &mut Collected) {
 fn collect_one(path: &Path, collected: &mut Collected) {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let is_kind = KINDS.iter().any(|kind| name.starts_with(kind));
+    if let Some(image) = name.strip_prefix(USED) {
+        return collect_use(path, image, collected);
+    }
     // Looked at once: another may make it whole meanwhile, or make it anew.
     let Ok(metadata) = path.symlink_metadata() else { return };
     if !metadata.is_dir() || !is_kind && !is_unfinished(name) {
@@ -218,6 +240,65 @@ fn collect_one(path: &Path, collected: &mut Collected) {
     }
 }
 
+/// Removes what tells who uses an image that is not there.
+fn collect_use(path: &Path, image: &str, collected: &mut Collected) {
+    let Some(images) = path.parent() else { return };
+    if KINDS.iter().any(|kind| image.starts_with(kind)) && !is_directory(&images.join(image)) {
+        // While someone makes it, it is used.
+        if let Err(error) = uses::unless_used(images, image, || Ok(())) {
+            collected.failed(error);
+        }
+    } else if !is_kept(image) {
+        collected.failed(no_place(path));
+    }
+}
+
+/// Whether it is the name of an image that was made of the host, an archive or a copy.
+pub(crate) fn is_kept(name: &str) -> bool {
+    KINDS.iter().any(|kind| *kind != LAYER && name.starts_with(kind)) && !is_unfinished(name)
+}
+
+/// What was made of the host, of archives and of copies, each by its name and with its last use.
+pub(crate) fn kept(state: &State) -> Result<Vec<(String, Option<SystemTime>)>> {
+    let Some(images) = state.images_if_any()? else { return Ok(Vec::new()) };
+    let mut kept = names(&images, is_kept)?;
+    kept.sort();
+    Ok(kept
+        .into_iter()
+        .map(|name| (last_use(&images, &name), name))
+        .map(|(at, name)| (name, at))
+        .collect())
+}
+
+/// When one was last used; of one that an earlier adl has made, when it was made.
+fn last_use(images: &Path, name: &str) -> Option<SystemTime> {
+    let made = || {
+        let stat = images.join(name).symlink_metadata().ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(stat.ctime().try_into().ok()?))
+    };
+    uses::last(images, name).or_else(made)
+}
+
+/// Removes one of those, unless someone uses it, or has used it since a time; whether it was.
+pub(crate) fn remove_kept(state: &State, name: &str, since: Option<SystemTime>) -> Result<bool> {
+    let images = state.images()?;
+    let is_old = |since| last_use(&images, name).is_some_and(|at| at <= since);
+    if !since.is_none_or(is_old) {
+        return Ok(false);
+    }
+    Ok(uses::unless_used(&images, name, || remove(state, name))?.is_some())
+}
+
+/// How many bytes a directory of images takes on disk.
+pub(crate) fn size(state: &State, name: &str) -> Result<u64> {
+    let path = state.images()?.join(name);
+    let measure = || {
+        let top = nix::fcntl::open(&path, DIRECTORY, nix::sys::stat::Mode::empty())?;
+        contents::size_on_disk(top)
+    };
+    as_owner(|| measure().map_err(Error::at("measure", &path)))
+}
+
 /// Whether it is the name of an image that is not whole, also of an earlier adl.
 fn is_unfinished(name: &str) -> bool {
     name.starts_with(UNFINISHED)
@@ -228,10 +309,15 @@ fn is_unfinished(name: &str) -> bool {
 /// The names of layers of images.
 pub(crate) fn layers(state: &State) -> Result<Vec<String>> {
     let Some(images) = state.images_if_any()? else { return Ok(Vec::new()) };
-    let directory = File::open(&images).map_err(Error::at("open", &images))?;
-    let names = entries(directory.as_fd()).map_err(Error::at("read", &images))?;
+    names(&images, |name| name.starts_with(LAYER))
+}
+
+/// The names of images of a kind.
+fn names(images: &Path, is_one: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let directory = File::open(images).map_err(Error::at("open", images))?;
+    let names = entries(directory.as_fd()).map_err(Error::at("read", images))?;
     let names = names.into_iter().filter_map(|name| name.into_string().ok());
-    Ok(names.filter(|name| name.starts_with(LAYER)).collect())
+    Ok(names.filter(|name| is_one(name)).collect())
 }
 
 /// Removes a whole image, which no one may use: at once, so that no one finds a part of it.

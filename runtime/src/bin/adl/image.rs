@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use adl_runtime::{Config, Error, ImageInfo, Images, Progress, PullOptions};
+use adl_runtime::{Config, Error, ImageInfo, Images, MadeImage, Progress, PullOptions};
 use clap::{Subcommand, ValueHint};
 
 use crate::output::{print, say};
@@ -44,7 +44,8 @@ pub(crate) enum Commands {
         /// The name that it gets; by default its own
         name: Option<String>,
     },
-    /// List the images: name, digest, size as they came, last use
+    /// List the images: name, digest, size as they came, last use; then what was made of the host,
+    /// of archives and copies: name, -, size on disk, last use
     Ls,
     /// Print what is known of an image, as JSON
     Inspect {
@@ -57,7 +58,8 @@ pub(crate) enum Commands {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Remove images that were not used for some time, and what is left of interrupted work
+    /// Remove images, and what was made of the host, of archives and copies, that were not used for
+    /// some time, and what is left of interrupted work
     Prune {
         /// How long: 12h, or as days, 7d
         #[arg(long, value_name = "DURATION", value_parser = long_time)]
@@ -85,7 +87,7 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
                 images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;
             print(info.names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
         }
-        Commands::Ls => print(images.list()?.iter().map(line).collect::<String>())?,
+        Commands::Ls => return list(&images),
         Commands::Inspect { name } => print(inspect(&images, name)?)?,
         Commands::Rm { names } => {
             for name in names {
@@ -93,8 +95,16 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
             }
         }
         Commands::Prune { unused_for } => {
-            let removed = images.prune(*unused_for)?;
-            print(removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+            let lines = |removed: &[String]| {
+                print(removed.iter().map(|name| format!("{name}\n")).collect::<String>())
+            };
+            match images.prune(*unused_for) {
+                Err(Error::Uncollected { removed, errors }) => {
+                    lines(&removed)?;
+                    return tell_of(&errors);
+                }
+                removed => lines(&removed?)?,
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -167,10 +177,38 @@ fn place(progress: &Progress) -> (u8, usize) {
 /// How many digits of a digest are shown.
 const DIGITS: usize = 12;
 
+/// Prints what there is. What can't be read holds up nothing.
+fn list(images: &Images) -> CliResult<ExitCode> {
+    let mut lines = String::new();
+    let mut errors = Vec::new();
+    for info in images.list()? {
+        match info {
+            Ok(info) => lines.push_str(&line(&info)),
+            Err(error) => errors.push(error),
+        }
+    }
+    for MadeImage { name, size, last_used, .. } in images.made()? {
+        let used = last_used.map_or("never".to_owned(), ago);
+        let _ = writeln!(lines, "{name} - {:.1}MiB {used}", mebibytes(size));
+    }
+    print(lines)?;
+    tell_of(&errors)
+}
+
+/// Says what was wrong with some, and that it was.
+fn tell_of(errors: &[Error]) -> CliResult<ExitCode> {
+    errors.iter().for_each(|error| say(crate::text_of(error)));
+    Ok(ExitCode::from(if errors.is_empty() { 0 } else { crate::OWN_ERROR }))
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 fn line(info: &ImageInfo) -> String {
     let digits = info.digest.split(':').next_back().unwrap_or_default();
     let digits: String = digits.chars().take(DIGITS).collect();
-    let size = info.size as f64 / f64::from(1 << 20);
+    let size = mebibytes(info.size);
     let used = info.last_used.map_or("never".to_owned(), ago);
     let names = match info.names.is_empty() {
         true => &["<none>".to_owned()][..],

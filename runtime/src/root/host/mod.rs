@@ -83,11 +83,11 @@ pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
     let names = programs();
     let may_map = id_ranges::caller_may_map();
     let name = format!("host-{:016x}", fingerprint(state, &names)?);
-    let skeleton = once::make_once(state, &name, |aside| {
+    let skeleton = once::make_and_hold(state, &name, |aside| {
         let links = private::links(&names)?;
         fill(aside, &links).map_err(Error::at("make the host image", aside))
     })?;
-    let root = Source::directory("open image", &skeleton.into())?;
+    let root = Source::held(&skeleton.path, &skeleton.used)?;
     let mut stacks = vec![Stack::of_image("", root)];
     let above = match may_map {
         true => private::layer(state, &names)?,
@@ -98,8 +98,11 @@ pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
     for name in names {
         let of_host = Source::directory("open image", &Path::new("/").join(name).into())?;
         let mut stack = Stack::of_image(name, of_host);
-        if let Some(above) = above.as_ref().map(|layer| layer.join(name)).filter(|at| at.is_dir()) {
-            let above = Source::directory("open image", &above.into())?;
+        if let Some(above) = &above
+            && let at = above.path.join(name)
+            && at.is_dir()
+        {
+            let above = Source::held(&at, &above.used)?;
             stack.layers.insert(0, Layer::Image(above));
         }
         stacks.push(stack);

@@ -17,7 +17,7 @@ use nix::sys::stat::Mode;
 use crate::error::{Error, Result};
 use crate::store::State;
 use crate::store::contents::entries;
-use crate::store::once::{self, OWN};
+use crate::store::once::{self, Held, OWN};
 use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
 use crate::sys::stamp::Stamp;
 
@@ -29,11 +29,11 @@ const DEEPEST: usize = 4;
 const MOST: usize = 10_000;
 
 /// The layer; `None` if there is no `/usr/local`.
-pub(super) fn layer(state: &State) -> Result<Option<PathBuf>> {
+pub(super) fn layer(state: &State) -> Result<Option<Held>> {
     let Some(sign) = sign() else { return Ok(None) };
     let name = format!("{OWN}{sign:016x}");
     let fill = |at: &Path| fill(at).map_err(Error::at("make directories of /usr/local in", at));
-    once::make_once(state, &name, fill).map(Some)
+    once::make_and_hold(state, &name, fill).map(Some)
 }
 
 /// Changes when a directory is made in `/usr/local`, or in one at its top; `None` if there is none,
