@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use adl_runtime::{
     Config, Defaults, Error, Image, Images, Network, PullOptions, Sandbox, Snapshot,
-    SnapshotOptions,
+    SnapshotOptions, Upper,
 };
 use serde_json::{Value, json};
 
+use crate::file_systems::Mounted;
 use crate::harness::{
     Home, Need, OrdinaryUser, adl_command, needs, shell, stderr, succeeds, within,
 };
@@ -412,6 +413,69 @@ os.setxattr(\"a/one\", \"user.note\", b\"value\"); os.setxattr(\"a/b\", \"user.d
     let expected =
         "/a:\n.\n..\nb\none\n\n/gone:\n.\n..\ny\n\n/linked:\n.\n..\nsame\n\n/opaque:\n.\n..\nnew\n";
     assert_eq!(listed, format!("{expected}changed\nfile\n"));
+}
+
+#[test]
+fn on_btrfs_the_layers_of_an_image_are_made_one_once() {
+    if !needs(&[Need::Root, Need::Btrfs, UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    base(&home, &layout, "one", &["--config.workingdir=/made", "--config.user=app"]);
+    let part = home.path("part");
+    let insert = |script: &str, arguments: &[&str]| {
+        fs::create_dir(&part).unwrap();
+        succeeds(Command::new("sh").args(["-ec", script]).current_dir(&part));
+        let paths = [part.to_str().unwrap(), "/part"];
+        umoci(&["insert"], &layout, "one", &[arguments, &paths].concat());
+        fs::remove_dir_all(&part).unwrap();
+    };
+    insert("mkdir a b; echo 1 > a/1; echo 2 > b/2; ln a/1 same; chown 5:6 b; chmod 1750 b", &[]);
+    insert("mkdir a; echo 3 > a/3; ln -s b link; touch -d 2001-02-03 a/3", &[]);
+    umoci(&["insert"], &layout, "one", &["--whiteout", "/part/b/2"]);
+    insert("mkdir a; echo 4 > a/4; chmod 4711 a/4", &["--opaque"]);
+    let disk = Mounted::btrfs(&home);
+    let look = |upper| {
+        let defaults = Defaults { user: Some("0:0".to_owned()), ..Defaults::default() };
+        let image = Image::layers(&layout, Some("one"));
+        let config = Config { image, upper, defaults, ..disk.config() };
+        let sandbox = Sandbox::create(config).unwrap();
+        let script = "cd /; busybox find . -xdev ! -path './etc*' | busybox sort | while read -r name; \
+                      do stat -c '%n %f %u %g %h %Y %N' \"$name\"; done; cat part/a/4; pwd; cd /made";
+        let shown = shell(&sandbox, script);
+        shell(&sandbox, "echo changed > /part/a/4");
+        sandbox.reset().unwrap();
+        assert_eq!(shell(&sandbox, "cat /part/a/4"), "4\n");
+        shown
+    };
+    let (merged, flat) = (look(Upper::default()), look(Upper::Btrfs { size: None }));
+    // Directories have as many names as a file system gives them.
+    let lines = |text: &str| -> Vec<String> {
+        let is_directory =
+            |line: &str| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with('4'));
+        let line = |line: &str| match is_directory(line) {
+            true => line
+                .split(' ')
+                .enumerate()
+                .filter(|(at, _)| *at != 4)
+                .map(|(_, word)| word)
+                .collect(),
+            false => line.to_owned(),
+        };
+        text.lines().map(line).collect()
+    };
+    assert!(merged.contains("part/a/4") && merged.lines().count() > 15, "{merged}");
+    assert!(!merged.contains("part/a/3") && !merged.contains("part/b"), "{merged}");
+    assert_eq!(lines(&merged), lines(&flat));
+    // Once, and it goes when no one uses it.
+    look(Upper::Btrfs { size: None });
+    let images = Images::open(disk.config().state_directory.as_deref()).unwrap();
+    let made = images.made().unwrap();
+    assert!(matches!(&made[..], [one] if one.name.starts_with("flat-")), "{made:?}");
+    assert!(images.prune(Duration::ZERO).unwrap().contains(&made[0].name));
+    assert_eq!(images.made().unwrap(), []);
+    look(Upper::Btrfs { size: None });
 }
 
 #[test]

@@ -44,16 +44,17 @@ impl OpenedImage {
     }
 
     /// Directories on one another, the topmost first.
-    pub(crate) fn layers(state: &State, paths: &[PathBuf], upper: Upper) -> Result<Self> {
-        if matches!(upper, Upper::Btrfs { .. }) && paths.len() > 1 {
-            return Err(Error::Unsupported {
-                what: "a btrfs upper of an image in layers".to_owned(),
-                why: format!("its {} layers would have to be one", paths.len()),
-                fix: "use the upper `disk`".to_owned(),
-            });
-        }
+    pub(crate) fn layers(
+        state: &State,
+        paths: &[PathBuf],
+        upper: Upper,
+        ids: Option<Subordinate>,
+    ) -> Result<Self> {
         let open = |path: &PathBuf| Source::directory("open image", &path.into()).map(Layer::Image);
-        let layers = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut layers = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        if matches!(upper, Upper::Btrfs { .. }) && layers.len() > 1 {
+            layers = vec![Layer::Image(unpack::flattened(state, paths, ids)?)];
+        }
         if layers.is_empty() {
             return Err(Error::invalid("image", "it has no layers"));
         }

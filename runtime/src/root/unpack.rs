@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::slice;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use crate::config::host_path::HostPath;
@@ -17,8 +19,10 @@ use crate::root::source::Source;
 use crate::store::once::{Held, make_and_hold};
 use crate::store::subordinate::{Subordinate, with_ids};
 use crate::store::{State, btrfs};
-use crate::sys::open::{self, Location, Purpose};
-use crate::transfer::{self, CopyOptions, CopyReport, Incoming, Outgoing};
+use crate::sys::open::{self, DIRECTORY, Location, Purpose};
+use crate::transfer::{
+    self, ChangeForm, CopyOptions, CopyReport, Export, Incoming, OpenedStack, Outgoing,
+};
 use crate::wait::Deadline;
 
 /// The directory that a tar archive has been unpacked to, now or before: by root, and by an
@@ -63,15 +67,7 @@ fn no_archive(path: &Path, error: Error) -> Error {
 /// # Errors
 /// [`Error::Unsupported`] where the state directory is not on btrfs, and as [`archive`].
 pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
-    let images = state.images()?;
-    let at = File::open(&images).map_err(Error::at("open", &images))?;
-    if !btrfs::is_btrfs(at.as_fd()) {
-        return Err(Error::Unsupported {
-            what: "a btrfs upper".to_owned(),
-            why: format!("{images:?} is not on btrfs"),
-            fix: "put the state directory on a btrfs, or use the upper `disk`".to_owned(),
-        });
-    }
+    let at = images_on_btrfs(state)?;
     // Opened for more than its path: the ioctls take no O_PATH.
     let opened = open::beneath(source.as_fd(), ".", Purpose::List)
         .map_err(Error::at("open image", &source.path))?;
@@ -88,6 +84,57 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
     Source::held(&place.path, &place.used)
 }
 
+/// The directory of images, which has to be on btrfs.
+fn images_on_btrfs(state: &State) -> Result<File> {
+    let images = state.images()?;
+    let at = File::open(&images).map_err(Error::at("open", &images))?;
+    if btrfs::is_btrfs(at.as_fd()) {
+        return Ok(at);
+    }
+    Err(Error::Unsupported {
+        what: "a btrfs upper".to_owned(),
+        why: format!("{images:?} is not on btrfs"),
+        fix: "put the state directory on a btrfs, or use the upper `disk`".to_owned(),
+    })
+}
+
+/// A subvolume with what layers of the state directory show together, the topmost first: made now
+/// or before. What has nothing to copy, as a device, is not in it.
+///
+/// # Errors
+/// As [`subvolume`].
+pub(crate) fn flattened(
+    state: &State,
+    layers: &[PathBuf],
+    ids: Option<Subordinate>,
+) -> Result<Source> {
+    images_on_btrfs(state)?;
+    // Their names say what is in them, and whose.
+    let mut hasher = DefaultHasher::new();
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    layers.iter().for_each(|layer| layer.file_name().hash(&mut hasher));
+    let name = format!("flat-{:016x}", hasher.finish());
+    let place = make_and_hold(state, &name, |aside| {
+        let open = |path: &PathBuf| {
+            nix::fcntl::open(path, DIRECTORY, Mode::empty()).map_err(Error::at("open image", path))
+        };
+        let opened = layers.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let stack = OpenedStack {
+            at: PathBuf::new(),
+            changed: Vec::new(),
+            image: opened.iter().map(AsFd::as_fd).collect(),
+            kind: ChangeForm::Whiteouts,
+            own: &[],
+            has_owners: true,
+        };
+        copy(aside, ids, |to, options, report| {
+            let stacks = slice::from_ref(&stack);
+            transfer::send_stacks(stacks, Export::Tree, to, options, report)
+        })
+    })?;
+    Source::held(&place.path, &place.used)
+}
+
 /// Changes when what an image is made of does, as far as one can see at a glance.
 fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -100,7 +147,7 @@ fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
 fn copy(
     target: &Path,
     ids: Option<Subordinate>,
-    send: impl FnOnce(&mut Outgoing, &CopyOptions, &mut CopyReport) -> Result<()>,
+    send: impl FnOnce(&mut Outgoing, &CopyOptions, &mut CopyReport) -> Result<()> + Send,
 ) -> Result<()> {
     let options = CopyOptions {
         owners: ids.is_some() || nix::unistd::geteuid().is_root(),
@@ -122,7 +169,8 @@ fn copy(
                 if ids.is_some() { with_ids(receive) } else { receive() }
             })
             .map_err(Error::io("start of a thread"))?;
-        let sent = send(&mut to, &options, &mut CopyReport::default());
+        let send = || send(&mut to, &options, &mut CopyReport::default());
+        let sent = if ids.is_some() { with_ids(send) } else { send() };
         drop(to);
         let panicked = || Error::io("copy")(std::io::Error::other("its thread has panicked"));
         let made = made.join().unwrap_or_else(|_| Err(panicked()));

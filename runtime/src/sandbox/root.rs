@@ -208,7 +208,7 @@ fn open_image(config: &Config, state: &State) -> Result<Opening> {
         }
         Kind::Host => return Opening::plain(OpenedImage::host(state, upper)?),
     };
-    let opened = OpenedImage::layers(state, &unpacked.layers, upper)?;
+    let opened = OpenedImage::layers(state, &unpacked.layers, upper, Subordinate::asked_for(ids)?)?;
     let image::Cached { says, lease, .. } = unpacked;
     Ok(Opening { opened, lease: None, image: Some(lease), says: Some(says) })
 }

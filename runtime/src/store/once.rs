@@ -42,7 +42,7 @@ pub(crate) const OWN: &str = "own-";
 pub(crate) const LAYER: &str = "layer-";
 
 /// What the names of whole images begin with.
-const KINDS: [&str; 6] = ["host-", "tar-", "copy-", PRIVATE, OWN, LAYER];
+const KINDS: [&str; 7] = ["host-", "tar-", "copy-", "flat-", PRIVATE, OWN, LAYER];
 
 /// Takes a lock that another process may hold for as long as it makes an image, or for ever where
 /// it was stopped.

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 
 pub(crate) use cursor::PathCursor;
 pub use diff::{Change, ChangeKind, Export};
-pub(crate) use diff::{ChangeForm, OpenedStack, changes, export};
+pub(crate) use diff::{ChangeForm, OpenedStack, changes, export, send as send_stacks};
 pub(crate) use pipe::{Incoming, Outgoing};
 pub(crate) use read::send;
 pub(crate) use tar::{from_tar, to_tar};
