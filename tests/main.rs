@@ -14,6 +14,7 @@
 
 mod archives;
 mod arguments;
+mod attributes;
 mod cargo;
 mod census;
 mod cgroups;

@@ -82,7 +82,19 @@ pub enum Entry<'a> {
         /// The kernel's error number.
         errno: i32,
     },
+    /// An extended attribute of the file or directory that comes next (`xattr(7)`).
+    Attribute {
+        /// Its name.
+        #[serde(borrow)]
+        name: Strings<'a>,
+        /// Its value.
+        value: &'a [u8],
+    },
 }
+
+/// The most bytes that the extended attributes of one file may take, names and values together: an
+/// ext4 or xfs takes 64 KiB for all, a btrfs 16 KiB for each.
+pub const MAX_ATTRIBUTES: usize = 256 << 10;
 
 /// What a file has besides its name and its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

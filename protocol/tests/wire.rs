@@ -178,7 +178,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x88\0\0\0\0\x08\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+        b"\x88\0\0\0\0\x09\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
           \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
@@ -273,6 +273,7 @@ fn the_bytes_of_answers_and_trees_are_these() {
     golden(&Entry::HardLink { name, target }, b"\x09\0\0\0\x04\x02a\0\x04b\0c\0");
     golden(&Entry::Skipped { name, kind: FileKind::Fifo }, b"\x05\0\0\0\x05\x02a\0\x03");
     golden(&Entry::Failed { name, errno: 13 }, b"\x05\0\0\0\x06\x02a\0\x1a");
+    golden(&Entry::Attribute { name, value: b"\0v" }, b"\x07\0\0\0\x07\x02a\0\x02\0v");
     for (place, kind) in FileKind::ALL.into_iter().enumerate() {
         golden(&kind, &[1, 0, 0, 0, u8::try_from(place).unwrap()]);
     }

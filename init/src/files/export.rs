@@ -2,12 +2,13 @@
 
 use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_CHUNK, Stage, Strings};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, OFlags, SeekFrom, Stat};
+use rustix::fs::{FileType, OFlags, SeekFrom, Stat, fgetxattr, flistxattr};
 use rustix::io::Errno;
 
 use super::content::is_of_proc;
@@ -131,7 +132,28 @@ impl Export<'_> {
 
     fn directory(&mut self, name: &CStr, directory: &OwnedFd) -> rustix::io::Result<()> {
         let attributes = Some(attributes(&rustix::fs::fstat(directory)?));
+        self.extended(directory.as_fd())?;
         self.output.entry(&Entry::Directory { name: string(name)?, attributes })
+    }
+
+    /// Writes the extended attributes of what comes next; the host takes those that it wants.
+    fn extended(&mut self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let mut names = [0; 4096];
+        let length = match flistxattr(file, &mut names[..]) {
+            // None, or more than are ever set.
+            Ok(0) | Err(Errno::OPNOTSUPP | Errno::RANGE) => return Ok(()),
+            length => length?,
+        };
+        let mut value = vec![0; 64 << 10];
+        let names = names.get(..length).unwrap_or_default();
+        for name in names.split_inclusive(|byte| *byte == 0) {
+            let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+            // Gone, or not for everyone to read.
+            let Ok(length) = fgetxattr(file, name, &mut value[..]) else { continue };
+            let value = value.get(..length).unwrap_or_default();
+            self.output.entry(&Entry::Attribute { name: string(name)?, value })?;
+        }
+        Ok(())
     }
 
     fn symbolic_link(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
@@ -166,6 +188,7 @@ impl Export<'_> {
             return self.output.entry(&Entry::HardLink { name: string(name)?, target });
         }
         let (attributes, size) = (attributes(&stat), size_of(&stat));
+        self.extended(file.as_fd())?;
         self.output.entry(&Entry::File { name: string(name)?, attributes, size })?;
         self.content(file.as_fd(), &stat).map_err(|errno| match errno {
             // Of a file that was announced there is no leaving out.

@@ -4,10 +4,11 @@ use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
+use core::mem::take;
 
 use adl_protocol::{Attributes, Entry, Stage, Strings, is_plain_name};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags, fsetxattr};
 use rustix::io::Errno;
 
 use super::content::{fill, make_temporary};
@@ -35,14 +36,15 @@ pub(super) fn run(
     let mut input = Input::new(stdin);
     let walk = Walk::new(directory);
     let (made, at) = (Table::default(), Vec::new());
-    let mut import = Import { walk, top: None, path, name, owners, made, at };
+    let extended = Vec::new();
+    let mut import = Import { walk, top: None, path, name, owners, made, at, extended };
     loop {
         if let Err(errno) = import.step(&mut input) {
             let names = if import.at.is_empty() { &import.walk.names } else { &import.at };
             tell_where(below_top(names), stdout);
             return Err(Failure(Stage::File, errno));
         }
-        if import.walk.depth() == 0 {
+        if import.walk.depth() == 0 && import.extended.is_empty() {
             return Ok(());
         }
     }
@@ -50,7 +52,7 @@ pub(super) fn run(
 
 struct Import<'a> {
     /// From the directory that the top is in.
-    walk: Walk<Option<Attributes>>,
+    walk: Walk<Option<(Attributes, Extended)>>,
     /// The top, if it is a directory.
     top: Option<OwnedFd>,
     /// The path of the top, and its last name.
@@ -61,12 +63,22 @@ struct Import<'a> {
     made: Table<()>,
     /// The names down to what could not be made.
     at: Vec<u8>,
+    /// The extended attributes of what comes next.
+    extended: Extended,
 }
+
+/// Names and values.
+type Extended = Vec<(CString, Vec<u8>)>;
 
 impl Import<'_> {
     /// Makes one entry.
     fn step(&mut self, input: &mut Input<'_>) -> rustix::io::Result<()> {
         match input.entry()? {
+            Entry::Attribute { name, value } => {
+                let name = name.single().ok_or(Errno::PROTO)?;
+                self.extended.push((name.to_owned(), value.to_owned()));
+                Ok(())
+            }
             Entry::Directory { name, attributes } => {
                 let name = self.name_of(&name)?;
                 let made = self.make_directory(&name);
@@ -86,12 +98,14 @@ impl Import<'_> {
                 }
                 // What was there before stays as it is.
                 let is_made = is_new || self.made.get(file).is_some();
-                self.walk.down(directory, &name, attributes.filter(|_| is_made))
+                let extended = take(&mut self.extended);
+                let attributes = attributes.filter(|_| is_made);
+                self.walk.down(directory, &name, attributes.map(|it| (it, extended)))
             }
             Entry::Leave => {
                 // Up first: it may be one in which its own owner may do nothing.
                 let (directory, _, attributes) = self.walk.up()?.ok_or(Errno::PROTO)?;
-                attributes.map_or(Ok(()), |attributes| self.finish(&directory, &attributes))
+                attributes.map_or(Ok(()), |(it, extended)| self.finish(&directory, &it, &extended))
             }
             Entry::File { name, attributes, size: _ } => {
                 let name = self.name_of(&name)?;
@@ -175,15 +189,16 @@ impl Import<'_> {
     /// Makes a regular file, also in place of what is there, all at once: whoever looks sees no
     /// half of it, and none is left where this job is killed.
     fn file(
-        &self,
+        &mut self,
         name: &CStr,
         attributes: &Attributes,
         input: &mut Input<'_>,
     ) -> rustix::io::Result<()> {
+        let extended = take(&mut self.extended);
         let directory = &self.walk.directory;
         let (file, temporary) = make_temporary(directory, MADE)?;
         let made = fill(input, file.as_fd())
-            .and_then(|()| self.finish(&file, attributes))
+            .and_then(|()| self.finish(&file, attributes, &extended))
             .and_then(|()| rename(directory, temporary.as_c_str(), directory, name));
         if made.is_err() {
             let _ = rustix::fs::unlinkat(directory, temporary.as_c_str(), AtFlags::empty());
@@ -234,13 +249,26 @@ impl Import<'_> {
         Err(Errno::PROTO)
     }
 
-    /// Gives what was made its owner, mode and time, in this order: each changes those after it.
-    fn finish(&self, file: &OwnedFd, attributes: &Attributes) -> rustix::io::Result<()> {
+    /// Gives what was made its owner, mode, extended attributes and time, in this order: each changes
+    /// those after it.
+    fn finish(
+        &self,
+        file: &OwnedFd,
+        attributes: &Attributes,
+        extended: &Extended,
+    ) -> rustix::io::Result<()> {
         if self.owners {
             let (uid, gid) = owner(attributes.uid, attributes.gid);
             rustix::fs::fchown(file, uid, gid)?;
         }
         rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode))?;
+        for (name, value) in extended {
+            match fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()) {
+                // By who may not, or on a file system that has none.
+                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) => {}
+                set => set?,
+            }
+        }
         rustix::fs::futimens(file, &timestamps(attributes.modified))
     }
 }

@@ -192,6 +192,7 @@ impl Files {
         CopyOptions {
             owners: self.owners,
             set_ids: self.set_ids,
+            extended: true,
             limit: self.limit.unwrap_or(COPY_LIMIT),
             entries: self.entry_limit,
         }

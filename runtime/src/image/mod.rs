@@ -3,7 +3,6 @@
 //! Nothing in them is trusted, and no program of theirs runs to unpack them.
 
 mod ahead;
-mod attributes;
 pub(crate) mod cache;
 mod compression;
 pub(crate) mod digest;

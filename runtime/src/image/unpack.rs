@@ -25,12 +25,12 @@ use nix::unistd::{
     Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, geteuid, linkat, symlinkat, unlinkat,
 };
 
-use super::attributes::{self, is_default_acl};
 use crate::error::{Error, Result};
 use crate::store::contents::remove_entry;
 use crate::sys;
 use crate::sys::open::{Purpose, beneath, create_beneath};
 use crate::transfer::PathCursor;
+use crate::transfer::attributes::{self, is_default_acl};
 use crate::transfer::tar::reader::{End, Entry, Kind, Reader, each, names_of};
 use crate::transfer::tar::{Map, Member};
 

@@ -152,6 +152,7 @@ fn copy(
     let options = CopyOptions {
         owners: ids.is_some() || nix::unistd::geteuid().is_root(),
         set_ids: true,
+        extended: true,
         limit: u64::MAX,
         entries: u64::MAX,
     };

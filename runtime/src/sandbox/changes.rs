@@ -79,7 +79,7 @@ impl Snapshot {
 
     /// Writes a tar archive: of the whole root file system, for [`crate::Image::archive`], or of
     /// what differs from the image, as a layer of an OCI image. Volumes are not in it, nor are
-    /// extended attributes, and devices, FIFOs and sockets, which the report names.
+    /// devices, FIFOs and sockets, which the report names.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Export, Sandbox};
@@ -99,6 +99,7 @@ impl Snapshot {
         let options = CopyOptions {
             owners: has_owners(&self.config()),
             set_ids: true,
+            extended: true,
             limit: u64::MAX,
             entries: u64::MAX,
         };

@@ -5,6 +5,7 @@
 //! On the host a tree is a directory or a tar archive. However it comes, nothing in it is taken as
 //! a path: names are single ones, used in the directory that is open, and never followed.
 
+pub(crate) mod attributes;
 mod cursor;
 mod diff;
 mod pipe;
@@ -42,6 +43,9 @@ pub(crate) struct CopyOptions {
     pub(crate) owners: bool,
     /// Whether the bits by which a program gets the rights of its owner or group are copied.
     pub(crate) set_ids: bool,
+    /// Whether extended attributes are copied: `user.*`; with owners also access control lists and
+    /// what else root may set, with set-id bits also the capabilities of files.
+    pub(crate) extended: bool,
     /// The most content of all files together, in bytes; holes are none.
     pub(crate) limit: u64,
     /// The most files, directories and links.

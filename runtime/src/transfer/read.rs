@@ -55,7 +55,8 @@ fn top(source: &Location, sender: &mut Sender<'_>) -> Result<()> {
         return sender.opened(c"", &opened);
     }
     let stat = fstat(&opened).map_err(Error::at("fstat", shown))?;
-    sender.directory(c"", &stat)?;
+    let extended = sender.extended_of(opened.as_fd(), c"")?;
+    sender.directory(c"", &stat, &extended)?;
     let spot = DirCursor::new(opened).map_err(Error::at("fstat", shown))?;
     Walk { sender, spot }.run()
 }
@@ -85,7 +86,8 @@ impl Walk<'_, '_> {
             }
             Tally::depth(self.sender.depth())?;
             let Some((directory, stat)) = self.open(&name)? else { continue };
-            self.sender.directory(&name, &stat)?;
+            let extended = self.sender.extended_of(directory.as_fd(), &name)?;
+            self.sender.directory(&name, &stat, &extended)?;
             self.spot.enter(directory, &stat);
             levels.push(self.names()?);
         }

@@ -12,6 +12,7 @@ use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{Whence, lseek};
 
+use super::attributes::{self, Extended};
 use super::cursor::Identity;
 use super::pipe::MAX_ENTRY;
 use super::{CopyOptions, CopyReport, Outgoing, Tally, Trail, at_file};
@@ -80,8 +81,14 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends a directory; what follows is in it. The top has an empty name.
-    pub(super) fn directory(&mut self, name: &CStr, stat: &FileStat) -> Result<()> {
+    pub(super) fn directory(
+        &mut self,
+        name: &CStr,
+        stat: &FileStat,
+        extended: &Extended,
+    ) -> Result<()> {
         self.tally.entry()?;
+        self.extended(extended)?;
         let attributes = Some(self.attributes(stat));
         self.to.entry(&Entry::Directory { name: string(name)?, attributes })?;
         self.tally.report.directories += 1;
@@ -89,6 +96,24 @@ impl<'a> Sender<'a> {
             self.trail.push(name);
         }
         self.depth += 1;
+        Ok(())
+    }
+
+    /// The extended attributes of something that is open here.
+    pub(super) fn extended_of(&self, file: BorrowedFd<'_>, name: &CStr) -> Result<Extended> {
+        if !self.tally.options.extended {
+            return Ok(Extended::new());
+        }
+        attributes::read(file, self.tally.options)
+            .map_err(|errno| self.failed("list attributes of", name, errno))
+    }
+
+    /// Sends those of what comes next.
+    fn extended(&mut self, extended: &Extended) -> Result<()> {
+        for (name, value) in extended {
+            self.tally.charge(value.len() as u64)?;
+            self.to.entry(&Entry::Attribute { name: string(name)?, value })?;
+        }
         Ok(())
     }
 
@@ -177,6 +202,8 @@ impl<'a> Sender<'a> {
         self.tally.entry()?;
         let attributes = self.attributes(&stat);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let extended = self.extended_of(file.as_fd(), name)?;
+        self.extended(&extended)?;
         self.to.entry(&Entry::File { name: string(name)?, attributes, size })?;
         let is_whole = self
             .content(file.as_fd(), &stat, size)

@@ -21,7 +21,7 @@ use crate::sys::open::Location;
 use crate::wait::Deadline;
 
 pub(super) const OPTIONS: CopyOptions =
-    CopyOptions { owners: false, set_ids: false, limit: 1 << 30, entries: 200_000 };
+    CopyOptions { owners: false, set_ids: false, extended: true, limit: 1 << 30, entries: 200_000 };
 
 /// A directory that is gone in the end, however deep.
 pub(super) struct Scratch(pub(super) PathBuf);

@@ -20,6 +20,7 @@ use nix::unistd::{
     Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, geteuid, linkat, symlinkat, unlinkat,
 };
 
+use super::attributes::{self, Extended, Pending};
 use super::cursor::{Identity, PathCursor};
 use super::{CopyOptions, CopyReport, Incoming, MAX_DEPTH, Tally, at_file, plain_name, top_name};
 use crate::error::error_of;
@@ -105,6 +106,7 @@ fn receive_as(
         top: None,
         place: None,
         left: Vec::new(),
+        pending: Pending::default(),
         made,
     };
     let received = receiver.run();
@@ -129,6 +131,8 @@ struct Receiver<'a> {
     place: Option<PathCursor>,
     /// What directories get when they are left, so that one may be read-only in the end.
     left: Vec<Leaving>,
+    /// The extended attributes of what comes next.
+    pending: Pending,
     /// What was made: other files get no further names, other directories no other attributes.
     made: HashSet<Identity>,
 }
@@ -143,7 +147,7 @@ const USUAL: Mode = Mode::S_IRWXU
 /// What becomes of a directory when it is left.
 enum Leaving {
     /// It gets what was sent.
-    As(Attributes),
+    As(Attributes, Extended),
     /// It gets the usual mode.
     Usual,
     /// It gets back this mode.
@@ -183,6 +187,10 @@ impl Receiver<'_> {
                     let target: Vec<u8> = target.iter().flatten().copied().collect();
                     self.hard_link(&name, &target)?;
                 }
+                Entry::Attribute { name, value } => {
+                    self.pending.add(name, value, self.tally.options)?;
+                    continue;
+                }
                 Entry::Skipped { name, kind } => {
                     let name = own(name, top)?;
                     self.tally.entry()?;
@@ -200,6 +208,8 @@ impl Receiver<'_> {
                     });
                 }
             }
+            // Those of links are none's.
+            drop(self.pending.take());
             if self.place.is_none() {
                 return Ok(());
             }
@@ -298,10 +308,11 @@ impl Receiver<'_> {
             fchmod(&directory, mode | Mode::S_IRWXU)
                 .map_err(|errno| self.failed("chmod", name, errno))?;
         }
+        let extended = self.pending.take();
         // What was there before this copy stays as it is, and is not a guest's to change.
         let is_made = !existed || self.made.contains(&Identity::of(&stat));
         let leaving = match attributes.filter(|_| is_made) {
-            Some(attributes) => Leaving::As(attributes),
+            Some(attributes) => Leaving::As(attributes, extended),
             None if !existed => Leaving::Usual,
             None if is_closed => Leaving::Restored(mode),
             None => Leaving::Kept,
@@ -332,7 +343,9 @@ impl Receiver<'_> {
 
     fn finish(&self, directory: BorrowedFd<'_>, name: &CStr, leaving: &Leaving) -> Result<()> {
         match leaving {
-            Leaving::As(attributes) => self.set_attributes(directory, name, attributes, true),
+            Leaving::As(attributes, extended) => {
+                self.set_attributes(directory, name, attributes, extended, true)
+            }
             Leaving::Usual => {
                 fchmod(directory, USUAL).map_err(|errno| self.failed("chmod", name, errno))
             }
@@ -365,10 +378,11 @@ impl Receiver<'_> {
 
     fn file(&mut self, name: &CStr, attributes: &Attributes) -> Result<()> {
         self.tally.entry()?;
+        let extended = self.pending.take();
         let (file, temporary) =
             self.open_file(name).map_err(|errno| self.failed("create", name, errno))?;
         let result = self.fill(file.as_fd(), name).and_then(|is_whole| {
-            self.set_attributes(file.as_fd(), name, attributes, false)?;
+            self.set_attributes(file.as_fd(), name, attributes, &extended, false)?;
             renameat(self.here(), &*temporary, self.here(), name)
                 .map_err(|errno| self.failed("rename", name, errno))?;
             let stat = fstat(&file).map_err(|errno| self.failed("fstat", name, errno))?;
@@ -506,6 +520,7 @@ impl Receiver<'_> {
         file: BorrowedFd<'_>,
         name: &CStr,
         attributes: &Attributes,
+        extended: &Extended,
         is_directory: bool,
     ) -> Result<()> {
         let options = self.tally.options;
@@ -520,6 +535,11 @@ impl Receiver<'_> {
         let allowed = Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO | sticky | set_ids;
         fchmod(file, Mode::from_bits_truncate(attributes.mode) & allowed)
             .map_err(|errno| self.failed("chmod", name, errno))?;
+        for (key, value) in extended {
+            // What can't be had here is left out.
+            attributes::set(file, key.to_bytes(), value, !options.owners)
+                .map_err(|errno| self.failed("setxattr", name, errno))?;
+        }
         // Last: the others change no time of content, but what wrote it did.
         futimens(file, &TimeSpec::UTIME_OMIT, &modified(attributes)?)
             .map_err(|errno| self.failed("set the time of", name, errno))

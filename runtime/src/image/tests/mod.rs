@@ -13,11 +13,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::attributes::OPAQUE;
 use super::unpack::{Caps, Form, Unpacked, unpack};
 use crate::error::Result;
 use crate::store::contents::remove_contents;
 use crate::sys;
+use crate::transfer::attributes::OPAQUE;
 use crate::transfer::tar::reader::End;
 
 /// The size of everything in an archive, in bytes.

@@ -20,6 +20,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::FileStat;
 use nix::unistd::pipe2;
 
+use super::attributes::Extended;
 use super::sender::{Sender, kind_of};
 use super::{CopyOptions, CopyReport, Incoming, Outgoing, to_tar};
 use crate::error::{Error, Result};
@@ -129,7 +130,7 @@ pub(crate) fn changes(stacks: &[OpenedStack<'_>]) -> Result<Vec<Change>> {
 }
 
 /// Writes a tar archive of what the layers hold. What has nothing to copy, as a device, is not in
-/// it, but in the report; nor are extended attributes. The layers are read in `namespace`, and
+/// it, but in the report. The layers are read in `namespace`, and
 /// owners are those that they have there.
 ///
 /// # Errors
@@ -208,13 +209,14 @@ struct Exporter<'a> {
     what: Export,
     /// Directories that the walk is in and that are as in the image: they are sent when something
     /// in them is.
-    waiting: Vec<(CString, FileStat)>,
+    waiting: Vec<(CString, FileStat, Extended)>,
 }
 
 impl Exporter<'_> {
     fn run(mut self) -> Result<()> {
         if let What::Directory(stat) = self.walk.begin()?.what {
-            self.sender.directory(c"", &stat)?;
+            let extended = self.sender.extended_of(self.walk.here(), c"")?;
+            self.sender.directory(c"", &stat, &extended)?;
         }
         while let Some(step) = self.walk.next()? {
             self.sender.check_time()?;
@@ -234,7 +236,8 @@ impl Exporter<'_> {
         let Item { name, what, change, shines, is_covered } = item;
         match what {
             What::Directory(stat) => {
-                self.waiting.push((name, stat));
+                let extended = self.sender.extended_of(self.walk.here(), &name)?;
+                self.waiting.push((name, stat, extended));
                 if change.is_some() || shines || is_covered {
                     self.send_waiting()?;
                 }
@@ -262,9 +265,9 @@ impl Exporter<'_> {
     }
 
     fn send_waiting(&mut self) -> Result<()> {
-        for (name, stat) in std::mem::take(&mut self.waiting) {
+        for (name, stat, extended) in std::mem::take(&mut self.waiting) {
             self.check(&name)?;
-            self.sender.directory(&name, &stat)?;
+            self.sender.directory(&name, &stat, &extended)?;
         }
         Ok(())
     }

@@ -123,6 +123,13 @@ impl Walk {
         spot.map_or(nix::fcntl::AT_FDCWD, AsFd::as_fd)
     }
 
+    /// The directory that the walk is in, in the topmost layer that has it.
+    pub(super) fn here(&self) -> BorrowedFd<'_> {
+        let level = self.levels.last();
+        let top = level.and_then(|level| level.now.first().or(level.before.first()));
+        top.map_or(nix::fcntl::AT_FDCWD, |layer| self.layer(*layer))
+    }
+
     /// The path inside of what [`Walk::next`] has just returned.
     pub(super) fn path(&self, item: &Item) -> PathBuf {
         match item.what {

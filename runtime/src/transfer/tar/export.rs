@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use adl_protocol::{Attributes, Chunk, Entry, Strings, Time, is_plain_name};
 use nix::errno::Errno;
 
+use super::super::attributes::Pending;
 use super::super::{CopyOptions, CopyReport, Incoming, Tally, plain_name, top_name};
 use super::header::{BLOCK, Member, padding};
 use super::{BUFFER, Way};
@@ -38,7 +39,8 @@ pub(crate) fn to_tar(
     let tally = Tally::new(options, report);
     let buffer = vec![0; BUFFER];
     let way = Way::default();
-    Exporter { from, out, tally, way, kinds: HashMap::new(), buffer }.run()
+    let pending = Pending::default();
+    Exporter { from, out, tally, way, kinds: HashMap::new(), pending, buffer }.run()
 }
 
 /// What a path of the archive is, as far as it matters to later ones.
@@ -56,6 +58,8 @@ struct Exporter<'a> {
     way: Way,
     /// By the keys of [`Way`].
     kinds: HashMap<u64, Kind>,
+    /// The extended attributes of what comes next.
+    pending: Pending,
     buffer: Vec<u8>,
 }
 
@@ -66,10 +70,11 @@ impl Exporter<'_> {
             match self.from.entry()? {
                 Entry::Directory { name, attributes } => {
                     let name = plain_name(name)?;
+                    let rest = self.extended();
                     Tally::depth(self.way.depth() + 1)?;
                     let mut path = self.begin(&name, Kind::Directory)?;
                     path.push(b'/');
-                    self.member(b'5', path, &attributes.unwrap_or_default(), Member::default())?;
+                    self.member(b'5', path, &attributes.unwrap_or_default(), rest)?;
                     self.way.push(&name);
                     self.tally.report.directories += 1;
                 }
@@ -105,6 +110,9 @@ impl Exporter<'_> {
                     self.member(b'1', path, &attributes, Member { link, ..Member::default() })?;
                     self.tally.report.hard_links += 1;
                 }
+                Entry::Attribute { name, value } => {
+                    self.pending.add(name, value, self.tally.options)?;
+                }
                 Entry::Skipped { name, kind } => {
                     let name = plain_name(name)?;
                     self.tally.entry()?;
@@ -121,21 +129,34 @@ impl Exporter<'_> {
     }
 
     fn top(&mut self) -> Result<()> {
-        match self.from.entry()? {
-            Entry::Directory { name, attributes } => {
-                top_name(name)?;
-                self.tally.entry()?;
-                let attributes = attributes.unwrap_or_default();
-                self.member(b'5', b"./".to_vec(), &attributes, Member::default())?;
-                self.tally.report.directories += 1;
-                Ok(())
+        loop {
+            match self.from.entry()? {
+                Entry::Attribute { name, value } => {
+                    self.pending.add(name, value, self.tally.options)?;
+                }
+                Entry::Directory { name, attributes } => {
+                    top_name(name)?;
+                    self.tally.entry()?;
+                    let rest = self.extended();
+                    self.member(b'5', b"./".to_vec(), &attributes.unwrap_or_default(), rest)?;
+                    self.tally.report.directories += 1;
+                    return Ok(());
+                }
+                Entry::Leave => {
+                    let why = "the end of a directory that has not begun";
+                    return Err(Error::Protocol { why });
+                }
+                Entry::Failed { errno, .. } => return Err(failed(&self.way, c"", errno)),
+                _ => return Err(failed(&self.way, c"", Errno::ENOTDIR as i32)),
             }
-            Entry::Leave => {
-                Err(Error::Protocol { why: "the end of a directory that has not begun" })
-            }
-            Entry::Failed { errno, .. } => Err(failed(&self.way, c"", errno)),
-            _ => Err(failed(&self.way, c"", Errno::ENOTDIR as i32)),
         }
+    }
+
+    /// The extended attributes of what comes now.
+    fn extended(&mut self) -> Member {
+        let all = self.pending.take().into_iter();
+        let attributes = all.map(|(name, value)| (name.into_bytes(), value)).collect();
+        Member { attributes, ..Member::default() }
     }
 
     /// Notes that the archive holds something, and returns its path.
@@ -174,7 +195,8 @@ impl Exporter<'_> {
     fn file(&mut self, name: &CStr, attributes: &Attributes, size: u64) -> Result<()> {
         let path = self.begin(name, Kind::File)?;
         self.tally.bytes(size)?;
-        self.member(b'0', path, attributes, Member { size, ..Member::default() })?;
+        let rest = self.extended();
+        self.member(b'0', path, attributes, Member { size, ..rest })?;
         // What the header says stands, whatever comes.
         let mut left = size;
         let mut is_whole = true;

@@ -276,7 +276,8 @@ impl Extension {
         Ok(())
     }
 
-    /// The records that say something: an empty value takes back what an earlier header said.
+    /// The records that say something: an empty value takes back what an earlier header said, but
+    /// that of an extended attribute, which may be empty.
     pub(super) fn records(&self) -> impl Iterator<Item = Record<'_>> {
         let mut rest = self.records.as_slice();
         std::iter::from_fn(move || {
@@ -284,7 +285,7 @@ impl Extension {
             rest = next;
             Some(record)
         })
-        .filter(|(_, value)| !value.is_empty())
+        .filter(|(key, value)| !value.is_empty() || key.starts_with(ATTRIBUTE.as_bytes()))
     }
 }
 

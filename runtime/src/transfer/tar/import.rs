@@ -4,12 +4,13 @@
 //! memory this takes nor, by its paths, what is written to.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io::Read;
 
 use adl_protocol::limits::MAX_PATH;
-use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_CHUNK, Strings};
+use adl_protocol::{Attributes, Chunk, Entry, FileKind, MAX_ATTRIBUTES, MAX_CHUNK, Strings};
 
+use super::super::attributes::is_copied;
 use super::super::{CopyOptions, CopyReport, Outgoing, Tally, Trail};
 use super::header::Member;
 use super::reader::{End, Kind, Reader, each, names_of};
@@ -134,8 +135,14 @@ impl Importer<'_> {
         let attributes = Some(self.attributes(member)?);
         let names = tree_names(&member.path)?;
         let names: Vec<&CStr> = each(&names).collect();
-        let Some((name, parents)) = names.split_last() else { return self.begin(attributes) };
+        let Some((name, parents)) = names.split_last() else {
+            if !self.has_begun {
+                self.extended(member)?;
+            }
+            return self.begin(attributes);
+        };
         self.go_to(parents)?;
+        self.extended(member)?;
         self.enter(name, attributes)
     }
 
@@ -151,6 +158,7 @@ impl Importer<'_> {
         let name = self.go_to_parent(&names)?;
         self.tally.entry()?;
         self.tally.bytes(member.size)?;
+        self.extended(member)?;
         self.to.entry(&Entry::File { name: string(name)?, attributes, size: map.size })?;
         let mut at = 0;
         for (offset, length) in &map.pieces {
@@ -222,6 +230,25 @@ impl Importer<'_> {
         let mut trail = Trail::default();
         each(&names).for_each(|name| trail.push(name));
         self.tally.report.skip(|| trail.path(c""), kind);
+        Ok(())
+    }
+
+    /// Sends the extended attributes of what comes next, as far as they are copied.
+    fn extended(&mut self, member: &Member) -> Result<()> {
+        let options = self.tally.options;
+        let mut size = 0;
+        for (name, value) in &member.attributes {
+            size += name.len() + 1 + value.len();
+            let name = CString::new(name.as_slice()).map_err(|_| malformed("a bad attribute"))?;
+            if size > MAX_ATTRIBUTES {
+                let limit = MAX_ATTRIBUTES as u64;
+                return Err(Error::TooLarge { what: "the attributes of a file, in bytes,", limit });
+            }
+            if is_copied(name.to_bytes(), options) {
+                self.tally.charge(value.len() as u64)?;
+                self.to.entry(&Entry::Attribute { name: string(&name)?, value })?;
+            }
+        }
         Ok(())
     }
 
