@@ -252,7 +252,7 @@ fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
         (&["run", "--cpu-shares", "512", "--", "true"], "--cpu-weight"),
         (&["run", "--pid=host", "--", "true"], "namespaces"),
         (&["run", "--add-host", "a:b", "--", "true"], "/etc/hosts"),
-        (&["run", "--pull=always", "--", "true"], "adl image pull"),
+        (&["run", "--pull=never", "absent:1"], "adl image pull"),
         (&["run", "--domainname", "example.org", "--", "true"], "--hostname"),
         (&["run", "--network", "bridge", "--", "true"], "`host`"),
         (&["run", "-c", "512", "--", "true"], "--cpu-weight"),
@@ -340,7 +340,7 @@ fn an_image_in_another_form_is_told_what_it_is() {
         ("layout", ["neither an index", "layout"]),
         ("saved.tar", ["neither an index", "saved"]),
         ("dotted.tar", ["neither an OCI image layout", "docker save"]),
-        ("saved.tar.gz", ["docker save", "gunzip"]),
+        ("saved.tar.gz", ["neither an index", "saved"]),
         ("plain.tar.xz", ["xz", "unxz"]),
         ("text", ["not a tar archive", "text"]),
     ] {

@@ -158,6 +158,7 @@ const ALLOWED: &[Allowed] = &[
     ("cgroup/oom.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("cgroup/processes.rs", &[("OpenOptions::new", 1)], CGROUPS),
     ("doctor.rs", &[("fs::read_to_string", 2)], PROC),
+    ("image/place.rs", &[("fcntl::open", 2), ("unistd::unlink", 1)], STATE),
     ("image/layer.rs", &[(".is_dir", 1), (".symlink_metadata", 1)], STATE),
     (
         "image/unpack.rs",
@@ -214,11 +215,8 @@ const ALLOWED: &[Allowed] = &[
         &[(".metadata", 1), (".symlink_metadata", 1), ("fcntl::open", 1), ("unistd::unlink", 1)],
         STATE,
     ),
-    (
-        "image/cache.rs",
-        &[(".is_dir", 1), (".metadata", 1), ("fcntl::open", 2), ("fcntl::openat", 1)],
-        STATE,
-    ),
+    ("image/cache.rs", &[(".is_dir", 1), (".metadata", 1), ("fcntl::open", 2)], STATE),
+    ("image/implicit.rs", &[("fcntl::open", 1), ("fcntl::openat", 1)], STATE),
     ("image/pull.rs", &[("fcntl::openat", 2)], STATE),
     (
         "image/record.rs",
@@ -246,7 +244,7 @@ const ALLOWED: &[Allowed] = &[
         ],
         "the host's /usr and /run/adl, where root alone writes, and what is new in the state directory",
     ),
-    ("root/unpack.rs", &[(".metadata", 2), ("File::open", 1)], STATE),
+    ("root/unpack.rs", &[(".metadata", 2), ("File::open", 1), ("fcntl::open", 1)], STATE),
     ("sandbox/instance.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
     (
         "sandbox/launch.rs",

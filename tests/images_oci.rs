@@ -416,6 +416,69 @@ os.setxattr(\"a/one\", \"user.note\", b\"value\"); os.setxattr(\"a/b\", \"user.d
 }
 
 #[test]
+fn a_directory_that_a_layer_does_not_name_stays_as_the_one_below_has_it() {
+    if !needs(&[Need::Root, UMOCI, BUSYBOX, Need::Program("tar"), Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    base(&home, &layout, "one", &["--config.workingdir=/owned/made/here"]);
+    let part = home.path("part");
+    let layer = |script: &str, names: &[&str]| {
+        fs::create_dir(&part).unwrap();
+        succeeds(Command::new("sh").args(["-ec", script]).current_dir(&part));
+        let archive = home.path("part.tar");
+        let mut tar = Command::new("tar");
+        tar.args(["--no-recursion", "--xattrs", "-C"]).arg(&part).arg("-cf").arg(&archive);
+        succeeds(tar.args(names));
+        umoci(&["raw", "add-layer"], &layout, "one", &[archive.to_str().unwrap()]);
+        fs::remove_dir_all(&part).unwrap();
+    };
+    let owned = "mkdir -p owned/deep hidden; echo 1 > owned/1; chown 5:6 owned; chmod 3750 owned
+        chown 7:8 owned/deep; chmod 700 owned/deep; chmod 700 hidden; chmod 711 .
+        python3 -c 'import os; os.setxattr(\"owned/deep\", \"user.note\", b\"v\")'
+        touch -d '2001-02-03 04:05:06' owned/deep; touch -d 2002-02-02 owned";
+    layer(owned, &["./", "./owned", "./owned/1", "./owned/deep", "./hidden"]);
+    let uses = "mkdir -p owned/deep new/dir hidden; echo 2 > owned/deep/2; echo 3 > new/dir/3
+        echo 4 > hidden/4; touch hidden/.wh..wh..opq";
+    layer(uses, &["owned/deep/2", "new/dir/3", "hidden/.wh..wh..opq", "hidden/4"]);
+    layer("mkdir -p owned; echo 5 > owned/5", &["owned/5"]);
+    let bundle = home.path("bundle");
+    umoci(&["unpack"], &layout, "one", &[bundle.to_str().unwrap()]);
+    let sandbox = home.sandbox_of(Image::layers(&layout, Some("one")));
+    let look =
+        "stat -c '%n %a %u %g %Y' . owned owned/deep owned/deep/2 new new/dir owned/1 owned/5";
+    let inside = shell(&sandbox, &format!("cd / && {look}; cd /owned/made/here && pwd"));
+    // What umoci makes of it, which unpacks one layer upon the other.
+    let mut stat = Command::new("sh");
+    let outside = succeeds(stat.args(["-ec", look]).current_dir(bundle.join("rootfs")));
+    let lines = |text: &str| -> Vec<String> {
+        // Mounts are made at the top, and directories that are new are of no time.
+        let new = |line: &str| match line.starts_with("new") || line.starts_with(". ") {
+            true => line.rsplit_once(' ').unwrap().0.to_owned(),
+            false => line.to_owned(),
+        };
+        text.lines().map(new).collect()
+    };
+    assert_eq!(lines(&inside), [lines(&outside), vec!["/owned/made/here".to_owned()]].concat());
+    assert!(
+        inside.contains("owned 3750 5 6 ") && inside.contains("owned/deep 700 7 8 98"),
+        "{inside}"
+    );
+    // What is hidden says nothing any more.
+    assert_eq!(shell(&sandbox, "stat -c '%a %u' /hidden"), "755 0\n");
+    let names = "import os; print(os.listxattr('/owned/deep'), os.listxattr('/new'))";
+    let to = home.path("to");
+    sandbox.files().copy_out("/owned/deep", &to).unwrap();
+    let show =
+        names.replace("/owned/deep", to.to_str().unwrap()).replace(", os.listxattr('/new')", "");
+    assert_eq!(succeeds(Command::new("python3").args(["-c", &show])), "['user.note']\n");
+    // In a snapshot, too, and the mark shows to no one.
+    let fork = Sandbox::create(sandbox.snapshot().unwrap().config()).unwrap();
+    assert_eq!(shell(&fork, "stat -c '%a %u' /owned"), "3750 5\n");
+}
+
+#[test]
 fn on_btrfs_the_layers_of_an_image_are_made_one_once() {
     if !needs(&[Need::Root, Need::Btrfs, UMOCI, BUSYBOX]) {
         return;
@@ -657,10 +720,20 @@ fn archives_and_layouts_are_images_as_they_are() {
     assert_eq!(run(&["mine:2"]).stdout, b"two\n");
     let told = stderr(&import(&["--which", "three", "layout", "mine"]));
     assert!(told.contains("\"three\"") && told.contains("one, two"), "{told}");
-    // Compressed as a whole, it is told what to do.
+    // Compressed as a whole, and so that it is no archive.
     succeeds(Command::new("gzip").arg("-k").arg(home.path("saved.tar")));
-    let told = stderr(&run(&["./saved.tar.gz"]));
-    assert!(told.contains("gunzip"), "{told}");
+    let of_plain = run(&["./saved.tar"]);
+    assert!(of_plain.status.success(), "{of_plain:?}");
+    assert_eq!(run(&["./saved.tar.gz"]).stdout, of_plain.stdout);
+    let whole = fs::read(home.path("saved.tar.gz")).unwrap();
+    fs::write(home.path("cut.tar.gz"), &whole[..whole.len() - 9]).unwrap();
+    let told = stderr(&run(&["./cut.tar.gz"]));
+    assert!(told.contains("cut.tar.gz"), "{told}");
+    assert!(
+        !fs::read_dir(home.state())
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with(".image-") })
+    );
     // What adl wrote of names that are gone does not show.
     let inspect = succeeds(adl_command(&home.state()).args(["image", "inspect", "mine:2"]));
     let inspect: Value = serde_json::from_str(&inspect).unwrap();

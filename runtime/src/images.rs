@@ -102,19 +102,29 @@ impl Images {
         Ok(self.info(&Catalog::open(&self.state)?.names()?.read, &lease))
     }
 
+    /// Whether an image is there, for sandboxes with so many ids ([`PullOptions::ids`]).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is no name; [`Error::Io`] if it can't be read.
+    pub fn is_there(&self, name: &str, ids: Option<u32>) -> Result<bool> {
+        let reference = Reference::parse(name)?;
+        let ids = Subordinate::asked_for(ids)?;
+        let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(false) };
+        match catalog.named(&reference.to_string())? {
+            Some(lease) => Ok(lease.record().places(&self.state, ids)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     /// Fetches an image, unless it is there.
     ///
     /// # Errors
     /// As [`Images::pull`].
     pub fn pull_if_missing(&self, name: &str, options: &PullOptions<'_>) -> Result<()> {
-        let reference = Reference::parse(name)?;
-        let ids = Subordinate::asked_for(options.ids)?;
-        if let Some(catalog) = Catalog::open_if_any(&self.state)?
-            && let Some(lease) = catalog.named(&reference.to_string())?
-            && lease.record().places(&self.state, ids)?.is_some()
-        {
+        if self.is_there(name, options.ids)? {
             return Ok(());
         }
+        let reference = Reference::parse(name)?;
         pull::pull(&self.state, &reference, options, Known::Suffices).map(drop)
     }
 
@@ -135,7 +145,8 @@ impl Images {
         if name.as_ref().is_some_and(|name| name.digest().is_some()) {
             return Err(Error::invalid("image", "a name that is given has no digest"));
         }
-        let place = Place::open(&path)?;
+        let deadline = Deadline::after(options.timeout);
+        let place = Place::open(&path, self.state.path(), deadline)?;
         let chosen = layout::choose(&place, layout::images(&place)?, which)?;
         let names: Vec<String> = match name {
             Some(name) => vec![name.to_string()],
@@ -155,7 +166,6 @@ impl Images {
         }
         let whole = layout::read(&place, &chosen, &shown.display().to_string())?;
         let catalog = Catalog::open(&self.state)?;
-        let deadline = Deadline::after(options.timeout);
         let lease = add(&self.state, &catalog, &place, &whole, &names, options, deadline)?;
         Ok(self.info(&catalog.names()?.read, &lease))
     }

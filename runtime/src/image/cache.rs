@@ -1,5 +1,7 @@
 //! From what a caller names to unpacked layers: found in the catalog, or added to it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -8,15 +10,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::openat;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::time::TimeSpec;
 
 use crate::config::host_path::HostPath;
 use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
+use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
+use crate::image::mark::Like;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
@@ -25,7 +28,8 @@ use crate::image::view::{Reached, View, is_opaque};
 use crate::store::State;
 use crate::store::once::make_once;
 use crate::store::subordinate::{Subordinate, with_ids};
-use crate::sys::open::{DIRECTORY, Purpose};
+use crate::sys::open::{DIRECTORY, Purpose, beneath};
+use crate::transfer::attributes;
 use crate::wait::Deadline;
 
 /// An image, unpacked, that stays for as long as this is there.
@@ -51,12 +55,12 @@ pub(crate) fn of_layers(
     if let Some(found) = find(state, &name, ids)? {
         return Ok(found);
     }
-    let place = Place::open(path)?;
+    let deadline = Deadline::after(options.timeout);
+    let place = Place::open(path, state.path(), deadline)?;
     let chosen = layout::choose(&place, layout::images(&place)?, which)?;
     let shown = path.full_path().display().to_string();
     let whole = layout::read(&place, &chosen, &shown)?;
     let catalog = Catalog::open(state)?;
-    let deadline = Deadline::after(options.timeout);
     let lease = add(state, &catalog, &place, &whole, &[name], &options, deadline)?;
     cached(state, lease, ids)?.ok_or_else(|| gone(&shown))
 }
@@ -133,8 +137,10 @@ pub(crate) fn add(
         let look = || {
             let view = View::open(&places)?;
             let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
-            let missing = missing_directory(&view, whole)?;
-            Ok((user, missing.map(|missing| make_above(state, &missing, whole, ids)).transpose()?))
+            let directories = directories_above(&places, &view, whole)?;
+            let is_needed = !directories.is_empty();
+            let make = || make_above(state, &directories, whole, ids);
+            Ok((user, is_needed.then(make).transpose()?))
         };
         let (ids, above) = if ids.is_some() { with_ids(look) } else { look() }?;
         let layers = whole.layers.iter().map(|layer| LayerRecord {
@@ -232,36 +238,59 @@ fn missing_directory(view: &View, whole: &Whole) -> Result<Option<Reached>> {
     Ok(reached.filter(|reached| !reached.missing.is_empty()))
 }
 
-/// Makes a layer with the working directory of an image, where that is missing; its name.
+/// Makes a layer above those of an image, with the working directory that is missing, and with what
+/// directories had that a layer has used without naming them; its name.
 ///
-/// As docker does: who makes an image need not make it, and programs begin there.
+/// As docker does: who makes an image need not make the directory, and programs begin there.
 fn make_above(
     state: &State,
-    reached: &Reached,
+    directories: &Directories,
     whole: &Whole,
     ids: Option<Subordinate>,
 ) -> Result<String> {
     let name = above_name(&whole.digest);
-    let fill = |at: &Path| fill_above(at, reached).map_err(Error::at("make a directory in", at));
+    let fill =
+        |at: &Path| fill_above(at, directories).map_err(Error::at("make a directory in", at));
     make_once(state, &layer::of_ids(&name, ids), fill).map(|_| name)
 }
 
-/// Makes directories: those that are there are like those that they lie on.
-fn fill_above(at: &Path, reached: &Reached) -> io::Result<()> {
-    let mut made: Vec<(OwnedFd, Option<&nix::sys::stat::FileStat>)> =
-        vec![(nix::fcntl::open(at, DIRECTORY, Mode::empty())?, reached.attributes.first())];
-    let there = reached.names.iter().zip(reached.attributes.iter().skip(1).map(Some));
-    let missing = reached.missing.iter().map(|name| (name, None));
-    for (name, attributes) in there.chain(missing) {
-        let Some((above, _)) = made.last() else { break };
-        mkdirat(above, name.as_os_str(), Mode::S_IRWXU)?;
-        let opened = openat(above, name.as_os_str(), DIRECTORY, Mode::empty())?;
-        made.push((opened, attributes));
+/// Directories by their paths, those above before those in them, and what they are like. Of a new
+/// one nothing is said.
+type Directories = BTreeMap<PathBuf, Option<Like>>;
+
+/// The directories of the layer above.
+fn directories_above(layers: &[PathBuf], view: &View, whole: &Whole) -> Result<Directories> {
+    let restored = implicit::to_restore(layers, view)?;
+    let mut all: Directories =
+        restored.into_iter().map(|(path, like)| (path, Some(like))).collect();
+    if let Some(Reached { names, attributes, missing }) = missing_directory(view, whole)? {
+        let mut at = PathBuf::new();
+        let there = [OsString::new()].into_iter().chain(names).zip(attributes);
+        for (name, like) in there {
+            at.push(name);
+            all.entry(at.clone()).or_insert(Some(like));
+        }
+        for name in missing {
+            at.push(name);
+            all.insert(at.clone(), None);
+        }
     }
-    // The deepest first: what is made in a directory changes its time.
-    for (directory, attributes) in made.iter().rev() {
-        let file = File::from(directory.as_fd().try_clone_to_owned()?);
-        let Some(stat) = attributes else {
+    Ok(all)
+}
+
+/// Makes directories in one that is empty and of no one else.
+fn fill_above(at: &Path, directories: &Directories) -> io::Result<()> {
+    let top = nix::fcntl::open(at, DIRECTORY, Mode::empty())?;
+    let is_top = |path: &&PathBuf| path.as_os_str().is_empty();
+    for path in directories.keys().filter(|path| !is_top(path)) {
+        mkdirat(&top, path.as_path(), Mode::S_IRWXU)?;
+    }
+    // The deepest first: what is made in a directory changes its time, and one may end up closed.
+    for (path, like) in directories.iter().rev() {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let directory = beneath(&top, path, Purpose::List)?;
+        let file = File::from(directory);
+        let Some((stat, extended)) = like else {
             file.set_permissions(Permissions::from_mode(0o755))?;
             continue;
         };
@@ -269,6 +298,10 @@ fn fill_above(at: &Path, reached: &Reached) -> io::Result<()> {
             fchown(&file, Some(stat.st_uid), Some(stat.st_gid))?;
         }
         file.set_permissions(Permissions::from_mode(stat.st_mode & 0o7777))?;
+        for (name, value) in extended {
+            // Those that are a layer's own are left out.
+            attributes::set(file.as_fd(), name.to_bytes(), value, false)?;
+        }
         let times = [
             TimeSpec::new(stat.st_atime, stat.st_atime_nsec),
             TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec),

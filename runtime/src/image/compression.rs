@@ -1,7 +1,8 @@
 //! Blobs as plain bytes, however they are compressed: that is told by their first bytes, and not
 //! by what is said of them.
 
-use std::io::{self, BufRead as _, BufReader, Chain, Cursor, Read};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Chain, Cursor, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::GzDecoder;
@@ -45,6 +46,46 @@ impl Compression {
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Other("bzip2", "bunzip2 -k"),
             [b'P', b'K', 3, 4, ..] => Self::Other("zip", "unzip"),
             _ => Self::None,
+        }
+    }
+}
+
+/// What the beginning of a blob becomes, as far as that can be told; of what is not compressed,
+/// itself.
+pub(crate) fn plain_beginning(beginning: Vec<u8>, most: usize) -> Vec<u8> {
+    if !matches!(Compression::of(&beginning), Compression::Gzip | Compression::Zstd) {
+        return beginning;
+    }
+    let (read, caps) = (AtomicU64::new(0), Caps::default());
+    let hashers = (Hasher::None, Hasher::None);
+    let input = Box::new(Cursor::new(beginning));
+    let mut found = vec![0; most];
+    let mut length = 0;
+    if let Ok(mut plain) = Plain::new(input, hashers, &read, caps, Deadline::NEVER) {
+        // It ends in the middle, which is an error.
+        while let Some(rest) = found.get_mut(length..).filter(|rest| !rest.is_empty())
+            && let Ok(count @ 1..) = plain.read(rest)
+        {
+            length += count;
+        }
+    }
+    found.truncate(length);
+    found
+}
+
+/// Writes what a blob becomes, within the caps.
+pub(super) fn decompress(from: File, to: &mut impl Write, deadline: Deadline) -> Result<()> {
+    let read = AtomicU64::new(0);
+    let hashers = (Hasher::None, Hasher::None);
+    let mut plain = Plain::new(Box::new(from), hashers, &read, Caps::default(), deadline)?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match plain.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => {
+                let bytes = buffer.get(..count).unwrap_or_default();
+                to.write_all(bytes).map_err(Error::io("write an image that is unpacked"))?;
+            }
         }
     }
 }

@@ -6,9 +6,11 @@ mod ahead;
 pub(crate) mod cache;
 mod compression;
 pub(crate) mod digest;
+mod implicit;
 pub(crate) mod layer;
 pub(crate) mod layout;
 mod manifest;
+mod mark;
 pub(crate) mod options;
 pub(crate) mod place;
 mod program;
@@ -23,5 +25,6 @@ mod view;
 mod tests;
 
 pub(crate) use self::cache::{Cached, of_layers};
+pub(crate) use self::compression::plain_beginning;
 pub(crate) use self::pull::of_reference;
 pub(crate) use self::record::Lease;

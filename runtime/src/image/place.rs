@@ -11,12 +11,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, fstat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, fstat};
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::compression::{Compression, decompress};
 use crate::sys::open::{self, Purpose};
+use crate::sys::unique::unique_name;
 use crate::transfer::tar::reader::{End, Entry, Kind, Reader};
+use crate::wait::Deadline;
 
 /// The most files in an archive that are remembered.
 const MOST_FILES: usize = 100_000;
@@ -55,11 +59,12 @@ pub(crate) struct Content<'a> {
 }
 
 impl Place {
-    /// Opens a directory or an archive.
+    /// Opens a directory or an archive. What is compressed is unpacked into a file without a name in
+    /// `aside`, since it is read in another order than it lies there.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for anything else.
-    pub(crate) fn open(path: &HostPath) -> Result<Self> {
+    /// [`Error::Invalid`] for anything else, [`Error::TooLarge`], [`Error::TimedOut`].
+    pub(crate) fn open(path: &HostPath, aside: &Path, deadline: Deadline) -> Result<Self> {
         let location = path.locate()?;
         let shown = path.full_path();
         let looked = location.open("open image", Purpose::Look)?;
@@ -68,6 +73,10 @@ impl Place {
             Form::Directory(location.open("open image", Purpose::Pass)?)
         } else {
             let file = File::from(location.open_file("image")?);
+            let file = plain(file, aside, deadline).map_err(|error| match error {
+                Error::Invalid { why, .. } => Error::invalid("image", format!("{shown:?}: {why}")),
+                error => error,
+            })?;
             let parts = parts(&file, &shown).map_err(|error| match error {
                 Error::Invalid { why, .. } => {
                     Error::invalid("image", format!("{shown:?} is no tar archive: {why}"))
@@ -143,6 +152,35 @@ fn is(stat: &FileStat, kind: libc::mode_t) -> bool {
     stat.st_mode & libc::S_IFMT == kind
 }
 
+/// An archive that is not compressed.
+fn plain(file: File, aside: &Path, deadline: Deadline) -> Result<File> {
+    let mut beginning = [0; 6];
+    let count = file.read_at(&mut beginning, 0).map_err(Error::io("read an image"))?;
+    if Compression::of(beginning.get(..count).unwrap_or_default()) == Compression::None {
+        return Ok(file);
+    }
+    let mut unpacked = unnamed(aside).map_err(Error::at("make a file in", aside))?;
+    decompress(file, &mut unpacked, deadline)?;
+    Ok(unpacked)
+}
+
+/// A file that goes with its descriptor.
+fn unnamed(directory: &Path) -> nix::Result<File> {
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    match nix::fcntl::open(directory, flags | OFlag::O_TMPFILE, mode) {
+        // A file system that has none.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR) => {
+            let path = directory.join(unique_name(".image-"));
+            let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+            let file = nix::fcntl::open(&path, flags, mode)?;
+            nix::unistd::unlink(&path)?;
+            Ok(file.into())
+        }
+        made => made.map(File::from),
+    }
+}
+
 /// A part of a file, which others read, too.
 struct Section<'a> {
     file: &'a File,
@@ -162,7 +200,7 @@ impl Read for Section<'_> {
 
 /// Where the content of a file lies in an archive.
 fn find(parts: &BTreeMap<String, Part>, name: &str) -> Option<(u64, u64)> {
-    let mut name = plain(name)?;
+    let mut name = plain_name(name)?;
     for _ in 0..MOST_LINKS {
         match parts.get(&name)? {
             Part::Content { at, size } => return Some((*at, *size)),
@@ -173,7 +211,7 @@ fn find(parts: &BTreeMap<String, Part>, name: &str) -> Option<(u64, u64)> {
 }
 
 /// A name without what says nothing; `None` for one that leads elsewhere.
-fn plain(name: &str) -> Option<String> {
+fn plain_name(name: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in name.split('/') {
         match part {
@@ -197,7 +235,7 @@ fn parts(mut file: &File, shown: &Path) -> Result<BTreeMap<String, Part>> {
         let left = i64::try_from(reader.leave()).map_err(io::Error::other).map_err(failed)?;
         reader.input().seek(SeekFrom::Current(left)).map_err(failed)?;
         // Names that are no text are no image's.
-        let Some(name) = str::from_utf8(&member.path).ok().and_then(plain) else { continue };
+        let Some(name) = str::from_utf8(&member.path).ok().and_then(plain_name) else { continue };
         let link = || str::from_utf8(&member.link).ok();
         let part = match kind {
             Kind::File(map) if map.pieces == [(0, map.size)] => {
@@ -205,12 +243,12 @@ fn parts(mut file: &File, shown: &Path) -> Result<BTreeMap<String, Part>> {
             }
             Kind::SymbolicLink => {
                 let above = name.rsplit_once('/').map_or("", |(above, _)| above);
-                match link().and_then(|link| plain(&format!("./{above}/{link}"))) {
+                match link().and_then(|link| plain_name(&format!("./{above}/{link}"))) {
                     Some(target) => Part::Link(target),
                     None => continue,
                 }
             }
-            Kind::HardLink => match link().and_then(plain) {
+            Kind::HardLink => match link().and_then(plain_name) {
                 Some(target) => Part::Link(target),
                 None => continue,
             },
@@ -234,7 +272,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
 
-    use super::{Error, Place, plain};
+    use super::{Error, Place, plain_name};
+    use crate::wait::Deadline;
 
     fn temporary(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("adl-place-{name}-{}", std::process::id()));
@@ -257,7 +296,7 @@ mod tests {
             ("a/../../b", None),
             ("/a", None),
         ] {
-            assert_eq!(plain(name).as_deref(), expected, "{name}");
+            assert_eq!(plain_name(name).as_deref(), expected, "{name}");
         }
     }
 
@@ -270,7 +309,7 @@ mod tests {
         symlink("../../secret", top.join("image/blobs/link")).unwrap();
         symlink("..", top.join("image/out")).unwrap();
         nix::unistd::mkfifo(&top.join("image/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let place = Place::open(&top.join("image").into()).unwrap();
+        let place = Place::open(&top.join("image").into(), &top, Deadline::NEVER).unwrap();
         assert_eq!(read(&place, "blobs/x").unwrap(), b"content");
         assert_eq!(read(&place, "absent"), None);
         assert_eq!(read(&place, "blobs/x/y"), None);
@@ -330,7 +369,7 @@ mod tests {
                 (b'0', "c2", "", b"after"),
             ],
         );
-        let place = Place::open(&path.into()).unwrap();
+        let place = Place::open(&path.into(), &top, Deadline::NEVER).unwrap();
         for (name, content) in [
             ("a/layer.tar", Some(&b"first"[..])),
             ("b/layer.tar", Some(b"first")),
@@ -357,7 +396,7 @@ mod tests {
         let path = top.join("x.tar");
         let open = |content: &[u8]| {
             fs::write(&path, content).unwrap();
-            Place::open(&(&path).into())
+            Place::open(&(&path).into(), &top, Deadline::NEVER)
         };
         assert!(matches!(open(&[b'x'; 5000]), Err(Error::Invalid { .. })));
         let mut absurd = header(b'L', "x", "", 1 << 32).to_vec();
@@ -368,7 +407,7 @@ mod tests {
         if let Ok(place) = open(&cut) {
             assert!(place.read("x", 100).is_err());
         }
-        assert!(Place::open(&(&top.join("absent")).into()).is_err());
+        assert!(Place::open(&(&top.join("absent")).into(), &top, Deadline::NEVER).is_err());
         fs::remove_dir_all(top).unwrap();
     }
 }

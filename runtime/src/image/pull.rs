@@ -284,7 +284,11 @@ impl Pull<'_> {
             save.current_dir(&self.fetch.path).args(["save", "-o", ARCHIVE]).arg(&name);
             let Some(ended) = run(&mut save)? else { continue };
             self.check(program, &ended)?;
-            let place = Place::open(&HostPath::beneath(&self.fetch.path, ARCHIVE))?;
+            let place = Place::open(
+                &HostPath::beneath(&self.fetch.path, ARCHIVE),
+                &self.fetch.path,
+                self.deadline,
+            )?;
             let chosen = layout::choose(&place, layout::images(&place)?, None)?;
             let whole = layout::read(&place, &chosen, &self.reference.to_string())?;
             return Ok((place, whole));

@@ -26,6 +26,7 @@ use nix::unistd::{
 };
 
 use crate::error::{Error, Result};
+use crate::image::mark;
 use crate::store::contents::remove_entry;
 use crate::sys;
 use crate::sys::open::{Purpose, beneath, create_beneath};
@@ -117,6 +118,8 @@ pub(crate) fn unpack(
         caps,
         squashes: !geteuid().is_root(),
         inherits: false,
+        names_top: false,
+        has_implicit: false,
         longest: sys::longest_file(),
         size: 0,
         unpacked: Unpacked::default(),
@@ -127,6 +130,7 @@ pub(crate) fn unpack(
         made.map_err(|error| about(&entry.member.path, error))?;
     }
     while unpacker.leave()? {}
+    unpacker.mark_layer()?;
     Ok(unpacker.unpacked)
 }
 
@@ -199,6 +203,10 @@ struct Unpacker<'a> {
     squashes: bool,
     /// Whether something may get an access control list from the directory it is made in.
     inherits: bool,
+    /// Whether the archive has named its top.
+    names_top: bool,
+    /// Whether it has used directories that it had not named.
+    has_implicit: bool,
     /// What the process may write, in bytes.
     longest: u64,
     /// What the content takes on disk, in bytes.
@@ -271,10 +279,23 @@ impl Unpacker<'_> {
             return Err(Error::invalid("archive", "a member without a name"));
         };
         let attributes = Attributes::of(member)?;
+        self.names_top = true;
         if let Some(leaving) = self.left.first_mut() {
             *leaving = Leaving::As(attributes);
         }
         Ok(())
+    }
+
+    /// At the end: says of the layer what it has not named.
+    fn mark_layer(&self) -> Result<()> {
+        if self.form == Form::Root || self.names_top && !self.has_implicit {
+            return Ok(());
+        }
+        let top = self.top.as_fd();
+        if !self.names_top {
+            self.mark(top, c"")?;
+        }
+        mark::mark_layer(top).map_err(|errno| self.failed("setxattr", c"", errno))
     }
 
     fn here(&self) -> BorrowedFd<'_> {
@@ -311,10 +332,21 @@ impl Unpacker<'_> {
             Ok(_) | Err(Errno::ENOENT) => {
                 self.count()?;
                 let modified = Some(of.modified);
-                self.enter(name, Leaving::As(Attributes { modified, ..Attributes::default() }))
+                self.enter(name, Leaving::As(Attributes { modified, ..Attributes::default() }))?;
+                self.mark(self.here(), name)?;
+                self.has_implicit = true;
+                Ok(())
             }
             Err(errno) => Err(self.failed("stat", name, errno)),
         }
+    }
+
+    /// Marks a directory that the archive has not named so far.
+    fn mark(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+        if self.form == Form::Root {
+            return Ok(());
+        }
+        mark::mark(directory).map_err(|errno| self.failed("setxattr", name, errno))
     }
 
     fn stat(&self, name: &CStr) -> nix::Result<FileStat> {
@@ -353,6 +385,7 @@ impl Unpacker<'_> {
         let (directory, stat) = self.open_directory(name)?;
         let leaving = if let Some(leaving) = leaving {
             attributes::clear(directory.as_fd())
+                .and_then(|()| mark::unmark(directory.as_fd()))
                 .map_err(|errno| self.failed("removexattr", name, errno))?;
             leaving
         } else {

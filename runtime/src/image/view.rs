@@ -13,9 +13,10 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
-use nix::sys::stat::{FileStat, fstat, fstatat};
+use nix::sys::stat::{fstat, fstatat};
 
 use crate::error::{Error, Result};
+use crate::image::mark::{Like, like};
 use crate::sys;
 use crate::sys::open::{self, DIRECTORY, Purpose};
 
@@ -33,7 +34,7 @@ pub(super) struct View {
 }
 
 /// A directory of it: those of one name in several layers, the topmost first.
-type Directory = Rc<Vec<OwnedFd>>;
+pub(super) type Directory = Rc<Vec<OwnedFd>>;
 
 /// What a name stands for.
 enum Node {
@@ -48,7 +49,7 @@ pub(super) struct Reached {
     /// The way to the deepest directory that is there, through no link.
     pub(super) names: Vec<OsString>,
     /// What each of them is like, that of the top first.
-    pub(super) attributes: Vec<FileStat>,
+    pub(super) attributes: Vec<Like>,
     /// The names below it that are not there.
     pub(super) missing: Vec<OsString>,
 }
@@ -69,15 +70,18 @@ impl View {
         if file.is_some() {
             return Ok(None);
         }
-        let attributes = way.iter().map(|(_, directory)| match directory.first() {
-            Some(first) => fstat(first),
-            None => Err(Errno::ENOENT),
-        });
+        let attributes = way.iter().map(|(_, directory)| like(directory)?.ok_or(Errno::ENOENT));
         Ok(Some(Reached {
             attributes: attributes.collect::<nix::Result<_>>()?,
             names: way.into_iter().skip(1).map(|(name, _)| name).collect(),
             missing: rest.into(),
         }))
+    }
+
+    /// The directories down a path as far as there are some, that of the top first, each as it is in
+    /// several layers.
+    pub(super) fn way(&self, path: &Path) -> nix::Result<Vec<(OsString, Directory)>> {
+        Ok(self.walk(path)?.map_or(Vec::new(), |(way, ..)| way))
     }
 
     /// Reads a file of so many bytes at most; `None` if there is none, or another thing.
@@ -269,7 +273,7 @@ mod tests {
             (&reached.names[..], &reached.missing[..]),
             (&["both".into(), "lower".into()][..], &["a".into(), "b".into()][..])
         );
-        assert_eq!(reached.attributes[1].st_mode & 0o7777, 0o711);
+        assert_eq!(reached.attributes[1].0.st_mode & 0o7777, 0o711);
         assert_eq!(reach("both/upper").unwrap().missing.len(), 0);
         for path in ["file/x", "file", "loop/x", "a/../b"] {
             assert!(reach(path).is_none(), "{path}");

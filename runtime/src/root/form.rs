@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::plain_beginning;
 
 /// The size of a header of tar, and what sizes of content are rounded up to.
 const BLOCK: usize = 512;
@@ -24,20 +25,19 @@ pub(crate) fn check(path: &Path, beginning: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What is said of an image in layers, behind its path. One that is not compressed is taken as one.
-const LAYERS: &str = "holds an image in layers, as `docker save` and OCI tools write it, and is \
-    compressed: unpack it first, by `gunzip -k` or `unzstd`";
+/// What is said of an image in layers, behind its path. It has become one since it was looked at.
+const LAYERS: &str = "holds an image in layers, as `docker save` and OCI tools write it";
 
 /// How much of an archive is looked at.
 const BEGINNING: u64 = 16 << 10;
 
-/// Whether an archive that is not compressed holds an image in layers, and no root file system.
+/// Whether an archive holds an image in layers, and no root file system.
 pub(crate) fn is_in_layers(archive: &HostPath) -> Result<bool> {
     let file = File::from(archive.locate()?.open_file("image")?);
     let mut beginning = Vec::new();
     let read = file.take(BEGINNING).read_to_end(&mut beginning);
     read.map_err(Error::at("read", &archive.full_path()))?;
-    Ok(holds_layers(&beginning))
+    Ok(holds_layers(&plain_beginning(beginning, LOOKED_AT * 2 * BLOCK)))
 }
 
 /// Whether all the first names are those of an image in layers, one of them beyond doubt: where all
@@ -118,7 +118,7 @@ mod tests {
             &[&format!("{hash}.json"), "manifest.json"],
         ] {
             let refused = check(Path::new("x"), &archive(names)).unwrap_err().to_string();
-            assert!(refused.contains("gunzip"), "{names:?}: {refused}");
+            assert!(refused.contains("docker save"), "{names:?}: {refused}");
         }
         for names in [
             &[][..],

@@ -10,6 +10,7 @@ use clap::{Args, ValueHint};
 use crate::bases::Bases;
 use crate::copies::{CopyOptions, Transfer};
 use crate::environment::{self, Variable};
+use crate::image::Pull;
 use crate::keep::KeepOptions;
 use crate::options::SandboxOptions;
 use crate::result;
@@ -100,6 +101,12 @@ pub(crate) struct CommandOptions {
 
     #[command(flatten, next_help_heading = "Copies")]
     pub(crate) copies: CopyOptions,
+
+    /// When an image of a registry is fetched: `always`, as its name may stand for another by now,
+    /// `missing`, where it is not there, or `never`
+    #[arg(long, value_name = "WHEN", default_value = "missing", help_heading = "Sandbox")]
+    #[arg(hide_possible_values = true)]
+    pub(crate) pull: Pull,
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,

@@ -77,7 +77,6 @@ const OPTIONS: &[(&[&str], &str)] = &[
         &["--volumes-from", "--volume-driver"],
         "name each directory by `-v`, or keep what was written by `--snapshot NAME`",
     ),
-    (&["--pull"], "an image that is not there is fetched; `adl image pull NAME` fetches it again"),
     (
         &["--disable-content-trust"],
         "registries are asked as `skopeo` is configured: `/etc/containers/policy.json`",

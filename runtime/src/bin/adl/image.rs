@@ -1,16 +1,16 @@
 //! `adl image`: fetches, imports, lists and removes images in layers.
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use adl_runtime::{Config, Error, ImageInfo, Images, MadeImage, Progress, PullOptions};
-use clap::{Subcommand, ValueHint};
+use clap::{Subcommand, ValueEnum, ValueHint};
 
 use crate::output::{print, say};
+use crate::progress::Shown;
 use crate::values::{CliResult, duration};
 
 const HELP: &str = "\
@@ -71,8 +71,8 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
     let images = Images::open(state)?;
     match command {
         Commands::Pull { insecure, timeout, name } => {
-            let lines = Lines::default();
-            let tell = |progress: &Progress| lines.tell(progress);
+            let shown = Shown::new();
+            let tell = |progress: &Progress| shown.tell(progress);
             let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
             options.insecure = *insecure;
             options.timeout = timeout.unwrap_or(options.timeout);
@@ -80,8 +80,8 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
             print(format!("{}\n", info.digest))?;
         }
         Commands::Import { which, path, name } => {
-            let lines = Lines::default();
-            let tell = |progress: &Progress| lines.tell(progress);
+            let shown = Shown::new();
+            let tell = |progress: &Progress| shown.tell(progress);
             let options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
             let info =
                 images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;
@@ -110,12 +110,33 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fetches an image that a command is to run in, if it is not there.
-pub(crate) fn pull_if_missing(name: &str, config: &Config) -> CliResult<()> {
-    let lines = Lines::default();
-    let tell = |progress: &Progress| lines.tell(progress);
+/// When an image that a command is to run in is fetched.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    /// Where it is there, too: its name may stand for another by now.
+    Always,
+    /// Where it is not there.
+    Missing,
+    /// Never.
+    Never,
+}
+
+/// Fetches an image that a command is to run in, if that is wanted.
+pub(crate) fn fetch(name: &str, pull: Pull, config: &Config) -> CliResult<()> {
+    let images = Images::open(config.state_directory.as_deref())?;
+    let shown = Shown::new();
+    let tell = |progress: &Progress| shown.tell(progress);
     let options = PullOptions { progress: Some(&tell), ids: config.ids, ..PullOptions::default() };
-    Ok(Images::open(config.state_directory.as_deref())?.pull_if_missing(name, &options)?)
+    match pull {
+        Pull::Always => images.pull(name, &options).map(drop)?,
+        Pull::Missing => images.pull_if_missing(name, &options)?,
+        Pull::Never if images.is_there(name, config.ids)? => {}
+        Pull::Never => {
+            let why = "and --pull never fetches none: `adl image pull` does";
+            return Err(format!("there is no image {name} in the state directory, {why}").into());
+        }
+    }
+    Ok(())
 }
 
 /// Says what else may have been meant by a first word for which there is no image.
@@ -141,37 +162,6 @@ pub(crate) fn no_program(
     }
     text.push('`');
     text.into()
-}
-
-/// Tells of progress in lines, not too often.
-#[derive(Default)]
-struct Lines {
-    last: Cell<Option<(Instant, Progress)>>,
-}
-
-/// How often something is told that goes on.
-const BETWEEN_LINES: Duration = Duration::from_secs(2);
-
-impl Lines {
-    fn tell(&self, progress: &Progress) {
-        let is_next = match self.last.get() {
-            None => true,
-            Some((at, last)) => place(&last) != place(progress) || at.elapsed() >= BETWEEN_LINES,
-        };
-        if is_next {
-            say(progress);
-            self.last.set(Some((Instant::now(), *progress)));
-        }
-    }
-}
-
-/// What there is a line of in any case.
-fn place(progress: &Progress) -> (u8, usize) {
-    match progress {
-        Progress::Fetching { layers, .. } => (0, *layers),
-        Progress::Unpacking { layer, .. } => (1, *layer),
-        _ => (2, 0),
-    }
 }
 
 /// How many digits of a digest are shown.

@@ -21,6 +21,7 @@ mod manual;
 mod mounts;
 mod options;
 mod output;
+mod progress;
 mod result;
 mod run;
 mod sections;

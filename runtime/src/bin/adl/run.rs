@@ -187,7 +187,7 @@ fn run_told(
     }
     let keep = options.keep.check(&config)?;
     if let Some(name) = options.sandbox.reference() {
-        image::pull_if_missing(name, &config).map_err(|error| match program {
+        image::fetch(name, options.pull, &config).map_err(|error| match program {
             Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
             _ => error,
         })?;
