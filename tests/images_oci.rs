@@ -1112,7 +1112,8 @@ fn a_pull_that_is_killed_anywhere_is_completed_by_the_next_or_collected() {
     // How long one takes that is not killed.
     let begin = std::time::Instant::now();
     assert!(fetch().wait().unwrap().success());
-    let whole = begin.elapsed();
+    // On a busy machine it may take long: most of that is waiting.
+    let whole = begin.elapsed().min(Duration::from_secs(2));
     let mut killed = 0;
     for number in 0..KILLS {
         let gone = adl_command(&home.state()).args(["image", "rm", &name]).output().unwrap();
