@@ -29,6 +29,7 @@ mod dependent;
 mod descriptors;
 mod devices;
 mod docker_words;
+mod empty_namespace;
 mod ends;
 mod etc_files;
 mod evil;

@@ -10,8 +10,10 @@ use std::ptr;
 
 use nix::sys::socket::MsgFlags;
 
+mod child;
 pub(crate) mod clone;
 mod creator;
+pub(crate) mod empty_namespace;
 pub(crate) mod id_ranges;
 pub(crate) mod inheritance;
 pub(crate) mod ioctl;
@@ -205,6 +207,13 @@ fn unblocked_mask() -> libc::sigset_t {
         libc::sigemptyset(set.as_mut_ptr());
         set.assume_init()
     }
+}
+
+fn filled_mask() -> libc::sigset_t {
+    let mut set = unblocked_mask();
+    // SAFETY: an initialised set.
+    unsafe { libc::sigfillset(&raw mut set) };
+    set
 }
 
 /// How many processors the machine has, those that are off among them.
