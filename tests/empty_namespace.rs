@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use adl_runtime::{Access, Capabilities, Capability, Config, Error, Mount, Sandbox, Seccomp};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::SigHandler;
 
 use crate::forks::{finish, fork};
 use crate::harness::{Home, Need, needs, shell, within};
@@ -93,6 +94,37 @@ fn a_process_has_one_from_its_second_sandbox_on() {
         }));
     };
     has_one_more(&|| has_one_more(&|| ()));
+}
+
+#[test]
+fn no_process_but_init_stays_of_a_create() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let children = || {
+        let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let all = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap());
+        all.collect::<String>()
+    };
+    for handler in [SigHandler::SigDfl, SigHandler::SigIgn] {
+        finish(fork(|| {
+            ignore_children(handler);
+            for _ in 0..3 {
+                let sandbox = home.sandbox();
+                assert_eq!(children(), format!("{} ", sandbox.init_pid()));
+                sandbox.delete().unwrap();
+                // Reaped, whatever the caller does with the ends of its children.
+                assert_eq!(children(), "");
+            }
+        }));
+    }
+}
+
+#[expect(unsafe_code, reason = "what a caller may do")]
+fn ignore_children(handler: SigHandler) {
+    // SAFETY: no function is installed.
+    unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGCHLD, handler) }.unwrap();
 }
 
 /// `below` succeeds where what only the empty namespace has can be seen, `whole` where what is
@@ -191,8 +223,11 @@ fn a_caller_who_has_changed_its_own_namespaces_goes_on() {
     }
     let home = Home::new();
     warm_up(&home);
-    let place = home.path("mounted");
-    fs::create_dir(&place).unwrap();
+    let [place, other] = ["place", "other"].map(|name| home.path(name));
+    for directory in [&place, &other] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(other.join("file"), "new").unwrap();
     // Its mounts: a volume is what it sees now.
     finish(fork(|| {
         warm_up(&home);
@@ -200,9 +235,8 @@ fn a_caller_who_has_changed_its_own_namespaces_goes_on() {
         let none = None::<&str>;
         let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
         nix::mount::mount(none, "/", none, private, none).unwrap();
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), flags, none).unwrap();
-        fs::write(place.join("file"), "new").unwrap();
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(&other), &place, none, bind, none).unwrap();
         let volume = Mount::volume(&place, "/data", Access::ReadOnly);
         let config = Config { mounts: vec![volume], ..home.config() };
         let sandbox = Sandbox::create(config).unwrap();
