@@ -368,12 +368,12 @@ fn copies(state: &Path) {
     let sandbox = Sandbox::create(Config { mounts, ..config(state) }).unwrap();
     shell(&sandbox, CLOSED);
     let mut files = sandbox.files();
-    files.copy_out("/tmp/closed", &place.join("copy")).unwrap();
+    files.copy_out("/tmp/closed", place.join("copy")).unwrap();
     let copied = fs::metadata(place.join("copy/below/file")).unwrap();
     assert_eq!(copied.uid(), nix::unistd::geteuid().as_raw());
     assert_eq!(fs::read(place.join("copy/below/file")).unwrap(), b"secret\n");
     // Owners can't be kept: outside they are others.
-    let error = files.keep_owners(true).copy_out("/tmp/closed", &place.join("kept")).unwrap_err();
+    let error = files.keep_owners(true).copy_out("/tmp/closed", place.join("kept")).unwrap_err();
     assert!(error.to_string().contains("not permitted"), "{error}");
     // What root inside makes in a volume is the caller's, what others make is a subordinate id's.
     shell(&sandbox, "touch /volume/a /volume/b; chown 1000:1000 /volume/b");
