@@ -486,6 +486,22 @@ fn a_program_that_maps_no_ids_is_not_believed() {
 }
 
 #[test]
+fn a_program_that_maps_ids_may_say_much_before() {
+    if !are_there(&[]) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    let bin = user.adl().with_file_name("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = "#!/bin/sh\nhead -c 100000 /dev/zero >&2\nexec /usr/bin/newuidmap \"$@\"\n";
+    fs::write(bin.join("newuidmap"), script).unwrap();
+    succeeds(Command::new("chmod").arg("755").arg(bin.join("newuidmap")));
+    let path = format!("PATH={}:/usr/bin:/bin", bin.display());
+    let output = adl(&user, &[&path], &["--ids", "65536"], "true");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn a_caller_who_ignores_the_end_of_children_has_subordinate_ids_too() {
     if !are_there(&[]) {
         return;

@@ -164,24 +164,29 @@ impl Mapper {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&said);
-        Err(unmapped(format!("{} does not map them: {}", self.program, said.trim())))
+        let said = match said.trim() {
+            "" if deadline.left().is_some_and(|left| left.is_zero()) => "its time was up",
+            "" => "it says nothing",
+            said => said,
+        };
+        Err(unmapped(format!("{} does not map them: {said}", self.program)))
     }
 
-    /// What it says until it ends.
+    /// The beginning of what it says until it ends.
     fn read_errors(&mut self, deadline: Deadline) -> Result<Vec<u8>> {
-        let mut said = vec![0; 4096];
-        let mut length = 0;
-        let Some(mut errors) = self.child.stderr.take() else { return Ok(Vec::new()) };
+        const MOST: usize = 1024;
+        let mut said = Vec::new();
+        let Some(mut errors) = self.child.stderr.take() else { return Ok(said) };
         while wait_ready(&mut [PollFd::new(errors.as_fd(), PollFlags::POLLIN)], deadline)? {
-            let Some(rest) = said.get_mut(length..).filter(|rest| !rest.is_empty()) else { break };
-            match errors.read(rest) {
+            let mut chunk = [0; 4096];
+            match errors.read(&mut chunk) {
                 Ok(0) => break,
-                Ok(count) => length += count,
+                // It is read to the end: the program may map ids after all that it says.
+                Ok(count) => said.extend(chunk.iter().take(count.min(MOST - said.len()))),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read of a pipe")(error)),
             }
         }
-        said.truncate(length);
         Ok(said)
     }
 }
