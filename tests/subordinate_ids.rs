@@ -14,6 +14,9 @@ use adl_runtime::{
     finish_removals,
 };
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use crate::harness::{
     NOBODY, Need, OrdinaryUser, SUBORDINATE, copy_program, needs, shell, stderr, succeeds,
 };
@@ -486,19 +489,27 @@ fn a_program_that_maps_no_ids_is_not_believed() {
 }
 
 #[test]
-fn a_program_that_maps_ids_may_say_much_before() {
+fn a_program_that_maps_ids_may_say_much_and_leave_others_behind() {
     if !are_there(&[]) {
         return;
     }
     let user = OrdinaryUser::with_subordinate_ids();
     let bin = user.adl().with_file_name("bin");
     fs::create_dir(&bin).unwrap();
-    let script = "#!/bin/sh\nhead -c 100000 /dev/zero >&2\nexec /usr/bin/newuidmap \"$@\"\n";
-    fs::write(bin.join("newuidmap"), script).unwrap();
-    succeeds(Command::new("chmod").arg("755").arg(bin.join("newuidmap")));
     let path = format!("PATH={}:/usr/bin:/bin", bin.display());
-    let output = adl(&user, &[&path], &["--ids", "65536"], "true");
-    assert!(output.status.success(), "{output:?}");
+    let hold = bin.join("hold");
+    mkfifo(&hold, Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO).unwrap();
+    for script in [
+        "head -c 100000 /dev/zero >&2\nexec /usr/bin/newuidmap \"$@\"\n",
+        // Who is left holds the pipe, until the test lets go of it.
+        "/usr/bin/newuidmap \"$@\"\ntimeout 60 head -c 4 \"${0%/*}/hold\" &\n",
+    ] {
+        fs::write(bin.join("newuidmap"), format!("#!/bin/sh\n{script}")).unwrap();
+        succeeds(Command::new("chmod").arg("755").arg(bin.join("newuidmap")));
+        let output = adl(&user, &[&path], &["--ids", "65536"], "true");
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+    fs::write(&hold, "ends").unwrap();
 }
 
 #[test]
