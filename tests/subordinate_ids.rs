@@ -459,14 +459,19 @@ fn who_has_no_subordinate_ids_is_told_what_to_do() {
     let short = format!("{NOBODY}:{}:65534\n", SUBORDINATE.0);
     let others = format!("1:{}:65536\n", SUBORDINATE.0);
     let overlapping = format!("{NOBODY}:65000:65536\n");
-    for (uids, gids) in
-        [("", ""), (&range, ""), (&short, &range), (&range, &others), (&overlapping, &range)]
-    {
+    let install = ["apt install uidmap", "usermod --add-subuids"];
+    let look = ["newuidmap does not map them", "look at /etc/subuid"];
+    for (uids, gids, remedies) in [
+        ("", "", install),
+        (&range, "", install),
+        (&short, &range, install),
+        (&range, &others, install),
+        (&overlapping, &range, look),
+    ] {
         let user = OrdinaryUser::with_etc(&[("subuid", uids), ("subgid", gids)]);
         let output = adl(&user, &[], &["--ids", "65536"], "true");
         assert_eq!(output.status.code(), Some(125), "{uids:?} {gids:?}: {output:?}");
         let said = stderr(&output);
-        let remedies = ["apt install uidmap", "usermod --add-subuids"];
         assert!(remedies.iter().all(|remedy| said.contains(remedy)), "{said}");
         // The one id there is needs nothing of that.
         assert!(adl(&user, &[], &[], "true").status.success());
