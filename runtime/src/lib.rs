@@ -232,6 +232,6 @@ pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
-pub use snapshot::{IfRunning, Snapshot, SnapshotOptions};
+pub use snapshot::{IfRunning, ReplaceError, Snapshot, SnapshotOptions};
 pub use store::remover::{finish_removals, pending_removals, wait_at_exit};
 pub use transfer::{Change, ChangeKind, CopyReport, Export, Skipped};

@@ -307,11 +307,10 @@ fn open_null() -> rustix::io::Result<OwnedFd> {
 
 /// Maps the ids of the user who has made the sandbox, where that is no root.
 ///
-/// Here, and not before this program was run, and so it is when the host does that by programs
-/// for ordinary users: the kernel gives a process that runs what it can't
-/// read to the user namespace that has the file's owner, so that no one inside traces init or one
-/// who has a copy of its memory, not with CAP_SYS_PTRACE either. So it must be no one's of this
-/// namespace then.
+/// Here, and not before this program was run, and so it is when the host does that by programs for
+/// ordinary users: the kernel gives a process that runs what it can't read to the user namespace
+/// that has the file's owner, so that no one inside traces init or one who has a copy of its
+/// memory, not with CAP_SYS_PTRACE either. So it must be no one's of this namespace then.
 fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
     // The kernel asks for `deny` before a user without privilege may map a group.
     let files = [

@@ -63,7 +63,8 @@ impl Waiting {
         let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
         let mut idle = Box::new(Idle { parent, stack: [0; 256] });
         let shared = &raw mut *idle;
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD;
+        // With CLONE_FILES it holds no copy of a descriptor that the caller closes meanwhile.
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD;
         let mut fd: RawFd = -1;
         let mut old_mask = unblocked_mask();
         let all = filled_mask();
@@ -163,6 +164,23 @@ mod tests {
         assert_eq!(dumpable(), before);
         // The caller is where it was.
         assert!(!std::fs::read_to_string("/proc/self/uid_map").unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_waits_for_ids_keeps_nothing_open() {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let waiting = Waiting::start().unwrap();
+        drop(write);
+        let mut ready = libc::pollfd {
+            fd: std::os::fd::AsRawFd::as_raw_fd(&read),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one initialised entry.
+        let ended = unsafe { libc::poll(&raw mut ready, 1, 10_000) };
+        assert_eq!((ended, ready.revents), (1, libc::POLLHUP));
+        assert_eq!(read.read(&mut [0]).unwrap(), 0);
+        drop(waiting);
     }
 
     #[test]
