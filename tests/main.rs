@@ -31,6 +31,7 @@ mod devices;
 mod docker_words;
 mod ends;
 mod etc_files;
+mod event_loop;
 mod evil;
 mod examples;
 mod exec;
