@@ -1,0 +1,69 @@
+"""What the tests stand on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import adl
+
+SOON = 30.0
+"""More seconds than a machine under load takes for anything here."""
+
+IMAGES = ["host", *filter(None, [os.environ.get("ADL_TEST_IMAGE")])]
+"""The host's programs, and where one is named a directory with a root file system."""
+
+
+def within(condition: Callable[[], object], seconds: float = SOON) -> bool:
+    """Waits until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture(scope="session")
+def state() -> Iterator[Path]:
+    """A state directory of the tests' own, in which nothing is left at their end."""
+    place = Path(tempfile.mkdtemp(prefix="adl-python-", dir="/var/tmp"))
+    os.environ["ADL_STATE_DIR"] = str(place / "state")
+    yield place / "state"
+    adl.finish_removals()
+    left = list((place / "state" / "sandboxes").glob("*"))
+    shutil.rmtree(place, ignore_errors=True)
+    assert left == [], "left on disk"
+
+
+@pytest.fixture
+def sandbox(state: Path) -> Iterator[adl.Sandbox]:
+    """A sandbox on the programs of this machine."""
+    with adl.Sandbox() as made:
+        yield made
+
+
+@pytest.fixture(params=IMAGES, ids=lambda image: "host" if image == "host" else "directory")
+def image(request: pytest.FixtureRequest, state: Path) -> str:
+    """Each of the images."""
+    return str(request.param)
+
+
+@pytest.fixture
+def limited(state: Path) -> Iterator[adl.Sandbox]:
+    """A sandbox with a limit, where this machine has cgroups for that."""
+    try:
+        made = adl.Sandbox(limits=adl.Limits(accounting=True))
+    except adl.UnsupportedError as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
