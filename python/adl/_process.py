@@ -113,6 +113,8 @@ class Popen(Generic[AnyStr]):
         self._native = native
         self.pid = native.pid
         self.status = None
+        # Whether streams of the caller's have taken all that it wrote.
+        self._is_delivered = False
         self._text = (encoding, errors) if text or encoding or errors else None
         stdin, stdout, stderr, terminal = native.take()
         self.terminal = None if terminal is None else Terminal(terminal, native)
@@ -155,36 +157,42 @@ class Popen(Generic[AnyStr]):
         Raises ``TimeoutExpired`` if it goes on after ``timeout`` seconds; it runs on then. A
         ``KeyboardInterrupt`` ends the wait, and not the command.
         """
-        if self.status is None:
+        if self.status is None or not self._is_delivered:
             told = self._native.wait(timeout)
             if told is None:
                 raise TimeoutExpired(self.args, _seconds(timeout) or 0.0)
             self.status = ExitStatus._of(told)
+            self._is_delivered = True
         return self.status.returncode
 
     def communicate(self, input: Any = None, timeout: Any = None) -> tuple[Any, Any]:
         """Writes ``input`` to its stdin, reads what it writes until its end, and returns that.
 
-        What processes that it leaves behind go on to write is not waited for. Raises
+        On a terminal, ``input`` is typed, and what is printed comes as that of stdout. What
+        processes that it leaves behind go on to write is not waited for. Raises
         ``TimeoutExpired``, with what was read, if it goes on after ``timeout`` seconds; it runs
         on then.
         """
-        if input is not None and self.stdin is None:
+        stdin: Any = self.stdin if self.terminal is None else self.terminal
+        if input is not None and stdin is None:
             raise ValueError("input: stdin is no pipe: say stdin=PIPE")
+        sources: dict[str, Any] = {
+            "stdout": self.stdout if self.terminal is None else self.terminal,
+            "stderr": self.stderr,
+        }
         data = memoryview(self._encode(input)) if input else memoryview(b"")
         limit = _seconds(timeout)
         deadline = None if limit is None else time.monotonic() + limit
         parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         with selectors.DefaultSelector() as selector:
-            if self.stdin is not None:
-                self._flush_stdin()
-                if data:
-                    os.set_blocking(self.stdin.fileno(), False)
-                    selector.register(self.stdin, selectors.EVENT_WRITE, "stdin")
-                else:
-                    self._close_stdin()
-            for name in ("stdout", "stderr"):
-                file = getattr(self, name)
+            self._flush_stdin()
+            if data:
+                # A terminal is registered to be read: this is the same by another number.
+                feed = os.dup(stdin.fileno())
+                os.set_blocking(feed, False)
+                selector.register(feed, selectors.EVENT_WRITE, "stdin")
+            self._close_stdin()
+            for name, file in sources.items():
                 if file is not None and not file.closed:
                     os.set_blocking(file.fileno(), False)
                     selector.register(file, selectors.EVENT_READ, name)
@@ -199,24 +207,41 @@ class Popen(Generic[AnyStr]):
                     # What is overdue to end is told without a descriptor.
                     for key, _ in selector.select(1.0 if left is None else min(left, 1.0)):
                         if key.data == "stdin":
-                            data = self._feed(selector, data)
+                            data = self._feed(key.fd, data)
+                            if not data:
+                                selector.unregister(key.fd)
+                                os.close(key.fd)
                         elif key.data != "end" and not self._drain(
                             key.fd, parts[key.data], once=True
                         ):
                             selector.unregister(key.fileobj)
                 self.wait()
-                for name in ("stdout", "stderr"):
-                    file = getattr(self, name)
+                if self.terminal is not None:
+                    self._read_rest_of_terminal(parts["stdout"])
+                for name, file in sources.items():
                     if file is not None and not file.closed:
                         self._drain(file.fileno(), parts[name], once=False)
                         file.close()
             finally:
                 os.close(watch)
-        self._close_stdin()
-        return tuple(
-            None if getattr(self, name) is None else self._decode(b"".join(parts[name]))
-            for name in ("stdout", "stderr")
-        )  # type: ignore[return-value]
+                if data:
+                    os.close(feed)
+        collected = [
+            None if file is None else self._decode(b"".join(parts[name]))
+            for name, file in sources.items()
+        ]
+        return collected[0], collected[1]
+
+    def _read_rest_of_terminal(self, parts: list[bytes]) -> None:
+        """Reads until no one has it open or nothing comes: the kernel hands on what was printed in
+        the background."""
+        assert self.terminal is not None
+        end = time.monotonic() + 0.1
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.terminal, selectors.EVENT_READ)
+            while time.monotonic() < end and selector.select(0.02):
+                if not self._drain(self.terminal.fileno(), parts, once=True):
+                    return
 
     def _encode(self, data: Any) -> bytes:
         if isinstance(data, str):
@@ -244,18 +269,15 @@ class Popen(Generic[AnyStr]):
             except BrokenPipeError:
                 pass
 
-    def _feed(self, selector: selectors.BaseSelector, data: memoryview) -> memoryview:
-        assert self.stdin is not None
+    @staticmethod
+    def _feed(fd: int, data: memoryview) -> memoryview:
+        """Writes some, and returns the rest. What no one reads is no error."""
         try:
-            data = data[os.write(self.stdin.fileno(), data[:_CHUNK]) :]
+            return data[os.write(fd, data[:_CHUNK]) :]
         except BlockingIOError:
             return data
-        except BrokenPipeError:
-            data = data[:0]
-        if not data:
-            selector.unregister(self.stdin)
-            self._close_stdin()
-        return data
+        except (BrokenPipeError, OSError):
+            return data[:0]
 
     @staticmethod
     def _drain(fd: int, parts: list[bytes], *, once: bool) -> bool:
@@ -266,6 +288,11 @@ class Popen(Generic[AnyStr]):
                 read = os.read(fd, _CHUNK)
             except BlockingIOError:
                 return True
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                # A terminal that no one has open.
+                return False
             if not read:
                 return False
             parts.append(read)

@@ -6,20 +6,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use adl_runtime::{HostPath, Resource, Rlimit};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
 /// Says which argument a wrong value was for.
 pub(crate) fn of<T>(name: &str, value: PyResult<T>, py: Python<'_>) -> PyResult<T> {
     value.map_err(|error| {
-        let text = format!("{name}: {}", error.value(py));
-        if error.is_instance_of::<PyTypeError>(py) {
-            PyTypeError::new_err(text)
-        } else if error.is_instance_of::<PyValueError>(py)
-            || error.is_instance_of::<pyo3::exceptions::PyOverflowError>(py)
+        let text = || format!("{name}: {}", error.value(py));
+        // Those of Python's own: the library's say by themselves what they are about.
+        let kind = error.get_type(py);
+        if kind.is(py.get_type::<PyTypeError>()) {
+            PyTypeError::new_err(text())
+        } else if kind.is(py.get_type::<PyValueError>())
+            || kind.is(py.get_type::<PyOverflowError>())
         {
-            PyValueError::new_err(text)
+            PyValueError::new_err(text())
         } else {
             error
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,15 @@ def within(condition: Callable[[], object], seconds: float = SOON) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def python(script: str, *args: str, timeout: float = 120) -> str:
+    """Runs a program in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

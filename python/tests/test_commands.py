@@ -7,14 +7,13 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import SOON, needs_root, within
+from conftest import SOON, needs_root, python, within
 
 import adl
 from adl import DEVNULL, PIPE, STDOUT, EndReason, Sandbox
@@ -316,17 +315,9 @@ with adl.Sandbox() as sandbox:
         if sandbox.jobs():
             sandbox.kill_all()
         left = sandbox.run("cat /proc/[0-9]*/comm | grep -c sleep").stdout
-        print(left.decode().strip(), sandbox.run("rm /tmp/begun; echo usable").stdout.decode().strip())
+        usable = sandbox.run("rm /tmp/begun; echo usable").stdout
+        print(left.decode().strip(), usable.decode().strip())
 """
-
-
-def python(script: str, *args: str, timeout: float = 120) -> str:
-    """Runs a program in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_keyboard_interrupt_ends_the_command_and_leaves_the_sandbox(state: Path) -> None:
