@@ -349,13 +349,14 @@ class Sandbox:
         input: bytes | bytearray | memoryview | str | None = None,
         timeout: Seconds | None = None,
         check: bool = False,
-        stdout: Literal[-3] | None = None,
-        stderr: Literal[-2, -3] | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
         **options: Unpack[CommandOptions],
     ) -> CompletedProcess:
         """Runs a command as ``run`` does, from a coroutine, without a thread for each command.
 
-        When the task is cancelled, the command is ended with all that it has started.
+        stdout and stderr are collected, or ``DEVNULL``, or for stderr ``STDOUT``. When the task is
+        cancelled, the command is ended with all that it has started.
         """
         native = _command_options(options, timeout, None, stdout, stderr)
         if input is not None:

@@ -160,7 +160,7 @@ def test_a_process_is_talked_to(sandbox: Sandbox, run: Runner) -> None:
         async with await sandbox.apopen("sleep 1000") as process:
             waiting = asyncio.gather(process.wait(), process.wait())
             process.terminate()
-            assert await waiting == [-15, -15]
+            assert set(await waiting) == {-15}
         async with await sandbox.apopen("setsid sleep 1000 & sleep 1000") as process:
             pass
         assert process.returncode == -9

@@ -10,6 +10,7 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from conftest import SOON, needs_root, python, within
@@ -63,7 +64,7 @@ sys.exit(0)
 
 def test_options_say_what_it_is(state: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("data\n")
-    mounts = [
+    mounts: list[adl.Mount] = [
         adl.Volume(tmp_path, "/volume"),
         adl.Volume(adl.HostPath(tmp_path, "data"), "/data", "rw"),
         adl.Tmpfs("/scratch", 1 << 20),
@@ -114,7 +115,7 @@ def test_options_say_what_it_is(state: Path, tmp_path: Path) -> None:
         ({"upper": "memory"}, TypeError, "upper: expected Upper, not str"),
         ({"upper": Upper("memory")}, ValueError, "needs a size"),
         ({"mounts": ["/a:/b"]}, TypeError, "mounts: expected Volume, Tmpfs or Device"),
-        ({"mounts": [adl.Volume("/tmp", "/x", "rx")]}, ValueError, "access"),
+        ({"mounts": [adl.Volume("/tmp", "/x", cast(Any, "rx"))]}, ValueError, "access"),
         ({"mounts": [adl.Volume("/missing", "/x")]}, FileNotFoundError, "/missing"),
         ({"capabilities": "chown"}, TypeError, "capabilities"),
         ({"capabilities": ["fly"]}, adl.InvalidError, "fly"),
@@ -407,12 +408,13 @@ def test_errors_come_through_pickle(state: Path) -> None:
             sandbox.read_file("/missing")
         with pytest.raises(adl.InvalidError) as invalid:
             sandbox.run(["true"], umask=0o1000)
-    for error in (missing.value, invalid.value):
+    errors: list[Any] = [missing.value, invalid.value]
+    for error in errors:
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert str(again) == str(error)
-        assert again._fields == error._fields  # type: ignore[attr-defined]
-        assert again.kind == error.kind  # type: ignore[attr-defined]
+        assert again._fields == error._fields
+        assert again.kind == error.kind
     assert isinstance(invalid.value, ValueError)
     assert (invalid.value.what, invalid.value.kind) == ("umask", "invalid")
 
