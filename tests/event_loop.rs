@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{EndReason, Error, Output, PendingOutput, Result, Sandbox, Stage};
@@ -15,11 +14,11 @@ use crate::harness::{Home, needs, within};
 const SOON: Duration = Duration::from_secs(30);
 
 /// Waits until one of them is readable or due.
-fn wait_for_any<'a>(all: impl Iterator<Item = &'a PendingOutput>) {
+fn wait_for_any<'a>(all: impl Iterator<Item = &'a mut PendingOutput>) {
     let (mut fds, mut most) = (Vec::new(), Duration::from_secs(60));
     for pending in all {
-        fds.push(PollFd::new(pending.as_fd(), PollFlags::POLLIN));
         most = pending.wait_at_most().map_or(most, |other| other.min(most));
+        fds.push(PollFd::new(pending.watch().unwrap(), PollFlags::POLLIN));
     }
     let milliseconds = most.as_nanos().div_ceil(1_000_000);
     poll(&mut fds, PollTimeout::try_from(milliseconds).unwrap()).unwrap();
@@ -31,7 +30,7 @@ fn collect(mut pending: PendingOutput) -> Result<Output> {
             assert!(matches!(pending.advance(), Err(Error::Invalid { what: "output", .. })));
             return Ok(output);
         }
-        wait_for_any(std::iter::once(&pending));
+        wait_for_any(std::iter::once(&mut pending));
     }
 }
 
@@ -73,6 +72,29 @@ fn what_is_collected_is_what_output_collects() {
 }
 
 #[test]
+fn a_wait_for_it_ends_in_time() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let mut pending = sandbox.shell("read line; echo done").begin_output().unwrap();
+    let output = loop {
+        if let Some(output) = pending.advance_within(SOON).unwrap() {
+            break output;
+        }
+    };
+    assert_eq!(output.stdout, b"done\n");
+
+    let mut pending = sandbox.shell("exec sleep 1000").begin_output().unwrap();
+    let begin = Instant::now();
+    assert!(pending.advance_within(Duration::from_millis(50)).unwrap().is_none());
+    assert!(begin.elapsed() >= Duration::from_millis(50));
+    pending.handle().kill().unwrap();
+    assert_eq!(collect(pending).unwrap().status.signal(), Some(9));
+}
+
+#[test]
 fn one_thread_collects_of_any_number_at_once() {
     if !needs(&[]) {
         return;
@@ -88,7 +110,7 @@ fn one_thread_collects_of_any_number_at_once() {
     let end = Instant::now() + SOON;
     while !running.is_empty() {
         assert!(Instant::now() < end, "{} still run", running.len());
-        wait_for_any(running.values());
+        wait_for_any(running.values_mut());
         running.retain(|number, pending| match pending.advance().unwrap() {
             None => true,
             Some(output) => {
@@ -149,7 +171,7 @@ fn a_stream_that_has_ended_wakes_no_one_up_again() {
     let mut pending = sandbox.shell(script).begin_output().unwrap();
     let is_calm = within(SOON, || {
         assert!(pending.advance().unwrap().is_none());
-        let mut fds = [PollFd::new(pending.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(pending.watch().unwrap(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(200_u8)).unwrap() == 0
             && census::tree(sandbox.init_pid())
                 .iter()

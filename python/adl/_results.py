@@ -131,8 +131,6 @@ class CompletedProcess(subprocess.CompletedProcess[bytes]):
     """What it wrote to stdout, or to its terminal; empty if that went elsewhere."""
     stderr: bytes
     """What it wrote to stderr; empty if that went elsewhere."""
-    status: ExitStatus
-    """How it ended, with all that is known of that."""
     stdout_dropped: int
     """How many bytes are left out in the middle of ``stdout``: see ``keep_output``."""
     stderr_dropped: int
@@ -151,8 +149,8 @@ class CompletedProcess(subprocess.CompletedProcess[bytes]):
         stdio_open: bool = False,
     ) -> None:
         self.args = args
-        self.status = status
-        self.returncode = status.returncode
+        self._status: ExitStatus | tuple[Any, ...] = status
+        self.returncode = status[0]
         self.stdout = stdout
         self.stderr = stderr
         self.stdout_dropped = stdout_dropped
@@ -161,7 +159,15 @@ class CompletedProcess(subprocess.CompletedProcess[bytes]):
 
     @classmethod
     def _of(cls, args: Any, told: tuple[Any, ...]) -> CompletedProcess:
-        return cls(args, ExitStatus._of(told[0]), *told[1:])
+        return cls(args, *told)
+
+    @property
+    def status(self) -> ExitStatus:
+        """How it ended, with all that is known of that."""
+        if not isinstance(self._status, ExitStatus):
+            # Most callers look at the returncode alone.
+            self._status = ExitStatus._of(self._status)
+        return self._status
 
     @property
     def reason(self) -> EndReason:

@@ -102,7 +102,8 @@ class Sandbox:
         ``SandboxDiedError``; ``DeletedError``; ``BusyError`` where the sandbox is frozen.
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
-        if any(_is_file(native.get(name)) for name in ("stdin", "stdout", "stderr")):
+        is_plain = stdin is None and stdout is None and stderr is None
+        if not is_plain and any(_is_file(native.get(it)) for it in ("stdin", "stdout", "stderr")):
             result = self._run_redirected(args, input, native)
         else:
             if input is not None:
@@ -426,6 +427,8 @@ def _command_options(
     native: dict[str, Any] = dict(options)
     if timeout is not None:
         native["timeout"] = timeout
+    if stdin is None and stdout is None and stderr is None:
+        return native
     for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
         if stream is not None:
             try:

@@ -2,8 +2,9 @@
 
 use adl_runtime::{Command, Error, Leftovers, Sandbox, Stdio};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::config::user;
 use crate::errors::raise;
@@ -24,7 +25,7 @@ pub(crate) fn command(
 ) -> PyResult<Command> {
     let mut command = if args.is_instance_of::<PyString>() {
         sandbox.shell(os_string(args)?)
-    } else if args.is_instance_of::<PyBytes>() || args.hasattr("__fspath__")? {
+    } else if !is_list(args) && (args.is_instance_of::<PyBytes>() || args.hasattr("__fspath__")?) {
         let text = "a command is a str, for the shell, or a sequence: a program and its arguments";
         return Err(PyTypeError::new_err(text));
     } else {
@@ -37,13 +38,18 @@ pub(crate) fn command(
         command
     };
     // Whatever the order of the options, it comes before what sets variables.
-    if let Some(clear) = options.get_item("clear_env")?
+    if let Some(clear) = options.get_item(intern!(options.py(), "clear_env"))?
         && clear.is_truthy()?
     {
         command.env_clear();
     }
     each(options, |name, value| set(&mut command, name, value))?;
     Ok(command)
+}
+
+/// Whether it is what most commands are.
+fn is_list(args: &Bound<'_, PyAny>) -> bool {
+    args.is_instance_of::<PyList>() || args.is_instance_of::<PyTuple>()
 }
 
 fn set(command: &mut Command, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {

@@ -140,12 +140,13 @@ fn mount(value: &Bound<'_, PyAny>) -> PyResult<Mount> {
         }
         "device" => Mount::Device { source: host_path(&field("source")?)?, target },
         _ => {
-            let mut options = TmpfsOptions::default();
-            options.mode = field("mode")?.extract()?;
-            options.uid = field("uid")?.extract()?;
-            options.gid = field("gid")?.extract()?;
-            options.can_execute = field("can_execute")?.extract()?;
-            options.can_write = field("can_write")?.extract()?;
+            let options = TmpfsOptions {
+                mode: field("mode")?.extract()?,
+                uid: field("uid")?.extract()?,
+                gid: field("gid")?.extract()?,
+                can_execute: field("can_execute")?.extract()?,
+                can_write: field("can_write")?.extract()?,
+            };
             Mount::Tmpfs { target, size: field("size")?.extract()?, options }
         }
     })

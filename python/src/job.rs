@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use adl_runtime::{self as adl, ExitStatus, Handle, Output, OutputCursor, PendingOutput, Scope};
+use adl_runtime::{
+    self as adl, Command, ExitStatus, Handle, Output, OutputCursor, PendingOutput, Scope,
+};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -12,7 +14,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use crate::errors::raise;
 use crate::results;
 use crate::values::{duration, word};
-use crate::wait::{Until, readable};
+use crate::wait::{AT_ONCE, Until, readable};
 
 /// How long a wait is that can't be interrupted.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,26 +53,32 @@ impl Pending {
         Self { output: Mutex::new(output), handle }
     }
 
-    /// Waits until it has ended. Where a signal handler raises, it is killed first.
-    pub(crate) fn finish(py: Python<'_>, mut output: PendingOutput) -> PyResult<Output> {
+    /// Runs a command to its end. Where a signal handler raises, it is killed first.
+    pub(crate) fn run(py: Python<'_>, mut command: Command) -> PyResult<Output> {
+        let begun = py.detach(|| {
+            let mut pending = command.begin_output()?;
+            let ended = pending.advance_within(AT_ONCE)?;
+            Ok((pending, ended))
+        });
+        let (mut pending, mut ended) = begun.map_err(raise)?;
         let mut raised = None;
         loop {
-            if let Some(output) = py.detach(|| output.advance()).map_err(raise)? {
+            if let Some(output) = ended {
                 return raised.map_or(Ok(output), Err);
             }
-            let most = output.wait_at_most().unwrap_or(Duration::MAX);
-            if let Err(error) = readable(py, &[output.as_fd()], most) {
-                py.detach(|| output.handle().kill()).map_err(raise)?;
+            if let Err(error) = py.check_signals() {
+                py.detach(|| pending.handle().kill()).map_err(raise)?;
                 raised.get_or_insert(error);
             }
+            ended = py.detach(|| pending.advance_within(AT_ONCE)).map_err(raise)?;
         }
     }
 }
 
 #[pymethods]
 impl Pending {
-    fn fileno(&self) -> i32 {
-        lock(&self.output).as_fd().as_raw_fd()
+    fn fileno(&self) -> PyResult<i32> {
+        Ok(lock(&self.output).watch().map_err(raise)?.as_raw_fd())
     }
 
     fn wait_at_most(&self) -> Option<f64> {
@@ -104,6 +112,9 @@ impl Child {
     }
 }
 
+/// Descriptors that are the caller's now.
+type Taken = (Option<i32>, Option<i32>, Option<i32>, Option<i32>);
+
 #[pymethods]
 impl Child {
     #[getter]
@@ -112,7 +123,7 @@ impl Child {
     }
 
     /// Takes the pipes and the terminal: `(stdin, stdout, stderr, terminal)`.
-    fn take(&self) -> PyResult<(Option<i32>, Option<i32>, Option<i32>, Option<i32>)> {
+    fn take(&self) -> PyResult<Taken> {
         let mut child = lock(&self.child);
         let stdin = child.stdin.take().map(|pipe| OwnedFd::from(pipe).into_raw_fd());
         let stdout = child.stdout.take().map(|pipe| OwnedFd::from(pipe).into_raw_fd());

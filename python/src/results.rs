@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use adl_runtime::{Change, CopyReport, ExitStatus, FileKind, Metadata, Output, Stats};
+use adl_runtime::{Change, CopyReport, EndReason, ExitStatus, FileKind, Metadata, Output, Stats};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 /// The name of a variant, as Python writes it.
 pub(crate) fn snake_case(name: &str) -> String {
@@ -36,7 +37,11 @@ pub(crate) fn status<'py>(py: Python<'py>, status: &ExitStatus) -> PyResult<Boun
         usage.voluntary_switches,
         usage.involuntary_switches,
     );
-    let reason = snake_case(&format!("{:?}", status.reason()));
+    let reason = match status.reason() {
+        // Not to be put together each time.
+        EndReason::Exited => intern!(py, "exited").clone(),
+        other => PyString::new(py, &snake_case(&format!("{other:?}"))),
+    };
     let seconds = status.wall_time().as_secs_f64();
     (returncode, reason, seconds, usage, status.core_dumped(), status.survivors()).into_pyobject(py)
 }

@@ -145,12 +145,11 @@ impl Sandbox {
         args: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let mut command = command(self.get()?, args, options)?;
+        let command = command(self.get()?, args, options)?;
         let output = if is_main_thread() {
-            let pending = py.detach(|| command.begin_output()).map_err(raise)?;
-            Pending::finish(py, pending)?
+            Pending::run(py, command)?
         } else {
-            py.detach(|| command.output()).map_err(raise)?
+            py.detach(move || { command }.output()).map_err(raise)?
         };
         results::output(py, &output)
     }

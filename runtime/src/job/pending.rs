@@ -13,8 +13,8 @@ use crate::exit::{EndReason, ExitStatus};
 use crate::job::captures::Captures;
 use crate::job::child::{Collection, Output};
 use crate::job::collect::{Collector, fds_of, ready_of};
-use crate::job::running::Handle;
-use crate::wait::{Deadline, wait_ready};
+use crate::job::running::{Handle, Running};
+use crate::wait::{Deadline, wait_once};
 
 /// A place that a command is waited for at.
 type Place<'a> = Option<(BorrowedFd<'a>, PollFlags)>;
@@ -25,10 +25,10 @@ const STREAMS: usize = 2;
 /// A command that runs, whose output is collected step by step by whoever waits for it; made by
 /// [`Command::begin_output`](crate::Command::begin_output).
 ///
-/// It is one descriptor for `poll(2)` and event loops. When that is readable, or after
-/// [`PendingOutput::wait_at_most`], [`PendingOutput::advance`] does what there is to do. No thread
-/// works for it. Until someone calls `advance`, the command waits where its pipes are full, and
-/// limits of its output are not kept.
+/// [`PendingOutput::watch`] is one descriptor for `poll(2)` and event loops. When that is readable,
+/// or after [`PendingOutput::wait_at_most`], [`PendingOutput::advance`] does what there is to do. No
+/// thread works for it. Until someone calls `advance`, the command waits where its pipes are full,
+/// and limits of its output are not kept.
 ///
 /// When it is dropped before the end, the command and all that it has started are killed.
 ///
@@ -37,15 +37,14 @@ const STREAMS: usize = 2;
 /// # use std::time::Duration;
 /// # fn wait_readable(_: BorrowedFd<'_>, _: Option<Duration>) {}
 /// # use adl_runtime::{Config, Sandbox};
-/// use std::os::fd::AsFd;
-///
 /// let sandbox = Sandbox::create(Config::default())?;
 /// let mut pending = sandbox.command("make").begin_output()?;
 /// let output = loop {
 ///     if let Some(output) = pending.advance()? {
 ///         break output;
 ///     }
-///     wait_readable(pending.as_fd(), pending.wait_at_most());
+///     let most = pending.wait_at_most();
+///     wait_readable(pending.watch()?, most);
 /// };
 /// # Ok::<(), adl_runtime::Error>(())
 /// ```
@@ -53,31 +52,20 @@ const STREAMS: usize = 2;
 pub struct PendingOutput {
     /// Until it has ended.
     going: Option<(Collection, Captures)>,
-    handle: Handle,
-    watch: Watch,
+    running: Arc<Running>,
+    /// Once someone has asked for it.
+    watch: Option<Watch>,
 }
 
 impl PendingOutput {
     pub(crate) fn new(mut collection: Collection) -> Result<Self> {
-        let collector = &mut collection.collector;
-        // Whoever has the handle may wait for it, too.
-        collector.running.mark_shared();
-        let handle = Handle(Arc::clone(&collector.running));
-        let begun = collector.begin().and_then(|()| {
-            let mut watch = Watch::new()?;
-            watch.add(&collector.places())?;
-            Ok(watch)
-        });
-        match begun {
-            Ok(watch) => {
-                let captures = Captures::new(collection.caps);
-                Ok(Self { going: Some((collection, captures)), handle, watch })
-            }
-            Err(error) => {
-                let _ = handle.0.end(EndReason::Stopped);
-                Err(error)
-            }
+        let running = Arc::clone(&collection.collector.running);
+        if let Err(error) = collection.collector.begin() {
+            let _ = running.end(EndReason::Stopped);
+            return Err(error);
         }
+        let captures = Captures::new(collection.caps);
+        Ok(Self { going: Some((collection, captures)), running, watch: None })
     }
 
     /// Moves the bytes that can be moved without waiting, and returns the output once the command
@@ -87,12 +75,23 @@ impl PendingOutput {
     /// As [`Command::output`](crate::Command::output), and [`Error::Invalid`] once it has returned
     /// the output or an error.
     pub fn advance(&mut self) -> Result<Option<Output>> {
+        self.advance_within(Duration::ZERO)
+    }
+
+    /// Does as [`PendingOutput::advance`] when there is something to do, for which it waits: no
+    /// longer than `timeout`, and no longer than until a signal handler of the program has run in
+    /// the calling thread (`EINTR`).
+    ///
+    /// # Errors
+    /// As [`PendingOutput::advance`].
+    pub fn advance_within(&mut self, timeout: Duration) -> Result<Option<Output>> {
         // Before anything is read: a fork shares the pipes.
-        self.handle.0.check_own()?;
+        self.running.check_own()?;
         let Some((mut collection, captures)) = self.going.take() else {
             return Err(Error::invalid("output", "it was collected before"));
         };
-        match turn(&mut collection.collector, &captures, &mut self.watch) {
+        let deadline = Deadline::after(timeout);
+        match turn(&mut collection.collector, &captures, self.watch.as_mut(), deadline) {
             Ok(None) => {
                 self.going = Some((collection, captures));
                 Ok(None)
@@ -102,7 +101,7 @@ impl PendingOutput {
                 Ok(Some(Output::new(status, captures, stdio_open)))
             }
             Err(error) => {
-                let _ = self.handle.0.end(EndReason::Stopped);
+                let _ = self.running.end(EndReason::Stopped);
                 Err(error)
             }
         }
@@ -111,17 +110,37 @@ impl PendingOutput {
     /// How long to wait for the descriptor at most before [`PendingOutput::advance`] is due;
     /// `None` if there is no end.
     pub fn wait_at_most(&self) -> Option<Duration> {
+        let is_always_ready = self.watch.as_ref().is_some_and(|watch| watch.is_always_ready);
         match &self.going {
-            Some((collection, _)) if !self.watch.is_always_ready => {
-                collection.collector.next_at().left()
-            }
+            Some((collection, _)) if !is_always_ready => collection.collector.next_at().left(),
             _ => Some(Duration::ZERO),
         }
     }
 
+    /// A descriptor that is readable when there is something to do, from the first call on until
+    /// this is dropped. For `poll(2)` and event loops; not to be read from.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there can be no descriptor.
+    pub fn watch(&mut self) -> Result<BorrowedFd<'_>> {
+        let watch = match self.watch.take() {
+            Some(watch) => watch,
+            None => {
+                let mut watch = Watch::new()?;
+                if let Some((collection, _)) = &self.going {
+                    watch.add(&collection.collector.places())?;
+                }
+                watch
+            }
+        };
+        Ok(self.watch.insert(watch).epoll.0.as_fd())
+    }
+
     /// What any thread can signal it with and end it.
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        // Whoever has it may wait for it, too.
+        self.running.mark_shared();
+        Handle(Arc::clone(&self.running))
     }
 }
 
@@ -129,30 +148,24 @@ impl Drop for PendingOutput {
     fn drop(&mut self) {
         if self.going.is_some() {
             // There is no one to tell. In a fork, nothing is done.
-            let _ = self.handle.0.end(EndReason::Stopped);
+            let _ = self.running.end(EndReason::Stopped);
         }
     }
 }
 
-/// Readable when there is something to do. For `poll(2)` and event loops; not to be read from.
-impl AsFd for PendingOutput {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watch.epoll.0.as_fd()
-    }
-}
-
-/// Does what there is to do now. Returns how the command has ended, if it has.
+/// Does what there is to do by the deadline. Returns how the command has ended, if it has.
 fn turn(
     collector: &mut Collector,
     mut to: &Captures,
-    watch: &mut Watch,
+    mut watch: Option<&mut Watch>,
+    deadline: Deadline,
 ) -> Result<Option<ExitStatus>> {
     let ready = {
         let places = collector.places();
         let mut fds = fds_of(&places);
-        let is_any = wait_ready(&mut fds, Deadline::after(Duration::ZERO))?;
+        let is_any = wait_once(&mut fds, deadline.min(collector.next_at()))?;
         let ready = is_any.then(|| ready_of(&places, &mut fds.iter()));
-        if ready.is_some() {
+        if let (Some(watch), true) = (&mut watch, is_any) {
             watch.remove_streams(&places)?;
         }
         ready
@@ -161,7 +174,7 @@ fn turn(
         return Ok(None);
     }
     let ended = collector.turn(ready, &mut to)?;
-    if ended.is_none() {
+    if let (Some(watch), None) = (watch, &ended) {
         watch.add(&collector.places())?;
     }
     Ok(ended)
