@@ -23,15 +23,17 @@ import stat
 import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import adl
 from adl._sandbox import Sandbox as _Sandbox
 
 __all__ = ["Sandbox", "SandboxConfig"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("adl.compat")
 
@@ -47,7 +49,7 @@ class SandboxConfig:
     """A directory with a root file system, or the name of an image that was prepared: a directory
     of that name in ``rootfs_cache_dir``, or ``host``."""
     working_dir: str = "/"
-    """Where commands start; made if it is missing."""
+    """Where commands start; made when one starts and it is missing."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of commands."""
     volumes: list[str] = field(default_factory=list)
@@ -95,7 +97,7 @@ class Sandbox:
         self._typed = _Typed()
         self._sandbox = _Sandbox(**_options(config, name))
         try:
-            self._begin()
+            self._make_working_dir()
         except BaseException:
             self._sandbox.delete()
             raise
@@ -106,9 +108,19 @@ class Sandbox:
             config.fs_backend,
         )
 
-    def _begin(self) -> None:
+    def _make_working_dir(self) -> None:
         if self._config.working_dir not in ("", "/"):
             self._sandbox.files.makedirs(self._config.working_dir)
+
+    def _start(self, start: Callable[[], T]) -> T:
+        """Starts a command, in the directory that a reset, or a command, may have removed."""
+        try:
+            return start()
+        except adl.StartError as error:
+            if error.stage != "directory":
+                raise
+            self._make_working_dir()
+            return start()
 
     def run(self, command: str | Sequence[str], timeout: float | None = None) -> tuple[str, int]:
         """Runs a command: a str by bash, or sh where there is none; a list as it is.
@@ -123,11 +135,10 @@ class Sandbox:
             if self._config.tty:
                 output, status = self._run_on_terminal(command, timeout)
             else:
-                result = self._sandbox.run(
-                    _args(command),
-                    stderr=adl.STDOUT,
-                    timeout=timeout,
-                    keep_output=_ALL,
+                result = self._start(
+                    lambda: self._sandbox.run(
+                        _args(command), stderr=adl.STDOUT, timeout=timeout, keep_output=_ALL
+                    )
                 )
                 output, status = result.stdout, result.status
         except adl.StartError as error:
@@ -152,7 +163,9 @@ class Sandbox:
         self, command: str | Sequence[str], timeout: float | None
     ) -> tuple[bytes, adl.ExitStatus]:
         with self._terminals:
-            child = self._sandbox.popen(_args(command), terminal=(24, 80), timeout=timeout)
+            child = self._start(
+                lambda: self._sandbox.popen(_args(command), terminal=(24, 80), timeout=timeout)
+            )
             terminal = child.terminal
             assert terminal is not None
             try:
@@ -179,7 +192,9 @@ class Sandbox:
 
     def run_background(self, command: str | Sequence[str]) -> str:
         """Starts a command, and returns a handle of it. ``run`` works meanwhile."""
-        job = self._sandbox.background(_args(command), stderr=adl.STDOUT, keep_output=_ALL)
+        job = self._start(
+            lambda: self._sandbox.background(_args(command), stderr=adl.STDOUT, keep_output=_ALL)
+        )
         handle = f"{job.id:08x}"
         self._jobs[handle] = job
         return handle
@@ -226,7 +241,11 @@ class Sandbox:
 
     def write_file(self, container_path: str, content: str | bytes) -> None:
         """Writes a file; directories are made."""
-        self._sandbox.write_file(self._with_parents(container_path), content)
+        path = _absolute(container_path)
+        try:
+            self._sandbox.write_file(path, content)
+        except FileNotFoundError:
+            self._sandbox.write_file(self._with_parents(path), content)
 
     def _is_directory(self, path: str) -> bool:
         files = self._sandbox.files
@@ -243,7 +262,6 @@ class Sandbox:
         self._jobs.clear()
         self._typed.clear()
         self._sandbox.reset()
-        self._begin()
         logger.debug("reset of %s (%.1f ms)", self._name, (time.monotonic() - begin) * 1000)
 
     def delete(self) -> None:
