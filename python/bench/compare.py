@@ -86,7 +86,7 @@ def worker(which: str, rootfs: str, rounds: int) -> subprocess.Popen[str]:
 def result(process: subprocess.Popen[str]) -> Times:
     text, _ = process.communicate()
     if process.returncode != 0:
-        sys.exit(f"a worker has failed: {process.args}")
+        sys.exit(f"a worker has failed: {process.args!r}")
     times: Times = json.loads(text)
     return times
 

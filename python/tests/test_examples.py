@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import needs_root
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -56,6 +57,18 @@ env.close()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@needs_root
+def test_a_pool_of_actors_survives_the_end_of_one(
+    state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needs("ray")
+    # What Ray keeps of its user and its sessions is this test's own.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    assert "is there again" in run("ray_pool.py", "2", "10")
 
 
 def test_the_server_of_tools_is_talked_to(state: Path) -> None:
