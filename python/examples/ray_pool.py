@@ -38,7 +38,11 @@ def main(actors: int = 4, tasks: int = 100) -> None:
     ray.init(resources={"sandbox": actors}, include_dashboard=False, log_to_driver=False)
     # As many are placed on a machine as it has of this resource. One whose process or machine dies
     # is made anew, and what was asked of it is asked again.
-    options = {"resources": {"sandbox": 1}, "max_restarts": -1, "max_task_retries": 3}
+    options: dict[str, Any] = {
+        "resources": {"sandbox": 1},
+        "max_restarts": -1,
+        "max_task_retries": 3,
+    }
     actor: Any = ray.remote(num_cpus=0, **options)(Worker)
     workers = [actor.remote() for _ in range(actors)]
     pool = ActorPool(workers)
