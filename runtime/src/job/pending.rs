@@ -27,8 +27,8 @@ const STREAMS: usize = 2;
 ///
 /// [`PendingOutput::watch`] is one descriptor for `poll(2)` and event loops. When that is readable,
 /// or after [`PendingOutput::wait_at_most`], [`PendingOutput::advance`] does what there is to do.
-/// No thread works for it. Until someone calls `advance`, the command waits where its pipes are full,
-/// and limits of its output are not kept.
+/// No thread works for it. Until someone calls `advance`, the command waits where its pipes are
+/// full, and limits of its output are not kept.
 ///
 /// When it is dropped before the end, the command and all that it has started are killed.
 ///
