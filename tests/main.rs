@@ -32,6 +32,7 @@ mod docker_words;
 mod empty_namespace;
 mod ends;
 mod etc_files;
+mod event_loop;
 mod evil;
 mod examples;
 mod exec;
