@@ -21,7 +21,7 @@ const FORK: Duration = Duration::from_secs(30);
 
 /// A child of fork(2), that is this process still, and does something and ends.
 #[expect(unsafe_code, reason = "what is tested is what a fork of a program with threads does")]
-fn fork(does: impl FnOnce()) -> Pid {
+pub(crate) fn fork(does: impl FnOnce()) -> Pid {
     // SAFETY: the C library makes its own locks and memory usable in the child, which is what any
     // program relies on that forks and goes on. What the library under test does there is the test.
     match unsafe { nix::unistd::fork() }.unwrap() {
@@ -35,7 +35,7 @@ fn fork(does: impl FnOnce()) -> Pid {
 
 /// Waits until it has done so.
 #[track_caller]
-fn finish(fork: Pid) {
+pub(crate) fn finish(fork: Pid) {
     let mut end = WaitStatus::StillAlive;
     let has_ended = within(FORK, || {
         end = waitpid(fork, Some(WaitPidFlag::WNOHANG)).unwrap();

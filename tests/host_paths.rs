@@ -248,9 +248,9 @@ fn an_ordinary_user_s_sources_lead_nowhere_either() {
         return;
     }
     let user = OrdinaryUser::new();
-    let place = user.adl().parent().unwrap().to_owned();
-    let out = if nix::unistd::geteuid().is_root() { place } else { user.state() };
-    let out = out.join("OUT");
+    let is_root = nix::unistd::geteuid().is_root();
+    let beside = if is_root { user.adl().to_owned() } else { user.state() };
+    let out = beside.with_file_name("OUT");
     let make = format!(
         "mkdir -p {0}/real; cd {0}; echo own > real/file; ln -s /etc/passwd link; ln -s /etc dir",
         out.display()

@@ -123,25 +123,42 @@ fn a_name_is_not_taken_from_what_others_lie_on() {
     drop(make(Some("two"), one.image(), "2"));
     drop(one);
     let image = || Image::snapshot("one");
-    let busy = make(None, image(), "3").replace("one");
-    assert!(matches!(&busy, Err(Error::Busy { by, .. }) if by.contains("two")), "{busy:?}");
+    let replace = |snapshot: Snapshot| snapshot.replace("one").unwrap_err();
+    let busy = replace(make(None, image(), "3"));
+    assert!(matches!(&busy.error, Error::Busy { by, .. } if by.contains("two")), "{busy:?}");
+    // It is as it was, and gets another name.
+    drop(busy.snapshot.unwrap().replace("three").unwrap());
+    assert_eq!(adl(&home, &["snapshot", "changes", "three"]), "C /root/log\n");
+    open("three").unwrap().delete().unwrap();
     open("two").unwrap().delete().unwrap();
     // A sandbox of another process, as this one is of that.
-    let mut adl = adl_command(&home.state());
-    adl.args(["run", "--image", "snapshot:one", "--", "sh", "-c", "echo runs; cat"]);
-    adl.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut adl = adl.spawn().unwrap();
-    std::io::Read::read_exact(adl.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
-    let busy = make(None, Image::host(), "4").replace("one");
-    assert!(matches!(&busy, Err(Error::Busy { by, .. }) if by == "a sandbox"), "{busy:?}");
-    drop(adl.stdin.take());
-    assert!(adl.wait().unwrap().success());
+    let mut other = adl_command(&home.state());
+    other.args(["run", "--image", "snapshot:one", "--", "sh", "-c", "echo runs; cat"]);
+    other.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut other = other.spawn().unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+    let busy = replace(make(None, Image::host(), "4"));
+    assert!(matches!(&busy.error, Error::Busy { by, .. } if by == "a sandbox"), "{busy:?}");
+    drop(busy);
+    // A command whose work is done has it kept, and is told where.
+    let options = ["run", "--snapshot", "one", "--replace", "--", "sh", "-c"];
+    let output = try_adl(&home, &[&options[..], &["echo done > /root/log"]].concat());
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let kept = names(&home).into_iter().find(|name| name.starts_with("kept-")).unwrap();
+    assert!(stderr(&output).contains(&format!("is the snapshot {kept:?}")), "{output:?}");
+    let on_kept = format!("snapshot:{kept}");
+    assert_eq!(adl(&home, &["run", "--image", &on_kept, "--", "cat", "/root/log"]), "done\n");
+    open(&kept).unwrap().delete().unwrap();
+    drop(other.stdin.take());
+    assert!(other.wait().unwrap().success());
     // One that has a name keeps it, and a sandbox of this process on it is in the way.
-    let named = make(Some("named"), Image::host(), "5").replace("one");
-    assert!(matches!(&named, Err(Error::NameInUse { name }) if name == "named"), "{named:?}");
+    let named = replace(make(Some("named"), Image::host(), "5"));
+    assert!(matches!(&named.error, Error::NameInUse { name } if name == "named"), "{named:?}");
+    drop(named);
     let sandbox = home.sandbox();
-    let busy = sandbox.snapshot().unwrap().replace("one");
-    assert!(matches!(&busy, Err(Error::Busy { by, .. }) if by.contains("process")), "{busy:?}");
+    let busy = replace(sandbox.snapshot().unwrap());
+    assert!(matches!(&busy.error, Error::Busy { by, .. } if by.contains("process")), "{busy:?}");
+    drop(busy);
     drop(sandbox);
     // All that was tried has left what there was.
     let log = |name: &str| {

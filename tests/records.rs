@@ -354,7 +354,7 @@ fn one_with_others_on_it_stays_however_that_is_known() {
     two_on_one_another(&home);
     let copy = Home::new();
     adl_runtime::finish_removals();
-    succeeds(Command::new("cp").arg("-a").arg(home.state()).arg(copy.state()));
+    copy_tree(&home.state(), &copy.state());
     is_busy(&copy);
     ends(&copy);
     is_busy(&home);
@@ -414,7 +414,7 @@ fn removing_one_costs_the_same_whatever_others_there_are() {
     let record = fs::read_to_string(place.join("s0/snapshot.json")).unwrap();
     let copy = |number: usize| {
         let name = format!("s{number}");
-        succeeds(Command::new("cp").arg("-a").arg(place.join("s0")).arg(place.join(&name)));
+        copy_tree(&place.join("s0"), &place.join(&name));
         let text = record.replace("\"s0\"", &format!("\"{name}\""));
         fs::write(place.join(&name).join("snapshot.json"), text).unwrap();
     };
@@ -461,12 +461,19 @@ fn archive(home: &Home) -> PathBuf {
     tar
 }
 
-/// What there is of images, but the layer that hides what of the host's programs is private: most
-/// hosts have something of that kind, and some have nothing.
+/// What there is of images, but the layers that hide what of the host's programs is private, and
+/// that give an ordinary user a place of their own: most hosts have something of that kind, and
+/// some have nothing.
 fn made(home: &Home) -> Vec<String> {
     let mut made = entries(&images(home));
-    made.retain(|name| !name.starts_with("private-"));
+    made.retain(|name| !name.starts_with("private-") && !name.starts_with("own-"));
     made
+}
+
+/// Copies a tree of the state directory. An overlay leaves a directory that no one may enter.
+fn copy_tree(from: &Path, to: &Path) {
+    let open = "find \"$0\" -path '*.work/work' -prune -exec chmod u+rwx {} +; cp -a \"$0\" \"$1\"";
+    succeeds(Command::new("sh").args(["-ec", open]).arg(from).arg(to));
 }
 
 /// Kills `adl` while it makes the host image, as soon as there is something of it.

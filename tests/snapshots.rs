@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Access, Change, ChangeKind, Config, Error, Export, IfRunning, Image, Mount, Sandbox, Snapshot,
-    SnapshotOptions, Upper,
+    Access, Change, ChangeKind, Config, Error, Export, IfRunning, Image, Limits, Mount, Sandbox,
+    Snapshot, SnapshotOptions, Upper,
 };
 
 use crate::figures::percentile;
@@ -216,6 +216,19 @@ fn processes_are_refused_or_ended_as_asked() {
     // Nothing runs any more, at once.
     for _ in 0..20 {
         shell(&sandbox, "true");
+        sandbox.snapshot().unwrap();
+    }
+}
+
+#[test]
+fn nothing_runs_in_what_was_just_made() {
+    if !needs(&[Need::Cgroups]) {
+        return;
+    }
+    let home = Home::new();
+    let limits = Limits { accounting: true, ..Limits::default() };
+    for _ in 0..50 {
+        let sandbox = Sandbox::create(Config { limits: limits.clone(), ..home.config() }).unwrap();
         sandbox.snapshot().unwrap();
     }
 }

@@ -205,7 +205,7 @@ fn a_reader_that_stalls_holds_up_no_end_by_the_clock() {
         let pty = openpty(None, None).unwrap();
         let (_unread, full) = std::io::pipe().unwrap();
         let mut adl = adl_command(&home.state());
-        adl.args(["run", options, "--timeout", "200ms", "--stats", "--", "yes"]);
+        adl.args(["run", options, "--timeout", "200ms", "--", "yes"]);
         let both = full.try_clone().unwrap();
         let stderr = if is_merged { Stdio::from(both) } else { Stdio::piped() };
         let mut adl = adl.stdin(pty.slave).stdout(full).stderr(stderr).spawn().unwrap();

@@ -14,6 +14,9 @@ use adl_runtime::{
     finish_removals,
 };
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use crate::harness::{
     NOBODY, Need, OrdinaryUser, SUBORDINATE, copy_program, needs, shell, stderr, succeeds,
 };
@@ -372,12 +375,12 @@ fn copies(state: &Path) {
     let sandbox = Sandbox::create(Config { mounts, ..config(state) }).unwrap();
     shell(&sandbox, CLOSED);
     let mut files = sandbox.files();
-    files.copy_out("/tmp/closed", &place.join("copy")).unwrap();
+    files.copy_out("/tmp/closed", place.join("copy")).unwrap();
     let copied = fs::metadata(place.join("copy/below/file")).unwrap();
     assert_eq!(copied.uid(), nix::unistd::geteuid().as_raw());
     assert_eq!(fs::read(place.join("copy/below/file")).unwrap(), b"secret\n");
     // Owners can't be kept: outside they are others.
-    let error = files.keep_owners(true).copy_out("/tmp/closed", &place.join("kept")).unwrap_err();
+    let error = files.keep_owners(true).copy_out("/tmp/closed", place.join("kept")).unwrap_err();
     assert!(error.to_string().contains("not permitted"), "{error}");
     // What root inside makes in a volume is the caller's, what others make is a subordinate id's.
     shell(&sandbox, "touch /volume/a /volume/b; chown 1000:1000 /volume/b");
@@ -460,14 +463,19 @@ fn who_has_no_subordinate_ids_is_told_what_to_do() {
     let short = format!("{NOBODY}:{}:65534\n", SUBORDINATE.0);
     let others = format!("1:{}:65536\n", SUBORDINATE.0);
     let overlapping = format!("{NOBODY}:65000:65536\n");
-    for (uids, gids) in
-        [("", ""), (&range, ""), (&short, &range), (&range, &others), (&overlapping, &range)]
-    {
+    let install = ["apt install uidmap", "usermod --add-subuids"];
+    let look = ["newuidmap does not map them", "look at /etc/subuid"];
+    for (uids, gids, remedies) in [
+        ("", "", install),
+        (&range, "", install),
+        (&short, &range, install),
+        (&range, &others, install),
+        (&overlapping, &range, look),
+    ] {
         let user = OrdinaryUser::with_etc(&[("subuid", uids), ("subgid", gids)]);
         let output = adl(&user, &[], &["--ids", "65536"], "true");
         assert_eq!(output.status.code(), Some(125), "{uids:?} {gids:?}: {output:?}");
         let said = stderr(&output);
-        let remedies = ["apt install uidmap", "usermod --add-subuids"];
         assert!(remedies.iter().all(|remedy| said.contains(remedy)), "{said}");
         // The one id there is needs nothing of that.
         assert!(adl(&user, &[], &[], "true").status.success());
@@ -487,6 +495,30 @@ fn a_program_that_maps_no_ids_is_not_believed() {
     let output = adl(&user, &[&path], &["--ids", "65536"], "true");
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(stderr(&output).contains("newuidmap does not map them"), "{output:?}");
+}
+
+#[test]
+fn a_program_that_maps_ids_may_say_much_and_leave_others_behind() {
+    if !are_there(&[]) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    let bin = user.adl().with_file_name("bin");
+    fs::create_dir(&bin).unwrap();
+    let path = format!("PATH={}:/usr/bin:/bin", bin.display());
+    let hold = bin.join("hold");
+    mkfifo(&hold, Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO).unwrap();
+    for script in [
+        "head -c 100000 /dev/zero >&2\nexec /usr/bin/newuidmap \"$@\"\n",
+        // Who is left holds the pipe, until the test lets go of it.
+        "/usr/bin/newuidmap \"$@\"\ntimeout 60 head -c 4 \"${0%/*}/hold\" &\n",
+    ] {
+        fs::write(bin.join("newuidmap"), format!("#!/bin/sh\n{script}")).unwrap();
+        succeeds(Command::new("chmod").arg("755").arg(bin.join("newuidmap")));
+        let output = adl(&user, &[&path], &["--ids", "65536"], "true");
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+    fs::write(&hold, "ends").unwrap();
 }
 
 #[test]

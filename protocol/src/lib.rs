@@ -43,7 +43,7 @@ pub use job::{
 };
 pub use setup::{
     Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
-    Layer, Mount, Setup, SetupFailure, Step, Upper, What,
+    Layer, Mount, Origin, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{

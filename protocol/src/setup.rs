@@ -25,6 +25,8 @@ pub struct Setup<'a> {
     /// Who maps them.
     #[serde(borrow)]
     pub id_maps: IdMaps<'a>,
+    /// What its mount namespace was copied from.
+    pub origin: Origin,
     /// Whether the network namespace is new, so that its loopback device must be brought up.
     pub own_network: bool,
     /// Where writes go.
@@ -91,6 +93,16 @@ pub enum IdMaps<'a> {
     /// The host, by newuidmap(1) and newgidmap(1), when init has said [`crate::Reply::Unmapped`].
     /// [`crate::Request::Mapped`] comes next.
     ByHelpers,
+}
+
+/// What init's mount namespace was copied from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// The caller's: init leaves it by `pivot_root(2)`.
+    Caller,
+    /// One with nothing of the host's in it, but a read-only root with `/dev/null`, `/scratch`, a
+    /// procfs of no living process on `/proc`, and a sysfs on `/sys` where [`Setup::sys`] needs one.
+    Empty,
 }
 
 /// The ids that there are in the user namespace.

@@ -64,7 +64,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
     let on_disk = Sandbox::create(config.clone());
     let in_memory =
         Sandbox::create(Config { upper: Upper::Memory { size: 16 << 20 }, ..config.clone() });
-    let mut checks = vec![kernel(), privileges(&config)];
+    let mut checks = vec![kernel(), privileges(&config, on_disk.is_ok() || in_memory.is_ok())];
     match (&on_disk, &in_memory) {
         (Err(on_disk), Err(in_memory)) => {
             // Nothing else can be tried. One cause is told once.
@@ -104,27 +104,27 @@ fn kernel() -> Check {
     }
 }
 
-fn privileges(config: &Config) -> Check {
+/// What is wrong with all sandboxes, where none can be made, is told by other checks.
+fn privileges(config: &Config, can_be_made: bool) -> Check {
     const WHAT: &str = "ids";
     const LENGTH: u32 = crate::sys::id_ranges::LENGTH;
     if crate::sys::id_ranges::caller_may_map() {
         return Check::good(WHAT, format!("a range of {LENGTH} for each sandbox"));
     }
+    if !can_be_made {
+        let fix = "run as root, for sandboxes with users other than root in them";
+        return Check::limited(WHAT, "one, the calling user's", fix);
+    }
+    let limited =
+        |why: &str, fix| Check::limited(WHAT, format!("one, the calling user's: {why}"), fix);
     match Sandbox::create(Config { ids: Some(LENGTH), ..config.clone() }) {
         Ok(sandbox) => {
             let _ = sandbox.delete();
             let detail = format!("one, the calling user's; {LENGTH} with `ids` (adl run --ids)");
             Check::good(WHAT, detail)
         }
-        Err(Error::Unsupported { why, fix, .. }) => {
-            Check::limited(WHAT, format!("one, the calling user's: {why}"), fix)
-        }
-        // What is wrong with all sandboxes is told below.
-        Err(_) => Check::limited(
-            WHAT,
-            "one, the calling user's",
-            "run as root, for sandboxes with users other than root in them",
-        ),
+        Err(Error::Unsupported { why, fix, .. }) => limited(&why, fix),
+        Err(error) => limited(&error.to_string(), remedy_of(&error).to_owned()),
     }
 }
 

@@ -29,7 +29,8 @@
 //!   [`Image`], [`Mount`] and its [`Access`], [`Upper`], [`RootAccess`], [`Network`],
 //!   [`Capabilities`], [`Seccomp`]; [`Defaults`] are what its commands start from.
 //! - **Commands:** [`Command`] is run to its end (`output`, `status`), beside the caller
-//!   ([`Child`], with [`Stdio`] or a [`Terminal`]) or in the background ([`Job`]).
+//!   ([`Child`], with [`Stdio`] or a [`Terminal`]), in the background ([`Job`]) or from an event
+//!   loop ([`PendingOutput`]).
 //! - **Ends of commands:** [`Output`] is what it wrote, [`ExitStatus`] how it ended, [`EndReason`]
 //!   why, [`Usage`] what it took; [`Handle`] waits for it and signals it from any thread, as far
 //!   as a [`Scope`] says; [`Leftovers`] are what it has started and left.
@@ -231,11 +232,12 @@ pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::captures::OutputStream;
 pub use job::child::{Child, ChildStderr, ChildStdin, ChildStdout, GuestPid, Output};
 pub use job::command::{Command, Leftovers};
+pub use job::pending::PendingOutput;
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
-pub use snapshot::{IfRunning, Snapshot, SnapshotOptions};
+pub use snapshot::{IfRunning, ReplaceError, Snapshot, SnapshotOptions};
 pub use store::remover::{finish_removals, pending_removals, wait_at_exit};
 pub use transfer::{Change, ChangeKind, CopyReport, Export, Skipped};

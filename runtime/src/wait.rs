@@ -125,11 +125,19 @@ pub(crate) fn wait_beside_job(
 /// Waits until one of `fds` is ready; `false` if the deadline comes first.
 pub(crate) fn wait_ready(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<bool> {
     loop {
-        match poll(fds, deadline.timeout()) {
-            Ok(0) if deadline.passed() => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(Error::io("poll")(errno)),
+        match wait_once(fds, deadline)? {
+            true => return Ok(true),
+            false if deadline.passed() => return Ok(false),
+            false => {}
         }
+    }
+}
+
+/// Waits as [`wait_ready`], and no longer than until a signal handler has run in this thread.
+pub(crate) fn wait_once(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<bool> {
+    match poll(fds, deadline.timeout()) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(Error::io("poll")(errno)),
     }
 }

@@ -9,7 +9,7 @@ mod sysfs;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{IdMaps, Identities, Reply, Request, Setup, Step, VERSION};
+use adl_protocol::{IdMaps, Identities, Origin, Reply, Request, Setup, Step, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -41,6 +41,7 @@ pub(crate) struct Init {
 pub(crate) struct Early {
     child_signals: OwnedFd,
     null: OwnedFd,
+    origin: Origin,
     loopback: rustix::io::Result<()>,
 }
 
@@ -64,8 +65,7 @@ fn give_up_callers_memory_settings() -> rustix::io::Result<()> {
     write_own(c"/proc/self/oom_score_adj", |now| now.starts_with(b"-").then_some(b"0"))
 }
 
-/// Writes what is made of the content to a short file of this process's own in `/proc`, which still
-/// is the host's.
+/// Writes what is made of the content to a short file of this process's own in `/proc`.
 fn write_own(
     path: &CStr,
     change: impl FnOnce(&[u8]) -> Option<&'static [u8]>,
@@ -90,16 +90,17 @@ pub(crate) fn prepare() -> Result<Early> {
     // scheduler shares by session (sched_autogroup, sched(7)), init does not wait its turn behind
     // the caller's own threads.
     rustix::process::setsid().step(Step::Protocol)?;
-    give_up_callers_memory_settings().step(Step::Limits)?;
-    // What is made below has the mode that it is made with.
-    rustix::process::umask(Mode::empty());
     // Without this, mounts of the host would go on to appear here.
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     rustix::mount::mount_change(c"/", private).step(Step::Propagation)?;
+    let origin = mounts::origin().step(Step::Proc)?;
+    give_up_callers_memory_settings().step(Step::Limits)?;
+    // What is made below has the mode that it is made with.
+    rustix::process::umask(Mode::empty());
     // 80 µs that are free now. In the host's network this is refused, and there is nothing to do;
     // whether it was done where it must be is looked at below.
     let loopback = sys::loopback_up();
-    Ok(Early { child_signals, null, loopback })
+    Ok(Early { child_signals, null, origin, loopback })
 }
 
 /// Builds the sandbox, and returns its mount namespace with it. Nothing of a guest runs before this
@@ -110,8 +111,8 @@ pub(crate) fn run(
     early: Early,
 ) -> Result<(Init, OwnedFd)> {
     // 1. Above: prepare.
-    let Early { child_signals, null, loopback } = early;
-    if setup.version != VERSION {
+    let Early { child_signals, null, origin, loopback } = early;
+    if setup.version != VERSION || setup.origin != origin {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
 
@@ -157,7 +158,7 @@ pub(crate) fn run(
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
     assembly.finish()?;
-    mounts::pivot().step(Step::Pivot)?;
+    mounts::change_root(setup).step(Step::Pivot)?;
 
     // 5. What jobs inherit, and init's own limit of descriptors: one for each job.
     rustix::process::umask(Mode::from_raw_mode(DEFAULT_UMASK));
@@ -306,11 +307,10 @@ fn open_null() -> rustix::io::Result<OwnedFd> {
 
 /// Maps the ids of the user who has made the sandbox, where that is no root.
 ///
-/// Here, and not before this program was run, and so it is when the host does that by programs
-/// for ordinary users: the kernel gives a process that runs what it can't
-/// read to the user namespace that has the file's owner, so that no one inside traces init or one
-/// who has a copy of its memory, not with CAP_SYS_PTRACE either. So it must be no one's of this
-/// namespace then.
+/// Here, and not before this program was run, and so it is when the host does that by programs for
+/// ordinary users: the kernel gives a process that runs what it can't read to the user namespace
+/// that has the file's owner, so that no one inside traces init or one who has a copy of its
+/// memory, not with CAP_SYS_PTRACE either. So it must be no one's of this namespace then.
 fn map_own_ids([uid_map, gid_map]: [&[u8]; 2]) -> rustix::io::Result<()> {
     // The kernel asks for `deny` before a user without privilege may map a group.
     let files = [

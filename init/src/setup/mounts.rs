@@ -13,12 +13,15 @@ use alloc::string::String;
 use alloc::vec::{self, Vec};
 use core::ffi::CStr;
 
-use adl_protocol::{Access, Identities, Layer, Mount, Setup, Step, Strings, Upper, What, limits};
+use adl_protocol::{
+    Access, Identities, Layer, Mount, Origin, Setup, Step, Strings, Upper, What, limits,
+};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
+use rustix::thread::CapabilitySet;
 
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::sys::{self, Restriction};
@@ -39,7 +42,7 @@ pub(crate) struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    /// Makes the root. The working directory is the scratch from here to [`pivot`].
+    /// Makes the root. The working directory is the scratch from here to [`change_root`].
     pub(crate) fn begin(setup: &'a Setup<'a>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Self> {
         // All that has a path outside is opened before the scratch covers any of it, and so that
         // nothing that is opened holds the scratch.
@@ -67,7 +70,7 @@ impl<'a> Assembly<'a> {
                 What::Tmpfs { .. } => {}
             }
         }
-        enter_scratch().step(Step::Scratch)?;
+        enter_scratch(setup.origin).step(Step::Scratch)?;
         make_upper(&setup.upper, upper, overlays).step(Step::Upper)?;
         let layers = layers.into_iter();
         let mut this = Self { setup, layers, overlays: 0, read_only: Vec::new() };
@@ -274,9 +277,57 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Makes the root file system the root of the process and its mount namespace; the host's is gone
-/// after this.
-pub(crate) fn pivot() -> IoResult<()> {
+/// Finds out what the mounts were copied from. Where that was the empty namespace, this mounts a
+/// procfs of this PID namespace on `/proc`.
+pub(crate) fn origin() -> IoResult<Origin> {
+    // In a procfs of another PID namespace, no process is this one.
+    match rustix::fs::access(c"/proc/self", rustix::fs::Access::EXISTS) {
+        Ok(()) => Ok(Origin::Caller),
+        Err(Errno::NOENT) => mount_procfs(c"/proc").map(|()| Origin::Empty),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// How a procfs is mounted.
+pub(crate) const PROC_FLAGS: MountFlags =
+    MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// Mounts a procfs of this PID namespace.
+pub(crate) fn mount_procfs(place: &CStr) -> IoResult<()> {
+    rustix::mount::mount(c"proc", place, c"proc", PROC_FLAGS, None)
+}
+
+/// Makes the root file system the root of the process and its mount namespace. Nothing of what was
+/// there before can be reached after this.
+pub(crate) fn change_root(setup: &Setup<'_>) -> IoResult<()> {
+    // Who may unmount what is on top would see what is below.
+    let may_unmount =
+        CapabilitySet::from_bits_truncate(setup.capabilities).contains(CapabilitySet::SYS_ADMIN);
+    match setup.origin {
+        Origin::Empty if !may_unmount => put_on_top(),
+        Origin::Empty | Origin::Caller => pivot(),
+    }
+}
+
+/// Mounts the root file system on top of the empty namespace's: that spares `pivot_root(2)`'s look
+/// at every thread of the machine.
+fn put_on_top() -> IoResult<()> {
+    // Of whole ones that can be seen here, a user namespace of a guest's could mount others, without
+    // what covers parts of this sandbox's (`mnt_already_visible` in the kernel's fs/namespace.c).
+    // It can't take this cover away: what is copied to it from here stays together.
+    for whole in [c"/proc", c"/sys"] {
+        rustix::mount::mount_bind(BLANK_DIRECTORY, whole)?;
+    }
+    let root = open_directory(CWD, ROOT)?;
+    rustix::mount::mount_move(ROOT, c"/")?;
+    // With the layers and the upper. The path begins below the root file system still.
+    rustix::mount::unmount(SCRATCH, UnmountFlags::DETACH)?;
+    rustix::process::fchdir(&root)?;
+    rustix::process::chroot(c".")
+}
+
+/// Leaves the caller's mounts.
+fn pivot() -> IoResult<()> {
     rustix::process::chdir(ROOT)?;
     let own = identity(&rustix::fs::stat(c".")?);
     // The old root comes to lie on top of the new one, from where it can be detached without a
@@ -348,12 +399,18 @@ pub(crate) fn make_blanks(boot_id: &[u8]) -> IoResult<()> {
     )
 }
 
-/// Mounts the scratch, anywhere below the host's root, and enters it. It goes when that does.
-fn enter_scratch() -> IoResult<()> {
-    // Where there is a directory on every host, since the ids were mapped through it.
-    const PLACE: &CStr = c"/proc";
-    rustix::mount::mount(c"tmpfs", PLACE, c"tmpfs", MountFlags::empty(), Some(c"mode=0700"))?;
-    rustix::process::chdir(PLACE)
+/// Where the scratch is in the empty namespace.
+const SCRATCH: &CStr = c"/scratch";
+
+/// Mounts the scratch and enters it. It goes when the root is changed.
+fn enter_scratch(origin: Origin) -> IoResult<()> {
+    let place = match origin {
+        // Where there is a directory on every host, since the ids were mapped through it.
+        Origin::Caller => c"/proc",
+        Origin::Empty => SCRATCH,
+    };
+    rustix::mount::mount(c"tmpfs", place, c"tmpfs", MountFlags::empty(), Some(c"mode=0700"))?;
+    rustix::process::chdir(place)
 }
 
 /// Makes a directory on the scratch and attaches a mount there.

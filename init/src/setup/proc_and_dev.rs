@@ -4,7 +4,9 @@ use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{DEV_INODES, DEVICE_NODES, DeviceNode, Identities, Setup, Step, Strings};
+use adl_protocol::{
+    DEV_INODES, DEVICE_NODES, DeviceNode, Identities, Origin, Setup, Step, Strings,
+};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult};
@@ -12,18 +14,23 @@ use rustix::mount::MountFlags;
 
 use crate::setup::failure::{Failure, InStep, Result};
 use crate::setup::mounts::{
-    BLANK_DIRECTORY, BLANK_FILE, BOOT_ID, attach, directory_in_root, make_blanks,
+    BLANK_DIRECTORY, BLANK_FILE, BOOT_ID, PROC_FLAGS, attach, directory_in_root, make_blanks,
+    mount_procfs,
 };
 use crate::text::text;
 
 const PROC: &CStr = c"m0/proc";
 
-/// Mounts a procfs of this PID namespace on `/proc`, sets the kernel parameters of the namespaces,
+/// Puts a procfs of this PID namespace on `/proc`, sets the kernel parameters of the namespaces,
 /// covers what is not for a guest, and has the rest of it be read-only.
 pub(crate) fn mount_proc(setup: &Setup<'_>) -> Result<()> {
     directory_in_root(one(b"proc\0", Step::Proc)?, Step::Proc)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(c"proc", PROC, c"proc", flags, None).step(Step::Proc)?;
+    match setup.origin {
+        Origin::Caller => mount_procfs(PROC),
+        // There is one already.
+        Origin::Empty => rustix::mount::mount_move(c"/proc", PROC),
+    }
+    .step(Step::Proc)?;
 
     // Before it can't be written to any more.
     let mut sysctls = setup.sysctls.iter();
@@ -38,7 +45,7 @@ pub(crate) fn mount_proc(setup: &Setup<'_>) -> Result<()> {
     for name in setup.read_only.iter() {
         on_part(name, |path| {
             rustix::mount::mount_bind(path, path)?;
-            let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+            let flags = PROC_FLAGS | MountFlags::BIND | MountFlags::RDONLY;
             rustix::mount::mount_remount(path, flags, c"")
         })?;
     }

@@ -121,7 +121,7 @@ pub fn start_child<T>(memory: Memory, on: T, work: fn(&T) -> !) -> Result<(i32, 
 }
 
 /// Opens something in a child, which must not wait for anything: for what changes for good who
-/// makes it.
+/// makes it. The child is gone then: none is there but those of jobs.
 pub fn open_in_child<T>(on: T, open: fn(&T) -> Result<OwnedFd>) -> Result<OwnedFd> {
     struct Order<T> {
         on: T,
@@ -138,7 +138,10 @@ pub fn open_in_child<T>(on: T, open: fn(&T) -> Result<OwnedFd>) -> Result<OwnedF
         exit(0)
     }
     let opened = AtomicI32::new(-Errno::SRCH.raw_os_error());
-    let (_, memory) = start_child(Memory::Lent, Order { on, open, opened }, work)?;
+    const WALL: usize = 0x4000_0000;
+    let (pid, memory) = start_child(Memory::Lent, Order { on, open, opened }, work)?;
+    // SAFETY: null asks for neither status nor usage.
+    unsafe { syscall(nr::WAIT4, pid.unsigned_abs() as usize, 0, WALL, 0, 0) }?;
     // SAFETY: it lives as long as `memory`, and no one has an exclusive reference to it.
     let opened = unsafe { memory.0.as_ref() }.on.opened.load(Ordering::Acquire);
     if opened < 0 {

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sys::child::end_with_caller;
+use crate::sys::program::end_with_caller;
 use crate::sys::{pidfd, set_blocking};
 use crate::wait::{Deadline, wait_ready};
 

@@ -51,6 +51,13 @@ pub struct Output {
     pub stdio_open: bool,
 }
 
+impl Output {
+    pub(crate) fn new(status: ExitStatus, captures: Captures, stdio_open: bool) -> Self {
+        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = captures.finish();
+        Self { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open }
+    }
+}
+
 /// A started command whose output is to be collected.
 #[derive(Debug)]
 pub(crate) struct Collection {
@@ -66,8 +73,7 @@ impl Collection {
     pub(crate) fn output(self) -> Result<Output> {
         let captures = Captures::new(self.caps);
         let (status, stdio_open) = self.run(&mut &captures)?;
-        let [(stdout, stdout_dropped), (stderr, stderr_dropped)] = captures.finish();
-        Ok(Output { status, stdout, stderr, stdout_dropped, stderr_dropped, stdio_open })
+        Ok(Output::new(status, captures, stdio_open))
     }
 
     /// Passes on what the command writes until it has ended. Where `each` panics, it is ended.

@@ -15,6 +15,7 @@ use crate::job::child::{Child, Collection, Output};
 use crate::job::collect::Bounds;
 use crate::job::environment::Environment;
 use crate::job::life::Lives;
+use crate::job::pending::PendingOutput;
 use crate::job::stdio::{Kind, Stdio};
 use crate::job::user::{ReadFile, RunAs, run_as_methods};
 use crate::mirror::mirror;
@@ -374,6 +375,22 @@ impl Command {
         self.check_nothing_kept("`status`")?;
         // It may have been given pipes, which are read then.
         self.collect(&Kind::Null, |collection| collection.pass_on(|_, _| ControlFlow::Continue(())))
+    }
+
+    /// Starts the command and returns at once. Its output is collected as by [`Command::output`],
+    /// but by whoever waits for it, as in an event loop: see [`PendingOutput`].
+    ///
+    /// # Errors
+    /// As [`Command::spawn`]. That its program could not be run is told by
+    /// [`PendingOutput::advance`].
+    pub fn begin_output(&mut self) -> Result<PendingOutput> {
+        self.check_no_child()?;
+        if [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().any(Stdio::is_relayed) {
+            let why =
+                "`begin_output` moves nothing to or from a stream of the caller's: use `spawn`";
+            return Err(Error::invalid("stdio", why));
+        }
+        self.collect(&Kind::Piped, PendingOutput::new)
     }
 
     /// Starts it, and does the rest with what moves its bytes.

@@ -10,6 +10,7 @@ pub(crate) mod environment;
 pub(crate) mod kill_all;
 pub(crate) mod life;
 mod outcome;
+pub(crate) mod pending;
 mod reader;
 mod relay;
 pub(crate) mod running;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use adl_protocol::Origin;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
@@ -44,6 +45,8 @@ pub(crate) struct Instance {
 #[derive(Debug)]
 struct Processes {
     init: Process,
+    /// What its mounts were copied from.
+    origin: Origin,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
     /// Shared with what comes after it, and with what ends late.
@@ -78,11 +81,11 @@ enum End {
 impl Started {
     /// Starts init. It makes what needs no layer, and waits for [`Started::set_up`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
-        let (init, control) = launch::start(plan, ids.as_deref())?;
+        let (init, origin, control) = launch::start(plan, ids.as_deref())?;
         let first_id = ids.as_deref().map(IdRange::base);
         let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
-        Ok(Self(Processes { init, control, jobs, ids, owner, end: End::None }))
+        Ok(Self(Processes { init, origin, control, jobs, ids, owner, end: End::None }))
     }
 
     /// Writes down that the ids are its own, once no other has any process with them.
@@ -229,7 +232,8 @@ impl Processes {
         let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
         let (ids, has_cgroups) = (self.ids.as_deref(), cgroups.is_some());
-        let build = Build { plan, hostname, root, directory, ids, pid_max, has_cgroups };
+        let origin = self.origin;
+        let build = Build { plan, hostname, root, directory, ids, origin, pid_max, has_cgroups };
         // Before init knows of the directory: who finds that without an owner waits for init's end.
         directory.record_init(&InitRecord::of_child(self.init.pid))?;
         let meanwhile = || {

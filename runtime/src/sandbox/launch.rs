@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Cgroups, IdMaps, Identities, Mount, Reply, Request, Setup, SetupFailure, Step, Strings,
-    Upper, VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Origin, Reply, Request, Setup, SetupFailure, Step,
+    Strings, Upper, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -25,7 +25,8 @@ use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
-use crate::sys::clone::{Namespaces, Process, spawn_in_namespaces};
+use crate::sys::clone::{Init, Namespaces, Process, spawn_in_namespaces};
+use crate::sys::empty_namespace::EmptyNamespace;
 use crate::sys::id_ranges::Ids;
 use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
@@ -59,6 +60,7 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
     .with(Capability::Setpcap)
     .with(Capability::Setuid)
     .with(Capability::SysAdmin)
+    .with(Capability::SysChroot)
     .with(Capability::SysPtrace)
     .with(Capability::SysResource);
 
@@ -70,6 +72,8 @@ pub(crate) struct Build<'a> {
     pub(crate) directory: &'a SandboxDirectory,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
+    /// What init's mounts were copied from.
+    pub(crate) origin: Origin,
     /// The largest process id inside, where that is to bound how many there are.
     pub(crate) pid_max: Option<u32>,
     /// Whether it is to have cgroups.
@@ -80,7 +84,7 @@ pub(crate) struct Build<'a> {
 ///
 /// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
 /// the first makes the user namespace.
-pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Messages)> {
+pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Origin, Messages)> {
     let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
     let messages = Messages::new(ours);
@@ -90,7 +94,7 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Mess
         false => Namespaces::BASE,
     };
     let maker = ids.map(IdRange::base);
-    let init = init_binary::memfd()?;
+    let executable = init_binary::memfd()?;
     let capabilities = plan.capabilities | FOR_SETUP.bits();
     // Of keys an ordinary user may have 200, for all that they do.
     let keyring = match plan.is_filtered && ids.is_none() {
@@ -98,9 +102,17 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Mess
         false => SessionKeyring::Own,
     };
     let control = theirs.as_fd();
-    let process = spawn_in_namespaces(namespaces, init, control, maker, capabilities, keyring)
-        .map_err(namespaces_refused)?;
-    Ok((process, messages))
+    let init = Init { executable, control, maker, capabilities, keyring };
+    // Where an ordinary user makes the sandbox, init opens what the root is made of by its path. A
+    // sysfs shows the network devices of where it was mounted.
+    let has_sysfs = plan.may_have_sysfs();
+    let empty = match ids.is_some() && (plan.has_own_network || !has_sysfs) {
+        true => EmptyNamespace::of_process(has_sysfs),
+        false => None,
+    };
+    let (process, origin) =
+        spawn_in_namespaces(namespaces, &init, empty).map_err(namespaces_refused)?;
+    Ok((process, origin, messages))
 }
 
 /// Gives init its ids and its file systems, and waits until it says that all is done; does
@@ -174,6 +186,7 @@ fn try_set_up(
             (Ids::Range(_), Some(_)) => IdMaps::ByHelpers,
             (Ids::Range(_), None) => IdMaps::Written,
         },
+        origin: build.origin,
         own_network: build.plan.has_own_network,
         upper,
         mounts,

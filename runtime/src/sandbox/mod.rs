@@ -136,9 +136,10 @@ impl Sandbox {
         let started = Started::new(plan, fresh_ids(plan)?)?;
         started.record_ids()?;
         let cpu_time = config.defaults.cpu_time.is_some();
-        let cgroups = match (&config.limits, config.cgroup_parent.as_deref()) {
-            (limits, None) if limits.is_none() && !cpu_time => None,
-            (limits, parent) => {
+        let cgroups = match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
+            (false, _) => None,
+            (true, parent) => {
+                let limits = &config.limits;
                 Some(cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true))?)
             }
         };

@@ -101,6 +101,17 @@ impl Plan {
         }
     }
 
+    /// Whether there may be one, before it is known which cgroups there can be.
+    pub(crate) fn may_have_sysfs(&self) -> bool {
+        self.has_sysfs(self.may_have_cgroups())
+    }
+
+    /// Whether something is asked for that takes a cgroup.
+    pub(crate) fn may_have_cgroups(&self) -> bool {
+        let Config { limits, defaults, cgroup_parent, .. } = &self.config;
+        !limits.is_none() || defaults.cpu_time.is_some() || cgroup_parent.is_some()
+    }
+
     /// The most that may be in `/dev`, in bytes.
     pub(crate) fn dev_size(&self) -> u64 {
         self.config.shm_size.unwrap_or(DEV_SIZE)

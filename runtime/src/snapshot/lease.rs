@@ -116,12 +116,16 @@ impl Lease {
         (Arc::clone(&self.directories), self.name.clone())
     }
 
-    /// What it is made of, with the lock that it has.
-    pub(super) fn into_parts(mut self) -> Result<(Arc<Directories>, SnapshotName, Record, File)> {
+    /// The lock that it has, for who takes it to parts.
+    pub(super) fn lock_again(&self) -> Result<File> {
         let path = || record::path(&self.directories, &self.name);
-        let file = self.file.try_clone().map_err(|error| Error::at("dup", &path())(error))?;
+        self.file.try_clone().map_err(|error| Error::at("dup", &path())(error))
+    }
+
+    /// What it is made of. It is locked for as long as what [`Self::lock_again`] returned is open.
+    pub(super) fn into_parts(mut self) -> (Arc<Directories>, SnapshotName, Record) {
         self.owner = None;
-        Ok((Arc::clone(&self.directories), self.name.clone(), self.record.clone(), file))
+        (Arc::clone(&self.directories), self.name.clone(), self.record.clone())
     }
 
     /// When it was made.
@@ -150,6 +154,10 @@ impl Lease {
     }
 
     /// The state directory.
+    pub(super) fn directories(&self) -> &Directories {
+        &self.directories
+    }
+
     pub(super) fn state(&self) -> &Path {
         &self.state
     }

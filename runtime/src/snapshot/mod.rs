@@ -11,6 +11,7 @@ mod replace;
 mod users;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,27 @@ pub enum IfRunning {
     Refuse,
     /// They are killed first.
     End,
+}
+
+/// That a snapshot did not get the name of another, with the snapshot: what is in it is not lost.
+#[derive(Debug)]
+pub struct ReplaceError {
+    /// Why.
+    pub error: Error,
+    /// The snapshot, as it was. `None` where it was renamed by half: then it is gone.
+    pub snapshot: Option<Snapshot>,
+}
+
+impl fmt::Display for ReplaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for ReplaceError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
 }
 
 /// What a sandbox had written at a moment, on disk, as the image of others.
@@ -150,16 +172,18 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::Busy`] if a sandbox or a snapshot but this one lies on the other, or a sandbox of
-    /// this process on this one; [`Error::NameInUse`] if this one has a name. This one is gone
-    /// then, as one that no one uses.
-    pub fn replace(self, name: &str) -> Result<Self> {
-        self.0.check_own()?;
-        let name = SnapshotName::given(name)?;
-        if !self.0.name().is_own() {
-            return Err(Error::NameInUse { name: self.name().to_owned() });
-        }
-        let Some(this) = Arc::into_inner(self.0) else { return Err(used_here()) };
-        replace::replace(this, &name).map(Self)
+    /// this process on this one; [`Error::NameInUse`] if this one has a name. The error has the
+    /// snapshot with it, as it was.
+    pub fn replace(self, name: &str) -> std::result::Result<Self, ReplaceError> {
+        let name = match self.0.check_own().and_then(|()| SnapshotName::given(name)) {
+            Ok(name) if self.0.name().is_own() => name,
+            Ok(_) => {
+                let error = Error::NameInUse { name: self.name().to_owned() };
+                return Err(ReplaceError { error, snapshot: Some(self) });
+            }
+            Err(error) => return Err(ReplaceError { error, snapshot: Some(self) }),
+        };
+        replace::replace(self.0, &name).map(Self)
     }
 
     /// When it was made; `None` if the file system does not tell.

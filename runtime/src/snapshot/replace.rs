@@ -14,21 +14,37 @@ use super::lease::Lease;
 use super::record::{Record, open_record, path, read, rewrite};
 use super::removal::{Alone, one_at_a_time, remove_unused};
 use super::users::{self, Entry};
+use super::{ReplaceError, Snapshot, used_here};
 use crate::error::{Error, Result};
 use crate::store::directories::Directories;
 use crate::store::name::SnapshotName;
 
 /// Gives a snapshot that has none a name. What has it is removed, or, where this one lies on it,
 /// has none from then on.
-pub(super) fn replace(this: Lease, name: &SnapshotName) -> Result<Arc<Lease>> {
-    let state = this.state().to_owned();
-    // Locked with others as before, so that no collector takes it for one that no one uses.
-    let (directories, own, mut record, file) = this.into_parts()?;
-    let replaced = {
-        // Threads that look at one another's snapshots would find each in use.
-        let _one_at_a_time = one_at_a_time();
-        take_name(&directories, [&own, name], &mut record, &file)
+pub(super) fn replace(
+    this: Arc<Lease>,
+    name: &SnapshotName,
+) -> std::result::Result<Arc<Lease>, ReplaceError> {
+    let as_it_was = |error, lease| ReplaceError { error, snapshot: Some(Snapshot(lease)) };
+    // Threads that look at one another's snapshots would find each in use.
+    let one_at_a_time = one_at_a_time();
+    let old = match find_old(&this, name) {
+        Ok(old) => old,
+        Err(error) => return Err(as_it_was(error, this)),
     };
+    // Locked with others as before, so that no collector takes it for one that no one uses.
+    let file = match this.lock_again() {
+        Ok(file) => file,
+        Err(error) => return Err(as_it_was(error, this)),
+    };
+    let this = match Arc::try_unwrap(this) {
+        Ok(this) => this,
+        Err(this) => return Err(as_it_was(used_here(), this)),
+    };
+    let state = this.state().to_owned();
+    let (directories, own, mut record) = this.into_parts();
+    let replaced = take_name(&directories, [&own, name], &mut record, &file, old);
+    drop(one_at_a_time);
     match replaced {
         Ok(is_over) => {
             let directories_of_all = Arc::clone(&directories);
@@ -42,9 +58,16 @@ pub(super) fn replace(this: Lease, name: &SnapshotName) -> Result<Arc<Lease>> {
         Err(error) => {
             drop(file);
             let _ = remove_unused(&directories, &own, &mut Vec::new());
-            Err(error)
+            Err(ReplaceError { error, snapshot: None })
         }
     }
+}
+
+/// The one that has the name, if there is one, for no one else to use.
+fn find_old(this: &Lease, name: &SnapshotName) -> Result<Option<Alone>> {
+    let directories = this.directories();
+    let Some(record) = open_record(directories, name)? else { return Ok(None) };
+    take_alone(directories, name, this.name(), record).map(Some)
 }
 
 /// Renames the snapshot; whether the old one has its name now and is of no more use.
@@ -53,6 +76,7 @@ fn take_name(
     [own, name]: [&SnapshotName; 2],
     record: &mut Record,
     file: &File,
+    old: Option<Alone>,
 ) -> Result<bool> {
     let from_own = |flags| {
         renameat2(directories.as_fd(), own.as_str(), directories.as_fd(), name.as_str(), flags)
@@ -61,7 +85,7 @@ fn take_name(
     let entry = |name: &SnapshotName, record: &File| {
         Entry::of(name, record).map_err(Error::at("stat", &path(directories, name)))
     };
-    let Some(old) = open_record(directories, name)? else {
+    let Some(old) = old else {
         record.own_parts_are_of(name);
         if let Some(below) = record.below() {
             entry(name, file)?.add(directories, below)?;
@@ -76,7 +100,6 @@ fn take_name(
         }
         return Ok(false);
     };
-    let old = take_alone(directories, name, own, old)?;
     // Of one that can't be read nothing is known to lie below.
     let old_record = read(&old.0, name).ok();
     let below_old = old_record.as_ref().and_then(Record::below);

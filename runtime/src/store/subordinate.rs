@@ -21,12 +21,14 @@ use crate::sys::clone::Process;
 use crate::sys::id_ranges::{self, LENGTH};
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
+use crate::sys::pidfd;
 use crate::sys::proc;
 use crate::sys::user_namespace::{Waiting, within};
 use crate::wait::{Deadline, wait_ready};
 
-/// How long the programs may take that map ids: they may ask a directory service.
-const MAPPING: Duration = Duration::from_secs(20);
+/// How long the programs may take that map ids: they may ask a directory service. Less than init
+/// has for all of its set-up, which waits for them.
+const MAPPING: Duration = Duration::from_secs(10);
 
 /// The most that a file of ranges may hold, in bytes.
 const LONGEST: u64 = 16 << 20;
@@ -164,25 +166,39 @@ impl Mapper {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&said);
-        Err(unmapped(format!("{} does not map them: {}", self.program, said.trim())))
+        let said = match said.trim() {
+            "" if deadline.left().is_some_and(|left| left.is_zero()) => "its time was up",
+            "" => "it says nothing",
+            said => said,
+        };
+        Err(refused(format!("{} does not map them: {said}", self.program)))
     }
 
-    /// What it says until it ends.
+    /// The beginning of what it says until it ends. Who it has started may hold the pipe for longer.
     fn read_errors(&mut self, deadline: Deadline) -> Result<Vec<u8>> {
-        let mut said = vec![0; 4096];
-        let mut length = 0;
-        let Some(mut errors) = self.child.stderr.take() else { return Ok(Vec::new()) };
-        while wait_ready(&mut [PollFd::new(errors.as_fd(), PollFlags::POLLIN)], deadline)? {
-            let Some(rest) = said.get_mut(length..).filter(|rest| !rest.is_empty()) else { break };
-            match errors.read(rest) {
-                Ok(0) => break,
-                Ok(count) => length += count,
+        const MOST: usize = 1024;
+        let mut said = Vec::new();
+        let Some(mut errors) = self.child.stderr.take() else { return Ok(said) };
+        // There is none where the calling program has it reaped already.
+        let end = self.child.id().try_into().ok().and_then(|pid| pidfd::open(pid).ok());
+        loop {
+            let pipe = PollFd::new(errors.as_fd(), PollFlags::POLLIN);
+            let end = end.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+            let mut fds: Vec<_> = std::iter::once(pipe).chain(end).collect();
+            let has_some = wait_ready(&mut fds, deadline)?
+                && fds.first().is_some_and(|pipe| pipe.any() == Some(true));
+            if !has_some {
+                return Ok(said);
+            }
+            let mut chunk = [0; 4096];
+            match errors.read(&mut chunk) {
+                Ok(0) => return Ok(said),
+                // It is read to the end: the program may map ids after all that it says.
+                Ok(count) => said.extend(chunk.iter().take(count.min(MOST - said.len()))),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read of a pipe")(error)),
             }
         }
-        said.truncate(length);
-        Ok(said)
     }
 }
 
@@ -198,6 +214,17 @@ fn unmapped(why: String) -> Error {
         what: "the subordinate ids of the calling user".to_owned(),
         why,
         fix: REMEDY.to_owned(),
+    }
+}
+
+fn refused(why: String) -> Error {
+    Error::Unsupported {
+        what: "the subordinate ids of the calling user".to_owned(),
+        why,
+        fix: "call adl with the user and group that /etc/passwd names (not in `newgrp` or `sg`), \
+              and look at /etc/subuid, /etc/subgid and the rights of the program; or make the \
+              sandbox as root"
+            .to_owned(),
     }
 }
 

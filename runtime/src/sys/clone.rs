@@ -2,13 +2,17 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use adl_protocol::Origin;
+
+use super::child;
+use super::empty_namespace::EmptyNamespace;
 use super::inheritance::{self, SessionKeyring};
-use super::{creator, raw, unblocked_mask};
+use super::{creator, filled_mask, pidfd, raw, unblocked_mask};
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,14 @@ struct Shared {
     control: RawFd,
     capabilities: u64,
     keyring: SessionKeyring,
+    /// Of clone(2).
+    flags: c_int,
+    /// The mount namespace to clone from, where that is not the caller's, and what came of it.
+    from: RawFd,
+    entered: AtomicI32,
+    /// The child, or an error number below 0 where there is none, or [`UNTOLD`].
+    child: AtomicI32,
+    pidfd: AtomicI32,
     /// Why it could not execute its program; 0 until then.
     errno: AtomicI32,
     /// Not 0 for as long as the child uses this memory: the kernel clears it when the child
@@ -75,34 +87,63 @@ struct Shared {
     in_use: AtomicI32,
     /// u128: aligned as a stack must be.
     stack: [u128; 1024],
+    /// That of the process between the caller and the child, if there is one.
+    stack_between: [u128; 512],
+}
+
+/// Whoever was to tell of the child has been killed.
+const UNTOLD: i32 = 0;
+
+impl Shared {
+    fn unused() -> Self {
+        Self {
+            executable: -1,
+            control: -1,
+            capabilities: 0,
+            keyring: SessionKeyring::Own,
+            flags: 0,
+            from: -1,
+            entered: AtomicI32::new(0),
+            child: AtomicI32::new(-libc::EAGAIN),
+            pidfd: AtomicI32::new(-1),
+            errno: AtomicI32::new(0),
+            in_use: AtomicI32::new(0),
+            stack: [0; 1024],
+            stack_between: [0; 512],
+        }
+    }
 }
 
 impl Drop for Launch {
     fn drop(&mut self) {
         if self.0.in_use.load(Ordering::Acquire) != 0 {
-            // The child runs on this stack. A leak of 16 KiB, where the kernel takes seconds to
+            // The child runs on this stack. A leak of 24 KiB, where the kernel takes seconds to
             // kill a process, is the better choice.
-            let unused = Box::new(Shared {
-                executable: -1,
-                control: -1,
-                capabilities: 0,
-                keyring: SessionKeyring::Own,
-                errno: AtomicI32::new(0),
-                in_use: AtomicI32::new(0),
-                stack: [0; 1024],
-            });
+            let unused = Box::new(Shared::unused());
             std::mem::forget(std::mem::replace(&mut self.0, unused));
         }
     }
 }
 
-/// Starts `executable` in new namespaces, with `control` as its descriptor 0 and no other, an
-/// empty argument list and environment, and `capabilities` (bit `n` is number `n`) in its user
-/// namespace, which is made by the user `maker`, if that is another. Returns at once;
-/// [`Process::launch_error`] tells a failure, after which the other end of `control` is closed.
+/// What [`spawn_in_namespaces`] starts.
+#[derive(Debug)]
+pub(crate) struct Init<'a> {
+    pub(crate) executable: BorrowedFd<'a>,
+    /// Becomes its descriptor 0, and it has no other.
+    pub(crate) control: BorrowedFd<'a>,
+    /// The user who makes its user namespace, if that is another than the caller.
+    pub(crate) maker: Option<u32>,
+    /// Those in its user namespace: bit `n` is number `n`.
+    pub(crate) capabilities: u64,
+    pub(crate) keyring: SessionKeyring,
+}
+
+/// Starts init in new namespaces, with an empty argument list and environment. Its mounts are those
+/// of `empty`, or the caller's if there is none or it can't be entered. Returns at once;
+/// [`Process::launch_error`] tells a failure, after which the other end of its socket is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
-/// the kernel copies the caller's table of descriptors and its mounts. It is not waited for, as
+/// the kernel copies the caller's table of descriptors and the mounts. It is not waited for, as
 /// `vfork(2)` would, because what the host does next takes as long as the child's `execve`. Between
 /// clone and exec there is no allocation, no lock and no code of the standard or the C library,
 /// with whose state other threads go on.
@@ -111,28 +152,24 @@ impl Drop for Launch {
 /// What `clone(2)` says.
 pub(crate) fn spawn_in_namespaces(
     namespaces: Namespaces,
-    executable: BorrowedFd<'_>,
-    control: BorrowedFd<'_>,
-    maker: Option<u32>,
-    capabilities: u64,
-    keyring: SessionKeyring,
-) -> io::Result<Process> {
-    let launch = Launch(Box::new(Shared {
-        executable: executable.as_raw_fd(),
-        control: control.as_raw_fd(),
-        capabilities,
-        keyring,
-        errno: AtomicI32::new(0),
+    init: &Init<'_>,
+    empty: Option<&EmptyNamespace>,
+) -> io::Result<(Process, Origin)> {
+    let mut launch = Launch(Box::new(Shared {
+        executable: init.executable.as_raw_fd(),
+        control: init.control.as_raw_fd(),
+        capabilities: init.capabilities,
+        keyring: init.keyring,
+        flags: namespaces.0
+            | libc::CLONE_VM
+            | libc::CLONE_PIDFD
+            | libc::CLONE_CHILD_CLEARTID
+            | libc::SIGCHLD,
+        from: empty.map_or(-1, |namespace| namespace.as_fd().as_raw_fd()),
         in_use: AtomicI32::new(1),
-        stack: [0; 1024],
+        ..Shared::unused()
     }));
-    let shared = ptr::from_ref(&*launch.0).cast_mut();
-    let mut pidfd: RawFd = -1;
-    let flags = namespaces.0
-        | libc::CLONE_VM
-        | libc::CLONE_PIDFD
-        | libc::CLONE_CHILD_CLEARTID
-        | libc::SIGCHLD;
+    let shared = &raw mut *launch.0;
 
     // No handler of the caller may run in the child, where it would see the caller's memory but
     // another process.
@@ -140,32 +177,108 @@ pub(crate) fn spawn_in_namespaces(
     let all = filled_mask();
     // SAFETY: both are initialised signal sets.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old_mask) };
-    // SAFETY: `Shared`, with the stack in it, is kept until the kernel has cleared `in_use`, which
-    // is what Launch's drop sees to; the top of the stack is its end, aligned to 16; CLONE_PIDFD
-    // writes a descriptor to `pidfd` before this returns.
-    let mut clone = || unsafe {
-        let stack = &raw mut (*shared).stack;
-        let pid = libc::clone(
-            become_init,
-            stack.add(1).cast(),
-            flags,
-            shared.cast(),
-            &raw mut pidfd,
-            ptr::null_mut::<c_void>(),
-            (*shared).in_use.as_ptr(),
-        );
-        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+    // SAFETY: `Shared`, with the stacks in it, is kept until the kernel has cleared `in_use`, which
+    // is what Launch's drop sees to.
+    let clone = || unsafe {
+        match empty.map(|_| clone_from_empty(shared)) {
+            Some(Some(cloned)) => cloned.map(|pid| (pid, Origin::Empty)),
+            Some(None) | None => {
+                let pid = clone_init(shared, 0);
+                if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, Origin::Caller)) }
+            }
+        }
     };
-    let cloned = match maker {
-        Some(id) => creator::as_user(id, &mut clone).flatten(),
+    let cloned = match init.maker {
+        Some(id) => creator::as_user(id, clone).flatten(),
         None => clone(),
     };
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
-    let pid = cloned.inspect_err(|_| launch.0.in_use.store(0, Ordering::Release))?;
+    let (pid, origin) = cloned.inspect_err(|_| {
+        if launch.0.child.load(Ordering::Acquire) != UNTOLD {
+            launch.0.in_use.store(0, Ordering::Release);
+        }
+    })?;
     // SAFETY: the kernel made it, for us.
-    let pidfd = Arc::new(unsafe { OwnedFd::from_raw_fd(pidfd) });
-    Ok(Process { pid, pidfd, launch: Some(launch) })
+    let descriptor = unsafe { OwnedFd::from_raw_fd(launch.0.pidfd.load(Ordering::Acquire)) };
+    Ok((Process { pid, pidfd: Arc::new(descriptor), launch: Some(launch) }, origin))
+}
+
+/// Clones init; returns its pid, or a number below 0 with `errno` set.
+///
+/// # Safety
+/// `shared` is kept until the kernel has cleared `in_use`.
+unsafe fn clone_init(shared: *mut Shared, more: c_int) -> c_int {
+    // SAFETY: the top of the stack is its end, aligned to 16; CLONE_PIDFD writes a descriptor to
+    // `pidfd` before this returns.
+    unsafe {
+        libc::clone(
+            become_init,
+            (&raw mut (*shared).stack).add(1).cast(),
+            (*shared).flags | more,
+            shared.cast(),
+            (*shared).pidfd.as_ptr(),
+            ptr::null_mut::<c_void>(),
+            (*shared).in_use.as_ptr(),
+        )
+    }
+}
+
+/// Clones init from the empty namespace: by a process between, which enters that, clones init as a
+/// child of the caller, and ends. `None` if it could not enter.
+///
+/// # Safety
+/// As for [`clone_init`].
+unsafe fn clone_from_empty(shared: *mut Shared) -> Option<io::Result<i32>> {
+    // Until it has ended, this thread does not run: its thread-local memory is the other's.
+    let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK;
+    // SAFETY: the process has ended when this returns, or this one is being killed.
+    unsafe {
+        let top = (&raw mut (*shared).stack_between).add(1).cast();
+        let pid = libc::clone(enter_and_clone, top, flags, shared.cast());
+        if pid < 0 {
+            return Some(Err(io::Error::last_os_error()));
+        }
+        child::wait(pid);
+        if (*shared).entered.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        match (*shared).child.load(Ordering::Acquire) {
+            UNTOLD => {
+                // The kernel wrote this before there was a child.
+                let pidfd = (*shared).pidfd.load(Ordering::Acquire);
+                if pidfd >= 0 {
+                    let child = OwnedFd::from_raw_fd(pidfd);
+                    let _ = pidfd::kill(&child).and_then(|()| pidfd::reap(&child));
+                }
+                Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
+            }
+            pid if pid > 0 => Some(Ok(pid)),
+            errno => Some(Err(io::Error::from_raw_os_error(-errno))),
+        }
+    }
+}
+
+/// The process between. It shares memory, descriptors and thread-local memory with the caller.
+extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
+    let shared = shared.cast::<Shared>();
+    // SAFETY: the caller's, which waits. Init is the caller's child, not this one's. It signals its
+    // end as the first of this process's threads does, by nothing, until its execve has changed
+    // that to SIGCHLD.
+    unsafe {
+        let (from, kind) = ((*shared).from as usize, libc::CLONE_NEWNS as usize);
+        match raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
+            Err(errno) => (*shared).entered.store(errno, Ordering::Release),
+            Ok(_) => {
+                (*shared).child.store(UNTOLD, Ordering::Release);
+                let pid = clone_init(shared, libc::CLONE_PARENT);
+                let pid = if pid < 0 { -*libc::__errno_location() } else { pid };
+                (*shared).child.store(pid, Ordering::Release);
+            }
+        }
+        let _ = raw(libc::SYS_exit, [0; 5]);
+    }
+    0
 }
 
 /// The child. It shares memory with a program whose threads run on.
@@ -220,11 +333,4 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
             .err()
             .unwrap_or(libc::EINVAL))
     }
-}
-
-pub(super) fn filled_mask() -> libc::sigset_t {
-    let mut set = unblocked_mask();
-    // SAFETY: an initialised set.
-    unsafe { libc::sigfillset(&raw mut set) };
-    set
 }

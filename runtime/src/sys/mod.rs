@@ -10,9 +10,10 @@ use std::ptr;
 
 use nix::sys::socket::MsgFlags;
 
-pub(crate) mod child;
+mod child;
 pub(crate) mod clone;
 mod creator;
+pub(crate) mod empty_namespace;
 pub(crate) mod id_ranges;
 pub(crate) mod inheritance;
 pub(crate) mod ioctl;
@@ -23,6 +24,7 @@ pub(crate) mod owner;
 pub(crate) mod per_process;
 pub(crate) mod pidfd;
 pub(crate) mod proc;
+pub(crate) mod program;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
 pub(crate) mod stamp;
@@ -206,6 +208,13 @@ fn unblocked_mask() -> libc::sigset_t {
         libc::sigemptyset(set.as_mut_ptr());
         set.assume_init()
     }
+}
+
+fn filled_mask() -> libc::sigset_t {
+    let mut set = unblocked_mask();
+    // SAFETY: an initialised set.
+    unsafe { libc::sigfillset(&raw mut set) };
+    set
 }
 
 /// How many processors the machine has, those that are off among them.

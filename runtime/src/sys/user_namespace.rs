@@ -1,24 +1,17 @@
-//! Work in another user namespace, by a process that shares the caller's memory and descriptors.
+//! Work in another user namespace, and processes whose ids are to be mapped.
 //!
-//! A thread can't enter a user namespace by itself: who does has to be a process of one thread. So
-//! the work is done by a child of `clone(2)` that is all a thread is but that: with CLONE_VM and
-//! CLONE_FILES, and with the thread-local memory of the thread that made it, which does nothing
-//! meanwhile. To the standard and the C library it is that thread: their locks are in the shared
-//! memory, and what it allocates, opens and returns is the caller's.
+//! A thread can't enter a user namespace by itself: who does has to be a process of one thread.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::ptr;
 use std::thread;
 
-use super::clone::{Process, filled_mask};
-use super::{pidfd, raw, unblocked_mask};
-
-/// What the work may have of a stack, in bytes: half of what a thread has. Nothing of the library
-/// goes deeper because of what a guest has made.
-const STACK: usize = 1 << 20;
+use super::child::{end_with, in_child};
+use super::clone::Process;
+use super::{filled_mask, pidfd, raw, unblocked_mask};
 
 /// Has work done with all rights in a user namespace that the caller's user has made, and as the
 /// user and group that the caller is there. It is not waited for without the work; where this
@@ -39,82 +32,16 @@ pub(crate) fn within<T: Send>(
     })
 }
 
-/// What a child and the thread that waits for it share.
-struct Shared<F, T> {
-    namespace: RawFd,
-    /// The child's parent.
-    parent: usize,
-    work: Option<F>,
-    done: Option<thread::Result<T>>,
-    /// Why it has not come to its work; 0 where it has.
-    errno: i32,
-}
-
-fn enter<T, F: FnOnce() -> T>(namespace: BorrowedFd<'_>, work: F) -> io::Result<T> {
-    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
-    // SAFETY: takes no pointer, and can't fail.
-    let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
+fn enter<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> io::Result<T> {
     let namespace = namespace.as_raw_fd();
-    let mut shared = Shared { namespace, parent, work: Some(work), done: None, errno: 0 };
-    let flags = libc::CLONE_VM | libc::CLONE_FILES;
-    let top = stack.as_mut_ptr_range().end;
-    let mut old_mask = unblocked_mask();
-    let all = filled_mask();
-    // SAFETY: `all` and `old_mask` are initialised sets. The child uses `stack` and `shared`, which
-    // outlive it: this thread waits for its end. Until then this thread makes no call but one that
-    // touches no memory of the C library's, so that its thread-local memory is the child's alone;
-    // and no handler of the caller's runs in either, with all signals blocked.
-    unsafe {
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut old_mask);
-        let pid =
-            libc::clone(do_work::<T, F>, top.cast(), flags, (&raw mut shared).cast::<c_void>());
-        let cloned = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-        if cloned.is_ok() {
-            let all_kinds = libc::__WALL as usize;
-            // ECHILD where the calling program has reaped it, which is when it has ended, too.
-            while raw(libc::SYS_wait4, [pid as usize, 0, all_kinds, 0, 0]) == Err(libc::EINTR) {}
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut());
-        cloned?;
-    }
-    match shared.done {
-        Some(Ok(done)) => Ok(done),
-        Some(Err(panic)) => resume_unwind(panic),
-        None if shared.errno != 0 => Err(io::Error::from_raw_os_error(shared.errno)),
-        None => Err(io::Error::other("the process that did the work was killed")),
-    }
-}
-
-extern "C" fn do_work<T, F: FnOnce() -> T>(shared: *mut c_void) -> c_int {
-    // SAFETY: the parent's, which looks at it when this process has ended.
-    let shared = unsafe { &mut *shared.cast::<Shared<F, T>>() };
-    match become_root(shared.namespace, shared.parent) {
-        Ok(()) => shared.done = shared.work.take().map(|work| catch_unwind(AssertUnwindSafe(work))),
-        Err(errno) => shared.errno = errno,
-    }
-    // SAFETY: takes no pointer.
-    let _ = unsafe { raw(libc::SYS_exit, [0; 5]) };
-    0
-}
-
-fn become_root(namespace: RawFd, parent: usize) -> Result<(), i32> {
-    let kind = libc::CLONE_NEWUSER as usize;
-    // SAFETY: takes no pointer.
-    unsafe { raw(libc::SYS_setns, [namespace as usize, kind, 0, 0, 0]) }?;
-    // After that, since a change of rights takes it back.
-    end_with(parent)
-}
-
-/// Has the calling process be killed when the thread that has made it ends.
-fn end_with(parent: usize) -> Result<(), i32> {
-    let (option, signal) = (libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize);
-    // SAFETY: take no pointer.
-    let now = unsafe {
-        raw(libc::SYS_prctl, [option, signal, 0, 0, 0])?;
-        raw(libc::SYS_getppid, [0; 5])?
+    let begin = move |parent| {
+        let kind = libc::CLONE_NEWUSER as usize;
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_setns, [namespace as usize, kind, 0, 0, 0]) }?;
+        // After that, since a change of rights takes it back.
+        end_with(parent)
     };
-    // 0: the caller's children are in another PID namespace than itself.
-    if now == parent || now == 0 { Ok(()) } else { Err(libc::ESRCH) }
+    in_child(0, begin, work)
 }
 
 /// A process in a user namespace of its own that does nothing, for its ids to be mapped. When it is
@@ -136,7 +63,8 @@ impl Waiting {
         let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
         let mut idle = Box::new(Idle { parent, stack: [0; 256] });
         let shared = &raw mut *idle;
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD;
+        // With CLONE_FILES it holds no copy of a descriptor that the caller closes meanwhile.
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD;
         let mut fd: RawFd = -1;
         let mut old_mask = unblocked_mask();
         let all = filled_mask();
@@ -236,6 +164,23 @@ mod tests {
         assert_eq!(dumpable(), before);
         // The caller is where it was.
         assert!(!std::fs::read_to_string("/proc/self/uid_map").unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_waits_for_ids_keeps_nothing_open() {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let waiting = Waiting::start().unwrap();
+        drop(write);
+        let mut ready = libc::pollfd {
+            fd: std::os::fd::AsRawFd::as_raw_fd(&read),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one initialised entry.
+        let ended = unsafe { libc::poll(&raw mut ready, 1, 10_000) };
+        assert_eq!((ended, ready.revents), (1, libc::POLLHUP));
+        assert_eq!(read.read(&mut [0]).unwrap(), 0);
+        drop(waiting);
     }
 
     #[test]

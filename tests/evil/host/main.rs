@@ -17,6 +17,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::{Shutdown, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -199,15 +200,26 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     }
 }
 
-/// Asks for a terminal, and has no descriptor left when it comes, which it does when it is told to.
+/// Asks for a terminal, and has no descriptor left when it comes, which it does when it is told to:
+/// when the call is in `poll`, number 7.
 fn terminal_without_descriptors(sandbox: &Sandbox) -> Outcome {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 256, hard).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (done, until_done) = channel::<()>();
+    let caller = fs::File::open("/proc/thread-self/syscall").unwrap();
     let rest = std::thread::spawn(move || {
         let (connection, _) = listener.accept().unwrap();
+        // What the call has sent it closes before it waits.
+        let is_waiting = || {
+            let mut now = [0; 64];
+            let count = caller.read_at(&mut now, 0).unwrap();
+            now[..count].starts_with(b"7 ")
+        };
+        while !is_waiting() {
+            std::thread::yield_now();
+        }
         let held: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
         connection.shutdown(Shutdown::Write).unwrap();
         let _ = until_done.recv();

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use adl_protocol::limits;
@@ -21,16 +22,16 @@ pub(crate) fn make(name: &str) -> Vec<OwnedFd> {
         "lingering" => vec![lingering()],
         "many" => (0..limits::MAX_DESCRIPTORS).map(|_| null()).collect(),
         "nested" => vec![nested()],
-        "path" => vec![open("/usr", OFlags::PATH)],
+        "path" => vec![open("/", OFlags::PATH)],
         "fifo" => vec![rustix::pipe::pipe().unwrap().0],
         "two" => vec![mount_namespace(), mount_namespace()],
-        "directory" => vec![open("/usr", OFlags::DIRECTORY)],
+        "directory" => vec![open("/", OFlags::DIRECTORY)],
         "socket" => vec![pair().0],
         "memfd" => vec![rustix::fs::memfd_create("mnt:[1]", MemfdFlags::CLOEXEC).unwrap()],
         "user-namespace" => vec![File::open("/proc/self/ns/user").unwrap().into()],
         "mount-namespace" => vec![mount_namespace()],
         "null" => vec![null()],
-        "ptmx-path" => vec![open("/dev/ptmx", OFlags::PATH)],
+        "ptmx-path" => vec![open(ptmx(), OFlags::PATH)],
         "terminal" => vec![terminal()],
         "terminals" => vec![terminal(), terminal()],
         "none" => vec![],
@@ -43,8 +44,12 @@ pub(crate) fn mount_namespace() -> OwnedFd {
 }
 
 pub(crate) fn terminal() -> OwnedFd {
-    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
-    rustix::pty::openpt(flags).unwrap()
+    open(ptmx(), OFlags::RDWR | OFlags::NOCTTY)
+}
+
+/// Where it is depends on what the mounts were copied from.
+fn ptmx() -> &'static str {
+    if Path::new("/dev/ptmx").exists() { "/dev/ptmx" } else { "/scratch/ptmx" }
 }
 
 pub(crate) fn null() -> OwnedFd {

@@ -18,7 +18,8 @@ mod job;
 mod ready;
 mod wire;
 
-use adl_protocol::{Request, codec};
+use adl_protocol::{Origin, Request, codec};
+use rustix::mount::{MountFlags, mount};
 
 use wire::{Control, forever};
 
@@ -27,7 +28,16 @@ fn main() {
     let mut control = Control::new();
     let Some(body) = control.next() else { return };
     let way = match codec::decode(&body).unwrap() {
-        Request::Setup(setup) => String::from_utf8(setup.hostname.to_vec()).unwrap(),
+        Request::Setup(setup) => {
+            if setup.origin == Origin::Empty {
+                // There is one of no living process.
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                mount("proc", "/proc", "proc", flags, None).unwrap();
+                let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+                mount("devpts", "/scratch", "devpts", flags, Some(c"ptmxmode=0666")).unwrap();
+            }
+            String::from_utf8(setup.hostname.to_vec()).unwrap()
+        }
         _ => panic!("the first request is no set-up"),
     };
     // What comes with it is not needed.

@@ -1,6 +1,8 @@
 //! Keeping what a command has written, as a snapshot with a name.
 
-use adl_runtime::{Config, Error, IfRunning, Sandbox, Snapshot, SnapshotOptions, Upper};
+use adl_runtime::{
+    Config, Error, IfRunning, ReplaceError, Sandbox, Snapshot, SnapshotOptions, Upper,
+};
 use clap::Args;
 
 use crate::output::say;
@@ -76,12 +78,24 @@ impl Keep<'_> {
         };
         sandbox.delete()?;
         // A sandbox that lies on it would be in the way.
-        let named = made.and_then(|made| match (made, self.name) {
-            (Some(snapshot), Some(name)) => snapshot.replace(name).map(drop),
+        let named = made.map_err(Into::into).and_then(|made| match (made, self.name) {
+            (Some(snapshot), Some(name)) => snapshot.replace(name).map(drop).or_else(keep_aside),
             _ => Ok(()),
         });
         let name = self.name.unwrap_or_default();
         Ok(named.map_err(|error| format!("--snapshot {name}: {error}")))
+    }
+}
+
+/// Gives one that did not get the name that was asked for another: the work is done, and is kept.
+fn keep_aside(failed: ReplaceError) -> CliResult<()> {
+    let ReplaceError { error, snapshot } = failed;
+    let name = format!("kept-{}", std::process::id());
+    match snapshot.map(|it| it.replace(&name)) {
+        Some(Ok(_)) => {
+            Err(format!("{error}; what the command has written is the snapshot {name:?}").into())
+        }
+        Some(Err(_)) | None => Err(error.into()),
     }
 }
 

@@ -1,0 +1,374 @@
+"""The same from coroutines of asyncio, on descriptors, without a thread for each command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from asyncio import streams
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from adl._config import AnyHostPath, FileOptions, StrOrBytesPath
+from adl._errors import InvalidError
+from adl._results import CopyReport, ExitStatus
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from adl import _adl
+    from adl._files import DirEntry, Files, WriteMode
+    from adl._process import Scope
+
+__all__ = ["AsyncFiles", "Process", "in_thread", "output", "spawn"]
+
+T = TypeVar("T")
+
+_THREADS = 4
+"""How many calls that block run at once: each takes about a millisecond, but file calls."""
+
+_executor: ThreadPoolExecutor | None = None
+
+
+def _forget_threads() -> None:
+    global _executor
+    _executor = None
+
+
+# A fork has none of the threads.
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Does what blocks in one of a few threads."""
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="adl")
+    return await asyncio.get_running_loop().run_in_executor(_executor, work)
+
+
+class _Watch:
+    """Waits for a command in an event loop: ``step`` is called when there is something to do, and
+    returns what it has come to, or None and how long to wait at most."""
+
+    def __init__(self, fd: int, step: Callable[[], tuple[Any, float | None]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._step = step
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended: asyncio.Future[Any] = self._loop.create_future()
+        self._loop.add_reader(fd, self._advance)
+        self._advance()
+
+    def _advance(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.ended.done():
+            return
+        try:
+            result, most = self._step()
+        except BaseException as error:
+            self._finish()
+            self.ended.set_exception(error)
+            return
+        if result is not None:
+            self._finish()
+            self.ended.set_result(result)
+        elif most is not None:
+            self._timer = self._loop.call_later(most, self._advance)
+
+    def _finish(self) -> None:
+        self._loop.remove_reader(self._fd)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.ended.done():
+            self._finish()
+            self.ended.cancel()
+
+
+async def output(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Runs a command to its end."""
+    pending = await in_thread(lambda: sandbox.begin(args, options))
+    watch = _Watch(pending.fileno(), lambda: (pending.advance(), pending.wait_at_most()))
+    try:
+        told: tuple[Any, ...] = await asyncio.shield(watch.ended)
+        return told
+    except asyncio.CancelledError:
+        pending.kill()
+        # It is gone when the task is: in a moment.
+        await asyncio.wait([watch.ended], timeout=5)
+        raise
+    finally:
+        watch.stop()
+        if watch.ended.done() and not watch.ended.cancelled():
+            watch.ended.exception()
+
+
+class _StdinProtocol(streams.FlowControlMixin):
+    """What a writer to the stdin of a command waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def _get_close_waiter(self, stream: Any) -> asyncio.Future[None]:
+        return self._closed
+
+
+class Process:
+    """A command that runs, in the idiom of ``asyncio.subprocess.Process``.
+
+    Made by ``Sandbox.apopen``. In ``async with`` it is ended at the end of the block, with all
+    that it has started.
+    """
+
+    args: Any
+    """The command, as it was given."""
+    stdin: asyncio.StreamWriter | None
+    """Its stdin, if that was ``PIPE``."""
+    stdout: asyncio.StreamReader | None
+    """Its stdout, if that was ``PIPE``: ``async for line in process.stdout``."""
+    stderr: asyncio.StreamReader | None
+    """Its stderr, if that was ``PIPE``."""
+    status: ExitStatus | None
+    """How it has ended, once that was told."""
+
+    def __init__(self, args: Any, native: _adl.Child) -> None:
+        self.args = args
+        self._native = native
+        self.status = None
+        self.stdin = self.stdout = self.stderr = None
+        self._transports: list[asyncio.BaseTransport] = []
+        fd = native.watch()
+        weakref.finalize(self, os.close, fd)
+        this = weakref.ref(self)
+        self._watch = _Watch(fd, lambda: _look(native, this))
+
+    @property
+    def pid(self) -> int:
+        """Its process id inside the sandbox."""
+        return self._native.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """What it has exited with, -N for signal N; None while it runs."""
+        return None if self.status is None else self.status.returncode
+
+    async def wait(self) -> int:
+        """Waits for its end, and returns its ``returncode``."""
+        status: ExitStatus = await asyncio.shield(self._watch.ended)
+        return status.returncode
+
+    async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
+        """Writes to its stdin, reads its streams to their ends, and waits for its own.
+
+        A process that it leaves behind may keep a stream open: ``Sandbox.arun`` does not wait for
+        that.
+        """
+
+        async def feed() -> None:
+            if self.stdin is not None:
+                try:
+                    if input is not None:
+                        self.stdin.write(input)
+                        await self.stdin.drain()
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # It does not want it.
+                self.stdin.close()
+
+        async def read(stream: asyncio.StreamReader | None) -> bytes | None:
+            return None if stream is None else await stream.read()
+
+        if input is not None and self.stdin is None:
+            raise ValueError("input: stdin is no pipe: say stdin=PIPE")
+        _, out, err = await asyncio.gather(feed(), read(self.stdout), read(self.stderr))
+        await self.wait()
+        return out, err
+
+    def send_signal(self, sig: int, scope: Scope = "process") -> None:
+        """Sends a signal: to its process, its process group, or all that it has started."""
+        self._native.send_signal(sig, scope)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM to its process."""
+        self._native.send_signal(15, "process")
+
+    def kill(self) -> None:
+        """Kills it, and all that it ever started."""
+        self._native.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.status is None:
+            self.kill()
+            await self.wait()
+        for transport in self._transports:
+            transport.close()
+
+    def __repr__(self) -> str:
+        return f"<adl.Process pid={self.pid} returncode={self.returncode} args={self.args!r}>"
+
+
+def _look(native: _adl.Child, this: weakref.ref[Process]) -> tuple[Any, float | None]:
+    """How a command has ended. What is overdue to end is told without a descriptor."""
+    told = native.poll()
+    if told is None:
+        return None, 1.0
+    status = ExitStatus._of(told)
+    process = this()
+    if process is not None:
+        process.status = status
+    return status, None
+
+
+async def spawn(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any], limit: int) -> Process:
+    """Starts a command."""
+    native = await in_thread(lambda: sandbox.spawn(args, options))
+    loop = asyncio.get_running_loop()
+    process = Process(args, native)
+    stdin, stdout, stderr, terminal = native.take()
+    if terminal is not None:
+        os.close(terminal)
+        raise InvalidError(
+            "invalid terminal: not from a coroutine: use popen",
+            what="terminal",
+            why="not from a coroutine: use popen",
+        )
+    if stdin is not None:
+        transport, protocol = await loop.connect_write_pipe(
+            _StdinProtocol, os.fdopen(stdin, "wb", 0)
+        )
+        process.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+        process._transports.append(transport)
+    for name, fd in (("stdout", stdout), ("stderr", stderr)):
+        if fd is not None:
+            reader = asyncio.StreamReader(limit, loop)
+            read_transport, _ = await loop.connect_read_pipe(
+                lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop),  # type: ignore[misc]
+                os.fdopen(fd, "rb", 0),
+            )
+            setattr(process, name, reader)
+            process._transports.append(read_transport)
+    return process
+
+
+class AsyncFiles:
+    """``Files`` from coroutines, made by ``Sandbox.afiles``: other tasks run while a call waits."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def with_options(self, **options: Unpack[FileOptions]) -> AsyncFiles:
+        """Files that differ in these options: see ``FileOptions``."""
+        return AsyncFiles(self._files.with_options(**options))
+
+    async def read_bytes(
+        self, path: StrOrBytesPath, *, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """See ``Files.read_bytes``."""
+        return await in_thread(lambda: self._files.read_bytes(path, offset=offset, length=length))
+
+    async def read_text(
+        self, path: StrOrBytesPath, encoding: str = "utf-8", errors: str = "strict"
+    ) -> str:
+        """See ``Files.read_text``."""
+        return await in_thread(lambda: self._files.read_text(path, encoding, errors))
+
+    async def write_bytes(
+        self,
+        path: StrOrBytesPath,
+        data: bytes | bytearray | memoryview,
+        *,
+        how: WriteMode = "replace",
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        """See ``Files.write_bytes``."""
+        await in_thread(
+            lambda: self._files.write_bytes(path, data, how=how, mode=mode, owner=owner)
+        )
+
+    async def write_text(
+        self,
+        path: StrOrBytesPath,
+        text: str,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        *,
+        how: WriteMode = "replace",
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        """See ``Files.write_text``."""
+        await in_thread(
+            lambda: self._files.write_text(
+                path, text, encoding, errors, how=how, mode=mode, owner=owner
+            )
+        )
+
+    async def stat(self, path: StrOrBytesPath, *, follow_symlinks: bool = True) -> os.stat_result:
+        """See ``Files.stat``."""
+        return await in_thread(lambda: self._files.stat(path, follow_symlinks=follow_symlinks))
+
+    async def exists(self, path: StrOrBytesPath) -> bool:
+        """See ``Files.exists``."""
+        return await in_thread(lambda: self._files.exists(path))
+
+    async def listdir(self, path: StrOrBytesPath = ".") -> list[str]:
+        """See ``Files.listdir``."""
+        return await in_thread(lambda: self._files.listdir(path))
+
+    async def scandir(self, path: StrOrBytesPath = ".") -> list[DirEntry]:
+        """See ``Files.scandir``."""
+        return await in_thread(lambda: self._files.scandir(path))
+
+    async def makedirs(self, path: StrOrBytesPath) -> None:
+        """See ``Files.makedirs``."""
+        await in_thread(lambda: self._files.makedirs(path))
+
+    async def remove(self, path: StrOrBytesPath) -> None:
+        """See ``Files.remove``."""
+        await in_thread(lambda: self._files.remove(path))
+
+    async def rmtree(self, path: StrOrBytesPath) -> None:
+        """See ``Files.rmtree``."""
+        await in_thread(lambda: self._files.rmtree(path))
+
+    async def rename(self, src: StrOrBytesPath, dst: StrOrBytesPath) -> None:
+        """See ``Files.rename``."""
+        await in_thread(lambda: self._files.rename(src, dst))
+
+    async def copy_in(self, src: AnyHostPath, dst: StrOrBytesPath) -> CopyReport:
+        """See ``Files.copy_in``."""
+        return await in_thread(lambda: self._files.copy_in(src, dst))
+
+    async def copy_out(self, src: StrOrBytesPath, dst: AnyHostPath) -> CopyReport:
+        """See ``Files.copy_out``."""
+        return await in_thread(lambda: self._files.copy_out(src, dst))
+
+    async def import_tar(self, archive: IO[bytes], path: StrOrBytesPath) -> CopyReport:
+        """See ``Files.import_tar``."""
+        return await in_thread(lambda: self._files.import_tar(archive, path))
+
+    async def export_tar(self, path: StrOrBytesPath, archive: IO[bytes]) -> CopyReport:
+        """See ``Files.export_tar``."""
+        return await in_thread(lambda: self._files.export_tar(path, archive))

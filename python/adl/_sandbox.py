@@ -1,0 +1,455 @@
+"""``Sandbox``: what a caller asks of it."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from adl import _adl, _async
+from adl._config import (
+    AnyHostPath,
+    Args,
+    CommandOptions,
+    FileOptions,
+    Limits,
+    SandboxOptions,
+    Seconds,
+    Stream,
+    StrOrBytesPath,
+    native_limits,
+    native_options,
+    native_stream,
+)
+from adl._errors import Error
+from adl._files import Files
+from adl._process import Job, Popen, _seconds
+from adl._results import Change, CompletedProcess, CopyReport, Stats
+from adl._snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+__all__ = ["Sandbox"]
+
+_living: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+class Sandbox:
+    """A running sandbox: ``Sandbox(image=..., network=..., ...)``.
+
+    The arguments are those of ``SandboxOptions``; the default of all of them is the programs of
+    this machine, nothing of its data, no network, and every protection on. It is ready when this
+    returns, in about a millisecond. As a context manager, or in ``async with``, it is deleted at
+    the end; one that is dropped is deleted, too, and nothing is left of any when this process
+    ends in whatever way.
+
+    Threads may share it, and any number of commands run at once. A fork of this process can't use
+    it (``ForkedProcessError``), and harms nothing by dropping it.
+
+    Raises ``InvalidError`` and ``IoError`` for what is wrong with the arguments and their paths,
+    ``UnsupportedError`` for what this machine can't give, ``SetupError`` where building failed.
+
+    >>> with adl.Sandbox() as sandbox:
+    ...     sandbox.run(["echo", "hello"]).stdout
+    b'hello\\n'
+    """
+
+    def __init__(self, **options: Unpack[SandboxOptions]) -> None:
+        self._native = _adl.Sandbox(_adl.Config(native_options(options)))
+        self._files: Files | None = None
+        _living.add(self)
+
+    @classmethod
+    async def create(cls, **options: Unpack[SandboxOptions]) -> Self:
+        """Makes a sandbox as the class does, from a coroutine: other tasks run meanwhile."""
+        return await _async.in_thread(lambda: cls(**options))
+
+    # Commands.
+
+    def run(
+        self,
+        args: Args,
+        *,
+        input: bytes | bytearray | memoryview | str | None = None,
+        timeout: Seconds | None = None,
+        check: bool = False,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        **options: Unpack[CommandOptions],
+    ) -> CompletedProcess:
+        """Runs a command to its end, and returns how it ended, why, and what it wrote.
+
+        A ``str`` is a script for bash, or where the sandbox has none for sh; a sequence is a
+        program with its arguments, run without a shell. It returns when the command's own process
+        has ended: what that has left behind goes on.
+
+        ``timeout``, in seconds, ends the command with all that it has started; the result has what
+        it wrote, and its ``reason`` is ``EndReason.TIMED_OUT``. The sandbox goes on.
+
+        With ``check``, ``CalledProcessError`` is raised unless it exited by itself with 0, and
+        ``TimeoutExpired`` where its time was up.
+
+        stdout and stderr are collected, unless they are a file, a descriptor, ``DEVNULL`` or, for
+        stderr, ``STDOUT``: then both come in the order in which they were written. stdin is
+        ``input``, a file, or nothing. The other options are those of ``CommandOptions``.
+
+        A ``KeyboardInterrupt`` ends the command. Raises ``StartError``, which is a
+        ``FileNotFoundError`` where the program or the directory is missing; ``InvalidError``;
+        ``SandboxDiedError``; ``DeletedError``; ``BusyError`` where the sandbox is frozen.
+        """
+        native = _command_options(options, timeout, stdin, stdout, stderr)
+        is_plain = stdin is None and stdout is None and stderr is None
+        if not is_plain and any(_is_file(native.get(it)) for it in ("stdin", "stdout", "stderr")):
+            result = self._run_redirected(args, input, native)
+        else:
+            if input is not None:
+                native["input"] = input
+            result = CompletedProcess._of(args, self._native.run(args, native))
+        return result._check(_seconds(timeout)) if check else result
+
+    def _run_redirected(self, args: Args, input: Any, native: dict[str, Any]) -> CompletedProcess:
+        for name in ("stdout", "stderr"):
+            if native.get(name) is None:
+                native[name] = subprocess.PIPE
+        if input is not None:
+            native["stdin"] = subprocess.PIPE
+        child: Popen[bytes] = Popen(args, self._native.spawn(args, native))
+        try:
+            out, err = child.communicate(input)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        assert child.status is not None
+        return CompletedProcess(args, child.status, out or b"", err or b"")
+
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
+        text: Literal[False] = False,
+        encoding: None = None,
+        errors: None = None,
+        bufsize: int = -1,
+        kill_on_drop: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> Popen[bytes]: ...
+
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        kill_on_drop: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> Popen[str]: ...
+
+    def popen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        kill_on_drop: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> Popen[Any]:
+        """Starts a command and returns once its program runs; see ``Popen``.
+
+        Streams that are not said are ``/dev/null``; ``PIPE`` makes them files of the ``Popen``.
+        ``terminal=(rows, columns)`` gives it a terminal of the sandbox's own instead of all three.
+        """
+        native = _command_options(options, timeout, stdin, stdout, stderr)
+        native["terminal"] = terminal
+        native["kill_on_drop"] = kill_on_drop
+        child = self._native.spawn(args, native)
+        return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
+
+    def background(
+        self,
+        args: Args,
+        *,
+        input: bytes | bytearray | memoryview | str | None = None,
+        timeout: Seconds | None = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        **options: Unpack[CommandOptions],
+    ) -> Job:
+        """Starts a command and collects what it writes, in the background; see ``Job``."""
+        native = _command_options(options, timeout, None, stdout, stderr)
+        if input is not None:
+            native["input"] = input
+        return Job(args, self._native.background(args, native))
+
+    def jobs(self) -> list[Job]:
+        """The jobs in the background that no one has waited for yet, the oldest first."""
+        return [Job([job.program], job) for job in self._native.jobs()]
+
+    def job(self, number: int) -> Job | None:
+        """The job of this ``id`` among ``jobs``."""
+        found = self._native.job(number)
+        return None if found is None else Job([found.program], found)
+
+    def kill_all(self) -> None:
+        """Kills every process in it, and returns when they are gone. The sandbox lives on."""
+        self._native.kill_all()
+
+    # Files.
+
+    @property
+    def files(self) -> Files:
+        """Reads, writes and copies its files."""
+        if self._files is None:
+            no_options: FileOptions = {}
+            self._files = Files(self._native.files(dict(no_options)))
+        return self._files
+
+    def read_file(self, path: StrOrBytesPath) -> bytes:
+        """Reads a file: see ``Files.read_bytes``."""
+        return self.files.read_bytes(path)
+
+    def write_file(self, path: StrOrBytesPath, data: bytes | bytearray | memoryview | str) -> None:
+        """Writes a file; a ``str`` as UTF-8. The new file takes the place of one that is there."""
+        if isinstance(data, str):
+            self.files.write_text(path, data)
+        else:
+            self.files.write_bytes(path, data)
+
+    def copy_in(self, src: AnyHostPath, dst: StrOrBytesPath) -> CopyReport:
+        """Copies a file or a directory into it: see ``Files.copy_in``."""
+        return self.files.copy_in(src, dst)
+
+    def copy_out(self, src: StrOrBytesPath, dst: AnyHostPath) -> CopyReport:
+        """Copies a file or a directory out of it: see ``Files.copy_out``."""
+        return self.files.copy_out(src, dst)
+
+    # Its life.
+
+    def reset(self) -> None:
+        """Makes it as new, in the time of a create, whatever was done in it.
+
+        It has the same name and configuration, and no process and no file of before. Commands that
+        run end with ``EndReason.SANDBOX_DIED``. One that has died is alive again after it.
+        """
+        self._native.reset()
+
+    def snapshot(
+        self, name: str | None = None, *, running: Literal["refuse", "end"] = "refuse"
+    ) -> Snapshot:
+        """Keeps all that it has written, for any number of others to begin with.
+
+        It takes as long as a reset and copies nothing. The sandbox goes on with the same files.
+        Where processes run in it, ``BusyError`` is raised, or with ``running="end"`` they are
+        killed first. ``UnsupportedError`` with an upper in memory; ``NameInUseError``.
+        """
+        return Snapshot(self._native.snapshot(name, running))
+
+    def fork(
+        self, *, running: Literal["refuse", "end"] = "refuse", **options: Unpack[SandboxOptions]
+    ) -> Sandbox:
+        """Makes another sandbox that begins with the files of this one, by a snapshot."""
+        return self.snapshot(running=running).fork(**options)
+
+    def changes(self) -> list[Change]:
+        """What it has written that differs from its image, sorted by path."""
+        return [Change(*change) for change in self._native.changes()]
+
+    def set_limits(self, limits: Limits) -> None:
+        """Sets other limits, also for what runs; those that are not set are none from here on."""
+        self._native.set_limits(native_limits(limits))
+
+    def stats(self) -> Stats:
+        """What all its commands have used; ``UnsupportedError`` where it has no cgroups."""
+        return Stats(**self._native.stats())
+
+    def freeze(self) -> None:
+        """Stops all its commands where they are, until ``thaw``."""
+        self._native.freeze()
+
+    def thaw(self) -> None:
+        """Lets its commands go on."""
+        self._native.thaw()
+
+    def delete(self) -> None:
+        """Ends all its processes and gives back all that it had.
+
+        What it has written to disk is removed soon after. From then on all that it is asked is
+        ``DeletedError``; to delete it again is none.
+        """
+        self._native.delete()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._native.name
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether commands can run in it."""
+        return self._native.is_alive
+
+    @property
+    def init_pid(self) -> int:
+        """The process id of its init, outside: another after each reset and snapshot."""
+        return self._native.init_pid
+
+    @property
+    def id_range(self) -> tuple[int, int] | None:
+        """The first id outside that is its own, and their number; None where it has no range."""
+        return self._native.id_range
+
+    def pidfd(self) -> int:
+        """A new descriptor that is readable when it has died or was ended. The caller closes it."""
+        return self._native.pidfd()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.delete()
+
+    def __repr__(self) -> str:
+        return f"<adl.Sandbox {self.name!r}>"
+
+    # From coroutines.
+
+    async def arun(
+        self,
+        args: Args,
+        *,
+        input: bytes | bytearray | memoryview | str | None = None,
+        timeout: Seconds | None = None,
+        check: bool = False,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        **options: Unpack[CommandOptions],
+    ) -> CompletedProcess:
+        """Runs a command as ``run`` does, from a coroutine, without a thread for each command.
+
+        stdout and stderr are collected, or ``DEVNULL``, or for stderr ``STDOUT``. When the task is
+        cancelled, the command is ended with all that it has started.
+        """
+        native = _command_options(options, timeout, None, stdout, stderr)
+        if input is not None:
+            native["input"] = input
+        result = CompletedProcess._of(args, await _async.output(self._native, args, native))
+        return result._check(_seconds(timeout)) if check else result
+
+    async def apopen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        limit: int = 65536,
+        **options: Unpack[CommandOptions],
+    ) -> _async.Process:
+        """Starts a command, in the idiom of ``asyncio.subprocess``; see ``Process``.
+
+        ``limit`` is how much a reader of a stream buffers, in bytes.
+        """
+        native = _command_options(options, timeout, stdin, stdout, stderr)
+        return await _async.spawn(self._native, args, native, limit)
+
+    @property
+    def afiles(self) -> _async.AsyncFiles:
+        """Reads, writes and copies its files, from coroutines."""
+        return _async.AsyncFiles(self.files)
+
+    async def areset(self) -> None:
+        """Does what ``reset`` does, from a coroutine."""
+        await _async.in_thread(self.reset)
+
+    async def asnapshot(
+        self, name: str | None = None, *, running: Literal["refuse", "end"] = "refuse"
+    ) -> Snapshot:
+        """Does what ``snapshot`` does, from a coroutine."""
+        return await _async.in_thread(lambda: self.snapshot(name, running=running))
+
+    async def afork(
+        self, *, running: Literal["refuse", "end"] = "refuse", **options: Unpack[SandboxOptions]
+    ) -> Sandbox:
+        """Does what ``fork`` does, from a coroutine."""
+        return await _async.in_thread(lambda: self.fork(running=running, **options))
+
+    async def adelete(self) -> None:
+        """Does what ``delete`` does, from a coroutine."""
+        await _async.in_thread(self.delete)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.adelete()
+
+
+def _command_options(
+    options: CommandOptions, timeout: Any, stdin: Any, stdout: Any, stderr: Any
+) -> dict[str, Any]:
+    """The options of a command, as the engine takes them."""
+    native: dict[str, Any] = dict(options)
+    if timeout is not None:
+        native["timeout"] = timeout
+    if stdin is None and stdout is None and stderr is None:
+        return native
+    for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+        if stream is not None:
+            try:
+                native[name] = native_stream(stream)
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from None
+    return native
+
+
+def _is_file(stream: Any) -> bool:
+    """Whether a stream is one of the caller's."""
+    return isinstance(stream, tuple) or (isinstance(stream, int) and stream >= 0)
+
+
+def _end_all() -> None:
+    """Deletes what no one has deleted, at the end of the interpreter."""
+    for sandbox in list(_living):
+        try:
+            sandbox.delete()
+        except Error:
+            pass  # There is no one to tell. A fork's are its parent's.
+
+
+atexit.register(_end_all)

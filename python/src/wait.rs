@@ -1,0 +1,48 @@
+//! Waits without the interpreter, which end when a signal handler of Python's raises.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pyo3::prelude::*;
+
+/// The longest wait at once: a signal that comes just before one begins is seen after it.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// When to stop waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Until(Option<Instant>);
+
+impl Until {
+    pub(crate) fn after(timeout: Option<Duration>) -> Self {
+        Self(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    }
+
+    pub(crate) fn left(self) -> Duration {
+        self.0.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    pub(crate) fn has_passed(self) -> bool {
+        self.left() == Duration::ZERO
+    }
+}
+
+/// Waits until one of them is readable, or so long at most. It may return before either.
+pub(crate) fn readable(py: Python<'_>, fds: &[BorrowedFd<'_>], most: Duration) -> PyResult<()> {
+    let polled = py.detach(|| {
+        let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let milliseconds = most.min(AT_ONCE).as_nanos().div_ceil(1_000_000);
+        poll(&mut fds, PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::ZERO))
+    });
+    match polled {
+        Ok(_) => py.check_signals(),
+        Err(Errno::EINTR) => py.check_signals(),
+        Err(errno) => Err(std::io::Error::from(errno).into()),
+    }
+}
+
+/// Whether this is the thread in which signal handlers of Python's run.
+pub(crate) fn is_main_thread() -> bool {
+    nix::unistd::gettid() == nix::unistd::getpid()
+}

@@ -1,0 +1,255 @@
+"""The same from coroutines, without a thread for each command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SOON
+
+import adl
+from adl import PIPE, STDOUT, EndReason, Sandbox
+
+Runner = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def _asyncio(main: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(main)
+
+
+def _uvloop(main: Coroutine[Any, Any, Any]) -> Any:
+    uvloop = pytest.importorskip("uvloop")
+    return uvloop.run(main)
+
+
+def _anyio(main: Coroutine[Any, Any, Any]) -> Any:
+    anyio = pytest.importorskip("anyio")
+
+    async def run() -> Any:
+        return await main
+
+    return anyio.run(run, backend="asyncio")
+
+
+@pytest.fixture(params=[_asyncio, _uvloop, _anyio])
+def run(request: pytest.FixtureRequest) -> Runner:
+    runner: Runner = request.param
+    return runner
+
+
+def test_arun_is_run(sandbox: Sandbox, run: Runner) -> None:
+    async def main() -> None:
+        result = await sandbox.arun("cat; echo err >&2; exit 3", input="in\n", env={"A": "b"})
+        assert (result.returncode, result.stdout, result.stderr) == (3, b"in\n", b"err\n")
+        assert (await sandbox.arun(["echo", "x"], check=True)).stdout == b"x\n"
+        assert (await sandbox.arun("echo a; echo b >&2", stderr=STDOUT)).stdout == b"a\nb\n"
+        with pytest.raises(adl.CalledProcessError):
+            await sandbox.arun("false", check=True)
+        with pytest.raises(FileNotFoundError):
+            await sandbox.arun(["no-such-program"])
+        with pytest.raises(TypeError):
+            await sandbox.arun(["true"], no_such=1)  # type: ignore[call-arg]
+        big = os.urandom(1 << 20)
+        assert (await sandbox.arun(["cat"], input=big)).stdout == big
+        timed = await sandbox.arun("echo a; sleep 1000", timeout=0.2)
+        assert (timed.reason, timed.stdout) == (EndReason.TIMED_OUT, b"a\n")
+        idle = await sandbox.arun("echo a; sleep 1000", idle_timeout=0.2)
+        assert idle.reason is EndReason.IDLE
+        left = await sandbox.arun("sleep 1000 & echo a")
+        assert (left.stdout, left.stdio_open) == (b"a\n", True)
+
+    run(main())
+
+
+def test_a_cancelled_task_ends_its_command(sandbox: Sandbox, run: Runner) -> None:
+    async def main() -> None:
+        task = asyncio.ensure_future(sandbox.arun("touch /tmp/begun; setsid sleep 1000; true"))
+        while not await sandbox.afiles.exists("/tmp/begun"):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await sandbox.arun("cat /proc/[0-9]*/comm | grep -c sleep")).stdout == b"0\n"
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(sandbox.arun("sleep 1000"), 0.1)
+
+    run(main())
+
+
+def test_a_thousand_at_once_take_a_few_threads(state: Path, run: Runner) -> None:
+    most = 0
+
+    async def main() -> None:
+        async def one(number: int) -> bytes:
+            result = await sandboxes[number % 8].arun(f"sleep 0.1; echo {number}")
+            return result.stdout
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, len(os.listdir("/proc/self/task")))
+                await asyncio.sleep(0.005)
+
+        sandboxes = await asyncio.gather(*(Sandbox.create() for _ in range(8)))
+        watching = asyncio.ensure_future(watch())
+        outputs = await asyncio.gather(*(one(number) for number in range(1000)))
+        watching.cancel()
+        assert outputs == [b"%d\n" % number for number in range(1000)]
+        await asyncio.gather(*(sandbox.adelete() for sandbox in sandboxes))
+
+    before = len(os.listdir("/proc/self/task"))
+    run(main())
+    # This one, and what other tests have left, are among them.
+    assert most <= max(8, before + 8), most
+
+
+def test_other_tasks_run_while_calls_wait(sandbox: Sandbox, run: Runner) -> None:
+    async def main() -> None:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.01)
+
+        ticking = asyncio.ensure_future(tick())
+        begin = time.monotonic()
+        await sandbox.arun("sleep 0.5")
+        await sandbox.areset()
+        await sandbox.afiles.write_bytes("/f", b"x" * (1 << 20))
+        assert ticks >= 5, (ticks, time.monotonic() - begin)
+        ticking.cancel()
+
+    run(main())
+
+
+def test_a_process_is_talked_to(sandbox: Sandbox, run: Runner) -> None:
+    async def main() -> None:
+        process = await sandbox.apopen(["cat"], stdin=PIPE, stdout=PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"one\n")
+        await process.stdin.drain()
+        assert await process.stdout.readline() == b"one\n"
+        assert process.returncode is None
+        process.stdin.close()
+        await process.stdin.wait_closed()
+        assert await process.wait() == 0
+        assert process.returncode == 0
+
+        lines = []
+        script = "for i in 1 2 3; do echo $i; sleep 0.02; done; exit 4"
+        async with await sandbox.apopen(script, stdout=PIPE) as process:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                lines.append(line)
+            assert await process.wait() == 4
+        assert lines == [b"1\n", b"2\n", b"3\n"]
+
+        process = await sandbox.apopen("cat; echo e >&2", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        data = os.urandom(1 << 20)
+        assert await process.communicate(data) == (data, b"e\n")
+
+        async with await sandbox.apopen("sleep 1000") as process:
+            waiting = asyncio.gather(process.wait(), process.wait())
+            process.terminate()
+            assert set(await waiting) == {-15}
+        async with await sandbox.apopen("setsid sleep 1000 & sleep 1000") as process:
+            pass
+        assert process.returncode == -9
+        with pytest.raises(adl.InvalidError, match="popen"):
+            await sandbox.apopen("true", idle_timeout=1)
+
+    run(main())
+
+
+def test_the_whole_life_from_coroutines(state: Path, run: Runner) -> None:
+    async def main() -> None:
+        async with await Sandbox.create(env={"A": "1"}) as sandbox:
+            files = sandbox.afiles
+            await files.makedirs("/d/e")
+            await files.write_text("/d/f", "text")
+            assert await files.read_text("/d/f") == "text"
+            assert await files.read_bytes("/d/f", offset=2) == b"xt"
+            assert sorted(await files.listdir("/d")) == ["e", "f"]
+            await files.rename("/d/f", "/d/g")
+            assert (await files.stat("/d/g")).st_size == 4
+            snapshot = await sandbox.asnapshot()
+            async with snapshot.fork() as fork:
+                assert (await fork.arun("cat /d/g; echo $A")).stdout == b"text1\n"
+            fork = await sandbox.afork()
+            await fork.adelete()
+            await files.remove("/d/g")
+            await files.rmtree("/d")
+            assert not await files.exists("/d")
+            with pytest.raises(FileNotFoundError):
+                await files.read_bytes("/d")
+            await sandbox.areset()
+        assert not sandbox.is_alive
+
+    run(main())
+
+
+def test_the_end_of_the_sandbox_ends_a_wait(state: Path, run: Runner) -> None:
+    async def main() -> None:
+        sandbox = await Sandbox.create()
+        running = asyncio.ensure_future(sandbox.arun("sleep 1000"))
+        process = await sandbox.apopen("sleep 1000")
+        await asyncio.sleep(0.1)
+        await sandbox.adelete()
+        assert (await asyncio.wait_for(running, SOON)).reason is EndReason.SANDBOX_DIED
+        assert await asyncio.wait_for(process.wait(), SOON) == -9
+
+    run(main())
+
+
+def test_a_fork_of_the_program_does_not_keep_a_loop_busy(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork has the other copy of each descriptor, which closing ours leaves open."""
+    from adl import _async
+
+    steps = 0
+    advance = _async._Watch._advance
+
+    def counted(watch: _async._Watch) -> None:
+        nonlocal steps
+        steps += 1
+        advance(watch)
+
+    monkeypatch.setattr(_async._Watch, "_advance", counted)
+
+    async def main() -> int:
+        wait = "while ! [ -e /tmp/go ]; do sleep 0.01; done"
+        script = f"touch /tmp/begun; {wait}; exec >&- 2>&-; touch /tmp/closed; exec sleep 1000"
+        task = asyncio.ensure_future(sandbox.arun(script, timeout=SOON))
+        while not await sandbox.afiles.exists("/tmp/begun"):
+            await asyncio.sleep(0.01)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        await sandbox.afiles.write_bytes("/tmp/go", b"")
+        while not await sandbox.afiles.exists("/tmp/closed"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        before = steps
+        await asyncio.sleep(0.5)
+        after = steps
+        os.close(write)
+        os.waitpid(child, 0)
+        task.cancel()
+        await asyncio.wait([task])
+        return after - before
+
+    assert asyncio.run(main()) < 20
+    assert threading.active_count() < 10
