@@ -461,12 +461,12 @@ fn archive(home: &Home) -> PathBuf {
     tar
 }
 
-/// What there is of images, but the layers that hide what of the host's programs is private, and
-/// that give an ordinary user a place of their own: most hosts have something of that kind, and
-/// some have nothing.
+/// What there is of images, but what tells who uses them, the layers that hide what of the host's
+/// programs is private, and those that give an ordinary user a place of their own: most hosts have
+/// something of that kind, and some have nothing.
 fn made(home: &Home) -> Vec<String> {
     let mut made = entries(&images(home));
-    made.retain(|name| !name.starts_with("private-") && !name.starts_with("own-"));
+    made.retain(|name| [".used-", "private-", "own-"].iter().all(|it| !name.starts_with(it)));
     made
 }
 
