@@ -472,7 +472,7 @@ fn made(home: &Home) -> Vec<String> {
 
 /// Copies a tree of the state directory. An overlay leaves a directory that no one may enter.
 fn copy_tree(from: &Path, to: &Path) {
-    let open = "find \"$0\" -path '*.work/work' -prune -exec chmod u+rwx {} +; cp -a \"$0\" \"$1\"";
+    let open = "find \"$0\" -name '*.work' -prune -exec chmod -R u+rwx {} +; cp -a \"$0\" \"$1\"";
     succeeds(Command::new("sh").args(["-ec", open]).arg(from).arg(to));
 }
 
