@@ -289,6 +289,30 @@ fn an_archive_is_unpacked_with_its_owners() {
     run_part(&user, "image", Some(&archive));
 }
 
+#[test]
+fn an_owner_that_the_user_has_no_id_for_is_told() {
+    if !are_there(&[Need::Program("tar")]) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    let root = user.adl().with_file_name("root");
+    fs::create_dir(&root).unwrap();
+    images::small(&root);
+    let file = root.join("file");
+    fs::write(&file, "").unwrap();
+    std::os::unix::fs::chown(&file, Some(200_000), Some(5)).unwrap();
+    let archive = user.adl().with_file_name("archive.tar");
+    succeeds(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."));
+    let image = ["--image", archive.to_str().unwrap()];
+    let output = adl(&user, &[], &[&["--ids", "65536"], &image[..]].concat(), "true");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    let words = ["the owner 200000:5 of", "file", "longer ranges"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    // With one id all is the user's.
+    assert!(adl(&user, &[], &image, "true").status.success());
+}
+
 fn image(state: &Path) {
     let image = Image::archive(PathBuf::from(std::env::var_os(ARCHIVE).unwrap()));
     let sandbox = Sandbox::create(Config { image: image.clone(), ..config(state) }).unwrap();

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use self::words::{Count, Listed, NotBuilt, NotStarted, Of, Remedy};
 use crate::exit::ExitStatus;
 use crate::mirror::mirror;
@@ -423,6 +425,21 @@ impl Error {
         path: &Path,
     ) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { operation, path: path.to_owned(), source: source.into() }
+    }
+
+    /// For `map_err` of a change of owner. `EINVAL` is the kernel's word for ids that a user
+    /// namespace has not.
+    pub(crate) fn at_chown(path: &Path, [uid, gid]: [u32; 2]) -> impl FnOnce(Errno) -> Self {
+        move |errno| match errno {
+            Errno::EINVAL => Self::Unsupported {
+                what: format!("the owner {uid}:{gid} of {path:?}"),
+                why: "the calling user has no such ids".to_owned(),
+                fix: "give the user longer ranges in /etc/subuid and /etc/subgid, or unpack it as \
+                      root or without `ids` (adl run --ids)"
+                    .to_owned(),
+            },
+            errno => Self::at("chown", path)(errno),
+        }
     }
 }
 

@@ -310,6 +310,10 @@ impl Unpacker<'_> {
         Error::at(operation, &self.path(name))(errno)
     }
 
+    fn no_owner(&self, name: &CStr, attributes: &Attributes, errno: Errno) -> Error {
+        Error::at_chown(&self.path(name), [attributes.uid, attributes.gid])(errno)
+    }
+
     /// Goes up and down until the directory of `names` is the current one.
     fn go_to(&mut self, names: &[&CStr], of: &Member) -> Result<()> {
         let common = self.place.common(names);
@@ -532,7 +536,7 @@ impl Unpacker<'_> {
     fn set_owner_of_name(&mut self, name: &CStr, attributes: &Attributes) -> Result<()> {
         let Some((uid, gid)) = self.owner(attributes) else { return Ok(()) };
         fchownat(self.here(), name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|errno| self.failed("chown", name, errno))
+            .map_err(|errno| self.no_owner(name, attributes, errno))
     }
 
     fn set_time_of_name(&self, name: &CStr, attributes: &Attributes) -> Result<()> {
@@ -686,7 +690,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         if let Some((uid, gid)) = self.owner(attributes) {
             fchown(file, Some(uid), Some(gid))
-                .map_err(|errno| self.failed("chown", name, errno))?;
+                .map_err(|errno| self.no_owner(name, attributes, errno))?;
         }
         if self.inherits {
             attributes::clear_acls(file)

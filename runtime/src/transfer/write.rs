@@ -238,6 +238,10 @@ impl Receiver<'_> {
         Error::at(operation, &self.path(name))(errno)
     }
 
+    fn no_owner(&self, name: &CStr, attributes: &Attributes, errno: Errno) -> Error {
+        Error::at_chown(&self.path(name), [attributes.uid, attributes.gid])(errno)
+    }
+
     fn stat(&self, name: &CStr) -> nix::Result<FileStat> {
         fstatat(self.here(), name, AtFlags::AT_SYMLINK_NOFOLLOW)
     }
@@ -465,7 +469,7 @@ impl Receiver<'_> {
         if self.tally.options.owners {
             let (uid, gid) = owner(attributes)?;
             fchownat(self.here(), name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(|errno| self.failed("chown", name, errno))?;
+                .map_err(|errno| self.no_owner(name, attributes, errno))?;
         }
         let modified = modified(attributes)?;
         let flags = UtimensatFlags::NoFollowSymlink;
@@ -526,7 +530,7 @@ impl Receiver<'_> {
         let options = self.tally.options;
         if options.owners {
             let (uid, gid) = owner(attributes)?;
-            fchown(file, uid, gid).map_err(|errno| self.failed("chown", name, errno))?;
+            fchown(file, uid, gid).map_err(|errno| self.no_owner(name, attributes, errno))?;
         }
         // After the owner, with whom the kernel takes away the bits that set ids.
         let sticky = if is_directory { Mode::S_ISVTX } else { Mode::empty() };
