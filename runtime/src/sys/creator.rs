@@ -28,6 +28,9 @@ const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
 /// For setfsuid(2): no change, and so the question.
 const NO_ID: usize = u32::MAX as usize;
 
+/// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
+static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
+
 /// Has this thread, and no other, be the user `id` while `make` runs; it keeps all its
 /// capabilities.
 ///
@@ -37,9 +40,6 @@ const NO_ID: usize = u32::MAX as usize;
 /// # Aborts
 /// If it can't become again who it was.
 pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
-    /// Whether the process can be traced is not a thread's own: each leaves that as it was before
-    /// it.
-    static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
     let _one_at_a_time = lock(ONE_AT_A_TIME.get());
     let _no_signals = NoSignals::begin().map_err(io::Error::from_raw_os_error)?;
     let before = Before::look().map_err(io::Error::from_raw_os_error)?;
@@ -136,9 +136,20 @@ fn set_capabilities(sets: &[u32; 6]) -> Result<(), i32> {
     .map(drop)
 }
 
+/// For a test that looks at what the process is while others' threads are someone else.
+#[cfg(test)]
+pub(super) fn undisturbed<T>(look: impl FnOnce() -> T) -> T {
+    let _one_at_a_time = lock(ONE_AT_A_TIME.get());
+    look()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// For tests that change what threads are, one at a time: `seteuid` of the C library sets the
+    /// ids of all.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     /// All that the kernel tells of this thread's ids and capabilities.
     fn told() -> Vec<String> {
@@ -159,18 +170,20 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
+        let _alone = lock(&ALONE);
         const ID: u32 = 0x7000_0000;
         // As a file server's thread that works for a user. A change of ids takes the rest with it.
         // SAFETY: takes no pointer.
         unsafe { raw(libc::SYS_setfsuid, [1000, 0, 0, 0, 0]) }.unwrap();
         prctl(libc::PR_SET_PDEATHSIG, 10);
-        prctl(libc::PR_SET_DUMPABLE, 1);
-        let before = (told(), Before::look().unwrap());
+        let look = || undisturbed(|| (told(), Before::look().unwrap()));
+        undisturbed(|| prctl(libc::PR_SET_DUMPABLE, 1));
+        let before = look();
         let during = as_user(ID, || {
             let others = std::thread::spawn(told).join().unwrap();
             (told(), others)
         });
-        let after = (told(), Before::look().unwrap());
+        let after = look();
         let (during, of_new) = during.unwrap();
         let uid = |lines: &[String]| lines.iter().find(|l| l.starts_with("Uid")).cloned().unwrap();
         assert_eq!(uid(&during), format!("Uid:\t{ID}\t{ID}\t0\t{ID}"));
@@ -191,6 +204,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
+        let _alone = lock(&ALONE);
         const ID: u32 = 0x7000_0000;
         let before = told();
         let (begin, begun) = std::sync::mpsc::channel();
@@ -224,6 +238,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
+        let _alone = lock(&ALONE);
         let before = told();
         let made = as_user(0x7000_0000, || Err::<(), _>("no"));
         assert_eq!(made.unwrap(), Err("no"));

@@ -121,6 +121,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::{Waiting, within};
+    use crate::sys::creator::undisturbed;
     use crate::sys::{proc, raw};
 
     fn namespace() -> OwnedFd {
@@ -135,8 +136,9 @@ mod tests {
     }
 
     fn dumpable() -> usize {
+        let option = libc::PR_GET_DUMPABLE as usize;
         // SAFETY: takes no pointer.
-        unsafe { raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0]) }.unwrap()
+        undisturbed(|| unsafe { raw(libc::SYS_prctl, [option, 0, 0, 0, 0]) }).unwrap()
     }
 
     #[test]
