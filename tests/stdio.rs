@@ -35,6 +35,20 @@ fn check(output: &Output, what: &str) {
 }
 
 #[test]
+fn what_no_stream_was_asked_for_is_the_null_device_by_its_name() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    // The first of a process, and one that is made in another way.
+    for sandbox in [home.sandbox(), home.sandbox(), home.sandbox()] {
+        assert_eq!(shell(&sandbox, "readlink /proc/self/fd/0"), "/dev/null\n");
+        let same = "test /proc/self/fd/0 -ef /dev/null && echo the same";
+        assert_eq!(shell(&sandbox, same), "the same\n");
+    }
+}
+
+#[test]
 fn streams_can_be_opened_again_by_whoever_runs_the_command() {
     if !needs(&[]) {
         return;

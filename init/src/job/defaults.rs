@@ -10,7 +10,7 @@ use crate::sys;
 
 /// What every job starts from.
 pub(crate) struct JobDefaults {
-    /// `/dev/null`, opened before any guest could put something else in its place.
+    /// The sandbox's `/dev/null`, opened before any guest could put something else in its place.
     pub(crate) null: OwnedFd,
     /// The capabilities that a job of root holds.
     pub(crate) capabilities: CapabilitySet,

@@ -40,7 +40,6 @@ pub(crate) struct Init {
 /// What is done before the request has come, while the host maps ids and opens layers.
 pub(crate) struct Early {
     child_signals: OwnedFd,
-    null: OwnedFd,
     origin: Origin,
     loopback: rustix::io::Result<()>,
 }
@@ -81,8 +80,8 @@ fn write_own(
 
 /// The steps that need to know nothing.
 pub(crate) fn prepare() -> Result<Early> {
-    // Before any other descriptor comes: 1 and 2 are taken by /dev/null.
-    let null = open_null().step(Step::Dev)?;
+    // Before any other descriptor comes.
+    take_output().step(Step::Dev)?;
     // Nothing that the host left ignored or blocked reaches a job.
     sys::reset_signals().step(Step::Protocol)?;
     let child_signals = sys::child_signals().step(Step::Protocol)?;
@@ -100,7 +99,7 @@ pub(crate) fn prepare() -> Result<Early> {
     // 80 µs that are free now. In the host's network this is refused, and there is nothing to do;
     // whether it was done where it must be is looked at below.
     let loopback = sys::loopback_up();
-    Ok(Early { child_signals, null, origin, loopback })
+    Ok(Early { child_signals, origin, loopback })
 }
 
 /// Builds the sandbox, and returns its mount namespace with it. Nothing of a guest runs before this
@@ -111,7 +110,7 @@ pub(crate) fn run(
     early: Early,
 ) -> Result<(Init, OwnedFd)> {
     // 1. Above: prepare.
-    let Early { child_signals, null, origin, loopback } = early;
+    let Early { child_signals, origin, loopback } = early;
     if setup.version != VERSION || setup.origin != origin {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
@@ -157,6 +156,7 @@ pub(crate) fn run(
     }
     let proc = open_directory(c"m0/proc").step(Step::Proc)?;
     let terminals = open_directory(c"m0/dev/pts").step(Step::Dev)?;
+    let null = open_null(c"m0/dev/null").step(Step::Dev)?;
     assembly.finish()?;
     mounts::change_root(setup).step(Step::Pivot)?;
 
@@ -287,10 +287,17 @@ fn limits_of_jobs() -> [adl_protocol::Rlimit; 3] {
     ]
 }
 
-/// Opens `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard
-/// one, and on another to keep.
-fn open_null() -> rustix::io::Result<OwnedFd> {
-    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+/// Has `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard one.
+fn take_output() -> rustix::io::Result<()> {
+    let null = open_null(c"/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    sys::close_on_exec_from(0)
+}
+
+/// Opens what must be the null device, on a descriptor that is none of the standard ones.
+fn open_null(path: &CStr) -> rustix::io::Result<OwnedFd> {
+    let null = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
     let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode)
         == rustix::fs::FileType::CharacterDevice
@@ -298,11 +305,7 @@ fn open_null() -> rustix::io::Result<OwnedFd> {
     if !is_null {
         return Err(Errno::NODEV);
     }
-    let kept = rustix::io::fcntl_dupfd_cloexec(&null, 3)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    sys::close_on_exec_from(0)?;
-    Ok(kept)
+    rustix::io::fcntl_dupfd_cloexec(&null, 3)
 }
 
 /// Maps the ids of the user who has made the sandbox, where that is no root.
