@@ -147,6 +147,7 @@ fn entry() {
         "share-a-pool" => crate::pool::share_a_pool(&state),
         "close-a-pool" => crate::pool::close_a_pool(&state),
         "lend-a-pool" => crate::pool::lend_a_pool(&state),
+        "give-back-many" => crate::pool::give_back_many(&state),
         "work-a-pool" => crate::pool::work_a_pool(&state),
         "pool-with-few-descriptors" => crate::pool::pool_with_few_descriptors(&state),
         "reset-faster-than-spares" => crate::spare::reset_faster_than_spares(&state),

@@ -251,7 +251,10 @@ impl Sandbox {
     fn swap(&self, now: &mut Now, mut next: Instance) -> Result<()> {
         let hold = self.lives.hold();
         let this = &mut now.instance;
-        self.exchange_names(this, &mut next)?;
+        if let Err(error) = self.exchange_names(this, &mut next) {
+            self.renew_spare(now, Some(next));
+            return Err(error);
+        }
         let is_over = self.end_guest(&hold, this);
         if let Err(error) = is_over.and_then(|()| next.record_ids()) {
             let _ = self.exchange_names(this, &mut next);
@@ -265,8 +268,9 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Kills all of an instance, and returns when nothing of a guest's runs in it any more: to end
-    /// what there is beside takes a part of a reset's time that is worth the look.
+    /// Kills all of an instance, and returns when nothing of a guest's runs in it any more. Where
+    /// nothing does, init is all that ends: no one need wait for that, and its ids may be written
+    /// down as the next one's, since it does nothing any more.
     fn end_guest(&self, hold: &Hold<'_>, instance: &mut Instance) -> Result<()> {
         match hold.is_beginning() || instance.has_children() {
             true => instance.end_processes(),
