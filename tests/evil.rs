@@ -146,7 +146,7 @@ promises! {
     ] => ["Pool: the pool could not make a sandbox: the init of the sandbox broke the protocol",
           "Pool: the pool could not make a sandbox: the sandbox has died"], SOON;
     a_pool_tells_what_is_wrong_with_a_job_that_prepares: [
-        "job-trailing" "pool-prepare", "job-exited-first" "pool-prepare",
+        "job-trailing" "pool-prepare", "job-length-zero" "pool-prepare",
         "job-exit" "pool-prepare"
     ] => ["Pool: the pool could not make a sandbox: could not prepare a new sandbox"], SOON;
     a_pool_whose_inits_say_nothing_ends_in_time: [

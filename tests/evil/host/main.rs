@@ -157,7 +157,9 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     }
     match call {
         "pool" => return pooled(state, way, |_| Ok(())),
-        "pool-status" => return pooled(state, way, |it| it.command("x").status().map(drop)),
+        "pool-status" => {
+            return pooled(state, way, |it| it.command("x").timeout(BOUND).status().map(drop));
+        }
         "pool-prepare" => return prepared(state, way),
         "reset-spare" => return reset_by_spare(state, way),
         _ => {}
