@@ -98,6 +98,9 @@ pub(crate) fn share_a_pool(state: &Path) {
                         let sandbox = pool.acquire(SURE).unwrap();
                         let others = in_use.fetch_add(1, Ordering::SeqCst);
                         assert!(others < MOST, "{others} others");
+                        let stats = pool.stats();
+                        let all = stats.idle + stats.in_use + stats.making;
+                        assert!(all <= MOST, "{stats:?}");
                         assert_eq!(shell(&sandbox, "echo $(ls /tmp); echo > /tmp/used"), "\n");
                         in_use.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -257,7 +260,10 @@ fn an_image_that_is_gone_is_told_and_what_is_ready_is_not_lost() {
     std::fs::remove_dir(&image).unwrap();
     let ready = pool.acquire(Duration::ZERO).unwrap();
     assert!(ready.is_alive());
-    match refused(&pool, SURE) {
+    let begin = Instant::now();
+    let error = refused(&pool, SURE);
+    assert!(begin.elapsed() < at_most(SOON), "{:?}", begin.elapsed());
+    match error {
         Error::Pool { why } => match &*why {
             Error::Io { path, source, .. } => {
                 assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
