@@ -307,7 +307,7 @@ fn what_can_not_be_printed_is_an_error_or_an_end_of_each_command() {
         Stdio::from(write)
     };
     // Without what takes long: for that there is no room.
-    let few = ["--rounds=1", "--jobs=1", "--resets=0", "--snapshots=0", "--copies=0"];
+    let few = ["--rounds=1", "--jobs=1", "--resets=0", "--snapshots=0", "--copies=0", "--pool=0"];
     let bench = [&["bench", "--upper=memory:8m"], &few[..]].concat();
     for arguments in [
         &["--help"][..],

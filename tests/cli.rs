@@ -476,20 +476,24 @@ fn bench_measures_each_row_beside_the_hosts_own() {
     }
     let home = Home::new();
     let few = ["bench", "--json", "--rounds", "5", "--resets", "1", "--copies", "1"];
-    let few = [&few[..], &["--snapshots", "1", "--large", "4m"]].concat();
+    let few = [&few[..], &["--snapshots", "1", "--large", "4m", "--pool", "4"]].concat();
     let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     let of_files = ["write_5b", "read_5b", "list_100k", "copy_in_1g", "copy_out_1g"];
     let others =
         ["create", "exec_argv", "exec_shell", "exec_probe", "reset_1", "reset_100k", "delete"];
     let of_snapshots = ["snapshot_1m", "snapshot_large", "fork_1m", "fork_large"];
-    for row in others.into_iter().chain(of_files).chain(of_snapshots) {
+    let of_pools = ["acquire", "reset_plain", "reset_spare", "cycle_64", "pool_cycle_64"];
+    for row in others.into_iter().chain(of_files).chain(of_snapshots).chain(of_pools) {
         let value =
             |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
         assert!(value("min_us") > 0.0 && value("n") >= 1.0);
         assert!(value("min_us") <= value("p50_us") && value("p50_us") <= value("p99_us"), "{json}");
         if row.starts_with("exec") {
             assert!(value("host_spawn_p50_us") > 0.0);
+        }
+        if row.contains("cycle") {
+            assert!(value("per_second") > 0.0);
         }
     }
 }
@@ -501,7 +505,8 @@ fn bench_leaves_out_and_names_what_the_sandbox_has_no_room_for() {
     }
     let home = Home::new();
     let little = ["bench", "--json", "--rounds", "1", "--resets", "1", "--copies", "1"];
-    let output = adl_command(&home.state()).args(little).args(["--upper", "memory:8m"]).output();
+    let little = [&little[..], &["--pool", "2", "--upper", "memory:8m"]].concat();
+    let output = adl_command(&home.state()).args(little).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{output:?}");
     let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
