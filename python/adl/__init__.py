@@ -41,9 +41,11 @@ from adl._errors import (
     InvalidError,
     IoError,
     NameInUseError,
+    NoImageError,
     NoSnapshotError,
     NotRegularError,
     ProtocolError,
+    PullError,
     RefusedError,
     SandboxDiedError,
     SetupError,
@@ -56,6 +58,7 @@ from adl._errors import (
     UnsupportedError,
 )
 from adl._files import DirEntry, FileReader, Files, FileWriter
+from adl._images import ImageConfig, ImageInfo, Images, MadeImage, Progress, pull
 from adl._process import Job, Popen, Terminal
 from adl._results import (
     Change,
@@ -106,19 +109,26 @@ __all__ = [
     "ForkedProcessError",
     "HostPath",
     "Image",
+    "ImageConfig",
+    "ImageInfo",
+    "Images",
     "InvalidError",
     "IoError",
     "IoLimit",
     "Job",
     "Limits",
+    "MadeImage",
     "Mount",
     "NameInUseError",
+    "NoImageError",
     "NoSnapshotError",
     "NotRegularError",
     "PartialOutput",
     "Popen",
     "Process",
+    "Progress",
     "ProtocolError",
+    "PullError",
     "RefusedError",
     "Sandbox",
     "SandboxDiedError",
@@ -143,5 +153,6 @@ __all__ = [
     "examine",
     "finish_removals",
     "pending_removals",
+    "pull",
     "wait_at_exit",
 ]

@@ -19,9 +19,11 @@ __all__ = [
     "InvalidError",
     "IoError",
     "NameInUseError",
+    "NoImageError",
     "NoSnapshotError",
     "NotRegularError",
     "ProtocolError",
+    "PullError",
     "RefusedError",
     "SandboxDiedError",
     "SetupError",
@@ -170,6 +172,24 @@ class NoSnapshotError(Error, LookupError):
 
     name: str
     """The name."""
+
+
+class NoImageError(Error, LookupError):
+    """There is no image of this name in the state directory."""
+
+    name: str
+    """The name, or a digest."""
+
+
+class PullError(Error):
+    """There is no image of this name in the state directory, and none could be fetched."""
+
+    image: str
+    """The whole name of the image: the registry, where it is looked for, comes first."""
+    program: str
+    """What was to fetch it."""
+    why: str
+    """What that says."""
 
 
 class ForkedProcessError(Error, RuntimeError):

@@ -19,12 +19,14 @@ from adl._config import (
     Seconds,
     Stream,
     StrOrBytesPath,
+    may_be_fetched,
     native_limits,
     native_options,
     native_stream,
 )
 from adl._errors import Error
 from adl._files import Files
+from adl._images import ImageConfig
 from adl._process import Job, Popen, _seconds
 from adl._results import Change, CompletedProcess, CopyReport, Stats
 from adl._snapshot import Snapshot
@@ -50,7 +52,8 @@ class Sandbox:
     it (``ForkedProcessError``), and harms nothing by dropping it.
 
     Raises ``InvalidError`` and ``IoError`` for what is wrong with the arguments and their paths,
-    ``UnsupportedError`` for what this machine can't give, ``SetupError`` where building failed.
+    ``UnsupportedError`` for what this machine can't give, ``SetupError`` where building failed,
+    and where the image has to be fetched as ``Images.pull``.
 
     >>> with adl.Sandbox() as sandbox:
     ...     sandbox.run(["echo", "hello"]).stdout
@@ -65,7 +68,8 @@ class Sandbox:
     @classmethod
     async def create(cls, **options: Unpack[SandboxOptions]) -> Self:
         """Makes a sandbox as the class does, from a coroutine: other tasks run meanwhile."""
-        return await _async.in_thread(lambda: cls(**options))
+        do = _async.in_own_thread if may_be_fetched(options.get("image")) else _async.in_thread
+        return await do(lambda: cls(**options))
 
     # Commands.
 
@@ -319,6 +323,12 @@ class Sandbox:
         return self._native.init_pid
 
     @property
+    def image_config(self) -> ImageConfig | None:
+        """What its image says of commands; None if it is no image in layers."""
+        says = self._native.image_config
+        return None if says is None else ImageConfig(**says)
+
+    @property
     def id_range(self) -> tuple[int, int] | None:
         """The first id outside that is its own, and their number; None where it has no range."""
         return self._native.id_range
@@ -373,14 +383,18 @@ class Sandbox:
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
         limit: int = 65536,
         **options: Unpack[CommandOptions],
     ) -> _async.Process:
         """Starts a command, in the idiom of ``asyncio.subprocess``; see ``Process``.
 
-        ``limit`` is how much a reader of a stream buffers, in bytes.
+        ``terminal=(rows, columns)`` gives it a terminal of the sandbox's own instead of all three
+        streams: what is written to ``stdin`` is typed, and ``stdout`` has what it prints. ``limit``
+        is how much a reader of a stream buffers, in bytes.
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
+        native["terminal"] = terminal
         return await _async.spawn(self._native, args, native, limit)
 
     @property

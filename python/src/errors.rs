@@ -88,6 +88,16 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
             fields.set_item("name", name)?;
             "NoSnapshotError"
         }
+        Error::Pull { image, program, why } => {
+            fields.set_item("image", image)?;
+            fields.set_item("program", program)?;
+            fields.set_item("why", why)?;
+            "PullError"
+        }
+        Error::NoImage { name } => {
+            fields.set_item("name", name)?;
+            "NoImageError"
+        }
         Error::ForkedProcess { what } => {
             fields.set_item("what", what)?;
             "ForkedProcessError"

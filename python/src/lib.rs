@@ -9,6 +9,7 @@ mod command;
 mod config;
 mod errors;
 mod files;
+mod images;
 mod job;
 mod results;
 mod sandbox;
@@ -25,6 +26,8 @@ mod _adl {
     use crate::config::Config;
     #[pymodule_export]
     use crate::files::{FileReader, FileWriter, Files};
+    #[pymodule_export]
+    use crate::images::Images;
     #[pymodule_export]
     use crate::job::{Child, Cursor, Job, Pending};
     #[pymodule_export]

@@ -11,10 +11,11 @@ use crate::command::{check_spawned, command};
 use crate::config::{Config, limits};
 use crate::errors::raise;
 use crate::files::Files;
+use crate::images;
 use crate::job::{Child, Job, Pending};
 use crate::results;
 use crate::snapshot::Snapshot;
-use crate::values::word;
+use crate::values::{text, word};
 use crate::wait::is_main_thread;
 
 /// A sandbox.
@@ -59,7 +60,10 @@ impl Sandbox {
 impl Sandbox {
     #[new]
     fn new(py: Python<'_>, config: &Config) -> PyResult<Self> {
-        let settings = config.0.clone();
+        let settings = config.settings.clone();
+        if let Some(name) = &config.reference {
+            images::fetch(py, name, &settings)?;
+        }
         let made = py.detach(|| adl::Sandbox::create(settings)).map_err(raise)?;
         Ok(Self(Some(Arc::new(made))))
     }
@@ -82,6 +86,11 @@ impl Sandbox {
     #[getter]
     fn id_range(&self) -> PyResult<Option<(u32, u32)>> {
         Ok(self.get()?.id_range())
+    }
+
+    #[getter]
+    fn image_config<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.get()?.image_config().map(|says| images::config(py, says)).transpose()
     }
 
     fn pidfd(&self) -> PyResult<i32> {
@@ -126,9 +135,10 @@ impl Sandbox {
     fn snapshot(
         &self,
         py: Python<'_>,
-        name: Option<String>,
+        name: Option<&Bound<'_, PyAny>>,
         running: &Bound<'_, PyAny>,
     ) -> PyResult<Snapshot> {
+        let name = name.map(|name| text("snapshot name", name)).transpose()?;
         let running = word(running, &[("refuse", IfRunning::Refuse), ("end", IfRunning::End)])?;
         let options = SnapshotOptions { name, running };
         self.detached(py, |sandbox| sandbox.snapshot_with(&options)).map(Snapshot::new)

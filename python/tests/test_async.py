@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib.util
 import os
 import threading
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SOON
+from conftest import SOON, missing
 
 import adl
 from adl import PIPE, STDOUT, EndReason, Sandbox
@@ -19,17 +21,23 @@ from adl import PIPE, STDOUT, EndReason, Sandbox
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
+def module(name: str) -> Any:
+    if importlib.util.find_spec(name) is None:
+        missing(name, f"needs {name}")
+    return importlib.import_module(name)
+
+
 def _asyncio(main: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(main)
 
 
 def _uvloop(main: Coroutine[Any, Any, Any]) -> Any:
-    uvloop = pytest.importorskip("uvloop")
+    uvloop: Any = module("uvloop")
     return uvloop.run(main)
 
 
 def _anyio(main: Coroutine[Any, Any, Any]) -> Any:
-    anyio = pytest.importorskip("anyio")
+    anyio: Any = module("anyio")
 
     async def run() -> Any:
         return await main
@@ -168,6 +176,46 @@ def test_a_process_is_talked_to(sandbox: Sandbox, run: Runner) -> None:
             await sandbox.apopen("true", idle_timeout=1)
 
     run(main())
+
+
+def test_a_terminal_is_talked_to(sandbox: Sandbox, run: Runner) -> None:
+    async def main() -> None:
+        script = "trap 'stty size' WINCH; tty; stty size; read line; echo got $line; exit 3"
+        async with await sandbox.apopen(script, terminal=(24, 80)) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is None
+            assert (await process.stdout.readline()).startswith(b"/dev/pts/")
+            assert await process.stdout.readline() == b"24 80\r\n"
+            process.resize(30, 100)
+            process.stdin.write(b"typed\n")
+            await process.stdin.drain()
+            # What is left of it, and its end, which is no error.
+            text = await asyncio.wait_for(process.stdout.read(), SOON)
+            assert text.endswith(b"got typed\r\n"), text
+            assert b"30 100\r\n" in text
+            assert await process.wait() == 3
+
+        process = await sandbox.apopen("tty; echo printed", terminal=(24, 80))
+        out, err = await process.communicate()
+        assert out is not None
+        assert out.endswith(b"printed\r\n")
+        assert err is None
+        async with await sandbox.apopen("sleep 1000", terminal=(24, 80)) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"\x03")
+            assert await asyncio.wait_for(process.wait(), SOON) == -2
+        with pytest.raises(adl.InvalidError, match="terminal"):
+            await sandbox.apopen("true", terminal=(24, 80), stdout=PIPE)
+        process = await sandbox.apopen("true")
+        with pytest.raises(adl.InvalidError, match="terminal"):
+            process.resize(1, 1)
+        await process.wait()
+
+    before = len(os.listdir("/proc/self/fd"))
+    run(main())
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_the_whole_life_from_coroutines(state: Path, run: Runner) -> None:
