@@ -135,6 +135,32 @@ promises! {
         "behaves" "terminal", "echoes" "echo"
     ] => ["Ok", "exit status 0", "7", "true"], SOON;
 
+    // Pools and spares.
+    a_pool_of_inits_that_behave_is_no_trouble: [
+        "behaves" "pool", "behaves" "pool-status", "behaves" "pool-prepare",
+        "behaves" "reset-spare"
+    ] => ["Ok"], SOON;
+    a_pool_tells_what_its_inits_do_wrong: [
+        "ready-length-max" "pool", "ready-trailing" "pool", "ready-exit" "pool",
+        "ready-version-max" "pool", "ready-with-lingering" "pool", "ready-flood" "pool"
+    ] => ["Pool: the pool could not make a sandbox: the init of the sandbox broke the protocol",
+          "Pool: the pool could not make a sandbox: the sandbox has died"], SOON;
+    a_pool_tells_what_is_wrong_with_a_job_that_prepares: [
+        "job-trailing" "pool-prepare", "job-exited-first" "pool-prepare",
+        "job-exit" "pool-prepare"
+    ] => ["Pool: the pool could not make a sandbox: could not prepare a new sandbox"], SOON;
+    a_pool_whose_inits_say_nothing_ends_in_time: [
+        "job-silent" "pool-prepare", "job-silent" "pool"
+    ] => ["TimedOut", "Ok"], SOON;
+    a_pool_whose_inits_are_never_ready_ends_in_time: [
+        "ready-silent" "pool"
+    ] => ["TimedOut", "Pool: the pool could not make a sandbox: waited"], AFTER_TWENTY;
+    what_inits_of_a_pool_send_unasked_holds_up_no_one: [
+        "ready-then-lingering" "pool", "ready-then-lingering" "pool-status",
+        "left-with-lingering" "pool-status", "ready-then-lingering" "reset-spare",
+        "job-flood" "pool-status"
+    ] => ["Ok", "Protocol"], SOON;
+
     // Frames.
     a_set_up_is_not_answered_by_what_is_no_frame: [
         "ready-length-zero" "create", "ready-length-max" "create", "ready-length-over" "create",

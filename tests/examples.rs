@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{BUILD_LIMIT, Home, Need, OrdinaryUser, copy_program, needs, stderr};
 
 /// Each example with the lines that it must print, in this order; others may be between them.
-const EXAMPLES: [(&str, &[&str]); 9] = [
+const EXAMPLES: [(&str, &[&str]); 10] = [
     (
         "files",
         &[
@@ -57,6 +57,18 @@ const EXAMPLES: [(&str, &[&str]); 9] = [
             "silence: it was silent for too long (signal 9, silent for too long)",
             "output: it wrote too much (signal 9, too much output)",
             "after all: exit status 0",
+        ],
+    ),
+    (
+        "pool",
+        &[
+            "thread 0: found state",
+            "thread 1: found state",
+            "thread 2: found state",
+            "thread 3: found state",
+            r#"after a reset: "prepared\n""#,
+            "in use 1, failed 0, acquired 5",
+            "closed: whoever asks is told",
         ],
     ),
     (

@@ -15,7 +15,7 @@ use crate::helper::{Helper, say};
 use crate::lifetime::GONE;
 
 /// Leaves something of every kind that a process can leave without a right to more.
-const PLANT: &str = r#"
+pub(crate) const PLANT: &str = r#"
 import ctypes, fcntl, os, signal, socket, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
 for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted', '/dev/shm/planted',
@@ -46,7 +46,7 @@ print('planted')
 "#;
 
 /// Prints what of that it finds.
-const FIND: &str = r#"
+pub(crate) const FIND: &str = r#"
 import ctypes, os, socket
 libc = ctypes.CDLL(None)
 found = [path for path in ['/tmp/planted', '/root/planted', '/etc/planted', '/usr/planted',
@@ -69,14 +69,14 @@ if len([p for p in os.listdir('/proc') if p.isdigit()]) != 2: found.append('proc
 print(*found, sep='\n')
 "#;
 
-fn python(sandbox: &Sandbox, script: &str) -> String {
+pub(crate) fn python(sandbox: &Sandbox, script: &str) -> String {
     let output = sandbox.command("python3").args(["-c", script]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Both kinds of uppers.
-fn uppers() -> [Upper; 2] {
+pub(crate) fn uppers() -> [Upper; 2] {
     [Upper::default(), Upper::Memory { size: 512 << 20 }]
 }
 

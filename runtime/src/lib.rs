@@ -21,13 +21,15 @@
 //!
 //! Read [`Sandbox`], [`Config`] and [`Command`] first: with these three most programs are written.
 //! `examples/` has a program for each theme, which `cargo run --example hello` runs: `hello`,
-//! `files`, `fork`, `limits`, `terminal`, `server`, `threads`, `tokio`.
+//! `files`, `fork`, `limits`, `pool`, `terminal`, `server`, `threads`, `tokio`.
 //!
 //! # By theme
 //!
 //! - **Sandboxes:** [`Sandbox`] is one, with its whole life; [`Config`] says what it is made of:
 //!   [`Image`], [`Mount`] and its [`Access`], [`Upper`], [`RootAccess`], [`Network`],
 //!   [`Capabilities`], [`Seccomp`]; [`Defaults`] are what its commands start from.
+//! - **Pools:** a [`Pool`] has sandboxes ready before they are asked for, as [`PoolBuilder`] says;
+//!   a [`PooledSandbox`] is one of them, [`PoolStats`] are its metrics.
 //! - **Commands:** [`Command`] is run to its end (`output`, `status`), beside the caller
 //!   ([`Child`], with [`Stdio`] or a [`Terminal`]), in the background ([`Job`]) or from an event
 //!   loop ([`PendingOutput`]).
@@ -202,6 +204,7 @@ mod image;
 mod images;
 mod job;
 mod mirror;
+mod pool;
 mod root;
 mod sandbox;
 mod seccomp;
@@ -236,6 +239,7 @@ pub use job::pending::PendingOutput;
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
+pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
 pub use snapshot::{IfRunning, ReplaceError, Snapshot, SnapshotOptions};

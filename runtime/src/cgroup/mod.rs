@@ -52,7 +52,7 @@ const EMPTYING: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// What a sandbox has of cgroups in each of its lives, and what holds without any.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
     places: Vec<Place>,
     /// Those that hold by cgroups.

@@ -82,6 +82,12 @@ pub struct Config {
     /// inside is the calling user then, and the others are the subordinate ids. To map them takes
     /// two programs more, some milliseconds.
     pub ids: Option<u32>,
+    /// Whether a second sandbox is made beside it, by a thread, which the next reset puts in its
+    /// place: [`Sandbox::reset`](crate::Sandbox::reset) then takes a fraction of its time. Where it
+    /// is not ready yet, a reset does without. It takes memory, descriptors and processes as
+    /// another sandbox does, and its own cgroups, but the same ids. It is no part of what a
+    /// snapshot keeps.
+    pub spare: bool,
     /// The cgroup to make those of the sandbox in, as `/proc/self/cgroup` tells paths; it has to be
     /// there, in each hierarchy that is used, and with version 2 no process may be in it. By
     /// default the caller's own or, with version 2, the nearest above it that was delegated to the

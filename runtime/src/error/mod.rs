@@ -103,6 +103,23 @@ pub enum Error {
     /// The sandbox was deleted.
     #[error("the sandbox was deleted: create another")]
     Deleted,
+    /// The pool was closed.
+    #[error("the pool was closed: make another")]
+    PoolClosed,
+    /// A pool could not make a sandbox. It goes on trying, with pauses between.
+    #[error("the pool could not make a sandbox: {why}")]
+    Pool {
+        /// What went wrong the last time.
+        why: Arc<Error>,
+    },
+    /// What prepares or checks the sandboxes of a pool
+    /// ([`PoolBuilder::prepare`](crate::PoolBuilder::prepare)) has refused a new one, or has
+    /// panicked. The sandbox was deleted.
+    #[error("could not prepare a new sandbox: {why}")]
+    Prepare {
+        /// What it returned, or what it panicked with.
+        why: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A sandbox, or a snapshot, of this name exists.
     #[error("the name {name:?} is in use: choose another, or remove what has it")]
     NameInUse {
@@ -322,12 +339,16 @@ impl Error {
             Self::Invalid { .. }
             | Self::ForkedProcess { .. }
             | Self::Deleted
+            | Self::PoolClosed
             | Self::NameInUse { .. }
             | Self::NoSnapshot { .. }
             | Self::NoImage { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Busy { .. } | Self::TimedOut { .. } => ErrorKind::Temporary,
-            Self::Undelivered { why, .. } => why.kind(),
+            Self::Undelivered { why, .. } | Self::Pool { why } => why.kind(),
+            Self::Prepare { why } => {
+                why.downcast_ref::<Self>().map_or(ErrorKind::Inside, Self::kind)
+            }
             Self::SandboxDied => ErrorKind::Died,
             Self::Start {
                 stage:

@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,6 +182,26 @@ impl Instance {
         matches!(self.processes.end, End::Pending(_))
     }
 
+    /// Whether init has any child, whatever that calls itself: all that runs descends from one.
+    pub(crate) fn has_children(&self) -> bool {
+        let Processes { init, .. } = &self.processes;
+        let mut are_none_before = false;
+        // Twice: see `are_busy`.
+        loop {
+            match children_of(init) {
+                Ok((_, children)) if children.is_empty() && are_none_before => return false,
+                Ok((_, children)) if children.is_empty() => are_none_before = true,
+                // Or this can't be known.
+                _ => return true,
+            }
+        }
+    }
+
+    /// Kills init, and so all processes, and returns at once. [`Instance::end`] waits for them.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.processes.kill()
+    }
+
     /// Kills all processes and waits until they are gone, which is when init is.
     ///
     /// # Errors
@@ -254,18 +275,10 @@ impl Processes {
             return Ok(false);
         }
         // Whatever runs descends from init, which is given what others have left.
-        let children = || {
-            let place = proc::directory_of(&self.init)?;
-            // Init has one thread, whose number is its own.
-            let number = place.file_name().unwrap_or_default();
-            let children =
-                std::fs::read_to_string(place.join("task").join(number).join("children"))?;
-            Ok::<_, io::Error>((place, children))
-        };
         let are_there = || {
             let mut before = None;
             loop {
-                let (place, children) = children()?;
+                let (place, children) = children_of(&self.init)?;
                 // A drain goes by itself when no one can write to its pipe any more, which another
                 // thread's new init can until it executes its program. Who takes its name has
                 // itself to thank.
@@ -355,6 +368,15 @@ impl Processes {
         };
         drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
     }
+}
+
+/// The children of init, as `/proc` tells their numbers, and where it tells of init.
+fn children_of(init: &Process) -> io::Result<(PathBuf, String)> {
+    let place = proc::directory_of(init)?;
+    // Init has one thread, whose number is its own.
+    let number = place.file_name().unwrap_or_default();
+    let children = std::fs::read_to_string(place.join("task").join(number).join("children"))?;
+    Ok((place, children))
 }
 
 /// Readable when init has died, or was ended.

@@ -8,6 +8,7 @@ mod launch;
 mod plan;
 mod root;
 mod snapshot;
+mod spare;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -29,12 +30,14 @@ use crate::job::life::{Hold, Lives};
 use crate::sandbox::instance::{Instance, Started};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
+use crate::sandbox::spare::{Recipe, Spare};
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
 use crate::store::{State, remover};
 use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
+use crate::sys::pidfd;
 use crate::sys::unique::{unique_name, unique_number};
 
 /// How long a file system may take to give back the room of what was removed.
@@ -67,6 +70,8 @@ pub struct Sandbox {
     lives: Arc<Lives>,
     /// Of the instance that there is now.
     init_pid: AtomicI32,
+    /// What a reset puts in the place of that, where it has one.
+    spare: Option<Arc<Spare>>,
     /// Taken for as long as something of it is changed; `None` once it was deleted.
     now: Mutex<Option<Now>>,
 }
@@ -106,6 +111,11 @@ impl Sandbox {
                 built => built,
             }
         })
+    }
+
+    /// What can be said of a configuration without a look at the machine.
+    pub(crate) fn check(config: &Config) -> Result<()> {
+        Plan::new(config.clone()).map(drop)
     }
 
     /// Builds one where what this process has removed may be in the way still: a btrfs gives the
@@ -156,13 +166,18 @@ impl Sandbox {
         let says = image.says.clone();
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
-        Ok(Self { name, plan, state, id_range, says, lives, init_pid, now })
+        let spare = plan.config().spare.then(Arc::default);
+        let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, now };
+        if let Some(now) = &*lock(&this.now) {
+            this.renew_spare(now, None);
+        }
+        Ok(this)
     }
 
     /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
     /// it: no process, file, shared memory, message queue, socket or host name. It takes as long
-    /// as [`Sandbox::create`], whatever was done inside; what was written to disk is removed soon
-    /// after, as by [`Sandbox::delete`].
+    /// as [`Sandbox::create`], whatever was done inside, or less with a [`Config::spare`]; what was
+    /// written to disk is removed soon after, as by [`Sandbox::delete`].
     ///
     /// Commands that run are killed, and their ends are told as
     /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
@@ -194,6 +209,9 @@ impl Sandbox {
         if now.instance.is_ending() {
             now.instance.end_processes()?;
         }
+        if let Some(next) = self.spare.as_ref().and_then(|spare| spare.take()) {
+            return self.swap(now, next);
+        }
         let mut hold = None;
         let mut next = match self.make_next(now) {
             // What it has used up is in the way of what it will, and goes first.
@@ -222,9 +240,69 @@ impl Sandbox {
         self.begin(&hold, &next);
         let mut ended = std::mem::replace(this, next);
         drop(hold);
+        self.renew_spare(now, None);
         // With the lock still held: who deletes the sandbox next, and then waits for all removals,
         // finds this one among them.
         ended.end()
+    }
+
+    /// Puts the spare in the place of the instance, which ends beside. Where anything of a guest's
+    /// runs, that has ended before.
+    fn swap(&self, now: &mut Now, mut next: Instance) -> Result<()> {
+        let hold = self.lives.hold();
+        let this = &mut now.instance;
+        self.exchange_names(this, &mut next)?;
+        let is_over = self.end_guest(&hold, this);
+        if let Err(error) = is_over.and_then(|()| next.record_ids()) {
+            let _ = self.exchange_names(this, &mut next);
+            self.renew_spare(now, Some(next));
+            return Err(error);
+        }
+        self.begin(&hold, &next);
+        let ended = std::mem::replace(this, next);
+        drop(hold);
+        self.renew_spare(now, Some(ended));
+        Ok(())
+    }
+
+    /// Kills all of an instance, and returns when nothing of a guest's runs in it any more: to end
+    /// what there is beside takes a part of a reset's time that is worth the look.
+    fn end_guest(&self, hold: &Hold<'_>, instance: &mut Instance) -> Result<()> {
+        match hold.is_beginning() || instance.has_children() {
+            true => instance.end_processes(),
+            false => instance.kill(),
+        }
+    }
+
+    /// Kills all that runs in it, and returns when nothing of a guest's does any more. It is to be
+    /// deleted then.
+    pub(crate) fn end_guests(&self) -> Result<()> {
+        let mut now = self.now()?;
+        let now = alive(&mut now)?;
+        self.end_guest(&self.lives.hold(), &mut now.instance)
+    }
+
+    /// Kills all that runs in it, without waiting for anything, and for no other thread that
+    /// changes it: it is to be deleted.
+    pub(crate) fn kill(&self) {
+        if let Ok((control, _)) = self.lives.look() {
+            // What can't be killed now is tried again, by whoever deletes it.
+            let _ = pidfd::kill(control.init());
+        }
+    }
+
+    /// Has another spare be made of what the sandbox is now, if it has one; `ended` is ended.
+    fn renew_spare(&self, now: &Now, ended: Option<Instance>) {
+        let Some(spare) = &self.spare else { return };
+        let recipe = Recipe {
+            plan: Arc::clone(&self.plan),
+            hostname: self.hostname().to_owned(),
+            state: self.state.clone(),
+            image: Arc::clone(&now.image),
+            ids: now.ids.clone(),
+            cgroups: now.cgroups.clone(),
+        };
+        spare.renew(recipe, ended);
     }
 
     /// Has the next instance be what the name stands for, or again this one.
@@ -309,6 +387,11 @@ impl Sandbox {
         self.lives.is_alive()
     }
 
+    /// Whether its spare is ready ([`Config::spare`]), so that the next reset takes that.
+    pub fn has_spare(&self) -> bool {
+        self.is_alive() && self.spare.as_ref().is_some_and(|spare| spare.is_ready())
+    }
+
     /// A descriptor that is readable when it has died or was ended, for `poll(2)` and event loops:
     /// a pidfd of its init, which a reset or a snapshot ends, too.
     ///
@@ -372,6 +455,8 @@ impl Sandbox {
         // What is counted was settled when it was created.
         let accounting = now.limits.accounting;
         now.limits = Limits { accounting, ..limits };
+        // The one that there is has the old ones.
+        self.renew_spare(now, None);
         Ok(())
     }
 
@@ -424,13 +509,20 @@ impl Sandbox {
         let mut guard = self.now()?;
         // Whoever comes second finds that it is gone.
         let Some(mut now) = guard.take() else { return Ok(()) };
+        let mut beside = self.spare.as_ref().map_or_else(Vec::new, |spare| spare.close());
+        // So that none is waited for alone.
+        beside.iter_mut().for_each(|instance| drop(instance.kill()));
         let hold = self.lives.hold();
         // If they can't be ended now, a thread does that, and it is told below.
         let _ = now.instance.end_processes();
         // Before its files are given away: who looks at them learns that.
         hold.replace(None);
         drop(hold);
-        now.instance.end()
+        let mut ended = now.instance.end();
+        for mut instance in beside {
+            ended = ended.and(instance.end());
+        }
+        ended
     }
 
     /// What its image says of the commands that are run in it, where that is one in layers, or a

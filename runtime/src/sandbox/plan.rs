@@ -146,9 +146,9 @@ impl Plan {
         &self.config
     }
 
-    /// What it would have been made of with other limits.
+    /// What a snapshot keeps: it would have been made of that, with other limits.
     pub(crate) fn config_with(&self, limits: Limits) -> Config {
-        Config { limits, ..self.config.clone() }
+        Config { limits, spare: false, ..self.config.clone() }
     }
 }
 

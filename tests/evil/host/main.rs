@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Child, Config, Error, Files, Network, Sandbox, Scope, Stdio};
+use adl_runtime::{Child, Config, Error, Files, Network, Pool, Sandbox, Scope, Stdio};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,6 +38,7 @@ fn main() {
     let state = Path::new(state);
     // All that there is once in a process is there from here on.
     sandbox(state, "behaves").unwrap().delete().unwrap();
+    Sandbox::create(Config { spare: true, ..config(state, "behaves") }).unwrap().delete().unwrap();
     let neighbour = sandbox(state, "behaves").unwrap();
     assert!(neighbour.command("true").status().unwrap().success());
     adl_runtime::finish_removals();
@@ -86,11 +87,55 @@ fn tell_of(call: &str, way: &str, state: &Path, neighbour: &Sandbox) {
 }
 
 fn sandbox(state: &Path, way: &str) -> adl_runtime::Result<Sandbox> {
+    Sandbox::create(config(state, way))
+}
+
+fn config(state: &Path, way: &str) -> Config {
     // For connections of its own to itself.
     let network = Network::Host;
     let hostname = Some(way.to_owned());
     let state_directory = Some(state.join("state"));
-    Sandbox::create(Config { hostname, network, state_directory, ..Config::default() })
+    Config { hostname, network, state_directory, ..Config::default() }
+}
+
+/// A sandbox of a pool of evil ones, which is told to do something; then all of it ends.
+fn pooled(state: &Path, way: &str, does: impl Fn(&Sandbox) -> adl_runtime::Result<()>) -> Outcome {
+    timed(
+        || {
+            let pool = Pool::builder(config(state, way)).maximum(3).prefetch(2).build().unwrap();
+            let done = pool.acquire(2 * BOUND).and_then(|sandbox| does(&sandbox));
+            pool.close()?;
+            done
+        },
+        |()| "Ok".to_owned(),
+    )
+}
+
+/// A sandbox of a pool by whose `prepare` a command is run in it, without a deadline.
+fn prepared(state: &Path, way: &str) -> Outcome {
+    timed(
+        || {
+            let pool = Pool::builder(config(state, way)).maximum(3).prepare(|sandbox| {
+                sandbox.command("x").status()?;
+                Ok(())
+            });
+            let pool = pool.build().unwrap();
+            let done = pool.acquire(2 * BOUND).map(drop);
+            pool.close()?;
+            done
+        },
+        |()| "Ok".to_owned(),
+    )
+}
+
+/// A reset that takes a spare, if one can be had.
+fn reset_by_spare(state: &Path, way: &str) -> Outcome {
+    let sandbox = Sandbox::create(Config { spare: true, ..config(state, way) }).unwrap();
+    let end = Instant::now() + BOUND;
+    while !sandbox.has_spare() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    timed(|| sandbox.reset().and_then(|()| sandbox.delete()), |()| "Ok".to_owned())
 }
 
 type Outcome = (adl_runtime::Result<String>, Duration);
@@ -109,6 +154,13 @@ fn timed<T>(
 fn make(call: &str, way: &str, state: &Path) -> Outcome {
     if call == "create" {
         return timed(|| sandbox(state, way).map(drop), |()| "Ok".to_owned());
+    }
+    match call {
+        "pool" => return pooled(state, way, |_| Ok(())),
+        "pool-status" => return pooled(state, way, |it| it.command("x").status().map(drop)),
+        "pool-prepare" => return prepared(state, way),
+        "reset-spare" => return reset_by_spare(state, way),
+        _ => {}
     }
     let sandbox = sandbox(state, way).unwrap();
     let ok = |()| "Ok".to_owned();

@@ -5,6 +5,7 @@
 //! stands the same program spawned on the host.
 
 mod files;
+mod pool;
 mod reset;
 
 use std::collections::BTreeMap;
@@ -23,8 +24,8 @@ use crate::output::{print, say};
 use crate::values::{CliResult, count, number, size_or_zero, take_any_value};
 
 const HELP: &str = "\
-Measures creating, resetting, keeping and deleting a sandbox, running commands in it, and \
-its file calls.";
+Measures creating, resetting, keeping and deleting a sandbox, running commands in it, its \
+file calls, and pools.";
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
@@ -53,6 +54,10 @@ pub(crate) struct BenchOptions {
     /// Files of 1 GiB to copy in and out, by way of the temporary directory
     #[arg(long, value_name = "N", default_value = "3", value_parser = number::<usize>)]
     copies: usize,
+
+    /// Sandboxes to acquire from a pool, resets with a spare, and whole cycles by 1 to 64 threads
+    #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
+    pool: usize,
 
     /// Hold so much touched memory meanwhile, as 4g: what the size of the calling program costs
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size_or_zero)]
@@ -106,9 +111,16 @@ struct Row {
     /// Of the same file through a pipe.
     #[serde(skip_serializing_if = "Option::is_none")]
     host_copy_p50_us: Option<f64>,
+    /// How many were done in a second, by all threads together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_second: Option<f64>,
 }
 
 impl Row {
+    fn with_rate(self, took: Duration) -> Self {
+        Self { per_second: Some(self.n as f64 / took.as_secs_f64()), ..self }
+    }
+
     fn with_host_copy(self, host: &Times) -> Self {
         Self { host_copy_p50_us: Some(host.quantile(0.5)), ..self }
     }
@@ -171,6 +183,7 @@ impl Times {
             host_spawn_p50_us: host.map(|host| host.quantile(0.5)),
             host_spawn_p99_us: host.map(|host| host.quantile(0.99)),
             host_copy_p50_us: None,
+            per_second: None,
         }
     }
 }
@@ -182,6 +195,7 @@ pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<Ex
     let ballast = vec![1_u8; usize::try_from(options.ballast)?];
     let mut rows = measure(&config, options.rounds.get(), options.jobs.get())?;
     for measured in [
+        pool::pools(&config, options.pool, &mut rows),
         reset::large(&config, options.resets, &mut rows),
         reset::snapshots(&config, options.snapshots, options.large, &mut rows),
         files::listings(&config, &mut rows),
@@ -299,12 +313,15 @@ fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::pro
 
 fn table(rows: &Rows) -> String {
     let mut table =
-        format!("{:<12} {:>9} {:>9} {:>9} {:>6}  host p50\n", "µs", "p50", "p99", "min", "n");
+        format!("{:<14} {:>9} {:>9} {:>9} {:>6}  host p50\n", "µs", "p50", "p99", "min", "n");
     for (name, row) in rows {
         let Row { p50_us, p99_us, min_us, n, .. } = row;
-        table += &format!("{name:<12} {p50_us:>9.0} {p99_us:>9.0} {min_us:>9.0} {n:>6}");
+        table += &format!("{name:<14} {p50_us:>9.0} {p99_us:>9.0} {min_us:>9.0} {n:>6}");
         if let Some(host) = row.host_spawn_p50_us.or(row.host_copy_p50_us) {
             table += &format!("  {host:.0} ({:.2} x)", p50_us / host);
+        }
+        if let Some(per_second) = row.per_second {
+            table += &format!("  {per_second:.0} a second");
         }
         table.push('\n');
     }
