@@ -26,6 +26,7 @@ from adl._config import (
     IoLimit,
     Limits,
     Mount,
+    PoolOptions,
     SandboxOptions,
     Tmpfs,
     Upper,
@@ -44,6 +45,9 @@ from adl._errors import (
     NoImageError,
     NoSnapshotError,
     NotRegularError,
+    PoolClosedError,
+    PoolError,
+    PrepareError,
     ProtocolError,
     PullError,
     RefusedError,
@@ -59,6 +63,7 @@ from adl._errors import (
 )
 from adl._files import DirEntry, FileReader, Files, FileWriter
 from adl._images import ImageConfig, ImageInfo, Images, MadeImage, Progress, pull
+from adl._pool import Pool, PooledSandbox, PoolStats
 from adl._process import Job, Popen, Terminal
 from adl._results import (
     Change,
@@ -124,7 +129,14 @@ __all__ = [
     "NoSnapshotError",
     "NotRegularError",
     "PartialOutput",
+    "Pool",
+    "PoolClosedError",
+    "PoolError",
+    "PoolOptions",
+    "PoolStats",
+    "PooledSandbox",
     "Popen",
+    "PrepareError",
     "Process",
     "Progress",
     "ProtocolError",

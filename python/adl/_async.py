@@ -171,6 +171,72 @@ class _StdinProtocol(streams.FlowControlMixin):
         return self._closed
 
 
+class _Typing(asyncio.WriteTransport):
+    """Writes to a terminal, and reads nothing of it, as loops may do to see the end of a pipe."""
+
+    _HIGH = 65536
+    """How much waits to be written before the writer has to, in bytes."""
+
+    def __init__(self, fd: int, protocol: streams.FlowControlMixin) -> None:
+        super().__init__({"pipe": fd})
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._protocol = protocol
+        self._waiting = bytearray()
+        self._is_closing = self._is_paused = False
+        os.set_blocking(fd, False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._is_closing or not data:
+            return
+        is_first = not self._waiting
+        self._waiting += data
+        if is_first:
+            self._write_some()
+            if self._waiting:
+                self._loop.add_writer(self._fd, self._write_some)
+        if len(self._waiting) > self._HIGH and not self._is_paused:
+            self._is_paused = True
+            self._protocol.pause_writing()
+
+    def _write_some(self) -> None:
+        try:
+            del self._waiting[: os.write(self._fd, self._waiting)]
+        except BlockingIOError:
+            return
+        except OSError:
+            # No one has it open any more, who could be told.
+            self.abort()
+            return
+        if self._is_paused and len(self._waiting) < self._HIGH // 4:
+            self._is_paused = False
+            self._protocol.resume_writing()
+        if not self._waiting:
+            self._loop.remove_writer(self._fd)
+            if self._is_closing:
+                self.abort()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._is_closing = True
+        if not self._waiting:
+            self.abort()
+
+    def abort(self) -> None:
+        self._is_closing = True
+        self._waiting.clear()
+        if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._loop.call_soon(self._protocol.connection_lost, None)
+
+
 class _TerminalProtocol(asyncio.StreamReaderProtocol):
     """What reads a terminal: that no one has it open any more is its end, and no error."""
 
@@ -303,13 +369,17 @@ async def spawn(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any], limit
     process = Process(args, native)
     stdin, stdout, stderr, terminal = native.take()
     if terminal is not None:
-        stdin, stdout = os.dup(terminal), terminal
+        protocol = _StdinProtocol()
+        typing = _Typing(os.dup(terminal), protocol)
+        process.stdin = asyncio.StreamWriter(typing, protocol, None, asyncio.get_running_loop())
+        process._transports.append(typing)
+        stdout = terminal
     if stdin is not None:
         await _connect_writer(process, stdin)
     for name, fd in (("stdout", stdout), ("stderr", stderr)):
         if fd is not None:
-            protocol = asyncio.StreamReaderProtocol if terminal is None else _TerminalProtocol
-            setattr(process, name, await _connect_reader(process, fd, limit, protocol))
+            reads = asyncio.StreamReaderProtocol if terminal is None else _TerminalProtocol
+            setattr(process, name, await _connect_reader(process, fd, limit, reads))
     return process
 
 

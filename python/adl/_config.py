@@ -22,6 +22,7 @@ __all__ = [
     "IoLimit",
     "Limits",
     "Mount",
+    "PoolOptions",
     "SandboxOptions",
     "Tmpfs",
     "Upper",
@@ -82,7 +83,7 @@ class Image:
 
     @classmethod
     def archive(cls, path: AnyHostPath) -> Image:
-        """A tar archive of one, plain or compressed by gzip or zstd, or what ``docker save`` writes.
+        """A tar archive of one, plain or compressed by gzip or zstd, or of ``docker save``.
 
         It is unpacked by the first sandbox of it, and again when the file has changed.
         """
@@ -311,15 +312,9 @@ def native_stream(stream: Any) -> Any:
     raise TypeError(f"expected a descriptor or a file, not {type(stream).__name__}")
 
 
-class SandboxOptions(TypedDict, total=False):
-    """How a sandbox is made: the keyword arguments of ``Sandbox``. All have a default."""
+class PoolOptions(TypedDict, total=False):
+    """How a sandbox is made, apart from its image. All have a default."""
 
-    image: Image | Snapshot | AnyHostPath | None
-    """What the root file system looks like at first: an ``Image``; a ``Snapshot``, whose other
-    options are then the defaults; ``"host"``, the default: the programs of this machine;
-    ``"snapshot:NAME"``; the name of an image of a registry, as ``"debian:12"``; or a path, as a
-    ``str`` that begins with ``/``, ``./`` or ``../`` or of any other type: a directory with a root
-    file system or with an image in layers, a tar archive of one, or what ``docker save`` writes."""
     name: str | None
     """The name, unique in the state directory: letters, digits, ``.``, ``_`` and ``-``, at most
     64. By default a fresh one."""
@@ -366,6 +361,9 @@ class SandboxOptions(TypedDict, total=False):
     """The longest that a command may run, in seconds; by default there is no end."""
     cpu_time: Seconds | None
     """The CPU time that a command and all that it starts may use, in seconds."""
+    spare: bool | None
+    """Whether a second sandbox is made beside it, which the next reset puts in its place: that
+    takes a fraction of the time then. It needs as much as another does, but no other ids."""
     ids: int | None
     """How many user and group ids there are inside; 65,536 by default, for an ordinary user 1."""
     cgroup_parent: StrOrBytesPath | None
@@ -373,6 +371,17 @@ class SandboxOptions(TypedDict, total=False):
     state_directory: StrOrBytesPath | None
     """Where sandboxes keep what must be on disk; by default ``$ADL_STATE_DIR``, else
     ``/var/lib/adl`` for root and ``~/.local/state/adl`` for others."""
+
+
+class SandboxOptions(PoolOptions, total=False):
+    """How a sandbox is made: the keyword arguments of ``Sandbox``. All have a default."""
+
+    image: Image | Snapshot | AnyHostPath | None
+    """What the root file system looks like at first: an ``Image``; a ``Snapshot``, whose other
+    options are then the defaults; ``"host"``, the default: the programs of this machine;
+    ``"snapshot:NAME"``; the name of an image of a registry, as ``"debian:12"``; or a path, as a
+    ``str`` that begins with ``/``, ``./`` or ``../`` or of any other type: a directory with a root
+    file system or with an image in layers, a tar archive of one, or what ``docker save`` writes."""
 
 
 def native_options(options: Mapping[str, Any]) -> dict[str, Any]:

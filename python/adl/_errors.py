@@ -22,6 +22,9 @@ __all__ = [
     "NoImageError",
     "NoSnapshotError",
     "NotRegularError",
+    "PoolClosedError",
+    "PoolError",
+    "PrepareError",
     "ProtocolError",
     "PullError",
     "RefusedError",
@@ -190,6 +193,25 @@ class PullError(Error):
     """What was to fetch it."""
     why: str
     """What that says."""
+
+
+class PoolClosedError(Error, ValueError):
+    """The pool was closed."""
+
+
+class PoolError(Error):
+    """A pool could not make a sandbox. It goes on trying, with pauses between."""
+
+    why: Error
+    """What went wrong the last time."""
+
+
+class PrepareError(Error):
+    """What prepares or checks the sandboxes of a pool has refused a new one, or has raised. The
+    sandbox was deleted."""
+
+    why: BaseException
+    """What it has raised."""
 
 
 class ForkedProcessError(Error, RuntimeError):

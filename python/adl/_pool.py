@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from adl import _adl, _async
-from adl._config import AnyHostPath, Image, SandboxOptions, Seconds, native_options
+from adl._config import (
+    AnyHostPath,
+    Image,
+    PoolOptions,
+    SandboxOptions,
+    Seconds,
+    native_options,
+)
 from adl._errors import Error, TimedOutError
 from adl._process import _seconds
 from adl._sandbox import Sandbox
@@ -113,10 +120,9 @@ class Pool:
         threads: int | None = None,
         prepare: Callable[[Sandbox], object] | None = None,
         check: Callable[[Sandbox], object] | None = None,
-        **options: Unpack[SandboxOptions],
+        **options: Unpack[PoolOptions],
     ) -> None:
-        if image is not None:
-            options["image"] = image
+        all_options: SandboxOptions = {"image": image, **options}
         sizes = {
             "minimum": minimum,
             "maximum": maximum,
@@ -124,7 +130,7 @@ class Pool:
             "threads": threads,
         }
         self._native = _adl.Pool(
-            _adl.Config(native_options(options)),
+            _adl.Config(native_options(all_options)),
             sizes,
             _called("prepare", prepare),
             _called("check", check),

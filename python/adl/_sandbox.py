@@ -66,6 +66,14 @@ class Sandbox:
         _living.add(self)
 
     @classmethod
+    def _of(cls, native: _adl.Sandbox) -> Self:
+        """One that was made elsewhere, and is ended there."""
+        this = cls.__new__(cls)
+        this._native = native
+        this._files = None
+        return this
+
+    @classmethod
     async def create(cls, **options: Unpack[SandboxOptions]) -> Self:
         """Makes a sandbox as the class does, from a coroutine: other tasks run meanwhile."""
         do = _async.in_own_thread if may_be_fetched(options.get("image")) else _async.in_thread

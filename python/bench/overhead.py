@@ -1,6 +1,6 @@
 """Measures what Python adds to a call of the Rust library, side by side in one run.
 
-    (cd python && RUSTFLAGS="-C target-feature=-crt-static" cargo build --release --example overhead)
+    RUSTFLAGS="-C target-feature=-crt-static" cargo build --release --example overhead
     python bench/overhead.py [--runs 3000] [--json FILE]
 
 A program that does nothing, without a libc, is run in a sandbox by `Sandbox.run` and by Rust's

@@ -102,6 +102,7 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         "rlimits" => to.defaults.rlimits = rlimits(value)?,
         "timeout" => to.defaults.timeout = Some(duration(value)?),
         "cpu_time" => to.defaults.cpu_time = Some(duration(value)?),
+        "spare" => to.spare = value.extract()?,
         "ids" => to.ids = Some(value.extract()?),
         "cgroup_parent" => to.cgroup_parent = Some(path(value)?),
         "state_directory" => to.state_directory = Some(path(value)?),

@@ -1,9 +1,6 @@
 //! Images in layers: fetched, imported, listed and removed.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::Duration;
 
 use adl_runtime::{self as adl, ImageConfig, ImageInfo, Progress, PullOptions};
@@ -11,15 +8,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::errors::{raise, raised};
-use crate::job::lock;
 use crate::results::since_1970;
 use crate::values::{duration, each, host_path, text};
+use crate::wait::interruptible;
 
 /// What names of images are called in errors.
 const NAME: &str = "image name";
-
-/// How long a wait is that can't be interrupted.
-const TICK: Duration = Duration::from_millis(100);
 
 /// The images in layers of a state directory.
 #[pyclass(frozen, module = "adl._adl")]
@@ -61,45 +55,20 @@ impl Options {
     }
 }
 
-/// What a thread that fetches an image tells.
-enum Told<T> {
-    Progress(Progress),
-    Ended(adl::Result<T>),
-}
-
-/// Does what may take very long in a thread of its own, so that a signal handler that raises, or
-/// `progress` itself, ends the wait. The work goes on then, and whoever wants the same waits for it.
+/// Fetches or unpacks images, and tells how far that is.
 fn long<T: Send + 'static>(
     py: Python<'_>,
     progress: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce(&dyn Fn(&Progress)) -> adl::Result<T> + Send + 'static,
 ) -> PyResult<T> {
-    let (sender, receiver) = mpsc::channel();
-    // `Python::detach` takes only what other threads may use.
-    let receiver = Mutex::new(receiver);
-    let tell = move |sender: Sender<Told<T>>| {
-        // No one may wait any more.
-        let told = work(&|progress| drop(sender.send(Told::Progress(*progress))));
-        drop(sender.send(Told::Ended(told)));
-    };
-    thread::Builder::new().name("adl-pull".to_owned()).spawn(move || tell(sender))?;
-    loop {
-        let told = py.detach(|| lock(&receiver).recv_timeout(TICK));
-        match told {
-            Ok(Told::Ended(told)) => return told.map_err(raise),
-            Ok(Told::Progress(how_far)) => {
-                if let (Some(progress), Some(fields)) = (progress, fields(&how_far)) {
-                    progress.call1(fields)?;
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                let why = "the thread that fetched it has ended".to_owned();
-                return Err(raised(&adl::Error::Invalid { what: "image", why }));
-            }
+    let work = |tell: &dyn Fn(Progress)| work(&|how_far| tell(*how_far));
+    let heard = |how_far| {
+        if let (Some(progress), Some(fields)) = (progress, fields(&how_far)) {
+            progress.call1(fields)?;
         }
-        py.check_signals()?;
-    }
+        Ok(())
+    };
+    interruptible(py, "adl-pull", work, heard)?.map_err(raise)
 }
 
 /// `(phase, layer, layers, bytes, of)`.

@@ -11,6 +11,7 @@ mod errors;
 mod files;
 mod images;
 mod job;
+mod pool;
 mod results;
 mod sandbox;
 mod snapshot;
@@ -30,6 +31,8 @@ mod _adl {
     use crate::images::Images;
     #[pymodule_export]
     use crate::job::{Child, Cursor, Job, Pending};
+    #[pymodule_export]
+    use crate::pool::Pool;
     #[pymodule_export]
     use crate::sandbox::Sandbox;
     #[pymodule_export]

@@ -73,7 +73,8 @@ impl Pool {
         if let Some(check) = check {
             let is_true = |answer: &Bound<'_, PyAny>| answer.is_truthy();
             // What is raised says no.
-            builder = builder.check(move |sandbox| asked(sandbox, &check, is_true).unwrap_or(false));
+            builder =
+                builder.check(move |sandbox| asked(sandbox, &check, is_true).unwrap_or(false));
         }
         py.detach(|| builder.build()).map(|pool| Self(Some(pool))).map_err(raise)
     }
@@ -88,7 +89,8 @@ impl Pool {
                 Some(acquired) => acquired,
                 None => {
                     let pool = pool.clone();
-                    interruptible(py, move |_| pool.acquire(within), |()| Ok(()))?
+                    let acquire = move |_: &dyn Fn(())| pool.acquire(within);
+                    interruptible(py, "adl-acquire", acquire, Ok)?
                 }
             }
         };

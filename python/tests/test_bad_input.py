@@ -218,7 +218,7 @@ def test_strange_arguments_are_refused_or_mean_something(
     for text, error in told:
         if error is None:
             assert "no_such_option" not in text, "an option that there is not was taken"
-            # What is any object is for true and false, and for what Python looks at when it uses it.
+            # Any object is true or false, and some are looked at by Python when they are used.
             loose = r"[(](check|text|encoding|errors|bufsize|onerror|progress)="
             assert "<object object" not in text or re.search(loose, text), text
         else:
@@ -226,3 +226,54 @@ def test_strange_arguments_are_refused_or_mean_something(
     assert len(told) > 1000
     assert sandbox.run("echo alive").stdout == b"alive\n"
     assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sandbox: Sandbox(name="\udcff"),
+        lambda sandbox: Sandbox(hostname="\udcff"),
+        lambda sandbox: Sandbox(user="\udcff"),
+        lambda sandbox: Sandbox(network="\udcff"),  # type: ignore[arg-type]
+        lambda sandbox: Sandbox(image="snapshot:\udcff"),
+        lambda sandbox: Sandbox(image="\udcff"),
+        lambda sandbox: Sandbox(sysctls={"\udcff": 1}),
+        lambda sandbox: Sandbox(capabilities=["\udcff"]),
+        lambda sandbox: Sandbox(limits=Limits(cpuset="\udcff")),
+        lambda sandbox: sandbox.run("true", user="\udcff"),
+        lambda sandbox: sandbox.run("true", leftovers="\udcff"),
+        lambda sandbox: sandbox.snapshot("\udcff"),
+        lambda sandbox: Snapshot.open("\udcff"),
+        lambda sandbox: Snapshot.remove("\udcff"),
+    ],
+)
+def test_names_that_are_not_utf_8_are_refused(
+    sandbox: Sandbox, make: Callable[[Sandbox], object]
+) -> None:
+    with pytest.raises(ValueError, match="UTF-8") as told:
+        make(sandbox)
+    assert not isinstance(told.value, UnicodeError)
+    assert sandbox.run("true").success
+
+
+def test_names_of_files_and_words_of_commands_may_be_any_bytes(
+    sandbox: Sandbox, here: Path
+) -> None:
+    files = sandbox.files
+    for name, raw in (("/tmp/\udcff", b"/tmp/\xff"), ("/tmp/\u00e9", "/tmp/\u00e9".encode())):
+        files.write_bytes(raw, b"x")
+        assert files.read_bytes(name) == b"x"
+        assert name.rpartition("/")[2] in files.listdir("/tmp")
+        assert sandbox.run(["cat", name]).stdout == b"x"
+        assert sandbox.run(["cat", raw], env={"A": name}).stdout == b"x"
+        assert sandbox.run(f"cat {name}").stdout == b"x"
+        files.copy_out(name, here / "out\udcff")
+        files.copy_in(b"out\xff", name + "\udcfe")
+        assert files.exists(raw + b"\xfe")
+        assert (name, "added") in [tuple(change) for change in sandbox.changes()]
+    files.makedirs("/\udcff")
+    assert sandbox.run(["pwd"], cwd="/\udcff").stdout == b"/\xff\n"
+    with pytest.raises(FileNotFoundError) as told:
+        files.read_bytes("/missing\udcff")
+    assert "missing" in str(told.value)
+    assert str(told.value).isprintable()
