@@ -23,6 +23,7 @@ from adl._config import (
     native_options,
 )
 from adl._errors import Error, TimedOutError
+from adl._files import Files
 from adl._process import _seconds
 from adl._sandbox import Sandbox
 
@@ -82,6 +83,11 @@ class PooledSandbox(Sandbox):
     ``reset`` puts another sandbox of the pool in its place, prepared as it was, with another name;
     what is asked of it by another thread meanwhile is ``SandboxDiedError``.
     """
+
+    @property
+    def files(self) -> Files:
+        """Reads, writes and copies its files; after a reset, those of the other are others."""
+        return Files(self._native.files({}))
 
     def __repr__(self) -> str:
         return f"<adl.PooledSandbox {self.name!r}>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import subprocess
 import weakref
 from types import TracebackType
@@ -199,8 +200,15 @@ class Sandbox:
         native = _command_options(options, timeout, stdin, stdout, stderr)
         native["terminal"] = terminal
         native["kill_on_drop"] = kill_on_drop
+        # Before anything is started.
+        codecs.lookup(encoding or "utf-8")
+        codecs.lookup_error(errors or "strict")
         child = self._native.spawn(args, native)
-        return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
+        try:
+            return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
+        except BaseException:
+            child.kill()
+            raise
 
     def background(
         self,
@@ -403,6 +411,10 @@ class Sandbox:
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
         native["terminal"] = terminal
+        if not isinstance(limit, int):
+            raise TypeError(f"limit: expected int, not {type(limit).__name__}")
+        if limit <= 0:
+            raise ValueError(f"limit: {limit} is no number of bytes")
         return await _async.spawn(self._native, args, native, limit)
 
     @property

@@ -380,3 +380,15 @@ def test_a_text_file_of_a_popen_is_what_subprocess_makes(sandbox: Sandbox) -> No
     with sandbox.popen("printf 'a\\351'", stdout=PIPE, text=True, encoding="latin-1") as child:
         assert isinstance(child.stdout, io.TextIOWrapper)
         assert child.communicate()[0] == "aé"
+
+
+def test_what_makes_no_sense_of_a_popen_starts_nothing(sandbox: Sandbox) -> None:
+    script = "echo >> /started; sleep 1000"
+    with pytest.raises(LookupError, match="no-such"):
+        sandbox.popen(script, stdout=PIPE, text=True, encoding="no-such")
+    with pytest.raises(LookupError, match="no-such"):
+        sandbox.popen(script, stdout=PIPE, text=True, errors="no-such")
+    assert not sandbox.files.exists("/started")
+    with pytest.raises(TypeError):
+        sandbox.popen(script, stdout=PIPE, bufsize="1")  # type: ignore[call-overload]
+    assert within(lambda: b"sleep" not in sandbox.run("cat /proc/[0-9]*/comm").stdout)
