@@ -68,7 +68,7 @@ impl Pool {
         })?;
         let mut builder = builder.ok_or_else(|| raise(adl::Error::PoolClosed))?;
         if let Some(prepare) = prepare {
-            builder = builder.prepare(move |sandbox| Ok(asked(sandbox, &prepare, |_| Ok(()))?));
+            builder = builder.prepare(move |sandbox| asked(sandbox, &prepare, |_| Ok(())));
         }
         if let Some(check) = check {
             let is_true = |answer: &Bound<'_, PyAny>| answer.is_truthy();

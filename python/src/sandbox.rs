@@ -30,7 +30,7 @@ pub(crate) struct Sandbox(Held);
 #[derive(Debug)]
 enum Held {
     /// `None` when this is dropped.
-    Own(Option<adl::Sandbox>),
+    Own(Option<Box<adl::Sandbox>>),
     /// A pool's, until it is given back.
     Pooled(Mutex<Pooled>),
     /// Another caller's, who has it prepared or checked.
@@ -173,7 +173,7 @@ impl Sandbox {
             images::fetch(py, name, &settings)?;
         }
         let made = py.detach(|| adl::Sandbox::create(settings)).map_err(raise)?;
-        Ok(Self(Held::Own(Some(made))))
+        Ok(Self(Held::Own(Some(Box::new(made)))))
     }
 
     #[getter]
