@@ -198,7 +198,7 @@ class Registry:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 registry.asked.append(self.path)
-                registry.may_answer.wait(SOON)
+                registry.may_answer.wait(10 * SOON)
                 _, found, what = self.path.rpartition("/manifests/")
                 name = digest if found and what == "1" else self.path.rpartition("/")[2]
                 path = blobs / name.removeprefix("sha256:")
@@ -275,16 +275,18 @@ def test_an_image_is_pulled_from_a_coroutine(registry: Registry, images: Images)
             images.apull(
                 name,
                 progress=lambda _: seen.append(threading.get_ident()),
-                timeout=SOON,
+                timeout=10 * SOON,
                 insecure=True,
             )
         )
         # More of them than there are threads for calls that block for a moment.
         others = [
-            asyncio.ensure_future(images.apull(name, timeout=SOON, insecure=True)) for _ in range(4)
+            asyncio.ensure_future(images.apull(name, timeout=10 * SOON, insecure=True))
+            for _ in range(4)
         ]
-        async with await Sandbox.create() as sandbox:
-            assert (await sandbox.arun("echo meanwhile")).stdout == b"meanwhile\n"
+        async with await asyncio.wait_for(Sandbox.create(), SOON) as sandbox:
+            ran = await asyncio.wait_for(sandbox.arun("echo meanwhile"), SOON)
+            assert ran.stdout == b"meanwhile\n"
         assert not pulling.done()
         registry.may_answer.set()
         assert (await pulling).names == [name]
