@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 import weakref
 from asyncio import streams
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from adl._config import AnyHostPath, FileOptions, StrOrBytesPath
-from adl._errors import InvalidError
 from adl._results import CopyReport, ExitStatus
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from adl._files import DirEntry, Files, WriteMode
     from adl._process import Scope
 
-__all__ = ["AsyncFiles", "Process", "in_thread", "output", "spawn"]
+__all__ = ["AsyncFiles", "Process", "in_loop", "in_own_thread", "in_thread", "output", "spawn"]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 _THREADS = 4
 """How many calls that block run at once: each takes about a millisecond, but file calls."""
@@ -47,6 +49,50 @@ async def in_thread(work: Callable[[], T]) -> T:
     if _executor is None:
         _executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="adl")
     return await asyncio.get_running_loop().run_in_executor(_executor, work)
+
+
+async def in_own_thread(work: Callable[[], T]) -> T:
+    """Does what may block very long in a thread of its own, so that nothing else waits for that.
+
+    Where no one waits any more, neither does the end of the interpreter.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(cast(T, result))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(tell, result, failed)
+        except RuntimeError:
+            pass  # The loop is closed.
+
+    threading.Thread(target=run, name="adl-pull", daemon=True).start()
+    return await future
+
+
+def in_loop(callback: Callable[[P], object]) -> Callable[[P], object]:
+    """Has a callback be called by the event loop, from whatever thread it is called."""
+    loop = asyncio.get_running_loop()
+
+    def call(argument: P) -> None:
+        try:
+            loop.call_soon_threadsafe(callback, argument)
+        except RuntimeError:
+            pass  # The loop is closed.
+
+    return call
 
 
 class _Watch:
@@ -125,6 +171,80 @@ class _StdinProtocol(streams.FlowControlMixin):
         return self._closed
 
 
+class _Typing(asyncio.WriteTransport):
+    """Writes to a terminal, and reads nothing of it, as loops may do to see the end of a pipe."""
+
+    _HIGH = 65536
+    """How much waits to be written before the writer has to, in bytes."""
+
+    def __init__(self, fd: int, protocol: streams.FlowControlMixin) -> None:
+        super().__init__({"pipe": fd})
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._protocol = protocol
+        self._waiting = bytearray()
+        self._is_closing = self._is_paused = False
+        os.set_blocking(fd, False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._is_closing or not data:
+            return
+        is_first = not self._waiting
+        self._waiting += data
+        if is_first:
+            self._write_some()
+            if self._waiting:
+                self._loop.add_writer(self._fd, self._write_some)
+        if len(self._waiting) > self._HIGH and not self._is_paused:
+            self._is_paused = True
+            self._protocol.pause_writing()
+
+    def _write_some(self) -> None:
+        try:
+            del self._waiting[: os.write(self._fd, self._waiting)]
+        except BlockingIOError:
+            return
+        except OSError:
+            # No one has it open any more, who could be told.
+            self.abort()
+            return
+        if self._is_paused and len(self._waiting) < self._HIGH // 4:
+            self._is_paused = False
+            self._protocol.resume_writing()
+        if not self._waiting:
+            self._loop.remove_writer(self._fd)
+            if self._is_closing:
+                self.abort()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._is_closing = True
+        if not self._waiting:
+            self.abort()
+
+    def abort(self) -> None:
+        self._is_closing = True
+        self._waiting.clear()
+        if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._loop.call_soon(self._protocol.connection_lost, None)
+
+
+class _TerminalProtocol(asyncio.StreamReaderProtocol):
+    """What reads a terminal: that no one has it open any more is its end, and no error."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        is_end = isinstance(exc, OSError) and exc.errno == errno.EIO
+        super().connection_lost(None if is_end else exc)
+
+
 class Process:
     """A command that runs, in the idiom of ``asyncio.subprocess.Process``.
 
@@ -135,9 +255,10 @@ class Process:
     args: Any
     """The command, as it was given."""
     stdin: asyncio.StreamWriter | None
-    """Its stdin, if that was ``PIPE``."""
+    """Its stdin, if that was ``PIPE``; what is typed, if it has a terminal."""
     stdout: asyncio.StreamReader | None
-    """Its stdout, if that was ``PIPE``: ``async for line in process.stdout``."""
+    """Its stdout, if that was ``PIPE``: ``async for line in process.stdout``; all that is printed,
+    if it has a terminal."""
     stderr: asyncio.StreamReader | None
     """Its stderr, if that was ``PIPE``."""
     status: ExitStatus | None
@@ -207,6 +328,10 @@ class Process:
         """Kills it, and all that it ever started."""
         self._native.kill()
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Sets the size of its terminal, in characters. Foreground processes get SIGWINCH."""
+        self._native.resize(rows, columns)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -241,32 +366,40 @@ def _look(native: _adl.Child, this: weakref.ref[Process]) -> tuple[Any, float | 
 async def spawn(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any], limit: int) -> Process:
     """Starts a command."""
     native = await in_thread(lambda: sandbox.spawn(args, options))
-    loop = asyncio.get_running_loop()
     process = Process(args, native)
     stdin, stdout, stderr, terminal = native.take()
     if terminal is not None:
-        os.close(terminal)
-        raise InvalidError(
-            "invalid terminal: not from a coroutine: use popen",
-            what="terminal",
-            why="not from a coroutine: use popen",
-        )
+        protocol = _StdinProtocol()
+        typing = _Typing(os.dup(terminal), protocol)
+        process.stdin = asyncio.StreamWriter(typing, protocol, None, asyncio.get_running_loop())
+        process._transports.append(typing)
+        stdout = terminal
     if stdin is not None:
-        transport, protocol = await loop.connect_write_pipe(
-            _StdinProtocol, os.fdopen(stdin, "wb", 0)
-        )
-        process.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-        process._transports.append(transport)
+        await _connect_writer(process, stdin)
     for name, fd in (("stdout", stdout), ("stderr", stderr)):
         if fd is not None:
-            reader = asyncio.StreamReader(limit, loop)
-            read_transport, _ = await loop.connect_read_pipe(
-                lambda reader=reader: asyncio.StreamReaderProtocol(reader, loop=loop),  # type: ignore[misc]
-                os.fdopen(fd, "rb", 0),
-            )
-            setattr(process, name, reader)
-            process._transports.append(read_transport)
+            reads = asyncio.StreamReaderProtocol if terminal is None else _TerminalProtocol
+            setattr(process, name, await _connect_reader(process, fd, limit, reads))
     return process
+
+
+async def _connect_writer(process: Process, fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    file = os.fdopen(fd, "wb", 0)
+    transport, protocol = await loop.connect_write_pipe(_StdinProtocol, file)
+    process.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+    process._transports.append(transport)
+
+
+async def _connect_reader(
+    process: Process, fd: int, limit: int, protocol: type[asyncio.StreamReaderProtocol]
+) -> asyncio.StreamReader:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit, loop)
+    file = os.fdopen(fd, "rb", 0)
+    transport, _ = await loop.connect_read_pipe(lambda: protocol(reader, loop=loop), file)
+    process._transports.append(transport)
+    return reader
 
 
 class AsyncFiles:

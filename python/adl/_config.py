@@ -22,6 +22,7 @@ __all__ = [
     "IoLimit",
     "Limits",
     "Mount",
+    "PoolOptions",
     "SandboxOptions",
     "Tmpfs",
     "Upper",
@@ -63,10 +64,12 @@ def host_path(path: AnyHostPath) -> Any:
 class Image:
     """What a sandbox sees as its root file system at first. It stays as it is."""
 
-    kind: Literal["host", "directory", "archive", "snapshot"]
+    kind: Literal["host", "directory", "archive", "layers", "reference", "snapshot"]
     """Which one it is."""
     source: Any = None
-    """The path, or the name of the snapshot."""
+    """The path, or the name."""
+    which: str | None = None
+    """Which image, where several are in one place."""
 
     @classmethod
     def host(cls) -> Image:
@@ -80,13 +83,50 @@ class Image:
 
     @classmethod
     def archive(cls, path: AnyHostPath) -> Image:
-        """A tar archive of one, not compressed. It is unpacked by the first sandbox of it."""
+        """A tar archive of one, plain or compressed by gzip or zstd, or of ``docker save``.
+
+        It is unpacked by the first sandbox of it, and again when the file has changed.
+        """
         return cls("archive", path)
+
+    @classmethod
+    def reference(cls, name: str) -> Image:
+        """An image of a registry, as ``debian:12`` or ``registry:5000/team/app@sha256:…``.
+
+        One that is not in the state directory is fetched by the first sandbox of it, with skopeo,
+        podman or docker, and so by their logins and mirrors. ``Images.pull`` fetches it before,
+        or again, and tells of the progress. What it says of commands (``ImageConfig``) holds
+        where the options say nothing else.
+        """
+        return cls("reference", name)
+
+    @classmethod
+    def layers(cls, path: AnyHostPath, which: str | None = None) -> Image:
+        """An image in layers in a file or a directory: what ``docker save`` and ``podman save``
+        write, or an OCI image layout. Where several images are in it, ``which`` names one.
+
+        Its layers are unpacked by the first sandbox of it.
+        """
+        return cls("layers", path, which)
 
     @classmethod
     def snapshot(cls, name: str) -> Image:
         """A snapshot in the state directory, by its name."""
         return cls("snapshot", name)
+
+
+_PATHS = ("/", "./", "../")
+
+
+def image_of(text: str) -> Image | None:
+    """The image that a str names, as on the command line; None if it is a path."""
+    if text == "host":
+        return Image.host()
+    if text.startswith("snapshot:"):
+        return Image.snapshot(text.removeprefix("snapshot:"))
+    if text in (".", "..") or text.startswith(_PATHS):
+        return None
+    return Image.reference(text)
 
 
 def native_image(image: Any) -> Any:
@@ -95,18 +135,22 @@ def native_image(image: Any) -> Any:
 
     if isinstance(image, Snapshot):
         return image._native
-    if isinstance(image, str):
-        if image == "host":
-            return ("host", None)
-        if image.startswith("snapshot:"):
-            return ("snapshot", image.removeprefix("snapshot:"))
-    if isinstance(image, (str, bytes, os.PathLike)):
-        return ("archive" if os.path.isfile(image) else "directory", image)
-    if isinstance(image, Image):
-        return (image.kind, host_path(image.source))
+    named = image_of(image) if isinstance(image, str) else image
+    if isinstance(named, Image):
+        if named.kind == "layers":
+            return ("layers", (host_path(named.source), named.which))
+        return (named.kind, host_path(named.source))
+    if isinstance(image, (str, bytes, os.PathLike, HostPath)):
+        return ("path", host_path(image))
     raise TypeError(
         f"image: expected Image, Snapshot, str, bytes or os.PathLike, not {type(image).__name__}"
     )
+
+
+def may_be_fetched(image: Any) -> bool:
+    """Whether a sandbox of it may have to wait for a registry."""
+    named = image_of(image) if isinstance(image, str) else image
+    return isinstance(named, Image) and named.kind == "reference"
 
 
 @dataclass(frozen=True)
@@ -268,13 +312,9 @@ def native_stream(stream: Any) -> Any:
     raise TypeError(f"expected a descriptor or a file, not {type(stream).__name__}")
 
 
-class SandboxOptions(TypedDict, total=False):
-    """How a sandbox is made: the keyword arguments of ``Sandbox``. All have a default."""
+class PoolOptions(TypedDict, total=False):
+    """How a sandbox is made, apart from its image. All have a default."""
 
-    image: Image | Snapshot | StrOrBytesPath | None
-    """What the root file system looks like at first: an ``Image``; a ``Snapshot``, whose other
-    options are then the defaults; a path of a directory or a tar archive; ``"snapshot:NAME"``; or
-    ``"host"``, the default: the programs of this machine."""
     name: str | None
     """The name, unique in the state directory: letters, digits, ``.``, ``_`` and ``-``, at most
     64. By default a fresh one."""
@@ -321,6 +361,9 @@ class SandboxOptions(TypedDict, total=False):
     """The longest that a command may run, in seconds; by default there is no end."""
     cpu_time: Seconds | None
     """The CPU time that a command and all that it starts may use, in seconds."""
+    spare: bool | None
+    """Whether a second sandbox is made beside it, which the next reset puts in its place: that
+    takes a fraction of the time then. It needs as much as another does, but no other ids."""
     ids: int | None
     """How many user and group ids there are inside; 65,536 by default, for an ordinary user 1."""
     cgroup_parent: StrOrBytesPath | None
@@ -328,6 +371,17 @@ class SandboxOptions(TypedDict, total=False):
     state_directory: StrOrBytesPath | None
     """Where sandboxes keep what must be on disk; by default ``$ADL_STATE_DIR``, else
     ``/var/lib/adl`` for root and ``~/.local/state/adl`` for others."""
+
+
+class SandboxOptions(PoolOptions, total=False):
+    """How a sandbox is made: the keyword arguments of ``Sandbox``. All have a default."""
+
+    image: Image | Snapshot | AnyHostPath | None
+    """What the root file system looks like at first: an ``Image``; a ``Snapshot``, whose other
+    options are then the defaults; ``"host"``, the default: the programs of this machine;
+    ``"snapshot:NAME"``; the name of an image of a registry, as ``"debian:12"``; or a path, as a
+    ``str`` that begins with ``/``, ``./`` or ``../`` or of any other type: a directory with a root
+    file system or with an image in layers, a tar archive of one, or what ``docker save`` writes."""
 
 
 def native_options(options: Mapping[str, Any]) -> dict[str, Any]:

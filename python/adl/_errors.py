@@ -19,9 +19,14 @@ __all__ = [
     "InvalidError",
     "IoError",
     "NameInUseError",
+    "NoImageError",
     "NoSnapshotError",
     "NotRegularError",
+    "PoolClosedError",
+    "PoolError",
+    "PrepareError",
     "ProtocolError",
+    "PullError",
     "RefusedError",
     "SandboxDiedError",
     "SetupError",
@@ -170,6 +175,43 @@ class NoSnapshotError(Error, LookupError):
 
     name: str
     """The name."""
+
+
+class NoImageError(Error, LookupError):
+    """There is no image of this name in the state directory."""
+
+    name: str
+    """The name, or a digest."""
+
+
+class PullError(Error):
+    """There is no image of this name in the state directory, and none could be fetched."""
+
+    image: str
+    """The whole name of the image: the registry, where it is looked for, comes first."""
+    program: str
+    """What was to fetch it."""
+    why: str
+    """What that says."""
+
+
+class PoolClosedError(Error, ValueError):
+    """The pool was closed."""
+
+
+class PoolError(Error):
+    """A pool could not make a sandbox. It goes on trying, with pauses between."""
+
+    why: Error
+    """What went wrong the last time."""
+
+
+class PrepareError(Error):
+    """What prepares or checks the sandboxes of a pool has refused a new one, or has raised. The
+    sandbox was deleted."""
+
+    why: BaseException
+    """What it has raised."""
 
 
 class ForkedProcessError(Error, RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import subprocess
 import weakref
 from types import TracebackType
@@ -19,12 +20,14 @@ from adl._config import (
     Seconds,
     Stream,
     StrOrBytesPath,
+    may_be_fetched,
     native_limits,
     native_options,
     native_stream,
 )
 from adl._errors import Error
 from adl._files import Files
+from adl._images import ImageConfig
 from adl._process import Job, Popen, _seconds
 from adl._results import Change, CompletedProcess, CopyReport, Stats
 from adl._snapshot import Snapshot
@@ -50,7 +53,8 @@ class Sandbox:
     it (``ForkedProcessError``), and harms nothing by dropping it.
 
     Raises ``InvalidError`` and ``IoError`` for what is wrong with the arguments and their paths,
-    ``UnsupportedError`` for what this machine can't give, ``SetupError`` where building failed.
+    ``UnsupportedError`` for what this machine can't give, ``SetupError`` where building failed,
+    and where the image has to be fetched as ``Images.pull``.
 
     >>> with adl.Sandbox() as sandbox:
     ...     sandbox.run(["echo", "hello"]).stdout
@@ -63,9 +67,18 @@ class Sandbox:
         _living.add(self)
 
     @classmethod
+    def _of(cls, native: _adl.Sandbox) -> Self:
+        """One that was made elsewhere, and is ended there."""
+        this = cls.__new__(cls)
+        this._native = native
+        this._files = None
+        return this
+
+    @classmethod
     async def create(cls, **options: Unpack[SandboxOptions]) -> Self:
         """Makes a sandbox as the class does, from a coroutine: other tasks run meanwhile."""
-        return await _async.in_thread(lambda: cls(**options))
+        do = _async.in_own_thread if may_be_fetched(options.get("image")) else _async.in_thread
+        return await do(lambda: cls(**options))
 
     # Commands.
 
@@ -187,8 +200,15 @@ class Sandbox:
         native = _command_options(options, timeout, stdin, stdout, stderr)
         native["terminal"] = terminal
         native["kill_on_drop"] = kill_on_drop
+        # Before anything is started.
+        codecs.lookup(encoding or "utf-8")
+        codecs.lookup_error(errors or "strict")
         child = self._native.spawn(args, native)
-        return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
+        try:
+            return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
+        except BaseException:
+            child.kill()
+            raise
 
     def background(
         self,
@@ -319,6 +339,12 @@ class Sandbox:
         return self._native.init_pid
 
     @property
+    def image_config(self) -> ImageConfig | None:
+        """What its image says of commands; None if it is no image in layers."""
+        says = self._native.image_config
+        return None if says is None else ImageConfig(**says)
+
+    @property
     def id_range(self) -> tuple[int, int] | None:
         """The first id outside that is its own, and their number; None where it has no range."""
         return self._native.id_range
@@ -373,14 +399,22 @@ class Sandbox:
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
         limit: int = 65536,
         **options: Unpack[CommandOptions],
     ) -> _async.Process:
         """Starts a command, in the idiom of ``asyncio.subprocess``; see ``Process``.
 
-        ``limit`` is how much a reader of a stream buffers, in bytes.
+        ``terminal=(rows, columns)`` gives it a terminal of the sandbox's own instead of all three
+        streams: what is written to ``stdin`` is typed, and ``stdout`` has what it prints. ``limit``
+        is how much a reader of a stream buffers, in bytes.
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
+        native["terminal"] = terminal
+        if not isinstance(limit, int):
+            raise TypeError(f"limit: expected int, not {type(limit).__name__}")
+        if limit <= 0:
+            raise ValueError(f"limit: {limit} is no number of bytes")
         return await _async.spawn(self._native, args, native, limit)
 
     @property

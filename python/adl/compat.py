@@ -46,8 +46,8 @@ class SandboxConfig:
     """How a sandbox is made."""
 
     image: str = ""
-    """A directory with a root file system, or the name of an image that was prepared: a directory
-    of that name in ``rootfs_cache_dir``, or ``host``."""
+    """A directory with a root file system; an archive, or a directory with an image in layers; the
+    name of an image, which is fetched where it is not there: as ``debian:12``; or ``host``."""
     working_dir: str = "/"
     """Where commands start; made when one starts and it is missing."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,8 @@ class SandboxConfig:
     """Where sandboxes keep what must be on disk, in a directory ``adl`` of their own. Left as it
     is, that is where adl keeps it by default."""
     rootfs_cache_dir: str = "/tmp/agentdocker_lite_rootfs_cache"
-    """Where images are that were prepared."""
+    """Where agentdocker-lite has prepared images: a directory there of the name that it gives an
+    image is taken in place of fetching that."""
     cpu_max: str | None = None
     """CPU time as ``QUOTA PERIOD`` in microseconds, such as ``50000 100000``; ``max`` is none."""
     memory_max: str | None = None
@@ -76,8 +77,8 @@ class SandboxConfig:
 class Sandbox:
     """A sandbox, made at once.
 
-    Raises ``ValueError`` without an image or for an unknown backend, and ``FileNotFoundError``
-    for an image that is not there.
+    Raises ``ValueError`` without an image or for an unknown backend, ``FileNotFoundError`` for a
+    path at which nothing is, and ``RuntimeError`` for an image that can't be fetched.
     """
 
     SUPPORTED_FS_BACKENDS = ("overlayfs", "btrfs")
@@ -95,7 +96,10 @@ class Sandbox:
         # Of one terminal at a time: what is typed goes to the command that runs.
         self._terminals = threading.Lock()
         self._typed = _Typed()
-        self._sandbox = _Sandbox(**_options(config, name))
+        try:
+            self._sandbox = _Sandbox(**_options(config, name))
+        except adl.PullError as error:
+            raise RuntimeError(str(error)) from error
         try:
             self._make_working_dir()
         except BaseException:
@@ -316,20 +320,17 @@ def _options(config: SandboxConfig, name: str) -> Any:
     }
 
 
-def _image(config: SandboxConfig) -> adl.Image:
+def _image(config: SandboxConfig) -> Any:
     if config.image == "host":
         return adl.Image.host()
-    if os.path.isdir(config.image):
-        return adl.Image.directory(config.image)
-    if os.path.isfile(config.image):
-        return adl.Image.archive(config.image)
+    if os.path.exists(config.image):
+        return Path(config.image)
     prepared = Path(config.rootfs_cache_dir) / re.sub(r"[/:.]", "_", config.image)
     if prepared.is_dir():
-        return adl.Image.directory(prepared)
-    raise FileNotFoundError(
-        f"the image {config.image!r} is no directory, and there is no {prepared}: put the root "
-        f"file system of the image there, as `docker export` or debootstrap make it"
-    )
+        return prepared
+    if config.image.startswith(("/", "./", "../")):
+        raise FileNotFoundError(f"the image {config.image!r} is no directory and no file")
+    return adl.Image.reference(config.image)
 
 
 def _volume(spec: str) -> adl.Volume:

@@ -1,11 +1,14 @@
 """Measures adl.compat beside agentdocker-lite 0.0.1, on one root file system, in one run.
 
     pip install adl agentdocker-lite==0.0.1
-    unshare --mount python bench/compare.py ROOTFS [--rounds 200] [--svg FILE]
+    unshare --mount python bench/compare.py ROOTFS --json FILE
+    python bench/compare.py --from FILE --svg FILE
 
-It needs root, since agentdocker-lite does, and prints a table in Markdown. Each measures in
-processes of its own, in turns. agentdocker-lite tells the end of a command by descriptor 3, which
-has to be the number of its pipe in the calling program, too: so it runs where 0 and 3 are free.
+The first needs root, since agentdocker-lite does, measures, and writes what it has measured. Each
+measures in processes of its own, in turns. agentdocker-lite tells the end of a command by
+descriptor 3, which has to be the number of its pipe in the calling program, too: so it runs where
+0 and 3 are free. Both print the table, in Markdown, and draw the chart, of the same numbers. With
+--check they fail where a row is slower, or a run or a reset not ten times as fast.
 """
 
 from __future__ import annotations
@@ -99,31 +102,59 @@ def merged(all_times: list[Times]) -> Times:
     return together
 
 
+def summary(times: Times) -> dict[str, Any]:
+    return {
+        what: {"p50_us": statistics.median(some), "n": len(some)} for what, some in times.items()
+    }
+
+
 def ms(microseconds: float) -> str:
     return f"{microseconds / 1000:.3g} ms"
 
 
-def table(title: str, seed: Times, ours: Times) -> list[tuple[str, float, float]]:
-    print(f"| {title} | agentdocker-lite | adl.compat | times as fast |\n|---|---|---|---|")
-    rows = []
-    for key, name in ROWS.items():
-        one, two = statistics.median(seed[key]), statistics.median(ours[key])
-        print(f"| {name} | {ms(one)} | {ms(two)} | {one / two:.1f} |")
-        rows.append((name.replace("`", ""), one, two))
-    return rows
+Row = tuple[str, str, float, float]
 
 
-def svg(rows: list[tuple[str, float, float]]) -> str:
+def rows(told: dict[str, Any]) -> list[Row]:
+    """The key and the name of each row, and what it takes the one and the other."""
+    return [
+        (key, name, told["seed"][key]["p50_us"], told["ours"][key]["p50_us"])
+        for key, name in ROWS.items()
+    ]
+
+
+def table(title: str, told: dict[str, Any]) -> str:
+    lines = [f"| {title} | agentdocker-lite | adl.compat | times as fast |", "|---|---|---|---|"]
+    for _, name, one, two in rows(told):
+        lines.append(f"| {name} | {ms(one)} | {ms(two)} | {one / two:.1f} |")
+    if "took_s" in told:
+        one, two = told["took_s"]["seed"], told["took_s"]["ours"]
+        lines.append(f"| all of it | {one:.1f} s | {two:.1f} s | {one / two:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def too_slow(told: dict[str, Any]) -> list[str]:
+    """What is not as much faster as it has to be."""
+    least = {"list": 10, "string": 10, "reset": 10}
+    return [
+        f"{name}: {one / two:.1f} times as fast, and not {least.get(key, 1)}"
+        for key, name, one, two in rows(told)
+        if one / two < least.get(key, 1)
+    ]
+
+
+def svg(told: dict[str, Any]) -> str:
     """Two bars for each row, as long as the logarithm of the time."""
     import math
 
-    least = 10 ** math.floor(math.log10(min(min(one, two) for _, one, two in rows)))
-    most = 10 ** math.ceil(math.log10(max(max(one, two) for _, one, two in rows)))
+    bars = [(name.replace("`", ""), one, two) for _, name, one, two in rows(told)]
+    least = 10 ** math.floor(math.log10(min(min(one, two) for _, one, two in bars)))
+    most = 10 ** math.ceil(math.log10(max(max(one, two) for _, one, two in bars)))
 
     def x(value: float) -> float:
         return 190 + 430 * math.log10(value / least) / math.log10(most / least)
 
-    height = 44 * len(rows) + 60
+    height = 44 * len(bars) + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" '
         'font-family="sans-serif" font-size="13">',
@@ -142,7 +173,7 @@ def svg(rows: list[tuple[str, float, float]]) -> str:
             f'<rect x="{at}" y="10" width="12" height="12" fill="{color}"/>'
             f'<text x="{at + 18}" y="21">{name}</text>'
         )
-    for number, (name, one, two) in enumerate(rows):
+    for number, (name, one, two) in enumerate(bars):
         top = 36 + 44 * number
         parts.append(f'<text x="182" y="{top + 22}" text-anchor="end">{name}</text>')
         for value, color, below in ((one, "#bbb", 0), (two, "#2a6", 17)):
@@ -155,36 +186,58 @@ def svg(rows: list[tuple[str, float, float]]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def compare(rootfs: str, rounds: int, workers: int) -> dict[str, Any]:
+    """Measures both, in turns."""
+    turns: dict[str, list[Times]] = {"seed": [], "ours": []}
+    for _ in range(5):
+        for which, so_far in turns.items():
+            so_far.append(result(worker(which, rootfs, max(20, rounds // 5))))
+    told: dict[str, Any] = {
+        "machine": {"cpus": os.cpu_count(), "kernel": os.uname().release, "rounds": rounds},
+        "alone": {which: summary(merged(times)) for which, times in turns.items()},
+        "together": {"workers": workers, "took_s": {}},
+    }
+    for which in turns:
+        begin = time.perf_counter()
+        running = [worker(which, rootfs, 20) for _ in range(workers)]
+        told["together"][which] = summary(merged([result(one) for one in running]))
+        told["together"]["took_s"][which] = time.perf_counter() - begin
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("rootfs")
+    parser.add_argument("rootfs", nargs="?")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--workers", type=int, default=32)
-    parser.add_argument("--svg")
+    parser.add_argument("--json", help="where to write what was measured")
+    parser.add_argument("--from", dest="measured", help="what was measured before")
+    parser.add_argument("--svg", help="where to draw the chart")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(measure(args.worker, args.rootfs, args.rounds)))
         return
 
-    turns: dict[str, list[Times]] = {"seed": [], "ours": []}
-    for _ in range(5):
-        for which, so_far in turns.items():
-            so_far.append(result(worker(which, args.rootfs, max(20, args.rounds // 5))))
-    rows = table("alone, median", merged(turns["seed"]), merged(turns["ours"]))
+    if args.measured:
+        with open(args.measured, encoding="utf-8") as file:
+            told = json.load(file)
+    elif args.rootfs:
+        told = compare(args.rootfs, args.rounds, args.workers)
+    else:
+        parser.error("say a directory with a root file system, or --from")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(told, file, indent=1)
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
-            file.write(svg(rows))
-
-    print()
-    measured: dict[str, Any] = {}
-    for which in turns:
-        begin = time.perf_counter()
-        running = [worker(which, args.rootfs, 20) for _ in range(args.workers)]
-        measured[which] = (merged([result(one) for one in running]), time.perf_counter() - begin)
-    (seed, seed_took), (ours, ours_took) = measured["seed"], measured["ours"]
-    table(f"{args.workers} workers at once, median", seed, ours)
-    print(f"| all of it | {seed_took:.1f} s | {ours_took:.1f} s | {seed_took / ours_took:.1f} |")
+            file.write(svg(told["alone"]))
+    print(table("alone, median", told["alone"]))
+    print(table(f"{told['together']['workers']} workers at once, median", told["together"]), end="")
+    slow = too_slow(told["alone"]) if args.check else []
+    if slow:
+        sys.exit("\n".join(slow))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 //! `Config`: how a sandbox is made, out of keyword arguments.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use adl_runtime::{
-    Access, Capabilities, Config as Settings, EtcFiles, Image, IoLimit, Limits, Mount, Network,
-    RootAccess, Seccomp, Sysfs, TmpfsOptions, Upper,
+    Access, Capabilities, Config as Settings, Error, EtcFiles, HostPath, Image, IoLimit, Limits,
+    Mount, Network, RootAccess, Seccomp, Sysfs, TmpfsOptions, Upper,
 };
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -17,7 +21,11 @@ use crate::values::{duration, each, host_path, of, os_string, pairs, path, rlimi
 /// How a sandbox is made; plain data, for any number of them.
 #[pyclass(frozen, module = "adl._adl")]
 #[derive(Debug)]
-pub(crate) struct Config(pub(crate) Settings);
+pub(crate) struct Config {
+    pub(crate) settings: Settings,
+    /// The name of an image that may have to be fetched.
+    pub(crate) reference: Option<String>,
+}
 
 #[pymethods]
 impl Config {
@@ -26,17 +34,22 @@ impl Config {
     #[new]
     fn new(options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let mut settings = Settings::default();
-        if let Some(image) = options.get_item("image")?
-            && let Ok(snapshot) = image.cast::<Snapshot>()
-        {
-            settings = snapshot.get().settings()?;
+        let mut reference = None;
+        if let Some(image) = options.get_item("image")? {
+            if let Ok(snapshot) = image.cast::<Snapshot>() {
+                settings = snapshot.get().settings()?;
+            } else if let Ok((kind, name)) = image.extract::<(String, String)>()
+                && kind == "reference"
+            {
+                reference = Some(name);
+            }
         }
         each(options, |name, value| set(&mut settings, name, value))?;
-        Ok(Self(settings))
+        Ok(Self { settings, reference })
     }
 
     fn __repr__(&self) -> String {
-        format!("<Config {:?}>", self.0)
+        format!("<Config {:?}>", self.settings)
     }
 }
 
@@ -89,6 +102,7 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         "rlimits" => to.defaults.rlimits = rlimits(value)?,
         "timeout" => to.defaults.timeout = Some(duration(value)?),
         "cpu_time" => to.defaults.cpu_time = Some(duration(value)?),
+        "spare" => to.spare = value.extract()?,
         "ids" => to.ids = Some(value.extract()?),
         "cgroup_parent" => to.cgroup_parent = Some(path(value)?),
         "state_directory" => to.state_directory = Some(path(value)?),
@@ -108,8 +122,32 @@ fn image(value: &Bound<'_, PyAny>, of_snapshot: &Image) -> PyResult<Image> {
         "directory" => Image::directory(host_path(&what)?),
         "archive" => Image::archive(host_path(&what)?),
         "snapshot" => Image::snapshot(what.extract::<String>()?),
+        "reference" => Image::reference(what.extract::<String>()?),
+        "layers" => {
+            let (path, which): (Bound<'_, PyAny>, Option<String>) = what.extract()?;
+            Image::layers(host_path(&path)?, which.as_deref())
+        }
+        "path" => at(host_path(&what)?)?,
         other => return Err(PyValueError::new_err(format!("{other:?} is no kind of image"))),
     })
+}
+
+/// A directory, one with an image in layers, or else an archive.
+fn at(path: HostPath) -> PyResult<Image> {
+    match path.open_dir() {
+        Ok(directory) if holds_layers(directory.as_fd()) => Ok(Image::layers(path, None)),
+        Ok(_) => Ok(Image::directory(path)),
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
+            Ok(Image::archive(path))
+        }
+        Err(error) => Err(raise(error)),
+    }
+}
+
+/// Whether it is no root file system, but what is to be unpacked to one.
+fn holds_layers(directory: BorrowedFd<'_>) -> bool {
+    let has = |name: &str| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+    !has("usr") && !has("bin") && (has("index.json") || has("manifest.json"))
 }
 
 /// `(kind, size)`.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use adl_runtime::Error;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
@@ -88,6 +89,25 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
             fields.set_item("name", name)?;
             "NoSnapshotError"
         }
+        Error::Pull { image, program, why } => {
+            fields.set_item("image", image)?;
+            fields.set_item("program", program)?;
+            fields.set_item("why", why)?;
+            "PullError"
+        }
+        Error::NoImage { name } => {
+            fields.set_item("name", name)?;
+            "NoImageError"
+        }
+        Error::PoolClosed => "PoolClosedError",
+        Error::Pool { why } => {
+            fields.set_item("why", build(py, why)?)?;
+            "PoolError"
+        }
+        Error::Prepare { why } => {
+            fields.set_item("why", refusal(py, why.as_ref())?)?;
+            "PrepareError"
+        }
         Error::ForkedProcess { what } => {
             fields.set_item("what", what)?;
             "ForkedProcessError"
@@ -129,6 +149,20 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     };
     let kind = results::snake_case(&format!("{:?}", error.kind()));
     classes(py)?.call_method1("_make", (name, error.to_string(), kind, fields))
+}
+
+/// What the caller's code has raised, or why it was not asked.
+fn refusal<'py>(
+    py: Python<'py>,
+    why: &(dyn std::error::Error + Send + Sync + 'static),
+) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(raised) = why.downcast_ref::<PyErr>() {
+        return Ok(raised.value(py).clone().into_any());
+    }
+    if let Some(error) = why.downcast_ref::<Error>() {
+        return build(py, error);
+    }
+    Ok(PyRuntimeError::new_err(why.to_string()).into_value(py).into_bound(py).into_any())
 }
 
 /// What the kernel's answer means, without its number.

@@ -14,12 +14,9 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use crate::errors::raise;
 use crate::results;
 use crate::values::{duration, word};
-use crate::wait::{AT_ONCE, Until, readable};
+use crate::wait::{AT_ONCE, TICK, Until, readable};
 
-/// How long a wait is that can't be interrupted.
-const TICK: Duration = Duration::from_millis(100);
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -9,7 +9,9 @@ mod command;
 mod config;
 mod errors;
 mod files;
+mod images;
 mod job;
+mod pool;
 mod results;
 mod sandbox;
 mod snapshot;
@@ -26,7 +28,11 @@ mod _adl {
     #[pymodule_export]
     use crate::files::{FileReader, FileWriter, Files};
     #[pymodule_export]
+    use crate::images::Images;
+    #[pymodule_export]
     use crate::job::{Child, Cursor, Job, Pending};
+    #[pymodule_export]
+    use crate::pool::Pool;
     #[pymodule_export]
     use crate::sandbox::Sandbox;
     #[pymodule_export]

@@ -83,6 +83,11 @@ pub(crate) fn kind(kind: FileKind) -> String {
     snake_case(&format!("{kind:?}"))
 }
 
+/// Seconds since 1970.
+pub(crate) fn since_1970(time: SystemTime) -> Option<f64> {
+    time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs_f64())
+}
+
 /// Nanoseconds since 1970, before which they are negative.
 fn nanoseconds(time: SystemTime) -> i128 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {

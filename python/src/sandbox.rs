@@ -1,9 +1,11 @@
 //! `Sandbox`: its life, and what is run in it.
 
+use std::mem;
+use std::ops::Deref;
 use std::os::fd::IntoRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use adl_runtime::{self as adl, IfRunning, SnapshotOptions};
+use adl_runtime::{self as adl, IfRunning, PooledSandbox, SnapshotOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -11,22 +13,63 @@ use crate::command::{check_spawned, command};
 use crate::config::{Config, limits};
 use crate::errors::raise;
 use crate::files::Files;
-use crate::job::{Child, Job, Pending};
+use crate::images;
+use crate::job::{Child, Job, Pending, lock};
 use crate::results;
 use crate::snapshot::Snapshot;
-use crate::values::word;
+use crate::sys::{self as lent, Lent};
+use crate::values::{text, word};
 use crate::wait::is_main_thread;
 
 /// A sandbox.
 #[pyclass(frozen, module = "adl._adl")]
 #[derive(Debug)]
-pub(crate) struct Sandbox(Option<Arc<adl::Sandbox>>);
+pub(crate) struct Sandbox(Held);
+
+/// Whose it is.
+#[derive(Debug)]
+enum Held {
+    /// `None` when this is dropped.
+    Own(Option<Box<adl::Sandbox>>),
+    /// A pool's, until it is given back.
+    Pooled(Mutex<Pooled>),
+    /// Another caller's, who has it prepared or checked.
+    Lent(Arc<Lent<adl::Sandbox>>),
+}
+
+#[derive(Debug)]
+enum Pooled {
+    Acquired(Arc<PooledSandbox>),
+    /// Another takes its place.
+    InReset,
+    /// It had this name.
+    GivenBack(String),
+}
+
+/// A sandbox while something is asked of it.
+enum InUse<'a> {
+    Own(&'a adl::Sandbox),
+    Pooled(Arc<PooledSandbox>),
+    Lent(lent::InUse<adl::Sandbox>),
+}
+
+impl Deref for InUse<'_> {
+    type Target = adl::Sandbox;
+
+    fn deref(&self) -> &adl::Sandbox {
+        match self {
+            Self::Own(sandbox) => sandbox,
+            Self::Pooled(sandbox) => sandbox,
+            Self::Lent(sandbox) => sandbox,
+        }
+    }
+}
 
 /// Its end takes as long as the kernel does: other threads go on meanwhile.
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let sandbox = self.0.take();
-        let end = move || drop(sandbox);
+        let held = mem::replace(&mut self.0, Held::Own(None));
+        let end = move || drop(held);
         // At the end of the interpreter there is none to let go of.
         let mut end = Some(end);
         let ended = Python::try_attach(|py| {
@@ -41,8 +84,29 @@ impl Drop for Sandbox {
 }
 
 impl Sandbox {
-    fn get(&self) -> PyResult<&Arc<adl::Sandbox>> {
-        self.0.as_ref().ok_or_else(|| raise(adl::Error::Deleted))
+    pub(crate) fn pooled(sandbox: PooledSandbox) -> Self {
+        Self(Held::Pooled(Mutex::new(Pooled::Acquired(Arc::new(sandbox)))))
+    }
+
+    pub(crate) fn lent(sandbox: &Arc<Lent<adl::Sandbox>>) -> Self {
+        Self(Held::Lent(Arc::clone(sandbox)))
+    }
+
+    fn look(&self) -> adl::Result<InUse<'_>> {
+        match &self.0 {
+            Held::Own(Some(sandbox)) => Ok(InUse::Own(sandbox)),
+            Held::Own(None) => Err(adl::Error::Deleted),
+            Held::Pooled(pooled) => match &*lock(pooled) {
+                Pooled::Acquired(sandbox) => Ok(InUse::Pooled(Arc::clone(sandbox))),
+                Pooled::InReset => Err(adl::Error::SandboxDied),
+                Pooled::GivenBack(_) => Err(adl::Error::Deleted),
+            },
+            Held::Lent(lent) => lent.get().map(InUse::Lent).ok_or(adl::Error::Deleted),
+        }
+    }
+
+    fn get(&self) -> PyResult<InUse<'_>> {
+        self.look().map_err(raise)
     }
 
     fn detached<T: Send>(
@@ -50,23 +114,76 @@ impl Sandbox {
         py: Python<'_>,
         work: impl FnOnce(&adl::Sandbox) -> adl::Result<T> + Send,
     ) -> PyResult<T> {
-        let sandbox = self.get()?;
-        py.detach(|| work(sandbox)).map_err(raise)
+        // It is let go of without the interpreter, too.
+        py.detach(|| work(&*self.look()?)).map_err(raise)
     }
+}
+
+/// Puts another sandbox of the pool in the place of one.
+fn reset_pooled(pooled: &Mutex<Pooled>) -> adl::Result<()> {
+    let busy = || adl::Error::Busy { what: "the sandbox".into(), by: "another thread".into() };
+    let mut held = lock(pooled);
+    let name = match &*held {
+        Pooled::Acquired(sandbox) => sandbox.name().to_owned(),
+        Pooled::InReset => return Err(busy()),
+        Pooled::GivenBack(_) => return Err(adl::Error::Deleted),
+    };
+    let Pooled::Acquired(sandbox) = mem::replace(&mut *held, Pooled::InReset) else {
+        return Err(busy());
+    };
+    let mut sandbox = match Arc::try_unwrap(sandbox) {
+        Ok(sandbox) => sandbox,
+        Err(in_use) => {
+            *held = Pooled::Acquired(in_use);
+            return Err(busy());
+        }
+    };
+    // To prepare another may take the interpreter, which may wait for this lock.
+    drop(held);
+    let reset = sandbox.reset();
+    let mut held = lock(pooled);
+    match &*held {
+        Pooled::InReset => *held = Pooled::Acquired(Arc::new(sandbox)),
+        // It was given back meanwhile.
+        _ => *held = Pooled::GivenBack(name),
+    }
+    reset
+}
+
+/// Has the pool delete a sandbox.
+fn give_back(pooled: &Mutex<Pooled>) {
+    let before = {
+        let mut held = lock(pooled);
+        let name = match &*held {
+            Pooled::Acquired(sandbox) => sandbox.name().to_owned(),
+            Pooled::InReset => String::new(),
+            Pooled::GivenBack(_) => return,
+        };
+        mem::replace(&mut *held, Pooled::GivenBack(name))
+    };
+    drop(before);
 }
 
 #[pymethods]
 impl Sandbox {
     #[new]
     fn new(py: Python<'_>, config: &Config) -> PyResult<Self> {
-        let settings = config.0.clone();
+        let settings = config.settings.clone();
+        if let Some(name) = &config.reference {
+            images::fetch(py, name, &settings)?;
+        }
         let made = py.detach(|| adl::Sandbox::create(settings)).map_err(raise)?;
-        Ok(Self(Some(Arc::new(made))))
+        Ok(Self(Held::Own(Some(Box::new(made)))))
     }
 
     #[getter]
-    fn name(&self) -> PyResult<&str> {
-        Ok(self.get()?.name())
+    fn name(&self) -> PyResult<String> {
+        if let Held::Pooled(pooled) = &self.0
+            && let Pooled::GivenBack(name) = &*lock(pooled)
+        {
+            return Ok(name.clone());
+        }
+        Ok(self.get()?.name().to_owned())
     }
 
     #[getter]
@@ -76,7 +193,7 @@ impl Sandbox {
 
     #[getter]
     fn is_alive(&self) -> bool {
-        self.0.as_ref().is_some_and(|sandbox| sandbox.is_alive())
+        self.look().is_ok_and(|sandbox| sandbox.is_alive())
     }
 
     #[getter]
@@ -84,16 +201,30 @@ impl Sandbox {
         Ok(self.get()?.id_range())
     }
 
+    #[getter]
+    fn image_config<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.get()?.image_config().map(|says| images::config(py, says)).transpose()
+    }
+
     fn pidfd(&self) -> PyResult<i32> {
         Ok(self.get()?.pidfd().map_err(raise)?.into_raw_fd())
     }
 
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
-        self.detached(py, adl::Sandbox::reset)
+        match &self.0 {
+            Held::Pooled(pooled) => py.detach(|| reset_pooled(pooled)).map_err(raise),
+            _ => self.detached(py, adl::Sandbox::reset),
+        }
     }
 
     fn delete(&self, py: Python<'_>) -> PyResult<()> {
-        self.detached(py, adl::Sandbox::delete)
+        match &self.0 {
+            Held::Pooled(pooled) => {
+                py.detach(|| give_back(pooled));
+                Ok(())
+            }
+            _ => self.detached(py, adl::Sandbox::delete),
+        }
     }
 
     fn kill_all(&self, py: Python<'_>) -> PyResult<()> {
@@ -126,9 +257,10 @@ impl Sandbox {
     fn snapshot(
         &self,
         py: Python<'_>,
-        name: Option<String>,
+        name: Option<&Bound<'_, PyAny>>,
         running: &Bound<'_, PyAny>,
     ) -> PyResult<Snapshot> {
+        let name = name.map(|name| text("snapshot name", name)).transpose()?;
         let running = word(running, &[("refuse", IfRunning::Refuse), ("end", IfRunning::End)])?;
         let options = SnapshotOptions { name, running };
         self.detached(py, |sandbox| sandbox.snapshot_with(&options)).map(Snapshot::new)
@@ -145,7 +277,7 @@ impl Sandbox {
         args: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let command = command(self.get()?, args, options)?;
+        let command = command(&*self.get()?, args, options)?;
         let output = if is_main_thread() {
             Pending::run(py, command)?
         } else {
@@ -160,7 +292,7 @@ impl Sandbox {
         args: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Pending> {
-        let mut command = command(self.get()?, args, options)?;
+        let mut command = command(&*self.get()?, args, options)?;
         py.detach(|| command.begin_output()).map(Pending::new).map_err(raise)
     }
 
@@ -172,7 +304,7 @@ impl Sandbox {
     ) -> PyResult<Child> {
         check_spawned(options)?;
         let sandbox = self.get()?;
-        let mut command = command(sandbox, args, options)?;
+        let mut command = command(&sandbox, args, options)?;
         let pidfd = sandbox.pidfd().map_err(raise)?;
         py.detach(|| command.spawn()).map(|child| Child::new(child, pidfd)).map_err(raise)
     }
@@ -183,7 +315,7 @@ impl Sandbox {
         args: &Bound<'_, PyAny>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Job> {
-        let mut command = command(self.get()?, args, options)?;
+        let mut command = command(&*self.get()?, args, options)?;
         py.detach(|| command.background()).map(Job).map_err(raise)
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use adl_runtime::{self as adl, Export};
 use pyo3::prelude::*;
@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 use crate::errors::raise;
 use crate::files::PythonFile;
 use crate::results;
-use crate::values::{duration, word};
+use crate::values::{duration, text, word};
 
 /// What a sandbox had written at a moment.
 #[pyclass(frozen, module = "adl._adl")]
@@ -39,6 +39,10 @@ impl Snapshot {
         held.take().ok_or_else(|| adl::Error::NoSnapshot { name: self.name.clone() })
     }
 
+    fn put_back(&self, snapshot: Option<adl::Snapshot>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
     /// The configuration of a fork.
     pub(crate) fn settings(&self) -> PyResult<adl::Config> {
         self.with(|snapshot| Ok(snapshot.config())).map_err(raise)
@@ -61,8 +65,7 @@ impl Snapshot {
     #[getter]
     fn made_at(&self) -> PyResult<Option<f64>> {
         let made_at = self.with(|snapshot| Ok(snapshot.made_at())).map_err(raise)?;
-        let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
-        Ok(made_at.and_then(since).map(|since| since.as_secs_f64()))
+        Ok(made_at.and_then(results::since_1970))
     }
 
     fn changes(&self, py: Python<'_>) -> PyResult<Vec<(OsString, String)>> {
@@ -83,21 +86,36 @@ impl Snapshot {
     }
 
     fn delete(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.take()?.delete()).map_err(raise)
+        let delete = || {
+            let snapshot = self.take()?;
+            let state_directory = snapshot.config().state_directory;
+            snapshot.delete().inspect_err(|_| {
+                // It stays, and so does what is known of it; one without a name goes with its users.
+                self.put_back(adl::Snapshot::open(state_directory.as_deref(), &self.name).ok());
+            })
+        };
+        py.detach(delete).map_err(raise)
     }
 
-    fn replace(&self, py: Python<'_>, name: &str) -> PyResult<Self> {
-        py.detach(|| self.take()?.replace(name)).map(Self::new).map_err(raise)
+    fn replace(&self, name: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let (py, name) = (name.py(), text("snapshot name", name)?);
+        let replace = || {
+            self.take()?.replace(&name).map_err(|failed| {
+                self.put_back(failed.snapshot);
+                failed.error
+            })
+        };
+        py.detach(replace).map(Self::new).map_err(raise)
     }
 }
 
 #[pyfunction]
 pub(crate) fn open_snapshot(
-    py: Python<'_>,
     state_directory: Option<PathBuf>,
-    name: &str,
+    name: &Bound<'_, PyAny>,
 ) -> PyResult<Snapshot> {
-    let opened = py.detach(|| adl::Snapshot::open(state_directory.as_deref(), name));
+    let (py, name) = (name.py(), text("snapshot name", name)?);
+    let opened = py.detach(|| adl::Snapshot::open(state_directory.as_deref(), &name));
     opened.map(Snapshot::new).map_err(raise)
 }
 
@@ -111,11 +129,11 @@ pub(crate) fn list_snapshots(
 
 #[pyfunction]
 pub(crate) fn remove_snapshot(
-    py: Python<'_>,
     state_directory: Option<PathBuf>,
-    name: &str,
+    name: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    py.detach(|| adl::Snapshot::remove(state_directory.as_deref(), name)).map_err(raise)
+    let (py, name) = (name.py(), text("snapshot name", name)?);
+    py.detach(|| adl::Snapshot::remove(state_directory.as_deref(), &name)).map_err(raise)
 }
 
 #[pyfunction]

@@ -5,10 +5,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use adl_runtime::{HostPath, Resource, Rlimit};
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use adl_runtime::{Error, HostPath, Resource, Rlimit};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
+
+use crate::errors::raise;
+
+const NO_UTF_8: &str = "it is not UTF-8";
 
 /// Says which argument a wrong value was for.
 pub(crate) fn of<T>(name: &str, value: PyResult<T>, py: Python<'_>) -> PyResult<T> {
@@ -16,7 +20,9 @@ pub(crate) fn of<T>(name: &str, value: PyResult<T>, py: Python<'_>) -> PyResult<
         let text = || format!("{name}: {}", error.value(py));
         // Those of Python's own: the library's say by themselves what they are about.
         let kind = error.get_type(py);
-        if kind.is(py.get_type::<PyTypeError>()) {
+        if error.is_instance_of::<PyUnicodeEncodeError>(py) {
+            PyValueError::new_err(format!("{name}: {NO_UTF_8}"))
+        } else if kind.is(py.get_type::<PyTypeError>()) {
             PyTypeError::new_err(text())
         } else if kind.is(py.get_type::<PyValueError>())
             || kind.is(py.get_type::<PyOverflowError>())
@@ -69,10 +75,30 @@ pub(crate) fn path(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
 pub(crate) fn host_path(value: &Bound<'_, PyAny>) -> PyResult<HostPath> {
     match value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
         Ok((base, below)) if !value.is_instance_of::<PyString>() => {
-            Ok(HostPath::beneath(path(&base)?, path(&below)?))
+            Ok(HostPath::beneath(named(&base)?, named(&below)?))
         }
-        _ => path(value).map(HostPath::from),
+        _ => named(value).map(HostPath::from),
     }
+}
+
+/// A path that the kernel can be asked for.
+fn named(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
+    let path = path(value)?;
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        let why = format!("{path:?} has a zero byte");
+        return Err(raise(Error::Invalid { what: "path", why }));
+    }
+    Ok(path)
+}
+
+/// A name, or other text that is no path.
+pub(crate) fn text(what: &'static str, value: &Bound<'_, PyAny>) -> PyResult<String> {
+    let Ok(text) = value.cast::<PyString>() else {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("{what}: expected str, not {kind}")));
+    };
+    let no_utf_8 = |_| raise(Error::Invalid { what, why: NO_UTF_8.to_owned() });
+    text.to_cow().map(|text| text.into_owned()).map_err(no_utf_8)
 }
 
 /// Seconds, or a `timedelta`; infinity is no end.

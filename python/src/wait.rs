@@ -1,14 +1,23 @@
 //! Waits without the interpreter, which end when a signal handler of Python's raises.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+
+use crate::job::lock;
 
 /// The longest wait at once: a signal that comes just before one begins is seen after it.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// How long a wait is that no signal ends.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// When to stop waiting.
 #[derive(Debug, Clone, Copy)]
@@ -45,4 +54,40 @@ pub(crate) fn readable(py: Python<'_>, fds: &[BorrowedFd<'_>], most: Duration) -
 /// Whether this is the thread in which signal handlers of Python's run.
 pub(crate) fn is_main_thread() -> bool {
     nix::unistd::gettid() == nix::unistd::getpid()
+}
+
+/// What a thread tells who waits for it.
+enum Told<P, T> {
+    HowFar(P),
+    Ended(T),
+}
+
+/// Does what may take very long in a thread of its own, so that a signal handler that raises, or
+/// `heard` itself, ends the wait. The work goes on then.
+pub(crate) fn interruptible<P: Send + 'static, T: Send + 'static>(
+    py: Python<'_>,
+    name: &str,
+    work: impl FnOnce(&dyn Fn(P)) -> T + Send + 'static,
+    mut heard: impl FnMut(P) -> PyResult<()>,
+) -> PyResult<T> {
+    let (sender, receiver) = mpsc::channel();
+    // `Python::detach` takes only what other threads may use.
+    let receiver = Mutex::new(receiver);
+    let tell = move |sender: Sender<Told<P, T>>| {
+        // No one may wait any more.
+        let told = work(&|how_far| drop(sender.send(Told::HowFar(how_far))));
+        drop(sender.send(Told::Ended(told)));
+    };
+    thread::Builder::new().name(name.to_owned()).spawn(move || tell(sender))?;
+    loop {
+        match py.detach(|| lock(&receiver).recv_timeout(TICK)) {
+            Ok(Told::Ended(told)) => return Ok(told),
+            Ok(Told::HowFar(how_far)) => heard(how_far)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(PyRuntimeError::new_err(format!("the thread {name} has panicked")));
+            }
+        }
+        py.check_signals()?;
+    }
 }

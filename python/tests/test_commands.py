@@ -280,6 +280,22 @@ def test_any_number_of_threads_run_commands_at_once(sandbox: Sandbox) -> None:
         assert list(pool.map(work, range(64))) == [b"%d\n" % number for number in range(64)]
 
 
+def test_32_workers_are_in_the_middle_of_a_command_at_once(state: Path) -> None:
+    """Each command ends when all have begun, so that none would if one had to wait for another."""
+    shared = state.with_name("shared")
+    shared.mkdir(mode=0o777)
+    shared.chmod(0o777)
+    ready = "while [ $(ls /shared | wc -l) -lt 32 ]; do sleep 0.05; done; echo all"
+
+    def work(number: int) -> bytes:
+        mounts = [adl.Volume(shared, "/shared", "rw")]
+        with Sandbox(mounts=mounts) as sandbox:
+            return sandbox.run(f"touch /shared/{number}; {ready}", timeout=2 * SOON).stdout
+
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(work, range(32))) == [b"all\n"] * 32
+
+
 def test_other_threads_run_while_one_waits(sandbox: Sandbox) -> None:
     waiting = threading.Thread(target=sandbox.run, args=("read line < /tmp/go",))
     sandbox.run(["mkfifo", "/tmp/go"], check=True)
@@ -364,3 +380,15 @@ def test_a_text_file_of_a_popen_is_what_subprocess_makes(sandbox: Sandbox) -> No
     with sandbox.popen("printf 'a\\351'", stdout=PIPE, text=True, encoding="latin-1") as child:
         assert isinstance(child.stdout, io.TextIOWrapper)
         assert child.communicate()[0] == "aé"
+
+
+def test_what_makes_no_sense_of_a_popen_starts_nothing(sandbox: Sandbox) -> None:
+    script = "echo >> /started; sleep 1000"
+    with pytest.raises(LookupError, match="no-such"):
+        sandbox.popen(script, stdout=PIPE, text=True, encoding="no-such")
+    with pytest.raises(LookupError, match="no-such"):
+        sandbox.popen(script, stdout=PIPE, text=True, errors="no-such")
+    assert not sandbox.files.exists("/started")
+    with pytest.raises(TypeError):
+        sandbox.popen(script, stdout=PIPE, bufsize="1")  # type: ignore[call-overload]
+    assert within(lambda: b"sleep" not in sandbox.run("cat /proc/[0-9]*/comm").stdout)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SOON, needs_root, python, within
+from conftest import SOON, Layout, missing, needs_root, python, within
 
 import adl
 from adl.compat import Sandbox, SandboxConfig
@@ -53,8 +53,10 @@ def test_bad_configurations_are_value_errors(make: Callable[..., Sandbox]) -> No
         make(image="")
     with pytest.raises(ValueError, match="fs_backend 'zfs'"):
         make(fs_backend="zfs")
-    with pytest.raises(FileNotFoundError, match="ubuntu"):
-        make(image="ubuntu:22.04")
+    with pytest.raises(FileNotFoundError, match="/no/such"):
+        make(image="/no/such")
+    with pytest.raises(RuntimeError, match="ubuntu"):
+        make(image="127.0.0.1:1/ubuntu:22.04")
     with pytest.raises(ValueError, match="volume"):
         make(volumes=["/only-one"])
     with pytest.raises(ValueError, match="cpu_max"):
@@ -77,6 +79,21 @@ def test_an_image_that_was_prepared_is_found(
     (tmp_path / "debian_12").symlink_to(image)
     sandbox = make(image="debian:12", rootfs_cache_dir=str(tmp_path))
     assert sandbox.run("echo found") == ("found\n", 0)
+
+
+def test_an_image_is_also_one_in_layers_and_sh_is_there_where_bash_is_not(
+    make: Callable[..., Sandbox], tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.add("only", {"word": b"word\n"}, {"Env": ["PATH=/bin"], "WorkingDir": "/of/the/image"})
+    sandbox = make(image=str(layout.path), working_dir="/mine")
+    assert sandbox.run("pwd; cat /word; echo ${BASH_VERSION:-sh}") == ("/mine\nword\nsh\n", 0)
+    sandbox.delete()
+    adl.Images().import_image(layout.path, "compat/test")
+    sandbox = make(image="compat/test")
+    assert sandbox.run(["cat", "/word"]) == ("word\n", 0)
+    sandbox.delete()
+    adl.Images().remove("compat/test")
 
 
 def test_a_string_goes_to_bash_and_keeps_no_state(make: Callable[..., Sandbox]) -> None:
@@ -303,7 +320,7 @@ def test_limits_hold(make: Callable[..., Sandbox]) -> None:
     try:
         sandbox = make(cpu_max="50000 100000", memory_max="512M", pids_max="32")
     except adl.UnsupportedError as error:
-        pytest.skip(str(error))
+        missing("cgroups", str(error))
     output, _ = sandbox.run("for i in $(seq 40); do sleep 0.1 & done; wait")
     assert "fork" in output
     used = sandbox.native.stats()
@@ -390,7 +407,7 @@ print("done")
 @needs_root
 def test_btrfs_is_the_other_backend(image: str, tmp_path: Path) -> None:
     if shutil.which("mkfs.btrfs") is None:
-        pytest.skip("needs mkfs.btrfs: apt-get install btrfs-progs")
+        missing("btrfs", "needs mkfs.btrfs: apt-get install btrfs-progs")
     disk, place = tmp_path / "disk", tmp_path / "place"
     place.mkdir()
     with disk.open("wb") as file:

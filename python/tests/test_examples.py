@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import needs_root
+from conftest import missing, needs_root
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -26,7 +26,7 @@ def run(name: str, *args: str) -> str:
 
 def needs(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs {module}")
+        missing(module, f"needs {module}")
 
 
 @pytest.mark.parametrize(

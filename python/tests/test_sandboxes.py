@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import SOON, needs_root, python, within
+from conftest import SOON, missing, needs_root, python, within
 
 import adl
 from adl import EndReason, Image, Limits, Sandbox, Snapshot, Upper
@@ -238,11 +238,20 @@ def test_a_name_is_given_to_a_newer_snapshot(state: Path) -> None:
         with first.fork() as fork:
             fork.write_file("/new", "of the fork")
             newer = fork.snapshot()
+        with pytest.raises(adl.BusyError, match="in use"):
+            first.delete()
+        assert first.changes() == []
         sandbox.reset()
         del first
+        with pytest.raises(adl.InvalidError):
+            newer.replace("a/b")
         same = newer.replace("same")
+        with pytest.raises(adl.NameInUseError, match="same"):
+            same.replace("other")
         with same.fork() as fork:
             assert fork.read_file("/new") == b"of the fork"
+            with pytest.raises(adl.BusyError):
+                same.delete()
     same.delete()
 
 
@@ -267,7 +276,7 @@ def test_what_was_used_is_counted_and_limits_change(limited: Sandbox) -> None:
     try:
         limited.set_limits(Limits(pids=3))
     except adl.UnsupportedError as error:
-        pytest.skip(str(error))
+        missing("cgroups", str(error))
     limited.run("for i in 1 2 3 4 5; do sleep 0.2 & done; wait")
     assert limited.stats().pids_refused != 0
     limited.set_limits(Limits())
@@ -286,7 +295,7 @@ def test_a_command_that_uses_up_the_memory_is_told_of(state: Path) -> None:
     try:
         sandbox = Sandbox(limits=Limits(memory=32 << 20))
     except adl.UnsupportedError as error:
-        pytest.skip(str(error))
+        missing("cgroups", str(error))
     with sandbox:
         result = sandbox.run("x=$(head -c 200M /dev/zero | tr '\\0' x); echo $x | wc -c")
         assert result.reason is EndReason.OUT_OF_MEMORY

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -66,7 +66,11 @@ impl Running {
         mut look: impl FnMut(),
     ) -> Result<Ended> {
         let pid = i32::try_from(self.0.id()).map_err(|_| Error::SandboxDied)?;
-        let end = pidfd::open(pid).map_err(Error::io("pidfd_open"))?;
+        let end = match pidfd::open(pid) {
+            // The calling program, which may ignore SIGCHLD, has it reaped: it has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+            end => Some(end.map_err(Error::io("pidfd_open"))?),
+        };
         let mut stdout = self.0.stdout.take();
         let mut stderr = self.0.stderr.take();
         for fd in [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)] {
@@ -75,9 +79,13 @@ impl Running {
         }
         let (mut out, mut error) = (Vec::new(), Vec::new());
         loop {
-            let has_ended = {
-                let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
-                wait(end.as_fd(), pipes, deadline.min(Deadline::after(BETWEEN_LOOKS)))?
+            let has_ended = match &end {
+                None => true,
+                Some(end) => {
+                    let pipes =
+                        [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+                    wait(end.as_fd(), pipes, deadline.min(Deadline::after(BETWEEN_LOOKS)))?
+                }
             };
             // What it wrote is in the pipes by the time it has ended. What it has left running is
             // not waited for.
@@ -92,7 +100,14 @@ impl Running {
             error.drain(..error.len().saturating_sub(KEPT));
             look();
             if has_ended {
-                let status = self.0.wait().map_err(Error::io("wait"))?;
+                let status = match self.0.wait() {
+                    // Reaped as above, and its status with it: what it says has to do. What it
+                    // brings is checked in any case.
+                    Err(lost) if lost.raw_os_error() == Some(libc::ECHILD) => {
+                        ExitStatus::from_raw(i32::from(says_that_it_failed(&error)) << 8)
+                    }
+                    status => status.map_err(Error::io("wait"))?,
+                };
                 return Ok(Ended { status, stdout: out, stderr: error });
             }
             if deadline.passed() {
@@ -148,8 +163,7 @@ fn read(stream: &mut Option<impl Read>, bytes: &mut Vec<u8>) -> io::Result<()> {
 pub(super) fn last_lines(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let is_fatal = |line: &&&str| line.contains("level=fatal") || line.starts_with("Error");
-    let told: Vec<String> = match lines.iter().rev().find(is_fatal) {
+    let told: Vec<String> = match lines.iter().rev().find(|line| is_fatal(line)) {
         Some(line) => vec![message(line)],
         None => {
             lines.iter().skip(lines.len().saturating_sub(3)).map(|line| message(line)).collect()
@@ -158,6 +172,14 @@ pub(super) fn last_lines(stderr: &[u8]) -> String {
     let told = told.join("; ");
     let told: String = told.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if told.is_empty() { "it does not say why".to_owned() } else { told }
+}
+
+fn is_fatal(line: &str) -> bool {
+    line.contains("level=fatal") || line.starts_with("Error")
+}
+
+fn says_that_it_failed(stderr: &[u8]) -> bool {
+    String::from_utf8_lossy(stderr).lines().any(is_fatal)
 }
 
 /// What is in `msg="…"`, if anything is.

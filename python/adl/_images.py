@@ -1,0 +1,266 @@
+"""Images in layers: what docker, podman and buildah make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from adl import _adl, _async
+from adl._config import AnyHostPath, Seconds, StrOrBytesPath, host_path
+from adl._errors import Error
+
+__all__ = ["ImageConfig", "ImageInfo", "Images", "MadeImage", "Progress", "pull"]
+
+
+class Progress(NamedTuple):
+    """How far an image is on its way."""
+
+    phase: str
+    """``"fetching"``: its layers are fetched, several at a time; ``"unpacking"``: one is
+    unpacked. Layers that were there before are left out."""
+    layer: int
+    """How many layers are there, or which one is unpacked, from 1 on, the lowest first."""
+    layers: int
+    """How many layers there are."""
+    bytes: int
+    """How many bytes are there, of all layers or of this one, as they come."""
+    of: int
+    """How many bytes that are; 0 where that is not known."""
+
+    def __str__(self) -> str:
+        layers = f"{self.layer} of {self.layers} layers"
+        if self.phase == "unpacking":
+            layers = f"layer {self.layer} of {self.layers}"
+        done, of = (number / (1 << 20) for number in (self.bytes, self.of))
+        return f"{self.phase}: {layers}, {done:.1f} of {of:.1f} MiB"
+
+
+ProgressCallback = Callable[[Progress], object]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What an image in layers says of the commands that are run in it.
+
+    ``env``, ``working_dir`` and ``user`` hold in each sandbox of it whose options say nothing
+    else.
+    """
+
+    env: dict[str, str]
+    """Environment variables."""
+    working_dir: str | None
+    """Where commands start."""
+    user: str | None
+    """Who runs commands: ``USER`` or ``USER:GROUP``, each a name or a number."""
+    entrypoint: list[str]
+    """The program that is run, and its first arguments."""
+    cmd: list[str]
+    """Arguments of it, or the program where there is none."""
+    stop_signal: str | None
+    """The signal that asks it to end, as ``"SIGQUIT"`` or a number."""
+    labels: dict[str, str]
+    """What its makers say of it."""
+    exposed_ports: list[str]
+    """The ports that it listens on, as ``"80/tcp"``."""
+    created: str | None
+    """When it was made, as RFC 3339 has it."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is known of an image in layers."""
+
+    names: list[str]
+    """The whole names that lead to it, sorted, as ``"docker.io/library/debian:12"``. There is none
+    where it was made of a file or a directory for a sandbox, or its name leads to a newer one."""
+    digest: str
+    """The digest of its manifest."""
+    layers: list[str]
+    """The digests of its layers, the lowest first."""
+    size: int
+    """How many bytes its layers have, as they came."""
+    last_used: float | None
+    """When a sandbox was last made of it, to a minute, in seconds since 1970."""
+    config: ImageConfig
+    """What it says of commands."""
+
+    @classmethod
+    def _of(cls, told: dict[str, Any]) -> ImageInfo:
+        return cls(**{**told, "config": ImageConfig(**told["config"])})
+
+
+class MadeImage(NamedTuple):
+    """A directory that was made for sandboxes, of the host's files, an archive or a copy."""
+
+    name: str
+    """Its name: ``host-``, ``private-`` and ``own-`` are of the host, ``tar-`` of an archive,
+    ``copy-`` and ``flat-`` of what a btrfs upper lies on."""
+    size: int
+    """How many bytes it takes on disk."""
+    last_used: float | None
+    """When a sandbox was last made of it, to a minute, in seconds since 1970."""
+
+
+class Images:
+    """The images in layers of a state directory: fetched, imported, listed and removed.
+
+    By default the state directory is that of sandboxes: see ``SandboxOptions``.
+
+    ``progress`` is called some times a second, in the thread that calls. What it raises, and a
+    ``KeyboardInterrupt``, ends the wait; the image goes on to be fetched until its ``timeout``,
+    and whoever asks for it again waits for that.
+
+    >>> images = adl.Images()
+    >>> images.pull("debian:12", progress=print, timeout=600).size
+    48488241
+    """
+
+    __slots__ = ("_native",)
+
+    def __init__(self, state_directory: StrOrBytesPath | None = None) -> None:
+        self._native = _adl.Images(state_directory)
+
+    def pull(
+        self,
+        name: str,
+        *,
+        progress: ProgressCallback | None = None,
+        timeout: Seconds | None = None,
+        insecure: bool = False,
+        ids: int | None = None,
+    ) -> ImageInfo:
+        """Fetches an image from its registry and unpacks it, also where it is there: what the name
+        stands for may be another by now. What is there of it is not fetched again.
+
+        ``timeout`` is in seconds, an hour by default. ``insecure`` is for a registry without
+        encryption, or with a certificate that no one knows. ``ids`` is as in ``SandboxOptions``:
+        layers are unpacked for sandboxes with so many.
+
+        Raises ``InvalidError`` for what is no name, ``PullError`` where it can't be fetched,
+        ``TimedOutError``, ``UnsupportedError`` where nothing is installed that can fetch it, or it
+        is for other machines, and ``RefusedError`` or ``TooLargeError`` for a layer that is not
+        unpacked.
+        """
+        options = _options(timeout, insecure, ids)
+        return ImageInfo._of(self._native.pull(name, options, _teller(progress)))
+
+    def pull_if_missing(
+        self,
+        name: str,
+        *,
+        progress: ProgressCallback | None = None,
+        timeout: Seconds | None = None,
+        insecure: bool = False,
+        ids: int | None = None,
+    ) -> None:
+        """Fetches an image, unless it is there: see ``pull``. A sandbox of it does the same."""
+        options = _options(timeout, insecure, ids)
+        self._native.pull_if_missing(name, options, _teller(progress))
+
+    async def apull(
+        self,
+        name: str,
+        *,
+        progress: ProgressCallback | None = None,
+        timeout: Seconds | None = None,
+        insecure: bool = False,
+        ids: int | None = None,
+    ) -> ImageInfo:
+        """Does what ``pull`` does, from a coroutine; ``progress`` is called by the event loop."""
+        tell = None if progress is None else _async.in_loop(progress)
+        return await _async.in_own_thread(
+            lambda: self.pull(name, progress=tell, timeout=timeout, insecure=insecure, ids=ids)
+        )
+
+    def import_image(
+        self,
+        path: AnyHostPath,
+        name: str | None = None,
+        *,
+        which: str | None = None,
+        progress: ProgressCallback | None = None,
+        timeout: Seconds | None = None,
+        ids: int | None = None,
+    ) -> ImageInfo:
+        """Unpacks an image of a file or a directory, as ``Image.layers`` takes them, and gives it a
+        name; without one, its own. Where several are in it, ``which`` names one.
+
+        Raises ``InvalidError`` for what is no image, and where it has no name; else as ``pull``.
+        """
+        options = _options(timeout, False, ids)
+        told = self._native.import_image(host_path(path), which, name, options, _teller(progress))
+        return ImageInfo._of(told)
+
+    def is_there(self, name: str, *, ids: int | None = None) -> bool:
+        """Whether an image is there, for sandboxes with so many ids."""
+        return self._native.is_there(name, ids)
+
+    def all(self, *, onerror: Callable[[Error], object] | None = None) -> list[ImageInfo]:
+        """All that there are, sorted by their names.
+
+        ``onerror`` is called with why one can't be read; without it, such are left out.
+        """
+        read, unread = self._native.all()
+        if onerror is not None:
+            for error in unread:
+                onerror(error)
+        return [ImageInfo._of(told) for told in read]
+
+    def get(self, name: str) -> ImageInfo:
+        """What is known of an image, by a name, a digest, or at least six digits that one begins
+        with. Raises ``NoImageError``."""
+        return ImageInfo._of(self._native.get(name))
+
+    def documents(self, name: str) -> tuple[bytes, bytes]:
+        """The manifest and the configuration of an image, as they came: JSON."""
+        return self._native.documents(name)
+
+    def made(self) -> list[MadeImage]:
+        """What was made of the host, of archives and of copies for sandboxes, by its names."""
+        return [MadeImage(*told) for told in self._native.made()]
+
+    def remove(self, name: str) -> list[str]:
+        """Removes an image, or of one with several names that name; returns what was removed.
+
+        By its digest, it is removed with all its names. ``made`` has names of its own. Raises
+        ``NoImageError``, and ``BusyError`` where a sandbox or a snapshot lies on it: it stays then.
+        """
+        return self._native.remove(name)
+
+    def prune(self, unused_for: Seconds) -> list[str]:
+        """Removes images, and what was made of the host, of archives and of copies, that no one has
+        used for so many seconds; also layers that are no image's. What is in use stays.
+
+        Returns what was removed. Raises ``UncollectedError`` with what was not, and ``BusyError``
+        while someone adds an image.
+        """
+        return self._native.prune(unused_for)
+
+
+def pull(
+    name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    timeout: Seconds | None = None,
+    insecure: bool = False,
+    ids: int | None = None,
+    state_directory: StrOrBytesPath | None = None,
+) -> ImageInfo:
+    """Fetches an image from its registry and unpacks it: see ``Images.pull``."""
+    return Images(state_directory).pull(
+        name, progress=progress, timeout=timeout, insecure=insecure, ids=ids
+    )
+
+
+def _options(timeout: Seconds | None, insecure: bool, ids: int | None) -> dict[str, Any]:
+    return {"timeout": timeout, "insecure": insecure, "ids": ids}
+
+
+def _teller(progress: ProgressCallback | None) -> Callable[..., object] | None:
+    """What the engine calls with the fields of a ``Progress``."""
+    if progress is None:
+        return None
+    if not callable(progress):
+        raise TypeError(f"progress: expected a callable, not {type(progress).__name__}")
+    return lambda *fields: progress(Progress(*fields))

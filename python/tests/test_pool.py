@@ -1,0 +1,275 @@
+"""Pools: sandboxes that are ready before they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SOON, python, within
+
+import adl
+from adl import Pool, PooledSandbox, Sandbox
+
+
+@pytest.fixture
+def pool(state: Path) -> Iterator[Pool]:
+    """A pool of four at most."""
+    with Pool(maximum=4, minimum=2, env={"A": "1"}) as made:
+        yield made
+
+
+def test_a_sandbox_is_acquired_and_used_and_not_handed_out_again(pool: Pool) -> None:
+    names = set()
+    for _ in range(6):
+        with pool.acquire(timeout=SOON) as sandbox:
+            assert isinstance(sandbox, PooledSandbox)
+            assert sandbox.run("echo $A; ls /used").stdout == b"1\n"
+            sandbox.write_file("/used", "x")
+            names.add(sandbox.name)
+        assert sandbox.name in names
+        for call in (sandbox.reset, lambda: sandbox.run("true"), lambda: sandbox.files):
+            with pytest.raises(adl.DeletedError):
+                call()
+        assert not sandbox.is_alive
+        sandbox.delete()
+    assert len(names) == 6
+    stats = pool.stats()
+    assert (stats.acquired, stats.in_use) == (6, 0)
+    assert stats.made >= 6
+    assert stats.last_error is None
+    assert within(lambda: pool.stats().idle >= 2)
+
+
+def test_each_is_prepared_by_the_caller(state: Path) -> None:
+    kept: list[Sandbox] = []
+
+    def prepare(sandbox: Sandbox) -> None:
+        sandbox.write_file("/prepared", sandbox.name)
+        sandbox.run("touch /also", check=True)
+        sandbox.background("sleep 1000")
+        kept.append(sandbox)
+
+    with Pool("host", prefetch=2, maximum=3, prepare=prepare) as pool:
+        with pool.acquire(SOON) as sandbox, pool.acquire(SOON) as other:
+            assert sandbox.read_file("/prepared") == sandbox.name.encode()
+            assert other.files.exists("/also")
+            assert len(sandbox.jobs()) == 1
+            # It was its own for as long as it ran.
+            with pytest.raises(adl.DeletedError):
+                kept[0].run("true")
+            before = sandbox.name
+            sandbox.write_file("/mine", "x")
+            sandbox.reset()
+            assert sandbox.name != before
+            assert sandbox.read_file("/prepared") == sandbox.name.encode()
+            assert not sandbox.files.exists("/mine")
+            assert pool.stats().resets == 1
+
+
+def test_what_prepares_or_checks_may_refuse(state: Path) -> None:
+    asked: list[str] = []
+    raised = KeyError("of the caller")
+
+    def fails(sandbox: Sandbox) -> None:
+        asked.append(sandbox.name)
+        raise raised
+
+    with Pool(prepare=fails) as pool:
+        with pytest.raises(adl.PoolError) as told:
+            pool.acquire(timeout=0.5)
+        assert isinstance(told.value.why, adl.PrepareError)
+        assert told.value.why.why is raised
+        assert "of the caller" in str(told.value)
+        assert pool.stats().failed > 0
+        assert "of the caller" in (pool.stats().last_error or "")
+    assert asked
+
+    well = {"all": True}
+
+    def check(sandbox: Sandbox) -> bool:
+        return well["all"] or not sandbox.files.exists("/sick")
+
+    with Pool(prefetch=1, maximum=2, check=check) as pool:
+        with pool.acquire(SOON) as sandbox:
+            assert sandbox.run("true").success
+
+    def sick(sandbox: Sandbox) -> bool:
+        raise ValueError
+
+    with Pool(check=sick) as pool:
+        with pytest.raises(adl.PoolError, match="not well"):
+            pool.acquire(timeout=0.2)
+
+
+def test_who_waits_is_told_when_there_is_one_or_none(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+        sandbox = pool.acquire(SOON)
+        for timeout in (0, 0.1):
+            with pytest.raises(TimeoutError) as told:
+                pool.acquire(timeout)
+            assert isinstance(told.value, adl.TimedOutError)
+        assert pool.stats().timed_out >= 2
+        waiting: list[Sandbox] = []
+        threads = [
+            threading.Thread(target=lambda: waiting.append(pool.acquire(SOON))) for _ in range(2)
+        ]
+        threads[0].start()
+        assert within(lambda: pool.stats().waiting == 1)
+        sandbox.delete()
+        threads[0].join(SOON)
+        assert len(waiting) == 1
+        # One that is dropped is given back.
+        waiting.clear()
+        gc.collect()
+        threads[1].start()
+        threads[1].join(SOON)
+        assert len(waiting) == 1
+        last = waiting[0]
+    with pytest.raises(adl.DeletedError):
+        last.run("true")
+    with pytest.raises(adl.PoolClosedError, match="closed"):
+        pool.acquire()
+    with pytest.raises(adl.PoolClosedError, match="closed"):
+        pool.acquire(0)
+    pool.close()
+
+
+def test_coroutines_wait_in_a_line_with_one_thread(state: Path) -> None:
+    pool = Pool(maximum=3, prefetch=3)
+
+    async def main() -> None:
+        order: list[int] = []
+        most = 0
+
+        async def one(number: int) -> None:
+            nonlocal most
+            async with await pool.aacquire(SOON * 4) as sandbox:
+                order.append(number)
+                assert (await sandbox.arun(["echo", "x"])).stdout == b"x\n"
+                most = max(most, pool.stats().in_use)
+
+        before = threading.active_count()
+        tasks = [asyncio.ensure_future(one(number)) for number in range(60)]
+        await asyncio.sleep(0)
+        # This one, those for calls that block, and one that waits.
+        assert threading.active_count() <= before + 5
+        await asyncio.gather(*tasks)
+        assert order == sorted(order)
+        assert 1 < most <= 3
+
+        held = [await pool.aacquire(SOON) for _ in range(3)]
+        late = asyncio.ensure_future(pool.aacquire(0.2))
+        gone = asyncio.ensure_future(pool.aacquire())
+        next_ = asyncio.ensure_future(pool.aacquire(SOON))
+        with pytest.raises(adl.TimedOutError):
+            await late
+        gone.cancel()
+        held[0].delete()
+        assert (await (await next_).arun("true")).success
+        waiting = asyncio.ensure_future(pool.aacquire())
+        await asyncio.sleep(0.01)
+        await pool.aclose()
+        with pytest.raises(adl.PoolClosedError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_threads_share_it(state: Path) -> None:
+    with Pool(maximum=8, prefetch=8) as pool:
+
+        def work(number: int) -> bytes:
+            with pool.acquire(SOON * 4) as sandbox:
+                return sandbox.run(["echo", str(number)]).stdout
+
+        with ThreadPoolExecutor(32) as threads:
+            outputs = list(threads.map(work, range(64)))
+        assert outputs == [b"%d\n" % number for number in range(64)]
+        assert pool.stats().acquired == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"maximum": 0}, adl.InvalidError, "number of sandboxes"),
+        ({"minimum": 3, "maximum": 2}, adl.InvalidError, "at least 3 and at most 2"),
+        ({"minimum": -1}, ValueError, "minimum"),
+        ({"maximum": "many"}, TypeError, "maximum"),
+        ({"threads": 0}, adl.InvalidError, "threads"),
+        ({"name": "a"}, adl.InvalidError, "leave it out"),
+        ({"prepare": 5}, TypeError, "prepare: expected a callable, not int"),
+        ({"check": "x"}, TypeError, "check: expected a callable, not str"),
+        ({"no_such": 5}, TypeError, "no option .*no_such"),
+        ({"image": "/no/such"}, FileNotFoundError, "/no/such"),
+        ({"image": 5}, TypeError, "image: expected Image"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    state: Path, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        Pool(**options)
+
+
+def test_the_end_of_the_interpreter_closes_it(state: Path) -> None:
+    script = """
+import time, adl
+def prepare(sandbox):
+    sandbox.run("sleep 0.05", check=True)
+pool = adl.Pool(prefetch=4, maximum=8, prepare=prepare)
+sandbox = pool.acquire()
+print(sandbox.init_pid)
+"""
+    begin = time.monotonic()
+    init = Path(f"/proc/{int(python(script))}")
+    assert within(lambda: not init.exists())
+    assert time.monotonic() - begin < SOON
+
+
+def test_an_interrupt_ends_the_wait_and_a_fork_is_refused(state: Path) -> None:
+    script = """
+import os, signal, threading
+import adl
+with adl.Pool(maximum=1) as pool:
+    sandbox = pool.acquire()
+    def interrupt():
+        while pool.stats().waiting == 0:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        pool.acquire(timeout=60)
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(sandbox.run("echo usable").stdout.decode().strip())
+    pid = os.fork()
+    if pid == 0:
+        for call in (pool.acquire, lambda: sandbox.run("true")):
+            try:
+                call()
+            except adl.ForkedProcessError:
+                pass
+            else:
+                os._exit(1)
+        del pool, sandbox
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1], sandbox.run("true").success)
+"""
+    assert python(script).splitlines() == ["interrupted", "usable", "0 True"]
+
+
+def test_a_spare_makes_a_reset_shorter(state: Path) -> None:
+    with Sandbox(spare=True) as sandbox:
+        for number in range(5):
+            sandbox.write_file("/left", str(number))
+            sandbox.reset()
+            assert not sandbox.files.exists("/left")
+    with pytest.raises(TypeError, match="spare"):
+        Sandbox(spare="x")  # type: ignore[arg-type]
