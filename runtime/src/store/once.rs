@@ -86,8 +86,19 @@ pub(crate) fn make_and_hold(
     name: &str,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Held> {
-    let used = uses::hold(&state.images()?, name)?;
-    Ok(Held { path: make_once(state, name, fill)?, used })
+    let images = state.images()?;
+    let used = uses::hold(&images, name)?;
+    match make_once(state, name, fill) {
+        Ok(path) => Ok(Held { path, used }),
+        Err(error) => {
+            drop(used);
+            // What tells who uses it goes with the last who wanted it. The first error is told.
+            if !is_directory(&images.join(name)) {
+                let _ = uses::unless_used(&images, name, || Ok(()));
+            }
+            Err(error)
+        }
+    }
 }
 
 /// As [`make_once`], with a deadline for the wait for another; without one, it has a limit.
