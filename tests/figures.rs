@@ -8,9 +8,10 @@ use std::os::fd::OwnedFd;
 use std::process;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, EndReason, Limits, Sandbox, Stdio, Upper};
+use adl_runtime::{Config, EndReason, Image, Images, Limits, PullOptions, Sandbox, Stdio, Upper};
 
-use crate::harness::{Home, Need, beside, needs, within};
+use crate::harness::{Home, Need, beside, needs, succeeds, within};
+use crate::images_oci;
 
 /// The value that so many in a hundred do not exceed.
 pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
@@ -298,4 +299,48 @@ fn a_stream_is_as_fast_as_a_pipe_of_the_hosts() {
     let speed = outside.as_secs_f64() / inside.as_secs_f64();
     println!("1 GiB streamed in {inside:?}, on the host in {outside:?}, speed {speed:.2}");
     assert!(speed >= 0.95, "{speed:.2}");
+}
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn an_image_costs_a_create_little_more_than_a_directory() {
+    if !needs(&[Need::Program("umoci"), Need::Program("busybox")]) {
+        return;
+    }
+    const ROUNDS: usize = 400;
+    let home = Home::of_a_test_that_takes(Duration::from_secs(1200));
+    let (layout, root) = (home.path("layout"), home.path("root"));
+    images_oci::small(&root);
+    let images = Images::open(Some(&home.state())).unwrap();
+    let umoci = |arguments: &[&str]| succeeds(process::Command::new("umoci").args(arguments));
+    umoci(&["init", "--layout", layout.to_str().unwrap()]);
+    let image = format!("{}:image", layout.display());
+    umoci(&["new", "--image", &image]);
+    umoci(&["insert", "--image", &image, root.to_str().unwrap(), "/"]);
+    let import =
+        |name| drop(images.import(&layout, None, Some(name), &PullOptions::default()).unwrap());
+    import("one");
+    let value = home.path("value");
+    for number in 1..60 {
+        fs::write(&value, format!("{number}")).unwrap();
+        umoci(&["insert", "--image", &image, value.to_str().unwrap(), "/value"]);
+    }
+    import("many");
+    let kinds = [Image::directory(&root), Image::reference("one"), Image::reference("many")];
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        for (image, times) in kinds.iter().zip(&mut times) {
+            let config = Config { image: image.clone(), ..home.config() };
+            let begin = Instant::now();
+            let sandbox = Sandbox::create(config).unwrap();
+            times.push(begin.elapsed());
+            sandbox.delete().unwrap();
+        }
+    }
+    let [directory, one, many] = times.each_mut().map(|times| percentile(times, 50).as_secs_f64());
+    let (one, many) = (one / directory, many / directory);
+    println!(
+        "create of a directory {directory:.5} s, of an image {one:.3} x, of 60 layers {many:.3} x"
+    );
+    assert!(one <= 1.10 && many <= 1.25, "{one:.3}, {many:.3}");
 }

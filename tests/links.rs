@@ -131,7 +131,7 @@ fn every_path_that_a_document_names_is_there() {
     if !needs(&[Need::Workspace]) {
         return;
     }
-    let tops = [".ci/", "docs/", "init/", "protocol/", "python/", "runtime/", "tests/"];
+    let tops = [".ci/", "docs/", "fuzz/", "init/", "protocol/", "python/", "runtime/", "tests/"];
     let is_path = |piece: &str| {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
         tops.iter().any(|top| piece.starts_with(top)) && piece.chars().all(is_plain)

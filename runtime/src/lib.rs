@@ -183,7 +183,7 @@
 //! filters and says that it is ready. `ARCHITECTURE.md` tells the whole.
 
 #![cfg_attr(
-    test,
+    any(test, fuzzing),
     allow(
         clippy::unwrap_used,
         clippy::expect_used,
@@ -229,7 +229,10 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
-pub use image::options::{Progress, PullOptions};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use image::fuzzing::unpack_one;
+pub use image::options::{ImageCaps, Progress, PullOptions};
 pub use images::{ImageInfo, Images, MadeImage};
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::captures::OutputStream;

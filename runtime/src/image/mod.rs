@@ -6,6 +6,8 @@ mod ahead;
 pub(crate) mod cache;
 mod compression;
 pub(crate) mod digest;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod implicit;
 pub(crate) mod layer;
 pub(crate) mod layout;
@@ -19,7 +21,7 @@ pub(crate) mod record;
 pub(crate) mod reference;
 pub(crate) mod unpack;
 mod user;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
 mod tests;

@@ -92,8 +92,8 @@ pub(crate) fn make_and_hold(
         Ok(path) => Ok(Held { path, used }),
         Err(error) => {
             drop(used);
+            // What tells who uses it goes with the last who wanted it. The first error is told.
             if !is_directory(&images.join(name)) {
-                // Nothing stays of what was not made; the collector takes what can't go now.
                 let _ = uses::unless_used(&images, name, || Ok(()));
             }
             Err(error)

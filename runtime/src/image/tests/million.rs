@@ -1,19 +1,13 @@
 //! Very many archives, put together of what hurts and then damaged: none leads out, or makes the
 //! unpacker panic.
 
-use std::fs::{self, File};
-use std::os::fd::AsFd;
-use std::sync::atomic::AtomicU64;
+use std::fs;
+use std::path::Path;
 
 use super::hostile::cases;
-use super::{BLOCK, Head, Scratch, Tar, base256, canary, fingerprint, seal};
-use crate::error::{Error, Result};
-use crate::image::compression::Plain;
-use crate::image::digest::Hasher;
-use crate::image::unpack::{Caps, Form, Unpacked, unpack};
-use crate::store::contents::remove_contents;
-use crate::transfer::tar::reader::End;
-use crate::wait::Deadline;
+use super::{BLOCK, Head, Scratch, Tar, base256, seal};
+use crate::error::Error;
+use crate::image::fuzzing::{AS_ROOT, Arena, COMPRESSED, WITH_END};
 
 /// Random numbers that are the same each time (xorshift).
 struct Random(u64);
@@ -137,53 +131,50 @@ type Counts = [u64; 3];
 
 fn try_many(inputs: u64, seed: u64) -> Counts {
     let scratch = Scratch::new();
-    let around = scratch.path("around");
-    let out = around.join("canary");
-    canary(&out);
-    let target = around.join("target");
-    fs::create_dir(&target).unwrap();
-    let before = fingerprint(&out);
-    let path = out.to_str().unwrap();
-    let known: Vec<_> = cases(path).into_iter().map(|(_, archive, _)| archive.0).collect();
+    let arena = Arena::new(scratch.path(""));
+    let path = arena.out().to_str().unwrap().to_owned();
+    let known: Vec<_> = cases(&path).into_iter().map(|(_, archive, _)| archive.0).collect();
     let small: Vec<_> = known.into_iter().filter(|archive| archive.len() < 64 << 10).collect();
     let mut random = Random(seed);
     let mut counts = Counts::default();
-    for input in 0..inputs {
-        let mut bytes = match random.below(3) {
-            0 => random.of(&small).clone(),
-            _ => entries(&mut random, path),
-        };
-        damage(&mut random, &mut bytes);
-        let form = if random.below(4) == 0 { Form::Root } else { Form::Layer };
-        let end = if random.below(4) == 0 { End::Marked } else { End::MarkedOrNot };
-        let caps = Caps { size: 1 << 20, entries: 100, depth: 10, ratio: 1000 };
-        let result = match random.below(64) {
-            0 => through_compression(&mut random, &bytes),
-            _ => unpack(bytes.as_slice(), end, &target, form, caps),
-        };
-        let at = format!("input {input} of seed {seed}");
-        match &result {
+    for number in 0..inputs {
+        let input = input(&mut random, &small, &path);
+        let at = format!("input {number} of seed {seed}");
+        match arena.unpack(&input) {
             Ok(_) => counts[0] += 1,
             Err(Error::Refused { .. } | Error::TooLarge { .. }) => counts[1] += 1,
             Err(Error::Invalid { .. }) => counts[2] += 1,
-            // A number of a device or a time that the kernel does not take.
-            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(other) => panic!("{at}: {other:?}"),
+            Err(_) => {}
         }
-        assert_eq!(fs::read_dir(&around).unwrap().count(), 2, "{at}: {result:?}");
-        if input % 16 == 0 {
-            assert_eq!(fingerprint(&out), before, "{at}, or one of the fifteen before it");
+        if number % 16 == 0 {
+            arena.check(&format!("{at}, or one of the fifteen before it"));
         }
-        remove_contents(File::open(&target).unwrap().as_fd()).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&target, mode).unwrap();
     }
-    assert_eq!(fingerprint(&out), before);
+    arena.check("the last ones");
     counts
 }
 
-/// Compresses and damages bytes, and reads what comes of that to its end.
-fn through_compression(random: &mut Random, bytes: &[u8]) -> Result<Unpacked> {
+/// One as the fuzz target takes it: how it is unpacked, and an archive, damaged.
+fn input(random: &mut Random, known: &[Vec<u8>], out: &str) -> Vec<u8> {
+    let mut bytes = match random.below(3) {
+        0 => random.of(known).clone(),
+        _ => entries(random, out),
+    };
+    damage(random, &mut bytes);
+    let mut how = 0;
+    for bit in [AS_ROOT, WITH_END] {
+        how |= if random.below(4) == 0 { bit } else { 0 };
+    }
+    if random.below(32) == 0 {
+        bytes = compressed(random, &bytes);
+        how |= COMPRESSED;
+    }
+    bytes.insert(0, how);
+    bytes
+}
+
+/// Compresses bytes, and damages what comes of that, mostly.
+fn compressed(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
     let mut packed = if random.below(2) == 0 {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -197,15 +188,30 @@ fn through_compression(random: &mut Random, bytes: &[u8]) -> Result<Unpacked> {
         packed[place] = random.below(256) as u8;
     }
     packed.truncate(random.below(2 * packed.len()) + 1);
-    let read = AtomicU64::new(0);
-    let hashers = (Hasher::like(None), Hasher::like(None));
-    let caps = Caps { size: 1 << 20, ..Caps::default() };
-    let input = Box::new(packed.as_slice());
-    let mut plain = Plain::new(input, hashers, &read, caps, Deadline::NEVER)?;
-    let mut buffer = [0; 4096];
-    while plain.read(&mut buffer)? > 0 {}
-    assert_eq!(plain.finish()?.size, packed.len() as u64);
-    Ok(Unpacked::default())
+    packed
+}
+
+/// Makes what the fuzz target begins with: `fuzz/README.md`.
+#[test]
+#[ignore = "writes to fuzz/corpus"]
+fn the_corpus_of_the_fuzz_target_is_made() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/unpack");
+    fs::create_dir_all(&corpus).unwrap();
+    let mut random = Random(1);
+    for (number, (_, archive, _)) in cases("../canary").into_iter().enumerate() {
+        let archive = archive.0;
+        if archive.len() > 16 << 10 {
+            continue;
+        }
+        let write = |kind: &str, how: u8, bytes: &[u8]| {
+            fs::write(corpus.join(format!("{kind}-{number}")), [&[how], bytes].concat()).unwrap();
+        };
+        write("layer", 0, &archive);
+        write("root", AS_ROOT | WITH_END, &[&archive[..], &[0; 1024]].concat());
+        if number % 8 == 0 {
+            write("packed", COMPRESSED, &compressed(&mut random, &archive));
+        }
+    }
 }
 
 fn check(counts: Counts) {

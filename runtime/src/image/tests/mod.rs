@@ -13,7 +13,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::unpack::{Caps, Form, Unpacked, unpack};
+pub(super) use super::fuzzing::{canary, fingerprint};
+use super::options::Caps;
+use super::unpack::{Form, Unpacked, unpack};
 use crate::error::Result;
 use crate::store::contents::remove_contents;
 use crate::sys;
@@ -290,30 +292,4 @@ pub(super) fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut value = [0; 1024];
     let file = File::open(path).unwrap();
     sys::extended_attribute(file.as_fd(), &name, &mut value).unwrap().map(<[u8]>::to_vec)
-}
-
-/// What tells whether anything was done to a tree: numbers, owners, times of change and contents.
-pub(super) fn fingerprint(top: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut left = vec![top.to_owned()];
-    while let Some(path) = left.pop() {
-        let of = fs::symlink_metadata(&path).unwrap();
-        let content = if of.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-        let numbers = (of.ino(), of.mode(), of.uid(), of.gid(), of.nlink(), of.size());
-        let times = (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
-        lines.push(format!("{path:?} {numbers:?} {times:?} {content:?}"));
-        if of.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-    }
-    lines.sort();
-    lines
-}
-
-/// A tree beside the one that is unpacked to, which nothing may be done to.
-pub(super) fn canary(at: &Path) {
-    fs::create_dir_all(at.join("directory")).unwrap();
-    fs::write(at.join("file"), "alive").unwrap();
-    fs::write(at.join("directory/file"), "alive").unwrap();
-    std::os::unix::fs::symlink("file", at.join("link")).unwrap();
 }
