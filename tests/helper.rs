@@ -69,7 +69,8 @@ impl Helper {
     pub(crate) fn finish(mut self) {
         drop(self.child.stdin.take());
         while self.next().is_some() {}
-        assert!(self.child.wait().unwrap().success(), "the helper failed");
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the helper failed: {status}");
     }
 }
 
