@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use crate::pool::Raised;
 use crate::results;
 
 /// The module that has the classes.
@@ -156,8 +157,8 @@ fn refusal<'py>(
     py: Python<'py>,
     why: &(dyn std::error::Error + Send + Sync + 'static),
 ) -> PyResult<Bound<'py, PyAny>> {
-    if let Some(raised) = why.downcast_ref::<PyErr>() {
-        return Ok(raised.value(py).clone().into_any());
+    if let Some(raised) = why.downcast_ref::<Raised>() {
+        return Ok(raised.error.value(py).clone().into_any());
     }
     if let Some(error) = why.downcast_ref::<Error>() {
         return build(py, error);

@@ -1,6 +1,7 @@
 //! Pools of sandboxes that are ready before they are asked for.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::time::Duration;
 
 use adl_runtime::{self as adl, PoolStats};
@@ -98,7 +99,9 @@ impl Pool {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        fields(py, &self.get()?.stats())
+        // A thread of the pool may have its lock and wait for the interpreter.
+        let pool = self.get()?;
+        fields(py, &py.detach(|| pool.stats()))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -107,6 +110,29 @@ impl Pool {
     }
 }
 
+/// What the caller's code has raised. Its text is known, and takes no interpreter: a pool may read
+/// it with a lock for which the interpreter waits.
+#[derive(Debug)]
+pub(crate) struct Raised {
+    pub(crate) error: PyErr,
+    text: String,
+}
+
+impl Raised {
+    fn new(error: PyErr) -> Self {
+        let text = error.to_string();
+        Self { error, text }
+    }
+}
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl StdError for Raised {}
+
 /// Takes a sandbox that is there, without a thread that could be waited for.
 fn at_once(
     py: Python<'_>,
@@ -114,7 +140,7 @@ fn at_once(
     within: Duration,
 ) -> Option<adl::Result<adl::PooledSandbox>> {
     const MOMENT: Duration = Duration::from_millis(100);
-    let stats = pool.stats();
+    let stats = py.detach(|| pool.stats());
     if within > MOMENT && (stats.idle == 0 || stats.waiting > 0) {
         return None;
     }
@@ -133,8 +159,8 @@ fn asked<T>(
 ) -> Result<T, Box<dyn StdError + Send + Sync>> {
     let ask = |lent: &std::sync::Arc<Lent<adl::Sandbox>>| {
         let told = Python::try_attach(|py| {
-            let told = callback.bind(py).call1((Sandbox::lent(lent),))?;
-            answer(&told)
+            let told = callback.bind(py).call1((Sandbox::lent(lent),));
+            told.and_then(|told| answer(&told)).map_err(Raised::new)
         });
         match told {
             Some(told) => Ok(told?),

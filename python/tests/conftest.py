@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
@@ -132,12 +133,15 @@ def state() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="adl-python-", dir="/var/tmp"))
     os.environ["ADL_STATE_DIR"] = str(place / "state")
     yield place / "state"
-    adl.finish_removals()
+    # Snapshots that only a traceback holds.
+    gc.collect()
 
     def is_empty() -> bool:
         # What other processes have left that were killed; of this one, nothing is collected.
         adl.collect_garbage()
-        return not list((place / "state" / "sandboxes").glob("*"))
+        adl.finish_removals()
+        kinds = ("sandboxes", "snapshots")
+        return not any(list((place / "state" / kind).glob("*")) for kind in kinds)
 
     assert within(is_empty), "left on disk"
     shutil.rmtree(place)

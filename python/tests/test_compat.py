@@ -321,7 +321,8 @@ def test_limits_hold(make: Callable[..., Sandbox]) -> None:
         sandbox = make(cpu_max="50000 100000", memory_max="512M", pids_max="32")
     except adl.UnsupportedError as error:
         missing("cgroups", str(error))
-    output, _ = sandbox.run("for i in $(seq 40); do sleep 0.1 & done; wait")
+    # A shell that does not try again.
+    output, _ = sandbox.run(["sh", "-c", "for i in $(seq 40); do sleep 1000 & done; wait"], 60)
     assert "fork" in output
     used = sandbox.native.stats()
     assert used.pids_refused

@@ -82,6 +82,7 @@ def test_what_prepares_or_checks_may_refuse(state: Path) -> None:
         raise raised
 
     with Pool(prepare=fails) as pool:
+        assert within(lambda: pool.stats().failed > 0)
         with pytest.raises(adl.PoolError) as told:
             pool.acquire(timeout=0.5)
         assert isinstance(told.value.why, adl.PrepareError)
@@ -89,6 +90,11 @@ def test_what_prepares_or_checks_may_refuse(state: Path) -> None:
         assert "of the caller" in str(told.value)
         assert pool.stats().failed > 0
         assert "of the caller" in (pool.stats().last_error or "")
+        # To ask never waits for a thread of the pool that waits for the interpreter.
+        end, before = time.monotonic() + SOON, pool.stats().failed
+        while pool.stats().failed == before and time.monotonic() < end:
+            pass
+        assert pool.stats().failed > before
     assert asked
 
     well = {"all": True}
@@ -104,6 +110,7 @@ def test_what_prepares_or_checks_may_refuse(state: Path) -> None:
         raise ValueError
 
     with Pool(check=sick) as pool:
+        assert within(lambda: pool.stats().failed > 0)
         with pytest.raises(adl.PoolError, match="not well"):
             pool.acquire(timeout=0.2)
 
