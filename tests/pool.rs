@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -244,6 +244,36 @@ fn a_panic_of_the_callers_code_is_contained() {
     is_bad.store(true, Ordering::SeqCst);
     assert!(shell(&pool.acquire(SURE).unwrap(), "echo well") == "well\n");
     assert_eq!(pool.stats().sick, 1);
+}
+
+/// An error of a caller's that looks at the pool when it is asked what it says, and then panics.
+#[derive(Debug)]
+struct Asks(Arc<OnceLock<Pool>>);
+
+impl std::error::Error for Asks {}
+
+impl std::fmt::Display for Asks {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("it has {} ready", self.0.wait().stats().idle);
+    }
+}
+
+#[test]
+fn the_text_of_the_callers_error_is_the_callers_code() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let slot = Arc::new(OnceLock::new());
+    let known = Arc::clone(&slot);
+    let prepare = move |_: &adl_runtime::Sandbox| Err(Asks(Arc::clone(&known)).into());
+    let pool = Pool::builder(home.config()).prepare(prepare).build().unwrap();
+    assert!(slot.set(pool.clone()).is_ok());
+    assert!(matches!(refused(&pool, SURE), Error::Pool { .. }));
+    let told = pool.stats().last_error.unwrap();
+    assert!(told.contains("panicked: it has 0 ready"), "{told}");
+    // The pool is in what its own `prepare` holds, so that no handle is the last one.
+    pool.close().unwrap();
 }
 
 #[test]

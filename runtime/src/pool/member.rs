@@ -47,6 +47,13 @@ impl Recipe {
     }
 }
 
+/// What an error says. Where it is of a caller's `prepare`, that is the caller's code, which may
+/// wait for whoever else uses the pool: this is no thing to do with the lock.
+pub(super) fn text_of(error: &Error) -> String {
+    let text = catch_unwind(AssertUnwindSafe(|| error.to_string()));
+    text.unwrap_or_else(|panic| said(&*panic))
+}
+
 /// What a panic has said.
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();

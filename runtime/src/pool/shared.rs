@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::member::{Member, Recipe};
+use crate::pool::member::{Member, Recipe, text_of};
 use crate::pool::stats::PoolStats;
 use crate::pool::waiting::Ticket;
 use crate::sandbox::Sandbox;
@@ -187,7 +187,7 @@ impl Shared {
             self.give_back(member);
         }
         self.state().stats.making += 1;
-        let made = self.make();
+        let made = self.make().map_err(|error| (text_of(&error), error));
         let mut state = self.state();
         state.stats.making -= 1;
         match made {
@@ -196,9 +196,9 @@ impl Shared {
                 state.stats.in_use += 1;
                 Ok(member)
             }
-            Err(error) => {
+            Err((text, error)) => {
                 state.stats.failed += 1;
-                state.stats.last_error = Some(error.to_string());
+                state.stats.last_error = Some(text);
                 Err(error)
             }
         }
@@ -283,7 +283,7 @@ impl Shared {
 
     /// Makes a sandbox for whoever waits for one the longest, or for later.
     pub(super) fn make_one(&self) {
-        let made = self.make();
+        let made = self.make().map_err(|error| (text_of(&error), error));
         let mut state = self.state();
         state.stats.making -= 1;
         match made {
@@ -299,7 +299,7 @@ impl Shared {
                     None => state.idle.push_back(member),
                 }
             }
-            Err(error) => state.fail(error),
+            Err((text, error)) => state.fail(text, error),
         }
         drop(state);
         self.work.notify_all();
@@ -412,13 +412,13 @@ impl State {
     }
 
     /// Takes down that a sandbox could not be made, and tells all who wait, unless that may pass.
-    fn fail(&mut self, error: Error) {
+    fn fail(&mut self, text: String, error: Error) {
         self.stats.failed += 1;
         if self.is_closed {
             return;
         }
         let why = Arc::new(error);
-        self.stats.last_error = Some(why.to_string());
+        self.stats.last_error = Some(text);
         let pause = match &self.trouble {
             None => FIRST_PAUSE,
             // Of another thread, which began as this one did.
