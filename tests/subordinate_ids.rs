@@ -20,7 +20,7 @@ use nix::unistd::mkfifo;
 use crate::harness::{
     NOBODY, Need, OrdinaryUser, SUBORDINATE, copy_program, needs, shell, stderr, succeeds,
 };
-use crate::{helper, images};
+use crate::{helper, images, images_oci};
 
 /// What is to be done by the ordinary user's process.
 const PART: &str = "ADL_TEST_PART";
@@ -287,6 +287,58 @@ fn an_archive_is_unpacked_with_its_owners() {
     let archive = user.adl().with_file_name("archive.tar");
     succeeds(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."));
     run_part(&user, "image", Some(&archive));
+}
+
+#[test]
+fn layers_of_an_image_are_unpacked_with_their_owners_or_it_is_said_that_they_are_not() {
+    if !are_there(&[Need::Program("umoci"), Need::Program("busybox")]) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    let top = user.adl().parent().unwrap().to_owned();
+    let (layout, root, part) = (top.join("layout"), top.join("root"), top.join("part"));
+    images_oci::small(&root);
+    let script = "mkdir -p others part; echo below > others/file; echo x > others/gone
+        chown -R 1000:50 others; chmod 2750 others; chmod 4755 others/file";
+    succeeds(Command::new("sh").args(["-ec", script]).current_dir(&root));
+    // Another layer uses the directory and has one more owner.
+    fs::create_dir(&part).unwrap();
+    let script =
+        "mkdir others; echo above > others/new; chown 7:8 others/new; touch others/.wh.gone
+        tar -cf part.tar others/new others/.wh.gone";
+    succeeds(Command::new("sh").args(["-ec", script]).current_dir(&part));
+    let image = format!("{}:one", layout.display());
+    let umoci = |arguments: &[&str]| succeeds(Command::new("umoci").args(arguments));
+    umoci(&["init", "--layout", layout.to_str().unwrap()]);
+    umoci(&["new", "--image", &image]);
+    umoci(&["insert", "--image", &image, root.to_str().unwrap(), "/"]);
+    let archive = part.join("part.tar");
+    umoci(&["raw", "add-layer", "--image", &image, archive.to_str().unwrap()]);
+    succeeds(Command::new("chmod").args(["-R", "a+rX"]).arg(&layout));
+    let import = |more: &[&str]| {
+        let mut adl = user.command(user.adl());
+        adl.args(["image", "import"]).args(more).arg(&layout).arg("local/one").output().unwrap()
+    };
+    let look = |more: &[&str]| {
+        let mut adl = user.command(user.adl());
+        let script = "cd /others; stat -c '%n %u:%g %a' . file new; echo $(ls)";
+        succeeds(adl.arg("run").args(more).args(["local/one", "sh", "-ec", script]))
+    };
+    let told = import(&["--ids", "65536"]);
+    assert!(told.status.success() && !stderr(&told).contains("not kept"), "{}", stderr(&told));
+    let with_ids = ["--ids", "65536"];
+    assert_eq!(look(&with_ids), ". 1000:50 2750\nfile 1000:50 4755\nnew 7:8 644\nfile new\n");
+    // With one id, it is said of each layer how many owners are not those of the image.
+    let told = stderr(&import(&[]));
+    for line in [
+        "layer 1 of 2: not kept: owners of files (3;",
+        "layer 2 of 2: not kept: owners of files (1;",
+    ] {
+        assert!(told.contains(line), "{told}");
+    }
+    assert_eq!(look(&[]), ". 0:0 750\nfile 0:0 755\nnew 0:0 644\nfile new\n");
+    // Neither takes what was unpacked for the other.
+    assert_eq!(look(&with_ids).lines().next(), Some(". 1000:50 2750"));
 }
 
 #[test]

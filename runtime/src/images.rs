@@ -146,7 +146,7 @@ impl Images {
             return Err(Error::invalid("image", "a name that is given has no digest"));
         }
         let deadline = Deadline::after(options.timeout);
-        let place = Place::open(&path, self.state.path(), deadline)?;
+        let place = Place::open(&path, self.state.path(), options.caps, deadline)?;
         let chosen = layout::choose(&place, layout::images(&place)?, which)?;
         let names: Vec<String> = match name {
             Some(name) => vec![name.to_string()],

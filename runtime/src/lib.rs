@@ -226,7 +226,7 @@ pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
 pub use garbage::collect_garbage;
-pub use image::options::{Progress, PullOptions};
+pub use image::options::{ImageCaps, Progress, PullOptions};
 pub use images::{ImageInfo, Images, MadeImage};
 pub use job::background::{Job, JobId, OutputCursor, PartialOutput};
 pub use job::captures::OutputStream;

@@ -23,6 +23,7 @@ use crate::image::mark::Like;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
+use crate::image::unpack::Unpacked;
 use crate::image::user;
 use crate::image::view::{Reached, View, is_opaque};
 use crate::store::State;
@@ -56,7 +57,7 @@ pub(crate) fn of_layers(
         return Ok(found);
     }
     let deadline = Deadline::after(options.timeout);
-    let place = Place::open(path, state.path(), deadline)?;
+    let place = Place::open(path, state.path(), options.caps, deadline)?;
     let chosen = layout::choose(&place, layout::images(&place)?, which)?;
     let shown = path.full_path().display().to_string();
     let whole = layout::read(&place, &chosen, &shown)?;
@@ -209,11 +210,24 @@ fn unpack(
                     diff_id: Some(source.diff_id.clone()),
                     bytes: content.bytes,
                 };
+                let report = |unpacked: &Unpacked| {
+                    let Unpacked { squashed, left_out, attributes_left_out, .. } = *unpacked;
+                    if (squashed, left_out, attributes_left_out) != (0, 0, 0) {
+                        options.tell(&Progress::NotKept {
+                            layer: number + 1,
+                            layers: count,
+                            owners: squashed,
+                            nodes: left_out,
+                            attributes: attributes_left_out,
+                        });
+                    }
+                };
                 let options = UnpackOptions {
+                    caps: options.caps,
                     progress: Some(&tell),
+                    report: Some(&report),
                     deadline,
                     ids,
-                    ..UnpackOptions::default()
                 };
                 layer::layer(state, blob, &options)?
             }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::bufread::GzDecoder;
 
 use super::digest::{Digest, Digesting, Hasher};
-use super::unpack::Caps;
+use super::options::Caps;
 use crate::error::{Error, Result};
 use crate::wait::Deadline;
 
@@ -74,10 +74,15 @@ pub(crate) fn plain_beginning(beginning: Vec<u8>, most: usize) -> Vec<u8> {
 }
 
 /// Writes what a blob becomes, within the caps.
-pub(super) fn decompress(from: File, to: &mut impl Write, deadline: Deadline) -> Result<()> {
+pub(super) fn decompress(
+    from: File,
+    to: &mut impl Write,
+    caps: Caps,
+    deadline: Deadline,
+) -> Result<()> {
     let read = AtomicU64::new(0);
     let hashers = (Hasher::None, Hasher::None);
-    let mut plain = Plain::new(Box::new(from), hashers, &read, Caps::default(), deadline)?;
+    let mut plain = Plain::new(Box::new(from), hashers, &read, caps, deadline)?;
     let mut buffer = vec![0; BUFFER];
     loop {
         match plain.read(&mut buffer)? {

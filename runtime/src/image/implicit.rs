@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -21,28 +22,61 @@ use crate::store::contents::entries;
 use crate::sys::open::DIRECTORY;
 use crate::transfer::PathCursor;
 
-/// The longest path of one that gets back what it had, in bytes (`PATH_MAX`).
+/// The longest path of one that gets back what it had, in bytes (`PATH_MAX`): the layer above is
+/// made by whole paths.
 const LONGEST: usize = 4096 - 1;
-/// The most of them.
-const MOST: usize = 100_000;
+/// The most of them, and the most that their paths and extended attributes take, in bytes: they are
+/// all in memory at once.
+const MOST: usize = if cfg!(test) { 100 } else { 100_000 };
+const MOST_BYTES: usize = if cfg!(test) { 64 << 10 } else { 64 << 20 };
+
+/// What is found.
+#[derive(Default)]
+struct Found {
+    directories: BTreeMap<PathBuf, Like>,
+    bytes: usize,
+}
+
+impl Found {
+    fn add(&mut self, path: &Path, like: Like) -> Result<()> {
+        let extended = like.1.iter().map(|(name, value)| name.count_bytes() + value.len());
+        self.bytes += path.as_os_str().len() + extended.sum::<usize>();
+        self.directories.insert(path.to_owned(), like);
+        let most = |what, limit: usize| Error::TooLarge { what, limit: limit as u64 };
+        if self.directories.len() > MOST {
+            return Err(most("the number of directories that layers use and don't name", MOST));
+        }
+        if self.bytes > MOST_BYTES {
+            let what = "what directories have that layers use and don't name, in bytes,";
+            return Err(most(what, MOST_BYTES));
+        }
+        Ok(())
+    }
+}
 
 /// The directories of layers that have to get back what lower layers say of them, and those on the
 /// way there, each with what it is like. `layers` are the topmost first.
+///
+/// # Errors
+/// [`Error::TooLarge`] where there are more than can be kept, [`Error::Refused`] of a path that is
+/// longer than the kernel takes: what can't be given back is not left out.
 pub(super) fn to_restore(layers: &[PathBuf], view: &View) -> Result<BTreeMap<PathBuf, Like>> {
-    let mut found = BTreeMap::new();
+    let mut found = Found::default();
     // Below the lowest there is nothing.
     for path in layers.iter().take(layers.len().saturating_sub(1)) {
-        let at = Error::at("look for directories in", path);
         let top = nix::fcntl::open(path, DIRECTORY, Mode::empty());
-        let walk = top.map_err(std::io::Error::from).and_then(|top| {
+        let walked = top.map_err(io::Error::from).and_then(|top| {
             if has(top.as_fd(), SOME) { walk(top, view, &mut found) } else { Ok(()) }
         });
-        walk.map_err(at)?;
+        walked.map_err(|error| {
+            // An error of adl's own says itself what it is about.
+            error.downcast().unwrap_or_else(Error::at("look for directories in", path))
+        })?;
     }
-    Ok(found)
+    Ok(found.directories)
 }
 
-fn walk(top: OwnedFd, view: &View, found: &mut BTreeMap<PathBuf, Like>) -> std::io::Result<()> {
+fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
     restore(top.as_fd(), Path::new(""), view, found)?;
     let mut left = vec![entries(top.as_fd())?];
     let mut place = PathCursor::new(top)?;
@@ -70,9 +104,9 @@ fn restore(
     directory: BorrowedFd<'_>,
     path: &Path,
     view: &View,
-    found: &mut BTreeMap<PathBuf, Like>,
-) -> std::io::Result<()> {
-    if !has(directory, MARK) || path.as_os_str().len() > LONGEST || found.len() >= MOST {
+    found: &mut Found,
+) -> io::Result<()> {
+    if !has(directory, MARK) {
         return Ok(());
     }
     let identity = |stat: FileStat| (stat.st_dev, stat.st_ino);
@@ -94,14 +128,86 @@ fn restore(
     {
         return Ok(());
     }
+    if path.as_os_str().len() > LONGEST {
+        let why = format!(
+            "a layer uses a directory and does not name it, and its path is above {LONGEST} bytes"
+        );
+        return Err(io::Error::other(Error::refused(why)));
+    }
     let mut at = PathBuf::new();
     for (name, layers) in &way {
         at.push(OsStr::new(name));
-        if !found.contains_key(&at)
+        if !found.directories.contains_key(&at)
             && let Some(like) = like(layers)?
         {
-            found.insert(at.clone(), like);
+            found.add(&at, like).map_err(io::Error::other)?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::{MOST, View, to_restore};
+    use crate::error::{Error, Result};
+    use crate::image::options::Caps;
+    use crate::image::tests::{Head, Scratch, Tar, unpack_as};
+    use crate::image::unpack::Form;
+
+    /// What there is to restore of a layer that uses directories upon one that names them.
+    fn of(named: Tar, used: Tar) -> Result<Vec<PathBuf>> {
+        let scratch = Scratch::new();
+        let layers = [("upper", used), ("lower", named)].map(|(name, tar)| {
+            let place = scratch.path(name);
+            let caps = Caps { depth: 100, ..Caps::default() };
+            unpack_as(&tar.end(), &place, Form::Layer, caps).unwrap();
+            place
+        });
+        let found = to_restore(&layers, &View::open(&layers)?)?;
+        Ok(found.into_keys().collect())
+    }
+
+    fn named(tar: Tar, path: &str) -> Tar {
+        tar.add(&Head::new(b'5', path).mode("700"), "")
+    }
+
+    #[test]
+    fn as_many_are_restored_as_can_be_kept_and_more_are_an_error() {
+        let many = |count: usize| {
+            let lower = (0..count).fold(Tar::new(), |tar, number| named(tar, &number.to_string()));
+            let upper = (0..count).fold(Tar::new(), |tar, at| tar.file(format!("{at}/x"), ""));
+            of(lower, upper)
+        };
+        // With the top.
+        assert_eq!(many(MOST - 1).unwrap().len(), MOST);
+        let refused = many(MOST);
+        assert!(matches!(refused, Err(Error::TooLarge { limit: 100, .. })), "{refused:?}");
+        // By what they have.
+        let heavy = (0..40).fold(Tar::new(), |tar, number| {
+            named(tar.pax(&[("SCHILY.xattr.user.note", "n".repeat(2000))]), &number.to_string())
+        });
+        let upper = (0..40).fold(Tar::new(), |tar, number| tar.file(format!("{number}/x"), ""));
+        let refused = of(heavy, upper);
+        assert!(matches!(refused, Err(Error::TooLarge { limit: 65_536, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_to_be_restored_is_refused() {
+        let deep = |depth: usize| vec!["n".repeat(250); depth].join("/");
+        let long = |tar: Tar, path: &str| tar.pax(&[("path", path)]);
+        // 16 names take 4015 bytes.
+        for (depth, fits) in [(16, true), (17, false)] {
+            let lower =
+                (1..=depth).fold(Tar::new(), |tar, depth| named(long(tar, &deep(depth)), "d"));
+            let file = format!("{}/x", deep(depth));
+            let found = of(lower, long(Tar::new(), &file).file("x", ""));
+            match found {
+                Ok(paths) if fits => assert_eq!(paths.last().unwrap(), Path::new(&deep(depth))),
+                Err(Error::Refused { why }) if !fits => assert!(why.contains("4095"), "{why}"),
+                other => panic!("{depth}: {other:?}"),
+            }
+        }
+    }
 }

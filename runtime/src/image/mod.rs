@@ -19,7 +19,7 @@ pub(crate) mod record;
 pub(crate) mod reference;
 pub(crate) mod unpack;
 mod user;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::image::compression::{Compression, decompress};
+use crate::image::options::Caps;
 use crate::sys::open::{self, Purpose};
 use crate::sys::unique::unique_name;
 use crate::transfer::tar::reader::{End, Entry, Kind, Reader};
@@ -64,7 +65,12 @@ impl Place {
     ///
     /// # Errors
     /// [`Error::Invalid`] for anything else, [`Error::TooLarge`], [`Error::TimedOut`].
-    pub(crate) fn open(path: &HostPath, aside: &Path, deadline: Deadline) -> Result<Self> {
+    pub(crate) fn open(
+        path: &HostPath,
+        aside: &Path,
+        caps: Caps,
+        deadline: Deadline,
+    ) -> Result<Self> {
         let location = path.locate()?;
         let shown = path.full_path();
         let looked = location.open("open image", Purpose::Look)?;
@@ -73,7 +79,7 @@ impl Place {
             Form::Directory(location.open("open image", Purpose::Pass)?)
         } else {
             let file = File::from(location.open_file("image")?);
-            let file = plain(file, aside, deadline).map_err(|error| match error {
+            let file = plain(file, aside, caps, deadline).map_err(|error| match error {
                 Error::Invalid { why, .. } => Error::invalid("image", format!("{shown:?}: {why}")),
                 error => error,
             })?;
@@ -153,14 +159,14 @@ fn is(stat: &FileStat, kind: libc::mode_t) -> bool {
 }
 
 /// An archive that is not compressed.
-fn plain(file: File, aside: &Path, deadline: Deadline) -> Result<File> {
+fn plain(file: File, aside: &Path, caps: Caps, deadline: Deadline) -> Result<File> {
     let mut beginning = [0; 6];
     let count = file.read_at(&mut beginning, 0).map_err(Error::io("read an image"))?;
     if Compression::of(beginning.get(..count).unwrap_or_default()) == Compression::None {
         return Ok(file);
     }
     let mut unpacked = unnamed(aside).map_err(Error::at("make a file in", aside))?;
-    decompress(file, &mut unpacked, deadline)?;
+    decompress(file, &mut unpacked, caps, deadline)?;
     Ok(unpacked)
 }
 
@@ -272,7 +278,7 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
 
-    use super::{Error, Place, plain_name};
+    use super::{Caps, Error, Place, plain_name};
     use crate::wait::Deadline;
 
     fn temporary(name: &str) -> PathBuf {
@@ -309,7 +315,8 @@ mod tests {
         symlink("../../secret", top.join("image/blobs/link")).unwrap();
         symlink("..", top.join("image/out")).unwrap();
         nix::unistd::mkfifo(&top.join("image/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let place = Place::open(&top.join("image").into(), &top, Deadline::NEVER).unwrap();
+        let place =
+            Place::open(&top.join("image").into(), &top, Caps::default(), Deadline::NEVER).unwrap();
         assert_eq!(read(&place, "blobs/x").unwrap(), b"content");
         assert_eq!(read(&place, "absent"), None);
         assert_eq!(read(&place, "blobs/x/y"), None);
@@ -369,7 +376,7 @@ mod tests {
                 (b'0', "c2", "", b"after"),
             ],
         );
-        let place = Place::open(&path.into(), &top, Deadline::NEVER).unwrap();
+        let place = Place::open(&path.into(), &top, Caps::default(), Deadline::NEVER).unwrap();
         for (name, content) in [
             ("a/layer.tar", Some(&b"first"[..])),
             ("b/layer.tar", Some(b"first")),
@@ -396,7 +403,7 @@ mod tests {
         let path = top.join("x.tar");
         let open = |content: &[u8]| {
             fs::write(&path, content).unwrap();
-            Place::open(&(&path).into(), &top, Deadline::NEVER)
+            Place::open(&(&path).into(), &top, Caps::default(), Deadline::NEVER)
         };
         assert!(matches!(open(&[b'x'; 5000]), Err(Error::Invalid { .. })));
         let mut absurd = header(b'L', "x", "", 1 << 32).to_vec();
@@ -407,7 +414,10 @@ mod tests {
         if let Ok(place) = open(&cut) {
             assert!(place.read("x", 100).is_err());
         }
-        assert!(Place::open(&(&top.join("absent")).into(), &top, Deadline::NEVER).is_err());
+        assert!(
+            Place::open(&(&top.join("absent")).into(), &top, Caps::default(), Deadline::NEVER)
+                .is_err()
+        );
         fs::remove_dir_all(top).unwrap();
     }
 }

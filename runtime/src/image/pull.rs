@@ -287,6 +287,7 @@ impl Pull<'_> {
             let place = Place::open(
                 &HostPath::beneath(&self.fetch.path, ARCHIVE),
                 &self.fetch.path,
+                self.options.caps,
                 self.deadline,
             )?;
             let chosen = layout::choose(&place, layout::images(&place)?, None)?;

@@ -27,6 +27,7 @@ use nix::unistd::{
 
 use crate::error::{Error, Result};
 use crate::image::mark;
+use crate::image::options::Caps;
 use crate::store::contents::remove_entry;
 use crate::sys;
 use crate::sys::open::{Purpose, beneath, create_beneath};
@@ -44,27 +45,6 @@ const WHITEOUT: &[u8] = b".wh.";
 const OF_AUFS: &[u8] = b".wh..wh.";
 /// The name of a mark that hides all that the layers below have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// How much an image may have.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Caps {
-    /// The most bytes of an archive, and of what is made of it: the holes of one file count, those
-    /// of all together don't.
-    pub(crate) size: u64,
-    /// The most files, directories, links and marks.
-    pub(crate) entries: u64,
-    /// The most directories within one another.
-    pub(crate) depth: u64,
-    /// The most bytes that one of a compressed archive may become.
-    pub(crate) ratio: u64,
-}
-
-impl Default for Caps {
-    fn default() -> Self {
-        // What gzip can make of zeros at most is 1032.
-        Self { size: 64 << 30, entries: 5_000_000, depth: 1024, ratio: 1000 }
-    }
-}
 
 /// What becomes of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
-use nix::sys::stat::{fstat, fstatat};
+use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use crate::error::{Error, Result};
 use crate::image::mark::{Like, like};
@@ -28,13 +28,13 @@ const OPAQUE: [&std::ffi::CStr; 2] = [c"user.overlay.opaque", c"trusted.overlay.
 
 /// Layers as one tree.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     /// The topmost first.
-    layers: Rc<Vec<OwnedFd>>,
+    layers: Arc<Vec<OwnedFd>>,
 }
 
 /// A directory of it: those of one name in several layers, the topmost first.
-pub(super) type Directory = Rc<Vec<OwnedFd>>;
+pub(super) type Directory = Arc<Vec<OwnedFd>>;
 
 /// What a name stands for.
 enum Node {
@@ -55,12 +55,34 @@ pub(super) struct Reached {
 }
 
 impl View {
-    pub(super) fn open(layers: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
         let open = |path: &PathBuf| {
             nix::fcntl::open(path, DIRECTORY, nix::sys::stat::Mode::empty())
                 .map_err(Error::at("open", path))
         };
-        Ok(Self { layers: Rc::new(layers.iter().map(open).collect::<Result<_>>()?) })
+        Ok(Self::of(layers.iter().map(open).collect::<Result<_>>()?))
+    }
+
+    /// Of opened ones, the topmost first.
+    pub(crate) fn of(layers: Vec<OwnedFd>) -> Self {
+        Self { layers: Arc::new(layers) }
+    }
+
+    /// What is at a path that leads through no link; `None` if there is nothing.
+    pub(crate) fn stat(&self, path: &Path) -> nix::Result<Option<FileStat>> {
+        let Some(name) = path.file_name() else { return Ok(None) };
+        let way = self.way(path.parent().unwrap_or(Path::new("")))?;
+        let Some((_, layers)) = way.last() else { return Ok(None) };
+        if way.len() != path.components().count() {
+            return Ok(None);
+        }
+        for layer in layers.iter() {
+            match fstatat(layer, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Err(Errno::ENOENT) => {}
+                found => return found.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// Finds how far there is something at a path; `None` where a file is in the way, or links
@@ -104,7 +126,7 @@ impl View {
         path: &Path,
     ) -> nix::Result<Option<(Vec<(OsString, Directory)>, VecDeque<OsString>, Option<OwnedFd>)>>
     {
-        let mut way = vec![(OsString::new(), Rc::clone(&self.layers))];
+        let mut way = vec![(OsString::new(), Arc::clone(&self.layers))];
         let mut rest = names(path);
         let mut links = 0;
         while let Some(name) = rest.pop_front() {
@@ -182,7 +204,7 @@ fn child(directory: &Directory, name: &OsStr) -> nix::Result<Option<Node>> {
             _ => return Ok(Some(Node::File(None))),
         }
     }
-    Ok((!found.is_empty()).then(|| Node::Directory(Rc::new(found))))
+    Ok((!found.is_empty()).then(|| Node::Directory(Arc::new(found))))
 }
 
 /// Whether a directory hides all of its name in what is below.

@@ -5,6 +5,7 @@ pub(crate) mod form;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod mounts;
+mod nodes;
 mod private;
 pub(crate) mod source;
 pub(crate) mod stack;

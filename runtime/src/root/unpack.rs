@@ -14,8 +14,9 @@ use nix::unistd::pipe2;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::image::layer::{UnpackOptions, flat};
-use crate::root::form;
+use crate::image::view::View;
 use crate::root::source::Source;
+use crate::root::{form, nodes};
 use crate::store::once::{Held, make_and_hold};
 use crate::store::subordinate::{Subordinate, with_ids};
 use crate::store::{State, btrfs};
@@ -79,7 +80,11 @@ pub(crate) fn subvolume(state: &State, source: &Source) -> Result<Source> {
     let location = Location::beneath(opened.into(), Path::new(""), source.path.clone())?;
     let name = format!("copy-{:016x}", fingerprint(&metadata, &source.path));
     let place = make_and_hold(state, &name, |aside| {
-        copy(aside, None, |to, options, report| transfer::send(&location, to, options, report))
+        let top = open::beneath(source.as_fd(), ".", Purpose::List);
+        let view = View::of(vec![top.map_err(Error::at("open image", &source.path))?]);
+        copy(aside, &view, None, |to, options, report| {
+            transfer::send(&location, to, options, report)
+        })
     })?;
     Source::held(&place.path, &place.used)
 }
@@ -99,7 +104,7 @@ fn images_on_btrfs(state: &State) -> Result<File> {
 }
 
 /// A subvolume with what layers of the state directory show together, the topmost first: made now
-/// or before. What has nothing to copy, as a device, is not in it.
+/// or before.
 ///
 /// # Errors
 /// As [`subvolume`].
@@ -127,7 +132,7 @@ pub(crate) fn flattened(
             own: &[],
             has_owners: true,
         };
-        copy(aside, ids, |to, options, report| {
+        copy(aside, &View::open(layers)?, ids, |to, options, report| {
             let stacks = slice::from_ref(&stack);
             transfer::send_stacks(stacks, Export::Tree, to, options, report)
         })
@@ -143,9 +148,11 @@ fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// Copies what is sent into a directory, as out of a sandbox, since images are trusted as little.
+/// Copies what is sent of `image` into a directory, as out of a sandbox, since images are trusted as
+/// little.
 fn copy(
     target: &Path,
+    image: &View,
     ids: Option<Subordinate>,
     send: impl FnOnce(&mut Outgoing, &CopyOptions, &mut CopyReport) -> Result<()> + Send,
 ) -> Result<()> {
@@ -156,7 +163,7 @@ fn copy(
         limit: u64::MAX,
         entries: u64::MAX,
     };
-    let target = Location::followed(target.to_owned());
+    let to_top = Location::followed(target.to_owned());
     let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))?;
     let mut from = Incoming::new(read, Deadline::NEVER)?;
     let mut to = Outgoing::new(write, Deadline::NEVER)?;
@@ -166,11 +173,12 @@ fn copy(
             .spawn_scoped(scope, move || {
                 let mut report = CopyReport::default();
                 let mut receive =
-                    || transfer::receive_as_top(&mut from, &target, &options, &mut report);
+                    || transfer::receive_as_top(&mut from, &to_top, &options, &mut report);
                 if ids.is_some() { with_ids(receive) } else { receive() }
             })
             .map_err(Error::io("start of a thread"))?;
-        let send = || send(&mut to, &options, &mut CopyReport::default());
+        let mut skipped = CopyReport::default();
+        let send = || send(&mut to, &options, &mut skipped);
         let sent = if ids.is_some() { with_ids(send) } else { send() };
         drop(to);
         let panicked = || Error::io("copy")(std::io::Error::other("its thread has panicked"));
@@ -179,6 +187,8 @@ fn copy(
             // Who made it has stopped, and says why.
             Err(Error::Protocol { .. }) => made,
             sent => sent.and(made),
-        }
+        }?;
+        let nodes = || nodes::make(target, image, &skipped, options.owners);
+        if ids.is_some() { with_ids(nodes) } else { nodes() }
     })
 }

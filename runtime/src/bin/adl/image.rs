@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use adl_runtime::{Config, Error, ImageInfo, Images, MadeImage, Progress, PullOptions};
-use clap::{Subcommand, ValueEnum, ValueHint};
+use adl_runtime::{Config, Error, ImageCaps, ImageInfo, Images, MadeImage, Progress, PullOptions};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use crate::output::{print, say};
 use crate::progress::Shown;
-use crate::values::{CliResult, duration};
+use crate::values::{CliResult, duration, number, size};
 
 const HELP: &str = "\
 `adl run IMAGE` fetches an image that is not there. What is not used is removed by `adl image \
@@ -29,6 +29,8 @@ pub(crate) enum Commands {
         /// The longest that it may take
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         timeout: Option<Duration>,
+        #[command(flatten)]
+        unpack: UnpackOptions,
         /// Its name, as debian:12 or registry:5000/team/app
         name: String,
     },
@@ -38,6 +40,8 @@ pub(crate) enum Commands {
         /// Which one, where several are in it
         #[arg(long, value_name = "NAME")]
         which: Option<String>,
+        #[command(flatten)]
+        unpack: UnpackOptions,
         /// The file or directory
         #[arg(value_hint = ValueHint::AnyPath)]
         path: PathBuf,
@@ -67,22 +71,58 @@ pub(crate) enum Commands {
     },
 }
 
+/// How layers are unpacked, and how much each may have.
+#[derive(Args)]
+pub(crate) struct UnpackOptions {
+    /// Unpack for sandboxes with so many user and group ids (`adl run --ids`), which an ordinary
+    /// user has from /etc/subuid and /etc/subgid: files keep their owners. Without, all are the
+    /// user's
+    #[arg(long, value_name = "NUMBER", value_parser = number::<u32>)]
+    ids: Option<u32>,
+    /// The most bytes that a layer may have, unpacked; 64g by default
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<u64>,
+    /// The most files and directories that a layer may have; 5000000 by default
+    #[arg(long, value_name = "NUMBER", value_parser = number::<u64>)]
+    max_files: Option<u64>,
+    /// The most directories within one another; 1024 by default
+    #[arg(long, value_name = "NUMBER", value_parser = number::<u64>)]
+    max_depth: Option<u64>,
+    /// The most bytes that one compressed byte of a layer may become; 1000 by default
+    #[arg(long, value_name = "NUMBER", value_parser = number::<u64>)]
+    max_ratio: Option<u64>,
+}
+
+impl UnpackOptions {
+    fn caps(&self) -> ImageCaps {
+        let usual = ImageCaps::default();
+        ImageCaps {
+            size: self.max_size.unwrap_or(usual.size),
+            entries: self.max_files.unwrap_or(usual.entries),
+            depth: self.max_depth.unwrap_or(usual.depth),
+            ratio: self.max_ratio.unwrap_or(usual.ratio),
+        }
+    }
+}
+
 pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCode> {
     let images = Images::open(state)?;
     match command {
-        Commands::Pull { insecure, timeout, name } => {
+        Commands::Pull { insecure, timeout, unpack, name } => {
             let shown = Shown::new();
             let tell = |progress: &Progress| shown.tell(progress);
             let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
             options.insecure = *insecure;
+            (options.caps, options.ids) = (unpack.caps(), unpack.ids);
             options.timeout = timeout.unwrap_or(options.timeout);
             let info = images.pull(name, &options)?;
             print(format!("{}\n", info.digest))?;
         }
-        Commands::Import { which, path, name } => {
+        Commands::Import { which, unpack, path, name } => {
             let shown = Shown::new();
             let tell = |progress: &Progress| shown.tell(progress);
-            let options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            (options.caps, options.ids) = (unpack.caps(), unpack.ids);
             let info =
                 images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;
             print(info.names.iter().map(|name| format!("{name}\n")).collect::<String>())?;

@@ -40,6 +40,10 @@ pub(crate) struct Bars {
 
 impl Bars {
     fn tell(&self, progress: &Progress) {
+        if let Progress::NotKept { .. } = progress {
+            // Where it can't be written, no one reads it.
+            let _ = self.all.println(progress.to_string());
+        }
         let (name, bytes, of) = match *progress {
             Progress::Fetching { layers, of_layers, bytes, of } => {
                 (format!("fetching, {layers} of {of_layers} layers"), bytes, of)
@@ -114,6 +118,7 @@ fn place(progress: &Progress) -> (u8, usize) {
     match progress {
         Progress::Fetching { layers, .. } => (0, *layers),
         Progress::Unpacking { layer, .. } => (1, *layer),
-        _ => (2, 0),
+        Progress::NotKept { layer, .. } => (2, *layer),
+        _ => (3, 0),
     }
 }

@@ -1,13 +1,20 @@
 //! Archives that no honest tool makes: each is unpacked to the right result, or refused with a
 //! typed error, and nothing beside the target is touched.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::Path;
 
+use super::layers::{digest, of};
 use super::{
     Head, Scratch, Tar, attribute, base256, canary, fingerprint, is_root, seal, tree, unpack_as,
 };
 use crate::error::{Error, Result};
-use crate::image::unpack::{Caps, Form, Unpacked};
+use crate::image::layer::{UnpackOptions, layer};
+use crate::image::options::Caps;
+use crate::image::unpack::Form;
+use crate::store::State;
+use crate::store::contents::remove_entry;
 
 /// What becomes of an archive.
 #[derive(Clone)]
@@ -30,10 +37,10 @@ fn made(lines: &[&str]) -> Outcome {
     Outcome::Made(lines)
 }
 
-fn is(result: &Result<Unpacked>, lines: &[String], expected: &Outcome) -> bool {
+fn is<T>(result: &Result<T>, lines: &[String], expected: &Outcome) -> bool {
     match (result, expected) {
         (Err(Error::Refused { .. }), Refused)
-        | (Err(Error::Invalid { what: "archive", .. }), Invalid)
+        | (Err(Error::Invalid { what: "archive" | "image", .. }), Invalid)
         | (Err(Error::TooLarge { .. }), TooLarge) => true,
         (Ok(_), Outcome::Made(expected)) => lines == expected,
         _ => false,
@@ -46,8 +53,18 @@ type Case = (&'static str, Tar, Outcome);
 
 /// The archives; `out` is the path of what nothing may be done to.
 pub(super) fn cases(out: &str) -> Vec<Case> {
-    [paths(), links(out), hard_links(out), kinds(), replaced(), marks(out), numbers(), forms()]
-        .concat()
+    [
+        paths(),
+        links(out),
+        hard_links(out),
+        kinds(),
+        attributes_of_others(),
+        replaced(),
+        marks(out),
+        numbers(),
+        forms(),
+    ]
+    .concat()
 }
 
 fn paths() -> Vec<Case> {
@@ -238,8 +255,8 @@ fn hard_links(out: &str) -> Vec<Case> {
     ]
 }
 
-fn kinds() -> Vec<Case> {
-    let with = |root: &[&str]| if is_root() { made(root) } else { made(&[]) };
+/// Those that an image may not set.
+fn attributes_of_others() -> Vec<Case> {
     let attributes = |tar: Tar| {
         tar.pax(&[
             ("SCHILY.xattr.trusted.overlay.opaque", "y"),
@@ -251,6 +268,15 @@ fn kinds() -> Vec<Case> {
             ("SCHILY.xattr.security.ima", "x"),
         ])
     };
+    vec![(
+        "attributes of overlays, and of the host's modules",
+        attributes(attributes(Tar::new()).dir("d")).file("d/x", "x"),
+        made(&["d d755", "d/x f644 x"]),
+    )]
+}
+
+fn kinds() -> Vec<Case> {
+    let with = |root: &[&str]| if is_root() { made(root) } else { made(&[]) };
     vec![
         (
             "a device",
@@ -293,11 +319,6 @@ fn kinds() -> Vec<Case> {
             "more than a mode has",
             Tar::new().add(&Head::new(b'0', "x").mode("7777777"), ""),
             made(&["x f7777 "]),
-        ),
-        (
-            "attributes of overlays, and of the host's modules",
-            attributes(attributes(Tar::new()).dir("d")).file("d/x", "x"),
-            made(&["d d755", "d/x f644 x"]),
         ),
         (
             "a directory that no one may enter",
@@ -419,6 +440,21 @@ fn marks(out: &str) -> Vec<Case> {
             made(&["a d755 opaque", "a/b f644 x"]),
         ),
         ("a mark twice", Tar::new().file(".wh.a", "").file(".wh.a", ""), made(&["a whiteout"])),
+        (
+            "an opaque mark of the top",
+            Tar::new().file(".wh..wh..opq", "").file("a", "x"),
+            made(&["a f644 x", "d755 opaque"]),
+        ),
+        (
+            "an opaque mark of the top that has a mode",
+            Tar::new().file(".wh..wh..opq", "").add(&Head::new(b'5', "./").mode("711"), ""),
+            made(&["d711 opaque"]),
+        ),
+        (
+            "an opaque mark of what is above the top",
+            Tar::new().file("../.wh..wh..opq", ""),
+            Refused,
+        ),
         (
             "an opaque mark first",
             Tar::new().dir("a").file("a/.wh..wh..opq", "").file("a/b", "x"),
@@ -625,21 +661,65 @@ fn hostile_archives_have_the_right_result_or_a_typed_error_and_touch_nothing_els
     let out = around.join("canary");
     let cases = cases(out.to_str().unwrap());
     assert!(cases.len() >= 100, "{}", cases.len());
+    let state = State::open(Some(&around.join("state"))).unwrap();
+    let cache = state.images().unwrap();
+    let in_cache = || fs::read_dir(&cache).unwrap().count();
+    let options = UnpackOptions { caps: CAPS, ..UnpackOptions::default() };
     let before = fingerprint(&out);
     let mut wrong = Vec::new();
     for (number, (name, archive, expected)) in cases.into_iter().enumerate() {
         let target = around.join(number.to_string());
         // Without the mark of its end, so that an archive may be cut.
         let result = unpack_as(&archive.0, &target, Form::Layer, CAPS);
-        let mut lines = tree(&target);
-        // The top, of which the mode alone is told.
-        lines.retain(|line| !line.starts_with("d7"));
+        let lines = below_top(&target);
         if !is(&result, &lines, &expected) {
             wrong.push(format!("{name}: {result:?}, {lines:?}"));
         }
         assert_eq!(fingerprint(&out), before, "{name}");
+        // In the cache, it is whole, or nothing of it is there.
+        let blob = of(&archive.0, Some(digest(&archive.0)));
+        let result = layer(&state, blob, &options);
+        let lines = result.as_ref().map_or(Vec::new(), |place| below_top(place));
+        if !is(&result, &lines, &expected) {
+            wrong.push(format!("{name}, in the cache: {result:?}, {lines:?}"));
+        }
+        assert_eq!(in_cache(), usize::from(result.is_ok()), "{name}");
+        assert_eq!(fingerprint(&out), before, "{name}");
+        if let Ok(place) = result {
+            remove_entry(File::open(&cache).unwrap().as_fd(), place.file_name().unwrap()).unwrap();
+        }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What [`tree`] tells, without a top of which there is but a mode to tell.
+fn below_top(top: &Path) -> Vec<String> {
+    let mut lines = tree(top);
+    lines.retain(|line| !(line.starts_with("d7") && line.len() == "d755".len()));
+    lines
+}
+
+#[test]
+fn attributes_of_overlays_and_of_the_hosts_modules_are_not_an_images_to_set() {
+    let scratch = Scratch::new();
+    let target = scratch.path("target");
+    let [.., (name, archive, _)] = &attributes_of_others()[..] else { unreachable!() };
+    let unpacked = unpack_as(&archive.0, &target, Form::Layer, CAPS).unwrap();
+    assert!(unpacked.attributes_left_out >= 14, "{name}: {unpacked:?}");
+    for path in ["", "d", "d/x"] {
+        let file = File::open(target.join(path)).unwrap();
+        let names = crate::sys::extended_attributes(file.as_fd()).unwrap();
+        let names: Vec<_> = names.iter().map(|name| name.to_str().unwrap()).collect();
+        // What adl itself says of layers.
+        let of_others = |name: &&&str| !name.starts_with("user.overlay.adl-");
+        let left: Vec<_> = names.iter().filter(of_others).collect();
+        assert!(left.iter().all(|name| **name == "security.selinux"), "{path}: {names:?}");
+        // Where the host has such a module, the label is the host's own.
+        assert_ne!(
+            attribute(&target.join(path), "security.selinux").as_deref(),
+            Some(&b"system_u:object_r:shadow_t:s0"[..])
+        );
+    }
 }
 
 /// What the cases lean on: who follows links writes to where the canary is.

@@ -15,11 +15,12 @@ use super::{Head, Scratch, Tar, attribute, is_root, tree, unpack_as};
 use crate::error::{Error, Result};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::layer::{Blob, UnpackOptions, find, layer};
-use crate::image::unpack::{Caps, Form, Unpacked};
+use crate::image::options::Caps;
+use crate::image::unpack::{Form, Unpacked};
 use crate::store::State;
 use crate::wait::Deadline;
 
-fn digest(bytes: &[u8]) -> Digest {
+pub(super) fn digest(bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::like(None);
     hasher.update(bytes);
     hasher.finish().unwrap()
@@ -95,7 +96,7 @@ impl Home {
     }
 }
 
-fn of(blob: &[u8], diff_id: Option<Digest>) -> Blob<'_> {
+pub(super) fn of(blob: &[u8], diff_id: Option<Digest>) -> Blob<'_> {
     let (digest, size) = (digest(blob), Some(blob.len() as u64));
     Blob { digest, size, diff_id, bytes: Box::new(blob) }
 }

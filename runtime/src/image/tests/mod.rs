@@ -13,7 +13,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::unpack::{Caps, Form, Unpacked, unpack};
+use super::options::Caps;
+use super::unpack::{Form, Unpacked, unpack};
 use crate::error::Result;
 use crate::store::contents::remove_contents;
 use crate::sys;
