@@ -13,6 +13,7 @@ use crate::image::cache::add;
 use crate::image::digest::Digest;
 use crate::image::layer::without_ids;
 use crate::image::layout;
+use crate::image::name::Name;
 use crate::image::options::PullOptions;
 use crate::image::place::Place;
 use crate::image::pull::{self, Known};
@@ -141,23 +142,15 @@ impl Images {
         options: &PullOptions<'_>,
     ) -> Result<ImageInfo> {
         let path = path.into();
-        let name = name.map(Reference::parse).transpose()?;
-        if name.as_ref().is_some_and(|name| name.digest().is_some()) {
-            return Err(Error::invalid("image", "a name that is given has no digest"));
-        }
+        let name = name.map(Name::given).transpose()?;
         let deadline = Deadline::after(options.timeout);
         let place = Place::open(&path, self.state.path(), options.caps, deadline)?;
         let chosen = layout::choose(&place, layout::images(&place)?, which)?;
-        let names: Vec<String> = match name {
-            Some(name) => vec![name.to_string()],
-            // An index may have a tag alone, which is a name of nothing.
+        let names: Vec<Name> = match name {
+            Some(name) => vec![name],
             None => {
-                let whole = chosen.names.iter().filter(|name| name.contains([':', '/']));
-                let names: BTreeSet<String> = whole
-                    .filter_map(|name| Reference::parse(name).ok())
-                    .map(|name| name.to_string())
-                    .collect();
-                names.into_iter().collect()
+                let said = chosen.names.iter().filter_map(|name| Name::said(name));
+                said.collect::<BTreeSet<Name>>().into_iter().collect()
             }
         };
         let shown = path.full_path();

@@ -20,6 +20,7 @@ use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
 use crate::image::mark::Like;
+use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
@@ -52,8 +53,8 @@ pub(crate) fn of_layers(
     let options = PullOptions { ids, ..PullOptions::default() };
     let ids = Subordinate::asked_for(ids)?;
     // It changes when what lies there does, as far as one can see at a glance.
-    let name = format!("file:{:016x}", fingerprint(path, which)?);
-    if let Some(found) = find(state, &name, ids)? {
+    let name = Name::of_file(fingerprint(path, which)?);
+    if let Some(found) = find(state, name.as_str(), ids)? {
         return Ok(found);
     }
     let deadline = Deadline::after(options.timeout);
@@ -120,7 +121,7 @@ pub(crate) fn add(
     catalog: &Catalog,
     place: &Place,
     whole: &Whole,
-    names: &[String],
+    names: &[Name],
     options: &PullOptions<'_>,
     deadline: Deadline,
 ) -> Result<Arc<Lease>> {

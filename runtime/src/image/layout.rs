@@ -58,6 +58,9 @@ pub(crate) struct Whole {
     pub(crate) configuration: Configuration,
     /// The lowest first.
     pub(crate) layers: Vec<LayerSource>,
+    /// The digests of the documents that have led to it, each of which was checked: its manifest,
+    /// and the indexes around that. An old archive has none.
+    pub(crate) seen: Vec<Digest>,
 }
 
 /// Where the bytes of a layer are.
@@ -193,9 +196,14 @@ fn of_index(place: &Place, descriptor: &Descriptor, name: &str, depth: usize) ->
         return Err(missing(place, &descriptor.digest));
     };
     let index = match Document::parse(&bytes, &descriptor.media_type)? {
-        Document::Manifest(manifest) => return whole(place, bytes, manifest, name),
+        Document::Manifest(manifest) => {
+            let mut whole = whole(place, bytes, manifest, name)?;
+            whole.seen.push(descriptor.digest.clone());
+            return Ok(whole);
+        }
         Document::Index(index) => index,
     };
+    let own = &descriptor.digest;
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Error::invalid("image", format!("{name}: indexes in one another too deep")));
     };
@@ -205,7 +213,10 @@ fn of_index(place: &Place, descriptor: &Descriptor, name: &str, depth: usize) ->
             // One for another platform that its descriptor does not tell, or one that was not
             // saved: the next may be it.
             Err(error) => _ = first_error.get_or_insert(error),
-            found => return found,
+            Ok(mut found) => {
+                found.seen.push(own.clone());
+                return Ok(found);
+            }
         }
     }
     Err(first_error.unwrap_or_else(|| Error::invalid("image", format!("{name}: an empty index"))))
@@ -227,7 +238,15 @@ fn whole(place: &Place, bytes: Vec<u8>, manifest: manifest::Manifest, name: &str
     let layers = layers.collect();
     let digest = Digest::of(&bytes);
     let config_digest = manifest.config.digest;
-    Ok(Whole { digest, manifest: bytes, config_digest, config, configuration, layers })
+    Ok(Whole {
+        digest,
+        manifest: bytes,
+        config_digest,
+        config,
+        configuration,
+        layers,
+        seen: Vec::new(),
+    })
 }
 
 fn check_count(layers: usize, configuration: &Configuration, name: &str) -> Result<()> {
@@ -283,7 +302,8 @@ fn of_saved(place: &Place, saved: &Saved, name: &str) -> Result<Whole> {
     });
     let manifest = manifest.to_string().into_bytes();
     let digest = Digest::of(&manifest);
-    Ok(Whole { digest, manifest, config_digest, config, configuration, layers })
+    let seen = Vec::new();
+    Ok(Whole { digest, manifest, config_digest, config, configuration, layers, seen })
 }
 
 /// What compressed layers begin with: gzip's, and that of zstd.

@@ -11,6 +11,7 @@ pub(crate) mod layer;
 pub(crate) mod layout;
 mod manifest;
 mod mark;
+pub(crate) mod name;
 pub(crate) mod options;
 pub(crate) mod place;
 mod program;

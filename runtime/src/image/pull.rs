@@ -2,7 +2,8 @@
 //!
 //! `skopeo` knows logins, mirrors and policies. It brings documents and blobs, and none of them is
 //! believed: each is checked by its digest here, the manifest by what an index or a name says of
-//! it. Where there is no skopeo, podman or docker does, and writes an archive.
+//! it. Where there is no skopeo, podman or docker does, and writes an archive; a name with a digest
+//! leads to what is in that only where the digest is that of a document in it.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -22,6 +23,7 @@ use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::layout::{self, Whole};
 use crate::image::manifest::{self, Document, LONGEST, Manifest};
+use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
@@ -109,20 +111,20 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     fn pull(&self) -> Result<Arc<Lease>> {
-        let names = [self.reference.to_string()];
-        if let Some((bytes, manifest)) = self.manifest(self.reference, DEEPEST)? {
+        let mut seen = Vec::new();
+        if let Some((bytes, manifest)) = self.manifest(self.reference, DEEPEST, &mut seen)? {
+            let name = self.name(&seen)?;
             let digest = Digest::of(&bytes);
             // What can't be read is written anew.
             if let Ok(Some(lease)) = self.catalog.image(&digest)
                 && lease.record().places(self.state, self.ids)?.is_some()
             {
                 // It has a new name, or none but that.
-                for name in &names {
-                    self.catalog.put_name(name, &digest)?;
-                }
+                self.catalog.put_name(&name, &digest)?;
                 return Ok(lease);
             }
-            self.copy(&digest, &manifest)?;
+            // As it was asked for: a registry knows it by no other digest.
+            self.copy(seen.last().unwrap_or(&digest), &manifest)?;
             let place = self.layout()?;
             let whole = layout::of_manifest(&place, bytes, &self.reference.to_string())?;
             return add(
@@ -130,17 +132,36 @@ impl Pull<'_> {
                 self.catalog,
                 &place,
                 &whole,
-                &names,
+                &[name],
                 self.options,
                 self.deadline,
             );
         }
         let (place, whole) = self.save()?;
+        let names = [self.name(&whole.seen)?];
         add(self.state, self.catalog, &place, &whole, &names, self.options, self.deadline)
     }
 
+    /// The name that was asked for, of what has these digests.
+    fn name(&self, seen: &[Digest]) -> Result<Name> {
+        Name::fetched(self.reference, seen).ok_or_else(|| Error::Unsupported {
+            what: format!("the image {}", self.reference),
+            why: "what podman or docker has saved of it has no manifest with this digest, so that \
+                  it could be another image"
+                .to_owned(),
+            fix: "install skopeo, which brings images as they are: apt-get install skopeo"
+                .to_owned(),
+        })
+    }
+
     /// Asks the registry for the manifest for this machine; `None` where there is no skopeo.
-    fn manifest(&self, of: &Reference, depth: usize) -> Result<Option<(Vec<u8>, Manifest)>> {
+    /// The digests of what has led there are added to `seen`, its own last.
+    fn manifest(
+        &self,
+        of: &Reference,
+        depth: usize,
+        seen: &mut Vec<Digest>,
+    ) -> Result<Option<(Vec<u8>, Manifest)>> {
         let mut skopeo = self.skopeo();
         skopeo.args(["inspect", "--raw", "--no-tags"]);
         if self.options.insecure {
@@ -157,6 +178,7 @@ impl Pull<'_> {
             let why = format!("the manifest that {} sent has another digest", of.registry());
             return Err(Error::invalid("image", format!("{of}: {why}")));
         }
+        seen.push(of.digest().cloned().unwrap_or_else(|| Digest::of(&bytes)));
         let index = match Document::parse(&bytes, "")? {
             Document::Manifest(manifest) => return Ok(Some((bytes, manifest))),
             Document::Index(index) => index,
@@ -166,7 +188,7 @@ impl Pull<'_> {
             let why = format!("{of}: indexes in one another too deep");
             return Err(Error::invalid("image", why));
         };
-        self.manifest(&of.at(&best.digest), depth)
+        self.manifest(&of.at(&best.digest), depth, seen)
     }
 
     fn skopeo(&self) -> Command {

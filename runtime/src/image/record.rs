@@ -29,6 +29,7 @@ use crate::config::image::{ImageConfig, ImageSays};
 use crate::error::{Error, Result};
 use crate::image::digest::Digest;
 use crate::image::layer;
+use crate::image::name::Name;
 use crate::store::State;
 use crate::store::contents::{entries, remove_entry};
 use crate::store::own_file::{make_private, open_own_file};
@@ -426,9 +427,9 @@ impl Catalog {
     }
 
     /// Has a name lead to an image.
-    pub(crate) fn put_name(&self, name: &str, image: &Digest) -> Result<()> {
-        let record = NameRecord { form: FORM, name: name.to_owned(), image: image.clone() };
-        let file_name = format!("{NAME}{}{JSON}", hashed(name));
+    pub(crate) fn put_name(&self, name: &Name, image: &Digest) -> Result<()> {
+        let record = NameRecord { form: FORM, name: name.to_string(), image: image.clone() };
+        let file_name = format!("{NAME}{}{JSON}", hashed(name.as_str()));
         self.write_json(&file_name, &record, RenameFlags::empty())
     }
 

@@ -1,0 +1,309 @@
+//! Images that lie: layouts, archives and registries that say of themselves what is not so, made by
+//! hand, and programs in the place of those that fetch.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Home, Need, adl_command, needs, stderr, succeeds};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+const GZIP: Need = Need::Program("gzip");
+
+/// The digest of bytes.
+fn digest(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let sum = succeeds(Command::new("sha256sum").arg(file.path()));
+    format!("sha256:{}", sum.split(' ').next().unwrap())
+}
+
+/// A part of a tar archive: its kind, name, what it links to, and content.
+type Part<'a> = (u8, &'a str, &'a str, &'a [u8]);
+
+fn header((kind, name, link, _): Part<'_>, size: u64) -> [u8; 512] {
+    let mut header = [0; 512];
+    let mut set = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
+    set(0, name.as_bytes());
+    set(100, if kind == b'5' { b"0000755\x00" } else { b"0000644\x00" });
+    set(108, b"0000000\x000000000\x00");
+    set(124, format!("{size:011o}\x0000000001750\x00").as_bytes());
+    set(148, b"        ");
+    set(156, &[kind]);
+    set(157, link.as_bytes());
+    set(257, b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\x00").as_bytes());
+    header
+}
+
+fn tar(parts: &[Part<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        let content = part.3;
+        bytes.extend(header(*part, content.len() as u64));
+        bytes.extend(content);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+/// A layer with a file of a content.
+fn with(name: &str, content: &str) -> Vec<u8> {
+    tar(&[(b'0', name, "", content.as_bytes())])
+}
+
+fn gzip(home: &Home, bytes: &[u8]) -> Vec<u8> {
+    let file = home.path("to-gzip");
+    fs::write(&file, bytes).unwrap();
+    let output = Command::new("gzip").arg("-nc").arg(&file).output().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// An OCI image layout, in which anything may be said.
+struct Layout(PathBuf);
+
+impl Layout {
+    fn new(home: &Home, name: &str) -> Self {
+        let path = home.path(name);
+        fs::create_dir_all(path.join("blobs/sha256")).unwrap();
+        fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.0.join("blobs").join(digest.replacen(':', "/", 1))
+    }
+
+    /// Writes a blob, and what leads to it.
+    fn put(&self, bytes: &[u8], media_type: &str) -> Value {
+        let digest = digest(bytes);
+        fs::write(self.path(&digest), bytes).unwrap();
+        json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+    }
+
+    fn put_json(&self, document: &Value, media_type: &str) -> Value {
+        self.put(document.to_string().as_bytes(), media_type)
+    }
+
+    /// An image of layers as descriptors say them, which a configuration says to be others.
+    fn image_of(&self, layers: &[Value], diff_ids: &[String], config: &Value) -> Value {
+        let config = json!({
+            "os": "linux", "architecture": "amd64", "config": config,
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = self.put_json(&config, CONFIG);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
+        });
+        self.put_json(&manifest, MANIFEST)
+    }
+
+    /// An honest one of plain layers.
+    fn image(&self, layers: &[&[u8]]) -> Value {
+        let described: Vec<Value> = layers.iter().map(|layer| self.put(layer, LAYER)).collect();
+        let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+        self.image_of(&described, &diff_ids, &json!({ "Cmd": ["x"] }))
+    }
+
+    fn index(&self, entries: &[Value]) {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+        fs::write(self.0.join("index.json"), index.to_string()).unwrap();
+    }
+}
+
+fn named(mut descriptor: Value, name: &str) -> Value {
+    descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+    descriptor
+}
+
+/// A state directory, and programs in the place of those of the machine.
+struct Machine {
+    home: Home,
+    programs: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let home = Home::new();
+        let programs = home.path("programs");
+        fs::create_dir(&programs).unwrap();
+        for program in ["cat", "cp", "sh", "sleep", "head"] {
+            let path = ["/usr/bin", "/bin"].map(|bin| Path::new(bin).join(program));
+            symlink(path.iter().find(|path| path.exists()).unwrap(), programs.join(program))
+                .unwrap();
+        }
+        Self { home, programs }
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        let path = self.programs.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A `skopeo` that brings an image of a layout, whatever it is asked for; before it brings the
+    /// blobs that are not there, it runs `first`.
+    fn skopeo(&self, layout: &Layout, image: &Value, first: &str) {
+        let manifest = layout.path(image["digest"].as_str().unwrap());
+        let script = format!(
+            "case \"$*\" in *inspect*) exec cat {0};; esac
+            {first}
+            for blob in {1}/blobs/sha256/*; do
+                there=image/blobs/sha256/${{blob##*/}}
+                [ -e \"$there\" ] || {{ cp \"$blob\" \"$there\"; echo x >> {2}; }}
+            done",
+            manifest.display(),
+            layout.0.display(),
+            self.home.path("brought").display(),
+        );
+        self.program("skopeo", &script);
+    }
+
+    /// How many blobs it has brought since this was asked.
+    fn brought(&self) -> usize {
+        let count = fs::read_to_string(self.home.path("brought")).map_or(0, |x| x.lines().count());
+        let _ = fs::remove_file(self.home.path("brought"));
+        count
+    }
+
+    /// A `docker` that saves an archive, whatever it is asked for.
+    fn docker(&self, archive: &Path) {
+        let script = format!("[ \"$1\" = pull ] || cp {} \"$3\"", archive.display());
+        self.program("docker", &script);
+    }
+
+    fn adl(&self) -> Command {
+        let mut adl = adl_command(&self.home.state());
+        adl.env("PATH", &self.programs);
+        adl
+    }
+
+    fn image(&self, arguments: &[&str]) -> Output {
+        self.adl().arg("image").args(arguments).output().unwrap()
+    }
+
+    fn pull(&self, name: &str) -> Output {
+        self.image(&["pull", name])
+    }
+
+    fn import(&self, layout: &Layout, arguments: &[&str]) -> Output {
+        let mut adl = self.adl();
+        adl.args(["image", "import"]).arg(&layout.0).args(arguments).output().unwrap()
+    }
+
+    /// The names that are known.
+    fn names(&self) -> String {
+        let output = self.image(&["ls"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn told(output: &Output) -> String {
+    format!("{:?} {}", output.status.code(), stderr(output))
+}
+
+#[track_caller]
+fn assert_ok(output: &Output) {
+    assert!(output.status.success(), "{}", told(output));
+}
+
+/// It has failed by an error of adl's own, which has some words.
+#[track_caller]
+fn assert_refused(output: &Output, words: &str) {
+    assert_eq!(output.status.code(), Some(125), "{}", told(output));
+    assert!(stderr(output).contains(words), "{words}: {}", told(output));
+}
+
+/// Archives it as `docker save` does.
+fn archive_of(machine: &Machine, layout: &Layout) -> PathBuf {
+    let archive = machine.home.path("saved.tar");
+    succeeds(Command::new("tar").arg("-C").arg(&layout.0).arg("-cf").arg(&archive).arg("."));
+    archive
+}
+
+/// A name with the digest of no image.
+const PINNED: &str = "docker.io/library/debian@sha256:\
+    0000000000000000000000000000000000000000000000000000000000000001";
+
+#[test]
+fn an_archive_gives_its_image_no_name_with_a_digest() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let image = layout.image(&[&with("evil", "x")]);
+    layout.index(&[named(image.clone(), PINNED)]);
+    assert_refused(&machine.import(&layout, &[]), "says no name");
+    assert_eq!(machine.names(), "");
+    // Another name of the same image counts, and one with a digest can't be given either.
+    let mut both = named(image, PINNED);
+    both["annotations"]["io.containerd.image.name"] = json!("local/it:1");
+    layout.index(&[both]);
+    let output = machine.import(&layout, &[]);
+    assert_eq!(output.stdout, b"docker.io/local/it:1\n", "{}", told(&output));
+    assert_refused(&machine.import(&layout, &[PINNED]), "has no digest");
+    // As `docker save` has names.
+    let list = json!([{
+        "Config": "config.json", "RepoTags": [PINNED, "debian:12@sha256:1"], "Layers": ["l.tar"],
+    }]);
+    let saved = Layout(machine.home.path("saved"));
+    fs::create_dir(&saved.0).unwrap();
+    let layer = with("evil", "y");
+    let config = json!({ "rootfs": { "diff_ids": [digest(&layer)] } });
+    fs::write(saved.0.join("l.tar"), layer).unwrap();
+    fs::write(saved.0.join("config.json"), config.to_string()).unwrap();
+    fs::write(saved.0.join("manifest.json"), list.to_string()).unwrap();
+    assert_refused(&machine.import(&saved, &[]), "says no name");
+    assert_eq!(machine.names().lines().count(), 1, "{}", machine.names());
+}
+
+#[test]
+fn what_docker_saves_has_the_digest_that_was_asked_for_or_is_not_taken() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let image = layout.image(&[&with("it", "x")]);
+    layout.index(&[named(image.clone(), "r.example/x:1")]);
+    machine.docker(&archive_of(&machine, &layout));
+    let zeros = "0".repeat(63);
+    assert_refused(&machine.pull(&format!("r.example/x@sha256:{zeros}2")), "install skopeo");
+    assert_eq!(machine.names(), "");
+    // By its own digest, and that of the index around it, it is the one.
+    let inner = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [image] });
+    let outer = layout.put_json(&inner, INDEX);
+    layout.index(std::slice::from_ref(&outer));
+    machine.docker(&archive_of(&machine, &layout));
+    for descriptor in [&outer, &image] {
+        let name = format!("r.example/x@{}", descriptor["digest"].as_str().unwrap());
+        assert_ok(&machine.pull(&name));
+        assert!(machine.names().contains(&name), "{}", machine.names());
+    }
+    // An old archive has no manifest: a tag is what docker says, a digest is not seen.
+    for name in ["index.json", "oci-layout"] {
+        fs::remove_file(layout.0.join(name)).unwrap();
+    }
+    let layer = with("it", "y");
+    let config = json!({ "rootfs": { "diff_ids": [digest(&layer)] } });
+    fs::write(layout.0.join("l.tar"), layer).unwrap();
+    fs::write(layout.0.join("config.json"), config.to_string()).unwrap();
+    let list = json!([{ "Config": "config.json", "RepoTags": null, "Layers": ["l.tar"] }]);
+    fs::write(layout.0.join("manifest.json"), list.to_string()).unwrap();
+    machine.docker(&archive_of(&machine, &layout));
+    assert_refused(&machine.pull(&format!("r.example/y@sha256:{zeros}2")), "install skopeo");
+    assert_ok(&machine.pull("r.example/y:1"));
+}
