@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Need, adl_command, needs, stderr, succeeds};
+use crate::harness::{Home, Need, adl_command, needs, stderr, succeeds, within};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -306,4 +306,104 @@ fn what_docker_saves_has_the_digest_that_was_asked_for_or_is_not_taken() {
     machine.docker(&archive_of(&machine, &layout));
     assert_refused(&machine.pull(&format!("r.example/y@sha256:{zeros}2")), "install skopeo");
     assert_ok(&machine.pull("r.example/y:1"));
+}
+
+#[test]
+fn an_image_that_lies_of_its_layers_is_refused_and_is_in_no_others_way() {
+    if !needs(&[GZIP]) {
+        return;
+    }
+    let machine = Machine::new();
+    let (base, own) = (with("base", "x"), with("own", "y"));
+    let packed = gzip(&machine.home, &own);
+    let attacker = Layout::new(&machine.home, "attacker");
+    let config = json!({ "Cmd": ["x"] });
+    let base_id = digest(&base);
+    let base_layer = attacker.put(&base, LAYER);
+    let honest = attacker.image_of(std::slice::from_ref(&base_layer), &[base_id.clone()], &config);
+    attacker.index(std::slice::from_ref(&honest));
+    assert_ok(&machine.import(&attacker, &["base"]));
+    // The layer that another image has is said to be one that is there.
+    let packed_layer = attacker.put(&packed, LAYER);
+    let layers = [base_layer.clone(), packed_layer.clone()];
+    let lies = attacker.image_of(&layers, &[base_id.clone(), base_id.clone()], &config);
+    attacker.index(std::slice::from_ref(&lies));
+    machine.skopeo(&attacker, &lies, "");
+    assert_refused(&machine.pull("attacker:1"), "diff id");
+    assert_refused(&machine.import(&attacker, &["attacker:1"]), "diff id");
+    // Not even with the layer left out.
+    fs::remove_file(attacker.path(&digest(&packed))).unwrap();
+    assert_refused(&machine.import(&attacker, &["attacker:1"]), "lacks the layer");
+    let victim = Layout::new(&machine.home, "victim");
+    victim.put(&base, LAYER);
+    victim.put(&packed, LAYER);
+    let diff_ids = [base_id, digest(&own)];
+    let image = victim.image_of(&layers, &diff_ids, &config);
+    machine.skopeo(&victim, &image, "");
+    machine.brought();
+    assert_ok(&machine.pull("victim:1"));
+    // All but the base, of which it was seen what it is.
+    assert_eq!(machine.brought(), 3);
+    // And what is known of its own layer is not what another says.
+    let lies = attacker.image_of(&layers, &[diff_ids[0].clone(), diff_ids[0].clone()], &config);
+    machine.skopeo(&attacker, &lies, "");
+    assert_refused(&machine.pull("attacker:2"), "its diff id is");
+    assert_eq!(machine.names().lines().count(), 2, "{}", machine.names());
+}
+
+/// A base that is there, and a `skopeo` that brings an image with that and a layer of its own.
+fn upon_a_base(machine: &Machine, first: &str) -> (Layout, Value) {
+    let layout = Layout::new(&machine.home, "layout");
+    let (base, own) = (with("base", "x"), with("own", "y"));
+    let alone = layout.image(&[&base]);
+    layout.index(std::slice::from_ref(&alone));
+    assert_ok(&machine.import(&layout, &["base:1"]));
+    let both = Layout::new(&machine.home, "both");
+    let image = both.image(&[&base, &own]);
+    machine.skopeo(&both, &image, first);
+    (both, image)
+}
+
+#[test]
+fn layers_that_are_not_fetched_again_stay_until_the_image_that_has_them_is_there() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    // Meanwhile, who has them is to be removed.
+    let first = format!(
+        "ADL_STATE_DIR={} {} image rm base:1 2> {}",
+        machine.home.state().display(),
+        crate::harness::adl().display(),
+        machine.home.path("refused").display()
+    );
+    upon_a_base(&machine, &first);
+    machine.brought();
+    assert_ok(&machine.pull("victim:1"));
+    // The manifest, the configuration and its own layer.
+    assert_eq!(machine.brought(), 3);
+    let refused = fs::read_to_string(machine.home.path("refused")).unwrap();
+    assert!(refused.contains("in use"), "{refused}");
+    assert_ok(&machine.image(&["rm", "base:1"]));
+    assert_ok(&machine.image(&["rm", "victim:1"]));
+}
+
+#[test]
+fn a_pull_that_is_killed_leaves_nothing_that_the_next_takes_for_a_layer() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let begun = machine.home.path("begun");
+    let (both, image) = upon_a_base(&machine, &format!("echo > {}; sleep 100", begun.display()));
+    let mut adl = machine.adl().args(["image", "pull", "victim:1"]).spawn().unwrap();
+    let has_begun = within(Duration::from_secs(60), || begun.exists());
+    adl.kill().unwrap();
+    adl.wait().unwrap();
+    assert!(has_begun);
+    // What it stood for is gone.
+    assert_ok(&machine.image(&["rm", "base:1"]));
+    machine.skopeo(&both, &image, "");
+    assert_ok(&machine.pull("victim:1"));
+    assert!(machine.names().contains("victim:1"), "{}", machine.names());
 }

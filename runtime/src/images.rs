@@ -373,7 +373,7 @@ impl Images {
         let digest = lease.record().digest.clone();
         let shown = names.first().cloned().unwrap_or_else(|| digest.to_string());
         let busy = |by: String| Error::Busy { what: format!("the image {shown}"), by };
-        let in_use = || busy("a sandbox".to_owned());
+        let in_use = || busy("a sandbox, or by who fetches another with its layers".to_owned());
         let lease = Arc::into_inner(lease).ok_or_else(in_use)?.try_alone()?.ok_or_else(in_use)?;
         let others = catalog.images_but(Some(&digest))?;
         let mine = self.layers_of(lease.record());

@@ -1,6 +1,6 @@
 //! From what a caller names to unpacked layers: found in the catalog, or added to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use crate::config::host_path::HostPath;
 use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
+use crate::image::digest::Digest;
 use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
@@ -134,7 +135,7 @@ pub(crate) fn add(
         _ => false,
     };
     if !is_known {
-        let (places, hidden) = unpack(state, place, whole, options, ids, deadline)?;
+        let (places, hidden) = unpack(state, catalog, place, whole, options, ids, deadline)?;
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
@@ -164,10 +165,22 @@ pub(crate) fn add(
     catalog.image(&whole.digest)?.ok_or_else(|| gone(&whole.digest.to_string()))
 }
 
+/// What is known of the layers of the images that are there: of which archive each is, by the
+/// digest of its bytes.
+fn seen_layers(catalog: &Catalog) -> Result<HashMap<Digest, Digest>> {
+    let records = catalog.records()?;
+    let layers = records.into_iter().flat_map(|record| record.layers);
+    Ok(layers.map(|layer| (layer.digest, layer.diff_id)).collect())
+}
+
 /// Unpacks the layers, and returns where those are that show, the topmost first, and how many are
 /// below them.
+///
+/// One that is there is not read where it is known what its bytes become; else they are, since
+/// others will believe the record of this image.
 fn unpack(
     state: &State,
+    catalog: &Catalog,
     place: &Place,
     whole: &Whole,
     options: &PullOptions<'_>,
@@ -177,10 +190,21 @@ fn unpack(
     let mut places: Vec<PathBuf> = Vec::new();
     let mut hidden = 0;
     let count = whole.layers.len();
+    let mut seen = seen_layers(catalog)?;
     for (number, source) in whole.layers.iter().enumerate() {
-        let path = match layer::find(state, &source.diff_id, ids) {
-            Some(path) => path,
-            None => {
+        let known = seen.get(&source.digest);
+        if let Some(other) = known.filter(|known| **known != source.diff_id) {
+            let why = format!(
+                "layer {}: its diff id is {other}, and was said to be {}",
+                source.digest, source.diff_id
+            );
+            return Err(Error::invalid("image", why));
+        }
+        let found = layer::find(state, &source.diff_id, ids);
+        let path = match found {
+            // What is not compressed is the archive itself.
+            Some(path) if known.is_some() || source.digest == source.diff_id => path,
+            found => {
                 let lacks = || {
                     let why = format!("{:?} lacks the layer {}", place.shown(), source.digest);
                     Error::invalid("image", why)
@@ -230,9 +254,13 @@ fn unpack(
                     deadline,
                     ids,
                 };
-                layer::layer(state, blob, &options)?
+                match found {
+                    Some(path) => layer::check(blob, &options).map(|()| path),
+                    None => layer::layer(state, blob, &options),
+                }?
             }
         };
+        seen.insert(source.digest.clone(), source.diff_id.clone());
         // An overlay does not look at such a mark of a layer's top.
         let top = nix::fcntl::open(&path, DIRECTORY, Mode::empty());
         if is_opaque(top.map_err(Error::at("open", &path))?.as_fd()) {

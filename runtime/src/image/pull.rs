@@ -6,15 +6,17 @@
 //! leads to what is in that only where the digest is that of a document in it.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
@@ -27,7 +29,7 @@ use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
-use crate::image::record::{Catalog, Fetch, Lease};
+use crate::image::record::{Catalog, Fetch, Lease, Record};
 use crate::image::reference::Reference;
 use crate::store::State;
 use crate::store::contents::{entries, remove_contents};
@@ -41,6 +43,8 @@ const DEEPEST: usize = 4;
 const LAYOUT: &str = "image";
 /// What the others write.
 const ARCHIVE: &str = "image.tar";
+/// What the names begin with of files in the place of layers that are there.
+const PLACEHOLDER: &str = "placeholder-";
 
 /// Whether what is in the catalog is what a registry is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +128,7 @@ impl Pull<'_> {
                 return Ok(lease);
             }
             // As it was asked for: a registry knows it by no other digest.
-            self.copy(seen.last().unwrap_or(&digest), &manifest)?;
+            let _lent = self.copy(seen.last().unwrap_or(&digest), &manifest)?;
             let place = self.layout()?;
             let whole = layout::of_manifest(&place, bytes, &self.reference.to_string())?;
             return add(
@@ -198,9 +202,9 @@ impl Pull<'_> {
     }
 
     /// Has skopeo bring the configuration and the layers of a manifest, but those that are there
-    /// unpacked.
-    fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<()> {
-        let missing = self.put_placeholders(manifest)?;
+    /// unpacked; these stay for as long as what is returned.
+    fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<Vec<Arc<Lease>>> {
+        let Placed { missing, lent } = self.put_placeholders(manifest)?;
         let mut skopeo = self.skopeo();
         // As they are: compressed anew, they would have other digests.
         skopeo.args(["copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]);
@@ -227,41 +231,55 @@ impl Pull<'_> {
         };
         look();
         let ended = run(&mut skopeo, "an image to be fetched", LONGEST, self.deadline, look)?;
-        self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)
+        self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)?;
+        Ok(lent)
     }
 
     /// Puts something in the place of layers that are there unpacked, so that they are not fetched
-    /// again; what is left, with its sizes. No one reads a placeholder: the layer is there.
-    fn put_placeholders(&self, manifest: &Manifest) -> Result<Vec<(Digest, u64)>> {
-        let at = || self.fetch.path.join(LAYOUT);
+    /// again. It is a link, which skopeo takes for a file of the right size, and which nothing here
+    /// follows: no one can take it for a layer, and an attempt that was interrupted leaves nothing
+    /// that could be.
+    fn put_placeholders(&self, manifest: &Manifest) -> Result<Placed> {
         // Where one can't be read, its layers are fetched.
-        let known = self.catalog.images().unwrap_or_default().read;
-        let is_there = |digest: &Digest| {
-            let layers = known.iter().flat_map(|lease| &lease.record().layers);
-            let mut same = layers.filter(|layer| layer.digest == *digest);
-            same.any(|layer| layer::find(self.state, &layer.diff_id, self.ids).is_some())
-        };
-        let make = || -> io::Result<Vec<(Digest, u64)>> {
-            let mut missing: Vec<(Digest, u64)> = Vec::new();
-            make_directories(self.fetch, &["blobs", "sha256"])?;
-            make_directories(self.fetch, &["blobs", "sha512"])?;
-            let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
-            for layer in &manifest.layers {
-                if missing.iter().any(|(digest, _)| *digest == layer.digest) {
-                    continue;
-                }
-                if !is_there(&layer.digest) {
-                    missing.push((layer.digest.clone(), layer.size));
-                    continue;
-                }
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let path = layout::blob(&layer.digest);
-                let file = openat(&layout, path.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-                File::from(file).set_len(layer.size)?;
+        let known = self.catalog.records().unwrap_or_default();
+        let make = || -> io::Result<Placed> {
+            let mut placed = Placed { missing: Vec::new(), lent: Vec::new() };
+            for algorithm in ["sha256", "sha512"] {
+                remove_links(&make_directories(self.fetch, &["blobs", algorithm])?)?;
             }
-            Ok(missing)
+            let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
+            let mut different = HashSet::new();
+            for layer in manifest.layers.iter().filter(|layer| different.insert(&layer.digest)) {
+                let Some(lease) = self.lend(&known, &layer.digest) else {
+                    placed.missing.push((layer.digest.clone(), layer.size));
+                    continue;
+                };
+                placed.lent.push(lease);
+                let name = format!("{PLACEHOLDER}{}", layer.digest.file_name());
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+                let file = openat(self.fetch.as_fd(), name.as_str(), flags, mode)?;
+                File::from(file).set_len(layer.size)?;
+                let path = layout::blob(&layer.digest);
+                match symlinkat(format!("../../../{name}").as_str(), &layout, path.as_str()) {
+                    // It was fetched before.
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Ok(placed)
         };
-        make().map_err(|error| Error::at("write", &at())(error))
+        make().map_err(|error| Error::at("write", &self.fetch.path.join(LAYOUT))(error))
+    }
+
+    /// An image that is there and has a layer unpacked.
+    fn lend(&self, known: &[Record], digest: &Digest) -> Option<Arc<Lease>> {
+        known.iter().filter(|record| record.layer(digest).is_some()).find_map(|record| {
+            // It may be gone, or another, by now.
+            let lease = self.catalog.image(&record.digest).ok().flatten()?;
+            let layer = lease.record().layer(digest)?;
+            layer::find(self.state, &layer.diff_id, self.ids).is_some().then_some(lease)
+        })
     }
 
     /// How many of some blobs are there, and how many bytes were fetched so far.
@@ -338,8 +356,27 @@ impl Pull<'_> {
     }
 }
 
-/// Makes directories in one another, in the layout that is fetched to.
-fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<()> {
+/// What is in the place of layers that are there.
+struct Placed {
+    /// The others, with their sizes.
+    missing: Vec<(Digest, u64)>,
+    /// The images whose layers they are.
+    lent: Vec<Arc<Lease>>,
+}
+
+/// Removes what an earlier attempt has left in the place of layers that were there.
+fn remove_links(directory: &OwnedFd) -> io::Result<()> {
+    for name in entries(directory.as_fd())? {
+        let stat = fstatat(directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+            unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes directories in one another, in the layout that is fetched to; the last of them.
+fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<OwnedFd> {
     let mut at = fetch.as_fd().try_clone_to_owned()?;
     for name in [LAYOUT].iter().chain(names) {
         match mkdirat(&at, *name, Mode::S_IRWXU) {
@@ -348,5 +385,5 @@ fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<()> {
         }
         at = openat(&at, *name, DIRECTORY, Mode::empty())?;
     }
-    Ok(())
+    Ok(at)
 }

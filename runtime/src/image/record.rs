@@ -83,6 +83,8 @@ pub(crate) struct Record {
     pub(crate) says: ImageSays,
 }
 
+/// A layer. What is written down of one was seen: the bytes with the one digest are those of an
+/// archive with the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerRecord {
     /// As it comes.
@@ -107,6 +109,12 @@ impl Record {
         says: ImageSays,
     ) -> Self {
         Self { form: FORM, digest, config_digest, layers, hidden, above, says }
+    }
+
+    fn parse(text: &[u8], digest: &Digest) -> io::Result<Self> {
+        let record: Self = serde_json::from_slice(text)?;
+        record.check(digest).map_err(invalid)?;
+        Ok(record)
     }
 
     /// Refuses what is not as [`Record::new`] makes it.
@@ -148,6 +156,11 @@ impl Record {
             }
         }
         Ok(Some(places))
+    }
+
+    /// The layer with a digest, as it comes.
+    pub(crate) fn layer(&self, digest: &Digest) -> Option<&LayerRecord> {
+        self.layers.iter().find(|layer| layer.digest == *digest)
     }
 
     /// Its different layers that show, the topmost first.
@@ -382,12 +395,8 @@ impl Catalog {
             if fstat(&file).map_err(Error::at("stat", &path))?.st_nlink == 0 {
                 continue;
             }
-            let parse = || -> io::Result<Record> {
-                let record: Record = serde_json::from_slice(&read_all(&file)?)?;
-                record.check(digest).map_err(invalid)?;
-                Ok(record)
-            };
-            let record = parse().map_err(Error::at("read", &path))?;
+            let record = read_all(&file).and_then(|text| Record::parse(&text, digest));
+            let record = record.map_err(Error::at("read", &path))?;
             return Ok(Some(Arc::new(Lease { record, file, owner: Owner::this_process() })));
         }
     }
@@ -538,6 +547,20 @@ impl Catalog {
             }
         }
         Ok(all)
+    }
+
+    /// What is known of all images that can be read. Each may be gone by now.
+    pub(crate) fn records(&self) -> Result<Vec<Record>> {
+        let files = self.files(IMAGE, JSON)?;
+        let digests = files.iter().filter_map(|file_name| digest_of(file_name));
+        Ok(digests.filter_map(|digest| self.record(&digest).ok().flatten()).collect())
+    }
+
+    fn record(&self, digest: &Digest) -> Result<Option<Record>> {
+        let name = image_name(digest);
+        let Some((_, text)) = self.read(&name)? else { return Ok(None) };
+        let record = Record::parse(&text, digest);
+        record.map(Some).map_err(Error::at("read", &self.path(name)))
     }
 
     /// Removes a file that can't be read, and that no one has used for so long or uses now; whether
