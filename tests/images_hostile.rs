@@ -407,3 +407,79 @@ fn a_pull_that_is_killed_leaves_nothing_that_the_next_takes_for_a_layer() {
     assert_ok(&machine.pull("victim:1"));
     assert!(machine.names().contains("victim:1"), "{}", machine.names());
 }
+
+/// What is said of a layer of so many bytes.
+fn described(digest: &str, size: usize) -> Value {
+    json!({ "mediaType": LAYER, "digest": digest, "size": size })
+}
+
+/// What `docker save` wrote once, with the same layer so many times.
+fn saved_of(machine: &Machine, name: &str, times: usize) -> PathBuf {
+    let path = machine.home.path(name);
+    fs::create_dir(&path).unwrap();
+    let layer = with("it", "x");
+    let config = json!({ "rootfs": { "diff_ids": vec![digest(&layer); times] } });
+    let list = json!([{
+        "Config": "config.json", "RepoTags": ["many:1"], "Layers": vec!["l.tar"; times],
+    }]);
+    fs::write(path.join("l.tar"), layer).unwrap();
+    fs::write(path.join("config.json"), config.to_string()).unwrap();
+    fs::write(path.join("manifest.json"), list.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn an_image_with_too_many_layers_is_refused_and_leaves_no_record() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let import = |path: &Path| machine.image(&["import", path.to_str().unwrap()]);
+    assert_refused(&import(&saved_of(&machine, "many", 1001)), "more than 1000 layers");
+    assert_ok(&import(&saved_of(&machine, "most", 1000)));
+    assert_eq!(machine.names().lines().count(), 1);
+    for command in [&["prune", "--unused-for", "1h"][..], &["rm", "many:1"]] {
+        assert_ok(&machine.image(command));
+    }
+    assert_eq!(machine.names(), "");
+    // Different ones are as many as a sandbox takes, and that is said before any is fetched.
+    let layout = Layout::new(&machine.home, "layout");
+    let of = |number: usize| digest(number.to_string().as_bytes());
+    let layers: Vec<Value> = (0..128).map(|number| described(&of(number), 100)).collect();
+    let diff_ids: Vec<String> = (0..128).map(of).collect();
+    let image = layout.image_of(&layers, &diff_ids, &json!({}));
+    machine.skopeo(&layout, &image, "");
+    machine.brought();
+    assert_refused(&machine.pull("many:2"), "128 layers");
+    assert_eq!(machine.brought(), 0);
+}
+
+#[test]
+fn sizes_that_no_image_has_are_refused_before_anything_is_fetched() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let layers = [with("one", "x"), with("two", "y")];
+    let honest = layout.image(&[&layers[0], &layers[1]]);
+    layout.index(std::slice::from_ref(&honest));
+    assert_ok(&machine.import(&layout, &["honest"]));
+    let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+    let sizes = [[u64::MAX, u64::MAX], [1 << 35, 1 << 35], [1024, 1 << 36]];
+    for sizes in sizes {
+        let said = diff_ids
+            .iter()
+            .zip(sizes)
+            .map(|(digest, size)| json!({ "mediaType": LAYER, "digest": digest, "size": size }));
+        let image = layout.image_of(&said.collect::<Vec<_>>(), &diff_ids, &json!({}));
+        machine.skopeo(&layout, &image, "");
+        machine.brought();
+        // With layers that are there, and with one that is not.
+        assert_refused(&machine.pull("sizes:1"), "the layers of an image");
+        layout.index(std::slice::from_ref(&image));
+        assert_refused(&machine.import(&layout, &["sizes:1"]), "the layers of an image");
+        assert_eq!(machine.brought(), 0);
+        assert_eq!(machine.names().lines().count(), 1, "{}", machine.names());
+    }
+}

@@ -199,7 +199,7 @@ impl Images {
             names: names.map(|(name, _)| name.clone()).collect(),
             digest: record.digest.to_string(),
             layers: record.layers.iter().map(|layer| layer.digest.to_string()).collect(),
-            size: record.layers.iter().map(|layer| layer.size).sum(),
+            size: record.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)),
             last_used: lease.last_used().ok(),
             config: record.config().clone(),
         }

@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use crate::config::host_path::HostPath;
 use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::digest::Digest;
 use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
@@ -127,6 +128,7 @@ pub(crate) fn add(
     deadline: Deadline,
 ) -> Result<Arc<Lease>> {
     let ids = Subordinate::asked_for(options.ids)?;
+    bounds::check_sizes(whole.layers.iter().map(|layer| layer.size), options.caps.size)?;
     // Until the record names the layers, no one may take them for what no one needs.
     let _lock = catalog.lock(Sharing::WithOthers)?;
     let known = catalog.image(&whole.digest);

@@ -8,12 +8,11 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::image::ImageConfig;
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::digest::Digest;
 
 /// The longest index, manifest or configuration, in bytes, as registries have it.
 pub(crate) const LONGEST: u64 = 4 << 20;
-/// The most layers of an image.
-const MOST_LAYERS: usize = 1000;
 
 /// This machine's, as images name it.
 const OS: &str = "linux";
@@ -113,9 +112,7 @@ impl Document {
             Either { manifests: Some(manifests), .. } => Ok(Self::Index(manifests)),
             Either { config: Some(config), layers: Some(layers), artifact_type, .. } => {
                 check_config(&config, &artifact_type)?;
-                if layers.len() > MOST_LAYERS {
-                    return Err(invalid("a manifest", &format!("more than {MOST_LAYERS} layers")));
-                }
+                bounds::check_count(layers.iter().map(|layer| &layer.digest))?;
                 layers.iter().try_for_each(check_layer)?;
                 Ok(Self::Manifest(Manifest { config, layers }))
             }
@@ -303,7 +300,8 @@ impl Configuration {
             let why = |_| invalid("a configuration", &format!("{text:?} is no digest"));
             Digest::parse(text).map_err(why)
         };
-        let diff_ids = rootfs.diff_ids.iter().map(read).collect::<Result<_>>()?;
+        let diff_ids = rootfs.diff_ids.iter().map(read).collect::<Result<Vec<_>>>()?;
+        bounds::check_count(diff_ids.iter())?;
         // What has no `=` is none, as an empty one that some builder left.
         let env = run.env.iter().filter_map(|variable| variable.split_once('='));
         let env = env.filter(|(name, _)| !name.is_empty());

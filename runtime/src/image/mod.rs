@@ -3,6 +3,7 @@
 //! Nothing in them is trusted, and no program of theirs runs to unpack them.
 
 mod ahead;
+mod bounds;
 pub(crate) mod cache;
 mod compression;
 pub(crate) mod digest;

@@ -20,6 +20,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::cache::{self, Cached, add};
 use crate::image::digest::Digest;
 use crate::image::layer;
@@ -204,6 +205,9 @@ impl Pull<'_> {
     /// Has skopeo bring the configuration and the layers of a manifest, but those that are there
     /// unpacked; these stay for as long as what is returned.
     fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<Vec<Arc<Lease>>> {
+        let most = self.options.caps.size;
+        let all = manifest.layers.iter().map(|layer| layer.size);
+        let all = bounds::check_sizes(all.chain([manifest.config.size]), most)?;
         let Placed { missing, lent } = self.put_placeholders(manifest)?;
         let mut skopeo = self.skopeo();
         // As they are: compressed anew, they would have other digests.
@@ -213,7 +217,7 @@ impl Pull<'_> {
         }
         skopeo.arg(format!("docker://{}", self.reference.at(digest).to_fetch()));
         skopeo.arg(format!("oci:{LAYOUT}:fetched"));
-        let of: u64 = missing.iter().map(|(_, size)| size).sum();
+        let of = bounds::check_sizes(missing.iter().map(|(_, size)| *size), most)?;
         let layers = manifest.layers.len();
         let told = Cell::new(None);
         let look = || {

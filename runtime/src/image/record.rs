@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::image::{ImageConfig, ImageSays};
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::name::Name;
@@ -46,8 +47,6 @@ const FORM: u32 = 1;
 /// The longest file, in bytes: what a configuration takes that is as long as one can be, written
 /// down again.
 const LONGEST: u64 = 16 << 20;
-/// The most layers of an image.
-const MOST_LAYERS: usize = 1000;
 
 const LOCK: &str = "lock";
 /// What the names of files begin with until they are whole.
@@ -125,8 +124,12 @@ impl Record {
         if self.digest != *digest {
             return Err("of another image");
         }
-        if self.layers.len() > MOST_LAYERS || self.hidden > self.layers.len() {
+        let digests = self.layers.iter().map(|layer| &layer.diff_id);
+        if bounds::check_count(digests).is_err() || self.hidden > self.layers.len() {
             return Err("more layers than there can be");
+        }
+        if bounds::check_sizes(self.layers.iter().map(|layer| layer.size), u64::MAX).is_err() {
+            return Err("more bytes than there can be");
         }
         if self.above.as_ref().is_some_and(|name| *name != above_name(digest)) {
             return Err("a layer that is not its own");
@@ -431,6 +434,8 @@ impl Catalog {
     /// Writes an image down. One that is there stays as it is, since it may be in use, unless that
     /// can't be read.
     pub(crate) fn put_image(&self, record: &Record, replaces: bool) -> Result<()> {
+        // One that could not be read again would be in the way of all others.
+        record.check(&record.digest).map_err(|why| Error::invalid("image", why))?;
         let how = if replaces { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
         self.write_json(&image_name(&record.digest), record, how)
     }
