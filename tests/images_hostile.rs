@@ -483,3 +483,41 @@ fn sizes_that_no_image_has_are_refused_before_anything_is_fetched() {
         assert_eq!(machine.names().lines().count(), 1, "{}", machine.names());
     }
 }
+
+#[test]
+fn a_registry_that_sends_more_than_an_image_has_is_stopped() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let image = layout.image(&[&with("it", "x")]);
+    // Of a blob it has brought much, and goes on.
+    let piece = "head -c 134217728 /dev/zero > image/";
+    for to in ["oci-put-blob1", "blobs/sha256/oci-put-blob1"] {
+        machine.skopeo(&layout, &image, &format!("{piece}{to}; sleep 1000"));
+        assert_refused(&machine.pull("much:1"), "more than it says of itself");
+        let left = fs::read_dir(machine.home.state().join("catalog")).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(names.iter().all(|name| name == "lock"), "{names:?}");
+    }
+    // As much as there may be is no harm.
+    machine.skopeo(&layout, &image, "");
+    assert_ok(&machine.pull("much:1"));
+    // Nor is what an earlier attempt has begun, which goes.
+    let late = "head -c 60000000 /dev/zero > image/oci-put-blob$$; exit 1";
+    machine.skopeo(&layout, &image, late);
+    assert_ok(&machine.image(&["rm", "much:1"]));
+    for _ in 0..3 {
+        assert_refused(&machine.pull("much:1"), "skopeo");
+    }
+    machine.skopeo(&layout, &image, "");
+    assert_ok(&machine.pull("much:1"));
+    fs::remove_file(machine.programs.join("skopeo")).unwrap();
+    machine.program(
+        "docker",
+        "[ \"$1\" = pull ] || { head -c 134217728 /dev/zero > \"$3\"; sleep 1000; }",
+    );
+    let caps = ["pull", "--max-size", "1m", "much:2"];
+    assert_refused(&machine.image(&caps), "more than it says of itself");
+}

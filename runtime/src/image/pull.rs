@@ -7,16 +7,18 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::symlinkat;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
@@ -33,7 +35,7 @@ use crate::image::program::{Ended, last_lines, run};
 use crate::image::record::{Catalog, Fetch, Lease, Record};
 use crate::image::reference::Reference;
 use crate::store::State;
-use crate::store::contents::{entries, remove_contents};
+use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::subordinate::Subordinate;
 use crate::sys::open::{DIRECTORY, Purpose, beneath};
 use crate::wait::Deadline;
@@ -46,6 +48,11 @@ const LAYOUT: &str = "image";
 const ARCHIVE: &str = "image.tar";
 /// What the names begin with of files in the place of layers that are there.
 const PLACEHOLDER: &str = "placeholder-";
+/// Where blobs are.
+const SHA256: &str = "image/blobs/sha256";
+const SHA512: &str = "image/blobs/sha512";
+/// What a program may write beside the blobs of an image, in bytes.
+const BESIDE: u64 = 64 << 20;
 
 /// Whether what is in the catalog is what a registry is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +181,7 @@ impl Pull<'_> {
         }
         skopeo.arg(format!("docker://{}", of.to_fetch()));
         let what = "a registry to tell of the image";
-        let Some(ended) = run(&mut skopeo, what, LONGEST, self.deadline, || {})? else {
+        let Some(ended) = run(&mut skopeo, what, LONGEST, self.deadline, || Ok(()))? else {
             return Ok(None);
         };
         self.check("skopeo", &ended)?;
@@ -232,8 +239,9 @@ impl Pull<'_> {
             if told.replace(Some(progress)) != Some(progress) {
                 self.options.tell(&progress);
             }
+            self.check_size(&[LAYOUT, SHA256, SHA512], all)
         };
-        look();
+        look()?;
         let ended = run(&mut skopeo, "an image to be fetched", LONGEST, self.deadline, look)?;
         self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)?;
         Ok(lent)
@@ -248,8 +256,15 @@ impl Pull<'_> {
         let known = self.catalog.records().unwrap_or_default();
         let make = || -> io::Result<Placed> {
             let mut placed = Placed { missing: Vec::new(), lent: Vec::new() };
+            let is_of_it = |name: &OsStr| {
+                let digests = manifest.layers.iter().chain([&manifest.config]);
+                let mut paths = digests.map(|blob| layout::blob(&blob.digest));
+                paths.any(|path| Path::new(&path).file_name() == Some(name))
+            };
+            remove_but(&make_directories(self.fetch, &[])?, |name| name == "blobs")?;
             for algorithm in ["sha256", "sha512"] {
-                remove_links(&make_directories(self.fetch, &["blobs", algorithm])?)?;
+                let blobs = make_directories(self.fetch, &["blobs", algorithm])?;
+                remove_but(&blobs, is_of_it)?;
             }
             let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
             let mut different = HashSet::new();
@@ -286,6 +301,26 @@ impl Pull<'_> {
         })
     }
 
+    /// Looks whether files in some directories have more bytes than `most` together: what is
+    /// fetched is checked by its digest when it is whole, and may be without end.
+    fn check_size(&self, directories: &[&str], most: u64) -> Result<()> {
+        let sizes = |name: &&str| -> io::Result<Vec<u64>> {
+            let directory = beneath(self.fetch.as_fd(), *name, Purpose::List)?;
+            let names = entries(directory.as_fd())?.into_iter();
+            let look = |name: OsString| {
+                fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()
+            };
+            Ok(names.filter_map(look).map(|stat| stat.st_size.unsigned_abs()).collect())
+        };
+        // What is not there takes no room.
+        let all = directories.iter().filter_map(|name| sizes(name).ok()).flatten();
+        let limit = most.saturating_add(BESIDE);
+        bounds::check_sizes(all, limit).map(drop).map_err(|_| Error::TooLarge {
+            what: "what was fetched of an image, with more than it says of itself, in bytes,",
+            limit,
+        })
+    }
+
     /// How many of some blobs are there, and how many bytes were fetched so far.
     fn fetched(&self, blobs: &[(Digest, u64)]) -> (usize, u64) {
         let Ok(layout) = beneath(self.fetch.as_fd(), LAYOUT, Purpose::List) else { return (0, 0) };
@@ -319,7 +354,8 @@ impl Pull<'_> {
                 pull.arg("--tls-verify=false");
             }
             let what = "an image to be fetched";
-            let run = |command: &mut Command| run(command, what, LONGEST, self.deadline, || {});
+            let look = || self.check_size(&["."], self.options.caps.size);
+            let run = |command: &mut Command| run(command, what, LONGEST, self.deadline, look);
             let Some(ended) = run(pull.arg(&name))? else { continue };
             self.check(program, &ended)?;
             remove_contents(self.fetch.as_fd())
@@ -368,12 +404,14 @@ struct Placed {
     lent: Vec<Arc<Lease>>,
 }
 
-/// Removes what an earlier attempt has left in the place of layers that were there.
-fn remove_links(directory: &OwnedFd) -> io::Result<()> {
+/// Removes what an earlier attempt has left in the place of layers that were there, and what is of
+/// no use to this one, as the beginning of a blob.
+fn remove_but(directory: &OwnedFd, stays: impl Fn(&OsStr) -> bool) -> io::Result<()> {
     for name in entries(directory.as_fd())? {
         let stat = fstatat(directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-            unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
+        let is_link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
+        if is_link || !stays(&name) {
+            remove_entry(directory.as_fd(), &name)?;
         }
     }
     Ok(())
