@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -520,4 +520,51 @@ fn a_registry_that_sends_more_than_an_image_has_is_stopped() {
     );
     let caps = ["pull", "--max-size", "1m", "much:2"];
     assert_refused(&machine.image(&caps), "more than it says of itself");
+}
+
+#[test]
+fn indexes_in_one_another_are_tried_up_to_a_number() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    // Each leads to the one below it 64 times, and the last to nothing.
+    let mut entry = described(&digest(b"absent"), 2);
+    entry["mediaType"] = json!(MANIFEST);
+    for _ in 0..4 {
+        let inner = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "manifests": vec![entry; 64],
+            "annotations": { "x": "x".repeat(1 << 20) },
+        });
+        entry = layout.put_json(&inner, INDEX);
+    }
+    layout.index(std::slice::from_ref(&entry));
+    let mut adl = machine.adl();
+    adl.args(["image", "import"]).arg(&layout.0).arg("nest");
+    let mut adl = adl.stderr(Stdio::piped()).spawn().unwrap();
+    // Millions would take days.
+    let has_ended = within(Duration::from_secs(60), || adl.try_wait().unwrap().is_some());
+    adl.kill().unwrap();
+    let output = adl.wait_with_output().unwrap();
+    assert!(has_ended);
+    assert_refused(&output, "lacks");
+}
+
+#[test]
+fn what_reads_an_image_ends_by_its_deadline() {
+    if !needs(&[GZIP]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let image = layout.image(&[&with("it", "x")]);
+    layout.index(std::slice::from_ref(&image));
+    assert_refused(&machine.import(&layout, &["it", "--timeout", "0s"]), "waited 0s");
+    let archive = archive_of(&machine, &layout);
+    let import = |archive: &Path, timeout: &str| {
+        machine.image(&["import", archive.to_str().unwrap(), "it", "--timeout", timeout])
+    };
+    assert_refused(&import(&archive, "0s"), "waited 0s");
+    assert_ok(&import(&archive, "60s"));
 }

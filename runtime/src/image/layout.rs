@@ -4,6 +4,7 @@
 //! Blobs are named by checked digests alone; where an old archive names files, names lead nowhere
 //! but down.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 
 use serde::Deserialize;
@@ -19,7 +20,7 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 
 /// How deep indexes may lie in one another.
 const DEEPEST: usize = 4;
-/// How many descriptors of one index are tried.
+/// How many descriptors of indexes are tried, of all that are in one another together.
 const MOST_TRIED: usize = 64;
 /// The most names in an error.
 const MOST_TOLD: usize = 20;
@@ -152,7 +153,7 @@ fn is_named(name: &str, called: &str) -> bool {
 /// Reads what an image is made of, for this machine; `name` is for errors.
 pub(crate) fn read(place: &Place, found: &Found, name: &str) -> Result<Whole> {
     match &found.by {
-        By::Index(descriptor) => of_index(place, descriptor, name, DEEPEST),
+        By::Index(descriptor) => of_index(place, descriptor, name, DEEPEST, &mut { MOST_TRIED }),
         By::Saved(saved) => of_saved(place, saved, name),
     }
 }
@@ -191,7 +192,19 @@ fn missing(place: &Place, digest: &Digest) -> Error {
     )
 }
 
-fn of_index(place: &Place, descriptor: &Descriptor, name: &str, depth: usize) -> Result<Whole> {
+/// `tries` are those that are left.
+fn of_index(
+    place: &Place,
+    descriptor: &Descriptor,
+    name: &str,
+    depth: usize,
+    tries: &mut usize,
+) -> Result<Whole> {
+    let Some(left) = tries.checked_sub(1) else {
+        let why = format!("{name}: more than {MOST_TRIED} documents, and none is it");
+        return Err(Error::invalid("image", why));
+    };
+    *tries = left;
     let Some(bytes) = document(place, descriptor)? else {
         return Err(missing(place, &descriptor.digest));
     };
@@ -208,10 +221,13 @@ fn of_index(place: &Place, descriptor: &Descriptor, name: &str, depth: usize) ->
         return Err(Error::invalid("image", format!("{name}: indexes in one another too deep")));
     };
     let mut first_error = None;
-    for descriptor in manifest::for_this_machine(index, name)?.iter().take(MOST_TRIED) {
-        match of_index(place, descriptor, name, depth) {
+    for descriptor in &manifest::for_this_machine(index, name)? {
+        match of_index(place, descriptor, name, depth, tries) {
             // One for another platform that its descriptor does not tell, or one that was not
             // saved: the next may be it.
+            Err(error) if *tries == 0 || matches!(error, Error::TimedOut { .. }) => {
+                return Err(error);
+            }
             Err(error) => _ = first_error.get_or_insert(error),
             Ok(mut found) => {
                 found.seen.push(own.clone());
@@ -276,13 +292,22 @@ fn of_saved(place: &Place, saved: &Saved, name: &str) -> Result<Whole> {
     let configuration = Configuration::parse(&config, name)?;
     check_count(saved.layers.len(), &configuration, name)?;
     let mut layers = Vec::new();
+    // One that comes again is read once.
+    let mut digests: HashMap<&String, Option<Digest>> = HashMap::new();
     for (file, diff_id) in saved.layers.iter().zip(&configuration.diff_ids) {
         let content = place.file(file)?.ok_or_else(|| lacks(file))?;
         let size = content.size;
-        let at = place.shown().join(file);
         // A plain one is known by what the configuration says of it, and is checked by that when
         // it is unpacked. Of others no one says the digest.
-        let digest = digest_if_compressed(content.bytes).map_err(Error::at("read", &at))?;
+        let digest = match digests.get(file) {
+            Some(digest) => digest.clone(),
+            None => {
+                let digest = digest_if_compressed(content.bytes);
+                let digest = digest.map_err(|error| place.failed(file, error))?;
+                digests.insert(file, digest.clone());
+                digest
+            }
+        };
         let digest = digest.unwrap_or_else(|| diff_id.clone());
         layers.push(LayerSource { file: file.clone(), digest, size, diff_id: diff_id.clone() });
     }

@@ -341,7 +341,8 @@ impl Pull<'_> {
     fn layout(&self) -> Result<Place> {
         let shown = self.fetch.path.join(LAYOUT);
         let directory = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass);
-        Ok(Place::directory(directory.map_err(Error::at("open", &shown))?, shown))
+        let directory = directory.map_err(Error::at("open", &shown))?;
+        Ok(Place::directory(directory, shown, self.deadline))
     }
 
     /// Has podman or docker fetch the image and write it to an archive.

@@ -40,6 +40,9 @@ pub(crate) enum Commands {
         /// Which one, where several are in it
         #[arg(long, value_name = "NAME")]
         which: Option<String>,
+        /// The longest that it may take
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        timeout: Option<Duration>,
         #[command(flatten)]
         unpack: UnpackOptions,
         /// The file or directory
@@ -118,10 +121,11 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
             let info = images.pull(name, &options)?;
             print(format!("{}\n", info.digest))?;
         }
-        Commands::Import { which, unpack, path, name } => {
+        Commands::Import { which, timeout, unpack, path, name } => {
             let shown = Shown::new();
             let tell = |progress: &Progress| shown.tell(progress);
             let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            options.timeout = timeout.unwrap_or(options.timeout);
             (options.caps, options.ids) = (unpack.caps(), unpack.ids);
             let info =
                 images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;

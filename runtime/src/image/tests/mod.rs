@@ -1,5 +1,6 @@
 //! Archives made byte by byte, and what becomes of them.
 
+mod bounds;
 mod figures;
 mod hostile;
 mod layers;
