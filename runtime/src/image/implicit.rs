@@ -18,7 +18,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use crate::error::{Error, Result};
 use crate::image::mark::{Like, MARK, SOME, has, like};
 use crate::image::view::View;
-use crate::store::contents::entries;
+use crate::store::contents::directories;
 use crate::sys::open::DIRECTORY;
 use crate::transfer::PathCursor;
 
@@ -78,7 +78,7 @@ pub(super) fn to_restore(layers: &[PathBuf], view: &View) -> Result<BTreeMap<Pat
 
 fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
     restore(top.as_fd(), Path::new(""), view, found)?;
-    let mut left = vec![entries(top.as_fd())?];
+    let mut left = vec![directories(top.as_fd())?];
     let mut place = PathCursor::new(top)?;
     while let Some(names) = left.last_mut() {
         let Some(name) = names.pop() else {
@@ -91,7 +91,7 @@ fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
             continue;
         }
         let directory = openat(place.as_fd(), name.as_os_str(), DIRECTORY, Mode::empty())?;
-        left.push(entries(directory.as_fd())?);
+        left.push(directories(directory.as_fd())?);
         place.enter(&CString::new(name.as_bytes())?, directory, &stat);
         let path = place.path(c"");
         restore(place.as_fd(), &path, view, found)?;

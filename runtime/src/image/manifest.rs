@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use adl_protocol::limits::MAX_PATH;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::image::ImageConfig;
@@ -306,6 +307,9 @@ impl Configuration {
         let env = run.env.iter().filter_map(|variable| variable.split_once('='));
         let env = env.filter(|(name, _)| !name.is_empty());
         let some = |text: String| Some(text).filter(|text| !text.is_empty());
+        if run.working_dir.len() > MAX_PATH {
+            return Err(invalid("a configuration", "its WorkingDir is longer than any path"));
+        }
         let run = ImageConfig {
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             working_dir: some(run.working_dir).map(Into::into),

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use adl_protocol::limits::MAX_PATH;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, fstat};
@@ -25,6 +26,8 @@ use crate::wait::Deadline;
 
 /// The most files in an archive that are remembered.
 const MOST_FILES: usize = 100_000;
+/// The most bytes of their names, and of those that they lead to.
+const MOST_OF_NAMES: usize = 16 << 20;
 /// How many links are followed from one file of an archive to another.
 const MOST_LINKS: usize = 8;
 
@@ -266,12 +269,16 @@ fn parts(mut file: &File, shown: &Path, deadline: Deadline) -> Result<BTreeMap<S
     let failed = |error| Error::at("read", shown)(error);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut parts = BTreeMap::new();
+    let mut of_names = 0;
     let mut reader = Reader::new(file, End::MarkedOrNot);
     while let Some(Entry { member, kind }) = reader.next(|_| check(deadline))? {
         let at = reader.input().stream_position().map_err(failed)?;
         let left = i64::try_from(reader.leave()).map_err(io::Error::other).map_err(failed)?;
         reader.input().seek(SeekFrom::Current(left)).map_err(failed)?;
-        // Names that are no text are no image's.
+        // Names that no file could have, or that are no text, are no image's.
+        if member.path.len().max(member.link.len()) > MAX_PATH {
+            continue;
+        }
         let Some(name) = str::from_utf8(&member.path).ok().and_then(plain_name) else { continue };
         let link = || str::from_utf8(&member.link).ok();
         let part = match kind {
@@ -291,6 +298,11 @@ fn parts(mut file: &File, shown: &Path, deadline: Deadline) -> Result<BTreeMap<S
             },
             _ => continue,
         };
+        of_names += name.len() + if let Part::Link(target) = &part { target.len() } else { 0 };
+        if of_names > MOST_OF_NAMES {
+            let what = "the names of the files of an image, in bytes,";
+            return Err(Error::TooLarge { what, limit: MOST_OF_NAMES as u64 });
+        }
         parts.insert(name, part);
         if parts.len() > MOST_FILES {
             return Err(Error::TooLarge {
