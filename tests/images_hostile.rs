@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Need, adl_command, needs, stderr, succeeds, within};
+use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, stderr, succeeds, within};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -567,4 +567,56 @@ fn what_reads_an_image_ends_by_its_deadline() {
     };
     assert_refused(&import(&archive, "0s"), "waited 0s");
     assert_ok(&import(&archive, "60s"));
+}
+
+/// An archive whose first part is another's.
+fn owned(mut archive: Vec<u8>, id: u8) -> Vec<u8> {
+    for at in [108, 116] {
+        archive[at..at + 8].copy_from_slice(format!("{id:07o}\x00").as_bytes());
+    }
+    archive[148..156].copy_from_slice(b"        ");
+    let sum: u32 = archive[..512].iter().map(|byte| u32::from(*byte)).sum();
+    archive[148..155].copy_from_slice(format!("{sum:06o}\x00").as_bytes());
+    archive
+}
+
+#[test]
+fn one_image_is_used_with_ids_and_without_in_either_order() {
+    if !needs(&[Need::Root, Need::Userns, Need::Program("busybox"), Need::Program("newuidmap")]) {
+        return;
+    }
+    let home = Home::new();
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    let busybox = fs::read(busybox.into_iter().find(|path| path.exists()).unwrap()).unwrap();
+    let layout = Layout::new(&home, "layout");
+    let mut program = tar(&[(b'5', "./", "", b""), (b'0', "busybox", "", &busybox)]);
+    // The second header's mode: it is run.
+    program[512 + 100..512 + 108].copy_from_slice(b"0000755\x00");
+    program = owned(program, 5);
+    let header = &mut program[512..1024];
+    header[148..156].copy_from_slice(b"        ");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\x00").as_bytes());
+    let image = layout.image(&[&program, &with("it", "x")]);
+    layout.index(std::slice::from_ref(&image));
+    for first_with_ids in [true, false] {
+        let user = OrdinaryUser::with_subordinate_ids();
+        let there = user.adl().parent().unwrap().join("layout");
+        succeeds(Command::new("cp").arg("-r").arg(&layout.0).arg(&there));
+        succeeds(Command::new("chmod").args(["-R", "a+rX"]).arg(&there));
+        let owner = |with_ids: bool| {
+            let mut adl = user.command(user.adl());
+            adl.arg("run");
+            if with_ids {
+                adl.args(["--ids", "65536"]);
+            }
+            adl.arg(&there).args(["/busybox", "stat", "-c", "%u:%g", "/"]);
+            succeeds(&mut adl)
+        };
+        for with_ids in [first_with_ids, !first_with_ids, true, false] {
+            let expected = if with_ids { "5:5\n" } else { "0:0\n" };
+            assert_eq!(owner(with_ids), expected, "{with_ids}, {first_with_ids}");
+        }
+        fs::remove_dir_all(there).unwrap();
+    }
 }

@@ -136,14 +136,22 @@ pub(crate) fn add(
         Ok(Some(lease)) => lease.record().places(state, ids)?.is_some(),
         _ => false,
     };
+    // One record is for all ids, and says whether there is a layer above.
+    let has_above = match &known {
+        Ok(Some(lease)) => Some(lease.record().above.is_some()),
+        _ => None,
+    };
     if !is_known {
         let (places, hidden) = unpack(state, catalog, place, whole, options, ids, deadline)?;
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
             let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
-            let directories = directories_above(&places, &view, whole)?;
-            let is_needed = !directories.is_empty();
+            let mut directories = directories_above(&places, &view, whole)?;
+            let is_needed = has_above.unwrap_or(!directories.is_empty());
+            if is_needed && directories.is_empty() {
+                directories.extend(top(&view)?);
+            }
             let make = || make_above(state, &directories, whole, ids);
             Ok((user, is_needed.then(make).transpose()?))
         };
@@ -281,6 +289,13 @@ fn missing_directory(view: &View, whole: &Whole) -> Result<Option<Reached>> {
     let Some(directory) = &whole.configuration.run.working_dir else { return Ok(None) };
     let reached = view.reach(directory).map_err(Error::at("look for", directory))?;
     Ok(reached.filter(|reached| !reached.missing.is_empty()))
+}
+
+/// The top, as it is.
+fn top(view: &View) -> Result<Option<(PathBuf, Option<Like>)>> {
+    let reached = view.reach(Path::new("")).map_err(Error::io("look at an image"))?;
+    let like = reached.and_then(|reached| reached.attributes.into_iter().next());
+    Ok(like.map(|like| (PathBuf::new(), Some(like))))
 }
 
 /// Makes a layer above those of an image, with the working directory that is missing, and with what

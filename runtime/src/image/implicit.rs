@@ -16,7 +16,7 @@ use nix::fcntl::{AtFlags, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::error::{Error, Result};
-use crate::image::mark::{Like, MARK, SOME, has, like};
+use crate::image::mark::{Like, MARK, SOME, SQUASHED, has, like};
 use crate::image::view::View;
 use crate::store::contents::directories;
 use crate::sys::open::DIRECTORY;
@@ -125,6 +125,8 @@ fn restore(
         && let Some((stat, extended)) = like(last)?
         && extended.is_empty()
         && of(&stat) == of(&fstat(directory)?)
+        // For other ids the owner may be another, and the image has one record for all.
+        && !last.iter().any(|layer| has(layer.as_fd(), SQUASHED))
     {
         return Ok(());
     }

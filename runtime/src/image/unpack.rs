@@ -104,6 +104,7 @@ pub(crate) fn unpack(
         squashes: !geteuid().is_root(),
         inherits: false,
         names_top: false,
+        owns_top: true,
         has_implicit: false,
         longest: sys::longest_file(),
         size: 0,
@@ -200,6 +201,8 @@ struct Unpacker<'a> {
     inherits: bool,
     /// Whether the archive has named its top.
     names_top: bool,
+    /// Whether the top is root's, by the archive.
+    owns_top: bool,
     /// Whether it has used directories that it had not named.
     has_implicit: bool,
     /// What the process may write, in bytes.
@@ -290,6 +293,7 @@ impl Unpacker<'_> {
         };
         let attributes = Attributes::of(member)?;
         self.names_top = true;
+        self.owns_top = (attributes.uid, attributes.gid) == (0, 0);
         let leaving = Leaving::As(attributes);
         let kept = self.kept + leaving.kept();
         if let Some(top) = self.left.first_mut() {
@@ -300,10 +304,16 @@ impl Unpacker<'_> {
 
     /// At the end: says of the layer what it has not named.
     fn mark_layer(&self) -> Result<()> {
-        if self.form == Form::Root || self.names_top && !self.has_implicit {
+        if self.form == Form::Root {
             return Ok(());
         }
         let top = self.top.as_fd();
+        if self.squashes && !self.owns_top {
+            mark::mark_squashed(top).map_err(|errno| self.failed("setxattr", c"", errno))?;
+        }
+        if self.names_top && !self.has_implicit {
+            return Ok(());
+        }
         if !self.names_top {
             self.mark(top, c"")?;
         }
