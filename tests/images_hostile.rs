@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use adl_runtime::{Config, Error, Image, Sandbox};
 use serde_json::{Value, json};
 
 use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, stderr, succeeds, within};
@@ -618,5 +619,40 @@ fn one_image_is_used_with_ids_and_without_in_either_order() {
             assert_eq!(owner(with_ids), expected, "{with_ids}, {first_with_ids}");
         }
         fs::remove_dir_all(there).unwrap();
+    }
+}
+
+#[test]
+fn what_a_terminal_obeys_does_not_reach_it_from_an_image() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let image = layout.image(&[&with("it", "x")]);
+    let red = "\u{1b}[31m\u{9b}31m\u{1b}]0;title\u{7}";
+    let of = |name: &str| named(image.clone(), name);
+    layout.index(&[of(&format!("one{red}:1")), of("two:1")]);
+    let output = machine.import(&layout, &[]);
+    assert_refused(&output, "two:1");
+    let mut other = image.clone();
+    other["platform"] = json!({ "os": red, "architecture": red });
+    layout.index(std::slice::from_ref(&other));
+    let inner = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [other] });
+    layout.index(&[layout.put_json(&inner, INDEX)]);
+    let platform = machine.import(&layout, &["it"]);
+    assert_refused(&platform, "this machine is");
+    let labels = json!({ "Labels": { "l": red, "null": null }, "Cmd": "one word" });
+    let layer = with("it", "x");
+    let described = layout.put(&layer, LAYER);
+    layout.index(&[layout.image_of(&[described], &[digest(&layer)], &labels)]);
+    assert_ok(&machine.import(&layout, &["it"]));
+    let inspect = machine.image(&["inspect", "it"]);
+    assert_ok(&inspect);
+    let text = String::from_utf8(inspect.stdout).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["config"]["config"]["Labels"]["l"], red);
+    for text in [stderr(&output), stderr(&platform), text] {
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
     }
 }

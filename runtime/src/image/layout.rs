@@ -115,7 +115,9 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
     let count = all.len();
     let list = |found: &[Found]| {
         let names = found.iter().flat_map(|found| found.names.first());
-        let names: Vec<&str> = names.take(MOST_TOLD).map(String::as_str).collect();
+        // Without what a terminal obeys.
+        let names = names.take(MOST_TOLD).map(|name| name.escape_debug().to_string());
+        let names: Vec<String> = names.collect();
         if names.is_empty() { "none has a name".to_owned() } else { names.join(", ") }
     };
     let told = list(&all);

@@ -224,7 +224,7 @@ pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec
 }
 
 fn other_platform(name: &str, others: &[String]) -> Error {
-    let mut there = others.join(", ");
+    let mut there = others.join(", ").escape_debug().to_string();
     if there.is_empty() {
         "no platform".clone_into(&mut there);
     }

@@ -278,9 +278,22 @@ fn inspect(images: &Images, name: &str) -> CliResult<String> {
         json(&info.digest),
         list(&info.layers),
         info.size,
-        String::from_utf8_lossy(&manifest),
-        String::from_utf8_lossy(&config),
+        shown(&manifest),
+        shown(&config),
     ))
+}
+
+/// A document as it came, but for what a terminal would obey: in JSON, only strings may have such.
+fn shown(json: &[u8]) -> String {
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(json).chars() {
+        match c {
+            '\n' | '\t' | '\r' => shown.push(c),
+            c if c.is_control() => _ = write!(shown, "\\u{:04x}", u32::from(c)),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn json_string(text: &str) -> String {

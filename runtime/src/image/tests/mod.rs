@@ -1,6 +1,7 @@
 //! Archives made byte by byte, and what becomes of them.
 
 mod bounds;
+mod documents;
 mod figures;
 mod hostile;
 mod layers;
