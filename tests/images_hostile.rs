@@ -656,3 +656,27 @@ fn what_a_terminal_obeys_does_not_reach_it_from_an_image() {
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
     }
 }
+
+#[test]
+fn an_image_that_is_not_to_be_fetched_is_not() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let asked = machine.home.path("asked");
+    machine.program("skopeo", &format!("echo > {}; exit 1", asked.display()));
+    let create = |image: Image| {
+        let state_directory = Some(machine.home.state());
+        Sandbox::create(Config { image, state_directory, ..Config::default() }).map(drop)
+    };
+    let absent = create(Image::local("absent:1"));
+    let name = "docker.io/library/absent:1";
+    assert!(matches!(&absent, Err(Error::NoImage { name: said }) if said == name), "{absent:?}");
+    let layout = Layout::new(&machine.home, "layout");
+    layout.index(&[layout.image(&[&with("it", "x")])]);
+    assert_ok(&machine.import(&layout, &["there:1"]));
+    create(Image::local("there:1")).unwrap();
+    let never = machine.adl().args(["run", "--pull", "never", "absent:1", "x"]).output().unwrap();
+    assert_refused(&never, "--pull never");
+    assert!(!asked.exists());
+}

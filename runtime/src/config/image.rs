@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Snapshot(String),
     /// Named in a registry.
     Reference(String),
+    /// As that, and not fetched.
+    Local(String),
     /// An archive or a directory with images in layers, and which of them.
     Layers(HostPath, Option<String>),
 }
@@ -69,6 +71,12 @@ impl Image {
     /// [`Images::pull`]: crate::Images::pull
     pub fn reference(name: impl Into<String>) -> Self {
         Self(Kind::Reference(name.into()))
+    }
+
+    /// As [`Image::reference`], and never fetched: where it is not in the state directory, that is
+    /// [`Error::NoImage`](crate::Error::NoImage).
+    pub fn local(name: impl Into<String>) -> Self {
+        Self(Kind::Local(name.into()))
     }
 
     /// An image in layers in a file or a directory: what `docker save` and `podman save` write, or

@@ -28,5 +28,5 @@ mod tests;
 
 pub(crate) use self::cache::{Cached, of_layers};
 pub(crate) use self::compression::plain_beginning;
-pub(crate) use self::pull::of_reference;
+pub(crate) use self::pull::{of_local, of_reference};
 pub(crate) use self::record::Lease;

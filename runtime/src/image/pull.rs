@@ -75,6 +75,13 @@ pub(crate) fn of_reference(state: &State, name: &str, ids: Option<u32>) -> Resul
     cache::cached(state, lease, ids)?.ok_or_else(|| cache::gone(name))
 }
 
+/// The image of a name, if it is there.
+pub(crate) fn of_local(state: &State, name: &str, ids: Option<u32>) -> Result<Cached> {
+    let whole = Reference::parse(name)?.to_string();
+    let found = cache::find(state, &whole, Subordinate::asked_for(ids)?)?;
+    found.ok_or(Error::NoImage { name: whole })
+}
+
 /// Fetches an image and unpacks it. Of those who want the same one at once, one fetches it, and
 /// the others wait.
 pub(crate) fn pull(

@@ -191,6 +191,10 @@ fn run_told(
             Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
             _ => error,
         })?;
+        if options.pull == image::Pull::Never {
+            // It may go meanwhile.
+            config.image = Image::local(name);
+        }
     }
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
