@@ -680,3 +680,32 @@ fn an_image_that_is_not_to_be_fetched_is_not() {
     assert_refused(&never, "--pull never");
     assert!(!asked.exists());
 }
+
+#[test]
+fn a_layout_of_one_image_for_several_platforms_is_that_image() {
+    if !needs(&[]) {
+        return;
+    }
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    let mine = layout.image(&[&with("it", "x")]);
+    let other = described(&digest(b"absent"), 2);
+    let on = |descriptor: &Value, architecture: &str| {
+        let mut descriptor = descriptor.clone();
+        descriptor["mediaType"] = json!(MANIFEST);
+        descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        descriptor
+    };
+    let entries = [on(&other, "arm64"), on(&mine, "amd64")];
+    layout.index(&entries);
+    assert_ok(&machine.import(&layout, &["one:1"]));
+    layout.index(&entries.clone().map(|entry| named(entry, "two:1")));
+    let output = machine.import(&layout, &[]);
+    assert_eq!(output.stdout, b"docker.io/library/two:1\n", "{}", told(&output));
+    assert_ok(&machine.import(&layout, &["--which", "two:1", "three:1"]));
+    // Two images are two.
+    layout.index(&[named(entries[0].clone(), "a:1"), named(entries[1].clone(), "b:1")]);
+    assert_refused(&machine.import(&layout, &[]), "a:1, b:1");
+    layout.index(&[mine.clone(), mine]);
+    assert_refused(&machine.import(&layout, &["it"]), "without a name");
+}

@@ -36,6 +36,8 @@ pub(crate) struct Found {
 #[derive(Debug, Clone)]
 enum By {
     Index(Descriptor),
+    /// One image, for each of several platforms.
+    Platforms(Vec<Descriptor>),
     Saved(Saved),
 }
 
@@ -128,10 +130,13 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
             all.into_iter().filter(is_it).collect()
         }
     };
+    if let Some(descriptors) = platforms(&chosen) {
+        let names = chosen.pop().map_or(Vec::new(), |found| found.names);
+        return Ok(Found { names, by: By::Platforms(descriptors) });
+    }
     let shown = place.shown();
     let why = match (chosen.len(), which) {
         (1, _) => return chosen.pop().ok_or_else(|| Error::invalid("image", "none")),
-        // One image for each of several platforms: which, is decided as in any index.
         (_, None) if chosen.iter().all(|found| found.names.is_empty()) && count > 1 => {
             format!("{shown:?} holds {count} images without a name: make an archive of one")
         }
@@ -145,6 +150,19 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
     Err(Error::invalid("image", why))
 }
 
+/// The entries of an index that are one image: each is for a platform, and none has another name.
+/// Which one is taken, is decided as in any index.
+fn platforms(all: &[Found]) -> Option<Vec<Descriptor>> {
+    let first = all.first().filter(|_| all.len() > 1)?;
+    let one = |found: &Found| match &found.by {
+        By::Index(descriptor) if descriptor.has_platform() && found.names == first.names => {
+            Some(descriptor.clone())
+        }
+        _ => None,
+    };
+    all.iter().map(one).collect()
+}
+
 /// Whether an image that has a name may be called so: as it is, or by docker's rules.
 fn is_named(name: &str, called: &str) -> bool {
     use crate::image::reference::Reference;
@@ -156,6 +174,7 @@ fn is_named(name: &str, called: &str) -> bool {
 pub(crate) fn read(place: &Place, found: &Found, name: &str) -> Result<Whole> {
     match &found.by {
         By::Index(descriptor) => of_index(place, descriptor, name, DEEPEST, &mut { MOST_TRIED }),
+        By::Platforms(all) => of_first(place, all.clone(), name, DEEPEST, &mut { MOST_TRIED }),
         By::Saved(saved) => of_saved(place, saved, name),
     }
 }
@@ -218,10 +237,22 @@ fn of_index(
         }
         Document::Index(index) => index,
     };
-    let own = &descriptor.digest;
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Error::invalid("image", format!("{name}: indexes in one another too deep")));
     };
+    let mut found = of_first(place, index, name, depth, tries)?;
+    found.seen.push(descriptor.digest.clone());
+    Ok(found)
+}
+
+/// Reads the first image of an index that is for this machine and is there.
+fn of_first(
+    place: &Place,
+    index: Vec<Descriptor>,
+    name: &str,
+    depth: usize,
+    tries: &mut usize,
+) -> Result<Whole> {
     let mut first_error = None;
     for descriptor in &manifest::for_this_machine(index, name)? {
         match of_index(place, descriptor, name, depth, tries) {
@@ -231,10 +262,7 @@ fn of_index(
                 return Err(error);
             }
             Err(error) => _ = first_error.get_or_insert(error),
-            Ok(mut found) => {
-                found.seen.push(own.clone());
-                return Ok(found);
-            }
+            Ok(found) => return Ok(found),
         }
     }
     Err(first_error.unwrap_or_else(|| Error::invalid("image", format!("{name}: an empty index"))))

@@ -236,6 +236,11 @@ fn other_platform(name: &str, others: &[String]) -> Error {
 }
 
 impl Descriptor {
+    /// Whether it says for which machines it is.
+    pub(crate) fn has_platform(&self) -> bool {
+        self.platform.is_some()
+    }
+
     /// Whether it tells of another image, and leads to none.
     fn is_beside(&self) -> bool {
         let is_unknown =
