@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use adl_runtime::{Command, EndReason, Error, ExitStatus, Image, ImageConfig, Sandbox, Stage, Upper};
+use adl_runtime::{
+    Command, EndReason, Error, ExitStatus, Image, ImageConfig, Sandbox, Stage, Upper,
+};
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};

@@ -6,6 +6,7 @@ mod figures;
 mod hostile;
 mod layers;
 mod million;
+mod readers;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
