@@ -20,6 +20,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::output::{say, wait_for_no_reader};
+use crate::streams::passed_on;
 use crate::sys;
 use crate::values::CliResult;
 
@@ -48,6 +49,7 @@ pub(crate) fn run(
     child: &mut Child,
     sandbox: &Sandbox,
     signals: &SignalFd,
+    stop: u8,
     pause: PollTimeout,
 ) -> CliResult<ExitStatus> {
     let terminal = child.terminal.take().ok_or("the command has no terminal")?;
@@ -57,6 +59,7 @@ pub(crate) fn run(
         child,
         init: sandbox.pidfd()?,
         signals,
+        stop,
         pause,
         mode: RawMode::enter()?,
         terminal: Some(terminal),
@@ -76,6 +79,8 @@ struct Session<'a> {
     /// Readable when the sandbox has died.
     init: OwnedFd,
     signals: &'a SignalFd,
+    /// What SIGTERM is passed on as.
+    stop: u8,
     pause: PollTimeout,
     mode: RawMode,
     /// `None` once nothing more is to be read from it.
@@ -209,7 +214,10 @@ impl Session<'_> {
                     self.resize()?;
                 }
                 _ if self.ended.is_some() => self.given_up = true,
-                other => self.child.signal(u8::try_from(other as i32)?, Scope::Group)?,
+                other => {
+                    let signal = passed_on(u8::try_from(other as i32)?, self.stop);
+                    self.child.signal(signal, Scope::Group)?;
+                }
             }
         }
         Ok(())

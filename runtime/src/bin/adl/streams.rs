@@ -20,7 +20,12 @@ pub(crate) fn prepare(command: &mut Command) {
 
 /// Waits until the command has ended and all that it wrote is written, and passes on signals to its
 /// process group meanwhile. Returns how it ended, and why what it wrote could not be passed on.
-pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, Option<Arc<Error>>)> {
+/// `stop` is what SIGTERM is passed on as.
+pub(crate) fn run(
+    job: &Job,
+    signals: &SignalFd,
+    stop: u8,
+) -> CliResult<(ExitStatus, Option<Arc<Error>>)> {
     loop {
         match job.try_wait() {
             Ok(None) => {}
@@ -43,9 +48,15 @@ pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, Optio
                 }
                 break;
             }
-            job.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
+            let signal = passed_on(u8::try_from(signal.ssi_signo)?, stop);
+            job.signal(signal, Scope::Group)?;
         }
     }
+}
+
+/// What a signal is passed on as: that which asks to end, as the image says.
+pub(crate) fn passed_on(signal: u8, stop: u8) -> u8 {
+    if i32::from(signal) == libc::SIGTERM { stop } else { signal }
 }
 
 /// Why not all was passed on. What no one takes is left, and told here.
