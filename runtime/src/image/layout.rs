@@ -92,8 +92,8 @@ fn all(place: &Place) -> Result<Vec<Found>> {
             return Err(Error::invalid("image", "index.json is no index"));
         };
         let found = entries.into_iter().map(|descriptor| {
-            let names = NAMES.iter().filter_map(|name| descriptor.annotations.get(*name));
-            Found { names: names.cloned().collect(), by: By::Index(descriptor) }
+            let names = NAMES.iter().filter_map(|name| descriptor.annotations.get(*name)?.clone());
+            Found { names: names.collect(), by: By::Index(descriptor) }
         });
         return Ok(found.collect());
     }

@@ -3,6 +3,7 @@
 //! Nothing here opens anything. What a document may name is bounded by its size.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
 use adl_protocol::limits::MAX_PATH;
 use serde::{Deserialize, Deserializer};
@@ -31,7 +32,7 @@ pub(crate) struct Descriptor {
     #[serde(default, deserialize_with = "or_default")]
     urls: Vec<String>,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, Option<String>>,
     platform: Option<Platform>,
 }
 
@@ -205,10 +206,10 @@ pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec
             continue;
         };
         let Platform { os, architecture, variant } = platform;
-        match (os.as_str(), architecture.as_str(), variant.strip_prefix('v')) {
-            (OS, ARCHITECTURE, None) => found.push((0, descriptor)),
+        match (os.as_str(), is_own(architecture), variant.strip_prefix('v')) {
+            (OS, true, None) => found.push((0, descriptor)),
             // Of the levels of the processor, the first runs everywhere.
-            (OS, ARCHITECTURE, Some(level)) => {
+            (OS, true, Some(level)) => {
                 found.push((level.parse().unwrap_or(u32::MAX - 1), descriptor));
             }
             _ => others.push(format!("{os}/{architecture}")),
@@ -221,6 +222,11 @@ pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec
         return Err(other_platform(name, &others));
     }
     Ok(found.into_iter().map(|(_, descriptor)| descriptor).collect())
+}
+
+/// Whether an architecture is this machine's, by docker's name of it or another.
+fn is_own(architecture: &str) -> bool {
+    matches!(architecture, ARCHITECTURE | "x86_64" | "x86-64")
 }
 
 fn other_platform(name: &str, others: &[String]) -> Error {
@@ -287,19 +293,20 @@ impl Configuration {
             #[serde(default, deserialize_with = "or_default")]
             user: String,
             #[serde(default, deserialize_with = "or_default")]
-            entrypoint: Vec<String>,
+            entrypoint: Words,
             #[serde(default, deserialize_with = "or_default")]
-            cmd: Vec<String>,
+            cmd: Words,
             #[serde(default, deserialize_with = "or_default")]
             stop_signal: String,
             #[serde(default, deserialize_with = "or_default")]
-            labels: BTreeMap<String, String>,
+            labels: BTreeMap<String, Option<String>>,
             #[serde(default, deserialize_with = "or_default")]
             exposed_ports: BTreeMap<String, serde_json::Value>,
         }
         let Whole { os, architecture, created, config: run, rootfs } =
             parse(bytes, "configuration")?;
-        if !matches!(os.as_str(), "" | OS) || !matches!(architecture.as_str(), "" | ARCHITECTURE) {
+        let is_own = architecture.is_empty() || is_own(&architecture);
+        if !matches!(os.as_str(), "" | OS) || !is_own {
             return Err(other_platform(name, &[format!("{os}/{architecture}")]));
         }
         let read = |text: &String| {
@@ -317,17 +324,57 @@ impl Configuration {
         }
         let run = ImageConfig {
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            working_dir: some(run.working_dir).map(Into::into),
+            working_dir: some(run.working_dir).map(|path| plain(&path)),
             user: some(run.user),
-            entrypoint: run.entrypoint,
-            cmd: run.cmd,
+            // One empty word is how a builder takes an entrypoint away.
+            entrypoint: Some(run.entrypoint.into()).filter(|all| *all != [""]).unwrap_or_default(),
+            cmd: run.cmd.into(),
             stop_signal: some(run.stop_signal),
-            labels: run.labels,
+            labels: run
+                .labels
+                .into_iter()
+                .map(|(name, value)| (name, value.unwrap_or_default()))
+                .collect(),
             exposed_ports: run.exposed_ports.into_keys().collect(),
             created,
         };
         Ok(Self { run, diff_ids })
     }
+}
+
+/// Words of a command: several, or one as it is.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Words {
+    Several(Vec<String>),
+    One(String),
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl From<Words> for Vec<String> {
+    fn from(words: Words) -> Self {
+        match words {
+            Words::Several(words) => words,
+            Words::One(word) => vec![word],
+        }
+    }
+}
+
+/// A path without what says nothing: `..` is what its text says, as docker has it.
+fn plain(path: &str) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// Reads a document of a kind.
