@@ -467,7 +467,7 @@ fn sizes_that_no_image_has_are_refused_before_anything_is_fetched() {
     layout.index(std::slice::from_ref(&honest));
     assert_ok(&machine.import(&layout, &["honest"]));
     let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
-    let sizes = [[u64::MAX, u64::MAX], [1 << 35, 1 << 35], [1024, 1 << 36]];
+    let sizes = [[u64::MAX, u64::MAX], [1 << 35, (1 << 35) + 1], [1024, 1 << 36]];
     for sizes in sizes {
         let said = diff_ids
             .iter()
@@ -483,6 +483,11 @@ fn sizes_that_no_image_has_are_refused_before_anything_is_fetched() {
         assert_eq!(machine.brought(), 0);
         assert_eq!(machine.names().lines().count(), 1, "{}", machine.names());
     }
+    // Of a layer that is there, the size is known.
+    let said = diff_ids.iter().map(|digest| described(digest, 2049));
+    let image = layout.image_of(&said.collect::<Vec<_>>(), &diff_ids, &json!({}));
+    layout.index(std::slice::from_ref(&image));
+    assert_refused(&machine.import(&layout, &["sizes:1"]), "its size");
 }
 
 #[test]
@@ -561,12 +566,12 @@ fn what_reads_an_image_ends_by_its_deadline() {
     let layout = Layout::new(&machine.home, "layout");
     let image = layout.image(&[&with("it", "x")]);
     layout.index(std::slice::from_ref(&image));
-    assert_refused(&machine.import(&layout, &["it", "--timeout", "0s"]), "waited 0s");
+    assert_refused(&machine.import(&layout, &["it", "--timeout", "0.000001s"]), "waited");
     let archive = archive_of(&machine, &layout);
     let import = |archive: &Path, timeout: &str| {
         machine.image(&["import", archive.to_str().unwrap(), "it", "--timeout", timeout])
     };
-    assert_refused(&import(&archive, "0s"), "waited 0s");
+    assert_refused(&import(&archive, "0.000001s"), "waited");
     assert_ok(&import(&archive, "60s"));
 }
 
@@ -708,4 +713,45 @@ fn a_layout_of_one_image_for_several_platforms_is_that_image() {
     assert_refused(&machine.import(&layout, &[]), "a:1, b:1");
     layout.index(&[mine.clone(), mine]);
     assert_refused(&machine.import(&layout, &["it"]), "without a name");
+}
+
+#[test]
+fn there_may_be_more_images_than_a_process_may_open_files() {
+    if !needs(&[Need::Program("prlimit")]) {
+        return;
+    }
+    const MANY: usize = 150;
+    let machine = Machine::new();
+    let layout = Layout::new(&machine.home, "layout");
+    layout.index(&[layout.image(&[&with("it", "x")])]);
+    assert_ok(&machine.import(&layout, &["first:1"]));
+    // Each as the first, but for its digest.
+    let catalog = machine.home.state().join("catalog");
+    let record = fs::read_dir(&catalog).unwrap().map(|entry| entry.unwrap().path());
+    let is_record = |path: &PathBuf| path.to_str().unwrap().contains("/image-sha256-");
+    let record = record.into_iter().find(is_record).unwrap();
+    let (name, text) = (record.to_str().unwrap(), fs::read_to_string(&record).unwrap());
+    let own = name.rsplit_once('-').unwrap().1.strip_suffix(".json").unwrap();
+    for number in 0..MANY {
+        let other = format!("{number:064x}");
+        let path = name.replace(own, &other);
+        fs::write(&path, text.replace(own, &other)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let few = |arguments: &[&str]| {
+        let mut adl = Command::new("/usr/bin/prlimit");
+        adl.args(["--nofile=64:64", "--"]).arg(crate::harness::adl()).arg("image").args(arguments);
+        adl.env("PATH", &machine.programs).env("ADL_STATE_DIR", machine.home.state());
+        adl.output().unwrap()
+    };
+    let list = few(&["ls"]);
+    assert_ok(&list);
+    assert_eq!(String::from_utf8_lossy(&list.stdout).lines().count(), MANY + 1);
+    let other = layout.image(&[&with("it", "x"), &with("other", "y")]);
+    machine.skopeo(&layout, &other, "");
+    assert_ok(&few(&["pull", "other:1"]));
+    assert_ok(&few(&["rm", "other:1"]));
+    let removed = few(&["prune", "--unused-for", "0"]);
+    assert_ok(&removed);
+    assert_eq!(machine.names(), "");
 }

@@ -175,12 +175,12 @@ pub(crate) fn add(
     catalog.image(&whole.digest)?.ok_or_else(|| gone(&whole.digest.to_string()))
 }
 
-/// What is known of the layers of the images that are there: of which archive each is, by the
-/// digest of its bytes.
-fn seen_layers(catalog: &Catalog) -> Result<HashMap<Digest, Digest>> {
-    let records = catalog.records()?;
-    let layers = records.into_iter().flat_map(|record| record.layers);
-    Ok(layers.map(|layer| (layer.digest, layer.diff_id)).collect())
+/// What is known of the layers of the images that are there: of which archive each is and of
+/// which size, by the digest of its bytes.
+fn seen_layers(catalog: &Catalog) -> Result<HashMap<Digest, (Digest, u64)>> {
+    let known = catalog.images()?.read;
+    let layers = known.into_iter().flat_map(|known| known.record.layers);
+    Ok(layers.map(|layer| (layer.digest, (layer.diff_id, layer.size))).collect())
 }
 
 /// Unpacks the layers, and returns where those are that show, the topmost first, and how many are
@@ -203,17 +203,19 @@ fn unpack(
     let mut seen = seen_layers(catalog)?;
     for (number, source) in whole.layers.iter().enumerate() {
         let known = seen.get(&source.digest);
-        if let Some(other) = known.filter(|known| **known != source.diff_id) {
+        if let Some((diff_id, size)) = known
+            && (diff_id, size) != (&source.diff_id, &source.size)
+        {
             let why = format!(
-                "layer {}: its diff id is {other}, and was said to be {}",
-                source.digest, source.diff_id
+                "layer {}: its diff id is {diff_id} and its size {size}, and they were said to be \
+                 {} and {}",
+                source.digest, source.diff_id, source.size
             );
             return Err(Error::invalid("image", why));
         }
         let found = layer::find(state, &source.diff_id, ids);
         let path = match found {
-            // What is not compressed is the archive itself.
-            Some(path) if known.is_some() || source.digest == source.diff_id => path,
+            Some(path) if known.is_some() => path,
             found => {
                 let lacks = || {
                     let why = format!("{:?} lacks the layer {}", place.shown(), source.digest);
@@ -270,7 +272,7 @@ fn unpack(
                 }?
             }
         };
-        seen.insert(source.digest.clone(), source.diff_id.clone());
+        seen.insert(source.digest.clone(), (source.diff_id.clone(), source.size));
         // An overlay does not look at such a mark of a layer's top.
         let top = nix::fcntl::open(&path, DIRECTORY, Mode::empty());
         if is_opaque(top.map_err(Error::at("open", &path))?.as_fd()) {

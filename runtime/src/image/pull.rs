@@ -32,7 +32,7 @@ use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
-use crate::image::record::{Catalog, Fetch, Lease, Record};
+use crate::image::record::{self, Catalog, Fetch, Lease};
 use crate::image::reference::Reference;
 use crate::store::State;
 use crate::store::contents::{entries, remove_contents, remove_entry};
@@ -111,7 +111,8 @@ pub(crate) fn pull(
     let pulled = this.pull();
     match &pulled {
         // What skopeo has brought so far is there for the next attempt.
-        Err(Error::Pull { .. } | Error::TimedOut { .. }) if this.layout().is_ok() => {}
+        Err(Error::Pull { .. } | Error::TimedOut { .. } | Error::Busy { .. })
+            if this.layout().is_ok() => {}
         _ => catalog.remove_fetch(&fetch)?,
     }
     pulled
@@ -260,7 +261,7 @@ impl Pull<'_> {
     /// that could be.
     fn put_placeholders(&self, manifest: &Manifest) -> Result<Placed> {
         // Where one can't be read, its layers are fetched.
-        let known = self.catalog.records().unwrap_or_default();
+        let known = self.catalog.images().unwrap_or_default().read;
         let make = || -> io::Result<Placed> {
             let mut placed = Placed { missing: Vec::new(), lent: Vec::new() };
             let is_of_it = |name: &OsStr| {
@@ -299,10 +300,10 @@ impl Pull<'_> {
     }
 
     /// An image that is there and has a layer unpacked.
-    fn lend(&self, known: &[Record], digest: &Digest) -> Option<Arc<Lease>> {
-        known.iter().filter(|record| record.layer(digest).is_some()).find_map(|record| {
+    fn lend(&self, known: &[record::Known], digest: &Digest) -> Option<Arc<Lease>> {
+        known.iter().filter(|known| known.record.layer(digest).is_some()).find_map(|known| {
             // It may be gone, or another, by now.
-            let lease = self.catalog.image(&record.digest).ok().flatten()?;
+            let lease = self.catalog.image(&known.record.digest).ok().flatten()?;
             let layer = lease.record().layer(digest)?;
             layer::find(self.state, &layer.diff_id, self.ids).is_some().then_some(lease)
         })

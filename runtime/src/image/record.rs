@@ -187,6 +187,13 @@ pub(crate) fn above_name(image: &Digest) -> String {
     format!("layer-above-{}", image.file_name())
 }
 
+/// An image, as it is known.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) record: Record,
+    pub(crate) last_used: Option<SystemTime>,
+}
+
 /// What was read of many, and what could not be.
 #[derive(Debug)]
 pub(crate) struct All<T> {
@@ -491,7 +498,7 @@ impl Catalog {
     }
 
     /// Forgets an image, and the blobs that are no other's.
-    pub(crate) fn remove_image(&self, record: &Record, others: &All<Arc<Lease>>) -> Result<()> {
+    pub(crate) fn remove_image(&self, record: &Record, others: &All<Known>) -> Result<()> {
         self.unlink(&image_name(&record.digest))?;
         // What can't be read may have it, too.
         let is_used = |digest: &Digest| {
@@ -527,21 +534,13 @@ impl Catalog {
         Ok(all)
     }
 
-    /// All images, which can't be removed as long as these are there; one that can't be read holds
-    /// up no other.
-    pub(crate) fn images(&self) -> Result<All<Arc<Lease>>> {
-        self.images_but(None)
-    }
-
-    /// All images but one.
-    pub(crate) fn images_but(&self, left_out: Option<&Digest>) -> Result<All<Arc<Lease>>> {
+    /// All images, as they are known now; one that can't be read holds up no other. None is opened
+    /// for longer than it is read: there may be more than a process may have descriptors. Each may
+    /// be gone a moment later, but for who has the catalog locked.
+    pub(crate) fn images(&self) -> Result<All<Known>> {
         let mut all = All::default();
         for file_name in self.files(IMAGE, JSON)? {
-            let digest = digest_of(&file_name);
-            if digest.is_some() && digest.as_ref() == left_out {
-                continue;
-            }
-            match digest.map(|digest| self.image(&digest)) {
+            match digest_of(&file_name).map(|digest| self.record(&digest)) {
                 Some(Ok(found)) => all.read.extend(found),
                 Some(Err(error)) => all.unread.push(Unread { file_name, error }),
                 None => {
@@ -554,18 +553,12 @@ impl Catalog {
         Ok(all)
     }
 
-    /// What is known of all images that can be read. Each may be gone by now.
-    pub(crate) fn records(&self) -> Result<Vec<Record>> {
-        let files = self.files(IMAGE, JSON)?;
-        let digests = files.iter().filter_map(|file_name| digest_of(file_name));
-        Ok(digests.filter_map(|digest| self.record(&digest).ok().flatten()).collect())
-    }
-
-    fn record(&self, digest: &Digest) -> Result<Option<Record>> {
+    fn record(&self, digest: &Digest) -> Result<Option<Known>> {
         let name = image_name(digest);
-        let Some((_, text)) = self.read(&name)? else { return Ok(None) };
-        let record = Record::parse(&text, digest);
-        record.map(Some).map_err(Error::at("read", &self.path(name)))
+        let Some((file, text)) = self.read(&name)? else { return Ok(None) };
+        let record = Record::parse(&text, digest).map_err(Error::at("read", &self.path(&name)))?;
+        let last_used = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        Ok(Some(Known { record, last_used }))
     }
 
     /// Removes a file that can't be read, and that no one has used for so long or uses now; whether
@@ -589,14 +582,22 @@ impl Catalog {
             Err(Errno::ENOENT) => return Ok(true),
             Err(errno) => return Err(at(errno)),
         }
+        // It may have been that there was nothing left to read it with.
+        let is_read = match digest_of(file_name) {
+            Some(digest) => matches!(self.record(&digest), Ok(Some(_))),
+            None => matches!(self.read_name(file_name), Ok(Some(_))),
+        };
+        if is_read {
+            return Ok(false);
+        }
         self.unlink(file_name).map(|()| true)
     }
 
     /// Removes manifests and configurations that are no one's.
-    pub(crate) fn remove_blobs_but(&self, images: &[Arc<Lease>]) -> Result<()> {
+    pub(crate) fn remove_blobs_but(&self, images: &[Known]) -> Result<()> {
         let used = images
             .iter()
-            .flat_map(|lease| [&lease.record.digest, &lease.record.config_digest].map(blob_name));
+            .flat_map(|known| [&known.record.digest, &known.record.config_digest].map(blob_name));
         let used: BTreeSet<String> = used.collect();
         self.files(BLOB, "")?
             .iter()
