@@ -128,6 +128,9 @@ pub(crate) fn add(
     deadline: Deadline,
 ) -> Result<Arc<Lease>> {
     let ids = Subordinate::asked_for(options.ids)?;
+    if whole.layers.is_empty() {
+        return Err(Error::invalid("image", "it has no layers"));
+    }
     bounds::check_sizes(whole.layers.iter().map(|layer| layer.size), options.caps.size)?;
     // Until the record names the layers, no one may take them for what no one needs.
     let _lock = catalog.lock(Sharing::WithOthers)?;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::image::compression::Compression;
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, Configuration, Descriptor, Document, LONGEST};
 use crate::image::place::Place;
@@ -361,14 +362,11 @@ fn of_saved(place: &Place, saved: &Saved, name: &str) -> Result<Whole> {
     Ok(Whole { digest, manifest, config_digest, config, configuration, layers, seen })
 }
 
-/// What compressed layers begin with: gzip's, and that of zstd.
-const COMPRESSED: [&[u8]; 2] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"];
-
 /// The digest of what is compressed.
 fn digest_if_compressed(mut bytes: impl Read) -> io::Result<Option<Digest>> {
     let mut beginning = Vec::new();
     bytes.by_ref().take(4).read_to_end(&mut beginning)?;
-    if !COMPRESSED.iter().any(|magic| beginning.starts_with(magic)) {
+    if Compression::of(&beginning) == Compression::None {
         return Ok(None);
     }
     Digest::of_all(beginning.as_slice().chain(bytes)).map(Some)
