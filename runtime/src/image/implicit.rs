@@ -11,13 +11,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::error::{Error, Result};
 use crate::image::mark::{Like, MARK, SOME, SQUASHED, has, like};
-use crate::image::view::View;
+use crate::image::view::{View, is_opaque};
 use crate::store::contents::directories;
 use crate::sys::open::DIRECTORY;
 use crate::transfer::PathCursor;
@@ -99,6 +101,20 @@ fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
     Ok(())
 }
 
+/// The directories of a name in several layers, as far down as it is one.
+fn of_name(above: &[OwnedFd], name: &OsStr) -> io::Result<Vec<OwnedFd>> {
+    let mut found = Vec::new();
+    for layer in above {
+        match openat(layer, name, DIRECTORY, Mode::empty()) {
+            Ok(directory) => found.push(directory),
+            Err(Errno::ENOENT) => {}
+            Err(Errno::ENOTDIR | Errno::ELOOP) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(found)
+}
+
 /// Notes a directory, if it is the topmost of its name and has hidden what is below it.
 fn restore(
     directory: BorrowedFd<'_>,
@@ -111,7 +127,13 @@ fn restore(
     }
     let identity = |stat: FileStat| (stat.st_dev, stat.st_ino);
     let own = identity(fstat(directory)?);
-    let way = view.way(path)?;
+    let mut way = view.way(path)?;
+    if let [.., (_, above), (name, last)] = way.as_mut_slice()
+        && is_opaque(directory)
+    {
+        // Its content is hidden, and what it is like is not.
+        *last = Arc::new(of_name(above, name)?);
+    }
     let Some((_, last)) = way.last() else { return Ok(()) };
     let is_topmost =
         last.first().is_some_and(|top| fstat(top).is_ok_and(|top| identity(top) == own));
