@@ -1466,3 +1466,34 @@ fn podman_or_docker_fetch_where_skopeo_is_missing() {
     assert_eq!(asked, "pull docker.io/team/one:1\nsave -o image.tar docker.io/team/one:1\n");
     assert!(fs::metadata(home.state().join("catalog")).unwrap().mode() & 0o077 == 0);
 }
+
+#[test]
+fn who_is_asked_to_end_is_asked_by_the_signal_that_the_image_says() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    let script = "trap 'echo quit; exit 3' QUIT; trap 'echo term; exit 4' TERM; echo ready
+        while :; do sleep 1; done";
+    for (said, expected, code) in
+        [("SIGQUIT", "quit\n", 3), ("SIGTERM", "term\n", 4), ("none", "term\n", 4)]
+    {
+        base(&home, &layout, said, &[&format!("--config.stopsignal={said}")]);
+        let images = Images::open(Some(&home.state())).unwrap();
+        let name = said.to_ascii_lowercase();
+        images.import(&layout, Some(said), Some(&name), &PullOptions::default()).unwrap();
+        let mut adl = adl_command(&home.state());
+        adl.args(["run", &name, "sh", "-c", script]).stdout(Stdio::piped());
+        let mut adl = adl.spawn().unwrap();
+        let mut lines = BufReader::new(adl.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let pid = nix::unistd::Pid::from_raw(adl.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).unwrap();
+        assert_eq!((&*rest, adl.wait().unwrap().code()), (expected, Some(code)), "{said}");
+    }
+}
