@@ -647,6 +647,11 @@ fn what_a_terminal_obeys_does_not_reach_it_from_an_image() {
     layout.index(&[layout.put_json(&inner, INDEX)]);
     let platform = machine.import(&layout, &["it"]);
     assert_refused(&platform, "this machine is");
+    let assert_plain = |text: &str| {
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+    };
+    assert_plain(&stderr(&output));
+    assert_plain(&stderr(&platform));
     let labels = json!({ "Labels": { "l": red, "null": null }, "Cmd": "one word" });
     let layer = with("it", "x");
     let described = layout.put(&layer, LAYER);
@@ -657,9 +662,7 @@ fn what_a_terminal_obeys_does_not_reach_it_from_an_image() {
     let text = String::from_utf8(inspect.stdout).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(document["config"]["config"]["Labels"]["l"], red);
-    for text in [stderr(&output), stderr(&platform), text] {
-        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
-    }
+    assert_plain(&text);
 }
 
 #[test]
