@@ -1,5 +1,5 @@
-//! How much an image may say of itself: looked at in one place, whoever says it, and before anything
-//! of it is fetched or unpacked.
+//! How much an image may say of itself: looked at in one place, whoever says it, and before
+//! anything of it is fetched or unpacked.
 
 use std::collections::HashSet;
 

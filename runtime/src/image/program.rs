@@ -30,7 +30,8 @@ pub(super) struct Ended {
 }
 
 /// Runs a program until it ends, and kills it with what it has started where it is late.
-/// `look` is called now and then meanwhile, and ends it by an error. `None` where there is no such program.
+/// `look` is called now and then meanwhile, and ends it by an error. `None` where there is no such
+/// program.
 ///
 /// # Errors
 /// [`Error::TimedOut`]; [`Error::TooLarge`] where it writes more than `longest` bytes to stdout.

@@ -39,8 +39,8 @@ use crate::transfer::tar::{Map, Member};
 /// What content takes on disk is a multiple of this, in bytes, on most file systems.
 const BLOCK: u64 = 4096;
 
-/// The most that is kept of extended attributes, in bytes, for all directories from the top to where
-/// something is made.
+/// The most that is kept of extended attributes, in bytes, for all directories from the top to
+/// where something is made.
 const MOST_KEPT: usize = 8 << 20;
 
 /// What the name of a mark begins with that hides a file of the layers below.

@@ -20,9 +20,8 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::output::{say, wait_for_no_reader};
-use crate::streams::passed_on;
 use crate::sys;
-use crate::values::CliResult;
+use crate::values::{CliResult, passed_on};
 
 /// The most that is kept of what one side has sent and the other has not taken yet, in bytes. It
 /// is more than the kernel keeps of what was printed, which is all that is read after the end.

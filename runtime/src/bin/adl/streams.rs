@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
 use crate::session::leave_the_rest;
-use crate::values::CliResult;
+use crate::values::{CliResult, passed_on};
 
 /// Says where the streams of a command lead.
 pub(crate) fn prepare(command: &mut Command) {
@@ -52,11 +52,6 @@ pub(crate) fn run(
             job.signal(signal, Scope::Group)?;
         }
     }
-}
-
-/// What a signal is passed on as: that which asks to end, as the image says.
-pub(crate) fn passed_on(signal: u8, stop: u8) -> u8 {
-    if i32::from(signal) == libc::SIGTERM { stop } else { signal }
 }
 
 /// Why not all was passed on. What no one takes is left, and told here.
