@@ -150,8 +150,8 @@ fn fingerprint(of: &fs::Metadata, path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// Copies what is sent of `image` into a directory, as out of a sandbox, since images are trusted as
-/// little.
+/// Copies what is sent of `image` into a directory, as out of a sandbox, since images are trusted
+/// as little.
 fn copy(
     target: &Path,
     image: &View,
