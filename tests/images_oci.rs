@@ -446,8 +446,7 @@ fn a_directory_that_a_layer_does_not_name_stays_as_the_one_below_has_it() {
     let bundle = home.path("bundle");
     umoci(&["unpack"], &layout, "one", &[bundle.to_str().unwrap()]);
     let sandbox = home.sandbox_of(Image::layers(&layout, Some("one")));
-    let look =
-        "stat -c '%n %a %u %g %Y' . owned owned/deep owned/deep/2 new new/dir owned/1 owned/5";
+    let look = "stat -c '%n %a %u %g %Y' . owned owned/deep owned/deep/2 new new/dir owned/1 owned/5 hidden";
     let inside = shell(&sandbox, &format!("cd / && {look}; cd /owned/made/here && pwd"));
     // What umoci makes of it, which unpacks one layer upon the other.
     let mut stat = Command::new("sh");
@@ -465,8 +464,8 @@ fn a_directory_that_a_layer_does_not_name_stays_as_the_one_below_has_it() {
         inside.contains("owned 3750 5 6 ") && inside.contains("owned/deep 700 7 8 98"),
         "{inside}"
     );
-    // What is hidden says nothing any more.
-    assert_eq!(shell(&sandbox, "stat -c '%a %u' /hidden"), "755 0\n");
+    // What is in a directory may be hidden, and what that is like is not.
+    assert_eq!(shell(&sandbox, "stat -c '%a %u' /hidden; ls /hidden"), "700 0\n4\n");
     let names = "import os; print(os.listxattr('/owned/deep'), os.listxattr('/new'))";
     let to = home.path("to");
     sandbox.files().copy_out("/owned/deep", &to).unwrap();
@@ -1466,4 +1465,35 @@ fn podman_or_docker_fetch_where_skopeo_is_missing() {
     File::open(programs.join("asked")).unwrap().read_to_string(&mut asked).unwrap();
     assert_eq!(asked, "pull docker.io/team/one:1\nsave -o image.tar docker.io/team/one:1\n");
     assert!(fs::metadata(home.state().join("catalog")).unwrap().mode() & 0o077 == 0);
+}
+
+#[test]
+fn who_is_asked_to_end_is_asked_by_the_signal_that_the_image_says() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    let script = "trap 'echo quit; exit 3' QUIT; trap 'echo term; exit 4' TERM; echo ready
+        while :; do sleep 1; done";
+    for (said, expected, code) in
+        [("SIGQUIT", "quit\n", 3), ("SIGTERM", "term\n", 4), ("none", "term\n", 4)]
+    {
+        base(&home, &layout, said, &[&format!("--config.stopsignal={said}")]);
+        let images = Images::open(Some(&home.state())).unwrap();
+        let name = said.to_ascii_lowercase();
+        images.import(&layout, Some(said), Some(&name), &PullOptions::default()).unwrap();
+        let mut adl = adl_command(&home.state());
+        adl.args(["run", &name, "sh", "-c", script]).stdout(Stdio::piped());
+        let mut adl = adl.spawn().unwrap();
+        let mut lines = BufReader::new(adl.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let pid = nix::unistd::Pid::from_raw(adl.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).unwrap();
+        assert_eq!((&*rest, adl.wait().unwrap().code()), (expected, Some(code)), "{said}");
+    }
 }

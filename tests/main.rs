@@ -50,6 +50,7 @@ mod host_image;
 mod host_paths;
 mod ids;
 mod images;
+mod images_hostile;
 mod images_oci;
 mod inheritance;
 mod init;

@@ -13,10 +13,11 @@ use crate::image::cache::add;
 use crate::image::digest::Digest;
 use crate::image::layer::without_ids;
 use crate::image::layout;
+use crate::image::name::Name;
 use crate::image::options::PullOptions;
 use crate::image::place::Place;
 use crate::image::pull::{self, Known};
-use crate::image::record::{Catalog, Lease, Lock, Record, Sharing, Unread};
+use crate::image::record::{self, All, Catalog, Lease, Lock, Record, Sharing, Unread};
 use crate::image::reference::Reference;
 use crate::snapshot;
 use crate::store::State;
@@ -141,23 +142,15 @@ impl Images {
         options: &PullOptions<'_>,
     ) -> Result<ImageInfo> {
         let path = path.into();
-        let name = name.map(Reference::parse).transpose()?;
-        if name.as_ref().is_some_and(|name| name.digest().is_some()) {
-            return Err(Error::invalid("image", "a name that is given has no digest"));
-        }
+        let name = name.map(Name::given).transpose()?;
         let deadline = Deadline::after(options.timeout);
         let place = Place::open(&path, self.state.path(), options.caps, deadline)?;
         let chosen = layout::choose(&place, layout::images(&place)?, which)?;
-        let names: Vec<String> = match name {
-            Some(name) => vec![name.to_string()],
-            // An index may have a tag alone, which is a name of nothing.
+        let names: Vec<Name> = match name {
+            Some(name) => vec![name],
             None => {
-                let whole = chosen.names.iter().filter(|name| name.contains([':', '/']));
-                let names: BTreeSet<String> = whole
-                    .filter_map(|name| Reference::parse(name).ok())
-                    .map(|name| name.to_string())
-                    .collect();
-                names.into_iter().collect()
+                let said = chosen.names.iter().filter_map(|name| Name::said(name));
+                said.collect::<BTreeSet<Name>>().into_iter().collect()
             }
         };
         let shown = path.full_path();
@@ -177,8 +170,7 @@ impl Images {
     pub fn list(&self) -> Result<Vec<Result<ImageInfo>>> {
         let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(Vec::new()) };
         let (names, images) = (catalog.names()?, catalog.images()?);
-        let mut all: Vec<_> =
-            images.read.iter().map(|lease| self.info(&names.read, lease)).collect();
+        let mut all: Vec<_> = images.read.iter().map(|known| info(&names.read, known)).collect();
         all.sort_by(|one, other| (&one.names, &one.digest).cmp(&(&other.names, &other.digest)));
         let unread = images.unread.into_iter().chain(names.unread);
         Ok(all.into_iter().map(Ok).chain(unread.map(|unread| Err(unread.error))).collect())
@@ -197,19 +189,8 @@ impl Images {
     }
 
     fn info(&self, names: &[(String, Digest)], lease: &Lease) -> ImageInfo {
-        let record = lease.record();
-        let names = names.iter().filter(|(name, digest)| {
-            *digest == record.digest
-                && Reference::parse(name).is_ok_and(|own| own.to_string() == *name)
-        });
-        ImageInfo {
-            names: names.map(|(name, _)| name.clone()).collect(),
-            digest: record.digest.to_string(),
-            layers: record.layers.iter().map(|layer| layer.digest.to_string()).collect(),
-            size: record.layers.iter().map(|layer| layer.size).sum(),
-            last_used: lease.last_used().ok(),
-            config: record.config().clone(),
-        }
+        let (record, last_used) = (lease.record().clone(), lease.last_used().ok());
+        info(names, &record::Known { record, last_used })
     }
 
     /// What is known of an image, by a name, a digest, or at least six digits that one begins with.
@@ -247,16 +228,19 @@ impl Images {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let mut found = Vec::new();
         if digits.len() >= FEWEST_DIGITS && digits.bytes().all(is_digit) {
-            found = catalog.images()?.read;
-            found.retain(|lease| lease.record().digest.to_string().contains(&format!(":{digits}")));
+            let digests = catalog.images()?.read.into_iter().map(|known| known.record.digest);
+            found.extend(digests.filter(|it| it.to_string().contains(&format!(":{digits}"))));
         }
-        match (found.pop(), found.is_empty()) {
-            (Some(lease), true) => Ok(Meant { lease, name: None }),
+        let lease = match (found.pop(), found.is_empty()) {
+            (Some(digest), true) => Some(catalog.image(&digest)?),
             (Some(_), false) => {
-                Err(Error::invalid("image", format!("several digests begin with {name:?}")))
+                let why = format!("several digests begin with {name:?}");
+                return Err(Error::invalid("image", why));
             }
-            (None, _) => Err(Error::NoImage { name: name.to_owned() }),
-        }
+            (None, _) => None,
+        };
+        let none = || Error::NoImage { name: name.to_owned() };
+        Ok(Meant { lease: lease.flatten().ok_or_else(none)?, name: None })
     }
 
     /// Removes an image, or of one with several names that name, and returns what was removed. By
@@ -292,7 +276,9 @@ impl Images {
             return Ok(vec![name.clone()]);
         }
         let names = names.into_iter().cloned().collect();
-        self.remove_image(&catalog, &lock, lease, names)
+        let mut others = catalog.images()?;
+        others.read.retain(|other| other.record.digest != lease.record().digest);
+        self.remove_image(&catalog, &lock, lease, names, &others)
     }
 
     /// Removes what no one has used for so long: images, and what was made of the host, of archives
@@ -327,7 +313,7 @@ impl Images {
         collected: &mut Collected,
     ) -> Result<()> {
         let names = catalog.names()?;
-        let mut images = catalog.images()?;
+        let images = catalog.images()?;
         for unread in images.unread.into_iter().chain(names.unread) {
             match catalog.remove_unread(&unread, unused_for) {
                 Ok(true) => collected.removed(unread.name()),
@@ -335,15 +321,31 @@ impl Images {
                 Err(error) => collected.failed(error),
             }
         }
-        while let Some(lease) = images.read.pop() {
-            let is_old = |last: SystemTime| last.elapsed().is_ok_and(|unused| unused >= unused_for);
-            if !lease.last_used().is_ok_and(is_old) {
-                continue;
-            }
-            let digest = lease.record().digest.clone();
+        let is_old = |known: &record::Known| {
+            let unused = known.last_used.and_then(|last| last.elapsed().ok());
+            unused.is_some_and(|unused| unused >= unused_for)
+        };
+        let old = images.read.iter().filter(|known| is_old(known));
+        let old: Vec<Digest> = old.map(|known| known.record.digest.clone()).collect();
+        // What is known of the others is read once: no one adds one meanwhile.
+        let mut others = All { read: images.read, unread: catalog.images()?.unread };
+        for digest in old {
             let own = names.read.iter().filter(|(_, of)| *of == digest);
             let own = own.map(|(name, _)| name.clone()).collect();
-            match self.remove_image(catalog, lock, lease, own) {
+            let Some(at) = others.read.iter().position(|other| other.record.digest == digest)
+            else {
+                continue;
+            };
+            let this = others.read.swap_remove(at);
+            let removed = match catalog.image(&digest) {
+                Ok(Some(lease)) => self.remove_image(catalog, lock, lease, own, &others),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            if removed.is_err() {
+                others.read.push(this);
+            }
+            match removed {
                 Ok(names) => names.iter().for_each(|name| collected.removed(name)),
                 Err(Error::Busy { .. }) => {}
                 Err(error) => collected.failed(error),
@@ -376,16 +378,16 @@ impl Images {
         lock: &Lock,
         lease: Arc<Lease>,
         names: Vec<String>,
+        others: &All<record::Known>,
     ) -> Result<Vec<String>> {
         let digest = lease.record().digest.clone();
         let shown = names.first().cloned().unwrap_or_else(|| digest.to_string());
         let busy = |by: String| Error::Busy { what: format!("the image {shown}"), by };
-        let in_use = || busy("a sandbox".to_owned());
+        let in_use = || busy("a sandbox, or by who fetches another with its layers".to_owned());
         let lease = Arc::into_inner(lease).ok_or_else(in_use)?.try_alone()?.ok_or_else(in_use)?;
-        let others = catalog.images_but(Some(&digest))?;
         let mine = self.layers_of(lease.record());
         let theirs: BTreeSet<String> =
-            others.read.iter().flat_map(|other| self.layers_of(other.record())).collect();
+            others.read.iter().flat_map(|other| self.layers_of(&other.record)).collect();
         let mut unused: Vec<&String> = mine.iter().filter(|name| !theirs.contains(*name)).collect();
         if others.unread.iter().any(Unread::is_image) {
             // It is not known which layers it has. Those that are none's are removed later.
@@ -400,7 +402,7 @@ impl Images {
         for name in &names {
             catalog.remove_name(name)?;
         }
-        catalog.remove_image(lease.record(), &others)?;
+        catalog.remove_image(lease.record(), others)?;
         for name in once::layers(&self.state)? {
             if unused.iter().any(|unused| *unused == without_ids(&name)) {
                 once::remove(&self.state, &name)?;
@@ -430,7 +432,7 @@ impl Images {
         }
         catalog.remove_blobs_but(&images.read)?;
         let mut used: BTreeSet<String> =
-            images.read.iter().flat_map(|lease| self.layers_of(lease.record())).collect();
+            images.read.iter().flat_map(|known| self.layers_of(&known.record)).collect();
         let by_snapshots = snapshot::images_in_use(&self.state)?;
         let by_snapshots = by_snapshots.iter().filter_map(|(_, layer)| layer.to_str());
         used.extend(by_snapshots.map(|layer| without_ids(layer).to_owned()));
@@ -442,6 +444,22 @@ impl Images {
             }
         }
         Ok(removed)
+    }
+}
+
+/// What is known of an image, for callers.
+fn info(names: &[(String, Digest)], known: &record::Known) -> ImageInfo {
+    let record = &known.record;
+    let names = names.iter().filter(|(name, digest)| {
+        *digest == record.digest && Reference::parse(name).is_ok_and(|own| own.to_string() == *name)
+    });
+    ImageInfo {
+        names: names.map(|(name, _)| name.clone()).collect(),
+        digest: record.digest.to_string(),
+        layers: record.layers.iter().map(|layer| layer.digest.to_string()).collect(),
+        size: record.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size)),
+        last_used: known.last_used,
+        config: record.config().clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::host_path::HostPath;
@@ -23,6 +24,8 @@ pub(crate) enum Kind {
     Snapshot(String),
     /// Named in a registry.
     Reference(String),
+    /// As that, and not fetched.
+    Local(String),
     /// An archive or a directory with images in layers, and which of them.
     Layers(HostPath, Option<String>),
 }
@@ -71,6 +74,12 @@ impl Image {
         Self(Kind::Reference(name.into()))
     }
 
+    /// As [`Image::reference`], and never fetched: where it is not in the state directory, that is
+    /// [`Error::NoImage`](crate::Error::NoImage).
+    pub fn local(name: impl Into<String>) -> Self {
+        Self(Kind::Local(name.into()))
+    }
+
     /// An image in layers in a file or a directory: what `docker save` and `podman save` write, or
     /// an OCI image layout, as a directory or as a tar archive of one. Where several images are in
     /// it, `which` names one. Its layers are unpacked by the first sandbox that is made of it.
@@ -109,10 +118,69 @@ pub struct ImageConfig {
     pub created: Option<String>,
 }
 
+impl ImageConfig {
+    /// The number of the signal that asks its program to end, if it says one that there is:
+    /// `SIGQUIT`, `QUIT`, `SIGRTMIN+3` or a number, as docker reads them.
+    pub fn stop_signal_number(&self) -> Option<u8> {
+        let text = self.stop_signal.as_deref()?.trim();
+        let number = match text.parse::<u8>() {
+            Ok(number) => number,
+            Err(_) => {
+                let upper = text.to_ascii_uppercase();
+                let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+                match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+                    (Some(""), _) => RTMIN,
+                    (Some(more), _) => RTMIN.checked_add(more.strip_prefix('+')?.parse().ok()?)?,
+                    (_, Some("")) => RTMAX,
+                    (_, Some(less)) => RTMAX.checked_sub(less.strip_prefix('-')?.parse().ok()?)?,
+                    _ => {
+                        let signal: Signal = format!("SIG{name}").parse().ok()?;
+                        u8::try_from(signal as i32).ok()?
+                    }
+                }
+            }
+        };
+        (1..=RTMAX).contains(&number).then_some(number)
+    }
+}
+
+/// The first signal that is a program's own, as C libraries leave it, and the last.
+const RTMIN: u8 = 34;
+const RTMAX: u8 = 64;
+
 /// What is known of the commands of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageSays {
     pub(crate) config: ImageConfig,
     /// Who its user is, and that user's group, by its own `/etc/passwd`.
     pub(crate) ids: Option<(u32, u32)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ImageConfig;
+
+    #[test]
+    fn the_signal_that_ends_a_program_is_read_as_docker_reads_it() {
+        for (text, number) in [
+            ("SIGTERM", Some(15)),
+            ("QUIT", Some(3)),
+            ("sigint", Some(2)),
+            ("9", Some(9)),
+            ("SIGRTMIN", Some(34)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-2", Some(62)),
+            ("SIGRTMIN+200", None),
+            ("SIGRTMIN+31", None),
+            ("0", None),
+            ("65", None),
+            ("SIGNO", None),
+            ("", None),
+        ] {
+            let stop_signal = Some(text.to_owned());
+            let config = ImageConfig { stop_signal, ..ImageConfig::default() };
+            assert_eq!(config.stop_signal_number(), number, "{text:?}");
+        }
+        assert_eq!(ImageConfig::default().stop_signal_number(), None);
+    }
 }

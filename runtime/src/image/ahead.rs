@@ -123,6 +123,10 @@ impl Ahead<'_> {
 
 impl Read for Ahead<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // Looked at here, too: a few bytes may be a lot of work to make files of.
+        if self.deadline.passed() {
+            return Err(io::Error::other(late(self.deadline)));
+        }
         if self.start == self.chunk.len() {
             self.more().map_err(io::Error::other)?;
         }

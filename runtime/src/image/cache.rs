@@ -1,6 +1,6 @@
 //! From what a caller names to unpacked layers: found in the catalog, or added to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,10 +16,13 @@ use nix::sys::time::TimeSpec;
 use crate::config::host_path::HostPath;
 use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
+use crate::image::bounds;
+use crate::image::digest::Digest;
 use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
 use crate::image::mark::Like;
+use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
@@ -52,8 +55,8 @@ pub(crate) fn of_layers(
     let options = PullOptions { ids, ..PullOptions::default() };
     let ids = Subordinate::asked_for(ids)?;
     // It changes when what lies there does, as far as one can see at a glance.
-    let name = format!("file:{:016x}", fingerprint(path, which)?);
-    if let Some(found) = find(state, &name, ids)? {
+    let name = Name::of_file(fingerprint(path, which)?);
+    if let Some(found) = find(state, name.as_str(), ids)? {
         return Ok(found);
     }
     let deadline = Deadline::after(options.timeout);
@@ -120,11 +123,15 @@ pub(crate) fn add(
     catalog: &Catalog,
     place: &Place,
     whole: &Whole,
-    names: &[String],
+    names: &[Name],
     options: &PullOptions<'_>,
     deadline: Deadline,
 ) -> Result<Arc<Lease>> {
     let ids = Subordinate::asked_for(options.ids)?;
+    if whole.layers.is_empty() {
+        return Err(Error::invalid("image", "it has no layers"));
+    }
+    bounds::check_sizes(whole.layers.iter().map(|layer| layer.size), options.caps.size)?;
     // Until the record names the layers, no one may take them for what no one needs.
     let _lock = catalog.lock(Sharing::WithOthers)?;
     let known = catalog.image(&whole.digest);
@@ -132,14 +139,22 @@ pub(crate) fn add(
         Ok(Some(lease)) => lease.record().places(state, ids)?.is_some(),
         _ => false,
     };
+    // One record is for all ids, and says whether there is a layer above.
+    let has_above = match &known {
+        Ok(Some(lease)) => Some(lease.record().above.is_some()),
+        _ => None,
+    };
     if !is_known {
-        let (places, hidden) = unpack(state, place, whole, options, ids, deadline)?;
+        let (places, hidden) = unpack(state, catalog, place, whole, options, ids, deadline)?;
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
             let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
-            let directories = directories_above(&places, &view, whole)?;
-            let is_needed = !directories.is_empty();
+            let mut directories = directories_above(&places, &view, whole)?;
+            let is_needed = has_above.unwrap_or(!directories.is_empty());
+            if is_needed && directories.is_empty() {
+                directories.extend(top(&view)?);
+            }
             let make = || make_above(state, &directories, whole, ids);
             Ok((user, is_needed.then(make).transpose()?))
         };
@@ -163,10 +178,22 @@ pub(crate) fn add(
     catalog.image(&whole.digest)?.ok_or_else(|| gone(&whole.digest.to_string()))
 }
 
+/// What is known of the layers of the images that are there: of which archive each is and of
+/// which size, by the digest of its bytes.
+fn seen_layers(catalog: &Catalog) -> Result<HashMap<Digest, (Digest, u64)>> {
+    let known = catalog.images()?.read;
+    let layers = known.into_iter().flat_map(|known| known.record.layers);
+    Ok(layers.map(|layer| (layer.digest, (layer.diff_id, layer.size))).collect())
+}
+
 /// Unpacks the layers, and returns where those are that show, the topmost first, and how many are
 /// below them.
+///
+/// One that is there is not read where it is known what its bytes become; else they are, since
+/// others will believe the record of this image.
 fn unpack(
     state: &State,
+    catalog: &Catalog,
     place: &Place,
     whole: &Whole,
     options: &PullOptions<'_>,
@@ -176,10 +203,23 @@ fn unpack(
     let mut places: Vec<PathBuf> = Vec::new();
     let mut hidden = 0;
     let count = whole.layers.len();
+    let mut seen = seen_layers(catalog)?;
     for (number, source) in whole.layers.iter().enumerate() {
-        let path = match layer::find(state, &source.diff_id, ids) {
-            Some(path) => path,
-            None => {
+        let known = seen.get(&source.digest);
+        if let Some((diff_id, size)) = known
+            && (diff_id, size) != (&source.diff_id, &source.size)
+        {
+            let why = format!(
+                "layer {}: its diff id is {diff_id} and its size {size}, and they were said to be \
+                 {} and {}",
+                source.digest, source.diff_id, source.size
+            );
+            return Err(Error::invalid("image", why));
+        }
+        let found = layer::find(state, &source.diff_id, ids);
+        let path = match found {
+            Some(path) if known.is_some() => path,
+            found => {
                 let lacks = || {
                     let why = format!("{:?} lacks the layer {}", place.shown(), source.digest);
                     Error::invalid("image", why)
@@ -229,9 +269,13 @@ fn unpack(
                     deadline,
                     ids,
                 };
-                layer::layer(state, blob, &options)?
+                match found {
+                    Some(path) => layer::check(blob, &options).map(|()| path),
+                    None => layer::layer(state, blob, &options),
+                }?
             }
         };
+        seen.insert(source.digest.clone(), (source.diff_id.clone(), source.size));
         // An overlay does not look at such a mark of a layer's top.
         let top = nix::fcntl::open(&path, DIRECTORY, Mode::empty());
         if is_opaque(top.map_err(Error::at("open", &path))?.as_fd()) {
@@ -250,6 +294,13 @@ fn missing_directory(view: &View, whole: &Whole) -> Result<Option<Reached>> {
     let Some(directory) = &whole.configuration.run.working_dir else { return Ok(None) };
     let reached = view.reach(directory).map_err(Error::at("look for", directory))?;
     Ok(reached.filter(|reached| !reached.missing.is_empty()))
+}
+
+/// The top, as it is.
+fn top(view: &View) -> Result<Option<(PathBuf, Option<Like>)>> {
+    let reached = view.reach(Path::new("")).map_err(Error::io("look at an image"))?;
+    let like = reached.and_then(|reached| reached.attributes.into_iter().next());
+    Ok(like.map(|like| (PathBuf::new(), Some(like))))
 }
 
 /// Makes a layer above those of an image, with the working directory that is missing, and with what

@@ -11,14 +11,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::error::{Error, Result};
-use crate::image::mark::{Like, MARK, SOME, has, like};
-use crate::image::view::View;
-use crate::store::contents::entries;
+use crate::image::mark::{Like, MARK, SOME, SQUASHED, has, like};
+use crate::image::view::{View, is_opaque};
+use crate::store::contents::directories;
 use crate::sys::open::DIRECTORY;
 use crate::transfer::PathCursor;
 
@@ -78,7 +80,7 @@ pub(super) fn to_restore(layers: &[PathBuf], view: &View) -> Result<BTreeMap<Pat
 
 fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
     restore(top.as_fd(), Path::new(""), view, found)?;
-    let mut left = vec![entries(top.as_fd())?];
+    let mut left = vec![directories(top.as_fd())?];
     let mut place = PathCursor::new(top)?;
     while let Some(names) = left.last_mut() {
         let Some(name) = names.pop() else {
@@ -91,12 +93,26 @@ fn walk(top: OwnedFd, view: &View, found: &mut Found) -> io::Result<()> {
             continue;
         }
         let directory = openat(place.as_fd(), name.as_os_str(), DIRECTORY, Mode::empty())?;
-        left.push(entries(directory.as_fd())?);
+        left.push(directories(directory.as_fd())?);
         place.enter(&CString::new(name.as_bytes())?, directory, &stat);
         let path = place.path(c"");
         restore(place.as_fd(), &path, view, found)?;
     }
     Ok(())
+}
+
+/// The directories of a name in several layers, as far down as it is one.
+fn of_name(above: &[OwnedFd], name: &OsStr) -> io::Result<Vec<OwnedFd>> {
+    let mut found = Vec::new();
+    for layer in above {
+        match openat(layer, name, DIRECTORY, Mode::empty()) {
+            Ok(directory) => found.push(directory),
+            Err(Errno::ENOENT) => {}
+            Err(Errno::ENOTDIR | Errno::ELOOP) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(found)
 }
 
 /// Notes a directory, if it is the topmost of its name and has hidden what is below it.
@@ -111,7 +127,13 @@ fn restore(
     }
     let identity = |stat: FileStat| (stat.st_dev, stat.st_ino);
     let own = identity(fstat(directory)?);
-    let way = view.way(path)?;
+    let mut way = view.way(path)?;
+    if let [.., (_, above), (name, last)] = way.as_mut_slice()
+        && is_opaque(directory)
+    {
+        // Its content is hidden, and what it is like is not.
+        *last = Arc::new(of_name(above, name)?);
+    }
     let Some((_, last)) = way.last() else { return Ok(()) };
     let is_topmost =
         last.first().is_some_and(|top| fstat(top).is_ok_and(|top| identity(top) == own));
@@ -125,6 +147,8 @@ fn restore(
         && let Some((stat, extended)) = like(last)?
         && extended.is_empty()
         && of(&stat) == of(&fstat(directory)?)
+        // For other ids the owner may be another, and the image has one record for all.
+        && !last.iter().any(|layer| has(layer.as_fd(), SQUASHED))
     {
         return Ok(());
     }

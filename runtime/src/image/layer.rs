@@ -104,6 +104,16 @@ pub(crate) fn layer(state: &State, blob: Blob<'_>, options: &UnpackOptions<'_>) 
     made.map_err(|error| about(&format!("layer {shown}"), error))
 }
 
+/// Looks whether a blob has the digests that are said of it, and makes nothing of it.
+///
+/// # Errors
+/// As [`layer`].
+pub(crate) fn check(blob: Blob<'_>, options: &UnpackOptions<'_>) -> Result<()> {
+    let shown = blob.digest.to_string();
+    let checked = check_blob(blob, options, |_| Ok(Unpacked::default()));
+    checked.map(drop).map_err(|error| about(&format!("layer {shown}"), error))
+}
+
 /// Says of what it is.
 fn about(what: &str, error: Error) -> Error {
     match error {
@@ -117,11 +127,25 @@ fn about(what: &str, error: Error) -> Error {
 
 /// Unpacks a layer, and returns the digest of the plain archive.
 fn unpack_blob(target: &Path, blob: Blob<'_>, options: &UnpackOptions<'_>) -> Result<Digest> {
-    let hashers = (Hasher::like(Some(&blob.digest)), Hasher::like(blob.diff_id.as_ref()));
     let caps = options.caps;
-    let (whole, unpacked) = unpack_bytes(blob.bytes, hashers, options, |ahead| {
-        unpack::unpack(ahead, End::MarkedOrNot, target, Form::Layer, caps)
-    })?;
+    let unpack =
+        |ahead: &mut Ahead<'_>| unpack::unpack(ahead, End::MarkedOrNot, target, Form::Layer, caps);
+    let (plain, unpacked) = check_blob(blob, options, unpack)?;
+    if let Some(report) = options.report {
+        report(&unpacked);
+    }
+    Ok(plain)
+}
+
+/// Has a blob read to its end, and looks whether it has the digests that are said of it; that of
+/// the plain archive.
+fn check_blob(
+    blob: Blob<'_>,
+    options: &UnpackOptions<'_>,
+    unpack: impl FnOnce(&mut Ahead<'_>) -> Result<Unpacked> + Send,
+) -> Result<(Digest, Unpacked)> {
+    let hashers = (Hasher::like(Some(&blob.digest)), Hasher::like(blob.diff_id.as_ref()));
+    let (whole, unpacked) = unpack_bytes(blob.bytes, hashers, options, unpack)?;
     let differs = |what: &str, is: String, said: String| {
         let why = format!("its {what} is {is}, and was said to be {said}");
         if is == said { Ok(()) } else { Err(Error::invalid("image", why)) }
@@ -136,10 +160,7 @@ fn unpack_blob(target: &Path, blob: Blob<'_>, options: &UnpackOptions<'_>) -> Re
     if let Some(diff_id) = blob.diff_id {
         differs("diff id", plain.to_string(), diff_id.to_string())?;
     }
-    if let Some(report) = options.report {
-        report(&unpacked);
-    }
-    Ok(plain)
+    Ok((plain, unpacked))
 }
 
 /// Unpacks an archive of one root file system, compressed or not, into a directory that is empty.

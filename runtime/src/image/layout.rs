@@ -4,12 +4,14 @@
 //! Blobs are named by checked digests alone; where an old archive names files, names lead nowhere
 //! but down.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::image::compression::Compression;
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, Configuration, Descriptor, Document, LONGEST};
 use crate::image::place::Place;
@@ -19,7 +21,7 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 
 /// How deep indexes may lie in one another.
 const DEEPEST: usize = 4;
-/// How many descriptors of one index are tried.
+/// How many descriptors of indexes are tried, of all that are in one another together.
 const MOST_TRIED: usize = 64;
 /// The most names in an error.
 const MOST_TOLD: usize = 20;
@@ -35,6 +37,8 @@ pub(crate) struct Found {
 #[derive(Debug, Clone)]
 enum By {
     Index(Descriptor),
+    /// One image, for each of several platforms.
+    Platforms(Vec<Descriptor>),
     Saved(Saved),
 }
 
@@ -58,6 +62,9 @@ pub(crate) struct Whole {
     pub(crate) configuration: Configuration,
     /// The lowest first.
     pub(crate) layers: Vec<LayerSource>,
+    /// The digests of the documents that have led to it, each of which was checked: its manifest,
+    /// and the indexes around that. An old archive has none.
+    pub(crate) seen: Vec<Digest>,
 }
 
 /// Where the bytes of a layer are.
@@ -86,8 +93,8 @@ fn all(place: &Place) -> Result<Vec<Found>> {
             return Err(Error::invalid("image", "index.json is no index"));
         };
         let found = entries.into_iter().map(|descriptor| {
-            let names = NAMES.iter().filter_map(|name| descriptor.annotations.get(*name));
-            Found { names: names.cloned().collect(), by: By::Index(descriptor) }
+            let names = NAMES.iter().filter_map(|name| descriptor.annotations.get(*name)?.clone());
+            Found { names: names.collect(), by: By::Index(descriptor) }
         });
         return Ok(found.collect());
     }
@@ -111,7 +118,9 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
     let count = all.len();
     let list = |found: &[Found]| {
         let names = found.iter().flat_map(|found| found.names.first());
-        let names: Vec<&str> = names.take(MOST_TOLD).map(String::as_str).collect();
+        // Without what a terminal obeys.
+        let names = names.take(MOST_TOLD).map(|name| name.escape_debug().to_string());
+        let names: Vec<String> = names.collect();
         if names.is_empty() { "none has a name".to_owned() } else { names.join(", ") }
     };
     let told = list(&all);
@@ -122,10 +131,13 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
             all.into_iter().filter(is_it).collect()
         }
     };
+    if let Some(descriptors) = platforms(&chosen) {
+        let names = chosen.pop().map_or(Vec::new(), |found| found.names);
+        return Ok(Found { names, by: By::Platforms(descriptors) });
+    }
     let shown = place.shown();
     let why = match (chosen.len(), which) {
         (1, _) => return chosen.pop().ok_or_else(|| Error::invalid("image", "none")),
-        // One image for each of several platforms: which, is decided as in any index.
         (_, None) if chosen.iter().all(|found| found.names.is_empty()) && count > 1 => {
             format!("{shown:?} holds {count} images without a name: make an archive of one")
         }
@@ -139,6 +151,19 @@ pub(crate) fn choose(place: &Place, all: Vec<Found>, which: Option<&str>) -> Res
     Err(Error::invalid("image", why))
 }
 
+/// The entries of an index that are one image: each is for a platform, and none has another name.
+/// Which one is taken, is decided as in any index.
+fn platforms(all: &[Found]) -> Option<Vec<Descriptor>> {
+    let first = all.first().filter(|_| all.len() > 1)?;
+    let one = |found: &Found| match &found.by {
+        By::Index(descriptor) if descriptor.has_platform() && found.names == first.names => {
+            Some(descriptor.clone())
+        }
+        _ => None,
+    };
+    all.iter().map(one).collect()
+}
+
 /// Whether an image that has a name may be called so: as it is, or by docker's rules.
 fn is_named(name: &str, called: &str) -> bool {
     use crate::image::reference::Reference;
@@ -149,7 +174,8 @@ fn is_named(name: &str, called: &str) -> bool {
 /// Reads what an image is made of, for this machine; `name` is for errors.
 pub(crate) fn read(place: &Place, found: &Found, name: &str) -> Result<Whole> {
     match &found.by {
-        By::Index(descriptor) => of_index(place, descriptor, name, DEEPEST),
+        By::Index(descriptor) => of_index(place, descriptor, name, DEEPEST, &mut { MOST_TRIED }),
+        By::Platforms(all) => of_first(place, all.clone(), name, DEEPEST, &mut { MOST_TRIED }),
         By::Saved(saved) => of_saved(place, saved, name),
     }
 }
@@ -188,24 +214,56 @@ fn missing(place: &Place, digest: &Digest) -> Error {
     )
 }
 
-fn of_index(place: &Place, descriptor: &Descriptor, name: &str, depth: usize) -> Result<Whole> {
+/// `tries` are those that are left.
+fn of_index(
+    place: &Place,
+    descriptor: &Descriptor,
+    name: &str,
+    depth: usize,
+    tries: &mut usize,
+) -> Result<Whole> {
+    let Some(left) = tries.checked_sub(1) else {
+        let why = format!("{name}: more than {MOST_TRIED} documents, and none is it");
+        return Err(Error::invalid("image", why));
+    };
+    *tries = left;
     let Some(bytes) = document(place, descriptor)? else {
         return Err(missing(place, &descriptor.digest));
     };
     let index = match Document::parse(&bytes, &descriptor.media_type)? {
-        Document::Manifest(manifest) => return whole(place, bytes, manifest, name),
+        Document::Manifest(manifest) => {
+            let mut whole = whole(place, bytes, manifest, name)?;
+            whole.seen.push(descriptor.digest.clone());
+            return Ok(whole);
+        }
         Document::Index(index) => index,
     };
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Error::invalid("image", format!("{name}: indexes in one another too deep")));
     };
+    let mut found = of_first(place, index, name, depth, tries)?;
+    found.seen.push(descriptor.digest.clone());
+    Ok(found)
+}
+
+/// Reads the first image of an index that is for this machine and is there.
+fn of_first(
+    place: &Place,
+    index: Vec<Descriptor>,
+    name: &str,
+    depth: usize,
+    tries: &mut usize,
+) -> Result<Whole> {
     let mut first_error = None;
-    for descriptor in manifest::for_this_machine(index, name)?.iter().take(MOST_TRIED) {
-        match of_index(place, descriptor, name, depth) {
+    for descriptor in &manifest::for_this_machine(index, name)? {
+        match of_index(place, descriptor, name, depth, tries) {
             // One for another platform that its descriptor does not tell, or one that was not
             // saved: the next may be it.
+            Err(error) if *tries == 0 || matches!(error, Error::TimedOut { .. }) => {
+                return Err(error);
+            }
             Err(error) => _ = first_error.get_or_insert(error),
-            found => return found,
+            Ok(found) => return Ok(found),
         }
     }
     Err(first_error.unwrap_or_else(|| Error::invalid("image", format!("{name}: an empty index"))))
@@ -227,7 +285,15 @@ fn whole(place: &Place, bytes: Vec<u8>, manifest: manifest::Manifest, name: &str
     let layers = layers.collect();
     let digest = Digest::of(&bytes);
     let config_digest = manifest.config.digest;
-    Ok(Whole { digest, manifest: bytes, config_digest, config, configuration, layers })
+    Ok(Whole {
+        digest,
+        manifest: bytes,
+        config_digest,
+        config,
+        configuration,
+        layers,
+        seen: Vec::new(),
+    })
 }
 
 fn check_count(layers: usize, configuration: &Configuration, name: &str) -> Result<()> {
@@ -257,13 +323,22 @@ fn of_saved(place: &Place, saved: &Saved, name: &str) -> Result<Whole> {
     let configuration = Configuration::parse(&config, name)?;
     check_count(saved.layers.len(), &configuration, name)?;
     let mut layers = Vec::new();
+    // One that comes again is read once.
+    let mut digests: HashMap<&String, Option<Digest>> = HashMap::new();
     for (file, diff_id) in saved.layers.iter().zip(&configuration.diff_ids) {
         let content = place.file(file)?.ok_or_else(|| lacks(file))?;
         let size = content.size;
-        let at = place.shown().join(file);
         // A plain one is known by what the configuration says of it, and is checked by that when
         // it is unpacked. Of others no one says the digest.
-        let digest = digest_if_compressed(content.bytes).map_err(Error::at("read", &at))?;
+        let digest = match digests.get(file) {
+            Some(digest) => digest.clone(),
+            None => {
+                let digest = digest_if_compressed(content.bytes);
+                let digest = digest.map_err(|error| place.failed(file, error))?;
+                digests.insert(file, digest.clone());
+                digest
+            }
+        };
         let digest = digest.unwrap_or_else(|| diff_id.clone());
         layers.push(LayerSource { file: file.clone(), digest, size, diff_id: diff_id.clone() });
     }
@@ -283,17 +358,15 @@ fn of_saved(place: &Place, saved: &Saved, name: &str) -> Result<Whole> {
     });
     let manifest = manifest.to_string().into_bytes();
     let digest = Digest::of(&manifest);
-    Ok(Whole { digest, manifest, config_digest, config, configuration, layers })
+    let seen = Vec::new();
+    Ok(Whole { digest, manifest, config_digest, config, configuration, layers, seen })
 }
-
-/// What compressed layers begin with: gzip's, and that of zstd.
-const COMPRESSED: [&[u8]; 2] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"];
 
 /// The digest of what is compressed.
 fn digest_if_compressed(mut bytes: impl Read) -> io::Result<Option<Digest>> {
     let mut beginning = Vec::new();
     bytes.by_ref().take(4).read_to_end(&mut beginning)?;
-    if !COMPRESSED.iter().any(|magic| beginning.starts_with(magic)) {
+    if Compression::of(&beginning) == Compression::None {
         return Ok(None);
     }
     Digest::of_all(beginning.as_slice().chain(bytes)).map(Some)

@@ -3,17 +3,18 @@
 //! Nothing here opens anything. What a document may name is bounded by its size.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
+use adl_protocol::limits::MAX_PATH;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::image::ImageConfig;
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::digest::Digest;
 
 /// The longest index, manifest or configuration, in bytes, as registries have it.
 pub(crate) const LONGEST: u64 = 4 << 20;
-/// The most layers of an image.
-const MOST_LAYERS: usize = 1000;
 
 /// This machine's, as images name it.
 const OS: &str = "linux";
@@ -31,7 +32,7 @@ pub(crate) struct Descriptor {
     #[serde(default, deserialize_with = "or_default")]
     urls: Vec<String>,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, Option<String>>,
     platform: Option<Platform>,
 }
 
@@ -113,9 +114,7 @@ impl Document {
             Either { manifests: Some(manifests), .. } => Ok(Self::Index(manifests)),
             Either { config: Some(config), layers: Some(layers), artifact_type, .. } => {
                 check_config(&config, &artifact_type)?;
-                if layers.len() > MOST_LAYERS {
-                    return Err(invalid("a manifest", &format!("more than {MOST_LAYERS} layers")));
-                }
+                bounds::check_count(layers.iter().map(|layer| &layer.digest))?;
                 layers.iter().try_for_each(check_layer)?;
                 Ok(Self::Manifest(Manifest { config, layers }))
             }
@@ -207,10 +206,10 @@ pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec
             continue;
         };
         let Platform { os, architecture, variant } = platform;
-        match (os.as_str(), architecture.as_str(), variant.strip_prefix('v')) {
-            (OS, ARCHITECTURE, None) => found.push((0, descriptor)),
+        match (os.as_str(), is_own(architecture), variant.strip_prefix('v')) {
+            (OS, true, None) => found.push((0, descriptor)),
             // Of the levels of the processor, the first runs everywhere.
-            (OS, ARCHITECTURE, Some(level)) => {
+            (OS, true, Some(level)) => {
                 found.push((level.parse().unwrap_or(u32::MAX - 1), descriptor));
             }
             _ => others.push(format!("{os}/{architecture}")),
@@ -225,8 +224,13 @@ pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec
     Ok(found.into_iter().map(|(_, descriptor)| descriptor).collect())
 }
 
+/// Whether an architecture is this machine's, by docker's name of it or another.
+fn is_own(architecture: &str) -> bool {
+    matches!(architecture, ARCHITECTURE | "x86_64" | "x86-64")
+}
+
 fn other_platform(name: &str, others: &[String]) -> Error {
-    let mut there = others.join(", ");
+    let mut there = others.join(", ").escape_debug().to_string();
     if there.is_empty() {
         "no platform".clone_into(&mut there);
     }
@@ -238,6 +242,11 @@ fn other_platform(name: &str, others: &[String]) -> Error {
 }
 
 impl Descriptor {
+    /// Whether it says for which machines it is.
+    pub(crate) fn has_platform(&self) -> bool {
+        self.platform.is_some()
+    }
+
     /// Whether it tells of another image, and leads to none.
     fn is_beside(&self) -> bool {
         let is_unknown =
@@ -284,43 +293,88 @@ impl Configuration {
             #[serde(default, deserialize_with = "or_default")]
             user: String,
             #[serde(default, deserialize_with = "or_default")]
-            entrypoint: Vec<String>,
+            entrypoint: Words,
             #[serde(default, deserialize_with = "or_default")]
-            cmd: Vec<String>,
+            cmd: Words,
             #[serde(default, deserialize_with = "or_default")]
             stop_signal: String,
             #[serde(default, deserialize_with = "or_default")]
-            labels: BTreeMap<String, String>,
+            labels: BTreeMap<String, Option<String>>,
             #[serde(default, deserialize_with = "or_default")]
             exposed_ports: BTreeMap<String, serde_json::Value>,
         }
         let Whole { os, architecture, created, config: run, rootfs } =
             parse(bytes, "configuration")?;
-        if !matches!(os.as_str(), "" | OS) || !matches!(architecture.as_str(), "" | ARCHITECTURE) {
+        let is_own = architecture.is_empty() || is_own(&architecture);
+        if !matches!(os.as_str(), "" | OS) || !is_own {
             return Err(other_platform(name, &[format!("{os}/{architecture}")]));
         }
         let read = |text: &String| {
             let why = |_| invalid("a configuration", &format!("{text:?} is no digest"));
             Digest::parse(text).map_err(why)
         };
-        let diff_ids = rootfs.diff_ids.iter().map(read).collect::<Result<_>>()?;
+        let diff_ids = rootfs.diff_ids.iter().map(read).collect::<Result<Vec<_>>>()?;
+        bounds::check_count(diff_ids.iter())?;
         // What has no `=` is none, as an empty one that some builder left.
         let env = run.env.iter().filter_map(|variable| variable.split_once('='));
         let env = env.filter(|(name, _)| !name.is_empty());
         let some = |text: String| Some(text).filter(|text| !text.is_empty());
+        if run.working_dir.len() > MAX_PATH {
+            return Err(invalid("a configuration", "its WorkingDir is longer than any path"));
+        }
         let run = ImageConfig {
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            working_dir: some(run.working_dir).map(Into::into),
+            working_dir: some(run.working_dir).map(|path| plain(&path)),
             user: some(run.user),
-            entrypoint: run.entrypoint,
-            cmd: run.cmd,
+            // One empty word is how a builder takes an entrypoint away.
+            entrypoint: Some(run.entrypoint.into()).filter(|all| *all != [""]).unwrap_or_default(),
+            cmd: run.cmd.into(),
             stop_signal: some(run.stop_signal),
-            labels: run.labels,
+            labels: run
+                .labels
+                .into_iter()
+                .map(|(name, value)| (name, value.unwrap_or_default()))
+                .collect(),
             exposed_ports: run.exposed_ports.into_keys().collect(),
             created,
         };
         Ok(Self { run, diff_ids })
     }
+}
+
+/// Words of a command: several, or one as it is.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Words {
+    Several(Vec<String>),
+    One(String),
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl From<Words> for Vec<String> {
+    fn from(words: Words) -> Self {
+        match words {
+            Words::Several(words) => words,
+            Words::One(word) => vec![word],
+        }
+    }
+}
+
+/// A path without what says nothing: `..` is what its text says, as docker has it.
+fn plain(path: &str) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// Reads a document of a kind.

@@ -13,6 +13,9 @@ use crate::sys;
 pub(super) const MARK: &std::ffi::CStr = c"user.overlay.adl-implicit";
 pub(super) const SOME: &std::ffi::CStr = c"user.overlay.adl-some-implicit";
 
+/// The mark of a layer's top that is another's by its archive than it is here.
+pub(super) const SQUASHED: &std::ffi::CStr = c"user.overlay.adl-squashed";
+
 /// What a directory is like, and its extended attributes.
 pub(super) type Like = (FileStat, Vec<(CString, Vec<u8>)>);
 
@@ -32,6 +35,11 @@ pub(super) fn unmark(directory: BorrowedFd<'_>) -> nix::Result<()> {
 /// Marks a layer that has such directories.
 pub(super) fn mark_layer(top: BorrowedFd<'_>) -> nix::Result<()> {
     set(top, SOME)
+}
+
+/// Marks a layer whose top is another's by its archive.
+pub(super) fn mark_squashed(top: BorrowedFd<'_>) -> nix::Result<()> {
+    set(top, SQUASHED)
 }
 
 fn set(directory: BorrowedFd<'_>, name: &std::ffi::CStr) -> nix::Result<()> {

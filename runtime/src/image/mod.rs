@@ -3,6 +3,7 @@
 //! Nothing in them is trusted, and no program of theirs runs to unpack them.
 
 mod ahead;
+mod bounds;
 pub(crate) mod cache;
 mod compression;
 pub(crate) mod digest;
@@ -13,6 +14,7 @@ pub(crate) mod layer;
 pub(crate) mod layout;
 mod manifest;
 mod mark;
+pub(crate) mod name;
 pub(crate) mod options;
 pub(crate) mod place;
 mod program;
@@ -28,5 +30,5 @@ mod tests;
 
 pub(crate) use self::cache::{Cached, of_layers};
 pub(crate) use self::compression::plain_beginning;
-pub(crate) use self::pull::of_reference;
+pub(crate) use self::pull::{of_local, of_reference};
 pub(crate) use self::record::Lease;

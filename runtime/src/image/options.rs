@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// How long an image may take to be fetched, unless the caller says so.
-const LONG: Duration = Duration::from_secs(3600);
+pub(crate) const LONG: Duration = Duration::from_secs(3600);
 
 /// How much each layer of an image may have, so that none fills the disk or takes for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

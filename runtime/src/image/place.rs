@@ -10,13 +10,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use adl_protocol::limits::MAX_PATH;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
-use crate::image::compression::{Compression, decompress};
+use crate::image::compression::{Compression, decompress, late};
 use crate::image::options::Caps;
 use crate::sys::open::{self, Purpose};
 use crate::sys::unique::unique_name;
@@ -25,6 +26,8 @@ use crate::wait::Deadline;
 
 /// The most files in an archive that are remembered.
 const MOST_FILES: usize = 100_000;
+/// The most bytes of their names, and of those that they lead to.
+const MOST_OF_NAMES: usize = 16 << 20;
 /// How many links are followed from one file of an archive to another.
 const MOST_LINKS: usize = 8;
 
@@ -34,6 +37,8 @@ pub(crate) struct Place {
     form: Form,
     /// For errors.
     shown: PathBuf,
+    /// All that is read of it is read by then.
+    deadline: Deadline,
 }
 
 #[derive(Debug)]
@@ -83,7 +88,7 @@ impl Place {
                 Error::Invalid { why, .. } => Error::invalid("image", format!("{shown:?}: {why}")),
                 error => error,
             })?;
-            let parts = parts(&file, &shown).map_err(|error| match error {
+            let parts = parts(&file, &shown, deadline).map_err(|error| match error {
                 Error::Invalid { why, .. } => {
                     Error::invalid("image", format!("{shown:?} is no tar archive: {why}"))
                 }
@@ -91,12 +96,12 @@ impl Place {
             })?;
             Form::Archive { file, parts }
         };
-        Ok(Self { form, shown })
+        Ok(Self { form, shown, deadline })
     }
 
     /// A directory of adl's own.
-    pub(crate) fn directory(directory: OwnedFd, shown: PathBuf) -> Self {
-        Self { form: Form::Directory(directory), shown }
+    pub(crate) fn directory(directory: OwnedFd, shown: PathBuf, deadline: Deadline) -> Self {
+        Self { form: Form::Directory(directory), shown, deadline }
     }
 
     /// How errors name it.
@@ -106,13 +111,24 @@ impl Place {
 
     /// Opens a file; `None` if there is none.
     pub(crate) fn file(&self, name: &str) -> Result<Option<Content<'_>>> {
-        match &self.form {
-            Form::Directory(directory) => self.file_of(directory, name),
-            Form::Archive { file, parts } => Ok(find(parts, name).map(|(at, size)| Content {
+        check(self.deadline)?;
+        let content = match &self.form {
+            Form::Directory(directory) => self.file_of(directory, name)?,
+            Form::Archive { file, parts } => find(parts, name).map(|(at, size)| Content {
                 bytes: Box::new(Section { file, at, end: at.saturating_add(size) }),
                 size,
-            })),
-        }
+            }),
+        };
+        let timed = |Content { bytes, size }| Content {
+            bytes: Box::new(Timed { bytes, deadline: self.deadline }),
+            size,
+        };
+        Ok(content.map(timed))
+    }
+
+    /// Says why a file of it could not be read.
+    pub(crate) fn failed(&self, name: &str, error: io::Error) -> Error {
+        error.downcast().unwrap_or_else(Error::at("read", &self.shown.join(name)))
     }
 
     fn file_of(&self, directory: &OwnedFd, name: &str) -> Result<Option<Content<'static>>> {
@@ -149,8 +165,26 @@ impl Place {
         }
         let mut bytes = Vec::new();
         let read = content.bytes.take(longest + 1).read_to_end(&mut bytes);
-        let count = read.map_err(Error::at("read", &self.shown.join(name)))?;
+        let count = read.map_err(|error| self.failed(name, error))?;
         if count as u64 > longest { Err(too_large) } else { Ok(Some(bytes)) }
+    }
+}
+
+/// Looks whether it is too late.
+fn check(deadline: Deadline) -> Result<()> {
+    if deadline.passed() { Err(late(deadline)) } else { Ok(()) }
+}
+
+/// What is read in time.
+struct Timed<'a> {
+    bytes: Box<dyn Read + Send + 'a>,
+    deadline: Deadline,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        check(self.deadline).map_err(io::Error::other)?;
+        self.bytes.read(into)
     }
 }
 
@@ -231,16 +265,20 @@ fn plain_name(name: &str) -> Option<String> {
 }
 
 /// The files in an archive. Of two with one name the last counts.
-fn parts(mut file: &File, shown: &Path) -> Result<BTreeMap<String, Part>> {
+fn parts(mut file: &File, shown: &Path, deadline: Deadline) -> Result<BTreeMap<String, Part>> {
     let failed = |error| Error::at("read", shown)(error);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut parts = BTreeMap::new();
+    let mut of_names = 0;
     let mut reader = Reader::new(file, End::MarkedOrNot);
-    while let Some(Entry { member, kind }) = reader.next(|_| Ok(()))? {
+    while let Some(Entry { member, kind }) = reader.next(|_| check(deadline))? {
         let at = reader.input().stream_position().map_err(failed)?;
         let left = i64::try_from(reader.leave()).map_err(io::Error::other).map_err(failed)?;
         reader.input().seek(SeekFrom::Current(left)).map_err(failed)?;
-        // Names that are no text are no image's.
+        // Names that no file could have, or that are no text, are no image's.
+        if member.path.len().max(member.link.len()) > MAX_PATH {
+            continue;
+        }
         let Some(name) = str::from_utf8(&member.path).ok().and_then(plain_name) else { continue };
         let link = || str::from_utf8(&member.link).ok();
         let part = match kind {
@@ -260,6 +298,11 @@ fn parts(mut file: &File, shown: &Path) -> Result<BTreeMap<String, Part>> {
             },
             _ => continue,
         };
+        of_names += name.len() + if let Part::Link(target) = &part { target.len() } else { 0 };
+        if of_names > MOST_OF_NAMES {
+            let what = "the names of the files of an image, in bytes,";
+            return Err(Error::TooLarge { what, limit: MOST_OF_NAMES as u64 });
+        }
         parts.insert(name, part);
         if parts.len() > MOST_FILES {
             return Err(Error::TooLarge {

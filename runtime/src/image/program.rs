@@ -30,7 +30,8 @@ pub(super) struct Ended {
 }
 
 /// Runs a program until it ends, and kills it with what it has started where it is late.
-/// `look` is called now and then meanwhile. `None` where there is no such program.
+/// `look` is called now and then meanwhile, and ends it by an error. `None` where there is no such
+/// program.
 ///
 /// # Errors
 /// [`Error::TimedOut`]; [`Error::TooLarge`] where it writes more than `longest` bytes to stdout.
@@ -39,7 +40,7 @@ pub(super) fn run(
     what: &'static str,
     longest: u64,
     deadline: Deadline,
-    look: impl FnMut(),
+    look: impl FnMut() -> Result<()>,
 ) -> Result<Option<Ended>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Its messages are looked at; where it finds logins and proxies is the caller's.
@@ -63,7 +64,7 @@ impl Running {
         what: &'static str,
         longest: u64,
         deadline: Deadline,
-        mut look: impl FnMut(),
+        mut look: impl FnMut() -> Result<()>,
     ) -> Result<Ended> {
         let pid = i32::try_from(self.0.id()).map_err(|_| Error::SandboxDied)?;
         let end = match pidfd::open(pid) {
@@ -98,7 +99,7 @@ impl Running {
                 });
             }
             error.drain(..error.len().saturating_sub(KEPT));
-            look();
+            look()?;
             if has_ended {
                 let status = match self.0.wait() {
                     // Reaped as above, and its status with it: what it says has to do. What it
@@ -216,12 +217,12 @@ mod tests {
     #[test]
     fn what_a_program_writes_is_told_and_where_there_is_none_that() {
         let mut command = shell("echo out; echo error >&2; seq 20000 >&2; echo $LC_ALL; exit 3");
-        let ended = run(&mut command, "x", 100, Deadline::after(LATE), || {}).unwrap().unwrap();
+        let ended = run(&mut command, "x", 100, Deadline::after(LATE), || Ok(())).unwrap().unwrap();
         assert_eq!((ended.status.code(), &ended.stdout[..]), (Some(3), &b"out\nC\n"[..]));
         assert!(ended.stderr.ends_with(b"\n20000\n") && ended.stderr.len() <= super::KEPT);
-        let none = run(&mut Command::new("/no/such/program"), "x", 0, Deadline::NEVER, || {});
+        let none = run(&mut Command::new("/no/such/program"), "x", 0, Deadline::NEVER, || Ok(()));
         assert!(none.unwrap().is_none());
-        let much = run(&mut shell("yes"), "x", 1000, Deadline::after(LATE), || {});
+        let much = run(&mut shell("yes"), "x", 1000, Deadline::after(LATE), || Ok(()));
         assert!(matches!(much, Err(Error::TooLarge { limit: 1000, .. })));
     }
 
@@ -231,7 +232,7 @@ mod tests {
         let script = format!("sleep 100 & echo $! > {}; wait", file.display());
         let begin = Instant::now();
         let deadline = Deadline::after(Duration::from_millis(500));
-        let late = run(&mut shell(&script), "a test", 0, deadline, || {});
+        let late = run(&mut shell(&script), "a test", 0, deadline, || Ok(()));
         assert!(matches!(late, Err(Error::TimedOut { what: "a test", .. })), "{late:?}");
         assert!(begin.elapsed() < LATE);
         let pid = std::fs::read_to_string(&file).unwrap();
@@ -243,7 +244,7 @@ mod tests {
         }
         // One that ends by itself does not wait for what it has left.
         let mut leaves = shell("sleep 100 & echo $!");
-        let ended = run(&mut leaves, "x", 100, Deadline::after(LATE), || {}).unwrap().unwrap();
+        let ended = run(&mut leaves, "x", 100, Deadline::after(LATE), || Ok(())).unwrap().unwrap();
         let left: i32 = String::from_utf8(ended.stdout).unwrap().trim().parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::SIGKILL)
             .unwrap();

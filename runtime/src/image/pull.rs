@@ -2,33 +2,40 @@
 //!
 //! `skopeo` knows logins, mirrors and policies. It brings documents and blobs, and none of them is
 //! believed: each is checked by its digest here, the manifest by what an index or a name says of
-//! it. Where there is no skopeo, podman or docker does, and writes an archive.
+//! it. Where there is no skopeo, podman or docker does, and writes an archive; a name with a digest
+//! leads to what is in that only where the digest is that of a document in it.
 
 use std::cell::Cell;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
+use nix::unistd::symlinkat;
 
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::cache::{self, Cached, add};
 use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::layout::{self, Whole};
 use crate::image::manifest::{self, Document, LONGEST, Manifest};
+use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
-use crate::image::record::{Catalog, Fetch, Lease};
+use crate::image::record::{self, Catalog, Fetch, Lease};
 use crate::image::reference::Reference;
 use crate::store::State;
-use crate::store::contents::{entries, remove_contents};
+use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::subordinate::Subordinate;
 use crate::sys::open::{DIRECTORY, Purpose, beneath};
 use crate::wait::Deadline;
@@ -39,6 +46,13 @@ const DEEPEST: usize = 4;
 const LAYOUT: &str = "image";
 /// What the others write.
 const ARCHIVE: &str = "image.tar";
+/// What the names begin with of files in the place of layers that are there.
+const PLACEHOLDER: &str = "placeholder-";
+/// Where blobs are.
+const SHA256: &str = "image/blobs/sha256";
+const SHA512: &str = "image/blobs/sha512";
+/// What a program may write beside the blobs of an image, in bytes.
+const BESIDE: u64 = 64 << 20;
 
 /// Whether what is in the catalog is what a registry is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +73,13 @@ pub(crate) fn of_reference(state: &State, name: &str, ids: Option<u32>) -> Resul
     }
     let lease = pull(state, &reference, &options, Known::Suffices)?;
     cache::cached(state, lease, ids)?.ok_or_else(|| cache::gone(name))
+}
+
+/// The image of a name, if it is there.
+pub(crate) fn of_local(state: &State, name: &str, ids: Option<u32>) -> Result<Cached> {
+    let whole = Reference::parse(name)?.to_string();
+    let found = cache::find(state, &whole, Subordinate::asked_for(ids)?)?;
+    found.ok_or(Error::NoImage { name: whole })
 }
 
 /// Fetches an image and unpacks it. Of those who want the same one at once, one fetches it, and
@@ -90,7 +111,8 @@ pub(crate) fn pull(
     let pulled = this.pull();
     match &pulled {
         // What skopeo has brought so far is there for the next attempt.
-        Err(Error::Pull { .. } | Error::TimedOut { .. }) if this.layout().is_ok() => {}
+        Err(Error::Pull { .. } | Error::TimedOut { .. } | Error::Busy { .. })
+            if this.layout().is_ok() => {}
         _ => catalog.remove_fetch(&fetch)?,
     }
     pulled
@@ -109,20 +131,20 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     fn pull(&self) -> Result<Arc<Lease>> {
-        let names = [self.reference.to_string()];
-        if let Some((bytes, manifest)) = self.manifest(self.reference, DEEPEST)? {
+        let mut seen = Vec::new();
+        if let Some((bytes, manifest)) = self.manifest(self.reference, DEEPEST, &mut seen)? {
+            let name = self.name(&seen)?;
             let digest = Digest::of(&bytes);
             // What can't be read is written anew.
             if let Ok(Some(lease)) = self.catalog.image(&digest)
                 && lease.record().places(self.state, self.ids)?.is_some()
             {
                 // It has a new name, or none but that.
-                for name in &names {
-                    self.catalog.put_name(name, &digest)?;
-                }
+                self.catalog.put_name(&name, &digest)?;
                 return Ok(lease);
             }
-            self.copy(&digest, &manifest)?;
+            // As it was asked for: a registry knows it by no other digest.
+            let _lent = self.copy(seen.last().unwrap_or(&digest), &manifest)?;
             let place = self.layout()?;
             let whole = layout::of_manifest(&place, bytes, &self.reference.to_string())?;
             return add(
@@ -130,17 +152,36 @@ impl Pull<'_> {
                 self.catalog,
                 &place,
                 &whole,
-                &names,
+                &[name],
                 self.options,
                 self.deadline,
             );
         }
         let (place, whole) = self.save()?;
+        let names = [self.name(&whole.seen)?];
         add(self.state, self.catalog, &place, &whole, &names, self.options, self.deadline)
     }
 
+    /// The name that was asked for, of what has these digests.
+    fn name(&self, seen: &[Digest]) -> Result<Name> {
+        Name::fetched(self.reference, seen).ok_or_else(|| Error::Unsupported {
+            what: format!("the image {}", self.reference),
+            why: "what podman or docker has saved of it has no manifest with this digest, so that \
+                  it could be another image"
+                .to_owned(),
+            fix: "install skopeo, which brings images as they are: apt-get install skopeo"
+                .to_owned(),
+        })
+    }
+
     /// Asks the registry for the manifest for this machine; `None` where there is no skopeo.
-    fn manifest(&self, of: &Reference, depth: usize) -> Result<Option<(Vec<u8>, Manifest)>> {
+    /// The digests of what has led there are added to `seen`, its own last.
+    fn manifest(
+        &self,
+        of: &Reference,
+        depth: usize,
+        seen: &mut Vec<Digest>,
+    ) -> Result<Option<(Vec<u8>, Manifest)>> {
         let mut skopeo = self.skopeo();
         skopeo.args(["inspect", "--raw", "--no-tags"]);
         if self.options.insecure {
@@ -148,7 +189,7 @@ impl Pull<'_> {
         }
         skopeo.arg(format!("docker://{}", of.to_fetch()));
         let what = "a registry to tell of the image";
-        let Some(ended) = run(&mut skopeo, what, LONGEST, self.deadline, || {})? else {
+        let Some(ended) = run(&mut skopeo, what, LONGEST, self.deadline, || Ok(()))? else {
             return Ok(None);
         };
         self.check("skopeo", &ended)?;
@@ -157,6 +198,7 @@ impl Pull<'_> {
             let why = format!("the manifest that {} sent has another digest", of.registry());
             return Err(Error::invalid("image", format!("{of}: {why}")));
         }
+        seen.push(of.digest().cloned().unwrap_or_else(|| Digest::of(&bytes)));
         let index = match Document::parse(&bytes, "")? {
             Document::Manifest(manifest) => return Ok(Some((bytes, manifest))),
             Document::Index(index) => index,
@@ -166,7 +208,7 @@ impl Pull<'_> {
             let why = format!("{of}: indexes in one another too deep");
             return Err(Error::invalid("image", why));
         };
-        self.manifest(&of.at(&best.digest), depth)
+        self.manifest(&of.at(&best.digest), depth, seen)
     }
 
     fn skopeo(&self) -> Command {
@@ -176,9 +218,12 @@ impl Pull<'_> {
     }
 
     /// Has skopeo bring the configuration and the layers of a manifest, but those that are there
-    /// unpacked.
-    fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<()> {
-        let missing = self.put_placeholders(manifest)?;
+    /// unpacked; these stay for as long as what is returned.
+    fn copy(&self, digest: &Digest, manifest: &Manifest) -> Result<Vec<Arc<Lease>>> {
+        let most = self.options.caps.size;
+        let all = manifest.layers.iter().map(|layer| layer.size);
+        let all = bounds::check_sizes(all.chain([manifest.config.size]), most)?;
+        let Placed { missing, lent } = self.put_placeholders(manifest)?;
         let mut skopeo = self.skopeo();
         // As they are: compressed anew, they would have other digests.
         skopeo.args(["copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]);
@@ -187,7 +232,7 @@ impl Pull<'_> {
         }
         skopeo.arg(format!("docker://{}", self.reference.at(digest).to_fetch()));
         skopeo.arg(format!("oci:{LAYOUT}:fetched"));
-        let of: u64 = missing.iter().map(|(_, size)| size).sum();
+        let of = bounds::check_sizes(missing.iter().map(|(_, size)| *size), most)?;
         let layers = manifest.layers.len();
         let told = Cell::new(None);
         let look = || {
@@ -202,44 +247,86 @@ impl Pull<'_> {
             if told.replace(Some(progress)) != Some(progress) {
                 self.options.tell(&progress);
             }
+            self.check_size(&[LAYOUT, SHA256, SHA512], all)
         };
-        look();
+        look()?;
         let ended = run(&mut skopeo, "an image to be fetched", LONGEST, self.deadline, look)?;
-        self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)
+        self.check("skopeo", &ended.ok_or_else(|| self.unsupported())?)?;
+        Ok(lent)
     }
 
     /// Puts something in the place of layers that are there unpacked, so that they are not fetched
-    /// again; what is left, with its sizes. No one reads a placeholder: the layer is there.
-    fn put_placeholders(&self, manifest: &Manifest) -> Result<Vec<(Digest, u64)>> {
-        let at = || self.fetch.path.join(LAYOUT);
+    /// again. It is a link, which skopeo takes for a file of the right size, and which nothing here
+    /// follows: no one can take it for a layer, and an attempt that was interrupted leaves nothing
+    /// that could be.
+    fn put_placeholders(&self, manifest: &Manifest) -> Result<Placed> {
         // Where one can't be read, its layers are fetched.
         let known = self.catalog.images().unwrap_or_default().read;
-        let is_there = |digest: &Digest| {
-            let layers = known.iter().flat_map(|lease| &lease.record().layers);
-            let mut same = layers.filter(|layer| layer.digest == *digest);
-            same.any(|layer| layer::find(self.state, &layer.diff_id, self.ids).is_some())
-        };
-        let make = || -> io::Result<Vec<(Digest, u64)>> {
-            let mut missing: Vec<(Digest, u64)> = Vec::new();
-            make_directories(self.fetch, &["blobs", "sha256"])?;
-            make_directories(self.fetch, &["blobs", "sha512"])?;
-            let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
-            for layer in &manifest.layers {
-                if missing.iter().any(|(digest, _)| *digest == layer.digest) {
-                    continue;
-                }
-                if !is_there(&layer.digest) {
-                    missing.push((layer.digest.clone(), layer.size));
-                    continue;
-                }
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let path = layout::blob(&layer.digest);
-                let file = openat(&layout, path.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-                File::from(file).set_len(layer.size)?;
+        let make = || -> io::Result<Placed> {
+            let mut placed = Placed { missing: Vec::new(), lent: Vec::new() };
+            let is_of_it = |name: &OsStr| {
+                let digests = manifest.layers.iter().chain([&manifest.config]);
+                let mut paths = digests.map(|blob| layout::blob(&blob.digest));
+                paths.any(|path| Path::new(&path).file_name() == Some(name))
+            };
+            remove_but(&make_directories(self.fetch, &[])?, |name| name == "blobs")?;
+            for algorithm in ["sha256", "sha512"] {
+                let blobs = make_directories(self.fetch, &["blobs", algorithm])?;
+                remove_but(&blobs, is_of_it)?;
             }
-            Ok(missing)
+            let layout = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass)?;
+            let mut different = HashSet::new();
+            for layer in manifest.layers.iter().filter(|layer| different.insert(&layer.digest)) {
+                let Some(lease) = self.lend(&known, &layer.digest) else {
+                    placed.missing.push((layer.digest.clone(), layer.size));
+                    continue;
+                };
+                placed.lent.push(lease);
+                let name = format!("{PLACEHOLDER}{}", layer.digest.file_name());
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+                let file = openat(self.fetch.as_fd(), name.as_str(), flags, mode)?;
+                File::from(file).set_len(layer.size)?;
+                let path = layout::blob(&layer.digest);
+                match symlinkat(format!("../../../{name}").as_str(), &layout, path.as_str()) {
+                    // It was fetched before.
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Ok(placed)
         };
-        make().map_err(|error| Error::at("write", &at())(error))
+        make().map_err(|error| Error::at("write", &self.fetch.path.join(LAYOUT))(error))
+    }
+
+    /// An image that is there and has a layer unpacked.
+    fn lend(&self, known: &[record::Known], digest: &Digest) -> Option<Arc<Lease>> {
+        known.iter().filter(|known| known.record.layer(digest).is_some()).find_map(|known| {
+            // It may be gone, or another, by now.
+            let lease = self.catalog.image(&known.record.digest).ok().flatten()?;
+            let layer = lease.record().layer(digest)?;
+            layer::find(self.state, &layer.diff_id, self.ids).is_some().then_some(lease)
+        })
+    }
+
+    /// Looks whether files in some directories have more bytes than `most` together: what is
+    /// fetched is checked by its digest when it is whole, and may be without end.
+    fn check_size(&self, directories: &[&str], most: u64) -> Result<()> {
+        let sizes = |name: &&str| -> io::Result<Vec<u64>> {
+            let directory = beneath(self.fetch.as_fd(), *name, Purpose::List)?;
+            let names = entries(directory.as_fd())?.into_iter();
+            let look = |name: OsString| {
+                fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()
+            };
+            Ok(names.filter_map(look).map(|stat| stat.st_size.unsigned_abs()).collect())
+        };
+        // What is not there takes no room.
+        let all = directories.iter().filter_map(|name| sizes(name).ok()).flatten();
+        let limit = most.saturating_add(BESIDE);
+        bounds::check_sizes(all, limit).map(drop).map_err(|_| Error::TooLarge {
+            what: "what was fetched of an image, with more than it says of itself, in bytes,",
+            limit,
+        })
     }
 
     /// How many of some blobs are there, and how many bytes were fetched so far.
@@ -262,7 +349,8 @@ impl Pull<'_> {
     fn layout(&self) -> Result<Place> {
         let shown = self.fetch.path.join(LAYOUT);
         let directory = beneath(self.fetch.as_fd(), LAYOUT, Purpose::Pass);
-        Ok(Place::directory(directory.map_err(Error::at("open", &shown))?, shown))
+        let directory = directory.map_err(Error::at("open", &shown))?;
+        Ok(Place::directory(directory, shown, self.deadline))
     }
 
     /// Has podman or docker fetch the image and write it to an archive.
@@ -275,7 +363,8 @@ impl Pull<'_> {
                 pull.arg("--tls-verify=false");
             }
             let what = "an image to be fetched";
-            let run = |command: &mut Command| run(command, what, LONGEST, self.deadline, || {});
+            let look = || self.check_size(&["."], self.options.caps.size);
+            let run = |command: &mut Command| run(command, what, LONGEST, self.deadline, look);
             let Some(ended) = run(pull.arg(&name))? else { continue };
             self.check(program, &ended)?;
             remove_contents(self.fetch.as_fd())
@@ -316,8 +405,29 @@ impl Pull<'_> {
     }
 }
 
-/// Makes directories in one another, in the layout that is fetched to.
-fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<()> {
+/// What is in the place of layers that are there.
+struct Placed {
+    /// The others, with their sizes.
+    missing: Vec<(Digest, u64)>,
+    /// The images whose layers they are.
+    lent: Vec<Arc<Lease>>,
+}
+
+/// Removes what an earlier attempt has left in the place of layers that were there, and what is of
+/// no use to this one, as the beginning of a blob.
+fn remove_but(directory: &OwnedFd, stays: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    for name in entries(directory.as_fd())? {
+        let stat = fstatat(directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let is_link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
+        if is_link || !stays(&name) {
+            remove_entry(directory.as_fd(), &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes directories in one another, in the layout that is fetched to; the last of them.
+fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<OwnedFd> {
     let mut at = fetch.as_fd().try_clone_to_owned()?;
     for name in [LAYOUT].iter().chain(names) {
         match mkdirat(&at, *name, Mode::S_IRWXU) {
@@ -326,5 +436,5 @@ fn make_directories(fetch: &Fetch, names: &[&str]) -> io::Result<()> {
         }
         at = openat(&at, *name, DIRECTORY, Mode::empty())?;
     }
-    Ok(())
+    Ok(at)
 }

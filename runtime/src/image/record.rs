@@ -27,8 +27,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::image::{ImageConfig, ImageSays};
 use crate::error::{Error, Result};
+use crate::image::bounds;
 use crate::image::digest::Digest;
 use crate::image::layer;
+use crate::image::name::Name;
 use crate::store::State;
 use crate::store::contents::{entries, remove_entry};
 use crate::store::own_file::{make_private, open_own_file};
@@ -45,8 +47,6 @@ const FORM: u32 = 1;
 /// The longest file, in bytes: what a configuration takes that is as long as one can be, written
 /// down again.
 const LONGEST: u64 = 16 << 20;
-/// The most layers of an image.
-const MOST_LAYERS: usize = 1000;
 
 const LOCK: &str = "lock";
 /// What the names of files begin with until they are whole.
@@ -82,6 +82,8 @@ pub(crate) struct Record {
     pub(crate) says: ImageSays,
 }
 
+/// A layer. What is written down of one was seen: the bytes with the one digest are those of an
+/// archive with the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerRecord {
     /// As it comes.
@@ -108,6 +110,12 @@ impl Record {
         Self { form: FORM, digest, config_digest, layers, hidden, above, says }
     }
 
+    fn parse(text: &[u8], digest: &Digest) -> io::Result<Self> {
+        let record: Self = serde_json::from_slice(text)?;
+        record.check(digest).map_err(invalid)?;
+        Ok(record)
+    }
+
     /// Refuses what is not as [`Record::new`] makes it.
     fn check(&self, digest: &Digest) -> std::result::Result<(), &'static str> {
         if self.form != FORM {
@@ -116,8 +124,12 @@ impl Record {
         if self.digest != *digest {
             return Err("of another image");
         }
-        if self.layers.len() > MOST_LAYERS || self.hidden > self.layers.len() {
+        let digests = self.layers.iter().map(|layer| &layer.diff_id);
+        if bounds::check_count(digests).is_err() || self.hidden > self.layers.len() {
             return Err("more layers than there can be");
+        }
+        if bounds::check_sizes(self.layers.iter().map(|layer| layer.size), u64::MAX).is_err() {
+            return Err("more bytes than there can be");
         }
         if self.above.as_ref().is_some_and(|name| *name != above_name(digest)) {
             return Err("a layer that is not its own");
@@ -149,6 +161,11 @@ impl Record {
         Ok(Some(places))
     }
 
+    /// The layer with a digest, as it comes.
+    pub(crate) fn layer(&self, digest: &Digest) -> Option<&LayerRecord> {
+        self.layers.iter().find(|layer| layer.digest == *digest)
+    }
+
     /// Its different layers that show, the topmost first.
     pub(crate) fn diff_ids(&self) -> Vec<&Digest> {
         let mut found: Vec<&Digest> = Vec::new();
@@ -168,6 +185,13 @@ impl Record {
 /// The name of the layer above those of an image.
 pub(crate) fn above_name(image: &Digest) -> String {
     format!("layer-above-{}", image.file_name())
+}
+
+/// An image, as it is known.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) record: Record,
+    pub(crate) last_used: Option<SystemTime>,
 }
 
 /// What was read of many, and what could not be.
@@ -381,12 +405,8 @@ impl Catalog {
             if fstat(&file).map_err(Error::at("stat", &path))?.st_nlink == 0 {
                 continue;
             }
-            let parse = || -> io::Result<Record> {
-                let record: Record = serde_json::from_slice(&read_all(&file)?)?;
-                record.check(digest).map_err(invalid)?;
-                Ok(record)
-            };
-            let record = parse().map_err(Error::at("read", &path))?;
+            let record = read_all(&file).and_then(|text| Record::parse(&text, digest));
+            let record = record.map_err(Error::at("read", &path))?;
             return Ok(Some(Arc::new(Lease { record, file, owner: Owner::this_process() })));
         }
     }
@@ -421,14 +441,16 @@ impl Catalog {
     /// Writes an image down. One that is there stays as it is, since it may be in use, unless that
     /// can't be read.
     pub(crate) fn put_image(&self, record: &Record, replaces: bool) -> Result<()> {
+        // One that could not be read again would be in the way of all others.
+        record.check(&record.digest).map_err(|why| Error::invalid("image", why))?;
         let how = if replaces { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
         self.write_json(&image_name(&record.digest), record, how)
     }
 
     /// Has a name lead to an image.
-    pub(crate) fn put_name(&self, name: &str, image: &Digest) -> Result<()> {
-        let record = NameRecord { form: FORM, name: name.to_owned(), image: image.clone() };
-        let file_name = format!("{NAME}{}{JSON}", hashed(name));
+    pub(crate) fn put_name(&self, name: &Name, image: &Digest) -> Result<()> {
+        let record = NameRecord { form: FORM, name: name.to_string(), image: image.clone() };
+        let file_name = format!("{NAME}{}{JSON}", hashed(name.as_str()));
         self.write_json(&file_name, &record, RenameFlags::empty())
     }
 
@@ -476,7 +498,7 @@ impl Catalog {
     }
 
     /// Forgets an image, and the blobs that are no other's.
-    pub(crate) fn remove_image(&self, record: &Record, others: &All<Arc<Lease>>) -> Result<()> {
+    pub(crate) fn remove_image(&self, record: &Record, others: &All<Known>) -> Result<()> {
         self.unlink(&image_name(&record.digest))?;
         // What can't be read may have it, too.
         let is_used = |digest: &Digest| {
@@ -512,21 +534,13 @@ impl Catalog {
         Ok(all)
     }
 
-    /// All images, which can't be removed as long as these are there; one that can't be read holds
-    /// up no other.
-    pub(crate) fn images(&self) -> Result<All<Arc<Lease>>> {
-        self.images_but(None)
-    }
-
-    /// All images but one.
-    pub(crate) fn images_but(&self, left_out: Option<&Digest>) -> Result<All<Arc<Lease>>> {
+    /// All images, as they are known now; one that can't be read holds up no other. None is opened
+    /// for longer than it is read: there may be more than a process may have descriptors. Each may
+    /// be gone a moment later, but for who has the catalog locked.
+    pub(crate) fn images(&self) -> Result<All<Known>> {
         let mut all = All::default();
         for file_name in self.files(IMAGE, JSON)? {
-            let digest = digest_of(&file_name);
-            if digest.is_some() && digest.as_ref() == left_out {
-                continue;
-            }
-            match digest.map(|digest| self.image(&digest)) {
+            match digest_of(&file_name).map(|digest| self.record(&digest)) {
                 Some(Ok(found)) => all.read.extend(found),
                 Some(Err(error)) => all.unread.push(Unread { file_name, error }),
                 None => {
@@ -537,6 +551,14 @@ impl Catalog {
             }
         }
         Ok(all)
+    }
+
+    fn record(&self, digest: &Digest) -> Result<Option<Known>> {
+        let name = image_name(digest);
+        let Some((file, text)) = self.read(&name)? else { return Ok(None) };
+        let record = Record::parse(&text, digest).map_err(Error::at("read", &self.path(&name)))?;
+        let last_used = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        Ok(Some(Known { record, last_used }))
     }
 
     /// Removes a file that can't be read, and that no one has used for so long or uses now; whether
@@ -560,14 +582,22 @@ impl Catalog {
             Err(Errno::ENOENT) => return Ok(true),
             Err(errno) => return Err(at(errno)),
         }
+        // It may have been that there was nothing left to read it with.
+        let is_read = match digest_of(file_name) {
+            Some(digest) => matches!(self.record(&digest), Ok(Some(_))),
+            None => matches!(self.read_name(file_name), Ok(Some(_))),
+        };
+        if is_read {
+            return Ok(false);
+        }
         self.unlink(file_name).map(|()| true)
     }
 
     /// Removes manifests and configurations that are no one's.
-    pub(crate) fn remove_blobs_but(&self, images: &[Arc<Lease>]) -> Result<()> {
+    pub(crate) fn remove_blobs_but(&self, images: &[Known]) -> Result<()> {
         let used = images
             .iter()
-            .flat_map(|lease| [&lease.record.digest, &lease.record.config_digest].map(blob_name));
+            .flat_map(|known| [&known.record.digest, &known.record.config_digest].map(blob_name));
         let used: BTreeSet<String> = used.collect();
         self.files(BLOB, "")?
             .iter()

@@ -39,6 +39,10 @@ use crate::transfer::tar::{Map, Member};
 /// What content takes on disk is a multiple of this, in bytes, on most file systems.
 const BLOCK: u64 = 4096;
 
+/// The most that is kept of extended attributes, in bytes, for all directories from the top to
+/// where something is made.
+const MOST_KEPT: usize = 8 << 20;
+
 /// What the name of a mark begins with that hides a file of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
 /// What names begin with that aufs has for itself.
@@ -92,6 +96,7 @@ pub(crate) fn unpack(
     let mut unpacker = Unpacker {
         place: PathCursor::new(directory).map_err(Error::at("fstat", target))?,
         left: vec![Leaving::As(Attributes::default())],
+        kept: 0,
         target,
         top,
         form,
@@ -99,6 +104,7 @@ pub(crate) fn unpack(
         squashes: !geteuid().is_root(),
         inherits: false,
         names_top: false,
+        owns_top: true,
         has_implicit: false,
         longest: sys::longest_file(),
         size: 0,
@@ -169,10 +175,20 @@ enum Leaving {
     Restored(Mode, TimeSpec),
 }
 
+impl Leaving {
+    /// How many bytes are kept for it, beside itself.
+    fn kept(&self) -> usize {
+        let Self::As(attributes) = self else { return 0 };
+        attributes.extended.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 struct Unpacker<'a> {
     place: PathCursor,
     /// One for each directory from the top to where we are.
     left: Vec<Leaving>,
+    /// How many bytes they keep, beside themselves.
+    kept: usize,
     /// For errors.
     target: &'a Path,
     /// For hard links.
@@ -185,6 +201,8 @@ struct Unpacker<'a> {
     inherits: bool,
     /// Whether the archive has named its top.
     names_top: bool,
+    /// Whether the top is root's, by the archive.
+    owns_top: bool,
     /// Whether it has used directories that it had not named.
     has_implicit: bool,
     /// What the process may write, in bytes.
@@ -245,6 +263,21 @@ impl Unpacker<'_> {
         }
     }
 
+    /// Remembers what the directory gets that is entered now.
+    fn keep(&mut self, leaving: Leaving) -> Result<()> {
+        self.kept += leaving.kept();
+        self.left.push(leaving);
+        self.check_kept()
+    }
+
+    fn check_kept(&self) -> Result<()> {
+        if self.kept > MOST_KEPT {
+            let what = "the extended attributes of directories in one another, in bytes,";
+            return Err(Error::TooLarge { what, limit: MOST_KEPT as u64 });
+        }
+        Ok(())
+    }
+
     fn count(&mut self) -> Result<()> {
         self.unpacked.entries += 1;
         let limit = self.caps.entries;
@@ -260,18 +293,27 @@ impl Unpacker<'_> {
         };
         let attributes = Attributes::of(member)?;
         self.names_top = true;
-        if let Some(leaving) = self.left.first_mut() {
-            *leaving = Leaving::As(attributes);
+        self.owns_top = (attributes.uid, attributes.gid) == (0, 0);
+        let leaving = Leaving::As(attributes);
+        let kept = self.kept + leaving.kept();
+        if let Some(top) = self.left.first_mut() {
+            self.kept = kept.saturating_sub(std::mem::replace(top, leaving).kept());
         }
-        Ok(())
+        self.check_kept()
     }
 
     /// At the end: says of the layer what it has not named.
     fn mark_layer(&self) -> Result<()> {
-        if self.form == Form::Root || self.names_top && !self.has_implicit {
+        if self.form == Form::Root {
             return Ok(());
         }
         let top = self.top.as_fd();
+        if self.squashes && !self.owns_top {
+            mark::mark_squashed(top).map_err(|errno| self.failed("setxattr", c"", errno))?;
+        }
+        if self.names_top && !self.has_implicit {
+            return Ok(());
+        }
         if !self.names_top {
             self.mark(top, c"")?;
         }
@@ -359,8 +401,7 @@ impl Unpacker<'_> {
             self.set_opaque(directory.as_fd(), name)?;
         }
         self.place.enter(name, directory, &stat);
-        self.left.push(leaving);
-        Ok(())
+        self.keep(leaving)
     }
 
     /// Enters a directory that this has made, which stays as it is or gets what the archive says
@@ -377,8 +418,7 @@ impl Unpacker<'_> {
             Leaving::Restored(mode, TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))
         };
         self.place.enter(name, directory, &stat);
-        self.left.push(leaving);
-        Ok(())
+        self.keep(leaving)
     }
 
     /// Opens a directory that this has made, so that something can be made in it. What it was
@@ -409,6 +449,7 @@ impl Unpacker<'_> {
     /// Goes up; `false` if that was the top.
     fn leave(&mut self) -> Result<bool> {
         let Some(leaving) = self.left.pop() else { return Ok(false) };
+        self.kept = self.kept.saturating_sub(leaving.kept());
         let left = self.place.leave();
         let left = left.map_err(Error::at("open the directory above", &self.path(c"")))?;
         if let Some((directory, name)) = left {

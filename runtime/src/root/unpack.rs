@@ -14,6 +14,7 @@ use nix::unistd::pipe2;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::image::layer::{UnpackOptions, flat};
+use crate::image::options::LONG;
 use crate::image::view::View;
 use crate::root::source::Source;
 use crate::root::{form, nodes};
@@ -43,7 +44,8 @@ pub(crate) fn archive(state: &State, archive: &HostPath, ids: Option<Subordinate
         name = format!("{name}-{uid}-{gid}");
     }
     make_and_hold(state, &name, |aside| {
-        let options = UnpackOptions { ids, ..UnpackOptions::default() };
+        let deadline = Deadline::after(LONG);
+        let options = UnpackOptions { ids, deadline, ..UnpackOptions::default() };
         flat(aside, Box::new(file), &options, |beginning| form::check(archive, beginning))
             .map(drop)
             .map_err(|error| no_archive(archive, error))

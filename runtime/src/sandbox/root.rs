@@ -195,6 +195,7 @@ fn open_image(config: &Config, state: &State) -> Result<Opening> {
             return Ok(Opening { opened, lease: Some(lease), image: None, says });
         }
         Kind::Reference(name) => image::of_reference(state, name, ids)?,
+        Kind::Local(name) => image::of_local(state, name, ids)?,
         Kind::Layers(path, which) => image::of_layers(state, path, which.as_deref(), ids)?,
         Kind::Directory(path) => {
             return Opening::plain(OpenedImage::directory(state, path, upper)?);

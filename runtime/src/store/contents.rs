@@ -21,11 +21,15 @@ use nix::fcntl::{AtFlags, OFlag, open as open_path, openat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::error::Error;
 use crate::store::btrfs;
 use crate::sys::ioctl::{self, APPEND_ONLY, IMMUTABLE};
 use crate::sys::open::DIRECTORY;
 use crate::sys::{self};
 use crate::transfer::PathCursor;
+
+/// The most bytes of names that are kept of one directory.
+const MOST_OF_NAMES: usize = 64 << 20;
 
 /// Removes all below `root`, which no one else changes any more. Where it is interrupted, the next
 /// call goes on.
@@ -72,7 +76,31 @@ pub(crate) fn size_on_disk(top: OwnedFd) -> io::Result<u64> {
     let stat = fstat(&top)?;
     let mut size = stat.st_blocks.unsigned_abs() * UNIT;
     let mut linked = HashSet::new();
-    let mut left = vec![entries(top.as_fd())?];
+    // Of what is in a directory, only the names of directories are kept.
+    let mut add = |directory: BorrowedFd<'_>| -> io::Result<Vec<OsString>> {
+        let mut directories = Vec::new();
+        for entry in Dir::openat(directory, ".", DIRECTORY, Mode::empty())?.iter() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let stat = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                // Someone may be removing it.
+                Err(Errno::ENOENT) => continue,
+                stat => stat?,
+            };
+            let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+            if is_directory || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
+                size = size.saturating_add(stat.st_blocks.unsigned_abs() * UNIT);
+            }
+            if is_directory {
+                directories.push(OsStr::from_bytes(name.to_bytes()).to_owned());
+            }
+        }
+        Ok(directories)
+    };
+    let mut left = vec![add(top.as_fd())?];
     let mut place = PathCursor::new(top)?;
     while let Some(names) = left.last_mut() {
         let Some(name) = names.pop() else {
@@ -82,21 +110,14 @@ pub(crate) fn size_on_disk(top: OwnedFd) -> io::Result<u64> {
             }
             continue;
         };
-        let stat = match fstatat(place.as_fd(), name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            // Someone may be removing it.
-            Err(Errno::ENOENT) => continue,
-            stat => stat?,
+        let directory = match openat(place.as_fd(), name.as_os_str(), DIRECTORY, Mode::empty()) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
+            directory => directory?,
         };
-        let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        if is_directory || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
-            size = size.saturating_add(stat.st_blocks.unsigned_abs() * UNIT);
-        }
-        if is_directory {
-            let directory = openat(place.as_fd(), name.as_os_str(), DIRECTORY, Mode::empty())?;
-            left.push(entries(directory.as_fd())?);
-            let name = CString::new(name.as_bytes())?;
-            place.enter(&name, directory, &stat);
-        }
+        left.push(add(directory.as_fd())?);
+        let name = CString::new(name.as_bytes())?;
+        let stat = fstat(&directory)?;
+        place.enter(&name, directory, &stat);
     }
     Ok(size)
 }
@@ -106,6 +127,34 @@ pub(crate) fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<(
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The names of the directories in one, as far as its file system says so at once; where it does
+/// not, of all that is there. Of millions of files it keeps nothing.
+pub(crate) fn directories(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    use nix::dir::Type;
+    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut names = Vec::new();
+    let mut bytes = 0;
+    for entry in directory.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"."
+            || name == b".."
+            || !matches!(entry.file_type(), None | Some(Type::Directory))
+        {
+            continue;
+        }
+        bytes += name.len();
+        if bytes > MOST_OF_NAMES {
+            return Err(io::Error::other(Error::TooLarge {
+                what: "the names in a directory, in bytes,",
+                limit: MOST_OF_NAMES as u64,
+            }));
+        }
+        names.push(OsStr::from_bytes(name).to_owned());
+    }
+    Ok(names)
 }
 
 /// The names in a directory, read to the end before any is used, since removal changes the order.

@@ -40,6 +40,9 @@ pub(crate) enum Commands {
         /// Which one, where several are in it
         #[arg(long, value_name = "NAME")]
         which: Option<String>,
+        /// The longest that it may take
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        timeout: Option<Duration>,
         #[command(flatten)]
         unpack: UnpackOptions,
         /// The file or directory
@@ -118,10 +121,11 @@ pub(crate) fn main(command: &Commands, state: Option<&Path>) -> CliResult<ExitCo
             let info = images.pull(name, &options)?;
             print(format!("{}\n", info.digest))?;
         }
-        Commands::Import { which, unpack, path, name } => {
+        Commands::Import { which, timeout, unpack, path, name } => {
             let shown = Shown::new();
             let tell = |progress: &Progress| shown.tell(progress);
             let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+            options.timeout = timeout.unwrap_or(options.timeout);
             (options.caps, options.ids) = (unpack.caps(), unpack.ids);
             let info =
                 images.import(path.as_path(), which.as_deref(), name.as_deref(), &options)?;
@@ -274,9 +278,22 @@ fn inspect(images: &Images, name: &str) -> CliResult<String> {
         json(&info.digest),
         list(&info.layers),
         info.size,
-        String::from_utf8_lossy(&manifest),
-        String::from_utf8_lossy(&config),
+        shown(&manifest),
+        shown(&config),
     ))
+}
+
+/// A document as it came, but for what a terminal would obey: in JSON, only strings may have such.
+fn shown(json: &[u8]) -> String {
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(json).chars() {
+        match c {
+            '\n' | '\t' | '\r' => shown.push(c),
+            c if c.is_control() => _ = write!(shown, "\\u{:04x}", u32::from(c)),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn json_string(text: &str) -> String {

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use adl_runtime::{Command, EndReason, Error, ExitStatus, ImageConfig, Sandbox, Stage, Upper};
+use adl_runtime::{
+    Command, EndReason, Error, ExitStatus, Image, ImageConfig, Sandbox, Stage, Upper,
+};
 use clap::{Args, ValueHint};
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
@@ -191,6 +193,10 @@ fn run_told(
             Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
             _ => error,
         })?;
+        if options.pull == image::Pull::Never {
+            // It may go meanwhile.
+            config.image = Image::local(name);
+        }
     }
     // Blocked and read below, so that the sandbox is taken down in order whatever ends us, and the
     // terminal is left as it was. A size that changes after it was first read is told.
@@ -224,16 +230,18 @@ fn run_told(
         mask.thread_block()?;
     }
     let (programs, arguments) = program.settle(sandbox.image_config())?;
+    let stop = sandbox.image_config().and_then(ImageConfig::stop_signal_number);
+    let stop = stop.map_or_else(|| u8::try_from(libc::SIGTERM), Ok)?;
     let prepare = |command: &mut Command| prepare(command.args(&arguments), options, &environment);
     let ended = if options.tty {
         // Where its time is up, and nothing tells of its end, it is asked for that.
         let pause = options.timeout.map_or(PollTimeout::NONE, |_| BETWEEN_LOOKS.into());
         let child = start(&sandbox, &programs, prepare, Command::spawn)?;
-        let run = |mut child| session::run(&mut child, &sandbox, &signals, pause);
+        let run = |mut child| session::run(&mut child, &sandbox, &signals, stop, pause);
         child.map(|child| run(child).map(|status| (status, None)))
     } else {
         let job = start(&sandbox, &programs, prepare, Command::background)?;
-        job.map(|job| streams::run(&job, &signals))
+        job.map(|job| streams::run(&job, &signals, stop))
     };
     let mut has_succeeded = false;
     let mut code = match ended {

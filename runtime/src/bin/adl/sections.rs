@@ -78,7 +78,7 @@ const SIGNALS: Section = Section {
     title: "Signals and the end",
     body: Body::Text(&[
         "SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the process group \
-         of COMMAND. At its end adl removes what was written in the sandbox, for up to ten seconds; \
+         of COMMAND, SIGTERM as the signal that the image says for it. At its end adl removes what was written in the sandbox, for up to ten seconds; \
          `adl gc` removes the rest.",
     ]),
 };

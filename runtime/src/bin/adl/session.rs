@@ -21,7 +21,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::output::{say, wait_for_no_reader};
 use crate::sys;
-use crate::values::CliResult;
+use crate::values::{CliResult, passed_on};
 
 /// The most that is kept of what one side has sent and the other has not taken yet, in bytes. It
 /// is more than the kernel keeps of what was printed, which is all that is read after the end.
@@ -48,6 +48,7 @@ pub(crate) fn run(
     child: &mut Child,
     sandbox: &Sandbox,
     signals: &SignalFd,
+    stop: u8,
     pause: PollTimeout,
 ) -> CliResult<ExitStatus> {
     let terminal = child.terminal.take().ok_or("the command has no terminal")?;
@@ -57,6 +58,7 @@ pub(crate) fn run(
         child,
         init: sandbox.pidfd()?,
         signals,
+        stop,
         pause,
         mode: RawMode::enter()?,
         terminal: Some(terminal),
@@ -76,6 +78,8 @@ struct Session<'a> {
     /// Readable when the sandbox has died.
     init: OwnedFd,
     signals: &'a SignalFd,
+    /// What SIGTERM is passed on as.
+    stop: u8,
     pause: PollTimeout,
     mode: RawMode,
     /// `None` once nothing more is to be read from it.
@@ -209,7 +213,10 @@ impl Session<'_> {
                     self.resize()?;
                 }
                 _ if self.ended.is_some() => self.given_up = true,
-                other => self.child.signal(u8::try_from(other as i32)?, Scope::Group)?,
+                other => {
+                    let signal = passed_on(u8::try_from(other as i32)?, self.stop);
+                    self.child.signal(signal, Scope::Group)?;
+                }
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
 use crate::session::leave_the_rest;
-use crate::values::CliResult;
+use crate::values::{CliResult, passed_on};
 
 /// Says where the streams of a command lead.
 pub(crate) fn prepare(command: &mut Command) {
@@ -20,7 +20,12 @@ pub(crate) fn prepare(command: &mut Command) {
 
 /// Waits until the command has ended and all that it wrote is written, and passes on signals to its
 /// process group meanwhile. Returns how it ended, and why what it wrote could not be passed on.
-pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, Option<Arc<Error>>)> {
+/// `stop` is what SIGTERM is passed on as.
+pub(crate) fn run(
+    job: &Job,
+    signals: &SignalFd,
+    stop: u8,
+) -> CliResult<(ExitStatus, Option<Arc<Error>>)> {
     loop {
         match job.try_wait() {
             Ok(None) => {}
@@ -43,7 +48,8 @@ pub(crate) fn run(job: &Job, signals: &SignalFd) -> CliResult<(ExitStatus, Optio
                 }
                 break;
             }
-            job.signal(u8::try_from(signal.ssi_signo)?, Scope::Group)?;
+            let signal = passed_on(u8::try_from(signal.ssi_signo)?, stop);
+            job.signal(signal, Scope::Group)?;
         }
     }
 }

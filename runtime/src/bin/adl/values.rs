@@ -119,6 +119,11 @@ fn seconds(number: &str, factor: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(number * factor).ok()
 }
 
+/// What a signal is passed on as: that which asks to end, as the image says.
+pub(crate) fn passed_on(signal: u8, stop: u8) -> u8 {
+    if i32::from(signal) == libc::SIGTERM { stop } else { signal }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -1,9 +1,12 @@
 //! Archives made byte by byte, and what becomes of them.
 
+mod bounds;
+mod documents;
 mod figures;
 mod hostile;
 mod layers;
 mod million;
+mod readers;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

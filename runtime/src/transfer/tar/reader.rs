@@ -75,7 +75,9 @@ impl<R: Read> Reader<R> {
         loop {
             note(0)?;
             let Some(block) = self.header(end)? else { return Ok(None) };
-            let Some(member) = Member::parse(&block)? else { return Ok(None) };
+            let Some(member) = Member::parse(&block)? else {
+                return self.look_behind().map(|()| None);
+            };
             // What is extended has to follow.
             end = End::Marked;
             match member.kind {
@@ -134,6 +136,18 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// Looks at what follows the first empty block. A reader that goes on there would see files that
+    /// this one does not, so nothing may follow but the second one.
+    fn look_behind(&mut self) -> Result<()> {
+        let mut second = Vec::new();
+        let mut rest = (&mut self.input).take(BLOCK as u64);
+        rest.read_to_end(&mut second).map_err(read_failed)?;
+        match second.iter().all(|byte| *byte == 0) {
+            true => Ok(()),
+            false => Err(malformed("something follows its end")),
+        }
+    }
+
     fn header(&mut self, end: End) -> Result<Option<Block>> {
         let mut block = [0; BLOCK];
         if end == End::MarkedOrNot {
@@ -184,6 +198,11 @@ impl<R: Read> Reader<R> {
             // As it was done before there was a kind for them.
             member.kind = b'5';
         }
+        // What has no content may have a size: of a hard link, that of the file it is a name of. What
+        // follows is a header then, to all readers alike.
+        if matches!(member.kind, b'1'..=b'6') {
+            member.size = 0;
+        }
         let kind = match member.kind {
             b'0' | b'\0' | b'7' => {
                 let sparse = Map::of_pax(extension, || {
@@ -205,11 +224,7 @@ impl<R: Read> Reader<R> {
                 let map = Map::of_gnu(header, || block(&mut self.input))?;
                 Kind::File(map.check(member.size)?)
             }
-            b'1' => {
-                // Its size is that of the file it is a name of.
-                member.size = 0;
-                Kind::HardLink
-            }
+            b'1' => Kind::HardLink,
             b'M' => return Err(malformed("it goes on from another one")),
             b'2' => Kind::SymbolicLink,
             b'3' => Kind::Special(FileKind::CharacterDevice),
