@@ -146,9 +146,12 @@ promises! {
     ] => ["Pool: the pool could not make a sandbox: the init of the sandbox broke the protocol",
           "Pool: the pool could not make a sandbox: the sandbox has died"], SOON;
     a_pool_tells_what_is_wrong_with_a_job_that_prepares: [
-        "job-trailing" "pool-prepare", "job-length-zero" "pool-prepare",
-        "job-exit" "pool-prepare"
+        "job-trailing" "pool-prepare", "job-length-zero" "pool-prepare"
     ] => ["Pool: the pool could not make a sandbox: could not prepare a new sandbox"], SOON;
+    // That a job ended with its sandbox is the job's end: init may be seen to live a moment longer.
+    a_pool_hands_out_what_dies_while_it_is_prepared_or_tells_it: [
+        "job-exit" "pool-prepare"
+    ] => ["Pool: the pool could not make a sandbox: could not prepare a new sandbox", "Ok"], SOON;
     a_pool_whose_inits_say_nothing_ends_in_time: [
         "job-silent" "pool-prepare", "job-silent" "pool"
     ] => ["TimedOut", "Ok"], SOON;
