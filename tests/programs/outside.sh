@@ -9,7 +9,8 @@ hostname "$4"
 shift 4
 if [ "$root" = / ]; then
     hosts > "$place/hosts"
-    mount --bind "$place/hosts" /etc/hosts
+    # A machine that was just made by debootstrap has none.
+    [ ! -e /etc/hosts ] || mount --bind "$place/hosts" /etc/hosts
     mount -t proc proc /proc
     mount -t tmpfs -o mode=1777 tmpfs /tmp
     mount -t tmpfs -o mode=1777 tmpfs /dev/shm
