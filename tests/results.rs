@@ -173,8 +173,10 @@ fn what_all_have_used_is_told_where_a_cgroup_counts_it() {
     let (_, told_of) = told(&home, &["--pids-limit", "5", "--", "python3", "-c", many]);
     assert_eq!((&told_of["reason"], &told_of["exit_code"]), (&"exited".into(), &0.into()));
     assert!(told_of["processes_refused"].as_u64() >= Some(1), "{told_of}");
-    // As of Linux 6.6 there is a peak.
-    assert!(told_of["processes_peak"].as_u64().is_none_or(|peak| peak == 5), "{told_of}");
+    // As of Linux 6.6 there is a peak. Who is moved to a cgroup, as a command's first process is,
+    // comes in beyond the limit, too.
+    let is_full = |peak| (5..=6).contains(&peak);
+    assert!(told_of["processes_peak"].as_u64().is_none_or(is_full), "{told_of}");
     // Without any cgroup it is not known.
     let (_, told_of) = told(&home, &["--", "true"]);
     assert!(told_of["processes_refused"].is_null(), "{told_of}");
