@@ -55,7 +55,7 @@ fn made(home: &Home, name: &str) -> PathBuf {
 
 /// What is shown of a tree inside.
 fn inside(sandbox: &Sandbox) -> String {
-    shell(sandbox, &format!("cd /srv && python3 -c \"{SHOW}\""))
+    shell(sandbox, format!("cd /srv && python3 -c \"{SHOW}\""))
 }
 
 fn only<'a>(text: &'a str, words: &str) -> Vec<&'a str> {
@@ -101,7 +101,7 @@ fn copies_in_and_out_keep_attributes_as_far_as_they_are_asked_to() {
     python(&from, "import os; os.setxattr('tree/directory', 'user.overlay.opaque', b'y')");
     sandbox.files().copy_in(from.join("tree/directory"), "/srv/opaque").unwrap();
     let names = "import os; print(os.listxattr('/srv/opaque'))";
-    assert_eq!(shell(&sandbox, &format!("python3 -c \"{names}\"")), "['user.directory']\n");
+    assert_eq!(shell(&sandbox, format!("python3 -c \"{names}\"")), "['user.directory']\n");
     // By archives, too.
     let archive = home.path("out.tar");
     let mut files = sandbox.files();
@@ -109,7 +109,7 @@ fn copies_in_and_out_keep_attributes_as_far_as_they_are_asked_to() {
     files.export_tar("/srv/tree", File::create(&archive).unwrap()).unwrap();
     shell(&sandbox, "mkdir /srv/again");
     files.import_tar(File::open(&archive).unwrap(), "/srv/again/tree").unwrap();
-    let again = shell(&sandbox, &format!("cd /srv/again && python3 -c \"{SHOW}\""));
+    let again = shell(&sandbox, format!("cd /srv/again && python3 -c \"{SHOW}\""));
     assert_eq!(again, all);
 }
 

@@ -321,7 +321,11 @@ fn an_image_that_lies_of_its_layers_is_refused_and_is_in_no_others_way() {
     let config = json!({ "Cmd": ["x"] });
     let base_id = digest(&base);
     let base_layer = attacker.put(&base, LAYER);
-    let honest = attacker.image_of(std::slice::from_ref(&base_layer), &[base_id.clone()], &config);
+    let honest = attacker.image_of(
+        std::slice::from_ref(&base_layer),
+        std::slice::from_ref(&base_id),
+        &config,
+    );
     attacker.index(std::slice::from_ref(&honest));
     assert_ok(&machine.import(&attacker, &["base"]));
     // The layer that another image has is said to be one that is there.

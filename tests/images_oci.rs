@@ -447,7 +447,7 @@ fn a_directory_that_a_layer_does_not_name_stays_as_the_one_below_has_it() {
     umoci(&["unpack"], &layout, "one", &[bundle.to_str().unwrap()]);
     let sandbox = home.sandbox_of(Image::layers(&layout, Some("one")));
     let look = "stat -c '%n %a %u %g %Y' . owned owned/deep owned/deep/2 new new/dir owned/1 owned/5 hidden";
-    let inside = shell(&sandbox, &format!("cd / && {look}; cd /owned/made/here && pwd"));
+    let inside = shell(&sandbox, format!("cd / && {look}; cd /owned/made/here && pwd"));
     // What umoci makes of it, which unpacks one layer upon the other.
     let mut stat = Command::new("sh");
     let outside = succeeds(stat.args(["-ec", look]).current_dir(bundle.join("rootfs")));
