@@ -173,8 +173,8 @@ fn what_all_have_used_is_told_where_a_cgroup_counts_it() {
     let (_, told_of) = told(&home, &["--pids-limit", "5", "--", "python3", "-c", many]);
     assert_eq!((&told_of["reason"], &told_of["exit_code"]), (&"exited".into(), &0.into()));
     assert!(told_of["processes_refused"].as_u64() >= Some(1), "{told_of}");
-    // As of Linux 6.6 there is a peak. Who is moved to a cgroup, as a command's first process is,
-    // comes in beyond the limit, too.
+    // As of Linux 6.6 there is a peak. Who is moved to a cgroup, and not made in it, comes in beyond
+    // the limit, too (the kernel's cgroup-v2.rst, PID).
     let is_full = |peak| (5..=6).contains(&peak);
     assert!(told_of["processes_peak"].as_u64().is_none_or(is_full), "{told_of}");
     // Without any cgroup it is not known.
