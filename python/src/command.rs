@@ -2,7 +2,6 @@
 
 use adl_runtime::{Command, Error, Leftovers, Sandbox, Stdio};
 use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
@@ -38,7 +37,7 @@ pub(crate) fn command(
         command
     };
     // Whatever the order of the options, it comes before what sets variables.
-    if let Some(clear) = options.get_item(intern!(options.py(), "clear_env"))?
+    if let Some(clear) = options.get_item("clear_env")?
         && clear.is_truthy()?
     {
         command.env_clear();

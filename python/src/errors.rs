@@ -6,17 +6,14 @@ use std::path::Path;
 use adl_runtime::Error;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use crate::pool::Raised;
 use crate::results;
 
-/// The module that has the classes.
-fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
-    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || py.import("adl._errors").map(Bound::unbind))?;
-    Ok(module.bind(py))
+/// The module that has the classes; Python keeps it, and a fork of Python's has it, too.
+fn classes(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("adl._errors")
 }
 
 /// The exception that tells of an error.

@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use adl_runtime::{Change, CopyReport, EndReason, ExitStatus, FileKind, Metadata, Output, Stats};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
@@ -39,7 +38,7 @@ pub(crate) fn status<'py>(py: Python<'py>, status: &ExitStatus) -> PyResult<Boun
     );
     let reason = match status.reason() {
         // Not to be put together each time.
-        EndReason::Exited => intern!(py, "exited").clone(),
+        EndReason::Exited => PyString::new(py, "exited"),
         other => PyString::new(py, &snake_case(&format!("{other:?}"))),
     };
     let seconds = status.wall_time().as_secs_f64();

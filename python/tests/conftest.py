@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -40,12 +41,19 @@ def within(condition: Callable[[], object], seconds: float = SOON) -> bool:
 
 
 def python(script: str, *args: str, timeout: float = 120) -> str:
-    """Runs a program in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Runs a program in a session of its own, of which nothing is left when it takes too long."""
+    command = [sys.executable, "-c", script, *args]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, stderr
+    return stdout
 
 
 def missing(what: str, why: str) -> NoReturn:
