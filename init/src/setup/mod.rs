@@ -289,13 +289,14 @@ fn limits_of_jobs() -> [adl_protocol::Rlimit; 3] {
 
 /// Has `/dev/null` on the descriptors 1 and 2, so that none that comes later is a standard one.
 fn take_output() -> rustix::io::Result<()> {
-    let null = open_null(c"/dev/null")?;
+    // Away from the standard ones, of which the first that is free is 1.
+    let null = rustix::io::fcntl_dupfd_cloexec(open_null(c"/dev/null")?, 3)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     sys::close_on_exec_from(0)
 }
 
-/// Opens what must be the null device, on a descriptor that is none of the standard ones.
+/// Opens what must be the null device.
 fn open_null(path: &CStr) -> rustix::io::Result<OwnedFd> {
     let null = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
@@ -305,7 +306,7 @@ fn open_null(path: &CStr) -> rustix::io::Result<OwnedFd> {
     if !is_null {
         return Err(Errno::NODEV);
     }
-    rustix::io::fcntl_dupfd_cloexec(&null, 3)
+    Ok(null)
 }
 
 /// Maps the ids of the user who has made the sandbox, where that is no root.

@@ -12,13 +12,10 @@ use crate::config::{EtcFiles, Network};
 use crate::error::{Error, Result};
 use crate::root::host::etc::public_content;
 use crate::root::stack::{Layer, Stack};
+use crate::store::name::{HOSTNAME, HOSTS, RESOLV_CONF};
 use crate::store::subordinate::{Subordinate, as_owner};
 use crate::sys::id_ranges::Ids;
 use crate::sys::open;
-
-const HOSTS: &CStr = c"hosts";
-const HOSTNAME: &CStr = c"hostname";
-const RESOLV_CONF: &CStr = c"resolv.conf";
 
 /// What a `hosts` begins with.
 const HOSTS_BEGIN: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";

@@ -45,9 +45,12 @@ const MASKED: &[u8] =
     b"acpi/\0asound/\0bus/\0cmdline\0diskstats\0fs/\0interrupts\0irq/\0kcore\0keys\0kmsg\0\
     latency_stats\0locks\0partitions\0pressure/\0sched_debug\0scsi/\0swaps\0\
     sys/kernel/random/boot_id\0sysrq-trigger\0timer_list\0timer_stats\0";
-/// Parts of `/proc` that can be read but not written: parameters of the kernel, and init, which
-/// with CAP_SYS_NICE could be made to sleep past each deadline that it keeps (`timerslack_ns`).
-const READ_ONLY: &[u8] = b"1\0sys\0";
+/// Parts of `/proc` that can be read but not written: parameters of the kernel.
+const READ_ONLY: &[u8] = b"sys\0";
+/// And init, which who holds CAP_SYS_NICE could make sleep past each deadline that it keeps
+/// (`timerslack_ns`). Without need this is not done: a process that ends takes what is mounted on
+/// it along, and whoever reaps it waits for every processor.
+const READ_ONLY_WITH_SYS_NICE: &[u8] = b"1\0sys\0";
 
 /// What init needs of capabilities, beyond those of jobs, to set up the sandbox and start them.
 const FOR_SETUP: Capabilities = Capabilities::NONE
@@ -174,6 +177,10 @@ fn try_set_up(
     let sysctls = plan.sysctls(build.pid_max)?;
     let has_sysfs = plan.has_sysfs(build.has_cgroups);
     let shows_cgroups = has_sysfs && build.has_cgroups;
+    let read_only = match plan.config().capabilities.contains(Capability::SysNice) {
+        true => READ_ONLY_WITH_SYS_NICE,
+        false => READ_ONLY,
+    };
     let setup = Setup {
         version: VERSION,
         hostname: build.hostname.as_bytes(),
@@ -191,7 +198,7 @@ fn try_set_up(
         upper,
         mounts,
         masked: Strings::new(MASKED).map_err(strings_error)?,
-        read_only: Strings::new(READ_ONLY).map_err(strings_error)?,
+        read_only: Strings::new(read_only).map_err(strings_error)?,
         etc: Strings::new(&etc.files).map_err(strings_error)?,
         etc_attributes: etc.attributes,
         sysctls: Strings::new(&sysctls).map_err(strings_error)?,

@@ -2,6 +2,7 @@
 //!
 //! Wherever they come from, they are checked before they are part of a path.
 
+use std::ffi::CStr;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,11 @@ use crate::sys::unique::unique_name;
 
 /// What of a sandbox's directory is the root of the sandbox, where that is a btrfs subvolume.
 pub(crate) const SUBVOLUME: &str = "root";
+
+/// The names of files that a sandbox may have of its own in `/etc`.
+pub(crate) const HOSTS: &CStr = c"hosts";
+pub(crate) const HOSTNAME: &CStr = c"hostname";
+pub(crate) const RESOLV_CONF: &CStr = c"resolv.conf";
 
 /// Where in a sandbox's directory overlay `number` has its upper.
 pub(crate) fn upper_name(number: usize) -> String {
