@@ -475,7 +475,7 @@ fn bench_measures_each_row_beside_the_hosts_own() {
         return;
     }
     let home = Home::new();
-    let few = ["bench", "--json", "--rounds", "5", "--resets", "1", "--copies", "1"];
+    let few = ["bench", "all", "--json", "--rounds", "5", "--resets", "1", "--copies", "1"];
     let few = [&few[..], &["--snapshots", "1", "--large", "4m", "--pool", "4"]].concat();
     let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -499,12 +499,61 @@ fn bench_measures_each_row_beside_the_hosts_own() {
 }
 
 #[test]
+fn bench_measures_what_takes_long_only_where_it_is_named() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let few = ["bench", "--json", "--rounds", "2", "--jobs", "1", "--pool", "2"];
+    let rows = |long: &[&str]| -> serde_json::Value {
+        let json = succeeds(adl_command(&home.state()).args(few).args(long));
+        serde_json::from_str(&json).unwrap()
+    };
+    let short = rows(&[]);
+    assert!(short["create"]["n"] == 2 && short["acquire"]["n"] == 2, "{short}");
+    let of_long = ["cycle_1", "reset_100k", "snapshot_1m", "list_100k", "copy_in_1g", "run_adl"];
+    for row in of_long {
+        assert!(short[row].is_null(), "{row}: {short}");
+    }
+    let long = rows(&["snapshots", "--snapshots", "1", "--large", "2m"]);
+    assert!(long["snapshot_large"]["n"] == 1 && long["cycle_1"].is_null(), "{long}");
+}
+
+#[test]
+fn bench_compares_with_what_is_there_and_names_what_is_not() {
+    if !needs(&[Need::Root, Need::Program("bwrap")]) {
+        return;
+    }
+    let home = Home::new();
+    let few = ["bench", "--json", "--rounds", "3", "--jobs", "1", "--pool", "0", "--compare"];
+    // Of the others only bubblewrap is found.
+    let programs = home.path("programs");
+    fs::create_dir(&programs).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/bwrap", programs.join("bwrap")).unwrap();
+    let mut adl = adl_command(&home.state());
+    let output = adl.args(few).env("PATH", &programs).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in ["run_adl", "run_bwrap"] {
+        assert_eq!(rows[row]["n"], 3, "{rows}");
+        assert!(rows[row]["host_spawn_p50_us"].as_f64().unwrap() > 0.0, "{rows}");
+    }
+    let told = stderr(&output);
+    for row in ["run_runc", "run_crun", "seed_*"] {
+        assert!(rows[row].is_null(), "{rows}");
+        let named =
+            told.lines().any(|line| line.starts_with("adl: not measured") && line.contains(row));
+        assert!(named, "{row}: {told}");
+    }
+}
+
+#[test]
 fn bench_leaves_out_and_names_what_the_sandbox_has_no_room_for() {
     if !needs(&[]) {
         return;
     }
     let home = Home::new();
-    let little = ["bench", "--json", "--rounds", "1", "--resets", "1", "--copies", "1"];
+    let little = ["bench", "all", "--json", "--rounds", "1", "--resets", "1", "--copies", "1"];
     let little = [&little[..], &["--pool", "2", "--upper", "memory:8m"]].concat();
     let output = adl_command(&home.state()).args(little).output();
     let output = output.unwrap();

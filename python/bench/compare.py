@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from chart import Bar, ms, svg
+
 ROWS = {
     "create": "create",
     "list": "run, by list: `/bin/true`",
@@ -108,10 +110,6 @@ def summary(times: Times) -> dict[str, Any]:
     }
 
 
-def ms(microseconds: float) -> str:
-    return f"{microseconds / 1000:.3g} ms"
-
-
 Row = tuple[str, str, float, float]
 
 
@@ -143,47 +141,9 @@ def too_slow(told: dict[str, Any]) -> list[str]:
     ]
 
 
-def svg(told: dict[str, Any]) -> str:
-    """Two bars for each row, as long as the logarithm of the time."""
-    import math
-
-    bars = [(name.replace("`", ""), one, two) for _, name, one, two in rows(told)]
-    least = 10 ** math.floor(math.log10(min(min(one, two) for _, one, two in bars)))
-    most = 10 ** math.ceil(math.log10(max(max(one, two) for _, one, two in bars)))
-
-    def x(value: float) -> float:
-        return 190 + 430 * math.log10(value / least) / math.log10(most / least)
-
-    height = 44 * len(bars) + 60
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="720" height="{height}" fill="white"/>',
-    ]
-    tick = least
-    while tick <= most:
-        name = f"{tick / 1000:g} ms"
-        parts.append(
-            f'<path d="M{x(tick):.0f} 30V{height - 24}" stroke="#ddd"/>'
-            f'<text x="{x(tick):.0f}" y="{height - 8}" text-anchor="middle">{name}</text>'
-        )
-        tick *= 10
-    for color, name, at in (("#bbb", "agentdocker-lite 0.0.1", 190), ("#2a6", "adl.compat", 380)):
-        parts.append(
-            f'<rect x="{at}" y="10" width="12" height="12" fill="{color}"/>'
-            f'<text x="{at + 18}" y="21">{name}</text>'
-        )
-    for number, (name, one, two) in enumerate(bars):
-        top = 36 + 44 * number
-        parts.append(f'<text x="182" y="{top + 22}" text-anchor="end">{name}</text>')
-        for value, color, below in ((one, "#bbb", 0), (two, "#2a6", 17)):
-            width = max(1.0, x(value) - 190)
-            parts.append(
-                f'<rect x="190" y="{top + below}" width="{width:.0f}" height="15" fill="{color}"/>'
-                f'<text x="{194 + width:.0f}" y="{top + below + 12}">{ms(value)}</text>'
-            )
-    parts.append("</svg>")
-    return "\n".join(parts) + "\n"
+def chart(told: dict[str, Any]) -> str:
+    bars: list[Bar] = [(name.replace("`", ""), [one, two]) for _, name, one, two in rows(told)]
+    return svg(bars, [("#bbb", "agentdocker-lite 0.0.1"), ("#2a6", "adl.compat")])
 
 
 def compare(rootfs: str, rounds: int, workers: int) -> dict[str, Any]:
@@ -232,7 +192,7 @@ def main() -> None:
             json.dump(told, file, indent=1)
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
-            file.write(svg(told["alone"]))
+            file.write(chart(told["alone"]))
     print(table("alone, median", told["alone"]))
     print(table(f"{told['together']['workers']} workers at once, median", told["together"]), end="")
     slow = too_slow(told["alone"]) if args.check else []

@@ -312,10 +312,10 @@ pub(crate) fn change_root(setup: &Setup<'_>) -> IoResult<()> {
 /// Mounts the root file system on top of the empty namespace's: that spares `pivot_root(2)`'s look
 /// at every thread of the machine.
 ///
-/// The scratch stays below, with the layers and the upper, which overlays have anyway: to unmount it
-/// would take as long as all that is above, since the kernel waits for every processor
-/// (`synchronize_rcu_expedited`). No path begins or leads there, and who may unmount nothing here
-/// can't come to it; in a namespace of a guest's own, what is on top stays there.
+/// The scratch stays below, with the layers and the upper, which overlays have anyway: where it is
+/// unmounted, the kernel waits for every processor (`synchronize_rcu_expedited`), 0.1 ms and more.
+/// No path begins or leads there, and who may unmount nothing here can't come to it; in a namespace
+/// of a guest's own, what is on top stays there.
 fn put_on_top() -> IoResult<()> {
     // Of whole ones that can be seen here, a user namespace of a guest's could mount others, without
     // what covers parts of this sandbox's (`mnt_already_visible` in the kernel's fs/namespace.c).

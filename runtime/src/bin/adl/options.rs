@@ -157,6 +157,14 @@ impl SandboxOptions {
         self.root.image = Some(image);
     }
 
+    /// The path that is named as the image.
+    pub(crate) fn image_path(&self) -> Option<&Path> {
+        match &self.root.image {
+            Some(ImageOption::Path(path)) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The image of a registry that is named.
     pub(crate) fn reference(&self) -> Option<&str> {
         match &self.root.image {

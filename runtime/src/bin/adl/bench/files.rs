@@ -144,13 +144,17 @@ impl io::Read for Pattern {
 }
 
 /// A directory, until this is dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> CliResult<Self> {
+    pub(super) fn new() -> CliResult<Self> {
         let path = std::env::temp_dir().join(format!("adl-bench-{}", std::process::id()));
         fs::DirBuilder::new().create(&path)?;
         Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

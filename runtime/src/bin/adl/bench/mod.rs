@@ -5,6 +5,7 @@
 //! stands the same program spawned on the host.
 
 mod files;
+mod peers;
 mod pool;
 mod reset;
 
@@ -24,13 +25,39 @@ use crate::output::{print, say};
 use crate::values::{CliResult, count, number, size_or_zero, take_any_value};
 
 const HELP: &str = "\
-Measures creating, resetting, keeping and deleting a sandbox, running commands in it, its \
-file calls, and pools.";
+Measures creating, resetting and deleting a sandbox, running commands in it, small file calls, and \
+pools, which takes seconds. What takes longer is measured where it is named.";
+
+/// In how many turns what is compared is measured.
+const TURNS: usize = 5;
+
+/// What takes long, and so has to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "kebab-case")]
+enum Long {
+    Cycles,
+    Resets,
+    Snapshots,
+    Listings,
+    Copies,
+    All,
+}
 
 #[derive(Args)]
 #[command(mut_args = take_any_value)]
 #[command(after_help = format!("{HELP}\n\n{}", options::HELP))]
 pub(crate) struct BenchOptions {
+    /// What to measure, too: `cycles` by 1 to 64 threads, with and without a pool; `resets` after
+    /// 100,000 files were made; `snapshots` of 1 MiB and of what --large says, and forks of them;
+    /// `listings` of 100,000 names; `copies` of 1 GiB in and out, by way of the temporary directory
+    #[arg(value_name = "WHAT", value_enum)]
+    long: Vec<Long>,
+
+    /// Also start bubblewrap, runc, crun and, for an --image that is a directory, agentdocker-lite
+    /// 0.0.1 of PyPI, where they are installed, in turns with adl
+    #[arg(long)]
+    compare: bool,
+
     /// Sandboxes to make
     #[arg(long, value_name = "N", default_value = "200", value_parser = count)]
     rounds: NonZeroUsize,
@@ -39,23 +66,23 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
     jobs: NonZeroUsize,
 
-    /// Resets after 100,000 files were made
+    /// How many of `resets`
     #[arg(long, value_name = "N", default_value = "10", value_parser = number::<usize>)]
     resets: usize,
 
-    /// Snapshots of 1 MiB, and as many of what --large says
+    /// How many of `snapshots`, of either size
     #[arg(long, value_name = "N", default_value = "5", value_parser = number::<usize>)]
     snapshots: usize,
 
-    /// What to write before those
+    /// What to write before the larger ones of those
     #[arg(long, value_name = "SIZE", default_value = "1g", value_parser = size_or_zero)]
     large: u64,
 
-    /// Files of 1 GiB to copy in and out, by way of the temporary directory
+    /// How many of `copies`
     #[arg(long, value_name = "N", default_value = "3", value_parser = number::<usize>)]
     copies: usize,
 
-    /// Sandboxes to acquire from a pool, resets with a spare, and whole cycles by 1 to 64 threads
+    /// Sandboxes to acquire from a pool, resets with a spare, and cycles of each number of threads
     #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
     pool: usize,
 
@@ -193,17 +220,20 @@ pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<Ex
     config.state_directory = state.map(Path::to_owned);
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(options.ballast)?];
-    let mut rows = measure(&config, options.rounds.get(), options.jobs.get())?;
-    for measured in [
-        pool::pools(&config, options.pool, &mut rows),
-        reset::large(&config, options.resets, &mut rows),
-        reset::snapshots(&config, options.snapshots, options.large, &mut rows),
-        files::listings(&config, &mut rows),
-        files::copies(&config, options.copies, &mut rows),
-    ] {
-        match measured {
-            Err(error) if error.is::<LeftOut>() => say(error),
-            other => other?,
+    let asks = |what| options.long.iter().any(|&long| long == what || long == Long::All);
+    let mut rows = short(&config, options)?;
+    for (what, measure) in [
+        (Long::Cycles, &mut |rows: &mut Rows| pool::cycles(&config, options.pool, rows) as _),
+        (Long::Resets, &mut |rows: &mut Rows| reset::large(&config, options.resets, rows)),
+        (Long::Snapshots, &mut |rows: &mut Rows| {
+            reset::snapshots(&config, options.snapshots, options.large, rows)
+        }),
+        (Long::Listings, &mut |rows: &mut Rows| files::listings(&config, rows)),
+        (Long::Copies, &mut |rows: &mut Rows| files::copies(&config, options.copies, rows)),
+    ] as [(Long, &mut dyn FnMut(&mut Rows) -> CliResult<()>); 5]
+    {
+        if asks(what) {
+            told(measure(&mut rows))?;
         }
     }
     drop(std::hint::black_box(ballast));
@@ -214,61 +244,120 @@ pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(config: &Config, rounds: usize, jobs: usize) -> CliResult<Rows> {
-    // Once unmeasured: what the first one in a process makes and keeps.
-    Sandbox::create(config.clone())?.delete()?;
-
-    let probe_on_host = ProbeOnHost::new()?;
-    let (mut create, mut reset, mut delete) =
-        (Times::default(), Times::default(), Times::default());
-    let mut small = files::Small::default();
-    let mut inside: BTreeMap<&str, Times> = BTreeMap::new();
-    let mut on_host: BTreeMap<&str, Times> = BTreeMap::new();
-    for _ in 0..rounds {
-        let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
-        let put = sandbox
-            .shell("cat > \"$0\" && chmod +x \"$0\"")
-            .arg(PROBE)
-            .input(PROBE_ELF)
-            .status()?;
-        if !put.success() {
-            return Err(format!("{PROBE} in the sandbox: {put}").into());
+/// Tells what could not be measured; the rest is.
+fn told(measured: CliResult<()>) -> CliResult<()> {
+    match measured {
+        Err(error) if error.is::<LeftOut>() => {
+            say(error);
+            Ok(())
         }
-        for (name, command) in COMMANDS {
-            let Some((program, arguments)) = command.split_first() else { continue };
-            let inside = inside.entry(name).or_default();
-            let on_host = on_host.entry(name).or_default();
-            for _ in 0..jobs {
-                let status =
-                    inside.measure(|| sandbox.command(program).args(arguments).status())?;
-                if !status.success() {
-                    return Err(format!("{command:?} in the sandbox: {status}").into());
-                }
-                let program =
-                    if *program == PROBE { probe_on_host.path() } else { Path::new(program) };
-                let status = on_host.measure(|| spawn_on_host(program, arguments))?;
-                if !status.success() {
-                    return Err(format!("{command:?} on the host: {status}").into());
+        other => other,
+    }
+}
+
+/// The rows that are always measured, and those of others beside them.
+fn short(config: &Config, options: &BenchOptions) -> CliResult<Rows> {
+    let (rounds, jobs) = (options.rounds.get(), options.jobs.get());
+    let mut basic = Basic::new(config)?;
+    let mut peers = match options.compare {
+        true => Some(peers::Peers::new(config, options.sandbox.image_path())?),
+        false => None,
+    };
+    for turn in 0..TURNS {
+        // All of them together are as many as were asked for.
+        let rounds = rounds * (turn + 1) / TURNS - rounds * turn / TURNS;
+        basic.measure(rounds, jobs)?;
+        if let Some(peers) = &mut peers {
+            peers.measure(rounds)?;
+        }
+    }
+    adl_runtime::finish_removals();
+    let mut rows = basic.rows();
+    if let Some(peers) = peers {
+        peers.rows(&mut rows);
+    }
+    pool::pools(config, options.pool, &mut rows)?;
+    Ok(rows)
+}
+
+/// What each sandbox goes through.
+struct Basic<'a> {
+    config: &'a Config,
+    probe_on_host: ProbeOnHost,
+    create: Times,
+    reset: Times,
+    delete: Times,
+    small: files::Small,
+    inside: BTreeMap<&'static str, Times>,
+    on_host: BTreeMap<&'static str, Times>,
+}
+
+impl<'a> Basic<'a> {
+    fn new(config: &'a Config) -> CliResult<Self> {
+        // Once unmeasured: what the first one in a process makes and keeps.
+        Sandbox::create(config.clone())?.delete()?;
+        Ok(Self {
+            config,
+            probe_on_host: ProbeOnHost::new()?,
+            create: Times::default(),
+            reset: Times::default(),
+            delete: Times::default(),
+            small: files::Small::default(),
+            inside: BTreeMap::new(),
+            on_host: BTreeMap::new(),
+        })
+    }
+
+    fn measure(&mut self, rounds: usize, jobs: usize) -> CliResult<()> {
+        for _ in 0..rounds {
+            let sandbox = self.create.measure(|| Sandbox::create(self.config.clone()))?;
+            let put = sandbox
+                .shell("cat > \"$0\" && chmod +x \"$0\"")
+                .arg(PROBE)
+                .input(PROBE_ELF)
+                .status()?;
+            if !put.success() {
+                return Err(format!("{PROBE} in the sandbox: {put}").into());
+            }
+            for (name, command) in COMMANDS {
+                let Some((program, arguments)) = command.split_first() else { continue };
+                let inside = self.inside.entry(name).or_default();
+                let on_host = self.on_host.entry(name).or_default();
+                for _ in 0..jobs {
+                    let status =
+                        inside.measure(|| sandbox.command(program).args(arguments).status())?;
+                    if !status.success() {
+                        return Err(format!("{command:?} in the sandbox: {status}").into());
+                    }
+                    let program = match *program == PROBE {
+                        true => self.probe_on_host.path(),
+                        false => Path::new(program),
+                    };
+                    let status = on_host.measure(|| spawn_on_host(program, arguments))?;
+                    if !status.success() {
+                        return Err(format!("{command:?} on the host: {status}").into());
+                    }
                 }
             }
+            self.small.measure(&sandbox, jobs)?;
+            self.reset.measure(|| sandbox.reset())?;
+            self.delete.measure(|| sandbox.delete())?;
         }
-        small.measure(&sandbox, jobs)?;
-        reset.measure(|| sandbox.reset())?;
-        delete.measure(|| sandbox.delete())?;
+        Ok(())
     }
 
-    adl_runtime::finish_removals();
-
-    let mut rows = BTreeMap::from([
-        ("create", create.row(None)),
-        ("reset_1", reset.row(None)),
-        ("delete", delete.row(None)),
-    ]);
-    small.rows(&mut rows);
-    for (name, times) in &inside {
-        rows.insert(name, times.row(on_host.get(name)));
+    fn rows(&self) -> Rows {
+        let mut rows = BTreeMap::from([
+            ("create", self.create.row(None)),
+            ("reset_1", self.reset.row(None)),
+            ("delete", self.delete.row(None)),
+        ]);
+        self.small.rows(&mut rows);
+        for (name, times) in &self.inside {
+            rows.insert(name, times.row(self.on_host.get(name)));
+        }
+        rows
     }
-    Ok(rows)
 }
 
 /// The probe as a file of the host's, until this is dropped.

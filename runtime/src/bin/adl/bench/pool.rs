@@ -26,8 +26,7 @@ pub(super) fn pools(config: &Config, count: usize, rows: &mut Rows) -> CliResult
         return Ok(());
     }
     acquire(config, count, rows)?;
-    resets(config, count, rows)?;
-    cycles(config, count, rows)
+    resets(config, count, rows)
 }
 
 /// Acquires sandboxes that are ready, and nothing else goes on.
@@ -71,7 +70,10 @@ fn resets(config: &Config, count: usize, rows: &mut Rows) -> CliResult<()> {
 }
 
 /// Goes through cycles of a sandbox, a command in it, and its end, by more and more threads.
-fn cycles(config: &Config, count: usize, rows: &mut Rows) -> CliResult<()> {
+pub(super) fn cycles(config: &Config, count: usize, rows: &mut Rows) -> CliResult<()> {
+    if count == 0 {
+        return Ok(());
+    }
     for (threads, plain, pooled) in CYCLES {
         let (times, took) = in_threads(threads, count, || {
             let sandbox = Sandbox::create(config.clone())?;
