@@ -62,7 +62,16 @@ from adl._errors import (
     UnsupportedError,
 )
 from adl._files import DirEntry, FileReader, Files, FileWriter
-from adl._images import ImageConfig, ImageInfo, Images, MadeImage, Progress, pull
+from adl._images import (
+    ImageConfig,
+    ImageInfo,
+    Images,
+    MadeImage,
+    NotKept,
+    Progress,
+    PullOptions,
+    pull,
+)
 from adl._pool import Pool, PooledSandbox, PoolStats
 from adl._process import Job, Popen, Terminal
 from adl._results import (
@@ -127,6 +136,7 @@ __all__ = [
     "NameInUseError",
     "NoImageError",
     "NoSnapshotError",
+    "NotKept",
     "NotRegularError",
     "PartialOutput",
     "Pool",
@@ -141,6 +151,7 @@ __all__ = [
     "Progress",
     "ProtocolError",
     "PullError",
+    "PullOptions",
     "RefusedError",
     "Sandbox",
     "SandboxDiedError",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from adl import _adl, _async
 from adl._config import AnyHostPath, Seconds, StrOrBytesPath, host_path
 from adl._errors import Error
 
-__all__ = ["ImageConfig", "ImageInfo", "Images", "MadeImage", "Progress", "pull"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "ImageConfig",
+    "ImageInfo",
+    "Images",
+    "MadeImage",
+    "NotKept",
+    "Progress",
+    "PullOptions",
+    "pull",
+]
 
 
 class Progress(NamedTuple):
@@ -36,7 +48,43 @@ class Progress(NamedTuple):
         return f"{self.phase}: {layers}, {done:.1f} of {of:.1f} MiB"
 
 
-ProgressCallback = Callable[[Progress], object]
+class NotKept(NamedTuple):
+    """What of a layer was not kept, of all that its archive says."""
+
+    layer: int
+    """Which layer, from 1 on, the lowest first."""
+    layers: int
+    """How many layers there are."""
+    owners: int
+    """How many files have become the calling user's, who may give files to no one else."""
+    nodes: int
+    """How many devices, and files of an unknown kind, were left out."""
+    attributes: int
+    """How many extended attributes were left out, that can't be set or that only hosts set."""
+
+
+class PullOptions(TypedDict, total=False):
+    """How an image is fetched and unpacked."""
+
+    progress: Callable[[Progress], object] | None
+    """Hears how far it is, some times a second."""
+    not_kept: Callable[[NotKept], object] | None
+    """Hears of each layer of which not all was kept."""
+    timeout: Seconds | None
+    """The longest that it may take, in seconds; an hour by default."""
+    insecure: bool
+    """Whether its registry may be one without encryption, or with a certificate no one knows."""
+    ids: int | None
+    """As in ``SandboxOptions``: layers are unpacked for sandboxes with so many."""
+    max_size: int | None
+    """The most bytes of a layer's archive, and of what is made of it; 64 GiB by default."""
+    max_files: int | None
+    """The most files, directories, links and marks of a layer; 5,000,000 by default."""
+    max_depth: int | None
+    """The most directories within one another; 1024 by default."""
+    max_ratio: int | None
+    """The most bytes that one compressed byte may become, where it becomes much at all; 1000 by
+    default."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +155,7 @@ class Images:
 
     By default the state directory is that of sandboxes: see ``SandboxOptions``.
 
-    ``progress`` is called some times a second, in the thread that calls. What it raises, and a
+    Callbacks are called in the thread that calls. What they raise, and a
     ``KeyboardInterrupt``, ends the wait; the image goes on to be fetched until its ``timeout``,
     and whoever asks for it again waits for that.
 
@@ -121,57 +169,28 @@ class Images:
     def __init__(self, state_directory: StrOrBytesPath | None = None) -> None:
         self._native = _adl.Images(state_directory)
 
-    def pull(
-        self,
-        name: str,
-        *,
-        progress: ProgressCallback | None = None,
-        timeout: Seconds | None = None,
-        insecure: bool = False,
-        ids: int | None = None,
-    ) -> ImageInfo:
+    def pull(self, name: str, **options: Unpack[PullOptions]) -> ImageInfo:
         """Fetches an image from its registry and unpacks it, also where it is there: what the name
         stands for may be another by now. What is there of it is not fetched again.
-
-        ``timeout`` is in seconds, an hour by default. ``insecure`` is for a registry without
-        encryption, or with a certificate that no one knows. ``ids`` is as in ``SandboxOptions``:
-        layers are unpacked for sandboxes with so many.
 
         Raises ``InvalidError`` for what is no name, ``PullError`` where it can't be fetched,
         ``TimedOutError``, ``UnsupportedError`` where nothing is installed that can fetch it, or it
         is for other machines, and ``RefusedError`` or ``TooLargeError`` for a layer that is not
         unpacked.
         """
-        options = _options(timeout, insecure, ids)
-        return ImageInfo._of(self._native.pull(name, options, _teller(progress)))
+        return ImageInfo._of(self._native.pull(name, *_settled(options)))
 
-    def pull_if_missing(
-        self,
-        name: str,
-        *,
-        progress: ProgressCallback | None = None,
-        timeout: Seconds | None = None,
-        insecure: bool = False,
-        ids: int | None = None,
-    ) -> None:
+    def pull_if_missing(self, name: str, **options: Unpack[PullOptions]) -> None:
         """Fetches an image, unless it is there: see ``pull``. A sandbox of it does the same."""
-        options = _options(timeout, insecure, ids)
-        self._native.pull_if_missing(name, options, _teller(progress))
+        self._native.pull_if_missing(name, *_settled(options))
 
-    async def apull(
-        self,
-        name: str,
-        *,
-        progress: ProgressCallback | None = None,
-        timeout: Seconds | None = None,
-        insecure: bool = False,
-        ids: int | None = None,
-    ) -> ImageInfo:
-        """Does what ``pull`` does, from a coroutine; ``progress`` is called by the event loop."""
-        tell = None if progress is None else _async.in_loop(progress)
-        return await _async.in_own_thread(
-            lambda: self.pull(name, progress=tell, timeout=timeout, insecure=insecure, ids=ids)
-        )
+    async def apull(self, name: str, **options: Unpack[PullOptions]) -> ImageInfo:
+        """Does what ``pull`` does, from a coroutine; callbacks are called by the event loop."""
+        if (progress := options.get("progress")) is not None:
+            options["progress"] = _async.in_loop(progress)
+        if (not_kept := options.get("not_kept")) is not None:
+            options["not_kept"] = _async.in_loop(not_kept)
+        return await _async.in_own_thread(lambda: self.pull(name, **options))
 
     def import_image(
         self,
@@ -179,17 +198,14 @@ class Images:
         name: str | None = None,
         *,
         which: str | None = None,
-        progress: ProgressCallback | None = None,
-        timeout: Seconds | None = None,
-        ids: int | None = None,
+        **options: Unpack[PullOptions],
     ) -> ImageInfo:
         """Unpacks an image of a file or a directory, as ``Image.layers`` takes them, and gives it a
         name; without one, its own. Where several are in it, ``which`` names one.
 
         Raises ``InvalidError`` for what is no image, and where it has no name; else as ``pull``.
         """
-        options = _options(timeout, False, ids)
-        told = self._native.import_image(host_path(path), which, name, options, _teller(progress))
+        told = self._native.import_image(host_path(path), which, name, *_settled(options))
         return ImageInfo._of(told)
 
     def is_there(self, name: str, *, ids: int | None = None) -> bool:
@@ -241,26 +257,30 @@ class Images:
 def pull(
     name: str,
     *,
-    progress: ProgressCallback | None = None,
-    timeout: Seconds | None = None,
-    insecure: bool = False,
-    ids: int | None = None,
     state_directory: StrOrBytesPath | None = None,
+    **options: Unpack[PullOptions],
 ) -> ImageInfo:
     """Fetches an image from its registry and unpacks it: see ``Images.pull``."""
-    return Images(state_directory).pull(
-        name, progress=progress, timeout=timeout, insecure=insecure, ids=ids
-    )
+    return Images(state_directory).pull(name, **options)
 
 
-def _options(timeout: Seconds | None, insecure: bool, ids: int | None) -> dict[str, Any]:
-    return {"timeout": timeout, "insecure": insecure, "ids": ids}
+def _settled(options: PullOptions) -> tuple[dict[str, Any], Callable[..., object] | None]:
+    """The options as the engine takes them, and what it calls with a phase, a layer, how many
+    there are, and the rest of a ``Progress`` or of ``NotKept``."""
+    rest: dict[str, Any] = dict(options)
+    hear = {name: rest.pop(name, None) for name in ("progress", "not_kept")}
+    for name, callback in hear.items():
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{name}: expected a callable, not {type(callback).__name__}")
+    progress, not_kept = hear.values()
+    if progress is None and not_kept is None:
+        return rest, None
 
+    def tell(phase: str, layer: int, layers: int, numbers: list[int]) -> None:
+        if phase == "not kept":
+            if not_kept is not None:
+                not_kept(NotKept(layer, layers, *numbers))
+        elif progress is not None:
+            progress(Progress(phase, layer, layers, *numbers))
 
-def _teller(progress: ProgressCallback | None) -> Callable[..., object] | None:
-    """What the engine calls with the fields of a ``Progress``."""
-    if progress is None:
-        return None
-    if not callable(progress):
-        raise TypeError(f"progress: expected a callable, not {type(progress).__name__}")
-    return lambda *fields: progress(Progress(*fields))
+    return rest, tell

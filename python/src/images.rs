@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use adl_runtime::{self as adl, ImageConfig, ImageInfo, Progress, PullOptions};
+use adl_runtime::{self as adl, ImageCaps, ImageConfig, ImageInfo, Progress, PullOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -28,6 +28,7 @@ struct Options {
     timeout: Option<Duration>,
     insecure: bool,
     ids: Option<u32>,
+    caps: ImageCaps,
 }
 
 impl Options {
@@ -38,6 +39,10 @@ impl Options {
                 "timeout" => this.timeout = Some(duration(value)?),
                 "insecure" => this.insecure = value.extract()?,
                 "ids" => this.ids = Some(value.extract()?),
+                "max_size" => this.caps.size = value.extract()?,
+                "max_files" => this.caps.entries = value.extract()?,
+                "max_depth" => this.caps.depth = value.extract()?,
+                "max_ratio" => this.caps.ratio = value.extract()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -50,35 +55,38 @@ impl Options {
         options.timeout = self.timeout.unwrap_or(options.timeout);
         options.insecure = self.insecure;
         options.ids = self.ids;
+        options.caps = self.caps;
         options.progress = Some(progress);
         options
     }
 }
 
-/// Fetches or unpacks images, and tells how far that is.
+/// Fetches or unpacks images, and tells how far that is and what was not kept.
 fn long<T: Send + 'static>(
     py: Python<'_>,
     progress: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce(&dyn Fn(&Progress)) -> adl::Result<T> + Send + 'static,
 ) -> PyResult<T> {
     let work = |tell: &dyn Fn(Progress)| work(&|how_far| tell(*how_far));
-    let heard = |how_far| {
-        if let (Some(progress), Some(fields)) = (progress, fields(&how_far)) {
-            progress.call1(fields)?;
-        }
-        Ok(())
+    let heard = |how_far| match (progress, fields(&how_far)) {
+        (Some(progress), Some(fields)) => progress.call1(fields).map(drop),
+        _ => Ok(()),
     };
     interruptible(py, "adl-pull", work, heard)?.map_err(raise)
 }
 
-/// `(phase, layer, layers, bytes, of)`.
-fn fields(progress: &Progress) -> Option<(&'static str, usize, usize, u64, u64)> {
+/// The phase, the layer, how many there are, and numbers: `(bytes, of)`, or of what was not kept
+/// `(owners, nodes, attributes)`.
+fn fields(progress: &Progress) -> Option<(&'static str, usize, usize, Vec<u64>)> {
     match *progress {
         Progress::Fetching { layers, of_layers, bytes, of } => {
-            Some(("fetching", layers, of_layers, bytes, of))
+            Some(("fetching", layers, of_layers, vec![bytes, of]))
         }
         Progress::Unpacking { layer, layers, bytes, of } => {
-            Some(("unpacking", layer, layers, bytes, of))
+            Some(("unpacking", layer, layers, vec![bytes, of]))
+        }
+        Progress::NotKept { layer, layers, owners, nodes, attributes } => {
+            Some(("not kept", layer, layers, vec![owners, nodes, attributes]))
         }
         // One that is newer than this crate.
         _ => None,

@@ -73,13 +73,16 @@ def busybox() -> bytes:
     missing("busybox", "needs busybox: apt-get install busybox-static")
 
 
-def layer(files: dict[str, bytes], links: tuple[str, ...] = ()) -> bytes:
+def layer(
+    files: dict[str, bytes], links: tuple[str, ...] = (), attributes: dict[str, str] | None = None
+) -> bytes:
     """A layer, as it comes: a compressed archive."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(content), 0o755
+            info.pax_headers = {f"SCHILY.xattr.{key}": it for key, it in (attributes or {}).items()}
             tar.addfile(info, io.BytesIO(content))
         for name in links:
             info = tarfile.TarInfo(name)
@@ -107,9 +110,16 @@ class Layout:
         media_type = f"application/vnd.oci.image.{kind}"
         return {"mediaType": media_type, "digest": f"sha256:{digits}", "size": len(content)}
 
-    def add(self, tag: str, files: dict[str, bytes], config: dict[str, Any]) -> str:
-        """Adds an image of the base and a layer above it; its digest."""
-        layers = [self.base, layer(files)]
+    def add(
+        self,
+        tag: str,
+        files: dict[str, bytes],
+        config: dict[str, Any],
+        attributes: dict[str, str] | None = None,
+    ) -> str:
+        """Adds an image of the base and a layer above it, whose files have extended attributes; its
+        digest."""
+        layers = [self.base, layer(files, attributes=attributes)]
         plain = [hashlib.sha256(gzip.decompress(one)).hexdigest() for one in layers]
         document = {
             "architecture": "amd64",

@@ -331,6 +331,36 @@ def test_what_can_not_be_pulled_says_why(registry: Registry, images: Images) -> 
     assert images.is_there(f"{registry.name}:1")
 
 
+def test_what_is_not_kept_of_a_layer_is_told(layout: Layout, images: Images) -> None:
+    layout.add("more", {"a": b"1", "b": b"2"}, {}, {"security.selinux": "1", "user.kept": "2"})
+    heard: list[adl.NotKept] = []
+    steps: list[adl.Progress] = []
+    options: adl.PullOptions = {"not_kept": heard.append, "progress": steps.append}
+    images.import_image(layout.path, "more", which="more", **options)
+    told = [one for one in heard if one.attributes]
+    assert [(one.layer, one.layers, one.attributes, one.nodes) for one in told] == [(2, 2, 2, 0)]
+    assert {step.phase for step in steps} == {"unpacking"}
+
+
+@pytest.mark.parametrize(
+    ("cap", "most", "enough"),
+    [("max_files", 1, 50), ("max_size", 100, 1 << 30), ("max_depth", 1, 5), ("max_ratio", 1, 1000)],
+)
+def test_a_layer_with_more_than_it_may_have_is_refused(
+    layout: Layout, images: Images, cap: str, most: int, enough: int
+) -> None:
+    # What is random, so that no two are one layer.
+    files = {"a/b/c": os.urandom(50), "zeros": bytes(20 << 20)}
+    layout.add("much", files, {})
+    # Up to a quarter of what there may be, no ratio is too large.
+    options: Any = {"max_size": 64 << 20, cap: most}
+    with pytest.raises(adl.TooLargeError):
+        images.import_image(layout.path, "much", which="much", **options)
+    assert images.all() == []
+    options[cap] = enough
+    images.import_image(layout.path, "much", which="much", **options)
+
+
 INTERRUPTED = """
 import os, signal, sys, threading
 import adl
@@ -390,6 +420,9 @@ NO_STR: Any = 5
         (lambda images: images.pull("x", timeout="1"), TypeError, "timeout"),
         (lambda images: images.pull("x", progress=5), TypeError, "progress: expected a callable"),
         (lambda images: images.pull("x", ids=-1), ValueError, "ids"),
+        (lambda images: images.pull("x", not_kept=5), TypeError, "not_kept: expected a callable"),
+        (lambda images: images.pull("x", max_size=-1), ValueError, "max_size"),
+        (lambda images: images.pull("x", max_files="1"), TypeError, "max_files"),
         (lambda images: images.pull("x", no_such=1), TypeError, "no_such"),
         (lambda images: images.is_there("A"), adl.InvalidError, "A"),
         (lambda images: images.get("no-such"), adl.NoImageError, "no-such"),
