@@ -266,6 +266,7 @@ class Sandbox:
         self._jobs.clear()
         self._typed.clear()
         self._sandbox.reset()
+        self._make_working_dir()
         logger.debug("reset of %s (%.1f ms)", self._name, (time.monotonic() - begin) * 1000)
 
     def delete(self) -> None:
@@ -317,6 +318,8 @@ def _options(config: SandboxConfig, name: str) -> Any:
         "env": {**(_ON_TERMINAL if config.tty else _ENVIRONMENT), **config.environment},
         "cwd": config.working_dir or "/",
         "state_directory": state,
+        # Those that are reset are reset often.
+        "spare": True,
     }
 
 
