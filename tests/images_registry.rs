@@ -2,7 +2,7 @@
 //! or a kill does meanwhile.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -338,6 +338,80 @@ fn a_registry_that_does_not_answer_is_not_waited_for_for_ever() {
     let entries = fs::read_dir(home.state().join("catalog")).unwrap();
     let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| name == "lock"), "{names:?}");
+}
+
+#[test]
+fn a_run_waits_for_its_image_as_long_as_is_said() {
+    if !needs(&[SKOPEO]) {
+        return;
+    }
+    let home = Home::new();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("{}/x", silent.local_addr().unwrap());
+    for pull in ["missing", "always"] {
+        // The command's own time does not count: it has not begun.
+        let mut adl = adl_command(&home.state());
+        adl.args(["run", "--pull-timeout", "1s", "--timeout", "1h", "--pull", pull, &name, "true"]);
+        let adl = adl.stderr(Stdio::piped()).spawn().unwrap();
+        let (_open, _) = silent.accept().unwrap();
+        let output = adl.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        for words in ["waited 1s", "--pull-timeout"] {
+            assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
+        }
+    }
+}
+
+/// Answers each connection in turn with what a registry may say, until this process ends.
+fn registry_that_says(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            // One that asks for encryption is answered likewise, and takes that for none.
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn why_an_image_cannot_be_fetched_is_one_sentence_with_what_to_do() {
+    if !needs(&[UMOCI, SKOPEO, REGISTRY, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let (registry, _, name) = Registry::with_one(&home, &[]);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let asks = registry_that_says(
+        "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+         Content-Length: 0\r\nConnection: close\r\n\r\n",
+    );
+    let address = &registry.address;
+    for (name, insecure, what, cause) in [
+        (format!("{address}/noe"), true, "has no image of this name", "(manifest unknown)"),
+        (format!("{name}:v9"), true, "look at the spelling", "(manifest unknown"),
+        (format!("{asks}/team/x"), true, "skopeo login", "(unauthorized"),
+        (format!("{closed}/x"), true, "does not answer", "connection refused)"),
+        (name.clone(), false, "--insecure", "(http: server gave HTTP response to HTTPS client)"),
+    ] {
+        let mut adl = adl_command(&home.state());
+        adl.args(["image", "pull"]).args(insecure.then_some("--insecure"));
+        let output = adl.arg(&name).output().unwrap();
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{told}");
+        let (registry, _) = name.split_once('/').unwrap();
+        for words in [what, cause, &name, &format!("can't fetch it: {registry} ")] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        for noise in ["level=", "msg=", "docker://", "parsing image", "reading manifest", "Get "] {
+            assert!(!told.contains(noise), "{noise}: {told}");
+        }
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod program;
 pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod reference;
+mod refusal;
 pub(crate) mod unpack;
 mod user;
 pub(crate) mod view;

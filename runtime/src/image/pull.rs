@@ -34,6 +34,7 @@ use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
 use crate::image::record::{self, Catalog, Fetch, Lease};
 use crate::image::reference::Reference;
+use crate::image::refusal;
 use crate::store::State;
 use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::subordinate::Subordinate;
@@ -400,7 +401,8 @@ impl Pull<'_> {
         if ended.status.success() {
             return Ok(());
         }
-        let why = last_lines(&ended.stderr);
+        let said = last_lines(&ended.stderr);
+        let why = refusal::sentence(program, self.reference.registry(), &said);
         Err(Error::Pull { image: self.reference.to_string(), program, why })
     }
 }
