@@ -266,6 +266,60 @@ fn of_an_index_the_image_for_this_machine_is_taken() {
     assert!(told.contains("linux/arm64"), "{told}");
 }
 
+/// The level of this machine's processor, by what the kernel says of it.
+fn level() -> usize {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags")).unwrap();
+    let has = |flag: &&str| flags.split_whitespace().any(|other| other == *flag);
+    let levels = [
+        &["cx16", "popcnt", "ssse3", "sse4_1", "sse4_2"][..],
+        &["avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"],
+        &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"],
+    ];
+    1 + levels.iter().take_while(|flags| flags.iter().all(|flag| has(flag))).count()
+}
+
+#[test]
+fn of_the_levels_of_a_processor_the_highest_that_this_machine_has_is_taken() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout(&home, "layout");
+    let index = layout.join("index.json");
+    let of = |variant: &str, architecture: &str| {
+        let cmd = format!("--config.cmd={architecture}{variant}");
+        base(&home, &layout, "one", &["--config.cmd=echo", &cmd]);
+        let mut entry = read_json(&index)["manifests"][0].clone();
+        entry["platform"] = json!({ "os": "linux", "architecture": architecture });
+        if !variant.is_empty() {
+            entry["platform"]["variant"] = json!(variant);
+        }
+        umoci(&["remove"], &layout, "one", &[]);
+        entry
+    };
+    let run = |entries: &[&Value]| {
+        let inner = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+        let outer = json!({ "schemaVersion": 2, "manifests": [put(&layout, &inner, INDEX)] });
+        fs::write(&index, outer.to_string()).unwrap();
+        adl_command(&home.state()).arg("run").arg(&layout).output().unwrap()
+    };
+    let [plain, arm] = [of("", "amd64"), of("v7", "arm")];
+    let levels = ["v2", "v3", "v4", "v9"].map(|variant| of(variant, "amd64"));
+    let [two, three, four, nine] = levels.each_ref();
+    let all = run(&[&arm, nine, two, &plain, four, three]);
+    let expected = ["amd64\n", "amd64v2\n", "amd64v3\n", "amd64v4\n"][level() - 1];
+    assert_eq!(String::from_utf8_lossy(&all.stdout), expected, "{}", stderr(&all));
+    // Where no level fits, the plain one.
+    let output = run(&[nine, &arm, &plain]);
+    assert_eq!(output.stdout, b"amd64\n", "{}", stderr(&output));
+    let none = run(&[nine, &arm]);
+    assert_eq!(none.status.code(), Some(125));
+    for words in ["linux/amd64/v9, linux/arm/v7", &format!("has the level v{}", level())] {
+        assert!(stderr(&none).contains(words), "{words}: {}", stderr(&none));
+    }
+}
+
 #[test]
 fn what_differs_from_its_digest_is_no_image_and_leaves_nothing() {
     if !needs(&[UMOCI, BUSYBOX]) {

@@ -10,6 +10,7 @@ pub(crate) mod digest;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod implicit;
+mod json;
 pub(crate) mod layer;
 pub(crate) mod layout;
 mod manifest;
@@ -17,6 +18,7 @@ mod mark;
 pub(crate) mod name;
 pub(crate) mod options;
 pub(crate) mod place;
+mod platform;
 mod program;
 pub(crate) mod pull;
 pub(crate) mod record;
