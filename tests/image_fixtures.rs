@@ -117,7 +117,8 @@ pub(crate) fn small(root: &Path) {
     }
     let passwd = "root:x:0:0::/root:/bin/sh\napp:x:999:998::/home/app:/bin/sh\n";
     fs::write(root.join("etc/passwd"), passwd).unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\napp:x:998:\nstaff:x:50:app\n").unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\napp:x:998:\nstaff:x:50:app\nwheel:x:10:root\n")
+        .unwrap();
 }
 
 /// An image of that, under a tag.

@@ -29,7 +29,11 @@ fn users_of_images_are_who_docker_takes_them_for() {
     for (tag, who, by_root, by_other) in [
         ("name", "app", "999 998 998 50 /home/app", "999 998 998 /home/app"),
         ("group", "app:staff", "999 50 50 /home/app", "999 50 50 /home/app"),
-        ("number", "999", "999 998 998 /home/app", "999 998 998 /home/app"),
+        ("number", "999", "999 998 998 50 /home/app", "999 998 998 /home/app"),
+        ("numbers", "999:7", "999 7 7 /home/app", "999 7 7 /home/app"),
+        ("mixed", "1000:staff", "1000 50 50 /", "1000 50 50 /"),
+        ("group-alone", ":staff", "0 50 50 /root", "0 50 50 /root"),
+        ("none", "", "0 0 0 10 /root", "0 0 0 /root"),
         ("unknown", "1000", "1000 0 0 /", "1000 0 0 /"),
         ("both", "1000:1000", "1000 1000 1000 /", "1000 1000 1000 /"),
     ] {
@@ -39,8 +43,15 @@ fn users_of_images_are_who_docker_takes_them_for() {
         if is_root {
             let sandbox = home.sandbox_of(image());
             assert_eq!(shell(&sandbox, script).trim(), by_root, "{who}");
-            let output = sandbox.command("id").arg("-u").user("0").output().unwrap();
-            assert_eq!(output.stdout, b"0\n");
+            // Who says another user has nothing of the image's.
+            let output = sandbox.command("id").arg("-G").user("0").output().unwrap();
+            assert_eq!(output.stdout, b"0\n", "{who}");
+            let output = sandbox.command("id").arg("-G").gid(7).output().unwrap();
+            assert_eq!(output.stdout, b"7\n", "{who}");
+            let output = sandbox.command("id").arg("-G").groups([8, 9]).output().unwrap();
+            assert!(output.stdout.ends_with(b" 8 9\n"), "{who}: {output:?}");
+            let fork = Sandbox::create(sandbox.snapshot().unwrap().config()).unwrap();
+            assert_eq!(shell(&fork, script).trim(), by_root, "{who}");
         }
         // The whole layout, for who may not look into the test's place.
         let _ = fs::remove_dir_all(&place);

@@ -149,7 +149,7 @@ pub(crate) fn add(
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
-            let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
+            let user = user::user(&view, config.user.as_deref().unwrap_or_default());
             let mut directories = directories_above(&places, &view, whole)?;
             let is_needed = has_above.unwrap_or(!directories.is_empty());
             if is_needed && directories.is_empty() {
@@ -158,14 +158,16 @@ pub(crate) fn add(
             let make = || make_above(state, &directories, whole, ids);
             Ok((user, is_needed.then(make).transpose()?))
         };
-        let (ids, above) = if ids.is_some() { with_ids(look) } else { look() }?;
+        let (user, above) = if ids.is_some() { with_ids(look) } else { look() }?;
         let layers = whole.layers.iter().map(|layer| LayerRecord {
             digest: layer.digest.clone(),
             size: layer.size,
             diff_id: layer.diff_id.clone(),
         });
         let digests = [&whole.digest, &whole.config_digest].map(Clone::clone);
-        let says = ImageSays { config, ids };
+        let ids = user.as_ref().map(|user| (user.uid, user.gid));
+        let groups = user.map(|user| user.groups).unwrap_or_default();
+        let says = ImageSays { config, ids, groups };
         catalog.put_blob(&whole.digest, &whole.manifest)?;
         catalog.put_blob(&whole.config_digest, &whole.config)?;
         // What can't be read is no one's.
