@@ -309,7 +309,7 @@ impl Unpacker<'_> {
         }
         let top = self.top.as_fd();
         if self.squashes && !self.owns_top {
-            mark::mark_squashed(top).map_err(|errno| self.failed("setxattr", c"", errno))?;
+            mark::mark_squashed(top).map_err(self.not_set(top, c""))?;
         }
         if self.names_top && !self.has_implicit {
             return Ok(());
@@ -317,7 +317,7 @@ impl Unpacker<'_> {
         if !self.names_top {
             self.mark(top, c"")?;
         }
-        mark::mark_layer(top).map_err(|errno| self.failed("setxattr", c"", errno))
+        mark::mark_layer(top).map_err(self.not_set(top, c""))
     }
 
     fn here(&self) -> BorrowedFd<'_> {
@@ -330,6 +330,14 @@ impl Unpacker<'_> {
 
     fn failed(&self, operation: &'static str, name: &CStr, errno: Errno) -> Error {
         Error::at(operation, &self.path(name))(errno)
+    }
+
+    fn not_set<'b>(
+        &'b self,
+        file: BorrowedFd<'b>,
+        name: &'b CStr,
+    ) -> impl FnOnce(Errno) -> Error + 'b {
+        move |errno| attributes::not_set(file, &self.path(name))(errno)
     }
 
     fn no_owner(&self, name: &CStr, attributes: &Attributes, errno: Errno) -> Error {
@@ -372,7 +380,7 @@ impl Unpacker<'_> {
         if self.form == Form::Root {
             return Ok(());
         }
-        mark::mark(directory).map_err(|errno| self.failed("setxattr", name, errno))
+        mark::mark(directory).map_err(self.not_set(directory, name))
     }
 
     fn stat(&self, name: &CStr) -> nix::Result<FileStat> {
@@ -677,7 +685,7 @@ impl Unpacker<'_> {
     }
 
     fn set_opaque(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        attributes::set_opaque(directory).map_err(|errno| self.failed("setxattr", name, errno))
+        attributes::set_opaque(directory).map_err(self.not_set(directory, name))
     }
 
     /// Who a file is to belong to, if it is not the calling user's anyway.
@@ -724,7 +732,7 @@ impl Unpacker<'_> {
                 self.inherits = true;
             }
             let is_set = attributes::set(file, key, value, self.squashes)
-                .map_err(|errno| self.failed("setxattr", name, errno))?;
+                .map_err(self.not_set(file, name))?;
             self.unpacked.attributes_left_out += u64::from(!is_set);
         }
         // Last: the others change no time of content, but what wrote it did.
