@@ -12,11 +12,14 @@ use std::time::Duration;
 use adl_runtime::{Config, Defaults, Error, Image, Images, Network, Sandbox, SnapshotOptions};
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Need, adl_command, needs, shell, stderr, succeeds, within};
+use crate::harness::{
+    Home, Need, OrdinaryUser, adl_command, needs, shell, stderr, succeeds, within,
+};
 use crate::image_fixtures::{
     BUSYBOX, MANIFEST, REGISTRY, Registry, SKOPEO, UMOCI, base, blob, children, chunked, digest,
     is_skopeo, layers, layout, layout_of_one, pull, put, read_json, run_adl, umoci,
 };
+use crate::images;
 
 #[test]
 fn an_image_is_fetched_once_and_runs_then_without_a_network() {
@@ -109,6 +112,47 @@ fn an_image_is_fetched_once_and_runs_then_without_a_network() {
     let image = Image::reference(&*name);
     let said = Sandbox::create(Config { image, defaults, ..home.config() }).unwrap();
     assert_eq!(shell(&said, "echo $GREETING; pwd"), "mine\n/\n");
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_debian_of_a_registry_is_whole_by_its_own_word() {
+    if !needs(&[Need::Root, Need::Debian, UMOCI, SKOPEO, REGISTRY]) {
+        return;
+    }
+    let home = Home::of_a_test_that_takes(Duration::from_secs(1800));
+    let layout = layout(&home, "layout");
+    let debian = images::debian().unwrap();
+    umoci(&["new"], &layout, "debian", &[]);
+    umoci(&["insert"], &layout, "debian", &[debian.to_str().unwrap(), "/"]);
+    let config = ["--config.cmd=dpkg", "--config.cmd=--verify", "--config.env=STAGE=test"];
+    umoci(&["config"], &layout, "debian", &config);
+    let registry = Registry::start(&home);
+    let name = registry.push(&layout, "debian", "debian:bookworm");
+    // As root, as a user with ids of its own, and as one with one id.
+    let root = || adl_command(&home.state());
+    let with_ids = OrdinaryUser::with_subordinate_ids();
+    let alone = OrdinaryUser::new();
+    let users: [(&dyn Fn() -> Command, &[&str]); 3] = [
+        (&root, &[]),
+        (&|| with_ids.command(with_ids.adl()), &["--ids", "65536"]),
+        (&|| alone.command(alone.adl()), &[]),
+    ];
+    for (adl, ids) in users {
+        let told = adl().args(["image", "pull", "--insecure"]).args(ids).arg(&name).output();
+        let told = told.unwrap();
+        assert!(told.status.success(), "{ids:?}: {}", stderr(&told));
+        let run = |command: &[&str]| {
+            let output = adl().arg("run").args(ids).arg(&name).args(command).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output)
+        };
+        assert_eq!(run(&[]), "", "{ids:?}");
+        // It sees what is not as it was packed.
+        let spoilt = run(&["sh", "-c", "echo $STAGE; echo >> /usr/bin/base64; dpkg --verify"]);
+        assert_eq!(spoilt, "test\n??5??????   /usr/bin/base64\n", "{ids:?}");
+        let packages = run(&["sh", "-c", "dpkg-query -W | wc -l"]);
+        assert!(packages.trim().parse::<u32>().unwrap() > 50, "{packages}");
+    }
 }
 
 #[test]
@@ -352,9 +396,8 @@ fn a_run_waits_for_its_image_as_long_as_is_said() {
         // The command's own time does not count: it has not begun.
         let mut adl = adl_command(&home.state());
         adl.args(["run", "--pull-timeout", "1s", "--timeout", "1h", "--pull", pull, &name, "true"]);
-        let adl = adl.stderr(Stdio::piped()).spawn().unwrap();
-        let (_open, _) = silent.accept().unwrap();
-        let output = adl.wait_with_output().unwrap();
+        // The kernel takes the connection, and no one answers.
+        let output = adl.output().unwrap();
         assert_eq!(output.status.code(), Some(125));
         for words in ["waited 1s", "--pull-timeout"] {
             assert!(stderr(&output).contains(words), "{words}: {}", stderr(&output));
