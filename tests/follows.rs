@@ -221,7 +221,7 @@ const ALLOWED: &[Allowed] = &[
     ("image/implicit.rs", &[("fcntl::open", 1), ("fcntl::openat", 2)], STATE),
     ("image/pull.rs", &[("fcntl::openat", 2)], STATE),
     (
-        "image/record.rs",
+        "image/catalog.rs",
         &[
             (".is_dir", 1),
             (".is_file", 1),

@@ -5,6 +5,7 @@
 mod ahead;
 mod bounds;
 pub(crate) mod cache;
+pub(crate) mod catalog;
 mod compression;
 pub(crate) mod digest;
 #[cfg(any(test, fuzzing))]
@@ -21,7 +22,6 @@ pub(crate) mod place;
 mod platform;
 mod program;
 pub(crate) mod pull;
-pub(crate) mod record;
 pub(crate) mod reference;
 mod refusal;
 pub(crate) mod unpack;
@@ -32,6 +32,6 @@ pub(crate) mod view;
 mod tests;
 
 pub(crate) use self::cache::{Cached, of_layers};
+pub(crate) use self::catalog::Lease;
 pub(crate) use self::compression::plain_beginning;
 pub(crate) use self::pull::{of_local, of_reference};
-pub(crate) use self::record::Lease;

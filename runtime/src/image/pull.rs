@@ -24,6 +24,7 @@ use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::image::bounds;
 use crate::image::cache::{self, Cached, add};
+use crate::image::catalog::{self, Catalog, Fetch, Lease};
 use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::layout::{self, Whole};
@@ -32,7 +33,6 @@ use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
-use crate::image::record::{self, Catalog, Fetch, Lease};
 use crate::image::reference::Reference;
 use crate::image::refusal;
 use crate::store::State;
@@ -301,7 +301,7 @@ impl Pull<'_> {
     }
 
     /// An image that is there and has a layer unpacked.
-    fn lend(&self, known: &[record::Known], digest: &Digest) -> Option<Arc<Lease>> {
+    fn lend(&self, known: &[catalog::Known], digest: &Digest) -> Option<Arc<Lease>> {
         known.iter().filter(|known| known.record.layer(digest).is_some()).find_map(|known| {
             // It may be gone, or another, by now.
             let lease = self.catalog.image(&known.record.digest).ok().flatten()?;
