@@ -11,7 +11,7 @@
 //! Each file is written aside and renamed. What is read is looked at as if a guest had written it.
 
 use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -20,30 +20,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, fstat, futimens};
-use nix::sys::time::TimeSpec;
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use crate::config::image::{ImageConfig, ImageSays};
 use crate::error::{Error, Result};
-use crate::image::bounds;
 use crate::image::digest::Digest;
-use crate::image::layer;
+use crate::image::lock::{LOOKING, Lease, Lock, Sharing, lock_within};
 use crate::image::name::Name;
+use crate::image::record::{FORM, Record, invalid};
 use crate::store::State;
 use crate::store::contents::{entries, remove_entry};
 use crate::store::own_file::{make_private, open_own_file};
-use crate::store::subordinate::Subordinate;
-use crate::sys;
 use crate::sys::open::DIRECTORY;
-use crate::sys::owner::Owner;
 use crate::sys::unique::unique_name;
 
 /// Where it is, in the state directory.
 const CATALOG: &str = "catalog";
-/// Of another form of record, nothing can be made.
-const FORM: u32 = 1;
 /// The longest file, in bytes: what a configuration takes that is as long as one can be, written
 /// down again.
 const LONGEST: u64 = 16 << 20;
@@ -59,132 +52,12 @@ const JSON: &str = ".json";
 
 /// How long it is waited for who removes images.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long someone may take who looks whether an image is in use.
-const LOOKING: Duration = Duration::from_secs(2);
-/// How often it is looked at a lock: the kernel tells no one who waits for a while only.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-/// How much later a use has to be, to be written down.
-const FRESH: Duration = Duration::from_secs(60);
-
-/// What there is to know of an image.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
-    form: u32,
-    /// Of its manifest.
-    pub(crate) digest: Digest,
-    pub(crate) config_digest: Digest,
-    /// The lowest first.
-    pub(crate) layers: Vec<LayerRecord>,
-    /// How many of them, the lowest, are hidden by the one above, whose top hides all.
-    hidden: usize,
-    /// A layer above them, with the working directory that they lack.
-    pub(crate) above: Option<String>,
-    pub(crate) says: ImageSays,
-}
-
-/// A layer. What is written down of one was seen: the bytes with the one digest are those of an
-/// archive with the other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LayerRecord {
-    /// As it comes.
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    /// Unpacked.
-    pub(crate) diff_id: Digest,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct NameRecord {
     form: u32,
     name: String,
     image: Digest,
-}
-
-impl Record {
-    pub(crate) fn new(
-        [digest, config_digest]: [Digest; 2],
-        (layers, hidden): (Vec<LayerRecord>, usize),
-        above: Option<String>,
-        says: ImageSays,
-    ) -> Self {
-        Self { form: FORM, digest, config_digest, layers, hidden, above, says }
-    }
-
-    fn parse(text: &[u8], digest: &Digest) -> io::Result<Self> {
-        let record: Self = serde_json::from_slice(text)?;
-        record.check(digest).map_err(invalid)?;
-        Ok(record)
-    }
-
-    /// Refuses what is not as [`Record::new`] makes it.
-    fn check(&self, digest: &Digest) -> std::result::Result<(), &'static str> {
-        if self.form != FORM {
-            return Err("of another version of adl");
-        }
-        if self.digest != *digest {
-            return Err("of another image");
-        }
-        let digests = self.layers.iter().map(|layer| &layer.diff_id);
-        if bounds::check_count(digests).is_err() || self.hidden > self.layers.len() {
-            return Err("more layers than there can be");
-        }
-        if bounds::check_sizes(self.layers.iter().map(|layer| layer.size), u64::MAX).is_err() {
-            return Err("more bytes than there can be");
-        }
-        if self.above.as_ref().is_some_and(|name| *name != above_name(digest)) {
-            return Err("a layer that is not its own");
-        }
-        Ok(())
-    }
-
-    /// Where its layers lie that have owners of some ids, the topmost first; `None` if one is
-    /// missing. Of those that come again, what is below has nothing to add.
-    pub(crate) fn places(
-        &self,
-        state: &State,
-        ids: Option<Subordinate>,
-    ) -> Result<Option<Vec<PathBuf>>> {
-        let mut places = Vec::new();
-        if let Some(above) = &self.above {
-            let place = state.images()?.join(layer::of_ids(above, ids));
-            if !place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                return Ok(None);
-            }
-            places.push(place);
-        }
-        for diff_id in self.diff_ids() {
-            match layer::find(state, diff_id, ids) {
-                Some(place) => places.push(place),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(places))
-    }
-
-    /// The layer with a digest, as it comes.
-    pub(crate) fn layer(&self, digest: &Digest) -> Option<&LayerRecord> {
-        self.layers.iter().find(|layer| layer.digest == *digest)
-    }
-
-    /// Its different layers that show, the topmost first.
-    pub(crate) fn diff_ids(&self) -> Vec<&Digest> {
-        let mut found: Vec<&Digest> = Vec::new();
-        for layer in self.layers.iter().skip(self.hidden).rev() {
-            if !found.contains(&&layer.diff_id) {
-                found.push(&layer.diff_id);
-            }
-        }
-        found
-    }
-
-    pub(crate) fn config(&self) -> &ImageConfig {
-        &self.says.config
-    }
-}
-
-/// The name of the layer above those of an image.
-pub(crate) fn above_name(image: &Digest) -> String {
-    format!("layer-above-{}", image.file_name())
 }
 
 /// An image, as it is known.
@@ -243,89 +116,6 @@ fn blob_name(digest: &Digest) -> String {
 /// A name as a part of a file's name: it has slashes, and may be long.
 fn hashed(name: &str) -> String {
     Digest::of(name.as_bytes()).file_name()
-}
-
-fn invalid(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
-}
-
-/// An image that can't be removed for as long as this is there.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    record: Record,
-    file: File,
-    owner: Owner,
-}
-
-impl Lease {
-    pub(crate) fn record(&self) -> &Record {
-        &self.record
-    }
-
-    /// Writes down that it is used, unless that was done a moment ago.
-    pub(crate) fn mark_used(&self) {
-        let is_fresh =
-            self.last_used().is_ok_and(|last| last.elapsed().is_ok_and(|elapsed| elapsed < FRESH));
-        if !is_fresh {
-            // It only decides when the image is taken for one that no one needs.
-            let _ = futimens(&self.file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
-        }
-    }
-
-    pub(crate) fn last_used(&self) -> io::Result<SystemTime> {
-        self.file.metadata()?.modified()
-    }
-
-    /// Has it locked alone; `None` if someone else has it, too.
-    pub(crate) fn try_alone(self) -> Result<Option<Self>> {
-        // What was locked with others is let go of on the way. Others may just be looking at it.
-        let locked = lock_within(&self.file, Sharing::Alone, LOOKING);
-        Ok(locked.map_err(Error::io("flock"))?.then_some(self))
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // Forks share the lock; what they drop is none of theirs.
-        if self.owner.is_this_process() {
-            sys::unlock(&self.file);
-        }
-    }
-}
-
-/// A lock that is let go of when this is dropped, whoever else has a copy of the descriptor.
-#[derive(Debug)]
-pub(crate) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        sys::unlock(&self.0);
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sharing {
-    WithOthers,
-    Alone,
-}
-
-/// Takes a lock, within a time; whether it could be had.
-fn lock_within(file: &File, sharing: Sharing, limit: Duration) -> io::Result<bool> {
-    let end = Instant::now() + limit;
-    loop {
-        let taken = match sharing {
-            Sharing::WithOthers => file.try_lock_shared(),
-            Sharing::Alone => file.try_lock(),
-        };
-        match taken {
-            Ok(()) => return Ok(true),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => {
-                std::thread::sleep(BETWEEN_LOOKS);
-            }
-            Err(TryLockError::WouldBlock) => return Ok(false),
-        }
-    }
 }
 
 /// The catalog of images in layers.
@@ -407,7 +197,7 @@ impl Catalog {
             }
             let record = read_all(&file).and_then(|text| Record::parse(&text, digest));
             let record = record.map_err(Error::at("read", &path))?;
-            return Ok(Some(Arc::new(Lease { record, file, owner: Owner::this_process() })));
+            return Ok(Some(Arc::new(Lease::new(record, file))));
         }
     }
 
