@@ -287,7 +287,7 @@ fn level() -> usize {
         &["avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"],
         &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"],
     ];
-    1 + levels.iter().take_while(|flags| flags.iter().all(|flag| has(flag))).count()
+    1 + levels.iter().take_while(|flags| flags.iter().all(&has)).count()
 }
 
 #[test]
