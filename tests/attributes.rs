@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use adl_runtime::{Config, Export, Image, Sandbox, Upper};
+use adl_runtime::{Config, Error, Export, Image, Sandbox, Upper};
 
 use crate::file_systems::Mounted;
 use crate::harness::{Home, Need, needs, shell, succeeds};
@@ -179,4 +179,50 @@ fn a_copy_that_btrfs_needs_keeps_attributes() {
         .copy_out("/srv/tree", to.join("tree"))
         .unwrap();
     assert_eq!(python(&to, SHOW), all);
+}
+
+#[test]
+fn more_attributes_than_a_file_may_have_and_a_full_disk_are_told_apart() {
+    let mkfs = Need::Program("mkfs.ext4");
+    if !needs(&[Need::Root, PYTHON, mkfs]) {
+        return;
+    }
+    let home = Home::new();
+    // Written as text: the file system of the test's place may take no such file either.
+    let much = home.path("much.tar");
+    let script = r#"
+import io, sys, tarfile
+with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as archive:
+    for number in range(int(sys.argv[2])):
+        info = tarfile.TarInfo(f'file-{number}')
+        info.pax_headers = {f'SCHILY.xattr.user.note-{n}': chr(65 + number % 26) * 2000 + str(number)
+                            for n in range(int(sys.argv[3]))}
+        archive.addfile(info)
+"#;
+    let make = |path: &Path, files: &str, each: &str| {
+        let mut python = Command::new("python3");
+        succeeds(python.args(["-c", script]).arg(path).args([files, each]));
+    };
+    make(&much, "1", "3");
+    let many = home.path("many.tar");
+    make(&many, "6000", "1");
+    let disk = Mounted::small_ext4(&home);
+    let refused = |archive: &Path| {
+        let config = Config { image: Image::archive(archive), ..disk.config() };
+        Sandbox::create(config).map(drop).unwrap_err()
+    };
+    let error = refused(&much);
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    for words in ["file-0", "the disk is not full", "xfs or btrfs", "ea_inode"] {
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    }
+    let error = refused(&many);
+    assert!(matches!(error, Error::Io { operation: "setxattr", .. }), "{error}");
+    for words in ["the disk is full: free room", "adl image prune"] {
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    }
+    // Where there is room and few of them, they are there.
+    make(&much, "1", "1");
+    let config = Config { image: Image::archive(&much), upper: Upper::default(), ..disk.config() };
+    drop(Sandbox::create(config).unwrap());
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Image, Images, Limits, PullOptions, Sandbox, Stdio, Upper};
 
 use crate::harness::{Home, Need, beside, needs, succeeds, within};
-use crate::images_oci;
+use crate::image_fixtures;
 
 /// The value that so many in a hundred do not exceed.
 pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
@@ -310,7 +310,7 @@ fn an_image_costs_a_create_little_more_than_a_directory() {
     const ROUNDS: usize = 400;
     let home = Home::of_a_test_that_takes(Duration::from_secs(1200));
     let (layout, root) = (home.path("layout"), home.path("root"));
-    images_oci::small(&root);
+    image_fixtures::small(&root);
     let images = Images::open(Some(&home.state())).unwrap();
     let umoci = |arguments: &[&str]| succeeds(process::Command::new("umoci").args(arguments));
     umoci(&["init", "--layout", layout.to_str().unwrap()]);

@@ -28,6 +28,12 @@ impl Mounted {
         Self::new(home, &PROJECTS, &format!("loop{options}"))
     }
 
+    /// An ext4 of a few MiB, whose blocks have 4096 bytes, as those of larger ones.
+    pub(crate) fn small_ext4(home: &Home) -> Self {
+        let make = ["mkfs.ext4", "-q", "-b", "4096", "-N", "8192"];
+        Self::try_new(&home.path(""), &make, "loop", 16 << 20).unwrap()
+    }
+
     fn new(home: &Home, make: &[&str], options: &str) -> Self {
         Self::try_new(&home.path(""), make, options, SIZE).unwrap()
     }

@@ -11,21 +11,12 @@ use adl_runtime::{Config, Error, Image, Sandbox};
 use serde_json::{Value, json};
 
 use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, stderr, succeeds, within};
+use crate::image_fixtures::{INDEX, MANIFEST, digest};
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 const GZIP: Need = Need::Program("gzip");
-
-/// The digest of bytes.
-fn digest(bytes: &[u8]) -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), bytes).unwrap();
-    let sum = succeeds(Command::new("sha256sum").arg(file.path()));
-    format!("sha256:{}", sum.split(' ').next().unwrap())
-}
 
 /// A part of a tar archive: its kind, name, what it links to, and content.
 type Part<'a> = (u8, &'a str, &'a str, &'a [u8]);

@@ -20,7 +20,7 @@ use nix::unistd::mkfifo;
 use crate::harness::{
     NOBODY, Need, OrdinaryUser, SUBORDINATE, copy_program, needs, shell, stderr, succeeds,
 };
-use crate::{helper, images, images_oci};
+use crate::{helper, image_fixtures, images};
 
 /// What is to be done by the ordinary user's process.
 const PART: &str = "ADL_TEST_PART";
@@ -297,7 +297,7 @@ fn layers_of_an_image_are_unpacked_with_their_owners_or_it_is_said_that_they_are
     let user = OrdinaryUser::with_subordinate_ids();
     let top = user.adl().parent().unwrap().to_owned();
     let (layout, root, part) = (top.join("layout"), top.join("root"), top.join("part"));
-    images_oci::small(&root);
+    image_fixtures::small(&root);
     let script = "mkdir -p others part; echo below > others/file; echo x > others/gone
         chown -R 1000:50 others; chmod 2750 others; chmod 4755 others/file";
     succeeds(Command::new("sh").args(["-ec", script]).current_dir(&root));

@@ -10,14 +10,16 @@ use crate::config::host_path::HostPath;
 use crate::config::image::ImageConfig;
 use crate::error::{Error, Result};
 use crate::image::cache::add;
+use crate::image::catalog::{self, All, Catalog, Unread};
 use crate::image::digest::Digest;
 use crate::image::layer::without_ids;
 use crate::image::layout;
+use crate::image::lock::{Lease, Lock, Sharing};
 use crate::image::name::Name;
 use crate::image::options::PullOptions;
 use crate::image::place::Place;
 use crate::image::pull::{self, Known};
-use crate::image::record::{self, All, Catalog, Lease, Lock, Record, Sharing, Unread};
+use crate::image::record::Record;
 use crate::image::reference::Reference;
 use crate::snapshot;
 use crate::store::State;
@@ -190,7 +192,7 @@ impl Images {
 
     fn info(&self, names: &[(String, Digest)], lease: &Lease) -> ImageInfo {
         let (record, last_used) = (lease.record().clone(), lease.last_used().ok());
-        info(names, &record::Known { record, last_used })
+        info(names, &catalog::Known { record, last_used })
     }
 
     /// What is known of an image, by a name, a digest, or at least six digits that one begins with.
@@ -321,7 +323,7 @@ impl Images {
                 Err(error) => collected.failed(error),
             }
         }
-        let is_old = |known: &record::Known| {
+        let is_old = |known: &catalog::Known| {
             let unused = known.last_used.and_then(|last| last.elapsed().ok());
             unused.is_some_and(|unused| unused >= unused_for)
         };
@@ -378,7 +380,7 @@ impl Images {
         lock: &Lock,
         lease: Arc<Lease>,
         names: Vec<String>,
-        others: &All<record::Known>,
+        others: &All<catalog::Known>,
     ) -> Result<Vec<String>> {
         let digest = lease.record().digest.clone();
         let shown = names.first().cloned().unwrap_or_else(|| digest.to_string());
@@ -448,7 +450,7 @@ impl Images {
 }
 
 /// What is known of an image, for callers.
-fn info(names: &[(String, Digest)], known: &record::Known) -> ImageInfo {
+fn info(names: &[(String, Digest)], known: &catalog::Known) -> ImageInfo {
     let record = &known.record;
     let names = names.iter().filter(|(name, digest)| {
         *digest == record.digest && Reference::parse(name).is_ok_and(|own| own.to_string() == *name)

@@ -48,6 +48,11 @@ pub struct Defaults {
     /// the user of the image, or root of the sandbox. Where an ordinary user makes the sandbox, a
     /// number here is the one id that there is inside, and no one is root.
     pub user: Option<String>,
+    /// The supplementary groups of that user, as [`crate::Command::groups`] takes them. A command
+    /// or file call that says another user or group has none of these. By default those that the
+    /// sandbox's own files give a user by name; where the user is the image's, or root of an image
+    /// in layers, those that docker gives it.
+    pub groups: Option<Vec<u32>>,
     /// The file mode creation mask (`umask(2)`), 0o022 by default.
     pub umask: u32,
     /// Resource limits of commands (`setrlimit(2)`).
@@ -68,6 +73,7 @@ impl Default for Defaults {
             env: Vec::new(),
             current_dir: PathBuf::new(),
             user: None,
+            groups: None,
             umask: 0o022,
             rlimits: Vec::new(),
             timeout: None,

@@ -152,8 +152,12 @@ const RTMAX: u8 = 64;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageSays {
     pub(crate) config: ImageConfig,
-    /// Who its user is, and that user's group, by its own `/etc/passwd`.
+    /// Who its user is, or root where it says none, and that user's group, by its own
+    /// `/etc/passwd`.
     pub(crate) ids: Option<(u32, u32)>,
+    /// The supplementary groups, by its own `/etc/group`.
+    #[serde(default)]
+    pub(crate) groups: Vec<u32>,
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ pub enum Error {
         image: String,
         /// What was to fetch it.
         program: &'static str,
-        /// What that says.
+        /// What that says, shortened to its cause, and what to do about it where that is known.
         why: String,
     },
     /// There is no image of this name in the state directory.

@@ -88,6 +88,13 @@ impl fmt::Display for Remedy<'_> {
         match (*operation, source.raw_os_error()) {
             (_, Some(libc::EMFILE)) => f.write_str("; raise RLIMIT_NOFILE (ulimit -n)"),
             (_, Some(libc::ENFILE)) => f.write_str("; raise the sysctl fs.file-max"),
+            ("setxattr", Some(libc::ENOSPC)) => f.write_str(
+                "; the disk is full: free room on it; `adl image prune` removes unused images",
+            ),
+            ("setxattr", Some(libc::EDQUOT)) => f.write_str(
+                "; a quota of the disk is full: raise it, or free room; `adl image prune` removes \
+                 unused images",
+            ),
             ("open volume", Some(libc::ENOENT)) => {
                 f.write_str("; volumes are directories and files that are there: make it first")
             }
@@ -261,6 +268,14 @@ mod tests {
             error(Step::Mount, "/a")
                 .contains("could not mount a volume, tmpfs or device at \"/a\"")
         );
+    }
+
+    #[test]
+    fn a_full_disk_and_a_full_quota_are_told_apart() {
+        let told = |errno| Error::at("setxattr", Path::new("/a"))(os(errno)).to_string();
+        assert!(told(libc::ENOSPC).contains("(os error 28); the disk is full"));
+        assert!(told(libc::EDQUOT).contains("(os error 122); a quota of the disk is full"));
+        assert!(told(libc::EIO).ends_with("(os error 5)"));
     }
 
     #[test]

@@ -17,15 +17,17 @@ use crate::config::host_path::HostPath;
 use crate::config::image::ImageSays;
 use crate::error::{Error, Result};
 use crate::image::bounds;
+use crate::image::catalog::Catalog;
 use crate::image::digest::Digest;
 use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
+use crate::image::lock::{Lease, Sharing};
 use crate::image::mark::Like;
 use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
-use crate::image::record::{Catalog, LayerRecord, Lease, Record, Sharing, above_name};
+use crate::image::record::{LayerRecord, Record, above_name};
 use crate::image::unpack::Unpacked;
 use crate::image::user;
 use crate::image::view::{Reached, View, is_opaque};
@@ -149,7 +151,7 @@ pub(crate) fn add(
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
-            let user = config.user.as_deref().and_then(|user| user::ids(&view, user));
+            let user = user::user(&view, config.user.as_deref().unwrap_or_default());
             let mut directories = directories_above(&places, &view, whole)?;
             let is_needed = has_above.unwrap_or(!directories.is_empty());
             if is_needed && directories.is_empty() {
@@ -158,14 +160,16 @@ pub(crate) fn add(
             let make = || make_above(state, &directories, whole, ids);
             Ok((user, is_needed.then(make).transpose()?))
         };
-        let (ids, above) = if ids.is_some() { with_ids(look) } else { look() }?;
+        let (user, above) = if ids.is_some() { with_ids(look) } else { look() }?;
         let layers = whole.layers.iter().map(|layer| LayerRecord {
             digest: layer.digest.clone(),
             size: layer.size,
             diff_id: layer.diff_id.clone(),
         });
         let digests = [&whole.digest, &whole.config_digest].map(Clone::clone);
-        let says = ImageSays { config, ids };
+        let ids = user.as_ref().map(|user| (user.uid, user.gid));
+        let groups = user.map(|user| user.groups).unwrap_or_default();
+        let says = ImageSays { config, ids, groups };
         catalog.put_blob(&whole.digest, &whole.manifest)?;
         catalog.put_blob(&whole.config_digest, &whole.config)?;
         // What can't be read is no one's.

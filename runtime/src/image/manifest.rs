@@ -12,13 +12,11 @@ use crate::config::image::ImageConfig;
 use crate::error::{Error, Result};
 use crate::image::bounds;
 use crate::image::digest::Digest;
+use crate::image::json::or_default;
+use crate::image::platform::{self, Platform};
 
 /// The longest index, manifest or configuration, in bytes, as registries have it.
 pub(crate) const LONGEST: u64 = 4 << 20;
-
-/// This machine's, as images name it.
-const OS: &str = "linux";
-const ARCHITECTURE: &str = "amd64";
 
 /// What a document says of the bytes of another.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,28 +34,11 @@ pub(crate) struct Descriptor {
     platform: Option<Platform>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
-    variant: String,
-}
-
 /// Reads a digest.
 fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Digest, D::Error> {
     let text = String::deserialize(deserializer)?;
     let digest = Digest::parse(&text);
     digest.map_err(|_| serde::de::Error::custom(format!("{text:?} is no digest")))
-}
-
-/// Reads `null` as what is left out: Go writes it for what is empty.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> std::result::Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// What there is at a digest.
@@ -198,47 +179,8 @@ fn check_layer(layer: &Descriptor) -> Result<()> {
 /// # Errors
 /// [`Error::Unsupported`] that lists the platforms that there are.
 pub(crate) fn for_this_machine(index: Vec<Descriptor>, name: &str) -> Result<Vec<Descriptor>> {
-    let mut others: Vec<String> = Vec::new();
-    let mut found: Vec<(u32, Descriptor)> = Vec::new();
-    for descriptor in index.into_iter().filter(|descriptor| !descriptor.is_beside()) {
-        let Some(platform) = &descriptor.platform else {
-            found.push((u32::MAX, descriptor));
-            continue;
-        };
-        let Platform { os, architecture, variant } = platform;
-        match (os.as_str(), is_own(architecture), variant.strip_prefix('v')) {
-            (OS, true, None) => found.push((0, descriptor)),
-            // Of the levels of the processor, the first runs everywhere.
-            (OS, true, Some(level)) => {
-                found.push((level.parse().unwrap_or(u32::MAX - 1), descriptor));
-            }
-            _ => others.push(format!("{os}/{architecture}")),
-        }
-    }
-    found.sort_by_key(|(rank, _)| *rank);
-    if found.is_empty() {
-        others.sort();
-        others.dedup();
-        return Err(other_platform(name, &others));
-    }
-    Ok(found.into_iter().map(|(_, descriptor)| descriptor).collect())
-}
-
-/// Whether an architecture is this machine's, by docker's name of it or another.
-fn is_own(architecture: &str) -> bool {
-    matches!(architecture, ARCHITECTURE | "x86_64" | "x86-64")
-}
-
-fn other_platform(name: &str, others: &[String]) -> Error {
-    let mut there = others.join(", ").escape_debug().to_string();
-    if there.is_empty() {
-        "no platform".clone_into(&mut there);
-    }
-    Error::Unsupported {
-        what: format!("the image {name}"),
-        why: format!("it is for {there}, and this machine is {OS}/{ARCHITECTURE}"),
-        fix: "name one that is made for this machine".to_owned(),
-    }
+    let images = index.into_iter().filter(|descriptor| !descriptor.is_beside());
+    platform::best(images.map(|descriptor| (descriptor.platform.clone(), descriptor)), name)
 }
 
 impl Descriptor {
@@ -249,9 +191,7 @@ impl Descriptor {
 
     /// Whether it tells of another image, and leads to none.
     fn is_beside(&self) -> bool {
-        let is_unknown =
-            |platform: &Platform| platform.os == "unknown" && platform.architecture == "unknown";
-        self.platform.as_ref().is_some_and(is_unknown)
+        self.platform.as_ref().is_some_and(Platform::is_unknown)
             || self.annotations.contains_key("vnd.docker.reference.type")
     }
 }
@@ -269,10 +209,8 @@ impl Configuration {
     pub(crate) fn parse(bytes: &[u8], name: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Whole {
-            #[serde(default, deserialize_with = "or_default")]
-            os: String,
-            #[serde(default, deserialize_with = "or_default")]
-            architecture: String,
+            #[serde(flatten)]
+            platform: Platform,
             created: Option<String>,
             #[serde(default, deserialize_with = "or_default")]
             config: Run,
@@ -303,12 +241,8 @@ impl Configuration {
             #[serde(default, deserialize_with = "or_default")]
             exposed_ports: BTreeMap<String, serde_json::Value>,
         }
-        let Whole { os, architecture, created, config: run, rootfs } =
-            parse(bytes, "configuration")?;
-        let is_own = architecture.is_empty() || is_own(&architecture);
-        if !matches!(os.as_str(), "" | OS) || !is_own {
-            return Err(other_platform(name, &[format!("{os}/{architecture}")]));
-        }
+        let Whole { platform, created, config: run, rootfs } = parse(bytes, "configuration")?;
+        platform::check(&platform, name)?;
         let read = |text: &String| {
             let why = |_| invalid("a configuration", &format!("{text:?} is no digest"));
             Digest::parse(text).map_err(why)
@@ -398,45 +332,27 @@ mod tests {
         format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#)
     }
 
-    fn entry(number: u8, more: &str) -> String {
-        let hex = format!("{number:064}");
-        format!(
-            r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{hex}","size":{number}{more}}}"#
-        )
-    }
-
-    fn platform(os: &str, architecture: &str, variant: &str) -> String {
-        format!(r#","platform":{{"os":"{os}","architecture":"{architecture}"{variant}}}"#)
-    }
-
-    fn chosen(entries: &[String]) -> Result<Vec<u64>, Error> {
-        let Document::Index(index) = Document::parse(index(&entries.join(",")).as_bytes(), "")?
-        else {
+    #[test]
+    fn what_tells_of_another_image_is_none_of_an_index() {
+        let entry = |number: u8, more: &str| {
+            format!(r#"{{"digest":"sha256:{number:064}","size":{number},{more}}}"#)
+        };
+        let platform = |os: &str, architecture: &str| {
+            format!(r#""platform":{{"os":"{os}","architecture":"{architecture}","variant":null}}"#)
+        };
+        let entries = [
+            entry(1, r#""annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#),
+            entry(2, &platform("unknown", "unknown")),
+            entry(3, &platform("linux", "arm64")),
+            entry(4, r#""annotations":null"#),
+            entry(5, &platform("linux", "amd64")),
+        ];
+        let text = index(&entries.join(","));
+        let Document::Index(index) = Document::parse(text.as_bytes(), "").unwrap() else {
             panic!("no index")
         };
-        Ok(for_this_machine(index, "x")?.iter().map(|descriptor| descriptor.size).collect())
-    }
-
-    #[test]
-    fn what_is_for_this_machine_is_found_in_an_index() {
-        let attestation = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
-        let entries = [
-            entry(1, &platform("linux", "arm64", r#","variant":"v8""#)),
-            entry(2, &platform("linux", "amd64", r#","variant":"v3""#)),
-            entry(3, &platform("windows", "amd64", "")),
-            entry(4, &platform("linux", "amd64", r#","variant":"v1""#)),
-            entry(5, &platform("unknown", "unknown", "")),
-            entry(6, attestation),
-        ];
-        assert_eq!(chosen(&entries).unwrap(), [4, 2]);
-        let plain = entry(7, &platform("linux", "amd64", ""));
-        assert_eq!(chosen(&[&entries[..], &[plain]].concat()).unwrap(), [7, 4, 2]);
-        // Of one that says nothing, its configuration does.
-        assert_eq!(chosen(&[entry(8, ""), entry(9, r#","annotations":null"#)]).unwrap(), [8, 9]);
-        let none =
-            chosen(&[entries[0].clone(), entries[2].clone(), entries[4].clone()]).unwrap_err();
-        assert!(none.to_string().contains("linux/arm64, windows/amd64"), "{none}");
-        assert!(chosen(&[]).unwrap_err().to_string().contains("no platform"));
+        let found = for_this_machine(index, "x").unwrap();
+        assert_eq!(found.iter().map(|found| found.size).collect::<Vec<_>>(), [5, 4]);
     }
 
     fn manifest(layer: &str) -> String {
@@ -544,6 +460,7 @@ mod tests {
         for (text, why) in [
             (r#"{"os":"windows","rootfs":{}}"#, "it is for windows/"),
             (r#"{"architecture":"arm64","rootfs":{}}"#, "this machine is linux/amd64"),
+            (r#"{"architecture":"amd64","variant":"v9","rootfs":{}}"#, "for /amd64/v9, and"),
             (r#"{"rootfs":{"diff_ids":["sha256:../../x"]}}"#, "no digest"),
             (r#"{"config":{}}"#, "rootfs"),
         ] {

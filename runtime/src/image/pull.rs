@@ -24,16 +24,18 @@ use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::image::bounds;
 use crate::image::cache::{self, Cached, add};
+use crate::image::catalog::{self, Catalog, Fetch};
 use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::layout::{self, Whole};
+use crate::image::lock::Lease;
 use crate::image::manifest::{self, Document, LONGEST, Manifest};
 use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
 use crate::image::program::{Ended, last_lines, run};
-use crate::image::record::{self, Catalog, Fetch, Lease};
 use crate::image::reference::Reference;
+use crate::image::refusal;
 use crate::store::State;
 use crate::store::contents::{entries, remove_contents, remove_entry};
 use crate::store::subordinate::Subordinate;
@@ -300,7 +302,7 @@ impl Pull<'_> {
     }
 
     /// An image that is there and has a layer unpacked.
-    fn lend(&self, known: &[record::Known], digest: &Digest) -> Option<Arc<Lease>> {
+    fn lend(&self, known: &[catalog::Known], digest: &Digest) -> Option<Arc<Lease>> {
         known.iter().filter(|known| known.record.layer(digest).is_some()).find_map(|known| {
             // It may be gone, or another, by now.
             let lease = self.catalog.image(&known.record.digest).ok().flatten()?;
@@ -400,7 +402,8 @@ impl Pull<'_> {
         if ended.status.success() {
             return Ok(());
         }
-        let why = last_lines(&ended.stderr);
+        let said = last_lines(&ended.stderr);
+        let why = refusal::sentence(program, self.reference.registry(), &said);
         Err(Error::Pull { image: self.reference.to_string(), program, why })
     }
 }

@@ -2,47 +2,77 @@
 
 use std::path::Path;
 
+use adl_protocol::limits::MAX_GROUPS;
+
 use crate::image::view::View;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 
-/// The ids of `USER` or `USER:GROUP`, each a name or a number, by docker's rules: a number without
-/// an entry has the group 0. `None` for one that is not there: whoever is to run then, is told.
-pub(super) fn ids(view: &View, text: &str) -> Option<(u32, u32)> {
-    let read = |path: &str| view.read(Path::new(path), LONGEST).ok().flatten().unwrap_or_default();
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    let (uid, own) = user_of(&read("/etc/passwd"), user)?;
-    let gid = match group {
-        None | Some("") => own,
-        Some(group) => match group.parse() {
-            Ok(gid) => gid,
-            Err(_) => number(fields(&read("/etc/group"), group.as_bytes(), 0)?.get(2)?)?,
-        },
-    };
-    Some((uid, gid))
+/// A user of an image, by number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Supplementary ones.
+    pub(super) groups: Vec<u32>,
 }
 
-/// A user, and the user's group.
-fn user_of(passwd: &[u8], user: &str) -> Option<(u32, u32)> {
+/// Who `USER` or `USER:GROUP` is, each a name or a number, by docker's rules. Where no user is
+/// said, it is root. A number without an entry has the group 0. Who has an entry is in the groups
+/// that name it, unless a group is said. `None` for one that is not there: whoever is to run then,
+/// is told.
+pub(super) fn user(view: &View, text: &str) -> Option<User> {
+    let read = |path: &str| view.read(Path::new(path), LONGEST).ok().flatten().unwrap_or_default();
+    let (name, group) = match text.split_once(':') {
+        Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
+        None => (text, None),
+    };
+    let passwd = read("/etc/passwd");
+    let (uid, own, entry) = user_of(&passwd, if name.is_empty() { "0" } else { name })?;
+    let (gid, groups) = match group {
+        None => (own, groups_of(&read("/etc/group"), entry, own)),
+        Some(group) => match group.parse() {
+            Ok(gid) => (gid, Vec::new()),
+            Err(_) => {
+                let all = read("/etc/group");
+                (number(fields(&all, group.as_bytes(), 0)?.get(2)?)?, Vec::new())
+            }
+        },
+    };
+    Some(User { uid, gid, groups })
+}
+
+/// A user, the user's group, and the name of the entry, which is empty without one.
+fn user_of<'a>(passwd: &'a [u8], user: &str) -> Option<(u32, u32, &'a [u8])> {
     let entry = match user.parse::<u32>() {
         Ok(uid) => match fields(passwd, uid.to_string().as_bytes(), 2) {
             Some(entry) => entry,
-            None => return Some((uid, 0)),
+            None => return Some((uid, 0, b"")),
         },
         Err(_) => fields(passwd, user.as_bytes(), 0)?,
     };
-    Some((number(entry.get(2)?)?, number(entry.get(3)?)?))
+    Some((number(entry.get(2)?)?, number(entry.get(3)?)?, entry.first()?))
+}
+
+/// The groups that have a member, but for the member's own.
+fn groups_of(group: &[u8], member: &[u8], own: u32) -> Vec<u32> {
+    let has_member = |fields: &Vec<&[u8]>| {
+        let members = fields.get(3).filter(|_| !member.is_empty());
+        members.is_some_and(|all| all.split(|byte| *byte == b',').any(|one| one == member))
+    };
+    let found = lines(group).filter(has_member).filter_map(|fields| number(fields.get(2)?));
+    found.filter(|gid| *gid != own).take(MAX_GROUPS).collect()
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
 }
 
 /// The fields of the first line with a value in one of them.
 fn fields<'a>(file: &'a [u8], value: &[u8], at: usize) -> Option<Vec<&'a [u8]>> {
-    let lines = file.split(|byte| *byte == b'\n');
-    let mut lines = lines.map(|line| line.split(|byte| *byte == b':').collect::<Vec<_>>());
-    lines.find(|fields| fields.len() >= 4 && fields.get(at).is_some_and(|field| *field == value))
+    lines(file)
+        .find(|fields| fields.len() >= 4 && fields.get(at).is_some_and(|field| *field == value))
 }
 
 fn number(field: &[u8]) -> Option<u32> {
@@ -54,33 +84,51 @@ fn number(field: &[u8]) -> Option<u32> {
 mod tests {
     use std::fs;
 
-    use super::{View, ids};
+    use super::{User, View, user};
 
     #[test]
     fn users_are_found_by_docker_s_rules() {
         let top = std::env::temp_dir().join(format!("adl-image-user-{}", std::process::id()));
         fs::create_dir_all(top.join("etc")).unwrap();
-        let passwd = "root:x:0:0::/root:/bin/sh\nshort:x:9\napp:x:999:998::/:\nbad:x:-1:0::/:\n";
+        let passwd = "root:x:0:0::/root:/bin/sh\nshort:x:9\napp:x:999:998::/:\nbad:x:-1:0::/:\n\
+                      :x:77:7::/:\nsame:x:999:1::/:\n";
         fs::write(top.join("etc/passwd"), passwd).unwrap();
-        fs::write(top.join("etc/group"), "staff:x:50:\n").unwrap();
+        let group = "staff:x:50:other,app\nwheel:x:10:root\napp:x:998:app\nlong:x:51:apps\n\
+                     none:x:52:\nminus:x:-1:app\nshort:x\naudio:x:29:app,same\nempty:x:53:,\n";
+        fs::write(top.join("etc/group"), group).unwrap();
         let view = View::open(std::slice::from_ref(&top)).unwrap();
         for (text, expected) in [
-            ("app", Some((999, 998))),
-            ("999", Some((999, 998))),
-            ("app:staff", Some((999, 50))),
-            ("app:7", Some((999, 7))),
-            ("1000", Some((1000, 0))),
-            ("1000:", Some((1000, 0))),
-            ("1000:1000", Some((1000, 1000))),
-            ("1000:staff", Some((1000, 50))),
+            ("app", Some((999, 998, &[50, 29][..]))),
+            ("999", Some((999, 998, &[50, 29]))),
+            ("999:", Some((999, 998, &[50, 29]))),
+            ("app:staff", Some((999, 50, &[]))),
+            ("app:7", Some((999, 7, &[]))),
+            ("999:7", Some((999, 7, &[]))),
+            ("same", Some((999, 1, &[29]))),
+            ("1000", Some((1000, 0, &[]))),
+            ("1000:", Some((1000, 0, &[]))),
+            ("1000:1000", Some((1000, 1000, &[]))),
+            ("1000:staff", Some((1000, 50, &[]))),
+            ("77", Some((77, 7, &[]))),
+            ("", Some((0, 0, &[10]))),
+            ("root", Some((0, 0, &[10]))),
+            ("0", Some((0, 0, &[10]))),
+            (":staff", Some((0, 50, &[]))),
             ("absent", None),
             ("short", None),
             ("bad", None),
             ("app:absent", None),
-            ("", None),
         ] {
-            assert_eq!(ids(&view, text), expected, "{text:?}");
+            let expected =
+                expected.map(|(uid, gid, groups)| User { uid, gid, groups: groups.to_vec() });
+            assert_eq!(user(&view, text), expected, "{text:?}");
         }
         fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn root_of_an_image_without_files_is_root() {
+        let view = View::of(Vec::new());
+        assert_eq!(user(&view, ""), Some(User { uid: 0, gid: 0, groups: Vec::new() }));
     }
 }

@@ -44,8 +44,10 @@ pub(crate) struct RunAs {
     group: Option<Who>,
     /// In place of those that the user has.
     pub(crate) groups: Option<Vec<u32>>,
-    /// Whether the defaults of the sandbox say so, and no one else has.
+    /// Whether the defaults of the sandbox say who it is, and no one else has.
     is_default: bool,
+    /// What they say of groups: it holds for as long as that.
+    default_groups: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,16 +64,22 @@ enum Who {
 pub(crate) type ReadFile = fn(&Life, &'static str, u64, Deadline) -> Result<Vec<u8>>;
 
 impl RunAs {
-    pub(crate) const ROOT: Self =
-        Self { user: Who::First, group: None, groups: None, is_default: false };
+    pub(crate) const ROOT: Self = Self {
+        user: Who::First,
+        group: None,
+        groups: None,
+        is_default: false,
+        default_groups: None,
+    };
 
     /// Who the defaults of a sandbox say.
     pub(crate) fn of(defaults: &Defaults) -> Self {
         let mut this = Self::ROOT;
         if let Some(user) = &defaults.user {
             this.set_user(user);
-            this.is_default = true;
         }
+        this.is_default = true;
+        this.default_groups = defaults.groups.clone();
         this
     }
 
@@ -136,7 +144,8 @@ impl RunAs {
     ) -> Result<(Identity, Option<Entry>)> {
         let user = self.look_up(ids, read)?;
         let User { uid, gid, groups, entry } = user;
-        let groups = self.groups.clone().unwrap_or(groups);
+        let by_default = self.default_groups.as_ref().filter(|_| self.is_default);
+        let groups = self.groups.as_ref().or(by_default).cloned().unwrap_or(groups);
         if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
             return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
         }

@@ -75,7 +75,7 @@ impl Plan {
 
     /// With what an image says of commands below what the caller does.
     pub(crate) fn on_image(&self, says: Option<&ImageSays>) -> Result<Self> {
-        let Some(ImageSays { config: image, ids }) = says else {
+        let Some(ImageSays { config: image, ids, groups }) = says else {
             let mut this = self.clone();
             this.config.defaults.settle_directory(None);
             return Ok(this);
@@ -88,6 +88,12 @@ impl Plan {
         defaults.settle_directory(image.working_dir.as_deref());
         if defaults.user.is_none() {
             defaults.user = image.user.as_deref().map(|user| user_of(user, *ids));
+            // One by name has those that the sandbox's own files give it by then.
+            let is_name = defaults.user.as_deref().is_some_and(|user| !is_by_number(user));
+            if let (Ids::Range(length), None, false) = (self.ids, &defaults.groups, is_name) {
+                let groups = groups.iter().copied().filter(|gid| *gid < length);
+                defaults.groups = Some(groups.collect()).filter(|all: &Vec<u32>| !all.is_empty());
+            }
         }
         Self::new(config)
     }
@@ -155,12 +161,20 @@ impl Plan {
 /// Who an image's user is, whose ids are these. One by name has the groups of its name, but where
 /// there is one id. One by number has the group that docker gives it.
 fn user_of(user: &str, ids: Option<(u32, u32)>) -> String {
-    let name = user.split(':').next().unwrap_or_default();
-    let is_number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     match ids {
-        Some((uid, gid)) if is_number || !id_ranges::caller_may_map() => format!("{uid}:{gid}"),
+        Some((uid, gid)) if is_by_number(user) || !id_ranges::caller_may_map() => {
+            format!("{uid}:{gid}")
+        }
+        // Whoever is to run then is told what is not there.
+        _ if user.starts_with(':') => format!("0{user}"),
         _ => user.trim_end_matches(':').to_owned(),
     }
+}
+
+/// Whether a user is said by number, or left out, which is root.
+fn is_by_number(user: &str) -> bool {
+    let name = user.split(':').next().unwrap_or_default();
+    name.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The ids that there are inside, where so many were asked for, and the subordinate ids of an

@@ -2,9 +2,12 @@
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use adl_protocol::{MAX_ATTRIBUTES, Strings};
 use nix::errno::Errno;
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::geteuid;
 
 use super::CopyOptions;
 use crate::error::{Error, Result};
@@ -123,6 +126,34 @@ pub(crate) fn set(
         Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ERANGE) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// How much room a disk has, in bytes, that is not full: more than the attributes of a file take.
+const ROOM: u64 = 1 << 20;
+
+/// For `map_err`, of an attribute that could not be set. `ENOSPC` is the kernel's word for a full
+/// disk, and for more of them than a file may have: on ext4 what a block takes.
+pub(crate) fn not_set(file: BorrowedFd<'_>, path: &Path) -> impl FnOnce(Errno) -> Error {
+    move |errno| match errno {
+        Errno::ENOSPC | Errno::E2BIG if has_room(file) => Error::Unsupported {
+            what: format!("what {path:?} has of extended attributes"),
+            why: "it is more than its file system keeps for one file, as ext4, which has a block \
+                  of 4096 bytes for them; the disk is not full"
+                .to_owned(),
+            fix: "take a directory on xfs or btrfs, or on an ext4 with `tune2fs -O ea_inode`"
+                .to_owned(),
+        },
+        errno => Error::at("setxattr", path)(errno),
+    }
+}
+
+fn has_room(file: BorrowedFd<'_>) -> bool {
+    let Ok(found) = fstatvfs(file) else { return false };
+    // Root has what is kept for it, too.
+    let blocks = if geteuid().is_root() { found.blocks_free() } else { found.blocks_available() };
+    // Some have no number of files.
+    let has_files = found.files() == 0 || found.files_free() > 0;
+    has_files && blocks.saturating_mul(found.fragment_size()) >= ROOM
 }
 
 /// Marks a directory as one that hides what the layers below have in it.

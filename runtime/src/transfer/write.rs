@@ -542,7 +542,7 @@ impl Receiver<'_> {
         for (key, value) in extended {
             // What can't be had here is left out.
             attributes::set(file, key.to_bytes(), value, !options.owners)
-                .map_err(|errno| self.failed("setxattr", name, errno))?;
+                .map_err(|errno| attributes::not_set(file, &self.path(name))(errno))?;
         }
         // Last: the others change no time of content, but what wrote it did.
         futimens(file, &TimeSpec::UTIME_OMIT, &modified(attributes)?)

@@ -108,6 +108,11 @@ pub(crate) struct CommandOptions {
     #[arg(hide_possible_values = true)]
     pub(crate) pull: Pull,
 
+    /// The longest that fetching and unpacking an image of a registry may take; an hour by default.
+    /// --timeout is the command's own, and begins when the image is there
+    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Sandbox")]
+    pub(crate) pull_timeout: Option<Duration>,
+
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
 }

@@ -26,7 +26,7 @@ pub(crate) enum Commands {
         /// The registry may have no certificate that is known, or no encryption
         #[arg(long)]
         insecure: bool,
-        /// The longest that it may take
+        /// The longest that it may take; an hour by default
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         timeout: Option<Duration>,
         #[command(flatten)]
@@ -40,7 +40,7 @@ pub(crate) enum Commands {
         /// Which one, where several are in it
         #[arg(long, value_name = "NAME")]
         which: Option<String>,
-        /// The longest that it may take
+        /// The longest that it may take; an hour by default
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         timeout: Option<Duration>,
         #[command(flatten)]
@@ -166,14 +166,21 @@ pub(crate) enum Pull {
 }
 
 /// Fetches an image that a command is to run in, if that is wanted.
-pub(crate) fn fetch(name: &str, pull: Pull, config: &Config) -> CliResult<()> {
+pub(crate) fn fetch(
+    name: &str,
+    pull: Pull,
+    timeout: Option<Duration>,
+    config: &Config,
+) -> CliResult<()> {
     let images = Images::open(config.state_directory.as_deref())?;
     let shown = Shown::new();
     let tell = |progress: &Progress| shown.tell(progress);
-    let options = PullOptions { progress: Some(&tell), ids: config.ids, ..PullOptions::default() };
+    let mut options = PullOptions { progress: Some(&tell), ..PullOptions::default() };
+    options.ids = config.ids;
+    options.timeout = timeout.unwrap_or(options.timeout);
     match pull {
-        Pull::Always => images.pull(name, &options).map(drop)?,
-        Pull::Missing => images.pull_if_missing(name, &options)?,
+        Pull::Always => images.pull(name, &options).map(drop).map_err(late)?,
+        Pull::Missing => images.pull_if_missing(name, &options).map_err(late)?,
         Pull::Never if images.is_there(name, config.ids)? => {}
         Pull::Never => {
             let why = "and --pull never fetches none: `adl image pull` does";
@@ -181,6 +188,16 @@ pub(crate) fn fetch(name: &str, pull: Pull, config: &Config) -> CliResult<()> {
         }
     }
     Ok(())
+}
+
+/// Says how an image gets more time.
+fn late(error: Error) -> Box<dyn std::error::Error> {
+    match error {
+        late @ Error::TimedOut { .. } => {
+            format!("{late}; --pull-timeout says how long it may take").into()
+        }
+        other => other.into(),
+    }
 }
 
 /// Says what else may have been meant by a first word for which there is no image.

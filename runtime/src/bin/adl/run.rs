@@ -189,9 +189,11 @@ fn run_told(
     }
     let keep = options.keep.check(&config)?;
     if let Some(name) = options.sandbox.reference() {
-        image::fetch(name, options.pull, &config).map_err(|error| match program {
-            Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
-            _ => error,
+        image::fetch(name, options.pull, options.pull_timeout, &config).map_err(|error| {
+            match program {
+                Program::OfImage { words, is_first: true } => image::no_program(name, words, error),
+                _ => error,
+            }
         })?;
         if options.pull == image::Pull::Never {
             // It may go meanwhile.
