@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use adl_runtime::{Config, EndReason, Error, Limits, Sandbox, SnapshotOptions, Stdio};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::census;
+use crate::census::{self, cgroups};
 use crate::harness::{self, Home, Need, adl_command, at_most, needs, within};
 use crate::helper::Helper;
 use crate::limits::{HOG, MIB, all_limits, memory, sandbox};
@@ -18,24 +18,6 @@ use crate::limits::{HOG, MIB, all_limits, memory, sandbox};
 /// Whether version 2 has all controllers.
 pub(crate) fn is_pure_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
-/// All cgroups of sandboxes of this process, in every hierarchy.
-fn cgroups() -> Vec<PathBuf> {
-    fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
-        // What goes meanwhile is another test's.
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with("adl-") {
-                    found.push(entry.path());
-                }
-                collect(&entry.path(), found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    collect(Path::new("/sys/fs/cgroup"), &mut found);
-    found
 }
 
 /// The name of the cgroup that a process or one of its descendants is in, as the host sees it.

@@ -1,4 +1,5 @@
-//! Every feature works in each of a thousand lives, beside an attacker, and leaves nothing.
+//! Thousands of lives and resets leave nothing, and the last are as quick as the first. Every
+//! feature works in each of a thousand lives, beside an attacker.
 //!
 //! What is looked at: what is left, what was touched, and how late each call came back.
 //!
@@ -13,12 +14,143 @@ use adl_runtime::{
     Access, Config, EndReason, Image, Limits, Mount, Sandbox, SnapshotOptions, Stdio, Upper,
 };
 
-use crate::harness::{Home, Need, at_most, needs, shell, within};
-use crate::helper::{Helper, say};
+use crate::census::Census;
+use crate::figures::percentile;
+use crate::harness::{Home, Need, alone, at_most, needs, shell, within};
+use crate::helper::{self, Helper, say};
+use crate::injected::{PLAN, Subject};
 use crate::{census, images};
 
 /// How much later than its deadline a call may come back.
 const LATE: Duration = Duration::from_millis(50);
+
+/// How many lives and resets are timed at each end.
+const TIMED: usize = 1000;
+
+#[test]
+fn two_thousand_lives_and_five_hundred_resets_leave_nothing() {
+    if needs(&[Need::Root, Need::Cgroups]) {
+        live_and_reset(2000, 500, Duration::from_secs(600));
+    }
+}
+
+#[test]
+#[ignore = "takes an hour"]
+fn a_hundred_thousand_lives_and_twenty_thousand_resets_are_as_quick_at_the_end() {
+    if needs(&[Need::Root, Need::Cgroups]) {
+        let _alone = alone();
+        live_and_reset(100_000, 20_000, Duration::from_secs(8 * 3600));
+    }
+}
+
+fn live_and_reset(lives: usize, resets: usize, limit: Duration) {
+    let home = Home::of_a_test_that_takes(limit);
+    let mut command = helper::command("live-shortly", &home.state());
+    command.env(PLAN, format!("{lives} {resets}"));
+    let mut helper = Helper::start_as(command);
+    while let Some(line) = helper.next() {
+        println!("{line}");
+    }
+    helper.finish();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+/// The helper of the tests above.
+pub(crate) fn live_shortly(state: &Path) {
+    let plan = std::env::var(PLAN).unwrap();
+    let (lives, resets) = plan.split_once(' ').unwrap();
+    let mut subject = Subject::of(state);
+    subject.sandbox = None;
+    let plain = |subject: &Subject| {
+        let state_directory = Some(subject.state.clone());
+        Config { state_directory, ..Config::default() }
+    };
+    let life = |subject: &mut Subject| {
+        let sandbox = Sandbox::create(plain(subject)).unwrap();
+        assert!(sandbox.command("true").output().unwrap().status.success());
+        sandbox.delete().unwrap();
+    };
+    measure(&mut subject, "lives", lives.parse().unwrap(), life);
+    let reset = |subject: &mut Subject| {
+        let sandbox = subject.sandbox.as_ref().unwrap();
+        let _job = sandbox.shell("echo > /tmp/file; sleep 1000").spawn().unwrap();
+        sandbox.reset().unwrap();
+    };
+    let resets: usize = resets.parse().unwrap();
+    for (config, what, times) in [
+        (plain(&subject), "resets", resets),
+        (subject.config(), "resets of one with limits and volumes", resets / 10),
+    ] {
+        subject.sandbox = Some(Sandbox::create(config).unwrap());
+        measure(&mut subject, what, times, reset);
+        let sandbox = subject.sandbox.take().unwrap();
+        assert_eq!(shell(&sandbox, "ls /tmp"), "");
+        sandbox.delete().unwrap();
+    }
+    adl_runtime::finish_removals();
+}
+
+/// Does something so often, and makes sure that it leaves nothing: in a process of its own.
+fn measure(subject: &mut Subject, what: &str, times: usize, work: impl Fn(&mut Subject)) {
+    let own = std::process::id().cast_signed();
+    let settle = |subject: &Subject| {
+        adl_runtime::finish_removals();
+        let mut census = Census::take(&subject.state, &subject.cgroups);
+        // The sandbox that there is, is another after each reset, with other descriptors.
+        let is_of_sandbox = |what: &str| Path::new(what).starts_with(&subject.state);
+        census.descriptors.iter_mut().for_each(|(number, what)| {
+            *number = 0;
+            if is_of_sandbox(what) {
+                "the sandbox".clone_into(what);
+            }
+        });
+        census.descriptors.sort();
+        census.processes.retain(|process| process.pid == own);
+        let inits = census::tree(own).len() - 1;
+        census.namespaces = census::namespaces(own);
+        // And so are its cgroups, its files and the locks on them.
+        let counts = (inits, census.cgroups.len(), census.files.len(), census.locks.len());
+        census.cgroups.clear();
+        census.files.clear();
+        census.locks.clear();
+        (census, counts)
+    };
+    // What is made once, and what memory is used for the first time. What is written down here has
+    // its memory by then, too.
+    let mut first = vec![Duration::MAX; TIMED];
+    let mut last = vec![Duration::MAX; TIMED];
+    (0..100).for_each(|_| work(subject));
+    let before = settle(subject);
+    let memory = census::resident(own);
+    for number in 0..times {
+        let begin = Instant::now();
+        work(subject);
+        let took = begin.elapsed();
+        if let Some(place) = first.get_mut(number) {
+            *place = took;
+        }
+        last[number % TIMED] = took;
+    }
+    let mut after = settle(subject);
+    let same = within(Duration::from_secs(5), || {
+        if after != before {
+            after = settle(subject);
+        }
+        after == before
+    });
+    assert!(same, "{what}: {:?}, {:?}", after.0.difference(&before.0), (after.1, before.1));
+    let grown = census::resident(own).saturating_sub(memory);
+    let [first, last] = [first, last].map(|mut times| {
+        times.retain(|time| *time != Duration::MAX);
+        percentile(&mut times, 50)
+    });
+    say(format_args!("{times} {what}: {first:?} at first, {last:?} at last, {grown} KiB more"));
+    assert!(grown < 1024, "{what}: {grown} KiB more");
+    if times >= 10 * TIMED {
+        let (first, last) = (first.as_secs_f64(), last.as_secs_f64());
+        assert!(last <= first * 1.1, "{what}: {first} s at first, {last} s at last");
+    }
+}
 
 /// How many lives there are: as many as the environment says, on machines where that takes too
 /// long.

@@ -38,7 +38,11 @@ impl Helper {
     }
 
     fn start_by(by: &[&str], role: &str, state: &Path) -> Self {
-        let mut command = command_by(by, role, state);
+        Self::start_as(command_by(by, role, state))
+    }
+
+    /// Starts what [`command_by`] has made.
+    pub(crate) fn start_as(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
@@ -57,6 +61,16 @@ impl Helper {
 
     pub(crate) fn id(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Has it go on to what it does next.
+    pub(crate) fn ask(&mut self) {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+    }
+
+    /// Waits until it has ended, however.
+    pub(crate) fn wait(mut self) {
+        self.child.wait().unwrap();
     }
 
     /// Ends it as nothing can prevent.
@@ -109,6 +123,7 @@ fn entry() {
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
         "without-cgroups" => crate::limits::without_cgroups(&state),
         "without-version-2" => crate::cgroups::without_version_2(&state),
+        "live-shortly" => crate::cycles::live_shortly(&state),
         "live-often" => crate::cycles::live_often(&state),
         "reset-without-descriptors" => crate::ends::reset_without_descriptors(&state),
         "cycle" => crate::lifetime::cycle(&state),
@@ -128,7 +143,6 @@ fn entry() {
         }
         "exit-at-once" => crate::ends::exit_after_a_delete(&state, std::time::Duration::ZERO),
         "in-flight" => crate::shares::in_flight(&state),
-        "count-resets" => crate::reset::count_resets(&state),
         "snapshot-for-ever" => crate::snapshots::snapshot_for_ever(&state),
         "hold-one" => crate::shares::hold_one(&state),
         "lend-to-forks" => crate::forks::lend_to_forks(&state),
@@ -153,6 +167,9 @@ fn entry() {
         "pool-with-few-descriptors" => crate::pool::pool_with_few_descriptors(&state),
         "reset-faster-than-spares" => crate::spare::reset_faster_than_spares(&state),
         "reset-by-spares" => crate::spare::reset_by_spares(&state),
+        "fails-inside-a-call" => crate::injected::fails(&state),
+        "are-neighbours" => crate::kills::neighbours(&state),
+        "works-until-killed" => crate::kills::works(&state),
         "run-a-program" => crate::programs::run_as_user(&state),
         "with-subordinate-ids" => crate::subordinate_ids::part(&state),
         _ => panic!("unknown role {role}"),

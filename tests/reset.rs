@@ -412,37 +412,6 @@ fn a_reset_takes_as_long_whatever_there_was() {
 }
 
 #[test]
-fn many_resets_leave_no_descriptor_and_no_file() {
-    if !needs(&[]) {
-        return;
-    }
-    let home = Home::new();
-    Helper::start("count-resets", &home.state()).finish();
-    assert_eq!(home.left(), [""; 0]);
-}
-
-/// The helper of the test above.
-pub(crate) fn count_resets(state: &Path) {
-    let config = Config { state_directory: Some(state.to_owned()), ..Config::default() };
-    let sandbox = Sandbox::create(config).unwrap();
-    let own = i32::try_from(std::process::id()).unwrap();
-    let resets = |count: u32| {
-        for _ in 0..count {
-            let _job = sandbox.shell("echo > /tmp/file; sleep 1000").spawn().unwrap();
-            sandbox.reset().unwrap();
-        }
-        adl_runtime::finish_removals();
-        assert_eq!(adl_runtime::pending_removals(), 0);
-        assert_eq!(census::tree(own).len(), 2);
-        assert_eq!(std::fs::read_dir(state.join("sandboxes")).unwrap().count(), 1);
-        (census::descriptors(own).len(), census::mounts())
-    };
-    let before = resets(20);
-    assert_eq!(resets(500), before);
-    sandbox.delete().unwrap();
-}
-
-#[test]
 fn what_a_dead_caller_was_resetting_is_collected() {
     if !needs(&[]) {
         return;

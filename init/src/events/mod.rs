@@ -255,7 +255,13 @@ impl Loop {
         }
         let (leftovers, timeout_us, cpu_limit) =
             (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);
-        let (pid, tree) = match self.start(request, &resources) {
+        let number = self.next;
+        self.next += 1;
+        // Before there is a process: one whose channel can't be watched, as when the guest has used
+        // up what its user may watch, would not be told what the host asks.
+        let watched = self.watch(&resources.channel, number).stage(Stage::Fork);
+        let child = watched.and_then(|()| self.start(request, &resources));
+        let (pid, tree) = match child {
             Ok(child) => child,
             Err(Failure(stage, errno)) => {
                 let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
@@ -267,10 +273,6 @@ impl Loop {
         if is_held {
             let _ = send_frame(&resources.channel, &JobEvent::Started { pid });
         }
-        let number = self.next;
-        self.next += 1;
-        // If it can't be watched (the kernel is out of memory), it still runs and is reaped.
-        let _ = self.watch(&resources.channel, number);
         let deadline = timeout_us.map(|us| started.saturating_add(us.saturating_mul(1000)));
         if let Some(at) = deadline {
             self.timers.insert(at, number);
@@ -541,6 +543,8 @@ impl Loop {
                     released += 1;
                     continue;
                 }
+                // Nothing tells again of who has ended by now.
+                Err(Errno::INTR) => continue,
                 // ECHILD: none is left at all.
                 Ok(None) | Err(_) => break,
             };

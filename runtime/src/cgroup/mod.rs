@@ -469,21 +469,33 @@ fn needed(limits: &Limits) -> Vec<Controller> {
 
 /// Removes what was written down of a sandbox's cgroups. Nothing else can be meant by that, and
 /// what is no cgroup, or has another name than adl gives them, is left alone.
+///
+/// # Errors
+/// Also where it can't be seen whether one is a cgroup: what was written down is still needed then.
 pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
-    remove_all(paths.iter().map(PathBuf::as_path).filter(|path| is_ours(path)))
+    let mut ours = Vec::new();
+    for path in paths {
+        if is_ours(path)? {
+            ours.push(path.as_path());
+        }
+    }
+    remove_all(ours.into_iter())
 }
 
-fn is_ours(path: &Path) -> bool {
+fn is_ours(path: &Path) -> Result<bool> {
     let name = path.file_name().and_then(|name| name.to_str());
-    let is_cgroup = || match open(path, DIRECTORY, Mode::empty()) {
-        Ok(fd) => fstatfs(fd).is_ok_and(|stat| {
-            [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&stat.filesystem_type())
-        }),
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => false,
+    if check_parent(path).is_err() || !name.is_some_and(|name| name.starts_with(PREFIX)) {
+        return Ok(false);
+    }
+    match open(path, DIRECTORY, Mode::empty()) {
+        Ok(fd) => {
+            let kind = fstatfs(fd).map_err(Error::at("statfs", path))?.filesystem_type();
+            Ok([CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&kind))
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
         // Its removal will tell.
-        Err(_) => true,
-    };
-    check_parent(path).is_ok() && name.is_some_and(|name| name.starts_with(PREFIX)) && is_cgroup()
+        Err(_) => Ok(true),
+    }
 }
 
 /// Removes each that can be, and tells what went wrong first.

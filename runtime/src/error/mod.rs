@@ -331,9 +331,9 @@ impl Error {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         let is_short = |error: &io::Error| {
-            use libc::{EAGAIN, EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC};
+            use libc::{EAGAIN, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, ENOSPC};
             let errno = error.raw_os_error();
-            matches!(errno, Some(EAGAIN | EDQUOT | EMFILE | ENFILE | ENOMEM | ENOSPC))
+            matches!(errno, Some(EAGAIN | EDQUOT | EINTR | EMFILE | ENFILE | ENOMEM | ENOSPC))
         };
         match self {
             Self::Invalid { .. }
@@ -484,6 +484,7 @@ mod tests {
     fn what_can_be_done_about_an_error_is_told() {
         let io = |errno| Error::io("open")(io::Error::from_raw_os_error(errno));
         assert_eq!(io(libc::EMFILE).kind(), ErrorKind::Temporary);
+        assert_eq!(io(libc::EINTR).kind(), ErrorKind::Temporary);
         assert_eq!(io(libc::EPERM).kind(), ErrorKind::Host);
         assert_eq!(Error::invalid("name", "empty").kind(), ErrorKind::Invalid);
         assert_eq!(Error::SandboxDied.kind(), ErrorKind::Died);

@@ -35,7 +35,10 @@ impl Terminal {
     /// [`Error::Protocol`](crate::Error::Protocol).
     pub(crate) fn take(messages: &Messages) -> Result<Self> {
         messages
-            .take_descriptor(socket::is_terminal_master, "a descriptor that is not a terminal")
+            .take_descriptor(
+                |fd| Ok(socket::is_terminal_master(fd)),
+                "a descriptor that is not a terminal",
+            )
             .map(|fd| Self { fd, is_read: Arc::default() })
     }
 

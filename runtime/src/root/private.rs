@@ -135,7 +135,7 @@ pub(super) fn find_links(root: &Path, trees: &[&str]) -> Result<Vec<PathBuf>> {
 /// Changes when [`links`] may be others.
 pub(super) fn links_sign(trees: &[&str]) -> Result<u64> {
     if !id_ranges::caller_may_map() {
-        return Ok(sign(trees));
+        return sign(trees);
     }
     let mut hasher = DefaultHasher::new();
     found(trees)?.links.hash(&mut hasher);
@@ -158,7 +158,7 @@ fn found(trees: &[&str]) -> Result<Arc<Found>> {
 
 /// What there is, as of the last time that something was installed.
 fn look(trees: &[&str]) -> Result<Found> {
-    let sign = sign(trees);
+    let sign = sign(trees)?;
     let path = ids::directory()?.join(LIST);
     if let Some(list) = read(&path).filter(|list| list.sign == sign) {
         return Ok(list.found);
@@ -169,23 +169,23 @@ fn look(trees: &[&str]) -> Result<Found> {
     Ok(list.found)
 }
 
-fn sign(trees: &[&str]) -> u64 {
+fn sign(trees: &[&str]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     (env!("CARGO_PKG_VERSION"), trees).hash(&mut hasher);
-    let look = |path: &Path| Stamp::of(AT_FDCWD, path);
-    look(Path::new("/usr")).hash(&mut hasher);
+    let look = |path: &Path| Stamp::of(AT_FDCWD, path).map_err(Error::at("stat", path));
+    look(Path::new("/usr"))?.hash(&mut hasher);
     for path in PACKAGES {
-        look(Path::new(path)).hash(&mut hasher);
+        look(Path::new(path))?.hash(&mut hasher);
     }
     // What is mounted there is not inside, and may be of a machine that does not answer.
-    if let Some(own) = look(Path::new(OWN)).filter(Stamp::is_own_directory) {
+    if let Some(own) = look(Path::new(OWN))?.filter(Stamp::is_own_directory) {
         own.hash(&mut hasher);
         for name in IN_OWN {
-            let stamp = look(&Path::new(OWN).join(name));
+            let stamp = look(&Path::new(OWN).join(name))?;
             stamp.filter(Stamp::is_own_directory).hash(&mut hasher);
         }
     }
-    hasher.finish()
+    Ok(hasher.finish())
 }
 
 fn read(path: &Path) -> Option<List> {

@@ -234,7 +234,7 @@ pub(crate) fn dev(base: u32, size: u64) -> Result<OwnedFd> {
                   ordinary user"
                     .to_owned(),
         },
-        _ => Error::io("make a tmpfs with device nodes for")(source),
+        _ => Error::io("make a tmpfs with device nodes")(source),
     })
 }
 

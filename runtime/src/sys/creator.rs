@@ -28,6 +28,9 @@ const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
 /// For setfsuid(2): no change, and so the question.
 const NO_ID: usize = u32::MAX as usize;
 
+/// How often it is tried to become again who it was.
+const RESTORES: usize = 100;
+
 /// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
 static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
 
@@ -46,7 +49,8 @@ pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
     // 0 is left in the third, and with it the capabilities that the thread may have.
     let changed = set_ids([id, id, 0]).and_then(|()| set_capabilities(&before.capabilities));
     let made = changed.map(|()| make());
-    if before.restore().is_err() {
+    // The kernel may be short of memory for the new ids, for a moment.
+    if (0..RESTORES).all(|_| before.restore().is_err()) {
         // It would go on with the rights of another.
         std::process::abort();
     }

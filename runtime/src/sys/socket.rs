@@ -5,9 +5,9 @@
 //! such a descriptor, if the kernel has to drop that, and closing the socket on which it waits.
 
 use std::ffi::c_int;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
@@ -195,14 +195,13 @@ pub(crate) fn peek(
 ///
 /// Its name tells, which no one but the kernel gives without a slash in front (`proc_pid_fd(5)`,
 /// namespaces(7)): to ask a file what it is, its file system would be asked, and may not answer.
-pub(crate) fn is_other_mount_namespace(fd: BorrowedFd<'_>) -> bool {
-    let name = |path: &Path| std::fs::read_link(path).map(PathBuf::into_os_string);
-    let number = fd.as_raw_fd();
-    match (name(Path::new(&format!("/proc/self/fd/{number}"))), name("/proc/self/ns/mnt".as_ref()))
-    {
-        (Ok(its), Ok(own)) => its.as_encoded_bytes().starts_with(b"mnt:[") && its != own,
-        _ => false,
-    }
+///
+/// # Errors
+/// If its name can't be read.
+pub(crate) fn is_other_mount_namespace(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let its = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let own = std::fs::read_link("/proc/self/ns/mnt")?;
+    Ok(its.as_os_str().as_encoded_bytes().starts_with(b"mnt:[") && its != own)
 }
 
 /// Whether it is the master side of a terminal, and not some other file that a guest would like

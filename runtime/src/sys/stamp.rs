@@ -27,21 +27,27 @@ impl Stamp {
     /// Of what is at a path, itself where that is a link; `None` if nothing can be seen. A file
     /// system that is mounted there is asked for what it remembers, and no other machine or program
     /// for what is so now.
-    pub(crate) fn of(directory: impl AsFd, name: &Path) -> Option<Self> {
-        let name = CString::new(name.as_os_str().as_bytes()).ok()?;
-        look(directory, &name).ok()
+    ///
+    /// # Errors
+    /// If it could not be looked at: what is there may be anything.
+    pub(crate) fn of(directory: impl AsFd, name: &Path) -> io::Result<Option<Self>> {
+        let Ok(name) = CString::new(name.as_os_str().as_bytes()) else { return Ok(None) };
+        seen(look(directory, &name))
     }
 
     /// Of what is below a directory, through no link, and in no file system that is mounted there.
-    pub(crate) fn beneath(directory: impl AsFd, path: &Path) -> Option<Self> {
+    ///
+    /// # Errors
+    /// As for [`Stamp::of`].
+    pub(crate) fn beneath(directory: impl AsFd, path: &Path) -> io::Result<Option<Self>> {
         let name = path.file_name().map_or(path, Path::new);
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         match parent {
             None => Self::of(directory, name),
-            Some(parent) => {
-                let parent = entry(directory, parent, Purpose::Pass, Mounts::Refused).ok()?;
-                Self::of(parent, name)
-            }
+            Some(parent) => match seen(entry(directory, parent, Purpose::Pass, Mounts::Refused))? {
+                Some(parent) => Self::of(parent, name),
+                None => Ok(None),
+            },
         }
     }
 
@@ -53,6 +59,19 @@ impl Stamp {
     /// Whether its mode has these bits.
     pub(crate) fn may(&self, bits: u16) -> bool {
         self.mode & bits == bits
+    }
+}
+
+/// What was seen; `None` if there is nothing that the caller can see. Where the machine has too
+/// little of something to look, that tells nothing of what is there.
+pub(crate) fn seen<T>(looked: Result<T, impl Into<io::Error>>) -> io::Result<Option<T>> {
+    use libc::{EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
+    match looked.map_err(Into::into) {
+        Ok(seen) => Ok(Some(seen)),
+        Err(error) => match error.raw_os_error() {
+            Some(EAGAIN | EINTR | EIO | EMFILE | ENFILE | ENOMEM) => Err(error),
+            _ => Ok(None),
+        },
     }
 }
 

@@ -5,7 +5,7 @@
 
 pub(crate) mod control;
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -251,23 +251,24 @@ impl Messages {
     /// The descriptor that has come, if it is what it should be.
     ///
     /// # Errors
-    /// [`Error::Protocol`], for the reason given.
+    /// [`Error::Protocol`], for the reason given; [`Error::Io`] where what it is can't be known.
     pub(crate) fn take_descriptor(
         &self,
-        is_expected: impl FnOnce(BorrowedFd<'_>) -> bool,
+        is_expected: impl FnOnce(BorrowedFd<'_>) -> io::Result<bool>,
         why: &'static str,
     ) -> Result<OwnedFd> {
         self.socket.refuse_descriptors();
         let mut inbox = self.inbox();
         inbox.wants_descriptor = false;
-        match inbox.descriptor.take() {
-            Some(fd) if is_expected(fd.as_fd()) => Ok(fd),
-            Some(other) => {
-                close_elsewhere(other);
-                Err(Error::Protocol { why })
-            }
-            None => Err(Error::Protocol { why }),
-        }
+        let Some(fd) = inbox.descriptor.take() else { return Err(Error::Protocol { why }) };
+        let refusal = match is_expected(fd.as_fd()) {
+            Ok(true) => return Ok(fd),
+            Ok(false) => Error::Protocol { why },
+            // That is this machine's fault, and not init's.
+            Err(error) => Error::io("look at what init has sent")(error),
+        };
+        close_elsewhere(fd);
+        Err(refusal)
     }
 
     /// Has nothing more come: what is sent from here on, with whatever descriptors, is refused.

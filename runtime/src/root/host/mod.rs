@@ -6,7 +6,7 @@ pub(crate) mod rule;
 mod secret;
 mod seen;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, Metadata, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -80,7 +80,7 @@ const FILES: [(&str, &str); 3] = [
 
 /// Opens it: the root first, then what lies on it.
 pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
-    let names = programs();
+    let names = programs()?;
     let may_map = id_ranges::caller_may_map();
     let name = format!("host-{:016x}", fingerprint(state, &names)?);
     let skeleton = once::make_and_hold(state, &name, |aside| {
@@ -100,7 +100,8 @@ pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
         let mut stack = Stack::of_image(name, of_host);
         if let Some(above) = &above
             && let at = above.path.join(name)
-            && at.is_dir()
+            && let Some(there) = look(&at).map_err(Error::at("stat", &at))?
+            && there.is_dir()
         {
             let above = Source::held(&at, &above.used)?;
             stack.layers.insert(0, Layer::Image(above));
@@ -117,7 +118,7 @@ impl HostImage {
     /// # Errors
     /// [`Error::Io`] for what can't be read.
     pub fn of(root: &Path) -> Result<Self> {
-        let links = private::find_links(root, &programs_in(root))?;
+        let links = private::find_links(root, &programs_in(root)?)?;
         etc::take(root, &links, None).map_err(Error::at("read", root))
     }
 
@@ -128,14 +129,28 @@ impl HostImage {
 }
 
 /// The directories of programs that are no links.
-fn programs() -> Vec<&'static str> {
+fn programs() -> Result<Vec<&'static str>> {
     programs_in(Path::new("/"))
 }
 
-fn programs_in(root: &Path) -> Vec<&'static str> {
-    let is_directory =
-        |name: &&str| fs::symlink_metadata(root.join(name)).is_ok_and(|metadata| metadata.is_dir());
-    PROGRAMS.into_iter().filter(is_directory).collect()
+fn programs_in(root: &Path) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    for name in PROGRAMS {
+        let path = root.join(name);
+        if look(&path).map_err(Error::at("stat", &path))?.is_some_and(|there| there.is_dir()) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// What is at a path, if anything is: a link itself.
+fn look(path: &Path) -> io::Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Changes when what the skeleton is made from does.
@@ -146,16 +161,24 @@ fn fingerprint(state: &State, programs: &[&str]) -> Result<u64> {
     private::links_sign(programs)?.hash(&mut hasher);
     let etc = Path::new("/etc");
     let etc = nix::fcntl::open(etc, DIRECTORY, Mode::empty()).map_err(Error::at("open", etc))?;
-    CHANGING.map(|name| Stamp::beneath(&etc, Path::new(name))).hash(&mut hasher);
-    Stamp::of(&etc, Path::new(CERTIFICATES)).hash(&mut hasher);
+    let stamp = |name: &str| {
+        let stamp = Stamp::beneath(&etc, Path::new(name));
+        stamp.map_err(Error::at("stat", &Path::new("/etc").join(name)))
+    };
+    for name in CHANGING {
+        stamp(name)?.hash(&mut hasher);
+    }
+    let certificates = Path::new(CERTIFICATES);
+    let of_certificates = Stamp::of(&etc, certificates);
+    of_certificates.map_err(Error::at("stat", certificates))?.hash(&mut hasher);
     let others = || {
         let mut hasher = DefaultHasher::new();
         for name in rule::TAKEN.iter().flat_map(|(_, names)| *names).filter(|n| !n.contains('*')) {
-            Stamp::beneath(&etc, Path::new(name)).hash(&mut hasher);
+            stamp(name)?.hash(&mut hasher);
         }
-        hasher.finish()
+        Ok(hasher.finish())
     };
-    seen::others(state, hasher.finish(), others).hash(&mut hasher);
+    seen::others(state, hasher.finish(), others)?.hash(&mut hasher);
     Ok(hasher.finish())
 }
 
@@ -174,11 +197,11 @@ fn fill(root: &Path, links: &[PathBuf]) -> io::Result<()> {
     symlink("../proc/self/mounts", root.join("etc/mtab"))?;
     for name in PROGRAMS {
         let of_host = Path::new("/").join(name);
-        match fs::symlink_metadata(&of_host) {
-            Ok(metadata) if metadata.is_symlink() => {
+        match look(&of_host)? {
+            Some(metadata) if metadata.is_symlink() => {
                 symlink(fs::read_link(&of_host)?, root.join(name))?;
             }
-            Ok(metadata) if metadata.is_dir() => {
+            Some(metadata) if metadata.is_dir() => {
                 fs::create_dir(root.join(name))?;
                 fs::set_permissions(root.join(name), Permissions::from_mode(0o755))?;
             }

@@ -19,7 +19,7 @@ use crate::store::State;
 use crate::store::contents::entries;
 use crate::store::once::{self, Held, OWN};
 use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
-use crate::sys::stamp::Stamp;
+use crate::sys::stamp::{Stamp, seen};
 
 const TOP: &str = "usr/local";
 /// How far down, which is where package managers of languages put what they install:
@@ -30,7 +30,7 @@ const MOST: usize = 10_000;
 
 /// The layer; `None` if there is no `/usr/local`.
 pub(super) fn layer(state: &State) -> Result<Option<Held>> {
-    let Some(sign) = sign() else { return Ok(None) };
+    let Some(sign) = sign()? else { return Ok(None) };
     let name = format!("{OWN}{sign:016x}");
     let fill = |at: &Path| fill(at).map_err(Error::at("make directories of /usr/local in", at));
     once::make_and_hold(state, &name, fill).map(Some)
@@ -38,15 +38,20 @@ pub(super) fn layer(state: &State) -> Result<Option<Held>> {
 
 /// Changes when a directory is made in `/usr/local`, or in one at its top; `None` if there is none,
 /// or a file system of its own, which is not inside.
-fn sign() -> Option<u64> {
+fn sign() -> Result<Option<u64>> {
+    let look = |path: &Path| {
+        let stamp = Stamp::of(AT_FDCWD, path).map_err(Error::at("stat", path))?;
+        Ok::<_, Error>(stamp.filter(Stamp::is_own_directory))
+    };
     let mut hasher = DefaultHasher::new();
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     let top = Path::new("/").join(TOP);
-    Stamp::of(AT_FDCWD, &top).filter(Stamp::is_own_directory)?.hash(&mut hasher);
+    let Some(stamp) = look(&top)? else { return Ok(None) };
+    stamp.hash(&mut hasher);
     for name in ["bin", "etc", "include", "lib", "sbin", "share", "src"] {
-        Stamp::of(AT_FDCWD, &top.join(name)).filter(Stamp::is_own_directory).hash(&mut hasher);
+        look(&top.join(name))?.hash(&mut hasher);
     }
-    Some(hasher.finish())
+    Ok(Some(hasher.finish()))
 }
 
 fn fill(at: &Path) -> io::Result<()> {
@@ -60,9 +65,9 @@ fn fill(at: &Path) -> io::Result<()> {
         let path = if depth == 0 { Path::new(".") } else { &directory };
         let opened = open::entry(&top, path, Purpose::List, Mounts::Refused);
         // One that is not public is as it is: no one inside may look into it.
-        let Ok(opened) = opened else { continue };
+        let Some(opened) = seen(opened)? else { continue };
         for name in entries(opened.as_fd())? {
-            let stamp = Stamp::of(&opened, Path::new(&name)).filter(Stamp::is_own_directory);
+            let stamp = Stamp::of(&opened, Path::new(&name))?.filter(Stamp::is_own_directory);
             let is_public = stamp.is_some_and(|stamp| stamp.may(0o005));
             if is_public && depth < DEEPEST && count + left.len() < MOST {
                 left.push((directory.join(name), depth + 1));

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
+use crate::error::Result;
 use crate::store::State;
 use crate::store::own_file::open_own_file;
 use crate::sys;
@@ -25,15 +26,18 @@ const LENGTH: usize = 4 * 17;
 
 /// What a look at the rest of `/etc` has told, at most so long ago as long as `first` is so, which
 /// tells what has changed of all that is looked at each time.
-pub(super) fn others(state: &State, first: u64, look: impl FnOnce() -> u64) -> u64 {
+///
+/// # Errors
+/// Those of `look`.
+pub(super) fn others(state: &State, first: u64, look: impl FnOnce() -> Result<u64>) -> Result<u64> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     if let Some(others) = read(state).ok().and_then(|text| fresh(&text, first, now)) {
-        return others;
+        return Ok(others);
     }
-    let others = look();
+    let others = look()?;
     // Whoever comes next looks again, if it can't be written.
     let _ = write(state, &line(now.as_secs(), first, others));
-    others
+    Ok(others)
 }
 
 fn line(at: u64, first: u64, others: u64) -> String {
