@@ -22,8 +22,7 @@ pub(crate) fn target_directory() -> PathBuf {
     // TARGET/PROFILE/deps/adl-HASH, or with the name of a platform after TARGET.
     let this = std::env::current_exe().unwrap();
     let is_target = |path: &&Path| path.join(".rustc_info.json").exists();
-    let place = this.ancestors().filter(is_target).last().or_else(|| this.ancestors().nth(3));
-    place.unwrap().to_owned()
+    this.ancestors().find(is_target).map_or_else(|| repository().join("target"), Path::to_owned)
 }
 
 /// Builds an executable named `name` as this program was built: the same profile, the same place.

@@ -43,7 +43,7 @@ pub use job::{
 };
 pub use setup::{
     Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
-    Layer, Mount, Origin, Setup, SetupFailure, Step, Upper, What,
+    Layer, Mount, Mounts, Origin, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{
@@ -56,17 +56,18 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request<'a> {
-    /// Build the sandbox; the first request, sent once.
+    /// Begin to build the sandbox; the first request, sent once.
     #[serde(borrow)]
     Setup(Setup<'a>),
-    /// Go on with the file system that comes with this as `/dev`, where the host is root: the
-    /// second request then. The host makes it while init mounts the root.
-    Dev,
+    /// Go on with the root file system: the second request, or the third after [`Self::Mapped`].
+    /// The host makes what it lies on while init does what it was told in the first.
+    #[serde(borrow)]
+    Mounts(Mounts<'a>),
     /// Start a job.
     #[serde(borrow)]
     Spawn(Spawn<'a>),

@@ -1,4 +1,4 @@
-//! The request that turns a bare process in fresh namespaces into a sandbox.
+//! The requests that turn a bare process in fresh namespaces into a sandbox.
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -8,18 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::Strings;
 
-/// All that init needs to build the sandbox around itself.
+/// What init needs to begin: all that can be told before there is a directory of the sandbox.
 ///
 /// Descriptors that come with it, in order: a pidfd of the host's process, whose end is that of the
-/// sandbox even where a fork of it holds the control socket; the state directory if [`Upper::Disk`]
-/// names [`Layer::Descriptor`], then each layer that is one, mount by mount.
+/// sandbox even where a fork of it holds the control socket; with [`IdMaps::Written`] the file
+/// system of `/dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup<'a> {
     /// [`crate::VERSION`] as the host was built with.
     pub version: u32,
-    /// What `uname -n` prints inside.
-    #[serde(borrow)]
-    pub hostname: &'a [u8],
     /// Which ids exist in the user namespace.
     pub identities: Identities,
     /// Who maps them.
@@ -29,18 +26,6 @@ pub struct Setup<'a> {
     pub origin: Origin,
     /// Whether the network namespace is new, so that its loopback device must be brought up.
     pub own_network: bool,
-    /// Where writes go.
-    #[serde(borrow)]
-    pub upper: Upper<'a>,
-    /// What the root file system is put together from, in this order. The first is the root itself;
-    /// the others come when `/proc` and `/dev` are there.
-    #[serde(borrow)]
-    pub mounts: Vec<Mount<'a>>,
-    /// The files of the sandbox's own in `/etc`: in turn a name and what is in it.
-    #[serde(borrow)]
-    pub etc: Strings<'a>,
-    /// Mode, owner and group of `/etc`, which are those of the image's.
-    pub etc_attributes: [u32; 3],
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
@@ -67,6 +52,29 @@ pub struct Setup<'a> {
     pub core_key: u64,
 }
 
+/// What init needs to go on: the root file system.
+///
+/// Descriptors that come with it, in order: the state directory if [`Upper::Disk`] names
+/// [`Layer::Descriptor`], then each layer that is one, mount by mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounts<'a> {
+    /// What `uname -n` prints inside.
+    #[serde(borrow)]
+    pub hostname: &'a [u8],
+    /// Where writes go.
+    #[serde(borrow)]
+    pub upper: Upper<'a>,
+    /// What the root file system is put together from, in this order. The first is the root itself;
+    /// the others come when `/proc` and `/dev` are there.
+    #[serde(borrow)]
+    pub mounts: Vec<Mount<'a>>,
+    /// The files of the sandbox's own in `/etc`: in turn a name and what is in it.
+    #[serde(borrow)]
+    pub etc: Strings<'a>,
+    /// Mode, owner and group of `/etc`, which are those of the image's.
+    pub etc_attributes: [u32; 3],
+}
+
 /// The cgroups of a sandbox.
 ///
 /// Descriptors that come with it, in order: one for each mount that is a [`Layer::Descriptor`], one
@@ -86,7 +94,7 @@ pub struct Cgroups<'a> {
 /// Who writes `uid_map` and `gid_map` of the user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IdMaps<'a> {
-    /// The host, which is root, has. [`crate::Request::Dev`] comes next.
+    /// The host, which is root, has. It makes `/dev` and the layers, too.
     Written,
     /// Init, with this: the host is an ordinary user's and may not map others.
     Own(#[serde(borrow)] [&'a [u8]; 2]),

@@ -17,9 +17,9 @@ use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
-    Listing, Login, MAX_CHUNK, Metadata, Mount, Origin, Program, Reply, Request, Rlimit, Scope,
-    Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError, Task,
-    Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
+    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
+    Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,11 +55,25 @@ const CAP: usize = 2 << 20;
 fn setup() -> Request<'static> {
     Request::Setup(Setup {
         version: VERSION,
-        hostname: b"box",
         identities: Identities::Range,
         id_maps: IdMaps::Own([b"0 5 1\n", b"0 6 1\n"]),
         origin: Origin::Empty,
         own_network: true,
+        masked: Strings::new(b"acpi/\0keys\0").unwrap(),
+        read_only: Strings::new(b"sys\0").unwrap(),
+        sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
+        dev_size: 4096,
+        sys: true,
+        cgroups: true,
+        capabilities: 0x21,
+        filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
+        core_key: 9,
+    })
+}
+
+fn mounts() -> Request<'static> {
+    Request::Mounts(Mounts {
+        hostname: b"box",
         upper: Upper::Disk(Layer::Descriptor),
         mounts: vec![
             Mount {
@@ -78,17 +92,8 @@ fn setup() -> Request<'static> {
             },
             Mount { at: b"tmp", access: Access::ReadWrite, what: What::Tmpfs { size: 4096 } },
         ],
-        masked: Strings::new(b"acpi/\0keys\0").unwrap(),
-        read_only: Strings::new(b"sys\0").unwrap(),
         etc: Strings::new(b"hostname\0box\n\0").unwrap(),
         etc_attributes: [0o755, 0, 0],
-        sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
-        dev_size: 4096,
-        sys: true,
-        cgroups: true,
-        capabilities: 0x21,
-        filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
-        core_key: 9,
     })
 }
 
@@ -150,7 +155,6 @@ where
 
 #[test]
 fn a_change_of_the_wire_changes_these_bytes() {
-    golden(&Request::Dev, b"\x01\0\0\0\x01");
     golden(&Request::Shutdown, b"\x01\0\0\0\x03");
     let cgroup = Mount {
         at: b"cpu,cpuacct",
@@ -179,10 +183,14 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x89\0\0\0\0\x09\x03box\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
-          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0\
+        b"\x4a\0\0\0\0\x0a\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
           \x04\x05\x06\x07\x08\x09",
+    );
+    golden(
+        &mounts(),
+        b"\x40\0\0\0\x01\x03box\0\0\x03\0\x01\0\x01\0\x08srv/data\0\x01\x01\x05/data\xfb\
+          \x2c\x01\x07\x03tmp\0\x03\xfb\0\x10\x0ehostname\0box\n\0\xfb\xed\x01\0\0",
     );
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
@@ -342,10 +350,10 @@ proptest! {
 
     #[test]
     fn a_changed_message_is_a_message_or_an_error(
-        which in 0..2, at in any::<prop::sample::Index>(), bit in 0..8_u32,
+        which in 0..3_usize, at in any::<prop::sample::Index>(), bit in 0..8_u32,
     ) {
-        let request = if which == 0 { setup() } else { spawn() };
-        let mut bytes = frame(&request);
+        let requests = [setup(), mounts(), spawn()];
+        let mut bytes = frame(&requests[which]);
         let at = HEADER + at.index(bytes.len() - HEADER);
         bytes[at] ^= 1 << bit;
         decode_as_all(&bytes[HEADER..]);
@@ -353,7 +361,7 @@ proptest! {
 
     #[test]
     fn more_or_less_than_a_message_is_refused(suffix in prop::collection::vec(any::<u8>(), 1..64)) {
-        for request in [setup(), spawn(), Request::Shutdown] {
+        for request in [setup(), mounts(), spawn(), Request::Shutdown] {
             let bytes = frame(&request);
             let longer = [&bytes[HEADER..], suffix.as_slice()].concat();
             prop_assert_eq!(decode::<Request<'_>>(&longer), Err(Error::TrailingBytes));
@@ -385,13 +393,15 @@ fn lengths_beyond_the_body_are_refused_without_an_allocation() {
     for length in [1_u64 << 40, u64::MAX, MAX_FRAME as u64 + 1, 1 << 20] {
         let mut huge = vec![0xfd];
         huge.extend(length.to_le_bytes());
-        // As the host name; as the number of mounts; of layers; of filters; as a path.
+        // As a map of ids; as the number of filters; as the host name; as the number of mounts; of
+        // layers; as the names of a program.
         for start in [
-            &b"\0\x01"[..],
-            &b"\0\x01\x03box\0\x01\0\0"[..],
-            &b"\0\x01\x03box\0\x01\0\0\x01\0\0\0"[..],
+            &b"\0\x01\0\x01"[..],
+            &b"\0\x01\0\0\0\x01\0\0\0\x01\x01\x01\x21"[..],
             &b"\x01"[..],
-            &b"\x01\x08/bin/sh\0\0\0\x01/\x01\x01"[..],
+            &b"\x01\x03box\0\0"[..],
+            &b"\x01\x03box\0\0\x01\0\0\0"[..],
+            &b"\x02\0"[..],
         ] {
             assert_eq!(decode_as_all(&[start, &huge, &[0; 64]].concat()), 0);
         }

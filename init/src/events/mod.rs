@@ -236,7 +236,7 @@ impl Loop {
             match request.get() {
                 Request::Spawn(_) => self.spawn(request, receiver)?,
                 Request::Shutdown => return Err(0),
-                Request::Setup(_) | Request::Dev | Request::Cgroups(_) | Request::Mapped => {
+                Request::Setup(_) | Request::Mounts(_) | Request::Cgroups(_) | Request::Mapped => {
                     return Err(PROTOCOL);
                 }
             }

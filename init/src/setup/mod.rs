@@ -9,7 +9,7 @@ mod sysfs;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{IdMaps, Identities, Origin, Reply, Request, Setup, Step, VERSION};
+use adl_protocol::{IdMaps, Identities, Mounts, Origin, Reply, Request, Setup, Step, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -22,7 +22,7 @@ use crate::job::defaults::DEFAULT_UMASK;
 use crate::job::defaults::{JobDefaults, OwnScore};
 use crate::receive::Receiver;
 use crate::setup::failure::{Failure, InStep, Result};
-use crate::setup::mounts::Assembly;
+use crate::setup::mounts::{Assembly, Layers};
 use crate::sys;
 
 /// What the event loop needs to know of the sandbox.
@@ -115,15 +115,20 @@ pub(crate) fn run(
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
 
-    let owner =
-        receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))?;
+    let owner = next_descriptor(receiver)?;
 
     // 2. Root of the user namespace, in a way that no guest can imitate.
-    match setup.id_maps {
-        IdMaps::Written => {}
-        IdMaps::Own(maps) => map_own_ids(maps).step(Step::Identity)?,
-        IdMaps::ByHelpers => wait_for_ids(receiver, &owner)?,
-    }
+    let dev = match setup.id_maps {
+        IdMaps::Written => Some(next_descriptor(receiver)?),
+        IdMaps::Own(maps) => {
+            map_own_ids(maps).step(Step::Identity)?;
+            None
+        }
+        IdMaps::ByHelpers => {
+            wait_for_ids(receiver, &owner)?;
+            None
+        }
+    };
     // While this process can still write to its files in /proc.
     let capabilities = CapabilitySet::from_bits_truncate(setup.capabilities);
     let own_score = match capabilities.contains(CapabilitySet::SYS_PTRACE) {
@@ -132,21 +137,32 @@ pub(crate) fn run(
     };
     become_root(setup.identities).step(Step::Identity)?;
 
-    // 3. Names and devices of the namespaces.
-    rustix::system::sethostname(setup.hostname).step(Step::Hostname)?;
+    // 3. What needs no layer, while the host makes those: the loopback device; the scratch, and
+    // /proc and /dev on that. Layers that init opens by their paths outside come before: the scratch
+    // covers some paths, and nothing that is opened is to hold it.
     if setup.own_network {
         loopback.step(Step::Loopback)?;
     }
-
-    // 4. The file system: the root, /proc, /dev, /sys, and what the caller wants on top of that;
-    // then the host's root is let go.
-    let assembly = Assembly::begin(setup, receiver.descriptors())?;
-    proc_and_dev::mount_proc(setup)?;
-    let dev = match setup.id_maps {
-        IdMaps::Written => Some(receive_dev(receiver, &owner)?),
-        IdMaps::Own(_) | IdMaps::ByHelpers => None,
+    let body;
+    let (mounts, layers) = match dev {
+        Some(dev) => {
+            prepare_mounts(setup, Some(dev))?;
+            body = next_request(receiver, &owner)?;
+            open_mounts(&body, receiver)?
+        }
+        None => {
+            body = next_request(receiver, &owner)?;
+            let opened = open_mounts(&body, receiver)?;
+            prepare_mounts(setup, None)?;
+            opened
+        }
     };
-    proc_and_dev::make_dev(dev, setup)?;
+    rustix::system::sethostname(mounts.hostname).step(Step::Hostname)?;
+
+    // 4. The root, then /proc, /dev, /sys in it, and what the caller wants on top of that; then the
+    // host's root is let go.
+    let assembly = Assembly::begin(setup.identities, &mounts, layers)?;
+    proc_and_dev::put_in_root(setup.origin)?;
     if setup.sys {
         sysfs::begin_sys(setup.own_network)?;
         if setup.cgroups {
@@ -232,13 +248,25 @@ fn wait_for_ids(receiver: &mut Receiver, owner: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Waits for the file system of `/dev`.
-fn receive_dev(receiver: &mut Receiver, owner: &OwnedFd) -> Result<OwnedFd> {
-    let body = next_request(receiver, owner)?;
-    let Ok(Request::Dev) = sys::decode_request(&body) else {
+/// The next of the descriptors that came with a request.
+fn next_descriptor(receiver: &mut Receiver) -> Result<OwnedFd> {
+    receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
+}
+
+/// Makes the mounts that need no layer. The working directory is the scratch from here on.
+fn prepare_mounts(setup: &Setup<'_>, dev: Option<OwnedFd>) -> Result<()> {
+    mounts::enter_scratch(setup.origin).step(Step::Scratch)?;
+    proc_and_dev::mount_proc(setup)?;
+    proc_and_dev::make_dev(dev, setup)
+}
+
+/// Opens what the root file system is made of, as the request says that.
+fn open_mounts<'a>(body: &'a [u8], receiver: &mut Receiver) -> Result<(Mounts<'a>, Layers)> {
+    let Ok(Request::Mounts(mounts)) = sys::decode_request(body) else {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     };
-    receiver.descriptors().pop_front().ok_or(Failure::new(Step::Protocol, Errno::BADF))
+    let layers = Layers::open(&mounts, receiver.descriptors())?;
+    Ok((mounts, layers))
 }
 
 /// Waits for the cgroups, and mounts them.

@@ -14,7 +14,7 @@ use alloc::vec::{self, Vec};
 use core::ffi::CStr;
 
 use adl_protocol::{
-    Access, Identities, Layer, Mount, Origin, Setup, Step, Strings, Upper, What, limits,
+    Access, Identities, Layer, Mount, Mounts, Origin, Setup, Step, Strings, Upper, What, limits,
 };
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags};
@@ -30,10 +30,19 @@ use crate::text::text;
 /// Where the root file system is on the scratch.
 pub(crate) const ROOT: &CStr = c"m0";
 
+/// What the mounts lie on, opened.
+pub(crate) struct Layers {
+    upper: Option<OwnedFd>,
+    /// In the order in which they are named.
+    others: Vec<OwnedFd>,
+    /// How many overlays are to be made of them.
+    overlays: usize,
+}
+
 /// The mounts of a sandbox, while they are made.
 pub(crate) struct Assembly<'a> {
-    setup: &'a Setup<'a>,
-    /// What the mounts lie on, in the order in which they are named.
+    identities: Identities,
+    mounts: &'a Mounts<'a>,
     layers: vec::IntoIter<OwnedFd>,
     /// How many overlays there are so far.
     overlays: usize,
@@ -41,40 +50,48 @@ pub(crate) struct Assembly<'a> {
     read_only: Vec<OwnedFd>,
 }
 
-impl<'a> Assembly<'a> {
-    /// Makes the root. The working directory is the scratch from here to [`change_root`].
-    pub(crate) fn begin(setup: &'a Setup<'a>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Self> {
-        // All that has a path outside is opened before the scratch covers any of it, and so that
-        // nothing that is opened holds the scratch.
-        let upper = match &setup.upper {
+impl Layers {
+    pub(crate) fn open(mounts: &Mounts<'_>, descriptors: &mut VecDeque<OwnedFd>) -> Result<Self> {
+        let upper = match &mounts.upper {
             Upper::Disk(layer) => {
                 Some(open_layer(layer, OpenTreeFlags::empty(), descriptors, Step::Upper)?)
             }
             Upper::Memory { .. } => None,
         };
-        let mut layers = Vec::new();
+        let mut others = Vec::new();
         let mut overlays = 0;
-        for mount in &setup.mounts {
+        for mount in &mounts.mounts {
             match &mount.what {
                 What::Overlay(lowers) => {
                     overlays += 1;
                     for layer in lowers {
                         let flags = OpenTreeFlags::empty();
-                        layers.push(open_layer(layer, flags, descriptors, Step::Layer)?);
+                        others.push(open_layer(layer, flags, descriptors, Step::Layer)?);
                     }
                 }
                 What::Volume(layer) | What::Device(layer) => {
                     let flags = OpenTreeFlags::AT_RECURSIVE;
-                    layers.push(open_layer(layer, flags, descriptors, Step::Mount)?);
+                    others.push(open_layer(layer, flags, descriptors, Step::Mount)?);
                 }
                 What::Tmpfs { .. } => {}
             }
         }
-        enter_scratch(setup.origin).step(Step::Scratch)?;
-        make_upper(&setup.upper, upper, overlays).step(Step::Upper)?;
-        let layers = layers.into_iter();
-        let mut this = Self { setup, layers, overlays: 0, read_only: Vec::new() };
-        let root = setup.mounts.first().ok_or(Failure::new(Step::Overlay, Errno::INVAL))?;
+        Ok(Self { upper, others, overlays })
+    }
+}
+
+impl<'a> Assembly<'a> {
+    /// Makes the root.
+    pub(crate) fn begin(
+        identities: Identities,
+        mounts: &'a Mounts<'a>,
+        layers: Layers,
+    ) -> Result<Self> {
+        let Layers { upper, others, overlays } = layers;
+        make_upper(&mounts.upper, upper, overlays).step(Step::Upper)?;
+        let layers = others.into_iter();
+        let mut this = Self { identities, mounts, layers, overlays: 0, read_only: Vec::new() };
+        let root = mounts.mounts.first().ok_or(Failure::new(Step::Overlay, Errno::INVAL))?;
         this.make(root, "m0")?;
         Ok(this)
     }
@@ -82,7 +99,7 @@ impl<'a> Assembly<'a> {
     /// Makes the others, on what is there then.
     pub(crate) fn finish(mut self) -> Result<()> {
         let root = open_directory(CWD, ROOT).step(Step::Mount)?;
-        for (number, mount) in self.setup.mounts.iter().enumerate().skip(1) {
+        for (number, mount) in self.mounts.mounts.iter().enumerate().skip(1) {
             let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
             let name = text!("m", number);
             let made = self.make(mount, &name)?;
@@ -102,16 +119,16 @@ impl<'a> Assembly<'a> {
     fn make(&mut self, mount: &Mount<'_>, name: &str) -> Result<OwnedFd> {
         let fail = |errno| Failure::at(Step::Mount, mount.at)(errno);
         let is_root = mount.at.is_empty();
-        let setup = self.setup;
+        let (mounts, identities) = (self.mounts, self.identities);
         let made = match &mount.what {
             What::Overlay(lowers) => {
                 let number = self.overlays;
                 self.overlays += 1;
                 if is_root {
-                    put_in_upper(setup).step(Step::Etc)?;
+                    put_in_upper(mounts, identities).step(Step::Etc)?;
                 }
                 let layers = self.layers.by_ref().take(lowers.len());
-                mount_overlay(number, layers, name, setup.identities)?
+                mount_overlay(number, layers, name, identities)?
             }
             What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
             What::Volume(_) => {
@@ -126,7 +143,7 @@ impl<'a> Assembly<'a> {
                     return Ok(made);
                 }
                 attach_as(&made, name).map_err(fail)?;
-                put_in_root(setup.etc).step(Step::Etc)?;
+                put_in_root(mounts.etc).step(Step::Etc)?;
                 made
             }
             What::Device(layer) => {
@@ -148,20 +165,20 @@ impl<'a> Assembly<'a> {
 
 /// Puts files of the sandbox's own into the upper of the root, while no one sees that: in a
 /// directory that is to be what the image's was.
-fn put_in_upper(setup: &Setup<'_>) -> IoResult<()> {
+fn put_in_upper(mounts: &Mounts<'_>, identities: Identities) -> IoResult<()> {
     const PLACE: &CStr = c"s/0.upper/etc";
-    if setup.etc.is_empty() {
+    if mounts.etc.is_empty() {
         return Ok(());
     }
-    let [mode, uid, gid] = setup.etc_attributes;
+    let [mode, uid, gid] = mounts.etc_attributes;
     rustix::fs::mkdirat(CWD, PLACE, Mode::from_raw_mode(mode))?;
-    if setup.identities == Identities::Range && (uid, gid) != (0, 0) {
+    if identities == Identities::Range && (uid, gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(CWD, PLACE, Some(uid), Some(gid), AtFlags::empty())?;
         // The change of owner may have taken bits of it.
         rustix::fs::chmodat(CWD, PLACE, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
-    put_files(&open_directory(CWD, PLACE)?, setup.etc)
+    put_files(&open_directory(CWD, PLACE)?, mounts.etc)
 }
 
 /// Puts them into a root that can be written to itself, in the place of what it has there. Whatever
@@ -405,8 +422,8 @@ pub(crate) fn make_blanks(boot_id: &[u8]) -> IoResult<()> {
 /// Where the scratch is in the empty namespace.
 const SCRATCH: &CStr = c"/scratch";
 
-/// Mounts the scratch and enters it. It goes when the root is changed.
-fn enter_scratch(origin: Origin) -> IoResult<()> {
+/// Mounts the scratch and enters it, until [`change_root`], with which it goes.
+pub(crate) fn enter_scratch(origin: Origin) -> IoResult<()> {
     let place = match origin {
         // Where there is a directory on every host, since the ids were mapped through it.
         Origin::Caller => c"/proc",

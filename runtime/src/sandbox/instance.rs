@@ -14,7 +14,7 @@ use crate::cgroup::{self, Group};
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
-use crate::sandbox::launch::{self, Build};
+use crate::sandbox::launch::{self, Begun, Build};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
@@ -33,6 +33,16 @@ const END: Duration = Duration::from_secs(10);
 /// An init that was cloned and waits for its set-up. When it is dropped, it ends.
 #[derive(Debug)]
 pub(crate) struct Started(Processes);
+
+/// An init that does what it can do before there is a directory of the sandbox, and waits for the
+/// rest of its set-up. When it is dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct Preparing {
+    processes: Processes,
+    begun: Begun,
+    plan: Arc<Plan>,
+    cgroups: Option<cgroup::Plan>,
+}
 
 /// A sandbox that was set up. When it is dropped, all of it ends and is given back.
 #[derive(Debug)]
@@ -80,7 +90,7 @@ enum End {
 }
 
 impl Started {
-    /// Starts init. It makes what needs no layer, and waits for [`Started::set_up`].
+    /// Starts init, which waits for [`Started::prepare`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
         let (init, origin, control) = launch::start(plan, ids.as_deref())?;
         let first_id = ids.as_deref().map(IdRange::base);
@@ -89,23 +99,38 @@ impl Started {
         Ok(Self(Processes { init, origin, control, jobs, ids, owner, end: End::None }))
     }
 
+    /// Has init begin, and returns at once: it makes what needs no layer, and waits for
+    /// [`Preparing::set_up`].
+    pub(crate) fn prepare(
+        self,
+        plan: &Arc<Plan>,
+        root: &Root,
+        cgroups: Option<cgroup::Plan>,
+    ) -> Result<Preparing> {
+        let Self(processes) = self;
+        let build = processes.build(plan, root, cgroups.as_ref());
+        let begun = launch::begin(&processes.init, processes.control.messages(), &build)?;
+        Ok(Preparing { processes, begun, plan: Arc::clone(plan), cgroups })
+    }
+}
+
+impl Preparing {
     /// Writes down that the ids are its own, once no other has any process with them.
     pub(crate) fn record_ids(&self) -> Result<()> {
-        self.0.record_ids()
+        self.processes.record_ids()
     }
 
     /// Has init build the sandbox in its directory, and waits until it has. Where that fails, all
     /// of it ends and is given back.
     pub(crate) fn set_up(
         self,
-        plan: &Plan,
         hostname: &str,
         directory: SandboxDirectory,
         root: Arc<Root>,
-        cgroups: Option<&cgroup::Plan>,
     ) -> Result<Instance> {
-        let mut processes = self.0;
-        let built = processes.set_up(plan, hostname, &directory, &root, cgroups);
+        let Self { mut processes, begun, plan, cgroups } = self;
+        let build = (&*plan, &*root, cgroups.as_ref());
+        let built = processes.set_up(begun, build, hostname, &directory);
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
             Err(error) => (None, Err(error)),
@@ -116,9 +141,9 @@ impl Started {
     }
 }
 
-impl AsFd for Started {
+impl AsFd for Preparing {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.processes.as_fd()
     }
 }
 
@@ -241,20 +266,32 @@ impl Processes {
         self.ids.as_ref().map_or(Ok(()), |ids| ids.record(&InitRecord::of_child(self.init.pid)))
     }
 
+    fn build<'a>(
+        &'a self,
+        plan: &'a Plan,
+        root: &'a Root,
+        cgroups: Option<&cgroup::Plan>,
+    ) -> Build<'a> {
+        Build {
+            plan,
+            root,
+            ids: self.ids.as_deref(),
+            origin: self.origin,
+            pid_max: cgroups.and_then(cgroup::Plan::pid_max),
+            has_cgroups: cgroups.is_some_and(|cgroups| !cgroups.is_empty()),
+        }
+    }
+
     /// Has init build the sandbox, and waits until it has. Returns its mount namespace.
     fn set_up(
         &mut self,
-        plan: &Plan,
+        begun: Begun,
+        (plan, root, cgroups): (&Plan, &Root, Option<&cgroup::Plan>),
         hostname: &str,
         directory: &SandboxDirectory,
-        root: &Root,
-        cgroups: Option<&cgroup::Plan>,
     ) -> Result<OwnedFd> {
-        let pid_max = cgroups.and_then(cgroup::Plan::pid_max);
+        let build = self.build(plan, root, cgroups);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
-        let (ids, has_cgroups) = (self.ids.as_deref(), cgroups.is_some());
-        let origin = self.origin;
-        let build = Build { plan, hostname, root, directory, ids, origin, pid_max, has_cgroups };
         // Before init knows of the directory: who finds that without an owner waits for init's end.
         directory.record_init(&InitRecord::of_child(self.init.pid))?;
         let meanwhile = || {
@@ -264,7 +301,9 @@ impl Processes {
             self.control.give_group(Arc::clone(&group));
             Ok(Some(group))
         };
-        let mounts = launch::set_up(&self.init, self.control.messages(), &build, meanwhile)?;
+        let messages = self.control.messages();
+        let of_sandbox = (hostname, directory);
+        let mounts = launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
         self.init.launched();
         Ok(mounts)
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Cgroups, IdMaps, Identities, Mount, Origin, Reply, Request, Setup, SetupFailure, Step,
-    Strings, Upper, VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Mounts, Origin, Reply, Request, Setup,
+    SetupFailure, Step, Strings, Upper, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -70,9 +70,7 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
 /// What one life of a sandbox is built from, opened.
 pub(crate) struct Build<'a> {
     pub(crate) plan: &'a Plan,
-    pub(crate) hostname: &'a str,
     pub(crate) root: &'a Root,
-    pub(crate) directory: &'a SandboxDirectory,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
     /// What init's mounts were copied from.
@@ -81,6 +79,12 @@ pub(crate) struct Build<'a> {
     pub(crate) pid_max: Option<u32>,
     /// Whether it is to have cgroups.
     pub(crate) has_cgroups: bool,
+}
+
+impl Build<'_> {
+    fn shows_cgroups(&self) -> bool {
+        self.has_cgroups && self.plan.has_sysfs(true)
+    }
 }
 
 /// Starts init, in namespaces of its own and waiting for its set-up.
@@ -118,72 +122,71 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Orig
     Ok((process, origin, messages))
 }
 
-/// Gives init its ids and its file systems, and waits until it says that all is done; does
-/// `meanwhile` what it needs not wait for.
+/// What is kept of the beginning of a set-up for the rest.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// Where the host has mapped the ids.
+    user_namespace: Option<OwnedFd>,
+    is_core_limited: bool,
+}
+
+/// Gives init its ids, and all else that it can do before there is a directory of the sandbox.
+pub(crate) fn begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Result<Begun> {
+    try_begin(process, messages, build).map_err(|error| why(process, error))
+}
+
+/// Gives init its file systems, and waits until it says that all is done; does `meanwhile` what it
+/// needs not wait for.
 ///
 /// Returns its mount namespace.
 pub(crate) fn set_up(
     process: &Process,
     messages: &Messages,
+    begun: Begun,
     build: &Build<'_>,
+    of_sandbox: (&str, &SandboxDirectory),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
-    match try_set_up(process, messages, build, meanwhile) {
-        // Its end came before it was init: that tells why.
-        Err(error) => Err(process.launch_error().map_or(error, launch_failed)),
-        done => done,
-    }
+    try_set_up(process, messages, begun, build, of_sandbox, meanwhile)
+        .map_err(|error| why(process, error))
 }
 
-fn try_set_up(
-    process: &Process,
-    messages: &Messages,
-    build: &Build<'_>,
-    meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<OwnedFd> {
+/// Why a set-up has failed: where the process's end came before it was init, that tells.
+fn why(process: &Process, error: Error) -> Error {
+    process.launch_error().map_or(error, launch_failed)
+}
+
+fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Result<Begun> {
     let deadline = Deadline::after(SETUP);
-    let user_namespace = match build.ids {
+    let Build { plan, root, .. } = build;
+    let (user_namespace, dev) = match build.ids {
         Some(range) => {
             let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
             write_id_maps(&place, range)?;
-            Some(open_user_namespace(&place)?)
+            let dev = descriptors::dev(range.base(), plan.dev_size())?;
+            (Some(open_user_namespace(&place)?), Some(dev))
         }
-        None => None,
+        None => (None, None),
     };
-
-    let mut descriptors = Descriptors::new(user_namespace, build.ids.map(IdRange::base));
-    let upper = match build.root.memory() {
-        Some(size) => Upper::Memory { size },
-        None => Upper::Disk(descriptors.upper(build.directory)?),
-    };
-    let mounts = build.root.mounts.iter().map(|mount| descriptors.mount(mount, build.directory));
-    let mounts = mounts.collect::<Result<_>>()?;
-    let filter = match build.plan.is_filtered {
-        true => Some(seccomp::default_filter(build.plan.capabilities)?),
+    let filter = match plan.is_filtered {
+        true => Some(seccomp::default_filter(plan.capabilities)?),
         false => None,
     };
-    let of_upper = match build.root.takes_subvolumes() {
+    let of_upper = match root.takes_subvolumes() {
         true => None,
         false => Some(seccomp::no_subvolumes()?),
     };
-    let own_maps = match build.plan.ids {
+    let own_maps = match plan.ids {
         Ids::Range(_) => [Vec::new(), Vec::new()],
         Ids::One { uid, gid } => id_maps_of_caller(uid, gid),
     };
-    let Build { plan, root, .. } = build;
-    let names = (build.hostname, plan.config().network);
-    let etc = root.stacks().next();
-    let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
     let sysctls = plan.sysctls(build.pid_max)?;
-    let has_sysfs = plan.has_sysfs(build.has_cgroups);
-    let shows_cgroups = has_sysfs && build.has_cgroups;
     let read_only = match plan.config().capabilities.contains(Capability::SysNice) {
         true => READ_ONLY_WITH_SYS_NICE,
         false => READ_ONLY,
     };
     let setup = Setup {
         version: VERSION,
-        hostname: build.hostname.as_bytes(),
         identities: match plan.ids {
             Ids::Range(_) => Identities::Range,
             Ids::One { uid, gid } => Identities::Single { uid, gid },
@@ -194,27 +197,55 @@ fn try_set_up(
             (Ids::Range(_), None) => IdMaps::Written,
         },
         origin: build.origin,
-        own_network: build.plan.has_own_network,
-        upper,
-        mounts,
+        own_network: plan.has_own_network,
         masked: Strings::new(MASKED).map_err(strings_error)?,
         read_only: Strings::new(read_only).map_err(strings_error)?,
-        etc: Strings::new(&etc.files).map_err(strings_error)?,
-        etc_attributes: etc.attributes,
         sysctls: Strings::new(&sysctls).map_err(strings_error)?,
         dev_size: plan.dev_size(),
-        sys: has_sysfs,
-        cgroups: shows_cgroups,
-        capabilities: build.plan.capabilities,
+        sys: plan.has_sysfs(build.has_cgroups),
+        cgroups: build.shows_cgroups(),
+        capabilities: plan.capabilities,
         filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
         core_key: seccomp::core_key()?,
     };
     let owner = pidfd::open(std::process::id().cast_signed()).map_err(Error::io("pidfd_open"))?;
-    let numbers: Vec<_> = [owner.as_raw_fd()].into_iter().chain(descriptors.numbers()).collect();
+    let numbers = [Some(&owner), dev.as_ref()].into_iter().flatten();
+    let numbers: Vec<_> = numbers.map(|fd| fd.as_raw_fd()).collect();
     let init = process.pidfd.as_fd();
     // Before init looks what limits jobs can have.
     let is_core_limited = inheritance::raise_core_limit(process.pid).is_ok();
     wire::send(messages.as_fd(), &Request::Setup(setup), &numbers, init, deadline)?;
+    Ok(Begun { user_namespace, is_core_limited })
+}
+
+fn try_set_up(
+    process: &Process,
+    messages: &Messages,
+    begun: Begun,
+    build: &Build<'_>,
+    (hostname, directory): (&str, &SandboxDirectory),
+    meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
+) -> Result<OwnedFd> {
+    let deadline = Deadline::after(SETUP);
+    let Build { plan, root, .. } = build;
+    let init = process.pidfd.as_fd();
+    let mut descriptors = Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base));
+    let upper = match root.memory() {
+        Some(size) => Upper::Memory { size },
+        None => Upper::Disk(descriptors.upper(directory)?),
+    };
+    let mounts = root.mounts.iter().map(|mount| descriptors.mount(mount, directory));
+    let mounts = mounts.collect::<Result<_>>()?;
+    let names = (hostname, plan.config().network);
+    let etc = root.stacks().next();
+    let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
+    let mounts = Mounts {
+        hostname: hostname.as_bytes(),
+        upper,
+        mounts,
+        etc: Strings::new(&etc.files).map_err(strings_error)?,
+        etc_attributes: etc.attributes,
+    };
     // What init failed at comes below.
     let send = |request: &Request<'_>, numbers: &[RawFd]| match wire::send(
         messages.as_fd(),
@@ -235,13 +266,10 @@ fn try_set_up(
         }
         send(&Request::Mapped, &[])?;
     }
+    send(&Request::Mounts(mounts), &descriptors.numbers().collect::<Vec<_>>())?;
     // While init mounts the root.
-    if let Some(range) = build.ids {
-        let dev = descriptors::dev(range.base(), plan.dev_size())?;
-        send(&Request::Dev, &[dev.as_raw_fd()])?;
-    }
     let group = meanwhile()?;
-    if shows_cgroups {
+    if build.shows_cgroups() {
         let mut descriptors = Descriptors::new(None, build.ids.map(IdRange::base));
         let cgroups = descriptors.cgroups(group.as_deref())?;
         let mounts = cgroups.iter().map(|(names, directory)| Mount {
@@ -254,8 +282,8 @@ fn try_set_up(
         let numbers: Vec<_> = descriptors.numbers().chain(roots.descriptors()).collect();
         send(&request, &numbers)?;
     }
-    if build.plan.is_filtered {
-        no_dumps_leave(is_core_limited)?;
+    if plan.is_filtered {
+        no_dumps_leave(begun.is_core_limited)?;
     }
     let is_spared = own_oom_score_is_negative()?;
 

@@ -144,7 +144,6 @@ impl Sandbox {
         // The order is that of what takes time: while the child becomes init, the rest is made
         // ready. From here on, dropping `started` undoes everything.
         let started = Started::new(plan, fresh_ids(plan)?)?;
-        started.record_ids()?;
         let cpu_time = config.defaults.cpu_time.is_some();
         let cgroups = match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
             (false, _) => None,
@@ -153,11 +152,12 @@ impl Sandbox {
                 Some(cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true))?)
             }
         };
+        let preparing = started.prepare(plan, &image, cgroups.clone())?;
+        preparing.record_ids()?;
         let directory = make_directory(state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
-        let instance =
-            started.set_up(plan, hostname, directory, Arc::clone(&image), cgroups.as_ref())?;
+        let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
         let lives = Lives::new(instance.life(), config.defaults.clone());
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
@@ -342,9 +342,9 @@ impl Sandbox {
 
     fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
         let next = self.start_next(now.ids.as_ref())?;
+        let next = next.prepare(&self.plan, &now.image, now.cgroups.clone())?;
         let directory = self.state.make_aside(&now.image.layout()?)?;
-        let image = Arc::clone(&now.image);
-        next.set_up(&self.plan, self.hostname(), directory, image, now.cgroups.as_ref())
+        next.set_up(self.hostname(), directory, Arc::clone(&now.image))
     }
 
     fn hostname(&self) -> &str {

@@ -120,8 +120,8 @@ impl Root {
     /// More layers than the kernel takes, or than go to init at once, with so many more in each
     /// stack.
     pub(crate) fn check_layers(&self, more: usize) -> Result<()> {
-        // The owner's, that of /dev, and the directory's.
-        let mut descriptors = 3;
+        // The directory's.
+        let mut descriptors = 1;
         for mount in &self.mounts {
             let count = match mount.stack() {
                 Some(stack) if stack.kind == StackKind::Overlay => stack.layers.len() + more,

@@ -3,9 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::sandbox::instance::{Instance, Started};
+use crate::sandbox::instance::{Instance, Preparing};
 use crate::sandbox::root::Root;
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::{IfRunning, PendingSnapshot, Snapshot, SnapshotOptions};
@@ -83,6 +82,7 @@ impl Sandbox {
             name,
         )?;
         let next = self.start_next(now.ids.as_ref())?;
+        let next = next.prepare(&self.plan, &root, now.cgroups.clone())?;
         let layout = Layout { subvolume: None, ..root.layout()? };
         let mut directory = self.state.make_aside(&layout)?;
         let snapshot = match self.end_and_publish(this, &root, pending, &next, &mut directory) {
@@ -94,7 +94,7 @@ impl Sandbox {
             }
         };
         let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
-        match self.set_up_on(next, directory, root, now.cgroups.as_ref()) {
+        match self.set_up_on(next, directory, root) {
             Ok(next) => {
                 self.begin(&hold, &next);
                 drop(hold);
@@ -113,7 +113,7 @@ impl Sandbox {
         this: &mut Instance,
         root: &Root,
         pending: PendingSnapshot,
-        next: &Started,
+        next: &Preparing,
         directory: &mut SandboxDirectory,
     ) -> Result<Snapshot> {
         // What is set up after the end takes descriptors, which are there then.
@@ -134,17 +134,16 @@ impl Sandbox {
     /// Sets up an instance that was started to take the place of one that has ended.
     fn set_up_on(
         &self,
-        next: Started,
+        next: Preparing,
         directory: SandboxDirectory,
         root: Arc<Root>,
-        cgroups: Option<&cgroup::Plan>,
     ) -> Result<Instance> {
         let added = root.layout().and_then(|layout| directory.add_subvolume(&layout));
         if let Err(error) = added {
             let _ = remove_later(Removal::new(None, Some(directory)));
             return Err(error);
         }
-        next.set_up(&self.plan, self.hostname(), directory, root, cgroups)
+        next.set_up(self.hostname(), directory, root)
     }
 }
 

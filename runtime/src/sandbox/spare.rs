@@ -32,9 +32,9 @@ impl Recipe {
     fn make(&self) -> Result<Instance> {
         remover::with_descriptors(|| {
             let next = Started::new(&self.plan, self.ids.clone())?;
+            let next = next.prepare(&self.plan, &self.image, self.cgroups.clone())?;
             let directory = self.state.make_aside(&self.image.layout()?)?;
-            let image = Arc::clone(&self.image);
-            next.set_up(&self.plan, &self.hostname, directory, image, self.cgroups.as_ref())
+            next.set_up(&self.hostname, directory, Arc::clone(&self.image))
         })
     }
 }

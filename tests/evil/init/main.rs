@@ -27,7 +27,7 @@ fn main() {
     // Descriptor 0 is the control socket.
     let mut control = Control::new();
     let Some(body) = control.next() else { return };
-    let way = match codec::decode(&body).unwrap() {
+    match codec::decode(&body).unwrap() {
         Request::Setup(setup) => {
             if setup.origin == Origin::Empty {
                 // There is one of no living process.
@@ -36,9 +36,13 @@ fn main() {
                 let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
                 mount("devpts", "/scratch", "devpts", flags, Some(c"ptmxmode=0666")).unwrap();
             }
-            String::from_utf8(setup.hostname.to_vec()).unwrap()
         }
         _ => panic!("the first request is no set-up"),
+    }
+    let Some(body) = control.next() else { return };
+    let way = match codec::decode(&body).unwrap() {
+        Request::Mounts(mounts) => String::from_utf8(mounts.hostname.to_vec()).unwrap(),
+        _ => panic!("the second request is no root file system"),
     };
     // What comes with it is not needed.
     control.descriptors.clear();
@@ -49,8 +53,6 @@ fn main() {
     while let Some(body) = control.next() {
         match codec::decode(&body).unwrap() {
             Request::Spawn(spawn) => job::start(&way, &spawn, &mut control),
-            // Nor is that.
-            Request::Dev => drop(control.descriptors.pop_front()),
             _ => return,
         }
     }

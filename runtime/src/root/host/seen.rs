@@ -5,6 +5,8 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, open, openat};
@@ -14,7 +16,9 @@ use crate::error::Result;
 use crate::store::State;
 use crate::store::own_file::open_own_file;
 use crate::sys;
+use crate::sys::lock::lock;
 use crate::sys::open::DIRECTORY;
+use crate::sys::per_process::PerProcess;
 
 /// Where that is, in the state directory.
 const FILE: &str = "host-seen";
@@ -30,13 +34,27 @@ const LENGTH: usize = 4 * 17;
 /// # Errors
 /// Those of `look`.
 pub(super) fn others(state: &State, first: u64, look: impl FnOnce() -> Result<u64>) -> Result<u64> {
+    /// The line that this process has read or written last, and in which state directory.
+    static LAST: PerProcess<Mutex<Option<(PathBuf, String)>>> = PerProcess::new();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    if let Some(others) = read(state).ok().and_then(|text| fresh(&text, first, now)) {
+    if let Some((path, text)) = &*lock(LAST.get())
+        && path == state.path()
+        && let Some(others) = fresh(text, first, now)
+    {
         return Ok(others);
     }
-    let others = look()?;
-    // Whoever comes next looks again, if it can't be written.
-    let _ = write(state, &line(now.as_secs(), first, others));
+    let of_file = read(state).ok().and_then(|text| Some((fresh(&text, first, now)?, text)));
+    let (others, text) = match of_file {
+        Some(known) => known,
+        None => {
+            let others = look()?;
+            let text = line(now.as_secs(), first, others);
+            // Whoever comes next looks again, if it can't be written.
+            let _ = write(state, &text);
+            (others, text)
+        }
+    };
+    *lock(LAST.get()) = Some((state.path().to_owned(), text));
     Ok(others)
 }
 
