@@ -73,8 +73,9 @@ fn init() -> Result<PathBuf, String> {
         "-Ctarget-feature=+crt-static",
         // A program that aborts on panic never reads them.
         "-Cforce-unwind-tables=no",
-        // Of the sizes at which a function is still inlined, the one that makes init the smallest.
-        "-Cllvm-args=-inline-threshold=10",
+        // Of the sizes at which a function is still inlined, the one that makes init the smallest;
+        // and what several functions have alike is there once.
+        "-Cllvm-args=-inline-threshold=10 -enable-machine-outliner=always",
         // A later compiler may find more.
         "--cap-lints=warn",
     ];

@@ -130,7 +130,7 @@ fn ignore_children(handler: SigHandler) {
 /// `below` succeeds where what only the empty namespace has can be seen, `whole` where what is
 /// covered of a procfs can.
 const SEES: &str = r#"
-below() { [ -e /scratch ] || [ -e /../scratch ]; }
+below() { [ -e /scratch ] || [ -e /../scratch ] || [ -e /m0 ] || [ -e /../m0 ]; }
 whole() { [ -n "$(cat $1/cmdline)" ]; }
 "#;
 
@@ -214,6 +214,54 @@ sys.exit(9 if os.path.exists("/scratch") else 0)"#;
         sandbox.shell(format!("{SEES}mkdir /scratch && below && exit 9")).status().unwrap().code(),
         Some(9)
     );
+}
+
+/// Lists what the kernel tells of mounts that can be seen, and of those with lower numbers.
+const STATMOUNT: &str = r#"
+import ctypes, struct, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+ids = (ctypes.c_uint64 * 256)()
+count = call(458, struct.pack('IIQQ', 24, 0, 2**64 - 1, 0), ids, 256, 0)
+if count < 0: sys.exit(f'listmount: {ctypes.get_errno()}')
+low = min(ids[:count])
+for number in [*range(low - 200, low), *ids[:count]]:
+    told = ctypes.create_string_buffer(4096)
+    # The kind of file system, what of it is mounted, and where.
+    if call(457, struct.pack('IIQQ', 24, 0, number, 0x3b), told, 4096, 0) == 0:
+        print('hidden' if number < low else 'seen', told.raw[512:].replace(b'\0', b' ').strip())
+"#;
+
+#[test]
+fn no_call_tells_where_what_lies_below_the_root_comes_from() {
+    if !needs(&[Need::Root, Need::Program("unshare"), Need::Program("python3")]) {
+        return;
+    }
+    let home = Home::new();
+    warm_up(&home);
+    let script = "unshare --user --map-root-user --mount python3 -c \"$0\"";
+    let look = |sandbox: &Sandbox| sandbox.shell(script).arg(STATMOUNT).output().unwrap();
+    let sandbox = unconfined(&home, &[]);
+    let output = look(&sandbox);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if stderr.starts_with("listmount: 38") {
+        // A kernel before 6.8, which tells no one.
+        return;
+    }
+    let told = String::from_utf8(output.stdout).unwrap();
+    // Control.
+    assert!(
+        told.lines().any(|line| line.starts_with("seen") && line.contains("overlay")),
+        "{told}"
+    );
+    let state = home.state();
+    assert!(!told.contains(state.to_str().unwrap()), "{told}");
+    // Behind the filter there is neither.
+    let filtered = home.sandbox();
+    let output = look(&filtered);
+    assert!(!output.status.success(), "{output:?}");
+    let direct = filtered.command("python3").args(["-c", STATMOUNT]).output().unwrap();
+    let refused = String::from_utf8(direct.stderr).unwrap();
+    assert!(refused.starts_with("listmount: 38"), "{refused}");
 }
 
 #[test]

@@ -5,12 +5,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, Error, Image, Images, PullOptions, Sandbox, Snapshot, SnapshotOptions};
 use serde_json::{Value, json};
 
-use crate::harness::{Home, Need, OrdinaryUser, adl_command, needs, shell, stderr, succeeds};
+use crate::harness::{
+    Home, Need, OrdinaryUser, adl_command, at_most, needs, shell, stderr, succeeds,
+};
 use crate::image_fixtures::{
     BUSYBOX, INDEX, MANIFEST, SKOPEO, UMOCI, base, blob, layers, layout, layout_of_one, put,
     read_json, run_adl, small, umoci,
@@ -107,6 +109,31 @@ fn each_cap_of_an_image_is_an_option() {
     let tight = import(&["--max-ratio", "2", "--max-size", "8m"]);
     assert!(stderr(&tight).contains("what a byte of the image becomes"), "{}", stderr(&tight));
     assert!(import(&["--max-size", "64m", "--max-files", "100"]).status.success());
+}
+
+#[test]
+fn an_import_waits_for_others_as_long_as_is_said_or_for_ever() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout_of_one(&home, &[]);
+    let import = |timeout: &str| {
+        let mut adl = adl_command(&home.state());
+        adl.args(["image", "import", "--timeout", timeout]).arg(&layout).arg("mine");
+        adl
+    };
+    // More than there is time.
+    succeeds(&mut import("3000000000000000h"));
+    let removes = fs::File::open(home.state().join("catalog/lock")).unwrap();
+    removes.lock().unwrap();
+    let begin = Instant::now();
+    let late = import("1s").output().unwrap();
+    assert_eq!(late.status.code(), Some(125), "{late:?}");
+    assert!(stderr(&late).contains("waited 1s for who removes images"), "{}", stderr(&late));
+    assert!(begin.elapsed() < at_most(Duration::from_secs(5)), "{:?}", begin.elapsed());
+    removes.unlock().unwrap();
+    succeeds(&mut import("60s"));
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub struct Setup<'a> {
     pub sys: bool,
     /// Whether [`crate::Request::Cgroups`] comes, with what is in `/sys/fs/cgroup`.
     pub cgroups: bool,
+    /// Whether the calls of jobs are filtered, so that none looks at mounts but at those it can reach.
+    pub is_filtered: bool,
     /// The capabilities that a job may have: bit `n` is capability number `n`.
     pub capabilities: u64,
     /// Programs for `seccomp(2)`, as arrays of `struct sock_filter`, in the order of install.

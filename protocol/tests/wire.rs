@@ -65,6 +65,7 @@ fn setup() -> Request<'static> {
         dev_size: 4096,
         sys: true,
         cgroups: true,
+        is_filtered: true,
         capabilities: 0x21,
         filters: vec![&[1, 2, 3, 4, 5, 6, 7, 8]],
         core_key: 9,
@@ -183,9 +184,9 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4a\0\0\0\0\x0a\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
-          \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x21\x01\x08\x01\x02\x03\
-          \x04\x05\x06\x07\x08\x09",
+        b"\x4b\0\0\0\0\x0a\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
+          \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x01\x21\x01\x08\x01\x02\
+          \x03\x04\x05\x06\x07\x08\x09",
     );
     golden(
         &mounts(),

@@ -14,7 +14,7 @@ use crate::image::catalog::{self, All, Catalog, Unread};
 use crate::image::digest::Digest;
 use crate::image::layer::without_ids;
 use crate::image::layout;
-use crate::image::lock::{Lease, Lock, Sharing};
+use crate::image::lock::{Lease, Lock};
 use crate::image::name::Name;
 use crate::image::options::PullOptions;
 use crate::image::place::Place;
@@ -263,7 +263,7 @@ impl Images {
         }
         let none = || Error::NoImage { name: name.to_owned() };
         let catalog = Catalog::open_if_any(&self.state)?.ok_or_else(none)?;
-        let lock = catalog.lock(Sharing::Alone)?;
+        let lock = catalog.lock_alone()?;
         let Meant { lease, name } = self.find(&catalog, name)?;
         let all = catalog.names()?.read;
         let names: Vec<&String> = all
@@ -293,7 +293,7 @@ impl Images {
     pub fn prune(&self, unused_for: Duration) -> Result<Vec<String>> {
         let mut collected = Collected::default();
         if let Some(catalog) = Catalog::open_if_any(&self.state)? {
-            let lock = catalog.lock(Sharing::Alone)?;
+            let lock = catalog.lock_alone()?;
             self.prune_catalog(&catalog, &lock, unused_for, &mut collected)?;
         }
         let since = SystemTime::now().checked_sub(unused_for).unwrap_or(SystemTime::UNIX_EPOCH);

@@ -317,11 +317,12 @@ pub(crate) fn mount_procfs(place: &CStr) -> IoResult<()> {
 /// Makes the root file system the root of the process and its mount namespace. Nothing of what was
 /// there before can be reached after this.
 pub(crate) fn change_root(setup: &Setup<'_>) -> IoResult<()> {
-    // Who may unmount what is on top would see what is below.
+    // Who may unmount what is on top would see what is below, and whom no filter keeps from
+    // `statmount(2)` can ask it, in a namespace of its own, where that comes from.
     let may_unmount =
         CapabilitySet::from_bits_truncate(setup.capabilities).contains(CapabilitySet::SYS_ADMIN);
     match setup.origin {
-        Origin::Empty if !may_unmount => put_on_top(),
+        Origin::Empty if setup.is_filtered && !may_unmount => put_on_top(),
         Origin::Empty | Origin::Caller => pivot(),
     }
 }

@@ -22,7 +22,7 @@ use crate::image::digest::Digest;
 use crate::image::implicit;
 use crate::image::layer::{self, Blob, UnpackOptions};
 use crate::image::layout::{self, Whole};
-use crate::image::lock::{Lease, Sharing};
+use crate::image::lock::Lease;
 use crate::image::mark::Like;
 use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
@@ -135,7 +135,7 @@ pub(crate) fn add(
     }
     bounds::check_sizes(whole.layers.iter().map(|layer| layer.size), options.caps.size)?;
     // Until the record names the layers, no one may take them for what no one needs.
-    let _lock = catalog.lock(Sharing::WithOthers)?;
+    let _lock = catalog.lock_with_others(deadline)?;
     let known = catalog.image(&whole.digest);
     let is_known = match &known {
         Ok(Some(lease)) => lease.record().places(state, ids)?.is_some(),

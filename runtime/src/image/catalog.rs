@@ -16,7 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::image::digest::Digest;
-use crate::image::lock::{LOOKING, Lease, Lock, Sharing, lock_within};
+use crate::image::lock::{LOOKING, Lease, Lock, Sharing, lock_until};
 use crate::image::name::Name;
 use crate::image::record::{FORM, Record, invalid};
 use crate::store::State;
@@ -34,6 +34,7 @@ use crate::store::contents::{entries, remove_entry};
 use crate::store::own_file::{make_private, open_own_file};
 use crate::sys::open::DIRECTORY;
 use crate::sys::unique::unique_name;
+use crate::wait::Deadline;
 
 /// Where it is, in the state directory.
 const CATALOG: &str = "catalog";
@@ -183,7 +184,7 @@ impl Catalog {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::at("open", &path)(error)),
             };
-            let locked = lock_within(&file, Sharing::WithOthers, LOOKING);
+            let locked = lock_until(&file, Sharing::WithOthers, Deadline::after(LOOKING));
             if !locked.map_err(Error::at("flock", &path))? {
                 return Err(Error::Busy {
                     what: format!("the image {digest}"),
@@ -395,37 +396,36 @@ impl Catalog {
             .try_for_each(|name| self.unlink(name))
     }
 
-    /// Holds who adds or who removes up.
-    pub(crate) fn lock(&self, sharing: Sharing) -> Result<Lock> {
-        let path = self.path(LOCK);
-        let limit = match sharing {
-            Sharing::WithOthers => PATIENCE,
-            Sharing::Alone => LOOKING,
-        };
-        let by = match sharing {
-            Sharing::WithOthers => "who removes images",
-            Sharing::Alone => "who adds an image just now",
-        };
-        match self.try_lock(sharing, limit).map_err(Error::at("flock", &path))? {
-            Some(lock) => Ok(lock),
-            None => {
-                Err(Error::Busy { what: "the catalog of images".to_owned(), by: by.to_owned() })
-            }
-        }
+    /// Holds up who removes, for who adds by that deadline.
+    pub(crate) fn lock_with_others(&self, deadline: Deadline) -> Result<Lock> {
+        let until = Deadline::after(PATIENCE).min(deadline);
+        self.lock(Sharing::WithOthers, until)?.ok_or_else(|| match deadline.passed() {
+            true => Error::TimedOut { what: "who removes images", after: deadline.length() },
+            false => is_busy("who removes images"),
+        })
     }
 
-    fn try_lock(&self, sharing: Sharing, limit: Duration) -> io::Result<Option<Lock>> {
+    /// Holds up who adds and who removes.
+    pub(crate) fn lock_alone(&self) -> Result<Lock> {
+        let lock = self.lock(Sharing::Alone, Deadline::after(LOOKING))?;
+        lock.ok_or_else(|| is_busy("who adds an image just now"))
+    }
+
+    fn lock(&self, sharing: Sharing, deadline: Deadline) -> Result<Option<Lock>> {
+        self.try_lock(sharing, deadline).map_err(Error::at("flock", &self.path(LOCK)))
+    }
+
+    fn try_lock(&self, sharing: Sharing, deadline: Deadline) -> io::Result<Option<Lock>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(openat(&self.fd, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-        Ok(lock_within(&file, sharing, limit)?.then_some(Lock(file)))
+        Ok(lock_until(&file, sharing, deadline)?.then_some(Lock(file)))
     }
 
     /// Makes and locks the directory that is fetched to for a name; `None` where another process
     /// has it for as long as one would wait.
-    pub(crate) fn fetch(&self, name: &str, limit: Duration) -> Result<Option<Fetch>> {
+    pub(crate) fn fetch(&self, name: &str, deadline: Deadline) -> Result<Option<Fetch>> {
         let name = format!("{FETCH}{}", hashed(name));
         let path = self.path(&name);
-        let end = Instant::now() + limit;
         loop {
             match nix::sys::stat::mkdirat(&self.fd, name.as_str(), Mode::S_IRWXU) {
                 Ok(()) | Err(Errno::EEXIST) => {}
@@ -436,8 +436,7 @@ impl Catalog {
                 Err(Errno::ENOENT) => continue,
                 Err(errno) => return Err(Error::at("open", &path)(errno)),
             };
-            let left = end.saturating_duration_since(Instant::now());
-            let locked = lock_within(&file, Sharing::Alone, left);
+            let locked = lock_until(&file, Sharing::Alone, deadline);
             if !locked.map_err(Error::at("flock", &path))? {
                 return Ok(None);
             }
@@ -477,9 +476,12 @@ impl Catalog {
 
     /// Locks it alone, unless someone else has it.
     pub(crate) fn try_alone(&self) -> Result<Option<Lock>> {
-        let locked = self.try_lock(Sharing::Alone, Duration::ZERO);
-        locked.map_err(Error::at("flock", &self.path(LOCK)))
+        self.lock(Sharing::Alone, Deadline::after(Duration::ZERO))
     }
+}
+
+fn is_busy(by: &str) -> Error {
+    Error::Busy { what: "the catalog of images".to_owned(), by: by.to_owned() }
 }
 
 /// A directory that is fetched to.

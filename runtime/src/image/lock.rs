@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::image::record::Record;
 use crate::sys;
 use crate::sys::owner::Owner;
+use crate::wait::Deadline;
 
 /// How long someone may take who looks whether an image is in use.
 pub(super) const LOOKING: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ impl Lease {
     /// Has it locked alone; `None` if someone else has it, too.
     pub(crate) fn try_alone(self) -> Result<Option<Self>> {
         // What was locked with others is let go of on the way. Others may just be looking at it.
-        let locked = lock_within(&self.file, Sharing::Alone, LOOKING);
+        let locked = lock_until(&self.file, Sharing::Alone, Deadline::after(LOOKING));
         Ok(locked.map_err(Error::io("flock"))?.then_some(self))
     }
 }
@@ -84,9 +85,8 @@ pub(crate) enum Sharing {
     Alone,
 }
 
-/// Takes a lock, within a time; whether it could be had.
-pub(super) fn lock_within(file: &File, sharing: Sharing, limit: Duration) -> io::Result<bool> {
-    let end = Instant::now() + limit;
+/// Takes a lock, before a deadline; whether it could be had.
+pub(super) fn lock_until(file: &File, sharing: Sharing, deadline: Deadline) -> io::Result<bool> {
     loop {
         let taken = match sharing {
             Sharing::WithOthers => file.try_lock_shared(),
@@ -95,10 +95,8 @@ pub(super) fn lock_within(file: &File, sharing: Sharing, limit: Duration) -> io:
         match taken {
             Ok(()) => return Ok(true),
             Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => {
-                std::thread::sleep(BETWEEN_LOOKS);
-            }
-            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::WouldBlock) if deadline.passed() => return Ok(false),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_LOOKS),
         }
     }
 }

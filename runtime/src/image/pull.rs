@@ -99,7 +99,7 @@ pub(crate) fn pull(
     let late =
         || Error::TimedOut { what: "another process that fetches it", after: options.timeout };
     let before = catalog.digest_of(&name).unwrap_or_default();
-    let fetch = catalog.fetch(&name, options.timeout)?.ok_or_else(late)?;
+    let fetch = catalog.fetch(&name, deadline)?.ok_or_else(late)?;
     let this = Pull { state, catalog: &catalog, reference, options, ids, deadline, fetch: &fetch };
     // Another may have fetched it meanwhile.
     let now = catalog.digest_of(&name).unwrap_or_default();

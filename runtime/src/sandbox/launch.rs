@@ -204,6 +204,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
         dev_size: plan.dev_size(),
         sys: plan.has_sysfs(build.has_cgroups),
         cgroups: build.shows_cgroups(),
+        is_filtered: plan.is_filtered,
         capabilities: plan.capabilities,
         filters: filter.into_iter().chain(of_upper.as_deref()).collect(),
         core_key: seccomp::core_key()?,
