@@ -474,12 +474,16 @@ fn needed(limits: &Limits) -> Vec<Controller> {
 /// Also where it can't be seen whether one is a cgroup: what was written down is still needed then.
 pub(crate) fn remove_recorded(paths: &[PathBuf]) -> Result<()> {
     let mut ours = Vec::new();
+    let mut unseen = Ok(());
     for path in paths {
-        if is_ours(path)? {
-            ours.push(path.as_path());
+        match is_ours(path) {
+            Ok(true) => ours.push(path.as_path()),
+            Ok(false) => {}
+            // The others go all the same.
+            Err(error) => unseen = unseen.and(Err(error)),
         }
     }
-    remove_all(ours.into_iter())
+    remove_all(ours.into_iter()).and(unseen)
 }
 
 fn is_ours(path: &Path) -> Result<bool> {
