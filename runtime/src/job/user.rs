@@ -256,8 +256,9 @@ pub(crate) fn check_owner(ids: Ids, uid: u32, gid: u32) -> Result<()> {
 }
 
 /// The supplementary groups of an image's user, where there are so many ids: those that docker
-/// gives it, which begin with its own, so that who must not have that group's rights has it in each
-/// list (CVE-2022-36109). An image can't know how many ids there are, so what is beyond is left out.
+/// gives it. They begin with its own, so that no set-group-id program sheds it, where files deny
+/// that group something (CVE-2022-36109). What is beyond the ids is left out: an image can't know
+/// how many there are.
 pub(crate) fn groups_in_image(own: u32, others: &[u32], length: u32) -> Vec<u32> {
     let others = others.iter().copied().filter(|gid| *gid < length && *gid != own);
     [own].into_iter().chain(others).take(limits::MAX_GROUPS).collect()
