@@ -344,6 +344,7 @@ const ALLOWED: &[Allowed] = &[
         "a descriptor in /proc/self/fd, whose name alone is read",
     ),
     ("sys/watchdog.rs", &[("fs::read_dir", 1), ("fs::read_to_string", 2)], PROC),
+    ("transfer/attributes.rs", &[("fs::read_to_string", 1)], PROC),
     (
         "transfer/write.rs",
         &[("AtFlags::empty", 1), ("fcntl::openat", 1), ("unistd::linkat", 1)],

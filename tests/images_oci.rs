@@ -1,5 +1,6 @@
 //! Images in layers, as people have them: in archives and layouts, run, shared and removed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -45,6 +46,11 @@ fn users_of_images_are_who_docker_takes_them_for() {
         if is_root {
             let sandbox = home.sandbox_of(image());
             assert_eq!(shell(&sandbox, script).trim(), by_root, "{who}");
+            // The user's own group is among the supplementary ones, as docker has it.
+            let said: Vec<&str> = by_root.split(' ').filter(|word| !word.contains('/')).collect();
+            let listed = shell(&sandbox, "sed -n 's/^Groups:[[:space:]]*//p' /proc/self/status");
+            let listed: BTreeSet<&str> = listed.split_whitespace().collect();
+            assert_eq!(listed, said[2..].iter().copied().collect(), "{who}");
             // Who says another user has nothing of the image's.
             let output = sandbox.command("id").arg("-G").user("0").output().unwrap();
             assert_eq!(output.stdout, b"0\n", "{who}");

@@ -36,7 +36,8 @@ impl Files {
             error => error,
         };
         let life = self.lives.begin(Deadline::after(timeout)).map_err(late)?;
-        let of_this_life = Self { lives: Lives::new(life, Defaults::default()), ..self.clone() };
+        let of_this_life =
+            Self { lives: Lives::new(life, Defaults::default(), false), ..self.clone() };
         loop {
             let left = self.entry_limit.saturating_sub(entries.len() as u64);
             let most = u32::try_from(left.saturating_add(1)).unwrap_or(u32::MAX);

@@ -86,7 +86,7 @@ impl Files {
         let defaults = lives.defaults();
         Self {
             lives: Arc::clone(lives),
-            run_as: RunAs::of(defaults),
+            run_as: RunAs::of(defaults, lives.user_is_of_image()),
             directory: Path::new("/").join(&defaults.current_dir),
             umask: None,
             timeout: None,
@@ -494,7 +494,7 @@ pub(crate) fn read_small(
     limit: u64,
     deadline: Deadline,
 ) -> Result<Vec<u8>> {
-    let mut files = Files::new(&Lives::new(life.clone(), Defaults::default()));
+    let mut files = Files::new(&Lives::new(life.clone(), Defaults::default(), false));
     if let Some(left) = deadline.left() {
         files.timeout(left);
     }

@@ -151,7 +151,7 @@ pub(crate) fn add(
         let config = whole.configuration.run.clone();
         let look = || {
             let view = View::open(&places)?;
-            let user = user::user(&view, config.user.as_deref().unwrap_or_default());
+            let user = user::user(&view, config.user.as_deref().unwrap_or_default())?;
             let mut directories = directories_above(&places, &view, whole)?;
             let is_needed = has_above.unwrap_or(!directories.is_empty());
             if is_needed && directories.is_empty() {

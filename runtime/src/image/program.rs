@@ -171,8 +171,35 @@ pub(super) fn last_lines(stderr: &[u8]) -> String {
         }
     };
     let told = told.join("; ");
-    let told: String = told.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let shown = told.chars().filter(|c| !is_format(*c));
+    let told: String = shown.map(|c| if c.is_control() { ' ' } else { c }).collect();
     if told.is_empty() { "it does not say why".to_owned() } else { told }
+}
+
+/// Whether a character is not seen, and changes how others are: Unicode's category of formats (Cf),
+/// and what separates lines and paragraphs.
+fn is_format(c: char) -> bool {
+    matches!(
+        u32::from(c),
+        0xad | 0x600..=0x605
+            | 0x61c
+            | 0x6dd
+            | 0x70f
+            | 0x890..=0x891
+            | 0x8e2
+            | 0x180e
+            | 0x200b..=0x200f
+            | 0x2028..=0x202e
+            | 0x2060..=0x206f
+            | 0xfeff
+            | 0xfff9..=0xfffb
+            | 0x110bd
+            | 0x110cd
+            | 0x13430..=0x1343f
+            | 0x1bca0..=0x1bca3
+            | 0x1d173..=0x1d17a
+            | 0xe0000..=0xe007f
+    )
 }
 
 fn is_fatal(line: &str) -> bool {
@@ -256,6 +283,11 @@ mod tests {
         let skopeo = b"time=\"x\" level=info msg=\"a\"\ntime=\"x\" level=fatal msg=\"Error \\\"q\\\"\\n end\"\n";
         assert_eq!(last_lines(skopeo), "Error \"q\" end");
         assert_eq!(last_lines(b"a\nb\n\nc\nd\x1b[31m\n"), "b; c; d [31m");
+        let hidden =
+            "Error: a\u{202e}b\u{2066}c\u{200b}d\u{ad}e\u{feff}f\u{e0041}g\u{2028}h\u{9b}i";
+        assert_eq!(last_lines(hidden.as_bytes()), "Error: abcdefgh i");
+        assert_eq!(last_lines("ä 日本 e\u{301}".as_bytes()), "ä 日本 e\u{301}");
         assert_eq!(last_lines(b""), "it does not say why");
+        assert_eq!(last_lines("\u{202e}".as_bytes()), "it does not say why");
     }
 }

@@ -19,17 +19,9 @@ const WRAPPERS: [&str; 12] = [
     "writing blob: ",
 ];
 
-/// What is to be done, and words of a cause, in small letters, for which that is so. The first that
-/// fits counts.
-const KNOWN: [(Remedy, &[&str]); 6] = [
+/// What is to be done, and phrases of programs, in small letters, for which that is so.
+const KNOWN: [(Remedy, &[&str]); 7] = [
     (Remedy::Room, &["no space left on device", "disk quota exceeded"]),
-    (Remedy::Later, &["toomanyrequests", "too many requests", "rate limit"]),
-    (Remedy::Trust, &["gave http response to https client", "x509:", "tls: failed to verify"]),
-    (
-        Remedy::LogIn,
-        &["unauthorized", "authentication required", "denied", "forbidden", "no basic auth"],
-    ),
-    (Remedy::Spelling, &["manifest unknown", "name unknown", "name not known", "404"]),
     (
         Remedy::Network,
         &[
@@ -38,15 +30,54 @@ const KNOWN: [(Remedy, &[&str]); 6] = [
             "timeout",
             "timed out",
             "deadline exceeded",
-            "unreachable",
+            "network is unreachable",
+            "host is unreachable",
             "no route to host",
             "name resolution",
             "server misbehaving",
-            "connection reset",
-            "proxyconnect",
-            ": eof",
+            "connection reset by peer",
+            "proxyconnect tcp",
+            "eof",
         ],
     ),
+    (
+        Remedy::Trust,
+        &["gave http response to https client", "x509", "failed to verify certificate"],
+    ),
+    (Remedy::Rights, &["permission denied"]),
+    (Remedy::Later, &["toomanyrequests", "too many requests", "rate limit"]),
+    (
+        Remedy::LogIn,
+        &[
+            "unauthorized",
+            "authentication required",
+            "resource is denied",
+            "pull access denied",
+            "no basic auth credentials",
+        ],
+    ),
+    (Remedy::Spelling, &["name not known to registry"]),
+];
+
+/// The codes of errors of registries, in small letters, as the specification of OCI's distribution
+/// has them: what comes after one is the registry's own text.
+const CODES: [(&str, Option<Remedy>); 16] = [
+    ("blob unknown", None),
+    ("blob upload invalid", None),
+    ("blob upload unknown", None),
+    ("denied", Some(Remedy::LogIn)),
+    ("digest invalid", None),
+    ("manifest blob unknown", None),
+    ("manifest invalid", None),
+    ("manifest unknown", Some(Remedy::Spelling)),
+    ("name invalid", None),
+    ("name unknown", Some(Remedy::Spelling)),
+    ("size invalid", None),
+    ("toomanyrequests", Some(Remedy::Later)),
+    ("unauthorized", Some(Remedy::LogIn)),
+    ("unavailable", None),
+    ("unknown", None),
+    ("unsupported", None),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +85,7 @@ enum Remedy {
     Room,
     Later,
     Trust,
+    Rights,
     LogIn,
     Spelling,
     Network,
@@ -62,9 +94,7 @@ enum Remedy {
 /// Why `program` could not fetch from a registry, by the last that it said.
 pub(super) fn sentence(program: &str, registry: &str, said: &str) -> String {
     let cause = cause(said);
-    let small = cause.to_lowercase();
-    let is_it = |words: &&[&str]| words.iter().any(|word| small.contains(word));
-    let Some((remedy, _)) = KNOWN.iter().find(|(_, words)| is_it(words)) else { return cause };
+    let Some(remedy) = remedy(&cause) else { return cause };
     let what = match remedy {
         Remedy::Room => "the disk is full: free room on it, as by `adl image prune`".to_owned(),
         Remedy::Later => format!(
@@ -75,6 +105,9 @@ pub(super) fn sentence(program: &str, registry: &str, said: &str) -> String {
              it, fetch by `adl image pull --insecure`, or say `insecure = true` of it in \
              registries.conf"
         ),
+        Remedy::Rights => {
+            format!("{program} may not use a file or socket of this machine: look at its rights")
+        }
         Remedy::LogIn => format!(
             "{registry} does not let you have it: log in by `{program} login {registry}`, and look \
              at the spelling, since some registries say so of what they don't have"
@@ -87,6 +120,53 @@ pub(super) fn sentence(program: &str, registry: &str, said: &str) -> String {
         ),
     };
     format!("{what} ({cause})")
+}
+
+/// What is to be done, by the first part of a cause that says so. What a registry sends picks
+/// nothing: it comes after a code or a status.
+fn remedy(cause: &str) -> Option<Remedy> {
+    let small = cause.to_lowercase();
+    let small = small.strip_prefix("errors:").map_or(&small[..], str::trim_start);
+    let mut parts = small.split(": ").map(str::trim).peekable();
+    while let Some(part) = parts.next() {
+        if let Some((_, remedy)) = CODES.iter().find(|(code, _)| *code == part) {
+            return *remedy;
+        }
+        if let Some(status) = status(part, parts.peek().copied()) {
+            return match status {
+                401 | 403 => Some(Remedy::LogIn),
+                404 => Some(Remedy::Spelling),
+                429 => Some(Remedy::Later),
+                _ => None,
+            };
+        }
+        let has = |words: &&[&str]| words.iter().any(|phrase| has_phrase(part, phrase));
+        if let Some((remedy, _)) = KNOWN.iter().find(|(_, words)| has(words)) {
+            return Some(*remedy);
+        }
+    }
+    None
+}
+
+/// The status of HTTP that a part of a cause tells, or the next one after it.
+fn status(part: &str, next: Option<&str>) -> Option<u16> {
+    if !part.contains("status") && !part.contains("response body") {
+        return None;
+    }
+    let number = |word: &str| {
+        word.trim_matches(',').parse().ok().filter(|number| (100..600).contains(number))
+    };
+    let first = next.and_then(|next| next.split_whitespace().next());
+    part.split_whitespace().chain(first).find_map(number)
+}
+
+/// Whether a phrase is there as whole words.
+fn has_phrase(text: &str, phrase: &str) -> bool {
+    let is_apart = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
+    text.match_indices(phrase).any(|(at, _)| {
+        let (before, after) = text.split_at(at);
+        is_apart(before.chars().next_back()) && is_apart(after.chars().nth(phrase.chars().count()))
+    })
 }
 
 /// The end of what a program says, in which it names the cause.
@@ -166,6 +246,55 @@ mod tests {
                 "writing blob: write /x: no space left on device".to_owned(),
                 "the disk is full",
                 "(write /x: no space left on device)",
+            ),
+            (
+                "pinging container registry r:15404: dial tcp 1.2.3.4:15404: connect: connection \
+                 refused"
+                    .to_owned(),
+                "r:5 does not answer",
+                "connection refused)",
+            ),
+            (
+                "Error response from daemon: manifest for r:404/x-404 not found: manifest unknown"
+                    .to_owned(),
+                "r:5 has no image",
+                "manifest unknown)",
+            ),
+            (format!("{pinging}EOF"), "r:5 does not answer", "(EOF)"),
+            (format!("{pinging}http: unexpected EOF reading"), "r:5 does not answer", "reading)"),
+            (format!("{pinging}read x/404eof"), "read x/404eof", "read x/404eof"),
+            (
+                format!("{reading}StatusCode: 404, \"<p>x509: timeout\""),
+                "r:5 has no image",
+                "timeout\")",
+            ),
+            (
+                format!("{reading}received unexpected HTTP status: 500 denied"),
+                "received unexpected",
+                "500 denied",
+            ),
+            (
+                format!("{reading}error parsing HTTP 403 response body: bad: \"no such host\""),
+                "r:5 does not let you",
+                "no such host\")",
+            ),
+            (
+                "error reading auth file: open /root/auth.json: permission denied".to_owned(),
+                "skopeo may not use a file or socket of this machine",
+                "permission denied)",
+            ),
+            // What a registry says itself picks nothing.
+            (
+                format!("{reading}manifest unknown: x509: no space left on device, denied"),
+                "r:5 has no image",
+                "denied)",
+            ),
+            (format!("{reading}unknown: connection refused"), "unknown: connection", "refused"),
+            (format!("{reading}denied: permission denied"), "r:5 does not let you", "denied)"),
+            (
+                format!("{reading}errors:denied: requested access to it is refused"),
+                "r:5 does not let you",
+                "refused)",
             ),
             ("Error: something else".to_owned(), "something else", "something else"),
             (format!("{reading}{}", "long".repeat(100)), "longlong", "long…"),

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use adl_protocol::limits::MAX_GROUPS;
+use nix::errno::Errno;
 
+use crate::error::{Error, Result};
 use crate::image::view::View;
 
 /// The longest `/etc/passwd` or `/etc/group` that is read, in bytes.
@@ -22,25 +24,45 @@ pub(super) struct User {
 /// said, it is root. A number without an entry has the group 0. Who has an entry is in the groups
 /// that name it, unless a group is said. `None` for one that is not there: whoever is to run then,
 /// is told.
-pub(super) fn user(view: &View, text: &str) -> Option<User> {
-    let read = |path: &str| view.read(Path::new(path), LONGEST).ok().flatten().unwrap_or_default();
+///
+/// # Errors
+/// [`Error::Invalid`] where the image has one of these files, and it can't be read: no one is taken
+/// for another user then.
+pub(super) fn user(view: &View, text: &str) -> Result<Option<User>> {
     let (name, group) = match text.split_once(':') {
         Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
-    let passwd = read("/etc/passwd");
-    let (uid, own, entry) = user_of(&passwd, if name.is_empty() { "0" } else { name })?;
+    let passwd = read(view, "/etc/passwd")?;
+    let Some((uid, own, entry)) = user_of(&passwd, if name.is_empty() { "0" } else { name }) else {
+        return Ok(None);
+    };
     let (gid, groups) = match group {
-        None => (own, groups_of(&read("/etc/group"), entry, own)),
+        None => (Some(own), groups_of(&read(view, "/etc/group")?, entry, own)),
         Some(group) => match group.parse() {
-            Ok(gid) => (gid, Vec::new()),
-            Err(_) => {
-                let all = read("/etc/group");
-                (number(fields(&all, group.as_bytes(), 0)?.get(2)?)?, Vec::new())
-            }
+            Ok(gid) => (Some(gid), Vec::new()),
+            Err(_) => (group_of(&read(view, "/etc/group")?, group), Vec::new()),
         },
     };
-    Some(User { uid, gid, groups })
+    Ok(gid.map(|gid| User { uid, gid, groups }))
+}
+
+/// A file of the image; one that is not there is empty.
+fn read(view: &View, path: &str) -> Result<Vec<u8>> {
+    let why = match view.read(Path::new(path), LONGEST) {
+        Ok(found) => return Ok(found.unwrap_or_default()),
+        Err(Errno::EFBIG) => format!("it is longer than {LONGEST} bytes"),
+        Err(Errno::EISDIR) => "it is a directory".to_owned(),
+        Err(Errno::ENXIO) => "it is no regular file".to_owned(),
+        Err(Errno::ELOOP) => "its links lead round and round".to_owned(),
+        Err(errno) => errno.desc().to_owned(),
+    };
+    let why = format!("who its user is can't be read from {path} of the image: {why}");
+    Err(Error::invalid("image", why))
+}
+
+fn group_of(file: &[u8], name: &str) -> Option<u32> {
+    number(fields(file, name.as_bytes(), 0)?.get(2)?)
 }
 
 /// A user, the user's group, and the name of the entry, which is empty without one.
@@ -66,7 +88,9 @@ fn groups_of(group: &[u8], member: &[u8], own: u32) -> Vec<u32> {
 }
 
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
-    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
+    // Docker trims lines, too: their ends may be those of Windows.
+    let lines = file.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.map(|line| line.split(|byte| *byte == b':').collect())
 }
 
 /// The fields of the first line with a value in one of them.
@@ -121,14 +145,52 @@ mod tests {
         ] {
             let expected =
                 expected.map(|(uid, gid, groups)| User { uid, gid, groups: groups.to_vec() });
-            assert_eq!(user(&view, text), expected, "{text:?}");
+            assert_eq!(user(&view, text).unwrap(), expected, "{text:?}");
         }
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_users_that_can_t_be_read_is_named_and_no_one_is_in_group_0_for_it() {
+        let top = std::env::temp_dir().join(format!("adl-image-unread-{}", std::process::id()));
+        let etc = top.join("etc");
+        fs::create_dir_all(etc.join("group")).unwrap();
+        let view = View::open(std::slice::from_ref(&top)).unwrap();
+        let mut long = b"app:x:999:998::/:\n".to_vec();
+        long.resize(usize::try_from(super::LONGEST).unwrap() + 1, b'#');
+        fs::write(etc.join("passwd"), &long).unwrap();
+        for text in ["999", "app", "", "app:7"] {
+            let told = user(&view, text).unwrap_err().to_string();
+            assert!(told.contains("/etc/passwd") && told.contains("1048576"), "{text}: {told}");
+        }
+        // One byte less is read.
+        fs::write(etc.join("passwd"), &long[1..]).unwrap();
+        assert_eq!(user(&view, "pp:7").unwrap().map(|user| user.uid), Some(999));
+        for text in ["999", "pp", "999:staff"] {
+            let told = user(&view, text).unwrap_err().to_string();
+            assert!(told.contains("/etc/group") && told.contains("a directory"), "{text}: {told}");
+        }
+        fs::remove_dir(etc.join("group")).unwrap();
+        assert_eq!(user(&view, "999").unwrap().map(|user| user.gid), Some(998));
+        fs::remove_dir_all(top).unwrap();
+    }
+
+    #[test]
+    fn lines_may_end_as_those_of_windows_do() {
+        let top = std::env::temp_dir().join(format!("adl-image-lines-{}", std::process::id()));
+        fs::create_dir_all(top.join("etc")).unwrap();
+        fs::write(top.join("etc/passwd"), "app:x:999:998::/:/bin/sh\r\n").unwrap();
+        fs::write(top.join("etc/group"), "staff:x:50:other,app\r\n  wheel:x:10:app \n").unwrap();
+        let view = View::open(std::slice::from_ref(&top)).unwrap();
+        let expected = User { uid: 999, gid: 998, groups: vec![50, 10] };
+        assert_eq!(user(&view, "app").unwrap(), Some(expected));
         fs::remove_dir_all(top).unwrap();
     }
 
     #[test]
     fn root_of_an_image_without_files_is_root() {
         let view = View::of(Vec::new());
-        assert_eq!(user(&view, ""), Some(User { uid: 0, gid: 0, groups: Vec::new() }));
+        let root = User { uid: 0, gid: 0, groups: Vec::new() };
+        assert_eq!(user(&view, "").unwrap(), Some(root));
     }
 }

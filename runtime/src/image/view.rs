@@ -43,6 +43,9 @@ enum Node {
     Link(OsString),
 }
 
+/// The directories down a path, the names that are left, and the file that the last name is.
+type Walked = (Vec<(OsString, Directory)>, VecDeque<OsString>, Option<OwnedFd>);
+
 /// How far there is something at a path.
 #[derive(Debug)]
 pub(super) struct Reached {
@@ -88,7 +91,7 @@ impl View {
     /// Finds how far there is something at a path; `None` where a file is in the way, or links
     /// lead round and round.
     pub(super) fn reach(&self, path: &Path) -> nix::Result<Option<Reached>> {
-        let Some((way, rest, file)) = self.walk(path)? else { return Ok(None) };
+        let Some((way, rest, file)) = self.walk_directories(path)? else { return Ok(None) };
         if file.is_some() {
             return Ok(None);
         }
@@ -103,29 +106,46 @@ impl View {
     /// The directories down a path as far as there are some, that of the top first, each as it is in
     /// several layers.
     pub(super) fn way(&self, path: &Path) -> nix::Result<Vec<(OsString, Directory)>> {
-        Ok(self.walk(path)?.map_or(Vec::new(), |(way, ..)| way))
+        Ok(self.walk_directories(path)?.map_or(Vec::new(), |(way, ..)| way))
     }
 
-    /// Reads a file of so many bytes at most; `None` if there is none, or another thing.
+    /// Reads a file of so many bytes at most; `None` if there is none.
+    ///
+    /// # Errors
+    /// `EFBIG` of a longer one, `EISDIR` of a directory, `ENXIO` of what else is no regular file,
+    /// `ELOOP` where links lead round and round.
     pub(super) fn read(&self, path: &Path, longest: u64) -> nix::Result<Option<Vec<u8>>> {
-        let Some((_, rest, Some(file))) = self.walk(path)? else { return Ok(None) };
-        if !rest.is_empty() || fstat(&file)?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        let Some((_, rest, file)) = self.walk(path)? else { return Ok(None) };
+        if !rest.is_empty() {
             return Ok(None);
+        }
+        let file = file.ok_or(Errno::EISDIR)?;
+        if fstat(&file)?.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(Errno::ENXIO);
         }
         let mut bytes = Vec::new();
         let read = File::from(file).take(longest + 1).read_to_end(&mut bytes);
         let count = read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-        Ok((count as u64 <= longest).then_some(bytes))
+        if count as u64 > longest {
+            return Err(Errno::EFBIG);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// As [`Self::walk`]; `None`, too, where what is at the end can't be opened.
+    fn walk_directories(&self, path: &Path) -> nix::Result<Option<Walked>> {
+        match self.walk(path) {
+            Err(Errno::ELOOP | Errno::ENXIO) => Ok(None),
+            walked => walked,
+        }
     }
 
     /// Goes down a path as far as there are directories: these, the names that are left, and the
-    /// file that the last of them is, if it is one.
-    #[expect(clippy::type_complexity, reason = "it has two callers, both above")]
-    fn walk(
-        &self,
-        path: &Path,
-    ) -> nix::Result<Option<(Vec<(OsString, Directory)>, VecDeque<OsString>, Option<OwnedFd>)>>
-    {
+    /// file that the last of them is, if it is one. `None` where a file is in the way.
+    ///
+    /// # Errors
+    /// `ENXIO` where the last is neither, `ELOOP` where links lead round and round.
+    fn walk(&self, path: &Path) -> nix::Result<Option<Walked>> {
         let mut way = vec![(OsString::new(), Arc::clone(&self.layers))];
         let mut rest = names(path);
         let mut links = 0;
@@ -143,13 +163,13 @@ impl View {
                 }
                 Some(Node::Directory(directory)) => way.push((name, directory)),
                 Some(Node::File(file)) if rest.is_empty() => {
-                    return Ok(file.map(|file| (way, rest, Some(file))));
+                    return file.map(|file| Some((way, rest, Some(file)))).ok_or(Errno::ENXIO);
                 }
                 Some(Node::File(_)) => return Ok(None),
                 Some(Node::Link(target)) => {
                     links += 1;
                     if links > MOST_LINKS {
-                        return Ok(None);
+                        return Err(Errno::ELOOP);
                     }
                     let target = Path::new(&target);
                     if target.is_absolute() {
@@ -222,6 +242,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
 
+    use nix::errno::Errno;
     use nix::sys::stat::{Mode, SFlag, mknod};
 
     use super::View;
@@ -250,11 +271,13 @@ mod tests {
             (lower.join("hidden/x"), "below"),
             (upper.join("etc/passwd"), "above"),
             (upper.join("file"), "above"),
+            (upper.join("long"), "7 bytes"),
             (top.join("secret"), "secret"),
         ] {
             fs::write(path, content).unwrap();
         }
         mknod(&upper.join("hidden"), SFlag::S_IFCHR, Mode::S_IRWXU, 0).unwrap();
+        mknod(&upper.join("fifo"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).unwrap();
         let opaque = fs::File::open(upper.join("opaque")).unwrap();
         crate::sys::set_extended_attribute(
             std::os::fd::AsFd::as_fd(&opaque),
@@ -285,9 +308,17 @@ mod tests {
             assert_eq!(read(path).as_deref(), Some(&b"above"[..]), "{path}");
         }
         assert_eq!(read("directory/group").as_deref(), Some(&b"below"[..]));
-        for path in ["opaque/x", "hidden/x", "out", "loop", "etc", "absent", "file/x", "../secret"]
-        {
+        for path in ["opaque/x", "hidden/x", "out", "absent", "file/x", "../secret"] {
             assert_eq!(read(path), None, "{path}");
+        }
+        for (path, errno) in [
+            ("loop", Errno::ELOOP),
+            ("etc", Errno::EISDIR),
+            ("directory", Errno::EISDIR),
+            ("fifo", Errno::ENXIO),
+            ("long", Errno::EFBIG),
+        ] {
+            assert_eq!(view.read(Path::new(path), 6), Err(errno), "{path}");
         }
         let reach = |path: &str| view.reach(Path::new(path)).unwrap();
         let reached = reach("winding/a/b").unwrap();
@@ -297,7 +328,7 @@ mod tests {
         );
         assert_eq!(reached.attributes[1].0.st_mode & 0o7777, 0o711);
         assert_eq!(reach("both/upper").unwrap().missing.len(), 0);
-        for path in ["file/x", "file", "loop/x", "a/../b"] {
+        for path in ["file/x", "file", "loop/x", "loop", "fifo", "a/../b"] {
             assert!(reach(path).is_none(), "{path}");
         }
         fs::remove_dir_all(top).unwrap();

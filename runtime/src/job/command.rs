@@ -72,7 +72,7 @@ impl Command {
             arguments: Vec::new(),
             environment: Environment::new(&defaults.env),
             directory: defaults.current_dir.as_path().into(),
-            run_as: RunAs::of(defaults),
+            run_as: RunAs::of(defaults, lives.user_is_of_image()),
             umask: defaults.umask,
             rlimits: Vec::new(),
             nice: 0,

@@ -36,6 +36,7 @@ pub(crate) struct Lives {
     owner: Owner,
     /// What is asked of any life starts from them.
     defaults: Defaults,
+    user_is_of_image: bool,
 }
 
 #[derive(Debug)]
@@ -49,15 +50,20 @@ struct Now {
 }
 
 impl Lives {
-    pub(crate) fn new(first: Life, defaults: Defaults) -> Arc<Self> {
+    pub(crate) fn new(first: Life, defaults: Defaults, user_is_of_image: bool) -> Arc<Self> {
         let now = Mutex::new(Now { life: Some(first), is_held: false, is_gone: false });
         let owner = Owner::this_process();
-        Arc::new(Self { now, let_go: Condvar::new(), owner, defaults })
+        Arc::new(Self { now, let_go: Condvar::new(), owner, defaults, user_is_of_image })
     }
 
     /// What commands and file calls start from.
     pub(crate) fn defaults(&self) -> &Defaults {
         &self.defaults
+    }
+
+    /// Whether the user that these name is the image's, by name.
+    pub(crate) fn user_is_of_image(&self) -> bool {
+        self.user_is_of_image
     }
 
     /// Refuses a fork of the process that made it: a thread of its parent may have had a lock.

@@ -48,6 +48,9 @@ pub(crate) struct RunAs {
     is_default: bool,
     /// What they say of groups: it holds for as long as that.
     default_groups: Option<Vec<u32>>,
+    /// Whether that user is the image's, whose groups are those that docker gives it: for as long
+    /// as that, too.
+    is_of_image: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,16 +73,18 @@ impl RunAs {
         groups: None,
         is_default: false,
         default_groups: None,
+        is_of_image: false,
     };
 
-    /// Who the defaults of a sandbox say.
-    pub(crate) fn of(defaults: &Defaults) -> Self {
+    /// Who the defaults of a sandbox say, and whether that is the user of its image.
+    pub(crate) fn of(defaults: &Defaults, is_of_image: bool) -> Self {
         let mut this = Self::ROOT;
         if let Some(user) = &defaults.user {
             this.set_user(user);
         }
         this.is_default = true;
         this.default_groups = defaults.groups.clone();
+        this.is_of_image = is_of_image;
         this
     }
 
@@ -145,7 +150,13 @@ impl RunAs {
         let user = self.look_up(ids, read)?;
         let User { uid, gid, groups, entry } = user;
         let by_default = self.default_groups.as_ref().filter(|_| self.is_default);
-        let groups = self.groups.as_ref().or(by_default).cloned().unwrap_or(groups);
+        let groups = match (self.groups.as_ref().or(by_default), ids) {
+            (Some(said), _) => said.clone(),
+            (None, Ids::Range(length)) if self.is_default && self.is_of_image => {
+                groups_in_image(gid, &groups, length)
+            }
+            (None, _) => groups,
+        };
         if uid == u32::MAX || gid == u32::MAX || groups.contains(&u32::MAX) {
             return Err(Error::invalid("user", "id 4294967295 means no change to the kernel"));
         }
@@ -164,8 +175,13 @@ impl RunAs {
                 );
                 (why, fix)
             }
-            Ids::Range(length) if groups.iter().chain([&uid, &gid]).any(|id| *id >= length) => {
+            Ids::Range(length) if uid >= length || gid >= length => {
                 return Err(beyond(length, format!("user {uid}:{gid} inside")));
+            }
+            Ids::Range(length) if groups.iter().any(|id| *id >= length) => {
+                let group = groups.iter().find(|id| **id >= length).unwrap_or(&length);
+                let what = format!("supplementary group {group} of user {uid}:{gid} inside");
+                return Err(beyond(length, what));
             }
             _ => return Ok((Identity { uid, gid, groups }, entry)),
         };
@@ -239,6 +255,15 @@ pub(crate) fn check_owner(ids: Ids, uid: u32, gid: u32) -> Result<()> {
     }
 }
 
+/// The supplementary groups of an image's user, where there are so many ids: those that docker
+/// gives it. They begin with its own, so that no set-group-id program sheds it, where files deny
+/// that group something (CVE-2022-36109). What is beyond the ids is left out: an image can't know
+/// how many there are.
+pub(crate) fn groups_in_image(own: u32, others: &[u32], length: u32) -> Vec<u32> {
+    let others = others.iter().copied().filter(|gid| *gid < length && *gid != own);
+    [own].into_iter().chain(others).take(limits::MAX_GROUPS).collect()
+}
+
 fn beyond(length: u32, what: String) -> Error {
     let why = format!("the sandbox has the ids 0 to {}", length.saturating_sub(1));
     Error::Unsupported { what, why, fix: format!("make it with more: {IDS}") }
@@ -309,7 +334,9 @@ fn is_sound(fields: &[&[u8]]) -> bool {
 }
 
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
-    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
+    // Lines may end as those of Windows do.
+    let lines = file.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.map(|line| line.split(|byte| *byte == b':').collect())
 }
 
 fn id(field: Option<&&[u8]>) -> Option<u32> {
@@ -347,7 +374,9 @@ fn groups_of(file: &[u8], member: &[u8]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entry, User, group_entry, groups_of, number, passwd_entry};
+    use super::{Entry, RunAs, User, group_entry, groups_of, number, passwd_entry};
+    use crate::config::defaults::Defaults;
+    use crate::sys::id_ranges::Ids;
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nshort:x\ngames:x:5:60:g:/usr/games:/x\n\
         big:x:4294967296:1::/:\nminus:x:-1:1::/:\nall:x:4294967295:1::/:\n:x:7:7::/:\n";
@@ -369,6 +398,49 @@ mod tests {
             assert_eq!(passwd_entry(PASSWD, name.as_bytes()), None, "{name}");
         }
         assert_eq!(group_entry(GROUP, b"odd"), None);
+    }
+
+    #[test]
+    fn lines_may_end_as_those_of_windows_do() {
+        let games = passwd_entry(b"games:x:5:60:g:/usr/games:/x\r\n", b"games").unwrap();
+        assert_eq!(games.entry.unwrap().shell, b"/x");
+        assert_eq!(
+            groups_of(b"audio:x:29:other,games\r\nvideo:x:44:games\r\n", b"games"),
+            [29, 44]
+        );
+    }
+
+    #[test]
+    fn groups_beyond_the_ids_are_left_out_of_an_images_user_and_named_of_others() {
+        let read = |path| {
+            Ok(match path {
+                "/etc/passwd" => b"app:x:999:998::/:/bin/sh\n".to_vec(),
+                _ => b"staff:x:50:app\nfar:x:100000:app\napp:x:998:app\n".to_vec(),
+            })
+        };
+        let defaults = Defaults { user: Some("app".to_owned()), ..Defaults::default() };
+        let ids = Ids::Range(65_536);
+        let of_image = RunAs::of(&defaults, true);
+        let find = |run_as: &RunAs| run_as.find(ids, read).map(|(found, _)| found.groups);
+        // Docker has its own group among them.
+        assert_eq!(find(&of_image).unwrap(), [998, 50]);
+        let told = find(&RunAs::of(&defaults, false)).unwrap_err().to_string();
+        assert!(told.contains("group 100000 of user 999:998"), "{told}");
+        let mut named = of_image.clone();
+        named.set_user("app");
+        let told = find(&named).unwrap_err().to_string();
+        assert!(told.contains("group 100000 of user 999:998"), "{told}");
+        let mut other = of_image.clone();
+        other.set_uid(7);
+        assert_eq!(find(&other).unwrap(), [0; 0]);
+        // What the caller says of groups is that.
+        let groups = Some(vec![8, 9]);
+        assert_eq!(find(&RunAs { groups, ..of_image }).unwrap(), [8, 9]);
+        let defaults = Defaults { groups: Some(vec![8]), ..defaults };
+        assert_eq!(find(&RunAs::of(&defaults, true)).unwrap(), [8]);
+        let defaults = Defaults { user: Some("70000".to_owned()), ..Defaults::default() };
+        let told = find(&RunAs::of(&defaults, true)).unwrap_err().to_string();
+        assert!(told.contains("user 70000:70000 inside") && !told.contains("group"), "{told}");
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Sandbox {
         let name = directory.name().to_owned();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
         let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
-        let lives = Lives::new(instance.life(), config.defaults.clone());
+        let lives = Lives::new(instance.life(), config.defaults.clone(), plan.user_is_of_image);
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();

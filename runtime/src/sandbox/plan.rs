@@ -8,7 +8,7 @@ use crate::config::limits::Limits;
 use crate::config::name::check_name;
 use crate::config::{Config, Network, Seccomp, Sysfs, sysctl};
 use crate::error::{Error, Result};
-use crate::job::user::RunAs;
+use crate::job::user::{RunAs, groups_in_image};
 use crate::root::mounts;
 use crate::store::subordinate::Subordinate;
 use crate::sys::id_ranges::{self, Ids};
@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) ids: Ids,
     /// Where an ordinary user has a range of them: what that is outside.
     pub(crate) subordinate: Option<Subordinate>,
+    /// Whether who runs commands by default is the user by name of the image.
+    pub(crate) user_is_of_image: bool,
 }
 
 impl Plan {
@@ -55,7 +57,7 @@ impl Plan {
         if let Some(size) = config.shm_size {
             mounts::check_size("shm size", size)?;
         }
-        let run_as = RunAs::of(&config.defaults);
+        let run_as = RunAs::of(&config.defaults, false);
         let (ids, subordinate) = ids_of(config.ids, &run_as)?;
         mounts::check_tmpfs(&config.mounts, ids)?;
         run_as.check(ids)?;
@@ -69,6 +71,7 @@ impl Plan {
             is_filtered: config.seccomp == Seccomp::Default,
             ids,
             subordinate,
+            user_is_of_image: false,
             config,
         })
     }
@@ -86,16 +89,20 @@ impl Plan {
         let own = std::mem::take(&mut defaults.env);
         defaults.env = env.chain(own).collect();
         defaults.settle_directory(image.working_dir.as_deref());
+        let own = image.user.as_deref().map(|user| user_of(user, *ids));
+        let is_name = own.as_deref().is_some_and(|user| !is_by_number(user));
         if defaults.user.is_none() {
-            defaults.user = image.user.as_deref().map(|user| user_of(user, *ids));
+            defaults.user.clone_from(&own);
             // One by name has those that the sandbox's own files give it by then.
-            let is_name = defaults.user.as_deref().is_some_and(|user| !is_by_number(user));
-            if let (Ids::Range(length), None, false) = (self.ids, &defaults.groups, is_name) {
-                let groups = groups.iter().copied().filter(|gid| *gid < length);
-                defaults.groups = Some(groups.collect()).filter(|all: &Vec<u32>| !all.is_empty());
+            if let (Ids::Range(length), None, false, Some((_, gid))) =
+                (self.ids, &defaults.groups, is_name, ids)
+            {
+                defaults.groups = Some(groups_in_image(*gid, groups, length));
             }
         }
-        Self::new(config)
+        // A snapshot has kept the name.
+        let user_is_of_image = is_name && defaults.user == own;
+        Ok(Self { user_is_of_image, ..Self::new(config)? })
     }
 
     /// Whether there is a `/sys`.

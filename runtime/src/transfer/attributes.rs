@@ -135,7 +135,13 @@ const ROOM: u64 = 1 << 20;
 /// disk, and for more of them than a file may have: on ext4 what a block takes.
 pub(crate) fn not_set(file: BorrowedFd<'_>, path: &Path) -> impl FnOnce(Errno) -> Error {
     move |errno| match errno {
-        Errno::ENOSPC | Errno::E2BIG if has_room(file) => Error::Unsupported {
+        Errno::E2BIG => Error::Unsupported {
+            what: format!("an extended attribute of {path:?}"),
+            why: "it has more than the 65,536 bytes that Linux takes for one on any file system"
+                .to_owned(),
+            fix: "make it smaller, or leave it out, where the file comes from".to_owned(),
+        },
+        Errno::ENOSPC if has_room(file) => Error::Unsupported {
             what: format!("what {path:?} has of extended attributes"),
             why: "it is more than its file system keeps for one file, as ext4, which has a block \
                   of 4096 bytes for them; the disk is not full"
@@ -149,11 +155,18 @@ pub(crate) fn not_set(file: BorrowedFd<'_>, path: &Path) -> impl FnOnce(Errno) -
 
 fn has_room(file: BorrowedFd<'_>) -> bool {
     let Ok(found) = fstatvfs(file) else { return false };
-    // Root has what is kept for it, too.
-    let blocks = if geteuid().is_root() { found.blocks_free() } else { found.blocks_available() };
+    // Root has what is kept for it, too: the machine's, not that of a user namespace.
+    let is_root = geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| has_all_ids(&map));
+    let blocks = if is_root { found.blocks_free() } else { found.blocks_available() };
     // Some have no number of files.
     let has_files = found.files() == 0 || found.files_free() > 0;
     has_files && blocks.saturating_mul(found.fragment_size()) >= ROOM
+}
+
+/// Whether a map of ids is that of the machine: each is itself.
+fn has_all_ids(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Marks a directory as one that hides what the layers below have in it.
@@ -186,5 +199,42 @@ fn remove(file: BorrowedFd<'_>, name: &std::ffi::CStr) -> nix::Result<()> {
     match sys::remove_extended_attribute(file, name) {
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+
+    use nix::errno::Errno;
+
+    use super::{has_all_ids, not_set, set};
+
+    #[test]
+    fn an_attribute_that_no_file_system_takes_is_told_so() {
+        let path = std::env::temp_dir().join(format!("adl-attribute-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        let errno = set(file.as_fd(), b"user.much", &[0; (64 << 10) + 1], false).unwrap_err();
+        assert_eq!(errno, Errno::E2BIG);
+        let told = not_set(file.as_fd(), Path::new("a"))(errno).to_string();
+        assert!(told.contains("65,536") && told.contains("any file system"), "{told}");
+        assert!(!told.contains("xfs") && !told.contains("full"), "{told}");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_has_not_what_a_disk_keeps_for_root() {
+        assert!(has_all_ids("         0          0 4294967295\n"));
+        for map in [
+            "         0       1000          1\n",
+            "         0     100000      65536\n",
+            "         0          0      65536\n",
+            "         0          0          1\n         1     100000      65536\n",
+            "",
+        ] {
+            assert!(!has_all_ids(map), "{map}");
+        }
     }
 }
