@@ -16,6 +16,7 @@ use nix::sys::socket::{
 };
 
 use crate::sys::owner::Owner;
+use crate::sys::stamp;
 
 /// The stack of a thread that does nothing but close, in bytes.
 const STACK: usize = 64 << 10;
@@ -197,9 +198,11 @@ pub(crate) fn peek(
 /// namespaces(7)): to ask a file what it is, its file system would be asked, and may not answer.
 ///
 /// # Errors
-/// If its name can't be read.
+/// If the machine has too little of something to read its name. One that is too long, as init may
+/// send it, is no namespace's.
 pub(crate) fn is_other_mount_namespace(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let its = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let its = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let Some(its) = stamp::seen(its)? else { return Ok(false) };
     let own = std::fs::read_link("/proc/self/ns/mnt")?;
     Ok(its.as_os_str().as_encoded_bytes().starts_with(b"mnt:[") && its != own)
 }
@@ -221,4 +224,36 @@ pub(crate) fn is_terminal_master(fd: BorrowedFd<'_>) -> bool {
     let mut number: c_int = 0;
     // SAFETY: TIOCGPTN writes an int; no other driver knows it (ioctl_tty(2)).
     is_ptmx && unsafe { libc::ioctl(fd, libc::TIOCGPTN, &raw mut number) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::OFlag;
+    use nix::fcntl::{open, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+
+    use super::is_other_mount_namespace;
+
+    #[test]
+    fn what_has_a_name_too_long_to_be_read_is_no_namespace() {
+        let home = std::env::temp_dir().join(format!("adl-too-long-{}", std::process::id()));
+        std::fs::create_dir(&home).unwrap();
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut at = open(&home, flags, Mode::empty()).unwrap();
+        let name = "d".repeat(250);
+        for _ in 0..20 {
+            mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+            at = openat(&at, name.as_str(), flags, Mode::empty()).unwrap();
+        }
+        // Control: it is a name that can't be read.
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&at));
+        assert_eq!(std::fs::read_link(link).unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+        assert!(!is_other_mount_namespace(at.as_fd()).unwrap());
+        let own = File::open("/proc/self/ns/mnt").unwrap();
+        assert!(!is_other_mount_namespace(own.as_fd()).unwrap());
+        std::fs::remove_dir_all(home).unwrap();
+    }
 }
