@@ -260,7 +260,7 @@ const ALLOWED: &[Allowed] = &[
         "the host's /usr and /run/adl, where root alone writes, and what is new in the state directory",
     ),
     ("root/unpack.rs", &[(".metadata", 2), ("File::open", 1), ("fcntl::open", 1)], STATE),
-    ("sandbox/instance.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
+    ("sandbox/children.rs", &[("fs::read", 1), ("fs::read_to_string", 1)], PROC),
     (
         "sandbox/launch.rs",
         &[

@@ -3,7 +3,6 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use crate::cgroup::{self, Group};
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
+use crate::sandbox::children::{SOON, Whose, children_of, whose};
 use crate::sandbox::launch::{self, Begun, Build};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -23,7 +23,7 @@ use crate::store::init_record::InitRecord;
 use crate::store::remover::{Removal, remove_later};
 use crate::sys::clone::Process;
 use crate::sys::owner::Owner;
-use crate::sys::{pidfd, proc};
+use crate::sys::pidfd;
 use crate::wait::{Deadline, wait_ready};
 use crate::wire::control::Control;
 
@@ -314,19 +314,20 @@ impl Processes {
             return Ok(false);
         }
         // Whatever runs descends from init, which is given what others have left.
+        let late = Deadline::after(SOON);
         let are_there = || {
             let mut before = None;
             loop {
                 let (place, children) = children_of(&self.init)?;
-                // A drain goes by itself when no one can write to its pipe any more, which another
-                // thread's new init can until it executes its program. Who takes its name has
-                // itself to thank.
-                let is_drain =
-                    |pid: &str| match std::fs::read(place.with_file_name(pid).join("comm")) {
-                        Ok(name) => name == b"adl-drain\n",
-                        Err(error) => error.kind() == io::ErrorKind::NotFound,
-                    };
-                if !children.split_whitespace().all(is_drain) {
+                let whose = |pid: &str| whose(&place.with_file_name(pid));
+                let whose: Vec<_> =
+                    children.split_whitespace().map(whose).collect::<io::Result<_>>()?;
+                // It takes a moment until it has another name.
+                if whose.contains(&Whose::NewOfInit) && !late.passed() {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                if whose.iter().any(|whose| *whose != Whose::NoOnes) {
                     return Ok::<_, io::Error>(true);
                 }
                 // One that ends while the list is read, after it was in it, can hide the next
@@ -407,15 +408,6 @@ impl Processes {
         };
         drop(std::thread::Builder::new().name("adl-end".to_owned()).spawn(wait));
     }
-}
-
-/// The children of init, as `/proc` tells their numbers, and where it tells of init.
-fn children_of(init: &Process) -> io::Result<(PathBuf, String)> {
-    let place = proc::directory_of(init)?;
-    // Init has one thread, whose number is its own.
-    let number = place.file_name().unwrap_or_default();
-    let children = std::fs::read_to_string(place.join("task").join(number).join("children"))?;
-    Ok((place, children))
 }
 
 /// Readable when init has died, or was ended.

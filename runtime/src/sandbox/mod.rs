@@ -1,6 +1,7 @@
 //! `Sandbox`: what a caller asks of it, and the order of create, reset and delete.
 
 mod changes;
+mod children;
 mod descriptors;
 mod init_binary;
 mod instance;
