@@ -315,10 +315,13 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 with adl.Sandbox() as sandbox:
-    for call in (
-        lambda: sandbox.run("touch /tmp/begun; setsid sleep 1000 & sleep 1000"),
-        lambda: sandbox.popen("touch /tmp/begun; exec sleep 1000", kill_on_drop=True).wait(),
-        lambda: sandbox.background("touch /tmp/begun; exec sleep 1000").wait(),
+    for is_dropped, call in (
+        (False, lambda: sandbox.run("touch /tmp/begun; setsid sleep 1000 & sleep 1000")),
+        (
+            True,
+            lambda: sandbox.popen("touch /tmp/begun; exec sleep 1000", kill_on_drop=True).wait(),
+        ),
+        (False, lambda: sandbox.background("touch /tmp/begun; exec sleep 1000").wait()),
     ):
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -331,7 +334,7 @@ with adl.Sandbox() as sandbox:
         if sandbox.jobs():
             sandbox.kill_all()
         # Who is dropped is killed, and no one waits for its end.
-        end = time.monotonic() + 30
+        end = time.monotonic() + (30 if is_dropped else 0)
         while (left := sandbox.run("cat /proc/[0-9]*/comm | grep -c sleep").stdout) != b"0\\n":
             if time.monotonic() > end:
                 break
