@@ -271,26 +271,25 @@ def test_an_image_is_pulled_from_a_coroutine(registry: Registry, images: Images)
     async def main() -> None:
         seen: list[int] = []
         registry.may_answer.clear()
-        pulling = asyncio.ensure_future(
-            images.apull(
-                name,
-                progress=lambda _: seen.append(threading.get_ident()),
-                timeout=10 * SOON,
-                insecure=True,
+        # More of them than there are threads for calls that block for a moment. One of them
+        # fetches the image and tells of it: the others find it there.
+        pulling = [
+            asyncio.ensure_future(
+                images.apull(
+                    name,
+                    progress=lambda _: seen.append(threading.get_ident()),
+                    timeout=10 * SOON,
+                    insecure=True,
+                )
             )
-        )
-        # More of them than there are threads for calls that block for a moment.
-        others = [
-            asyncio.ensure_future(images.apull(name, timeout=10 * SOON, insecure=True))
-            for _ in range(4)
+            for _ in range(5)
         ]
         async with await asyncio.wait_for(Sandbox.create(), SOON) as sandbox:
             ran = await asyncio.wait_for(sandbox.arun("echo meanwhile"), SOON)
             assert ran.stdout == b"meanwhile\n"
-        assert not pulling.done()
+        assert not any(pull.done() for pull in pulling)
         registry.may_answer.set()
-        assert (await pulling).names == [name]
-        await asyncio.gather(*others)
+        assert [image.names for image in await asyncio.gather(*pulling)] == [[name]] * 5
         assert set(seen) == {threading.get_ident()}
         with pytest.raises(adl.PullError):
             await images.apull(f"{registry.name}:2", insecure=True)
