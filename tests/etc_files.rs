@@ -8,6 +8,7 @@ use adl_runtime::{Access, Config, EtcFiles, Export, Image, Network, RootAccess, 
 
 use crate::file_systems::Mounted;
 use crate::harness::{Home, Need, OrdinaryUser, needs, shell, succeeds};
+use crate::image_fixtures::{BUSYBOX, UMOCI, layout_of_one, umoci};
 use crate::images;
 
 const HOSTNAME: &str = "box.example";
@@ -153,6 +154,35 @@ fn what_the_image_has_stays_unless_all_are_asked_for() {
     let (text, _) = read(usual);
     assert!(text.starts_with("127.0.0.1\tlocalhost"), "{text}");
     assert!(root.join("etc/hosts").is_symlink() && !root.join("run/hosts").exists());
+}
+
+#[test]
+fn what_an_upper_layer_of_an_image_hides_is_not_the_images() {
+    if !needs(&[UMOCI, BUSYBOX]) {
+        return;
+    }
+    let home = Home::new();
+    let layout = layout_of_one(&home, &[]);
+    let root = image(&home, "etc", &[("hosts", "mine\n"), ("hostname", "theirs\n")]);
+    let insert = |arguments: &[&str]| umoci(&["insert"], &layout, "one", arguments);
+    let read = || {
+        let image = Image::layers(&layout, Some("one"));
+        let sandbox = Sandbox::create(Config { image, ..config(&home, &root) }).unwrap();
+        shell(&sandbox, READ)
+    };
+    let shown = || insert(&[root.join("etc").to_str().unwrap(), "/etc"]);
+    shown();
+    assert_eq!(read(), "theirs\nmine\n");
+    insert(&["--whiteout", "/etc"]);
+    assert_eq!(read(), EXPECTED);
+    shown();
+    let empty = home.path("empty");
+    fs::create_dir(&empty).unwrap();
+    insert(&["--opaque", empty.to_str().unwrap(), "/etc"]);
+    assert_eq!(read(), EXPECTED);
+    shown();
+    insert(&["--whiteout", "/etc/hosts"]);
+    assert_eq!(read(), EXPECTED.replacen(HOSTNAME, "theirs", 1));
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Images {
         let ids = Subordinate::asked_for(ids)?;
         let Some(catalog) = Catalog::open_if_any(&self.state)? else { return Ok(false) };
         match catalog.named(&reference.to_string())? {
-            Some(lease) => Ok(lease.record().places(&self.state, ids)?.is_some()),
+            Some(lease) => Ok(lease.record().open_layers(&self.state, ids)?.is_some()),
             None => Ok(false),
         }
     }

@@ -27,7 +27,7 @@ use crate::image::mark::Like;
 use crate::image::name::Name;
 use crate::image::options::{Progress, PullOptions};
 use crate::image::place::Place;
-use crate::image::record::{LayerRecord, Record, above_name};
+use crate::image::record::{LayerRecord, OpenedLayer, Record, above_name};
 use crate::image::unpack::Unpacked;
 use crate::image::user;
 use crate::image::view::{Reached, View, is_opaque};
@@ -42,7 +42,7 @@ use crate::wait::Deadline;
 #[derive(Debug)]
 pub(crate) struct Cached {
     /// The topmost first.
-    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) layers: Vec<OpenedLayer>,
     pub(crate) says: ImageSays,
     pub(crate) lease: Arc<Lease>,
 }
@@ -90,7 +90,7 @@ pub(super) fn cached(
     lease: Arc<Lease>,
     ids: Option<Subordinate>,
 ) -> Result<Option<Cached>> {
-    let Some(layers) = lease.record().places(state, ids)? else { return Ok(None) };
+    let Some(layers) = lease.record().open_layers(state, ids)? else { return Ok(None) };
     lease.mark_used();
     let says = lease.record().says.clone();
     Ok(Some(Cached { layers, says, lease }))
@@ -138,7 +138,7 @@ pub(crate) fn add(
     let _lock = catalog.lock_with_others(deadline)?;
     let known = catalog.image(&whole.digest);
     let is_known = match &known {
-        Ok(Some(lease)) => lease.record().places(state, ids)?.is_some(),
+        Ok(Some(lease)) => lease.record().open_layers(state, ids)?.is_some(),
         _ => false,
     };
     // One record is for all ids, and says whether there is a layer above.

@@ -37,3 +37,5 @@ pub(crate) use self::cache::{Cached, of_layers};
 pub(crate) use self::compression::plain_beginning;
 pub(crate) use self::lock::Lease;
 pub(crate) use self::pull::{of_local, of_reference};
+pub(crate) use self::record::OpenedLayer;
+pub(crate) use self::view::is_opaque;

@@ -105,7 +105,7 @@ pub(crate) fn pull(
     let now = catalog.digest_of(&name).unwrap_or_default();
     if (known == Known::Suffices || now != before)
         && let Ok(Some(lease)) = catalog.named(&name)
-        && lease.record().places(state, ids)?.is_some()
+        && lease.record().open_layers(state, ids)?.is_some()
     {
         catalog.remove_fetch(&fetch)?;
         return Ok(lease);
@@ -139,7 +139,7 @@ impl Pull<'_> {
             let digest = Digest::of(&bytes);
             // What can't be read is written anew.
             if let Ok(Some(lease)) = self.catalog.image(&digest)
-                && lease.record().places(self.state, self.ids)?.is_some()
+                && lease.record().open_layers(self.state, self.ids)?.is_some()
             {
                 // It has a new name, or none but that.
                 self.catalog.put_name(&name, &digest)?;

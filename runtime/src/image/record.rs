@@ -1,20 +1,32 @@
 //! What is known of an image, as it is written down.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::fcntl;
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::config::image::{ImageConfig, ImageSays};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::bounds;
 use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::store::State;
 use crate::store::subordinate::Subordinate;
+use crate::sys::open::{DIRECTORY, Purpose, beneath};
 
 /// Of another form of record, nothing can be made.
 pub(super) const FORM: u32 = 1;
+
+/// The directory of a layer.
+#[derive(Debug)]
+pub(crate) struct OpenedLayer {
+    pub(crate) path: PathBuf,
+    pub(crate) directory: OwnedFd,
+}
 
 /// What there is to know of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,28 +92,29 @@ impl Record {
         Ok(())
     }
 
-    /// Where its layers lie that have owners of some ids, the topmost first; `None` if one is
-    /// missing. Of those that come again, what is below has nothing to add.
-    pub(crate) fn places(
+    /// Opens its layers that have owners of some ids, the topmost first; `None` if one is missing.
+    /// Of those that come again, what is below has nothing to add.
+    pub(crate) fn open_layers(
         &self,
         state: &State,
         ids: Option<Subordinate>,
-    ) -> Result<Option<Vec<PathBuf>>> {
-        let mut places = Vec::new();
-        if let Some(above) = &self.above {
-            let place = state.images()?.join(layer::of_ids(above, ids));
-            if !place.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                return Ok(None);
-            }
-            places.push(place);
+    ) -> Result<Option<Vec<OpenedLayer>>> {
+        let path = state.images()?;
+        let images =
+            fcntl::open(&path, DIRECTORY, Mode::empty()).map_err(Error::at("open", &path))?;
+        let names = self.above.iter().cloned();
+        let names = names.chain(self.diff_ids().into_iter().map(layer::name));
+        let mut opened = Vec::new();
+        for name in names.map(|name| layer::of_ids(&name, ids)) {
+            let path = path.join(&name);
+            let directory = match beneath(&images, name.as_str(), Purpose::Pass) {
+                Ok(directory) => directory,
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+                Err(errno) => return Err(Error::at("open image", &path)(errno)),
+            };
+            opened.push(OpenedLayer { path, directory });
         }
-        for diff_id in self.diff_ids() {
-            match layer::find(state, diff_id, ids) {
-                Some(place) => places.push(place),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(places))
+        Ok(Some(opened))
     }
 
     /// The layer with a digest, as it comes.

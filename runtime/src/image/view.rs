@@ -228,7 +228,7 @@ fn child(directory: &Directory, name: &OsStr) -> nix::Result<Option<Node>> {
 }
 
 /// Whether a directory hides all of its name in what is below.
-pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
     OPAQUE.iter().any(|name| {
         let mut buffer = [0; 8];
         let value = sys::extended_attribute(directory, name, &mut buffer);

@@ -1,7 +1,7 @@
 //! The files that a sandbox has of its own in `/etc`: which, and what is in them.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -10,12 +10,13 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::config::{EtcFiles, Network};
 use crate::error::{Error, Result};
+use crate::image::is_opaque;
 use crate::root::host::etc::public_content;
 use crate::root::stack::{Layer, Stack};
 use crate::store::name::{HOSTNAME, HOSTS, RESOLV_CONF};
 use crate::store::subordinate::{Subordinate, as_owner};
 use crate::sys::id_ranges::Ids;
-use crate::sys::open;
+use crate::sys::open::{self, Mounts, Purpose};
 
 /// What a `hosts` begins with.
 const HOSTS_BEGIN: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -40,20 +41,46 @@ pub(crate) fn names(
     if which == EtcFiles::Missing {
         let mut found = Vec::new();
         for layer in root.layers.iter().filter(|layer| matches!(layer, Layer::Image(_))) {
+            if names.iter().all(|name| found.iter().any(|(other, _)| other == name)) {
+                break;
+            }
             let layer = layer.open()?;
+            let failed = |errno| Error::at("look for files of /etc in", &layer.path)(errno);
+            // Most of many layers have none.
+            let Some(etc) = open_etc(layer.as_fd()).map_err(failed)? else { continue };
             for &name in &names {
                 // The topmost counts.
                 if found.iter().all(|(other, _)| *other != name)
-                    && let Some(has_content) = look(layer.as_fd(), name)
-                        .map_err(Error::at("look for files of /etc in", &layer.path))?
+                    && let Some(has_content) = look(layer.as_fd(), name).map_err(failed)?
                 {
                     found.push((name, has_content));
                 }
+            }
+            if hides_below(layer.as_fd(), &etc).map_err(failed)? {
+                break;
             }
         }
         names.retain(|name| !found.contains(&(name, true)));
     }
     Ok(names)
+}
+
+/// Opens what a layer has as `/etc`, if it has that.
+fn open_etc(layer: impl AsFd) -> nix::Result<Option<OwnedFd>> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(layer, c"etc", flags, Mode::empty()) {
+        Ok(etc) => Ok(Some(etc)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether nothing shows of the `/etc` of the layers below.
+fn hides_below(layer: impl AsFd, etc: &OwnedFd) -> nix::Result<bool> {
+    if kind(&fstat(etc)?) != SFlag::S_IFDIR {
+        return Ok(true);
+    }
+    Ok(is_opaque(open::entry(layer, c"etc", Purpose::List, Mounts::Entered)?.as_fd()))
 }
 
 /// Whether a file of an image holds anything; `None` if there is none. A link leads where it would
@@ -139,12 +166,7 @@ fn attributes(
         // Looked at from here, where owners are those outside, however it was opened.
         let etc = as_owner(|| {
             let layer = layer.open()?;
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            match openat(layer.as_fd(), c"etc", flags, Mode::empty()) {
-                Ok(etc) => Ok(Some(etc)),
-                Err(Errno::ENOENT) => Ok(None),
-                Err(errno) => Err(Error::at("look for /etc in", &layer.path)(errno)),
-            }
+            open_etc(layer.as_fd()).map_err(Error::at("look for /etc in", &layer.path))
         })?;
         let Some(etc) = etc else { continue };
         let stat = fstat(&etc).map_err(Error::io("stat of /etc"))?;

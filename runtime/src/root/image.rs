@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::Upper;
 use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
+use crate::image::OpenedLayer;
 use crate::root::source::Source;
 use crate::root::stack::{Layer, Stack, StackKind};
 use crate::root::{host, unpack};
@@ -46,15 +47,18 @@ impl OpenedImage {
     /// Directories on one another, the topmost first.
     pub(crate) fn layers(
         state: &State,
-        paths: &[PathBuf],
+        layers: Vec<OpenedLayer>,
         upper: Upper,
         ids: Option<Subordinate>,
     ) -> Result<Self> {
-        let open = |path: &PathBuf| Source::directory("open image", &path.into()).map(Layer::Image);
-        let mut layers = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
-        if matches!(upper, Upper::Btrfs { .. }) && layers.len() > 1 {
-            layers = vec![Layer::Image(unpack::flattened(state, paths, ids)?)];
-        }
+        let sources = if matches!(upper, Upper::Btrfs { .. }) && layers.len() > 1 {
+            let paths: Vec<_> = layers.into_iter().map(|layer| layer.path).collect();
+            vec![unpack::flattened(state, &paths, ids)?]
+        } else {
+            let layers = layers.into_iter();
+            layers.map(|layer| Source::opened(layer.path, layer.directory)).collect()
+        };
+        let layers: Vec<_> = sources.into_iter().map(Layer::Image).collect();
         if layers.is_empty() {
             return Err(Error::invalid("image", "it has no layers"));
         }

@@ -21,7 +21,7 @@ use crate::root::stack::StackKind;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
 use crate::sys;
-use crate::sys::mount::{Below, detached_mount, detached_tmpfs, map_ids};
+use crate::sys::mount::{Below, detached_mapped_mount, detached_mount, detached_tmpfs, map_ids};
 use crate::sys::open::{Purpose, beneath};
 
 /// The descriptors of what init is to mount, in the order in which they are named.
@@ -120,14 +120,22 @@ impl Descriptors {
         below: Below,
     ) -> Result<Layer<'static>> {
         let Some(user_namespace) = &self.user_namespace else { return by_path(fd, path) };
-        let mount = detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
-        map_ids(mount.as_fd(), user_namespace.as_fd(), below).map_err(|error| {
-            let inner = match below {
-                Below::Included => self.first_unmapped(fd, user_namespace.as_fd()),
-                Below::LeftOut => None,
-            };
-            no_id_mapping(path, inner.as_deref(), error)
-        })?;
+        let user_namespace = user_namespace.as_fd();
+        let mount = match detached_mapped_mount(fd, user_namespace, below) {
+            Ok(mount) => mount,
+            // In two steps: on an older kernel, and to tell which of them fails.
+            Err(_) => {
+                let mount = detached_mount(fd, below).map_err(Error::at("open_tree", path))?;
+                map_ids(mount.as_fd(), user_namespace, below).map_err(|error| {
+                    let inner = match below {
+                        Below::Included => self.first_unmapped(fd, user_namespace),
+                        Below::LeftOut => None,
+                    };
+                    no_id_mapping(path, inner.as_deref(), error)
+                })?;
+                mount
+            }
+        };
         self.all.push(mount);
         Ok(Layer::Descriptor)
     }

@@ -209,8 +209,8 @@ fn open_image(config: &Config, state: &State) -> Result<Opening> {
         }
         Kind::Host => return Opening::plain(OpenedImage::host(state, upper)?),
     };
-    let opened = OpenedImage::layers(state, &unpacked.layers, upper, Subordinate::asked_for(ids)?)?;
-    let image::Cached { says, lease, .. } = unpacked;
+    let image::Cached { layers, says, lease } = unpacked;
+    let opened = OpenedImage::layers(state, layers, upper, Subordinate::asked_for(ids)?)?;
     Ok(Opening { opened, lease: None, image: Some(lease), says: Some(says) })
 }
 
