@@ -164,6 +164,12 @@ promises! {
         "job-flood" "pool-status"
     ] => ["Ok", "Protocol"], SOON;
 
+    // Blanks.
+    what_is_made_of_a_blank_is_trusted_as_little: [
+        "behaves" "create-blank", "ready-then-lingering" "create-blank",
+        "job-flood" "create-blank", "job-exit" "create-blank", "job-trailing" "create-blank"
+    ] => ["Ok", "Protocol", "SandboxDied"], SOON;
+
     // Frames.
     a_set_up_is_not_answered_by_what_is_no_frame: [
         "ready-length-zero" "create", "ready-length-max" "create", "ready-length-over" "create",

@@ -15,6 +15,7 @@
 mod archives;
 mod arguments;
 mod attributes;
+mod blanks;
 mod cargo;
 mod census;
 mod cgroups;

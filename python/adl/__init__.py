@@ -88,9 +88,11 @@ from adl._results import (
 from adl._sandbox import Sandbox
 from adl._snapshot import (
     Snapshot,
+    blanks_ready,
     collect_garbage,
     examine,
     finish_removals,
+    keep_blanks,
     pending_removals,
     wait_at_exit,
 )
@@ -172,9 +174,11 @@ __all__ = [
     "Usage",
     "Volume",
     "__version__",
+    "blanks_ready",
     "collect_garbage",
     "examine",
     "finish_removals",
+    "keep_blanks",
     "pending_removals",
     "pull",
     "wait_at_exit",

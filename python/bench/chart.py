@@ -22,6 +22,7 @@ WHOLE = {
 
 CALLS = {
     "create": "create",
+    "create_of_blank": "create with a blank",
     "acquire": "acquire of a pool",
     "exec_argv": "run `/bin/true`",
     "exec_probe": "run a program without libc",

@@ -7,8 +7,10 @@
 The first needs root, since agentdocker-lite does, measures, and writes what it has measured. Each
 measures in processes of its own, in turns. agentdocker-lite tells the end of a command by
 descriptor 3, which has to be the number of its pipe in the calling program, too: so it runs where
-0 and 3 are free. Both print the table, in Markdown, and draw the chart, of the same numbers. With
---check they fail where a row is slower, or a run or a reset not ten times as fast.
+0 and 3 are free. First come the calls of agentdocker-lite's example one after another, again and
+again, then each call alone, and then the example in many processes at once. Both print the tables,
+in Markdown, and draw the chart, of the same numbers. With --check they fail where a row is slower,
+or a reset of the example, or a run alone, not ten times as fast.
 """
 
 from __future__ import annotations
@@ -36,11 +38,15 @@ ROWS = {
     "reset": "reset",
     "delete": "delete",
 }
+ALONE = ("list", "string", "write", "read")
+"""What is called again and again: a reset follows something that is to be undone."""
+
 Times = dict[str, list[float]]
 
 
-def measure(which: str, rootfs: str, rounds: int) -> Times:
-    """What each call takes, in microseconds: the example of agentdocker-lite's README."""
+def measure(which: str, rootfs: str, rounds: int, alone: bool) -> Times:
+    """What each call takes, in microseconds: in turn, as in the example of agentdocker-lite's
+    README, or each alone."""
     if which == "seed":
         from agentdocker_lite import Sandbox, SandboxConfig
 
@@ -59,32 +65,51 @@ def measure(which: str, rootfs: str, rounds: int) -> Times:
     def check(told: tuple[str, int], expected: str) -> None:
         assert told == (expected, 0), told
 
+    def run_list(sandbox: Any) -> None:
+        with timed("list"):
+            told = sandbox.run(["/bin/true"])
+        check(told, "")
+
+    def run_string(sandbox: Any) -> None:
+        with timed("string"):
+            told = sandbox.run("true")
+        check(told, "")
+
+    def write(sandbox: Any) -> None:
+        with timed("write"):
+            sandbox.write_file("/workspace/file", "hello")
+
+    def read(sandbox: Any) -> None:
+        with timed("read"):
+            text = sandbox.read_file("/workspace/file")
+        assert text == "hello"
+
+    calls = dict(zip(ALONE, (run_list, run_string, write, read), strict=True))
     for number in range(max(1, rounds // 20)):
         config = SandboxConfig(image=rootfs, working_dir="/workspace", net_isolate=True)
         with timed("create"):
             sandbox = Sandbox(config, name=f"compare-{os.getpid()}-{number}")
-        for _ in range(20):
-            with timed("list"):
-                told = sandbox.run(["/bin/true"])
-            check(told, "")
-            with timed("string"):
-                told = sandbox.run("true")
-            check(told, "")
-            with timed("write"):
-                sandbox.write_file("/workspace/file", "hello")
-            with timed("read"):
-                text = sandbox.read_file("/workspace/file")
-            assert text == "hello"
-            with timed("reset"):
-                sandbox.reset()
+        if alone:
+            for call in calls.values():
+                for _ in range(20):
+                    call(sandbox)
+        else:
+            for _ in range(20):
+                for call in calls.values():
+                    call(sandbox)
+                with timed("reset"):
+                    sandbox.reset()
         with timed("delete"):
             sandbox.delete()
+    if alone:
+        times = {what: some for what, some in times.items() if what in ALONE}
     return times
 
 
-def worker(which: str, rootfs: str, rounds: int) -> subprocess.Popen[str]:
+def worker(which: str, rootfs: str, rounds: int, alone: bool = False) -> subprocess.Popen[str]:
     """Measures in a process of its own."""
     args = [sys.executable, __file__, rootfs, "--rounds", str(rounds), "--worker", which]
+    args += ["--alone"] * alone
     return subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
 
 
@@ -118,6 +143,7 @@ def rows(told: dict[str, Any]) -> list[Row]:
     return [
         (key, name, told["seed"][key]["p50_us"], told["ours"][key]["p50_us"])
         for key, name in ROWS.items()
+        if key in told["ours"]
     ]
 
 
@@ -133,31 +159,42 @@ def table(title: str, told: dict[str, Any]) -> str:
 
 def too_slow(told: dict[str, Any]) -> list[str]:
     """What is not as much faster as it has to be."""
-    least = {"list": 10, "string": 10, "reset": 10}
+    least = {("example", "reset"): 10, ("alone", "list"): 10, ("alone", "string"): 10}
     return [
-        f"{name}: {one / two:.1f} times as fast, and not {least.get(key, 1)}"
-        for key, name, one, two in rows(told)
-        if one / two < least.get(key, 1)
+        f"{name}, {part}: {one / two:.1f} times as fast, and not {least.get((part, key), 1)}"
+        for part in ("example", "alone")
+        for key, name, one, two in rows(told[part])
+        if one / two < least.get((part, key), 1)
     ]
 
 
 def chart(told: dict[str, Any]) -> str:
-    bars: list[Bar] = [(name.replace("`", ""), [one, two]) for _, name, one, two in rows(told)]
+    alone = {key: (one, two) for key, _, one, two in rows(told["alone"])}
+    bars: list[Bar] = [
+        (name.replace("`", ""), [*alone.get(key, (one, two))])
+        for key, name, one, two in rows(told["example"])
+    ]
     return svg(bars, [("#bbb", "agentdocker-lite 0.0.1"), ("#2a6", "adl.compat")])
 
 
 def compare(rootfs: str, rounds: int, workers: int) -> dict[str, Any]:
     """Measures both, in turns."""
-    turns: dict[str, list[Times]] = {"seed": [], "ours": []}
+    both = ("seed", "ours")
+    turns: dict[tuple[str, str], list[Times]] = defaultdict(list)
     for _ in range(5):
-        for which, so_far in turns.items():
-            so_far.append(result(worker(which, rootfs, max(20, rounds // 5))))
+        for part in ("example", "alone"):
+            for which in both:
+                measuring = worker(which, rootfs, max(20, rounds // 5), part == "alone")
+                turns[part, which].append(result(measuring))
     told: dict[str, Any] = {
         "machine": {"cpus": os.cpu_count(), "kernel": os.uname().release, "rounds": rounds},
-        "alone": {which: summary(merged(times)) for which, times in turns.items()},
+        **{
+            part: {which: summary(merged(turns[part, which])) for which in both}
+            for part in ("example", "alone")
+        },
         "together": {"workers": workers, "took_s": {}},
     }
-    for which in turns:
+    for which in both:
         begin = time.perf_counter()
         running = [worker(which, rootfs, 20) for _ in range(workers)]
         told["together"][which] = summary(merged([result(one) for one in running]))
@@ -175,9 +212,10 @@ def main() -> None:
     parser.add_argument("--svg", help="where to draw the chart")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(measure(args.worker, args.rootfs, args.rounds)))
+        print(json.dumps(measure(args.worker, args.rootfs, args.rounds, args.alone)))
         return
 
     if args.measured:
@@ -192,10 +230,11 @@ def main() -> None:
             json.dump(told, file, indent=1)
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
-            file.write(chart(told["alone"]))
-    print(table("alone, median", told["alone"]))
+            file.write(chart(told))
+    print(table("the example, median", told["example"]))
+    print(table("each call alone, median", told["alone"]))
     print(table(f"{told['together']['workers']} workers at once, median", told["together"]), end="")
-    slow = too_slow(told["alone"]) if args.check else []
+    slow = too_slow(told) if args.check else []
     if slow:
         sys.exit("\n".join(slow))
 

@@ -37,8 +37,8 @@ mod _adl {
     use crate::sandbox::Sandbox;
     #[pymodule_export]
     use crate::snapshot::{
-        Snapshot, collect_garbage, examine, finish_removals, list_snapshots, open_snapshot,
-        pending_removals, remove_snapshot, wait_at_exit,
+        Snapshot, blanks_ready, collect_garbage, examine, finish_removals, keep_blanks,
+        list_snapshots, open_snapshot, pending_removals, remove_snapshot, wait_at_exit,
     };
 
     use super::*;

@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 use crate::errors::raise;
 use crate::files::PythonFile;
 use crate::results;
-use crate::values::{duration, text, word};
+use crate::values::{duration, of, text, word};
 
 /// What a sandbox had written at a moment.
 #[pyclass(frozen, module = "adl._adl")]
@@ -147,6 +147,18 @@ pub(crate) fn collect_garbage(
 #[pyfunction]
 pub(crate) fn finish_removals(py: Python<'_>) {
     py.detach(adl::finish_removals);
+}
+
+#[pyfunction]
+pub(crate) fn keep_blanks(py: Python<'_>, most: &Bound<'_, PyAny>) -> PyResult<()> {
+    let most = of("most", most.extract::<usize>(), py)?;
+    py.detach(|| adl::keep_blanks(most));
+    Ok(())
+}
+
+#[pyfunction]
+pub(crate) fn blanks_ready() -> usize {
+    adl::blanks_ready()
 }
 
 #[pyfunction]

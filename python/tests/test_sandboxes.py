@@ -158,6 +158,31 @@ def test_a_deleted_image_is_an_error(state: Path, tmp_path: Path) -> None:
             sandbox.run(["true"])
 
 
+def test_a_blank_is_made_before_it_is_asked_for_and_then_used(state: Path) -> None:
+    adl.keep_blanks(1)
+    try:
+        Sandbox().delete()
+        assert within(lambda: adl.blanks_ready() == 1)
+        before = children()
+        with Sandbox(name="other") as sandbox:
+            assert str(sandbox.init_pid) in before
+            assert sandbox.run(["uname", "-n"]).stdout == b"other\n"
+    finally:
+        adl.keep_blanks(0)
+    assert adl.blanks_ready() == 0
+    assert not set(children()) & set(before), "they have ended"
+    with pytest.raises(TypeError, match="most"):
+        adl.keep_blanks(cast(Any, "1"))
+    with pytest.raises(ValueError, match="most"):
+        adl.keep_blanks(-1)
+
+
+def children() -> list[str]:
+    """The processes whose parent is this one."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [pid for task in tasks for pid in task.read_text().split()]
+
+
 def test_a_reset_makes_it_as_new(image: str) -> None:
     with Sandbox(image=image) as sandbox:
         sandbox.write_file("/left", "x")

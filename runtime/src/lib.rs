@@ -43,6 +43,8 @@
 //! - **Snapshots and changes:** [`Snapshot`] keeps what a sandbox has written, for others to begin
 //!   with; [`Change`] is one path that differs; [`Export`] says what an archive holds.
 //! - **Errors:** [`Error`] says what was tried and why it failed; [`ErrorKind`] what to do.
+//! - **Fast creates:** [`keep_blanks`] has inits begin before a sandbox is asked for; a pool has
+//!   whole sandboxes.
 //! - **The machine:** [`doctor::examine`] tells what it can do; [`collect_garbage`] removes what
 //!   the dead have left; [`finish_removals`] waits for what this process removes.
 //!
@@ -245,6 +247,7 @@ pub use job::terminal::Terminal;
 pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
+pub use sandbox::blank::{blanks_ready, keep_blanks};
 pub use snapshot::{IfRunning, ReplaceError, Snapshot, SnapshotOptions};
 pub use store::remover::{finish_removals, pending_removals, wait_at_exit};
 pub use transfer::{Change, ChangeKind, CopyReport, Export, Skipped};

@@ -13,6 +13,7 @@ use crate::cgroup::{self, Group};
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
+use crate::sandbox::beginning::Beginning;
 use crate::sandbox::children::{SOON, Whose, children_of, whose};
 use crate::sandbox::launch::{self, Begun, Build};
 use crate::sandbox::plan::Plan;
@@ -99,22 +100,41 @@ impl Started {
         Ok(Self(Processes { init, origin, control, jobs, ids, owner, end: End::None }))
     }
 
+    /// Starts an init with ids of its own, and has it begin.
+    pub(crate) fn begin(beginning: &Beginning) -> Result<Preparing> {
+        let Beginning { plan, takes_subvolumes, cgroups } = beginning;
+        let started = Self::new(plan, plan.fresh_ids()?)?;
+        let preparing = started.prepare(plan, *takes_subvolumes, cgroups.clone())?;
+        preparing.record_ids()?;
+        Ok(preparing)
+    }
+
     /// Has init begin, and returns at once: it makes what needs no layer, and waits for
     /// [`Preparing::set_up`].
     pub(crate) fn prepare(
         self,
         plan: &Arc<Plan>,
-        root: &Root,
+        takes_subvolumes: bool,
         cgroups: Option<cgroup::Plan>,
     ) -> Result<Preparing> {
         let Self(processes) = self;
-        let build = processes.build(plan, root, cgroups.as_ref());
+        let build = processes.build(plan, takes_subvolumes, cgroups.as_ref());
         let begun = launch::begin(&processes.init, processes.control.messages(), &build)?;
         Ok(Preparing { processes, begun, plan: Arc::clone(plan), cgroups })
     }
 }
 
 impl Preparing {
+    /// Goes on as what begins in the same way.
+    pub(crate) fn of(self, beginning: &Beginning) -> Self {
+        let Beginning { plan, cgroups, .. } = beginning;
+        Self { plan: Arc::clone(plan), cgroups: cgroups.clone(), ..self }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.processes.has_died().is_ok_and(|has_died| !has_died)
+    }
+
     /// Writes down that the ids are its own, once no other has any process with them.
     pub(crate) fn record_ids(&self) -> Result<()> {
         self.processes.record_ids()
@@ -129,8 +149,7 @@ impl Preparing {
         root: Arc<Root>,
     ) -> Result<Instance> {
         let Self { mut processes, begun, plan, cgroups } = self;
-        let build = (&*plan, &*root, cgroups.as_ref());
-        let built = processes.set_up(begun, build, hostname, &directory);
+        let built = processes.set_up(begun, &plan, cgroups.as_ref(), (hostname, &directory, &root));
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
             Err(error) => (None, Err(error)),
@@ -269,12 +288,12 @@ impl Processes {
     fn build<'a>(
         &'a self,
         plan: &'a Plan,
-        root: &'a Root,
+        takes_subvolumes: bool,
         cgroups: Option<&cgroup::Plan>,
     ) -> Build<'a> {
         Build {
             plan,
-            root,
+            takes_subvolumes,
             ids: self.ids.as_deref(),
             origin: self.origin,
             pid_max: cgroups.and_then(cgroup::Plan::pid_max),
@@ -286,11 +305,11 @@ impl Processes {
     fn set_up(
         &mut self,
         begun: Begun,
-        (plan, root, cgroups): (&Plan, &Root, Option<&cgroup::Plan>),
-        hostname: &str,
-        directory: &SandboxDirectory,
+        plan: &Plan,
+        cgroups: Option<&cgroup::Plan>,
+        (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     ) -> Result<OwnedFd> {
-        let build = self.build(plan, root, cgroups);
+        let build = self.build(plan, root.takes_subvolumes(), cgroups);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
         // Before init knows of the directory: who finds that without an owner waits for init's end.
         directory.record_init(&InitRecord::of_child(self.init.pid))?;
@@ -302,7 +321,7 @@ impl Processes {
             Ok(Some(group))
         };
         let messages = self.control.messages();
-        let of_sandbox = (hostname, directory);
+        let of_sandbox = (hostname, directory, root);
         let mounts = launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
         self.init.launched();
         Ok(mounts)

@@ -70,7 +70,6 @@ const FOR_SETUP: Capabilities = Capabilities::NONE
 /// What one life of a sandbox is built from, opened.
 pub(crate) struct Build<'a> {
     pub(crate) plan: &'a Plan,
-    pub(crate) root: &'a Root,
     /// A range of ids; `None` for a user without privilege, who has only their own.
     pub(crate) ids: Option<&'a IdRange>,
     /// What init's mounts were copied from.
@@ -79,6 +78,8 @@ pub(crate) struct Build<'a> {
     pub(crate) pid_max: Option<u32>,
     /// Whether it is to have cgroups.
     pub(crate) has_cgroups: bool,
+    /// Whether programs inside may make subvolumes of btrfs.
+    pub(crate) takes_subvolumes: bool,
 }
 
 impl Build<'_> {
@@ -144,7 +145,7 @@ pub(crate) fn set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
-    of_sandbox: (&str, &SandboxDirectory),
+    of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
     try_set_up(process, messages, begun, build, of_sandbox, meanwhile)
@@ -158,7 +159,7 @@ fn why(process: &Process, error: Error) -> Error {
 
 fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Result<Begun> {
     let deadline = Deadline::after(SETUP);
-    let Build { plan, root, .. } = build;
+    let Build { plan, .. } = build;
     let (user_namespace, dev) = match build.ids {
         Some(range) => {
             let place = proc::directory_of(process).map_err(Error::io("look for init in /proc"))?;
@@ -172,7 +173,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
         true => Some(seccomp::default_filter(plan.capabilities)?),
         false => None,
     };
-    let of_upper = match root.takes_subvolumes() {
+    let of_upper = match build.takes_subvolumes {
         true => None,
         false => Some(seccomp::no_subvolumes()?),
     };
@@ -224,11 +225,11 @@ fn try_set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
-    (hostname, directory): (&str, &SandboxDirectory),
+    (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
-    let Build { plan, root, .. } = build;
+    let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
     let mut descriptors = Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base));
     let upper = match root.memory() {

@@ -1,5 +1,8 @@
 //! `Sandbox`: what a caller asks of it, and the order of create, reset and delete.
 
+mod beginning;
+mod beside;
+pub(crate) mod blank;
 mod changes;
 mod children;
 mod descriptors;
@@ -28,14 +31,14 @@ use crate::job::background::Job;
 use crate::job::command::Command;
 use crate::job::kill_all::kill_all;
 use crate::job::life::{Hold, Lives};
-use crate::sandbox::instance::{Instance, Started};
+use crate::sandbox::beginning::Beginning;
+use crate::sandbox::instance::{Instance, Preparing, Started};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::sandbox::spare::{Recipe, Spare};
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
 use crate::store::{State, remover};
-use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::pidfd;
@@ -142,19 +145,7 @@ impl Sandbox {
         let config = plan.config();
         let layout = image.layout()?;
 
-        // The order is that of what takes time: while the child becomes init, the rest is made
-        // ready. From here on, dropping `started` undoes everything.
-        let started = Started::new(plan, fresh_ids(plan)?)?;
-        let cpu_time = config.defaults.cpu_time.is_some();
-        let cgroups = match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
-            (false, _) => None,
-            (true, parent) => {
-                let limits = &config.limits;
-                Some(cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true))?)
-            }
-        };
-        let preparing = started.prepare(plan, &image, cgroups.clone())?;
-        preparing.record_ids()?;
+        let (preparing, beginning) = begin(plan, image.takes_subvolumes())?;
         let directory = make_directory(state, config.name.as_deref(), &layout)?;
         let name = directory.name().to_owned();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
@@ -165,6 +156,8 @@ impl Sandbox {
         let limits = config.limits.clone();
         let id_range = ids.as_deref().map(|ids| (ids.base(), ids.length()));
         let says = image.says.clone();
+        let cgroups = beginning.cgroups.clone();
+        blank::renew(beginning);
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);
@@ -343,7 +336,7 @@ impl Sandbox {
 
     fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
         let next = self.start_next(now.ids.as_ref())?;
-        let next = next.prepare(&self.plan, &now.image, now.cgroups.clone())?;
+        let next = next.prepare(&self.plan, now.image.takes_subvolumes(), now.cgroups.clone())?;
         let directory = self.state.make_aside(&now.image.layout()?)?;
         next.set_up(self.hostname(), directory, Arc::clone(&now.image))
     }
@@ -369,7 +362,7 @@ impl Sandbox {
     fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Started> {
         let ids = match ids {
             Some(ids) => Some(Arc::clone(ids)),
-            None => fresh_ids(&self.plan)?,
+            None => self.plan.fresh_ids()?,
         };
         Started::new(&self.plan, ids)
     }
@@ -594,14 +587,33 @@ fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
 }
 
 /// A range of ids, for who can map them.
-fn fresh_ids(plan: &Plan) -> Result<Option<Arc<IdRange>>> {
-    match plan.ids {
-        Ids::Range(length) if plan.subordinate.is_none() => {
-            IdRange::take(length).map(|range| Some(Arc::new(range)))
+/// Has an init begin, which may be one that has begun already, with what it has begun for.
+fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginning)> {
+    let config = plan.config();
+    let cpu_time = config.defaults.cpu_time.is_some();
+    let cgroups = || match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
+        (false, _) => Ok(None),
+        (true, parent) => {
+            let limits = &config.limits;
+            cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true)).map(Some)
         }
-        // They are the caller's, and no one else's.
-        Ids::Range(_) | Ids::One { .. } => Ok(None),
+    };
+    let mut beginning = Beginning { plan: Arc::clone(plan), takes_subvolumes, cgroups: None };
+    if blank::are_kept() {
+        beginning.cgroups = cgroups()?;
+        let preparing = match blank::take(&beginning)? {
+            Some(blank) => blank,
+            None => Started::begin(&beginning)?,
+        };
+        return Ok((preparing, beginning));
     }
+    // The order is that of what takes time: while the child becomes init, the rest is made ready.
+    // From here on, dropping `started` undoes everything.
+    let started = Started::new(plan, plan.fresh_ids()?)?;
+    beginning.cgroups = cgroups()?;
+    let preparing = started.prepare(plan, takes_subvolumes, beginning.cgroups.clone())?;
+    preparing.record_ids()?;
+    Ok((preparing, beginning))
 }
 
 fn make_directory(state: &State, name: Option<&str>, layout: &Layout) -> Result<SandboxDirectory> {

@@ -1,5 +1,7 @@
 //! What every life of a sandbox is built from: made once of its configuration, and checked.
 
+use std::sync::Arc;
+
 use adl_protocol::{DEV_SIZE, Strings};
 
 use crate::cgroup;
@@ -10,6 +12,7 @@ use crate::config::{Config, Network, Seccomp, Sysfs, sysctl};
 use crate::error::{Error, Result};
 use crate::job::user::{RunAs, groups_in_image};
 use crate::root::mounts;
+use crate::store::ids::IdRange;
 use crate::store::subordinate::Subordinate;
 use crate::sys::id_ranges::{self, Ids};
 
@@ -103,6 +106,17 @@ impl Plan {
         // A snapshot has kept the name.
         let user_is_of_image = is_name && defaults.user == own;
         Ok(Self { user_is_of_image, ..Self::new(config)? })
+    }
+
+    /// A range of ids that no other sandbox has, where the caller may map any.
+    pub(crate) fn fresh_ids(&self) -> Result<Option<Arc<IdRange>>> {
+        match self.ids {
+            Ids::Range(length) if self.subordinate.is_none() => {
+                IdRange::take(length).map(|range| Some(Arc::new(range)))
+            }
+            // They are the caller's, and no one else's.
+            Ids::Range(_) | Ids::One { .. } => Ok(None),
+        }
     }
 
     /// Whether there is a `/sys`.

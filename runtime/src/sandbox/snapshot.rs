@@ -82,7 +82,7 @@ impl Sandbox {
             name,
         )?;
         let next = self.start_next(now.ids.as_ref())?;
-        let next = next.prepare(&self.plan, &root, now.cgroups.clone())?;
+        let next = next.prepare(&self.plan, root.takes_subvolumes(), now.cgroups.clone())?;
         let layout = Layout { subvolume: None, ..root.layout()? };
         let mut directory = self.state.make_aside(&layout)?;
         let snapshot = match self.end_and_publish(this, &root, pending, &next, &mut directory) {

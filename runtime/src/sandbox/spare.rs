@@ -1,21 +1,21 @@
 //! The spare of a sandbox: its next instance, made beside it before a reset asks for it.
 //!
-//! One thread of the process ends what resets have put out of place, and makes the next spares.
+//! One thread of the process ends what resets have put out of place, and makes the next spares
+//! (`beside.rs`).
 //! A sandbox has one spare at most, and none while what it was before is still ending: a caller
 //! that resets faster than the thread makes spares makes its own.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::cgroup;
 use crate::error::Result;
+use crate::sandbox::beside::{self, Work};
 use crate::sandbox::instance::{Instance, Started};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::store::ids::IdRange;
 use crate::store::{State, remover};
 use crate::sys::lock::lock;
-use crate::sys::owner::PerProcess;
 
 /// What the next instance of a sandbox is made of, as it would be now.
 #[derive(Debug, Clone)]
@@ -32,7 +32,8 @@ impl Recipe {
     fn make(&self) -> Result<Instance> {
         remover::with_descriptors(|| {
             let next = Started::new(&self.plan, self.ids.clone())?;
-            let next = next.prepare(&self.plan, &self.image, self.cgroups.clone())?;
+            let next =
+                next.prepare(&self.plan, self.image.takes_subvolumes(), self.cgroups.clone())?;
             let directory = self.state.make_aside(&self.image.layout()?)?;
             next.set_up(&self.hostname, directory, Arc::clone(&self.image))
         })
@@ -86,7 +87,7 @@ impl Spare {
         now.ended.extend(before.into_iter().chain(ended));
         now.wanted = Some(recipe);
         drop(now);
-        if !MAKER.get().ask(self) {
+        if !beside::ask(self) {
             let ended = std::mem::take(&mut lock(&self.now).ended);
             drop(ended);
         }
@@ -107,19 +108,6 @@ impl Spare {
         left
     }
 
-    /// Does what is to be done for it, by the thread.
-    fn work(&self) {
-        let mut now = lock(&self.now);
-        let (ended, recipe) = (std::mem::take(&mut now.ended), now.wanted.take());
-        now.is_in_hand = true;
-        drop(now);
-        // Its end can't be told to anyone: the collector finds what is left.
-        drop(ended);
-        // Where it fails, a reset makes its own, and tells.
-        let made = recipe.and_then(|recipe| recipe.make().ok());
-        self.finish(made);
-    }
-
     fn finish(&self, made: Option<Instance>) {
         let mut now = lock(&self.now);
         match made {
@@ -133,50 +121,16 @@ impl Spare {
     }
 }
 
-/// Makes the spares of this process. A fork makes its own.
-static MAKER: PerProcess<Maker> = PerProcess::new();
-
-#[derive(Debug, Default)]
-struct Maker {
-    asked: Mutex<Asked>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Asked {
-    spares: VecDeque<Arc<Spare>>,
-    has_thread: bool,
-}
-
-impl Maker {
-    /// Whether there is a thread that will look at a spare soon.
-    fn ask(&'static self, spare: &Arc<Spare>) -> bool {
-        let mut asked = lock(&self.asked);
-        if !asked.has_thread {
-            let thread = std::thread::Builder::new().name("adl-spare".to_owned());
-            asked.has_thread = thread.spawn(|| self.work()).is_ok();
-        }
-        if asked.has_thread && !asked.spares.iter().any(|other| Arc::ptr_eq(other, spare)) {
-            asked.spares.push_back(Arc::clone(spare));
-            self.changed.notify_one();
-        }
-        asked.has_thread
-    }
-
+impl Work for Spare {
     fn work(&self) {
-        loop {
-            let mut asked: MutexGuard<'_, Asked> = lock(&self.asked);
-            let spare = loop {
-                match asked.spares.pop_front() {
-                    Some(spare) => break spare,
-                    None => {
-                        let waited = self.changed.wait(asked);
-                        asked = waited.unwrap_or_else(PoisonError::into_inner);
-                    }
-                }
-            };
-            drop(asked);
-            spare.work();
-        }
+        let mut now = lock(&self.now);
+        let (ended, recipe) = (std::mem::take(&mut now.ended), now.wanted.take());
+        now.is_in_hand = true;
+        drop(now);
+        // Its end can't be told to anyone: the collector finds what is left.
+        drop(ended);
+        // Where it fails, a reset makes its own, and tells.
+        let made = recipe.and_then(|recipe| recipe.make().ok());
+        self.finish(made);
     }
 }

@@ -28,6 +28,7 @@ pub(crate) mod program;
 pub(crate) mod quotactl;
 pub(crate) mod socket;
 pub(crate) mod stamp;
+pub(crate) mod surroundings;
 pub(crate) mod unique;
 pub(crate) mod user_namespace;
 #[cfg(test)]

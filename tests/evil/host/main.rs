@@ -138,6 +138,26 @@ fn reset_by_spare(state: &Path, way: &str) -> Outcome {
     timed(|| sandbox.reset().and_then(|()| sandbox.delete()), |()| "Ok".to_owned())
 }
 
+/// Creates one while a blank is ready.
+fn create_of_blank(state: &Path, way: &str) -> Outcome {
+    adl_runtime::keep_blanks(1);
+    sandbox(state, way).unwrap().delete().unwrap();
+    let end = Instant::now() + BOUND;
+    while adl_runtime::blanks_ready() == 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let outcome = timed(
+        || {
+            let sandbox = sandbox(state, way)?;
+            sandbox.command("x").timeout(BOUND).status()?;
+            sandbox.delete()
+        },
+        |()| "Ok".to_owned(),
+    );
+    adl_runtime::keep_blanks(0);
+    outcome
+}
+
 type Outcome = (adl_runtime::Result<String>, Duration);
 
 /// How long a call takes, and what it returns.
@@ -162,6 +182,7 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
         }
         "pool-prepare" => return prepared(state, way),
         "reset-spare" => return reset_by_spare(state, way),
+        "create-blank" => return create_of_blank(state, way),
         _ => {}
     }
     let sandbox = sandbox(state, way).unwrap();

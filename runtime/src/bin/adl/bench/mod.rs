@@ -4,6 +4,7 @@
 //! machine does at the time falls on all of them alike. Next to running a program in a sandbox
 //! stands the same program spawned on the host.
 
+mod blank;
 mod files;
 mod peers;
 mod pool;
@@ -82,7 +83,8 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "N", default_value = "3", value_parser = number::<usize>)]
     copies: usize,
 
-    /// Sandboxes to acquire from a pool, resets with a spare, and cycles of each number of threads
+    /// Creates with a blank, sandboxes to acquire from a pool, resets with a spare, and cycles of
+    /// each number of threads
     #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
     pool: usize,
 
@@ -276,6 +278,7 @@ fn short(config: &Config, options: &BenchOptions) -> CliResult<Rows> {
     if let Some(peers) = peers {
         peers.rows(&mut rows);
     }
+    blank::creates(config, options.pool, &mut rows)?;
     pool::pools(config, options.pool, &mut rows)?;
     Ok(rows)
 }

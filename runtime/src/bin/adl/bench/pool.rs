@@ -127,7 +127,7 @@ fn in_threads(
 }
 
 /// Waits until something is so that a thread of the library brings about.
-fn until(what: &str, holds: impl Fn() -> bool) -> CliResult<()> {
+pub(super) fn until(what: &str, holds: impl Fn() -> bool) -> CliResult<()> {
     let end = Instant::now() + READY;
     while !holds() {
         if Instant::now() > end {

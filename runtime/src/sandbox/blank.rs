@@ -1,0 +1,205 @@
+//! Blanks: inits that have begun their set-up before a sandbox is asked for.
+//!
+//! Most of what a create takes does not depend on the root file system: the clone into new
+//! namespaces, the map of ids, `/proc` and `/dev`. A blank has that behind it and waits for the
+//! rest. No guest has ever run in it, and it is used once.
+//!
+//! What a blank was made in shows in it: the cgroup, the limits, the user of the moment. So each
+//! create compares that with what is now, and whatever differs is ended.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::sandbox::beginning::{Beginning, Shape};
+use crate::sandbox::beside::{self, Work};
+use crate::sandbox::instance::{Preparing, Started};
+use crate::store::remover;
+use crate::sys::lock::lock;
+use crate::sys::owner::PerProcess;
+use crate::sys::surroundings::Surroundings;
+
+/// Has this process keep up to so many *blanks*, which make the next [`Sandbox::create`] faster.
+///
+/// A blank is an init in namespaces of its own in which nothing has run yet. Each create makes
+/// blanks that fit its [`Config`](crate::Config) beside, in a thread, and the next create whose
+/// sandbox has the same kind of network, the same ids, capabilities, filter, kernel parameters and
+/// size of `/dev` takes one; image, mounts, limits and name may be others. It is ready about a
+/// millisecond after the create before: who makes sandboxes faster than that makes some without.
+/// A sandbox made of a blank is as one made without.
+///
+/// Without this there are none, and nothing is left of a process's last sandbox. Each takes a
+/// process, a range of ids, and five descriptors. They end with the calling process, and with
+/// `keep_blanks(0)`, which waits for that. One that was made under other limits
+/// (`setrlimit(2)`), in another cgroup, with other rights or namespaces than the calling thread
+/// has is not used. The kernel does not tell of Landlock: who restricts itself by that calls
+/// `keep_blanks(0)` before.
+///
+/// A [`Pool`](crate::Pool) has whole sandboxes ready and is faster still; blanks are for programs
+/// whose sandboxes differ.
+///
+/// ```no_run
+/// # use adl_runtime::{Config, Image, Sandbox, keep_blanks};
+/// keep_blanks(1);
+/// for image in ["/srv/one", "/srv/two"] {
+///     let config = Config { image: Image::directory(image), ..Config::default() };
+///     let sandbox = Sandbox::create(config)?;
+///     sandbox.command("/bin/work").status()?;
+/// }
+/// keep_blanks(0);
+/// # Ok::<(), adl_runtime::Error>(())
+/// ```
+///
+/// [`Sandbox::create`]: crate::Sandbox::create
+pub fn keep_blanks(most: usize) {
+    let blanks = BLANKS.get();
+    let mut now = lock(&blanks.now);
+    now.most = most;
+    let keep = now.ready.len().min(most);
+    let mut ended = std::mem::take(&mut now.ended);
+    ended.extend(now.ready.drain(keep..));
+    if most == 0 {
+        now.wanted = None;
+        while now.is_in_hand {
+            now = blanks.done.wait(now).unwrap_or_else(PoisonError::into_inner);
+        }
+        ended.append(&mut now.ended);
+    }
+    drop(now);
+    drop(ended);
+}
+
+/// How many blanks are ready now, of the [`keep_blanks`] that are kept.
+#[must_use]
+pub fn blanks_ready() -> usize {
+    lock(&BLANKS.get().now).ready.len()
+}
+
+#[derive(Debug)]
+struct Blank {
+    shape: Shape,
+    made_in: Surroundings,
+    preparing: Preparing,
+}
+
+impl Blank {
+    /// `None` where something has changed meanwhile.
+    fn make(beginning: &Beginning) -> Result<Option<Self>> {
+        let look = || Surroundings::of_thread().map_err(Error::io("look at /proc/thread-self"));
+        let shape = beginning.shape()?;
+        let made_in = look()?;
+        let preparing = remover::with_descriptors(|| Started::begin(beginning))?;
+        Ok((look()? == made_in).then_some(Self { shape, made_in, preparing }))
+    }
+}
+
+/// The blanks of this process. A fork makes its own.
+static BLANKS: PerProcess<Arc<Blanks>> = PerProcess::new();
+
+#[derive(Debug, Default)]
+struct Blanks {
+    now: Mutex<Now>,
+    /// The thread has made one, or not.
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    most: usize,
+    /// The oldest first.
+    ready: VecDeque<Blank>,
+    /// What the next ones are to be for.
+    wanted: Option<Beginning>,
+    /// What is to be ended.
+    ended: Vec<Blank>,
+    is_in_hand: bool,
+}
+
+/// Whether any are kept.
+pub(crate) fn are_kept() -> bool {
+    lock(&BLANKS.get().now).most != 0
+}
+
+/// Takes one that does for a beginning, if there is one.
+pub(crate) fn take(beginning: &Beginning) -> Result<Option<Preparing>> {
+    let shape = beginning.shape()?;
+    // What can't be compared is not used.
+    let Ok(surroundings) = Surroundings::of_thread() else { return Ok(None) };
+    let mut now = lock(&BLANKS.get().now);
+    let Now { ready, ended, .. } = &mut *now;
+    let (fit, other) = ready
+        .drain(..)
+        .partition(|blank| blank.made_in == surroundings && blank.preparing.is_alive());
+    *ready = fit;
+    ended.extend::<VecDeque<_>>(other);
+    let found = ready.iter().position(|blank| blank.shape == shape);
+    let found = found.and_then(|found| ready.remove(found));
+    drop(now);
+    Ok(found.map(|blank| blank.preparing.of(beginning)))
+}
+
+/// Has blanks like this be made, up to as many as are kept.
+pub(crate) fn renew(beginning: Beginning) {
+    let blanks = BLANKS.get();
+    let mut now = lock(&blanks.now);
+    if now.most != 0 {
+        now.wanted = Some(beginning);
+        drop(now);
+        // Where there is no thread, there are none.
+        beside::ask(blanks);
+    }
+}
+
+impl Blanks {
+    /// What is to be made, where there is room for it: blanks for something else go.
+    fn next(&self, now: &mut Now) -> Option<Beginning> {
+        let wanted = now.wanted.clone()?;
+        let shape = wanted.shape().ok()?;
+        if now.ready.len() >= now.most {
+            let other = now.ready.iter().position(|blank| blank.shape != shape)?;
+            now.ended.extend(now.ready.remove(other));
+        }
+        Some(wanted)
+    }
+
+    /// Keeps one that was made, unless fewer are kept by now.
+    fn put(&self, made: Option<Blank>) {
+        let mut now = lock(&self.now);
+        let one_too_many = match made {
+            Some(made) if now.ready.len() < now.most => {
+                now.ready.push_back(made);
+                None
+            }
+            made => made,
+        };
+        drop(now);
+        drop(one_too_many);
+        let mut now = lock(&self.now);
+        now.is_in_hand = false;
+        self.done.notify_all();
+    }
+}
+
+impl Work for Blanks {
+    fn work(&self) {
+        loop {
+            let mut now = lock(&self.now);
+            let next = self.next(&mut now);
+            let ended = std::mem::take(&mut now.ended);
+            if next.is_none() && ended.is_empty() {
+                return;
+            }
+            now.is_in_hand = true;
+            drop(now);
+            // Its end can't be told to anyone: the collector finds what is left.
+            drop(ended);
+            // Where it fails, a create makes its own, and tells.
+            let made = next.and_then(|beginning| Blank::make(&beginning).ok().flatten());
+            let is_made = made.is_some();
+            self.put(made);
+            if !is_made {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A sandbox made of a blank is as one that is made without, and of blanks nothing is left.
+//!
+//! A process has blanks for all that it does, so each test has one of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use adl_runtime::{
+    Capabilities, Config, Image, Network, Sandbox, Upper, blanks_ready, keep_blanks,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pause};
+
+use crate::census::{self, Census, Process};
+use crate::forks::{finish, fork};
+use crate::harness::{Home, needs, shell, within};
+use crate::helper::{Helper, say};
+use crate::images;
+use crate::lifetime::GONE;
+
+/// How long a blank may take to be made.
+const READY: Duration = Duration::from_secs(10);
+
+fn config(state: &Path) -> Config {
+    Config { state_directory: Some(state.to_owned()), ..Config::default() }
+}
+
+/// All that descends from this process.
+fn inits() -> Vec<Process> {
+    let own = std::process::id().cast_signed();
+    census::tree(own).into_iter().filter(|process| process.pid != own).collect()
+}
+
+#[track_caller]
+fn until_ready(count: usize) {
+    assert!(within(READY, || blanks_ready() == count), "{} blanks, not {count}", blanks_ready());
+}
+
+/// Creates a sandbox while there are blanks, and says whether it is one of them.
+#[track_caller]
+fn create(config: Config) -> (Sandbox, bool) {
+    let before = inits();
+    let sandbox = Sandbox::create(config).unwrap();
+    let is_of_blank = before.iter().any(|init| init.pid == sandbox.init_pid());
+    (sandbox, is_of_blank)
+}
+
+#[track_caller]
+fn create_of_blank(config: Config) -> Sandbox {
+    until_ready(1);
+    let (sandbox, is_of_blank) = create(config);
+    assert!(is_of_blank, "it was made now");
+    sandbox
+}
+
+#[track_caller]
+fn create_without(config: Config) -> Sandbox {
+    until_ready(1);
+    let (sandbox, is_of_blank) = create(config);
+    assert!(!is_of_blank, "the blank was for another");
+    sandbox
+}
+
+#[track_caller]
+fn helper_does(role: &str) {
+    if needs(&[]) {
+        let home = Home::new();
+        Helper::start(role, &home.state()).finish();
+        adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+        assert_eq!(home.left(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_it_is_made_of_shows_in_nothing() {
+    helper_does("blanks-show-nothing");
+}
+
+/// All that a program sees of how it runs, but for names and numbers that are another's each time.
+const LOOK: &str = "cat /proc/self/limits /proc/self/cgroup; umask
+    grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Cpus_allowed|Sig)' /proc/self/status
+    cut -d' ' -f 4- /proc/self/mountinfo | sed -E 's/(uid|gid)=[0-9]+//g' | sort
+    ls /proc/self/fd /dev /sys; cat /proc/self/oom_score_adj
+    cat /proc/sys/net/ipv4/ping_group_range; grep -vE '^(Vm|Rss)|ctxt_switches' /proc/1/status";
+
+pub(crate) fn show_nothing(state: &Path) {
+    let look = |sandbox: &Sandbox| shell(sandbox, LOOK);
+    let cold = Sandbox::create(config(state)).unwrap();
+    keep_blanks(1);
+    drop(Sandbox::create(config(state)).unwrap());
+    let warm = create_of_blank(config(state));
+    let (cold_shows, warm_shows) = (look(&cold), look(&warm));
+    for (cold, warm) in cold_shows.lines().zip(warm_shows.lines()) {
+        assert_eq!(cold, warm);
+    }
+    assert_eq!(cold_shows, warm_shows);
+    assert!(cold_shows.lines().count() > 100, "the control: {cold_shows}");
+    // It is of this sandbox, and of no other.
+    let named = Config { name: Some("kept".into()), ..config(state) };
+    let named = create_of_blank(named);
+    assert_eq!(shell(&named, "uname -n; hostname"), "kept\nkept\n");
+    let ids = [&cold, &warm, &named].map(Sandbox::id_range);
+    assert!(ids[0].is_none() || ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+}
+
+#[test]
+fn it_is_taken_for_what_it_fits_and_nothing_else() {
+    helper_does("blanks-fit");
+}
+
+pub(crate) fn fit(state: &Path) {
+    let root = state.parent().unwrap().join("root");
+    images::small(&root);
+    keep_blanks(1);
+    drop(Sandbox::create(config(state)).unwrap());
+    let upper = Upper::Memory { size: 1 << 20 };
+    let image = Image::directory(&root);
+    let other = create_of_blank(Config { image, upper, ..config(state) });
+    assert_eq!(shell(&other, "[ -e /usr ] || echo > /file; echo /fil*"), "/file\n");
+
+    let host = Config { network: Network::Host, ..config(state) };
+    let network = |sandbox: &Sandbox| shell(sandbox, "readlink /proc/self/ns/net");
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let own = format!("{}\n", own.display());
+    assert_eq!(network(&create_without(host.clone())), own);
+    assert_eq!(network(&create_of_blank(host)), own);
+    let none = create_without(config(state));
+    assert_ne!(network(&none), own);
+
+    let rights = |sandbox: &Sandbox| shell(sandbox, "grep CapBnd /proc/self/status");
+    let few = Config { capabilities: Capabilities::NONE, ..config(state) };
+    let few = rights(&create_without(few));
+    assert_eq!(few, "CapBnd:\t0000000000000000\n");
+    assert_ne!(rights(&create_without(config(state))), few);
+
+    // What is now, and not what was when the blank was made: one that is for such a sandbox.
+    while !create(config(state)).1 {}
+    until_ready(1);
+    let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).unwrap();
+    let lower = hard - 5;
+    setrlimit(Resource::RLIMIT_SIGPENDING, lower, lower).unwrap();
+    let pending = |sandbox: &Sandbox| shell(sandbox, "ulimit -Hi");
+    assert_eq!(pending(&create_without(config(state))), format!("{lower}\n"));
+    assert_eq!(pending(&create_of_blank(config(state))), format!("{lower}\n"));
+}
+
+#[test]
+fn nothing_is_left_of_them() {
+    helper_does("blanks-end");
+}
+
+pub(crate) fn end(state: &Path) {
+    let take = || {
+        adl_runtime::finish_removals();
+        Census::take(state, "adl-blanks-")
+    };
+    let live = |most| {
+        keep_blanks(most);
+        drop(Sandbox::create(config(state)).unwrap());
+        until_ready(most);
+        assert_eq!(inits().len(), most);
+        keep_blanks(0);
+        assert_eq!((inits(), blanks_ready()), (vec![], 0));
+    };
+    live(1);
+    let before = take();
+    for most in [1, 3, 2] {
+        live(most);
+    }
+    assert_eq!(take().difference(&before), [""; 0]);
+
+    // As many as are kept, and fewer at once when that is said.
+    keep_blanks(3);
+    drop(Sandbox::create(config(state)).unwrap());
+    for _ in 0..3 {
+        until_ready(3);
+        let three: Vec<_> = (0..3).map(|_| create(config(state))).collect();
+        assert!(three.iter().all(|(_, is_of_blank)| *is_of_blank));
+    }
+    until_ready(3);
+    keep_blanks(1);
+    assert_eq!((inits().len(), blanks_ready()), (1, 1));
+    // Also while one is being made.
+    for _ in 0..20 {
+        keep_blanks(2);
+        drop(Sandbox::create(config(state)).unwrap());
+        keep_blanks(0);
+        assert_eq!(inits(), []);
+    }
+    assert_eq!(take().difference(&before), [""; 0]);
+}
+
+#[test]
+fn one_that_has_died_is_not_taken() {
+    helper_does("blanks-die");
+}
+
+pub(crate) fn die(state: &Path) {
+    keep_blanks(1);
+    drop(Sandbox::create(config(state)).unwrap());
+    until_ready(1);
+    let [blank] = &inits()[..] else { panic!("{:?}", inits()) };
+    kill(Pid::from_raw(blank.pid), Signal::SIGKILL).unwrap();
+    let is_dead = || census::status(blank.pid, "State").is_none_or(|s| s.starts_with('Z'));
+    assert!(within(GONE, is_dead));
+    let (sandbox, _) = create(config(state));
+    assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+    drop(sandbox);
+    assert_eq!(shell(&create_of_blank(config(state)), "echo alive"), "alive\n");
+    assert!(!blank.exists(), "it was reaped");
+}
+
+#[test]
+fn a_caller_that_is_killed_takes_them_with_it_whatever_a_fork_holds() {
+    if !needs(&[]) {
+        return;
+    }
+    for role in ["blanks-wait", "blanks-wait-beside-a-fork"] {
+        let home = Home::new();
+        let mut helper = Helper::start(role, &home.state());
+        let fork: i32 = helper.next().unwrap().parse().unwrap();
+        let members = census::tree(helper.id());
+        assert!(members.len() >= 3, "{members:?}");
+        helper.kill();
+        let gone = || members.iter().all(|process| process.pid == fork || !process.exists());
+        assert!(within(GONE, gone), "{members:?}");
+        if fork != 0 {
+            kill(Pid::from_raw(fork), Signal::SIGKILL).unwrap();
+            // It holds what was locked until then.
+            assert!(within(GONE, || members.iter().all(|process| !process.exists())));
+        }
+        adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+        assert_eq!(home.left(), [""; 0], "{role}");
+    }
+}
+
+pub(crate) fn wait(state: &Path, has_fork: bool) {
+    keep_blanks(2);
+    let sandbox = Sandbox::create(config(state)).unwrap();
+    until_ready(2);
+    let fork = match has_fork {
+        true => fork(pause).as_raw(),
+        false => 0,
+    };
+    say(fork);
+    pause();
+    drop(sandbox);
+}
+
+#[test]
+fn a_fork_has_none_and_harms_none() {
+    helper_does("blanks-beside-forks");
+}
+
+pub(crate) fn beside_forks(state: &Path) {
+    keep_blanks(1);
+    drop(Sandbox::create(config(state)).unwrap());
+    until_ready(1);
+    finish(fork(|| {
+        assert_eq!(blanks_ready(), 0);
+        drop(Sandbox::create(config(state)).unwrap());
+        keep_blanks(0);
+    }));
+    assert_eq!(shell(&create_of_blank(config(state)), "echo alive"), "alive\n");
+}
