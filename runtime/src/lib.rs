@@ -43,6 +43,8 @@
 //! - **Snapshots and changes:** [`Snapshot`] keeps what a sandbox has written, for others to begin
 //!   with; [`Change`] is one path that differs; [`Export`] says what an archive holds.
 //! - **Errors:** [`Error`] says what was tried and why it failed; [`ErrorKind`] what to do.
+//! - **What was done:** [`metrics`] counts what this process has and has done; spans of the crate
+//!   `tracing` tell of each step (`docs/tracing.md`).
 //! - **The machine:** [`doctor::examine`] tells what it can do; [`collect_garbage`] removes what
 //!   the dead have left; [`finish_removals`] waits for what this process removes.
 //!
@@ -203,6 +205,7 @@ mod garbage;
 mod image;
 mod images;
 mod job;
+mod metrics;
 mod mirror;
 mod pool;
 mod root;
@@ -242,6 +245,10 @@ pub use job::pending::PendingOutput;
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
+pub use metrics::{
+    CreateFailures, JobEnds, JobMetrics, Metrics, RemovalMetrics, SandboxMetrics, SpareMetrics,
+    metrics,
+};
 pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;
