@@ -201,6 +201,8 @@ pub mod doctor;
 mod error;
 mod exit;
 mod files;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod garbage;
 mod image;
 mod images;
@@ -231,6 +233,9 @@ pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use fuzzing::fuzz_one;
 pub use garbage::collect_garbage;
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -8,7 +8,7 @@
 
 mod call;
 mod copy;
-mod list;
+pub(crate) mod list;
 mod metadata;
 mod streams;
 

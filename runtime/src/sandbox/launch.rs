@@ -310,7 +310,7 @@ fn try_set_up(
 }
 
 /// What init says in the place of what is expected.
-fn refusal(reply: Reply<'_>) -> Error {
+pub(crate) fn refusal(reply: Reply<'_>) -> Error {
     match reply {
         Reply::Ready { .. } | Reply::Unmapped => {
             Error::Protocol { why: "init says that it is at another step" }
