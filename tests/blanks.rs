@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Capabilities, Config, Image, Network, Sandbox, Upper, blanks_ready, keep_blanks,
+    Capabilities, Config, Image, Network, Sandbox, Upper, blanks_ready, keep_blanks, metrics,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -180,10 +180,15 @@ pub(crate) fn end(state: &Path) {
     // As many as are kept, and fewer at once when that is said.
     keep_blanks(3);
     drop(Sandbox::create(config(state)).unwrap());
+    let mut taken = metrics().blanks.taken;
     for _ in 0..3 {
         until_ready(3);
+        assert_eq!(metrics().blanks.ready, 3);
         let three: Vec<_> = (0..3).map(|_| create(config(state))).collect();
         assert!(three.iter().all(|(_, is_of_blank)| *is_of_blank));
+        let now = metrics().blanks;
+        assert_eq!(now.taken, taken + 3);
+        taken = now.taken;
     }
     until_ready(3);
     keep_blanks(1);

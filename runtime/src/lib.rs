@@ -45,6 +45,8 @@
 //! - **Errors:** [`Error`] says what was tried and why it failed; [`ErrorKind`] what to do.
 //! - **Fast creates:** [`keep_blanks`] has inits begin before a sandbox is asked for; a pool has
 //!   whole sandboxes.
+//! - **What was done:** [`metrics`] counts what this process has and has done; spans of the crate
+//!   `tracing` tell of each step (`docs/tracing.md`).
 //! - **The machine:** [`doctor::examine`] tells what it can do; [`collect_garbage`] removes what
 //!   the dead have left; [`finish_removals`] waits for what this process removes.
 //!
@@ -201,10 +203,13 @@ pub mod doctor;
 mod error;
 mod exit;
 mod files;
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
 mod garbage;
 mod image;
 mod images;
 mod job;
+mod metrics;
 mod mirror;
 mod pool;
 mod root;
@@ -230,6 +235,9 @@ pub use exit::{EndReason, ExitStatus, Usage};
 pub use files::{
     Cursor, DirEntry, FileKind, FileReader, FileWriter, Files, Metadata, WriteMode, WriteOptions,
 };
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use fuzzing::fuzz_one;
 pub use garbage::collect_garbage;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -244,6 +252,10 @@ pub use job::pending::PendingOutput;
 pub use job::running::{Handle, Scope};
 pub use job::stdio::Stdio;
 pub use job::terminal::Terminal;
+pub use metrics::{
+    BlankMetrics, CreateFailures, JobEnds, JobMetrics, Metrics, RemovalMetrics, SandboxMetrics,
+    SpareMetrics, metrics,
+};
 pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;

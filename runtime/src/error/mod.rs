@@ -1,5 +1,6 @@
 //! The one error type, by what a caller can do about it.
 
+pub(crate) mod traced;
 mod words;
 
 use std::io;

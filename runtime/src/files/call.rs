@@ -22,6 +22,7 @@ use crate::exit::EndReason;
 use crate::job::child::builtin;
 use crate::job::life::Life;
 use crate::job::running::Running;
+use crate::job::watch::Watch;
 use crate::sys;
 use crate::wait::wait_beside_job;
 use crate::wait::{Deadline, Maker, Woken};
@@ -109,7 +110,7 @@ impl Call {
         deadline: Deadline,
         actor: Actor,
         purpose: Purpose,
-        task: FileTask<'_>,
+        (task, span): (FileTask<'_>, &tracing::Span),
         streams: Streams,
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Self, Ends)> {
@@ -147,6 +148,7 @@ impl Call {
         let running = Running::new(purpose.path.clone(), channel, control.init(), None);
         control.add_waited_for(running.messages());
         control.request_by(deadline.later(TELLING), &Request::Spawn(spawn), &descriptors)?;
+        running.watch(Watch::file(span.clone()));
         control.prepare_next();
         let only_tells = streams == Streams::Output;
         let running = Arc::new(running);
@@ -228,7 +230,9 @@ impl Call {
     pub(crate) fn give_up(&self) -> Error {
         // Whether init reads that or not, the caller has waited for long enough.
         let _ = self.running.end(EndReason::TimedOut);
-        self.timed_out()
+        let late = self.timed_out();
+        self.running.tell_error(&late);
+        late
     }
 
     /// What it tells, at most so many bytes, if it does what it was to do.
@@ -261,7 +265,9 @@ impl Call {
                     if bytes.len() as u64 > most {
                         let _ = self.running.end(EndReason::OutputLimit);
                         let what = "an answer of the sandbox, in bytes,";
-                        return Err(Error::TooLarge { what, limit: most });
+                        let error = Error::TooLarge { what, limit: most };
+                        self.running.tell_error(&error);
+                        return Err(error);
                     }
                     if self.deadline.passed() {
                         return Err(self.give_up());

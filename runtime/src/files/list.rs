@@ -84,22 +84,32 @@ impl Files {
         let longest = limits::MAX_FRAME as u64;
         let (call, ends) = self.start("list", path, longest, action, Streams::Output)?;
         let answer = call.answer(ends, longest)?;
-        let Listing { names, kinds, next } = wire::decode_frame(&answer)?;
-        if names.len() != kinds.len() || kinds.len() > most as usize {
-            return Err(Error::Protocol { why: "a listing that does not add up" });
-        }
-        entries.reserve(kinds.len());
-        for (name, kind) in names.iter().zip(kinds) {
-            let name = name.strip_suffix(b"\0").unwrap_or(name);
-            let kind = FileKind::ALL.get(usize::from(*kind));
-            if !adl_protocol::is_plain_name(name) {
-                return Err(Error::refused("a name that no directory can have"));
-            }
-            entries.push(DirEntry {
-                name: OsStr::from_bytes(name).to_owned(),
-                kind: *kind.ok_or(Error::Protocol { why: "an unknown kind of file" })?,
-            });
-        }
-        Ok(next.filter(|_| !kinds.is_empty()).map(Cursor))
+        read_page(&answer, most, entries)
     }
+}
+
+/// Takes the entries out of what a job has told, no more than were asked for; returns where the
+/// next page begins, if there may be one.
+pub(crate) fn read_page(
+    answer: &[u8],
+    most: u32,
+    entries: &mut Vec<DirEntry>,
+) -> Result<Option<Cursor>> {
+    let Listing { names, kinds, next } = wire::decode_frame(answer)?;
+    if names.len() != kinds.len() || kinds.len() > most as usize {
+        return Err(Error::Protocol { why: "a listing that does not add up" });
+    }
+    entries.reserve(kinds.len());
+    for (name, kind) in names.iter().zip(kinds) {
+        let name = name.strip_suffix(b"\0").unwrap_or(name);
+        let kind = FileKind::ALL.get(usize::from(*kind));
+        if !adl_protocol::is_plain_name(name) {
+            return Err(Error::refused("a name that no directory can have"));
+        }
+        entries.push(DirEntry {
+            name: OsStr::from_bytes(name).to_owned(),
+            kind: *kind.ok_or(Error::Protocol { why: "an unknown kind of file" })?,
+        });
+    }
+    Ok(next.filter(|_| !kinds.is_empty()).map(Cursor))
 }

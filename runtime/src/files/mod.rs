@@ -8,7 +8,7 @@
 
 mod call;
 mod copy;
-mod list;
+pub(crate) mod list;
 mod metadata;
 mod streams;
 
@@ -26,9 +26,11 @@ use self::call::{Actor, Call, Ends, Purpose, Span, Streams};
 pub use self::metadata::{Cursor, DirEntry, FileKind, Metadata, WriteMode, WriteOptions};
 pub use self::streams::{FileReader, FileWriter};
 use crate::config::defaults::{Defaults, check_umask};
+use crate::error::traced::traced;
 use crate::error::{Error, Result};
 use crate::job::life::{Life, Lives};
 use crate::job::user::{self, RunAs, run_as_methods};
+use crate::job::watch::file_span;
 use crate::wait::Deadline;
 use crate::wire;
 
@@ -439,6 +441,18 @@ impl Files {
         streams: Streams,
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Call, Ends)> {
+        let span = file_span(purpose.operation, &purpose.path);
+        traced(&span, || self.start_in(&span, purpose, action, streams, prepare))
+    }
+
+    fn start_in(
+        &self,
+        span: &tracing::Span,
+        purpose: Purpose,
+        action: FileAction<'_>,
+        streams: Streams,
+        prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
+    ) -> Result<(Call, Ends)> {
         let path = self.absolute(&purpose.path)?;
         // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
         let umask = match (&action, self.umask) {
@@ -455,6 +469,7 @@ impl Files {
             Error::TimedOut { .. } => purpose.timed_out(),
             error => error,
         })?;
+        span.record("sandbox", &*life.sandbox);
         let read = |path| read_small(&life, path, user::LONGEST, by);
         let found = self.run_as.find(life.control.ids(), read);
         let (identity, _) = found.map_err(|error| match error {
@@ -470,7 +485,7 @@ impl Files {
         }
         let task = FileTask { path: string(&path)?, action };
         let actor = Actor { identity, umask };
-        Call::start(&life, deadline, actor, purpose, task, streams, prepare)
+        Call::start(&life, deadline, actor, purpose, (task, span), streams, prepare)
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.

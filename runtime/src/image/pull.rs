@@ -21,6 +21,7 @@ use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::symlinkat;
 
 use crate::config::host_path::HostPath;
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::image::bounds;
 use crate::image::cache::{self, Cached, add};
@@ -87,6 +88,16 @@ pub(crate) fn of_local(state: &State, name: &str, ids: Option<u32>) -> Result<Ca
 /// Fetches an image and unpacks it. Of those who want the same one at once, one fetches it, and
 /// the others wait.
 pub(crate) fn pull(
+    state: &State,
+    reference: &Reference,
+    options: &PullOptions<'_>,
+    known: Known,
+) -> Result<Arc<Lease>> {
+    let span = span!(INFO, "pull", image = %reference,);
+    traced(&span, || try_to_pull(state, reference, options, known))
+}
+
+fn try_to_pull(
     state: &State,
     reference: &Reference,
     options: &PullOptions<'_>,

@@ -268,12 +268,14 @@ impl Child {
         let (pid, terminal) = match started {
             Ok(started) => started,
             Err(error) => {
+                running.tell_error(&error);
                 // It may have started after all: it is no one's. What did not is no error.
                 let _ = running.end(EndReason::Signaled);
                 return Err(error);
             }
         };
         running.mark_started();
+        running.tell_pid(pid.as_raw());
         let [stdout, stderr] = collection.collector.take_piped();
         Ok(Self {
             stdin: stdin.map(ChildStdin),

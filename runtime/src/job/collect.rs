@@ -105,6 +105,7 @@ impl Collector {
     /// Comes before all others.
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.running.check_own()?;
+        self.running.mark_collected();
         for pipe in self.pipes.iter().flatten() {
             // What poll(2) has seen may be gone by the time that it is read.
             sys::set_blocking(pipe, false).map_err(Error::io("fcntl"))?;
@@ -188,6 +189,7 @@ impl Collector {
         // Also where it has ended before anything of that was read.
         let is_too_much = self.bounds.total.is_some_and(|limit| self.written.total > limit);
         let status = if is_too_much { status.with_too_much_output() } else { status };
+        self.running.collected(status);
         match self.failed.take() {
             None => Ok((status, self.pipes)),
             Some(why) => Err(Error::Undelivered { status: Box::new(status), why: Arc::new(why) }),

@@ -17,13 +17,15 @@ use crate::wire::control::Control;
 pub(crate) struct Life {
     pub(crate) control: Arc<Control>,
     pub(crate) jobs: Arc<Jobs>,
+    /// The name of the sandbox.
+    pub(crate) sandbox: Arc<str>,
     /// Counts those who have it, and are about to ask for a job.
     beginning: Beginning,
 }
 
 impl Life {
-    pub(crate) fn new(control: Arc<Control>, jobs: Arc<Jobs>) -> Self {
-        Self { control, jobs, beginning: Beginning::default() }
+    pub(crate) fn new(control: Arc<Control>, jobs: Arc<Jobs>, sandbox: Arc<str>) -> Self {
+        Self { control, jobs, sandbox, beginning: Beginning::default() }
     }
 }
 

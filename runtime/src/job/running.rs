@@ -14,6 +14,7 @@ use crate::error::error_of;
 use crate::error::{Error, Result};
 use crate::exit::{EndReason, ExitStatus};
 use crate::job::outcome::Outcome;
+use crate::job::watch::{End, Watch};
 use crate::mirror::mirror;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
@@ -72,12 +73,10 @@ struct State {
     overdue: Deadline,
     /// Whether several may wait for it, each of whom is to be woken.
     is_shared: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Exit(ExitStatus),
-    NotStarted { stage: Stage, errno: i32 },
+    /// Until its end was told, once init was asked to start it.
+    watch: Option<Arc<Watch>>,
+    /// Whether who reads what it writes has the last word on why it has ended.
+    is_collected: bool,
 }
 
 impl Running {
@@ -103,6 +102,8 @@ impl Running {
                 sent: None,
                 overdue,
                 is_shared: false,
+                watch: None,
+                is_collected: false,
             }),
             delivery: OnceLock::new(),
             owner: Owner::this_process(),
@@ -110,13 +111,15 @@ impl Running {
     }
 
     /// Has an error name where it starts.
-    pub(crate) fn in_directory(self, directory: Arc<Path>) -> Self {
-        Self { directory: Some(directory), ..self }
+    pub(crate) fn in_directory(mut self, directory: Arc<Path>) -> Self {
+        self.directory = Some(directory);
+        self
     }
 
     /// Gives it cgroups of its own, if there are any.
-    pub(crate) fn with_cgroup(self, job_cgroup: Option<Arc<JobCgroup>>) -> Self {
-        Self { job_cgroup, ..self }
+    pub(crate) fn with_cgroup(mut self, job_cgroup: Option<Arc<JobCgroup>>) -> Self {
+        self.job_cgroup = job_cgroup;
+        self
     }
 
     /// Refuses a fork of the process that had it started: what that would read from its channel, or
@@ -131,6 +134,59 @@ impl Running {
         self.job_cgroup
             .as_ref()
             .map_or_else(|| Err(cgroup::none()), |job_cgroup| job_cgroup.stats())
+    }
+
+    /// Has someone watch it, now that init has been asked to start it.
+    pub(crate) fn watch(&self, watch: Watch) {
+        self.lock().watch = Some(Arc::new(watch));
+    }
+
+    /// Has its watch say as which process it runs.
+    pub(crate) fn tell_pid(&self, pid: i32) {
+        let watch = self.lock().watch.clone();
+        if let Some(watch) = watch {
+            watch.started(pid);
+        }
+    }
+
+    /// Has its watch say with what it has failed for its caller, who learns of no other end.
+    pub(crate) fn tell_error(&self, error: &Error) {
+        let watch = self.lock().watch.take();
+        if let Some(watch) = watch {
+            watch.failed(error);
+        }
+    }
+
+    /// Takes down that its output is collected: [`Running::collected`] tells its end.
+    pub(crate) fn mark_collected(&self) {
+        self.lock().is_collected = true;
+    }
+
+    /// Tells its end, as it is with all that it has written.
+    pub(crate) fn collected(&self, status: ExitStatus) {
+        let watch = self.lock().watch.take();
+        if let Some(watch) = watch {
+            watch.ended(Some(End::Exit(status)));
+        }
+    }
+
+    /// What its end is, for its caller; and for who watches it, without the lock, since those are
+    /// strangers.
+    fn conclude(&self, mut state: MutexGuard<'_, State>) -> Result<Option<ExitStatus>> {
+        self.wake(&mut state);
+        let exit = self.exit_in(&state);
+        let end = state.end;
+        let is_told = match end {
+            None => false,
+            Some(End::Exit(_)) => !state.is_collected,
+            Some(End::NotStarted { .. }) => true,
+        };
+        let watch = if is_told { state.watch.take() } else { None };
+        drop(state);
+        if let Some(watch) = watch {
+            watch.ended(end);
+        }
+        exit
     }
 
     /// To be told when init has been asked to start it.
@@ -209,9 +265,8 @@ impl Running {
             && let Some(body) = self.messages.buffered()?
         {
             self.note(&mut state, &body)?;
-            self.wake(&mut state);
         }
-        self.exit_in(&state)
+        self.conclude(state)
     }
 
     /// Takes in what a wait for it has come to.
@@ -235,8 +290,7 @@ impl Running {
         if state.end.is_none() && state.overdue.passed() {
             self.note_overdue(&mut state);
         }
-        self.wake(&mut state);
-        self.exit_in(&state)
+        self.conclude(state)
     }
 
     /// Wakes up all who wait, where its end is known.
@@ -402,6 +456,18 @@ impl Running {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match state.watch.take() {
+            Some(watch) if self.owner.is_this_process() => watch.ended(state.end),
+            // What a fork has a copy of is its parent's.
+            Some(watch) => std::mem::forget(watch),
+            None => {}
+        }
     }
 }
 

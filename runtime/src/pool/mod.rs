@@ -9,11 +9,14 @@ mod waiting;
 use std::fmt;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tracing::field::Empty;
+
 use crate::config::Config;
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 pub use crate::pool::guard::PooledSandbox;
 use crate::pool::member::Recipe;
@@ -21,6 +24,7 @@ use crate::pool::shared::{Shared, Sizes, Task};
 pub use crate::pool::stats::PoolStats;
 use crate::sandbox::Sandbox;
 use crate::sys::lock::lock;
+use crate::sys::owner::PerProcess;
 
 /// What the threads of a pool are named.
 const THREAD: &str = "adl-pool";
@@ -88,7 +92,10 @@ impl Pool {
     /// up. [`Error::PoolClosed`].
     pub fn acquire(&self, within: Duration) -> Result<PooledSandbox> {
         let shared = &self.0.shared;
-        shared.acquire(within).map(|member| PooledSandbox::new(member, Arc::clone(shared)))
+        let span = span!(DEBUG, "acquire", sandbox = Empty,);
+        let member = traced(&span, || shared.acquire(within))?;
+        span.record("sandbox", member.sandbox.name());
+        Ok(PooledSandbox::new(member, Arc::clone(shared)))
     }
 
     /// What it has now, and has done until now.
@@ -219,10 +226,9 @@ impl PoolBuilder {
         if threads == 0 {
             return Err(Error::invalid("number of threads of a pool", "there is none"));
         }
-        let pool = Pool(Arc::new(Handle {
-            shared: Arc::new(Shared::new(recipe, sizes)),
-            threads: Mutex::default(),
-        }));
+        let shared = Arc::new(Shared::new(recipe, sizes));
+        register(&shared);
+        let pool = Pool(Arc::new(Handle { shared, threads: Mutex::default() }));
         for _ in 0..threads {
             // If there can be none, the others end with the pool.
             let thread = begin_thread(&pool.0.shared)?;
@@ -239,6 +245,21 @@ impl fmt::Debug for PoolBuilder {
         debug.field("config", &recipe.config).field("sizes", sizes).field("threads", threads);
         debug.finish_non_exhaustive()
     }
+}
+
+/// The pools of this process, for its metrics.
+static POOLS: PerProcess<Mutex<Vec<Weak<Shared>>>> = PerProcess::new();
+
+fn register(shared: &Arc<Shared>) {
+    let mut pools = lock(POOLS.get());
+    pools.retain(|pool| pool.strong_count() != 0);
+    pools.push(Arc::downgrade(shared));
+}
+
+/// What the pools of this process have and have done, without those that are closed.
+pub(crate) fn all_stats() -> Vec<PoolStats> {
+    let pools: Vec<_> = lock(POOLS.get()).iter().filter_map(Weak::upgrade).collect();
+    pools.iter().filter(|pool| pool.is_open()).map(|pool| pool.stats()).collect()
 }
 
 fn begin_thread(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {

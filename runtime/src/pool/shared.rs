@@ -7,6 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+use tracing::field::Empty;
+
+use crate::error::traced::{span, traced};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{Member, Recipe, text_of};
 use crate::pool::stats::PoolStats;
@@ -109,6 +113,10 @@ impl Shared {
         let (idle, waiting) = (state.idle.len(), state.waiting.len());
         let deleting = state.stats.deleting + state.doomed.len();
         PoolStats { idle, waiting, deleting, ..state.stats.clone() }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.state().is_closed
     }
 
     // For callers.
@@ -307,14 +315,21 @@ impl Shared {
 
     /// Makes a sandbox, and prepares it.
     fn make(&self) -> Result<Member> {
+        let span = span!(DEBUG, "refill", sandbox = Empty,);
+        traced(&span, || self.make_in(&span))
+    }
+
+    fn make_in(&self, span: &Span) -> Result<Member> {
         let sandbox = Arc::new(Sandbox::create(self.recipe.config.clone())?);
+        span.record("sandbox", sandbox.name());
         let mut state = self.state();
         state.check_open()?;
         let member = Member { number: state.next, sandbox };
         state.next += 1;
         state.all.insert(member.number, Arc::clone(&member.sandbox));
         drop(state);
-        self.recipe.prepare(&member.sandbox).map(|()| member.clone()).inspect_err(|_| {
+        let prepare = || self.recipe.prepare(&member.sandbox);
+        traced(&span!(DEBUG, "prepare",), prepare).map(|()| member.clone()).inspect_err(|_| {
             let _ = member.sandbox.delete();
             self.state().all.remove(&member.number);
         })

@@ -10,9 +10,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::sandbox::beginning::{Beginning, Shape};
 use crate::sandbox::beside::{self, Work};
+use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Preparing, Started};
 use crate::store::remover;
 use crate::sys::lock::lock;
@@ -88,7 +90,10 @@ impl Blank {
         let look = || Surroundings::of_thread().map_err(Error::io("look at /proc/thread-self"));
         let shape = beginning.shape()?;
         let made_in = look()?;
-        let preparing = remover::with_descriptors(|| Started::begin(beginning))?;
+        let preparing = traced(&span!(DEBUG, "make_blank",), || {
+            remover::with_descriptors(|| Started::begin(beginning))
+        })?;
+        counts::add(Counted::BlankMade);
         Ok((look()? == made_in).then_some(Self { shape, made_in, preparing }))
     }
 }
@@ -135,6 +140,9 @@ pub(crate) fn take(beginning: &Beginning) -> Result<Option<Preparing>> {
     let found = ready.iter().position(|blank| blank.shape == shape);
     let found = found.and_then(|found| ready.remove(found));
     drop(now);
+    if found.is_some() {
+        counts::add(Counted::BlankTaken);
+    }
     Ok(found.map(|blank| blank.preparing.of(beginning)))
 }
 

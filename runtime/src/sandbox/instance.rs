@@ -10,12 +10,14 @@ use adl_protocol::Origin;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
+use crate::error::traced::span;
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::children::{SOON, Whose, children_of, whose};
 use crate::sandbox::launch::{self, Begun, Build};
+use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
@@ -93,7 +95,9 @@ enum End {
 impl Started {
     /// Starts init, which waits for [`Started::prepare`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
-        let (init, origin, control) = launch::start(plan, ids.as_deref())?;
+        let (init, origin, control) = in_phase(Phase::Clone, &span!(DEBUG, "clone",), || {
+            launch::start(plan, ids.as_deref())
+        })?;
         let first_id = ids.as_deref().map(IdRange::base);
         let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
@@ -119,7 +123,9 @@ impl Started {
     ) -> Result<Preparing> {
         let Self(processes) = self;
         let build = processes.build(plan, takes_subvolumes, cgroups.as_ref());
-        let begun = launch::begin(&processes.init, processes.control.messages(), &build)?;
+        let begun = in_phase(Phase::Setup, &span!(DEBUG, "send_setup",), || {
+            launch::begin(&processes.init, processes.control.messages(), &build)
+        })?;
         Ok(Preparing { processes, begun, plan: Arc::clone(plan), cgroups })
     }
 }
@@ -149,7 +155,10 @@ impl Preparing {
         root: Arc<Root>,
     ) -> Result<Instance> {
         let Self { mut processes, begun, plan, cgroups } = self;
-        let built = processes.set_up(begun, &plan, cgroups.as_ref(), (hostname, &directory, &root));
+        let built = in_phase(Phase::Ready, &span!(DEBUG, "set_up",), || {
+            let of_sandbox = (hostname, &directory, &*root);
+            processes.set_up(begun, &plan, cgroups.as_ref(), of_sandbox)
+        });
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
             Err(error) => (None, Err(error)),
@@ -186,9 +195,9 @@ impl Instance {
     }
 
     /// What commands and file calls are asked of.
-    pub(crate) fn life(&self) -> Life {
+    pub(crate) fn life(&self, sandbox: &Arc<str>) -> Life {
         let Processes { control, jobs, .. } = &self.processes;
-        Life::new(Arc::clone(control), Arc::clone(jobs))
+        Life::new(Arc::clone(control), Arc::clone(jobs), Arc::clone(sandbox))
     }
 
     pub(crate) fn ids(&self) -> Option<&Arc<IdRange>> {
@@ -316,7 +325,8 @@ impl Processes {
         let meanwhile = || {
             let Some(cgroups) = cgroups else { return Ok(None) };
             let record = |paths: &[_]| directory.record_cgroups(paths);
-            let group = Group::create(cgroups, record)?;
+            let make = || Group::create(cgroups, record);
+            let group = in_phase(Phase::Cgroups, &span!(DEBUG, "make_cgroups",), make)?;
             self.control.give_group(Arc::clone(&group));
             Ok(Some(group))
         };

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use crate::cgroup::{Group, JoinFiles};
 use crate::config::capabilities::{Capabilities, Capability};
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result, error_of};
 use crate::root::etc::Contents;
 use crate::sandbox::descriptors::{self, Descriptors};
@@ -294,7 +295,9 @@ fn try_set_up(
         // CAP_SYS_RESOURCE sets; without that, it is the caller's.
         let _ = fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
     }
-    let body = messages.next("init to set up the sandbox", init, deadline)?;
+    let body = traced(&span!(DEBUG, "wait_ready",), || {
+        messages.next("init to set up the sandbox", init, deadline)
+    })?;
     // It has no more to say here.
     messages.no_more()?;
     match wire::decode(&body)? {
@@ -308,7 +311,7 @@ fn try_set_up(
 }
 
 /// What init says in the place of what is expected.
-fn refusal(reply: Reply<'_>) -> Error {
+pub(crate) fn refusal(reply: Reply<'_>) -> Error {
     match reply {
         Reply::Ready { .. } | Reply::Unmapped => {
             Error::Protocol { why: "init says that it is at another step" }

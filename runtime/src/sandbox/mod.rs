@@ -5,11 +5,13 @@ mod beside;
 pub(crate) mod blank;
 mod changes;
 mod children;
+pub(crate) mod counts;
 mod descriptors;
 mod init_binary;
 mod instance;
-mod launch;
-mod plan;
+pub(crate) mod launch;
+pub(crate) mod phase;
+pub(crate) mod plan;
 mod root;
 mod snapshot;
 mod spare;
@@ -19,11 +21,15 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+use tracing::field::Empty;
+
 use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
 use crate::config::image::{ImageConfig, ImageSays};
 use crate::config::limits::Limits;
 use crate::config::{Config, Upper};
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::garbage;
@@ -32,7 +38,9 @@ use crate::job::command::Command;
 use crate::job::kill_all::kill_all;
 use crate::job::life::{Hold, Lives};
 use crate::sandbox::beginning::Beginning;
+use crate::sandbox::counts::Counted;
 use crate::sandbox::instance::{Instance, Preparing, Started};
+use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::sandbox::spare::{Recipe, Spare};
@@ -63,7 +71,7 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// ([`Error::ForkedProcess`]), and dropping its copy ends nothing.
 #[derive(Debug)]
 pub struct Sandbox {
-    name: String,
+    name: Arc<str>,
     plan: Arc<Plan>,
     state: State,
     /// The first of the ids outside that the ids from 0 on inside are, and their number.
@@ -104,17 +112,30 @@ impl Sandbox {
     /// [`Error::Unsupported`] for what this machine can't give; [`Error::Setup`] where building
     /// failed. Whatever the error, nothing is left behind.
     pub fn create(config: Config) -> Result<Self> {
-        let plan = Plan::new(config)?;
-        remover::with_descriptors(|| {
-            let state = State::open(plan.config().state_directory.as_deref())?;
-            collect_once(&state);
-            match Self::build(&plan, &state) {
-                Err(error) if may_be_given_back(&error, &plan, &state) => {
-                    Self::build_when_there_is_room(&plan, &state)
+        let span = span!(INFO, "create", sandbox = Empty, init_pid = Empty,);
+        phase::begin();
+        let created = traced(&span, || {
+            let plan = Plan::new(config)?;
+            remover::with_descriptors(|| {
+                let state = State::open(plan.config().state_directory.as_deref())?;
+                collect_once(&state);
+                match Self::build(&plan, &state) {
+                    Err(error) if may_be_given_back(&error, &plan, &state) => {
+                        Self::build_when_there_is_room(&plan, &state)
+                    }
+                    built => built,
                 }
-                built => built,
+            })
+        });
+        match &created {
+            Ok(this) => {
+                counts::add(Counted::Created);
+                span.record("sandbox", &*this.name);
+                span.record("init_pid", this.init_pid());
             }
-        })
+            Err(_) => counts::add(Counted::Failed(phase::failed())),
+        }
+        created
     }
 
     /// What can be said of a configuration without a look at the machine.
@@ -140,17 +161,22 @@ impl Sandbox {
 
     /// Opens what the plan names, and builds a first instance on that.
     fn build(plan: &Plan, state: &State) -> Result<Self> {
-        let image = Arc::new(Root::open(plan.config(), state)?);
+        phase::begin();
+        let open = || Root::open(plan.config(), state);
+        let image = Arc::new(in_phase(Phase::Root, &span!(DEBUG, "open_root",), open)?);
         let plan = &Arc::new(plan.on_image(image.says.as_deref())?);
         let config = plan.config();
         let layout = image.layout()?;
 
         let (preparing, beginning) = begin(plan, image.takes_subvolumes())?;
-        let directory = make_directory(state, config.name.as_deref(), &layout)?;
-        let name = directory.name().to_owned();
+        let directory = in_phase(Phase::Directory, &span!(DEBUG, "make_directory",), || {
+            make_directory(state, config.name.as_deref(), &layout)
+        })?;
+        let name: Arc<str> = directory.name().into();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
         let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
-        let lives = Lives::new(instance.life(), config.defaults.clone(), plan.user_is_of_image);
+        let lives =
+            Lives::new(instance.life(&name), config.defaults.clone(), plan.user_is_of_image);
         let ids = instance.ids().map(Arc::clone);
         let init_pid = AtomicI32::new(instance.init_pid());
         let limits = config.limits.clone();
@@ -198,12 +224,19 @@ impl Sandbox {
     /// dead then, and its processes are still ending; this can be called again, which tells the
     /// same until they have ended, and succeeds from then on.
     pub fn reset(&self) -> Result<()> {
+        let span = span!(INFO, "reset", sandbox = &*self.name, spare = Empty,);
+        traced(&span, || self.reset_in(&span)).inspect(|()| counts::add(Counted::Reset))
+    }
+
+    fn reset_in(&self, span: &Span) -> Result<()> {
         let mut guard = self.now()?;
         let now = alive(&mut guard)?;
         if now.instance.is_ending() {
             now.instance.end_processes()?;
         }
-        if let Some(next) = self.spare.as_ref().and_then(|spare| spare.take()) {
+        let spare = self.spare.as_ref().and_then(|spare| spare.take());
+        span.record("spare", spare.is_some());
+        if let Some(next) = spare {
             return self.swap(now, next);
         }
         let mut hold = None;
@@ -309,7 +342,7 @@ impl Sandbox {
             return Ok(());
         };
         match this {
-            Some(this) if next.name() == self.name => this.take_name(&self.name, Some(next)),
+            Some(this) if next.name() == &*self.name => this.take_name(&self.name, Some(next)),
             this => next.take_name(&self.name, this),
         }
     }
@@ -347,7 +380,7 @@ impl Sandbox {
 
     /// Has an instance be what commands are asked of from here on.
     fn begin(&self, hold: &Hold<'_>, next: &Instance) {
-        hold.replace(Some(next.life()));
+        hold.replace(Some(next.life(&self.name)));
         self.init_pid.store(next.init_pid(), Ordering::Relaxed);
     }
 
@@ -506,7 +539,13 @@ impl Sandbox {
     pub fn delete(&self) -> Result<()> {
         let mut guard = self.now()?;
         // Whoever comes second finds that it is gone.
-        let Some(mut now) = guard.take() else { return Ok(()) };
+        let Some(now) = guard.take() else { return Ok(()) };
+        counts::add(Counted::Deleted);
+        traced(&span!(INFO, "delete", sandbox = &*self.name,), || self.end(now))
+    }
+
+    /// Ends what it has had until it was deleted.
+    fn end(&self, mut now: Now) -> Result<()> {
         let mut beside = self.spare.as_ref().map_or_else(Vec::new, |spare| spare.close());
         // So that none is waited for alone.
         beside.iter_mut().for_each(|instance| drop(instance.kill()));
@@ -595,7 +634,8 @@ fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginni
         (false, _) => Ok(None),
         (true, parent) => {
             let limits = &config.limits;
-            cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true)).map(Some)
+            let find = || cgroup::Plan::new(limits, parent, cpu_time, plan.has_sysfs(true));
+            in_phase(Phase::Cgroups, &span!(DEBUG, "find_cgroups",), find).map(Some)
         }
     };
     let mut beginning = Beginning { plan: Arc::clone(plan), takes_subvolumes, cgroups: None };

@@ -3,7 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use tracing::field::Empty;
+
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
+use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Instance, Preparing};
 use crate::sandbox::root::Root;
 use crate::sandbox::{Sandbox, alive};
@@ -38,6 +42,16 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::snapshot`], and [`Error::NameInUse`].
     pub fn snapshot_with(&self, options: &SnapshotOptions) -> Result<Snapshot> {
+        let span = span!(INFO, "snapshot", sandbox = &*self.name, snapshot = Empty,);
+        let snapshot = traced(&span, || self.try_snapshot(options));
+        if let Ok(snapshot) = &snapshot {
+            counts::add(Counted::Snapshot);
+            span.record("snapshot", snapshot.name());
+        }
+        snapshot
+    }
+
+    fn try_snapshot(&self, options: &SnapshotOptions) -> Result<Snapshot> {
         let mut now = self.now()?;
         let now = alive(&mut now)?;
         let name = options.name.as_deref().map(SnapshotName::given).transpose()?;

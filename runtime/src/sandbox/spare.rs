@@ -9,7 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::cgroup;
 use crate::error::Result;
+use crate::error::traced::{span, traced};
 use crate::sandbox::beside::{self, Work};
+use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Instance, Started};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -30,13 +32,16 @@ pub(crate) struct Recipe {
 
 impl Recipe {
     fn make(&self) -> Result<Instance> {
-        remover::with_descriptors(|| {
-            let next = Started::new(&self.plan, self.ids.clone())?;
-            let next =
-                next.prepare(&self.plan, self.image.takes_subvolumes(), self.cgroups.clone())?;
-            let directory = self.state.make_aside(&self.image.layout()?)?;
-            next.set_up(&self.hostname, directory, Arc::clone(&self.image))
-        })
+        let span = span!(DEBUG, "make_spare", sandbox = &*self.hostname,);
+        traced(&span, || remover::with_descriptors(|| self.try_to_make()))
+    }
+
+    fn try_to_make(&self) -> Result<Instance> {
+        let next = Started::new(&self.plan, self.ids.clone())?;
+        let takes_subvolumes = self.image.takes_subvolumes();
+        let next = next.prepare(&self.plan, takes_subvolumes, self.cgroups.clone())?;
+        let directory = self.state.make_aside(&self.image.layout()?)?;
+        next.set_up(&self.hostname, directory, Arc::clone(&self.image))
     }
 }
 
@@ -61,14 +66,27 @@ struct Now {
     is_closed: bool,
 }
 
+impl Now {
+    /// Takes out what is ready, to be ended.
+    fn discard(&mut self) -> Option<Instance> {
+        let ready = self.ready.take();
+        if ready.is_some() {
+            counts::add(Counted::SpareDiscarded);
+        }
+        ready
+    }
+}
+
 impl Spare {
     /// Takes it, if it is ready and alive.
     pub(crate) fn take(&self) -> Option<Instance> {
         let mut now = lock(&self.now);
         let spare = now.ready.take()?;
         if spare.control().is_alive() {
+            counts::add(Counted::SpareTaken);
             return Some(spare);
         }
+        counts::add(Counted::SpareDiscarded);
         now.ended.push(spare);
         None
     }
@@ -83,7 +101,7 @@ impl Spare {
     /// which ends it.
     pub(crate) fn renew(self: &Arc<Self>, recipe: Recipe, ended: Option<Instance>) {
         let mut now = lock(&self.now);
-        let before = now.ready.take();
+        let before = now.discard();
         now.ended.extend(before.into_iter().chain(ended));
         now.wanted = Some(recipe);
         drop(now);
@@ -104,7 +122,7 @@ impl Spare {
             now = self.done.wait(now).unwrap_or_else(PoisonError::into_inner);
         }
         left.append(&mut now.ended);
-        left.extend(now.ready.take());
+        left.extend(now.discard());
         left
     }
 
@@ -112,7 +130,10 @@ impl Spare {
         let mut now = lock(&self.now);
         match made {
             // Another is wanted already.
-            Some(made) if now.is_closed || now.wanted.is_some() => now.ended.push(made),
+            Some(made) if now.is_closed || now.wanted.is_some() => {
+                counts::add(Counted::SpareDiscarded);
+                now.ended.push(made);
+            }
             Some(made) => now.ready = Some(made),
             None => {}
         }
@@ -130,7 +151,12 @@ impl Work for Spare {
         // Its end can't be told to anyone: the collector finds what is left.
         drop(ended);
         // Where it fails, a reset makes its own, and tells.
-        let made = recipe.and_then(|recipe| recipe.make().ok());
+        let make = |recipe: Recipe| {
+            let made = recipe.make();
+            counts::add(if made.is_ok() { Counted::SpareMade } else { Counted::SpareFailed });
+            made.ok()
+        };
+        let made = recipe.and_then(make);
         self.finish(made);
     }
 }

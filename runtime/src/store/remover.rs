@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::field::Empty;
+
 use crate::error::Result;
+use crate::error::traced::{span, traced};
 use crate::store::directory::SandboxDirectory;
 use crate::sys;
 use crate::sys::lock::lock;
@@ -44,7 +47,15 @@ impl Removal {
     }
 
     fn remove(&mut self) -> Result<()> {
+        let span = span!(DEBUG, "remove", directory = Empty,);
+        if let Some(directory) = &self.directory {
+            span.record("directory", directory.name());
+        }
         self.mounts = None;
+        traced(&span, || self.try_to_remove())
+    }
+
+    fn try_to_remove(&self) -> Result<()> {
         self.directory.as_ref().map_or(Ok(()), SandboxDirectory::remove)
     }
 }
@@ -74,6 +85,8 @@ struct State {
     is_asked_again: bool,
     /// The number of the next.
     next: u64,
+    /// How many were removed.
+    done: u64,
     has_thread: bool,
 }
 
@@ -126,7 +139,11 @@ impl Remover {
 
     /// Removes something for its caller. What can't be removed now is tried again later.
     fn remove_now(&self, mut removal: Removal) -> Result<()> {
-        removal.remove().inspect_err(|_| {
+        let removed = removal.remove();
+        if removed.is_ok() {
+            self.state().done += 1;
+        }
+        removed.inspect_err(|_| {
             let mut state = self.state();
             if state.failed.len() < BACKLOG {
                 let number = state.next;
@@ -174,8 +191,10 @@ impl Remover {
         state.in_hand.extend(number);
         drop(state);
         failed.extend(next);
+        let all = failed.len();
         failed.retain_mut(|(_, removal)| removal.remove().is_err());
         let mut state = self.state();
+        state.done += (all - failed.len()) as u64;
         state.retried -= tried;
         state.in_hand.retain(|other| Some(*other) != number);
         state.failed.extend(failed);
@@ -242,6 +261,11 @@ impl Remover {
 pub fn pending_removals() -> usize {
     let state = REMOVER.get().state();
     state.waiting.len() + state.in_hand.len() + state.failed.len() + state.retried
+}
+
+/// How many this process has removed.
+pub(crate) fn removals_done() -> u64 {
+    REMOVER.get().state().done
 }
 
 /// Whether this process has removed anything.

@@ -11,6 +11,8 @@ mod copies;
 mod docker;
 mod doctor;
 mod environment;
+#[cfg(test)]
+mod fuzzing;
 mod gc;
 mod image;
 mod in_order;

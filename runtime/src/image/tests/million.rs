@@ -7,23 +7,8 @@ use std::path::Path;
 use super::hostile::cases;
 use super::{BLOCK, Head, Scratch, Tar, base256, seal};
 use crate::error::Error;
+use crate::fuzzing::tests::Random;
 use crate::image::fuzzing::{AS_ROOT, Arena, COMPRESSED, WITH_END};
-
-/// Random numbers that are the same each time (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit
-    }
-
-    fn of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
 
 /// Few names, so that they meet.
 const NAMES: [&str; 30] = [

@@ -15,6 +15,7 @@ use nix::unistd::pipe2;
 
 use super::Command;
 use crate::config::defaults::check_umask;
+use crate::error::traced::traced;
 use crate::error::{Error, Result};
 use crate::exit::EndReason;
 use crate::job::child::{Child, Collection};
@@ -25,6 +26,7 @@ use crate::job::relay::{Input, Relay, Sink};
 use crate::job::running::Running;
 use crate::job::stdio::{Kind, Stream};
 use crate::job::user;
+use crate::job::watch::{Watch, job_span};
 use crate::wait::Deadline;
 
 impl Command {
@@ -91,12 +93,26 @@ impl Command {
         default: &Kind,
         notice: Option<OwnedFd>,
     ) -> Result<Started> {
+        let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
+        let span = job_span(&life.sandbox, &program);
+        let started = traced(&span, || self.try_start(life, deadline, default, notice, program))?;
+        started.running.watch(Watch::job(span));
+        Ok(started)
+    }
+
+    fn try_start(
+        &self,
+        life: &Life,
+        deadline: Deadline,
+        default: &Kind,
+        notice: Option<OwnedFd>,
+        program: PathBuf,
+    ) -> Result<Started> {
         let control = &life.control;
         let streams = self.streams(default)?;
         self.check_bounds(&streams)?;
         self.environment.check()?;
         let umask = check_umask(self.umask)?;
-        let program = PathBuf::from(self.programs.first().map_or(OsStr::new(""), |p| p));
         let names = strings("program", self.programs.iter().map(|p| p.as_bytes()))?;
         let arguments = strings("argument", self.arguments.iter().map(|a| a.as_bytes()))?;
         let directory = strings("directory", [self.directory.as_os_str().as_bytes()].into_iter())?;
