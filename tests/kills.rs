@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, Pool, Sandbox};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -213,7 +215,7 @@ fn kill_at_each_call(roles: &[&str], step: usize, limit: Duration) {
     let mut hit = BTreeSet::new();
     for (work, _) in OPERATIONS {
         for role in roles {
-            let mut kill = |number: usize| {
+            let mut kill_at = |number: usize| {
                 let missed = kill_at_call(&mut scene, &inject, (work, role), number);
                 if missed.is_none() {
                     hit.insert(*role);
@@ -223,9 +225,9 @@ fn kill_at_each_call(roles: &[&str], step: usize, limit: Duration) {
             let first = step / 2 + 1;
             for number in (first..).step_by(step) {
                 // Other threads are not always as far, nor are children.
-                let Some(count) = kill(number).and_then(|_| kill(number)) else { continue };
+                let Some(count) = kill_at(number).and_then(|_| kill_at(number)) else { continue };
                 if number == first && count > 0 {
-                    let _ = kill(count.div_ceil(2));
+                    let _ = kill_at(count.div_ceil(2));
                 }
                 println!("{work}, {role}: {} calls", number - 1);
                 break;
@@ -260,6 +262,20 @@ fn kill_at_call(
             None
         }
     }
+}
+
+#[test]
+fn what_is_killed_at_a_call_is_over_before_what_it_leaves() {
+    if !needs(&[Need::Program("gcc")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut inject = Command::new(injected::compile(&home.path("")));
+    let killed = "sleep 20 > /dev/null 2>&1 & echo $!; kill -KILL $$";
+    let output = inject.args(["sh", "-c", killed]).output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 9));
+    let left = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert_eq!(kill(Pid::from_raw(left), Signal::SIGKILL), Ok(()));
 }
 
 #[test]
