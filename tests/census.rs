@@ -102,7 +102,10 @@ pub(crate) fn mounts() -> String {
     let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let is_of_a_test = |line: &&str| {
         let place = line.split(' ').nth(4).unwrap();
-        place.contains("/adl-test-") && (place.ends_with("/mounted") || place.ends_with("/sub"))
+        let is_of_suite = place.contains("/adl-test-");
+        // Those of the unit tests.
+        place.contains("/adl-disk-")
+            || is_of_suite && (place.ends_with("/mounted") || place.ends_with("/sub"))
     };
     all.lines().filter(|line| !is_of_a_test(line)).map(|line| format!("{line}\n")).collect()
 }

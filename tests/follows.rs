@@ -284,7 +284,7 @@ const ALLOWED: &[Allowed] = &[
     ("snapshot/users.rs", &[("fcntl::openat", 2)], STATE),
     (
         "store/contents.rs",
-        &[("Dir::openat", 4), ("fcntl::openat", 6)],
+        &[("fcntl::openat", 6)],
         "single names in an open directory, opened with O_NOFOLLOW",
     ),
     ("store/directories.rs", &[("fcntl::open", 1), ("fcntl::openat", 1)], STATE),

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use crate::host_image;
 
@@ -69,8 +69,8 @@ impl Helper {
     }
 
     /// Waits until it has ended, however.
-    pub(crate) fn wait(mut self) {
-        self.child.wait().unwrap();
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Ends it as nothing can prevent.

@@ -2,6 +2,8 @@
 //
 //     inject PROGRAM [ARGUMENT…]
 //
+// It ends with the program, as that does, or with 128 and the number of the signal.
+//
 // The program says which by reading links, which are answered here:
 //
 //     /adl-inject/arm ROLE CALL NUMBER ERRNO   that call of ROLE from now on, counted from 1
@@ -46,6 +48,8 @@ static struct task {
     enum role role;
     // Stopped until its parent has told who it is.
     int waits;
+    // Whether it becomes again who it was, after it has cloned as another user.
+    int restores;
     // What the call that it is in is to return, if something else.
     int replaced;
     long result;
@@ -83,8 +87,14 @@ static enum role role_of(const struct task *task) {
     return task->pid == caller ? CALLER : BESIDE;
 }
 
+static int is_of_ids(long number) {
+    return number == SYS_setresuid || number == SYS_setfsuid || number == SYS_capset ||
+           number == SYS_prctl;
+}
+
 // What the C library or the standard library can't do without, and what can't fail.
-static int is_exempt(enum role role, long number, const struct user_regs_struct *r) {
+static int is_exempt(const struct task *task, long number, const struct user_regs_struct *r) {
+    enum role role = role_of(task);
     switch (number) {
     case SYS_exit: case SYS_exit_group: case SYS_rt_sigreturn: case SYS_restart_syscall:
     case SYS_getpid: case SYS_gettid: case SYS_getppid: case SYS_getuid: case SYS_geteuid:
@@ -96,10 +106,10 @@ static int is_exempt(enum role role, long number, const struct user_regs_struct 
     if ((number == SYS_wait4 || number == SYS_waitid || number == SYS_close) && target_errno &&
         target_errno != EINTR)
         return 1;
-    // As fdopendir(3) looks at what it is given; where that failed, nix would lose the descriptor.
-    int is_flag = number == SYS_fcntl && (r->rsi == F_GETFL || r->rsi == F_SETFD);
-    int is_own = number == SYS_fstat || (number == SYS_newfstatat && r->r10 & AT_EMPTY_PATH);
-    if (target_errno && (is_flag || (is_own && (role == CALLER || role == BESIDE)))) return 1;
+    // Who is root in the saved id can be out of memory there, and nothing else.
+    if (task->restores && is_of_ids(number) && target_errno && target_errno != ENOMEM &&
+        target_errno != EAGAIN)
+        return 1;
     if (role != CALLER && role != BESIDE) return 0;
     switch (number) {
     case SYS_mmap:
@@ -162,8 +172,9 @@ static void on_entry(struct task *task) {
             return;
         }
     }
-    enum role role = role_of(task);
-    if (!armed || role != target_role || is_exempt(role, number, &r)) return;
+    if (number == SYS_setresuid && task->role == CALLER) task->restores = !r.rdi;
+    if (!is_of_ids(number)) task->restores = 0;
+    if (!armed || role_of(task) != target_role || is_exempt(task, number, &r)) return;
     const char *name = number < 1024 && names[number] ? names[number] : "?";
     if (strcmp(target_call, "any") && strcmp(target_call, name)) return;
     if (++count != target || hit) return;
@@ -238,7 +249,7 @@ static void on_stop(struct task *task, int status) {
 }
 
 int main(int arguments, char **argument) {
-    int gate[2], result = 1;
+    int gate[2];
     if (arguments < 2 || pipe2(gate, 0)) return 2;
     program = fork();
     if (!program) {
@@ -262,13 +273,13 @@ int main(int arguments, char **argument) {
         int status;
         pid_t pid = waitpid(-1, &status, __WALL);
         if (pid < 0 && errno == EINTR) continue;
-        if (pid < 0) return result;
+        if (pid < 0) return 1;
         if (WIFSTOPPED(status)) {
             on_stop(find(pid), status);
             continue;
         }
         find(pid)->pid = 0;
-        if (pid == program)
-            result = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        // What it has left goes on as if no one looked: how soon that ends, others measure.
+        if (pid == program) return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }
 }

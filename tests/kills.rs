@@ -1,11 +1,14 @@
 //! Whenever the host program is killed, all that it had is gone soon after, or is collected, and
 //! what others have is as it was.
 
+use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{Config, Pool, Sandbox};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -173,6 +176,7 @@ fn kill_at_any_moment(times: u64, limit: Duration) {
             helper.kill();
             scene.look(&cgroups, &format!("{work}, killed after {moment:?}"));
         }
+        println!("{work}: killed {times} times");
     }
     scene.end();
 }
@@ -208,28 +212,72 @@ fn kill_at_each_call(roles: &[&str], step: usize, limit: Duration) {
     }
     let mut scene = Scene::new(limit);
     let inject = injected::compile(&scene.home.path(""));
+    let mut hit = BTreeSet::new();
     for (work, _) in OPERATIONS {
         for role in roles {
-            for number in (step / 2 + 1..).step_by(step) {
-                let mut command = helper::command_by(
-                    &[inject.to_str().unwrap()],
-                    "fails-inside-a-call",
-                    &scene.home.state(),
-                );
-                command.env(PLAN, format!("{work} {role} any {number} 1 {} each 0", number + 1));
-                let mut helper = Helper::start_as(command);
-                let cgroups = helper.next().unwrap();
-                let after = helper.next();
-                helper.wait();
-                scene.look(&cgroups, &format!("{work}, killed at {role}'s call {number}"));
-                // There are no more.
-                if after.is_some() {
-                    break;
+            let mut kill_at = |number: usize| {
+                let missed = kill_at_call(&mut scene, &inject, (work, role), number);
+                if missed.is_none() {
+                    hit.insert(*role);
                 }
+                missed
+            };
+            let first = step / 2 + 1;
+            for number in (first..).step_by(step) {
+                // Other threads are not always as far, nor are children.
+                let Some(count) = kill_at(number).and_then(|_| kill_at(number)) else { continue };
+                if number == first && count > 0 {
+                    let _ = kill_at(count.div_ceil(2));
+                }
+                println!("{work}, {role}: {} calls", number - 1);
+                break;
             }
         }
     }
+    assert_eq!(hit, roles.iter().copied().collect());
     scene.end();
+}
+
+/// Kills a process before one call; if there are not so many, returns how many there are.
+fn kill_at_call(
+    scene: &mut Scene,
+    inject: &Path,
+    (work, role): (&str, &str),
+    number: usize,
+) -> Option<usize> {
+    let by = [inject.to_str().unwrap()];
+    let mut command = helper::command_by(&by, "fails-inside-a-call", &scene.home.state());
+    command.env(PLAN, format!("{work} {role} any {number} 1 {} each 0", number + 1));
+    let mut helper = Helper::start_as(command);
+    let cgroups = helper.next().unwrap();
+    let said = helper.next();
+    // It ends when the process has: how long all else takes is looked at.
+    let status = helper.wait();
+    let what = format!("{work}, killed at {role}'s call {number}");
+    scene.look(&cgroups, &what);
+    match said {
+        Some(said) => Some(said.strip_prefix("missed ").unwrap().parse().unwrap()),
+        None => {
+            assert_eq!(status.code(), Some(128 + 9), "{what}");
+            None
+        }
+    }
+}
+
+#[test]
+fn what_is_killed_at_a_call_is_over_before_what_it_leaves() {
+    if !needs(&[Need::Program("gcc")]) {
+        return;
+    }
+    let home = Home::new();
+    let mut inject = Command::new(injected::compile(&home.path("")));
+    let killed = "sleep 20 > /dev/null 2>&1 & echo $!; kill -KILL $$";
+    let output = inject.args(["sh", "-c", killed]).output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 9));
+    let left = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let state = census::status(left, "State");
+    let _ = kill(Pid::from_raw(left), Signal::SIGKILL);
+    assert!(state.as_ref().is_some_and(|state| !state.starts_with('Z')), "{state:?}");
 }
 
 #[test]

@@ -35,10 +35,11 @@ mod tracing;
 use alloc::boxed::Box;
 
 use adl_protocol::limits::CONTROL_DESCRIPTOR;
-use adl_protocol::{Reply, Request, VERSION};
+use adl_protocol::{Reply, Request, Step, VERSION};
 use rustix::fd::AsFd;
 
 use crate::receive::Receiver;
+use crate::setup::Failure;
 
 /// What the process exits with when it was not started as an init (`EX_SOFTWARE`).
 const NOT_AN_INIT: i32 = 70;
@@ -72,17 +73,25 @@ pub fn run() -> i32 {
         Ok((init, mount_namespace)) => {
             // To the end of the process: children refer to it.
             let init = Box::leak(Box::new(init));
+            // What can fail, while that can be told.
+            let events = match events::begin(&receiver, init) {
+                Ok(events) => events,
+                Err(errno) => return give_up(&receiver, &Failure::new(Step::Protocol, errno)),
+            };
             let ready = Reply::Ready { version: VERSION };
             if receive::send_small(&receiver, &ready, &[mount_namespace.as_fd()]).is_err() {
                 return 0;
             }
             drop(mount_namespace);
-            events::run(receiver, init)
+            events::run(events, receiver)
         }
-        Err(failure) => {
-            // The host may be gone already; there is no one else to tell.
-            let _ = receiver.send(&Reply::Failed(failure.as_message()));
-            SETUP
-        }
+        Err(failure) => give_up(&receiver, &failure),
     }
+}
+
+/// Tells what failed, and returns the exit status.
+fn give_up(receiver: &Receiver, failure: &Failure) -> i32 {
+    // The host may be gone already; there is no one else to tell.
+    let _ = receiver.send(&Reply::Failed(failure.as_message()));
+    SETUP
 }

@@ -17,6 +17,9 @@ use serde::Serialize;
 /// of the stack that is written costs a fault after a fork.
 const CHUNK: usize = 2 << 10;
 
+/// How often in a row it is tried again where the kernel is out of memory, which is for a moment.
+const TRIES: usize = 64;
+
 /// The reading side of the control socket.
 pub(crate) struct Receiver {
     socket: OwnedFd,
@@ -90,14 +93,13 @@ impl Receiver {
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut chunk = [0; CHUNK];
-        let received = loop {
+        let received = while_out_of_memory(|| {
             let mut into = [rustix::io::IoSliceMut::new(&mut chunk)];
-            match recvmsg(&self.socket, &mut into, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(true),
-                Err(_) => return Err(Broken::Socket),
-                Ok(received) => break received,
-            }
+            recvmsg(&self.socket, &mut into, &mut control, flags | RecvFlags::CMSG_CLOEXEC)
+        });
+        let received = match received {
+            Err(Errno::AGAIN) => return Ok(true),
+            received => received.map_err(|_| Broken::Socket)?,
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
@@ -118,12 +120,26 @@ impl AsFd for Receiver {
     }
 }
 
+/// Tries again what is interrupted, or fails for want of memory.
+fn while_out_of_memory<T>(
+    mut call: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    let mut tries = 0;
+    loop {
+        match call() {
+            Err(Errno::INTR | Errno::NOMEM | Errno::NOBUFS) if tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
 /// Sends one small frame without waiting: a host that does not read loses the message, and holds
 /// up nothing here.
 pub(crate) fn send_frame(socket: impl AsFd, message: &impl Serialize) -> rustix::io::Result<()> {
     let mut frame = Vec::new();
     codec::encode(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
-    let sent = send(socket, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let sent = while_out_of_memory(|| send(&socket, &frame, flags))?;
     if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
@@ -141,5 +157,6 @@ pub(crate) fn send_small(
         return Err(Errno::MSGSIZE);
     }
     let bytes = [rustix::io::IoSlice::new(frame.get(..length).unwrap_or_default())];
-    sendmsg(socket, &bytes, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    while_out_of_memory(|| sendmsg(&socket, &bytes, &mut control, flags)).map(drop)
 }

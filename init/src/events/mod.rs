@@ -71,7 +71,7 @@ const RESERVED: u64 = 32;
 /// How many it holds for a job: its channel, the pin of its tree, the file of its CPU time.
 const OF_A_JOB: u64 = 3;
 
-struct Loop {
+pub(crate) struct Loop {
     init: &'static Init,
     epoll: OwnedFd,
     jobs: Jobs,
@@ -97,12 +97,11 @@ struct Loop {
     answer_at: Option<u64>,
 }
 
-/// Runs until the host ends the sandbox or is gone. Returns the exit status.
-pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
-    let Ok(epoll) = epoll::create(epoll::CreateFlags::CLOEXEC) else { return crate::SETUP };
-    let mut this = Loop {
+/// Makes the loop, and has it watch all but jobs.
+pub(crate) fn begin(receiver: &Receiver, init: &'static Init) -> rustix::io::Result<Loop> {
+    let this = Loop {
         init,
-        epoll,
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         jobs: Jobs(Vec::new()),
         next: 0,
         by_pid: Sorted(Vec::new()),
@@ -116,15 +115,16 @@ pub(crate) fn run(mut receiver: Receiver, init: &'static Init) -> i32 {
         deaf_until: None,
         answer_at: None,
     };
-    let watched = this
-        .watch(&receiver, CONTROL)
-        .and_then(|()| this.watch(&init.child_signals, CHILDREN))
-        .and_then(|()| this.watch(&init.owner, OWNER))
-        .and_then(|()| init.questions.iter().try_for_each(|from| this.watch(from, QUESTIONS)));
-    if watched.is_err() {
-        return crate::SETUP;
-    }
+    this.watch(receiver, CONTROL)?;
+    this.watch(&init.child_signals, CHILDREN)?;
+    this.watch(&init.owner, OWNER)?;
+    init.questions.iter().try_for_each(|from| this.watch(from, QUESTIONS))?;
+    Ok(this)
+}
 
+/// Runs until the host ends the sandbox or is gone. Returns the exit status.
+pub(crate) fn run(mut this: Loop, mut receiver: Receiver) -> i32 {
+    let init = this.init;
     let mut more_to_reap = false;
     loop {
         let mut events = [epoll::Event {
@@ -270,9 +270,8 @@ impl Loop {
             }
         };
         let is_held = resources.start_notice.take().is_some();
-        if is_held {
-            let _ = send_frame(&resources.channel, &JobEvent::Started { pid });
-        }
+        let is_lost =
+            is_held && send_frame(&resources.channel, &JobEvent::Started { pid }).is_err();
         let deadline = timeout_us.map(|us| started.saturating_add(us.saturating_mul(1000)));
         if let Some(at) = deadline {
             self.timers.insert(at, number);
@@ -297,6 +296,11 @@ impl Loop {
         self.jobs.push(number, job);
         self.by_pid.insert(pid, number);
         self.look_at_cpu_time(number, started);
+        if is_lost {
+            // The end of its channel tells that it is none.
+            self.end_tree(number);
+            self.let_go(number);
+        }
         self.next_tree = Tree::begin(&self.init.jobs.proc).ok();
         Ok(())
     }

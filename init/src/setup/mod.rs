@@ -21,7 +21,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use crate::job::defaults::DEFAULT_UMASK;
 use crate::job::defaults::{JobDefaults, OwnScore};
 use crate::receive::Receiver;
-use crate::setup::failure::{Failure, InStep, Result};
+pub(crate) use crate::setup::failure::Failure;
+use crate::setup::failure::{InStep, Result};
 use crate::setup::mounts::{Assembly, Layers};
 use crate::sys;
 

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mknod};
@@ -26,6 +25,7 @@ use crate::store::once::{self, Held, PRIVATE};
 use crate::store::{State, ids};
 use crate::sys;
 use crate::sys::id_ranges;
+use crate::sys::listing::{Kind, Listing};
 use crate::sys::lock::lock;
 use crate::sys::mount::{Below, detached_mount};
 use crate::sys::open::{self, DIRECTORY, Mounts, Purpose};
@@ -292,16 +292,12 @@ impl Search {
         let mut left = vec![PathBuf::new()];
         while let Some(path) = left.pop() {
             let Some(directory) = self.open(&top, &path)? else { continue };
-            let mut directory = Dir::from_fd(directory)?;
-            for entry in directory.iter().collect::<nix::Result<Vec<_>>>()? {
-                let file = entry.file_name().to_bytes();
-                if matches!(file, b"." | b"..") {
-                    continue;
-                }
+            let mut listing = Listing::of(&directory)?;
+            while let Some((file, kind)) = listing.next()? {
                 let Some(less) = self.left.checked_sub(1) else { return Ok(Searched::Part) };
                 self.left = less;
-                let below = path.join(OsStr::from_bytes(file));
-                if self.entry(&top, &directory, name, &below, entry.file_type())? {
+                let below = path.join(OsStr::from_bytes(file.to_bytes()));
+                if self.entry(&top, &directory, name, &below, kind)? {
                     left.push(below);
                 }
             }
@@ -324,14 +320,14 @@ impl Search {
     fn entry(
         &mut self,
         top: &OwnedFd,
-        directory: &Dir,
+        directory: &OwnedFd,
         tree: &Path,
         path: &Path,
-        kind: Option<Type>,
+        kind: Option<Kind>,
     ) -> nix::Result<bool> {
         let name = path.file_name().unwrap_or_default();
         let stat = match kind {
-            Some(Type::Symlink) => None,
+            Some(Kind::Link) => None,
             // Who may read it is not asked for.
             Some(_) if self.looked == Looked::Links => None,
             _ => match unless_gone(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))? {
@@ -341,8 +337,8 @@ impl Search {
         };
         let format = match (stat, kind) {
             (Some(stat), _) => stat.st_mode & libc::S_IFMT,
-            (None, Some(Type::Symlink)) => libc::S_IFLNK,
-            (None, Some(Type::Directory)) => libc::S_IFDIR,
+            (None, Some(Kind::Link)) => libc::S_IFLNK,
+            (None, Some(Kind::Directory)) => libc::S_IFDIR,
             (None, _) => libc::S_IFREG,
         };
         let needed = match format {

@@ -15,7 +15,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::NixPath;
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open as open_path, openat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
@@ -24,6 +23,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::error::Error;
 use crate::store::btrfs;
 use crate::sys::ioctl::{self, APPEND_ONLY, IMMUTABLE};
+use crate::sys::listing::{Kind, Listing};
 use crate::sys::open::DIRECTORY;
 use crate::sys::{self};
 use crate::transfer::PathCursor;
@@ -79,12 +79,8 @@ pub(crate) fn size_on_disk(top: OwnedFd) -> io::Result<u64> {
     // Of what is in a directory, only the names of directories are kept.
     let mut add = |directory: BorrowedFd<'_>| -> io::Result<Vec<OsString>> {
         let mut directories = Vec::new();
-        for entry in Dir::openat(directory, ".", DIRECTORY, Mode::empty())?.iter() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
+        let mut listing = Listing::of(directory)?;
+        while let Some((name, _)) = listing.next()? {
             let stat = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
                 // Someone may be removing it.
                 Err(Errno::ENOENT) => continue,
@@ -132,19 +128,14 @@ pub(crate) fn remove_empty(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<(
 /// The names of the directories in one, as far as its file system says so at once; where it does
 /// not, of all that is there. Of millions of files it keeps nothing.
 pub(crate) fn directories(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-    use nix::dir::Type;
-    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut listing = Listing::of(directory)?;
     let mut names = Vec::new();
     let mut bytes = 0;
-    for entry in directory.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"."
-            || name == b".."
-            || !matches!(entry.file_type(), None | Some(Type::Directory))
-        {
+    while let Some((name, kind)) = listing.next()? {
+        if !matches!(kind, None | Some(Kind::Directory)) {
             continue;
         }
+        let name = name.to_bytes();
         bytes += name.len();
         if bytes > MOST_OF_NAMES {
             return Err(io::Error::other(Error::TooLarge {
@@ -159,13 +150,10 @@ pub(crate) fn directories(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>
 
 /// The names in a directory, read to the end before any is used, since removal changes the order.
 pub(crate) fn entries(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-    let mut directory = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    let mut listing = Listing::of(directory)?;
     let mut names = Vec::new();
-    for entry in directory.iter() {
-        let name = entry?.file_name().to_bytes().to_owned();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(&name).to_owned());
-        }
+    while let Some((name, _)) = listing.next()? {
+        names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
     }
     Ok(names)
 }
@@ -182,12 +170,8 @@ fn remove_entries(directory: BorrowedFd<'_>) -> io::Result<Option<CString>> {
     // Again until a pass finds nothing to do, since removal may change the order of what follows.
     loop {
         let mut has_removed = false;
-        for entry in Dir::openat(directory, c".", DIRECTORY, Mode::empty())? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
+        let mut listing = Listing::of(directory)?;
+        while let Some((name, _)) = listing.next()? {
             let removed = insist(&[directory], directory, name, || remove_one(directory, name))?;
             if removed == Removed::No && !destroy(directory, name) {
                 return Ok(Some(name.to_owned()));

@@ -8,6 +8,8 @@
 use std::io;
 use std::ptr;
 use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::per_process::PerProcess;
 use super::raw;
@@ -28,8 +30,10 @@ const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
 /// For setfsuid(2): no change, and so the question.
 const NO_ID: usize = u32::MAX as usize;
 
-/// How often it is tried to become again who it was.
-const RESTORES: usize = 100;
+/// For how long it is tried to become again who it was, while the kernel is out of memory.
+const RESTORING: Duration = Duration::from_secs(5);
+/// How long that is waited for, each time.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
 static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
@@ -49,12 +53,25 @@ pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
     // 0 is left in the third, and with it the capabilities that the thread may have.
     let changed = set_ids([id, id, 0]).and_then(|()| set_capabilities(&before.capabilities));
     let made = changed.map(|()| make());
-    // The kernel may be short of memory for the new ids, for a moment.
-    if (0..RESTORES).all(|_| before.restore().is_err()) {
+    if while_out_of_memory(RESTORING, || before.restore()).is_err() {
         // It would go on with the rights of another.
         std::process::abort();
     }
     made.map_err(io::Error::from_raw_os_error)
+}
+
+/// Tries again what fails because the kernel is out of memory for a moment, and nothing else.
+fn while_out_of_memory(
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<(), i32>,
+) -> Result<(), i32> {
+    let begin = Instant::now();
+    loop {
+        match attempt() {
+            Err(libc::ENOMEM | libc::EAGAIN) if begin.elapsed() < limit => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
 }
 
 /// The signals that this thread has blocked, until this is dropped: all. The C library leaves out,
@@ -235,6 +252,35 @@ mod tests {
         .unwrap();
         other.join().unwrap();
         assert_eq!(told(), before);
+    }
+
+    #[test]
+    fn only_what_is_out_of_memory_is_tried_again_and_not_for_ever() {
+        const LIMIT: Duration = Duration::from_millis(20);
+        let mut tried = 0;
+        let mut fail = |errno| {
+            tried = 0;
+            let failed = while_out_of_memory(LIMIT, || {
+                tried += 1;
+                Err(errno)
+            });
+            (failed, tried)
+        };
+        assert_eq!(fail(libc::EPERM), (Err(libc::EPERM), 1));
+        let begin = Instant::now();
+        for errno in [libc::ENOMEM, libc::EAGAIN] {
+            let (failed, tried) = fail(errno);
+            assert_eq!(failed, Err(errno));
+            // With pauses.
+            assert!((2..=21).contains(&tried), "{tried}");
+        }
+        assert!(begin.elapsed() >= 2 * LIMIT);
+        let mut left = 3;
+        let comes = while_out_of_memory(Duration::from_secs(60), || {
+            left -= 1;
+            if left == 0 { Ok(()) } else { Err(libc::ENOMEM) }
+        });
+        assert_eq!((comes, left), (Ok(()), 0));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use nix::sys::socket::{
 };
 
 use crate::sys::owner::Owner;
-use crate::sys::stamp;
 
 /// The stack of a thread that does nothing but close, in bytes.
 const STACK: usize = 64 << 10;
@@ -198,11 +197,14 @@ pub(crate) fn peek(
 /// namespaces(7)): to ask a file what it is, its file system would be asked, and may not answer.
 ///
 /// # Errors
-/// If the machine has too little of something to read its name. One that is too long, as init may
-/// send it, is no namespace's.
+/// If its name can't be read, for whatever reason but that it is too long, as init may send it:
+/// that is no namespace's.
 pub(crate) fn is_other_mount_namespace(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let its = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let Some(its) = stamp::seen(its)? else { return Ok(false) };
+    let its = match its {
+        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => return Ok(false),
+        its => its?,
+    };
     let own = std::fs::read_link("/proc/self/ns/mnt")?;
     Ok(its.as_os_str().as_encoded_bytes().starts_with(b"mnt:[") && its != own)
 }

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::Trail;
-use crate::sys::open::{self, Purpose, beneath};
+use crate::sys::listing::Listing;
+use crate::sys::open;
 
 /// What tells a file from all others that exist: its file system and its number there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,12 +131,9 @@ pub(super) fn list(
     names: &mut Vec<CString>,
     limit: usize,
 ) -> nix::Result<()> {
-    for entry in Dir::from_fd(beneath(directory, c".", Purpose::List)?)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name != c"." && name != c".." {
-            names.push(name.to_owned());
-        }
+    let mut listing = Listing::of(directory)?;
+    while let Some((name, _)) = listing.next()? {
+        names.push(name.to_owned());
         if names.len() > limit {
             break;
         }

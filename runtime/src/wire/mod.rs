@@ -200,9 +200,10 @@ impl Inbox {
                 Ok(peeked) => peeked,
                 Err(errno) => return Ok(Err(errno)),
             };
+        let mut came = None;
         match (descriptors.len(), more) {
             (0, false) => {}
-            (1, false) => self.descriptor = descriptors.pop(),
+            (1, false) => came = descriptors.pop(),
             // There was room for it, but not in this process.
             (0, true) if is_expected => {
                 return Err(Error::io("receive a descriptor")(Errno::EMFILE));
@@ -213,7 +214,17 @@ impl Inbox {
             }
         }
         let looked_at = chunk.get_mut(..count).unwrap_or_default();
-        Ok(if count == 0 { Ok(0) } else { recv(socket.as_fd().as_raw_fd(), looked_at, flags) })
+        let read = match count {
+            0 => Ok(0),
+            _ => recv(socket.as_fd().as_raw_fd(), looked_at, flags),
+        };
+        match (read, came) {
+            (Ok(_), Some(came)) => self.descriptor = Some(came),
+            // It is still there, and comes again.
+            (Err(_), Some(copy)) => close_elsewhere(copy),
+            (_, None) => {}
+        }
+        Ok(read)
     }
 }
 
