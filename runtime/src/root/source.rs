@@ -8,6 +8,7 @@ use crate::config::host_path::HostPath;
 use crate::error::{Error, Result};
 use crate::store::uses::Use;
 use crate::sys::open::{self, Purpose};
+use crate::sys::shared::shared;
 
 /// A file or directory of the host, opened once: what is mounted later is what was opened here.
 #[derive(Debug, Clone)]
@@ -45,8 +46,16 @@ impl Source {
 
     /// An image that adl has made, or what is below it.
     pub(crate) fn held(path: &Path, used: &Arc<Use>) -> Result<Self> {
-        let this = Self::directory("open image", &path.into())?;
+        let this = Self::directory("open image", &path.into())?.shared();
         Ok(Self { _held: Some(Arc::clone(used)), ..this })
+    }
+
+    /// The same by the descriptor that others have of it: for what is adl's or the host's own.
+    pub(crate) fn shared(self) -> Self {
+        match Arc::try_unwrap(self.fd) {
+            Ok(fd) => Self { fd: shared(fd), ..self },
+            Err(fd) => Self { fd, ..self },
+        }
     }
 
     /// A directory below one of adl's own, through no link.

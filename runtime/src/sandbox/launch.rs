@@ -110,8 +110,8 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Orig
         true => SessionKeyring::Callers,
         false => SessionKeyring::Own,
     };
-    let control = theirs.as_fd();
-    let init = Init { executable, control, maker, capabilities, keyring };
+    let (control, others) = (theirs.as_fd(), messages.as_fd());
+    let init = Init { executable, control, others, maker, capabilities, keyring };
     // Where an ordinary user makes the sandbox, init opens what the root is made of by its path. A
     // sysfs shows the network devices of where it was mounted.
     let has_sysfs = plan.may_have_sysfs();

@@ -24,6 +24,7 @@ use crate::store::own_file::make_private;
 use crate::store::remover::{Removal, remove_later};
 use crate::sys;
 use crate::sys::open::DIRECTORY;
+use crate::sys::shared::shared;
 use crate::wait::{Deadline, wait_ready};
 
 /// How long a collector may take to give the name of what it has taken free.
@@ -82,7 +83,7 @@ impl Directories {
         make_private(&path)?;
         let fd =
             nix::fcntl::open(&path, DIRECTORY, Mode::empty()).map_err(Error::at("open", &path))?;
-        Ok(Self { path, fd: Arc::new(fd) })
+        Ok(Self { path, fd: shared(fd) })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -2,16 +2,18 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use adl_protocol::Origin;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use super::child;
 use super::empty_namespace::EmptyNamespace;
 use super::inheritance::{self, SessionKeyring};
+use super::socket::{self, Peeked};
 use super::{creator, filled_mask, pidfd, raw, unblocked_mask};
 
 /// The namespaces of a sandbox, as flags of `clone(2)`.
@@ -77,6 +79,10 @@ struct Shared {
     /// The mount namespace to clone from, where that is not the caller's, and what came of it.
     from: RawFd,
     entered: AtomicI32,
+    /// The calling process, where the child is to have a table of descriptors that is not a copy of
+    /// the caller's, or 0; and why it could not, or 0.
+    caller: i32,
+    own_table: AtomicI32,
     /// The child, or an error number below 0 where there is none, or [`UNTOLD`].
     child: AtomicI32,
     pidfd: AtomicI32,
@@ -104,6 +110,8 @@ impl Shared {
             flags: 0,
             from: -1,
             entered: AtomicI32::new(0),
+            caller: 0,
+            own_table: AtomicI32::new(0),
             child: AtomicI32::new(-libc::EAGAIN),
             pidfd: AtomicI32::new(-1),
             errno: AtomicI32::new(0),
@@ -131,6 +139,8 @@ pub(crate) struct Init<'a> {
     pub(crate) executable: BorrowedFd<'a>,
     /// Becomes its descriptor 0, and it has no other.
     pub(crate) control: BorrowedFd<'a>,
+    /// The other end of that, of which nothing is read yet.
+    pub(crate) others: BorrowedFd<'a>,
     /// The user who makes its user namespace, if that is another than the caller.
     pub(crate) maker: Option<u32>,
     /// Those in its user namespace: bit `n` is number `n`.
@@ -143,10 +153,10 @@ pub(crate) struct Init<'a> {
 /// [`Process::launch_error`] tells a failure, after which the other end of its socket is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
-/// the kernel copies the caller's table of descriptors and the mounts. It is not waited for, as
-/// `vfork(2)` would, because what the host does next takes as long as the child's `execve`. Between
-/// clone and exec there is no allocation, no lock and no code of the standard or the C library,
-/// with whose state other threads go on.
+/// the kernel copies the mounts, and the caller's table of descriptors where init is not cloned from
+/// `empty`. It is not waited for, as `vfork(2)` would, because what the host does next takes as long
+/// as the child's `execve`. Between clone and exec there is no allocation, no lock and no code of
+/// the standard or the C library, with whose state other threads go on.
 ///
 /// # Errors
 /// What `clone(2)` says.
@@ -180,7 +190,7 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stacks in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to.
     let clone = || unsafe {
-        match empty.map(|_| clone_from_empty(shared)) {
+        match empty.map(|_| clone_from_empty(shared, init.others)) {
             Some(Some(cloned)) => cloned.map(|pid| (pid, Origin::Empty)),
             Some(None) | None => {
                 let pid = clone_init(shared, 0);
@@ -224,12 +234,67 @@ unsafe fn clone_init(shared: *mut Shared, more: c_int) -> c_int {
     }
 }
 
+/// Set where a process between can't take a table of its own, and won't be able to.
+static NO_OWN_TABLE: AtomicBool = AtomicBool::new(false);
+
 /// Clones init from the empty namespace: by a process between, which enters that, clones init as a
 /// child of the caller, and ends. `None` if it could not enter.
 ///
 /// # Safety
 /// As for [`clone_init`].
-unsafe fn clone_from_empty(shared: *mut Shared) -> Option<io::Result<i32>> {
+unsafe fn clone_from_empty(shared: *mut Shared, others: BorrowedFd<'_>) -> Option<io::Result<i32>> {
+    // SAFETY: as this function's; the process between has ended when the first call returns.
+    unsafe {
+        if !NO_OWN_TABLE.load(Ordering::Relaxed) {
+            (*shared).caller = std::process::id().cast_signed();
+            let cloned = clone_between(shared);
+            match (*shared).own_table.load(Ordering::Acquire) {
+                0 => return cloned.map(|cloned| cloned.and_then(|pid| told(shared, others, pid))),
+                // Who may not, by a filter or for want of a capability, won't the next time.
+                libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EINVAL => {
+                    NO_OWN_TABLE.store(true, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+            (*shared).caller = 0;
+        }
+        clone_between(shared)
+    }
+}
+
+/// Takes the pidfd that the process between has sent, where that was made in its own table. Where
+/// none came, init ends.
+///
+/// # Safety
+/// As for [`clone_init`].
+unsafe fn told(shared: *mut Shared, others: BorrowedFd<'_>, pid: i32) -> io::Result<i32> {
+    let came = match socket::peek(others, &mut [0], libc::MSG_DONTWAIT, true) {
+        Ok(Peeked { mut descriptors, .. }) => descriptors.pop().ok_or(libc::EMFILE),
+        Err(errno) => Err(errno as i32),
+    };
+    // Which lets go of the descriptor that waits there.
+    let taken = nix::sys::socket::recv(others.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT);
+    match came {
+        Ok(pidfd) if taken.is_ok() => {
+            // SAFETY: as this function's.
+            unsafe { (*shared).pidfd.store(pidfd.into_raw_fd(), Ordering::Release) };
+            Ok(pid)
+        }
+        other => {
+            // As it does when it can't be told anything any more.
+            let _ = shutdown(others.as_raw_fd(), Shutdown::Both);
+            child::wait(pid);
+            let errno = other.err().unwrap_or(libc::EAGAIN);
+            Err(io::Error::from_raw_os_error(errno))
+        }
+    }
+}
+
+/// See [`clone_from_empty`].
+///
+/// # Safety
+/// As for [`clone_init`].
+unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
     // Until it has ended, this thread does not run: its thread-local memory is the other's.
     let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK;
     // SAFETY: the process has ended when this returns, or this one is being killed.
@@ -244,6 +309,10 @@ unsafe fn clone_from_empty(shared: *mut Shared) -> Option<io::Result<i32>> {
             return None;
         }
         match (*shared).child.load(Ordering::Acquire) {
+            // Init ends when it sees that no one has the other end of its socket.
+            UNTOLD if (*shared).caller != 0 => {
+                Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
+            }
             UNTOLD => {
                 // The kernel wrote this before there was a child.
                 let pidfd = (*shared).pidfd.load(Ordering::Acquire);
@@ -259,7 +328,8 @@ unsafe fn clone_from_empty(shared: *mut Shared) -> Option<io::Result<i32>> {
     }
 }
 
-/// The process between. It shares memory, descriptors and thread-local memory with the caller.
+/// The process between. It shares memory and thread-local memory with the caller, and at first the
+/// table of descriptors.
 extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     let shared = shared.cast::<Shared>();
     // SAFETY: the caller's, which waits. Init is the caller's child, not this one's. It signals its
@@ -267,18 +337,101 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     // that to SIGCHLD.
     unsafe {
         let (from, kind) = ((*shared).from as usize, libc::CLONE_NEWNS as usize);
-        match raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
-            Err(errno) => (*shared).entered.store(errno, Ordering::Release),
-            Ok(_) => {
-                (*shared).child.store(UNTOLD, Ordering::Release);
-                let pid = clone_init(shared, libc::CLONE_PARENT);
-                let pid = if pid < 0 { -*libc::__errno_location() } else { pid };
-                (*shared).child.store(pid, Ordering::Release);
+        if let Err(errno) = raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
+            (*shared).entered.store(errno, Ordering::Release);
+        } else if let Err(errno) = take_own_table(shared) {
+            (*shared).own_table.store(errno, Ordering::Release);
+        } else {
+            (*shared).child.store(UNTOLD, Ordering::Release);
+            let pid = clone_init(shared, libc::CLONE_PARENT);
+            let pid = if pid < 0 { -*libc::__errno_location() } else { pid };
+            if pid > 0 && (*shared).caller != 0 {
+                tell_of_child(shared);
             }
+            (*shared).child.store(pid, Ordering::Release);
         }
         let _ = raw(libc::SYS_exit, [0; 5]);
     }
     0
+}
+
+/// Leaves the caller's table of descriptors for one that has what init needs in it and nothing else.
+/// The kernel copies to a child what its parent has, and closes it again at the execve: with 16,000
+/// descriptors that is half of what all of a create takes.
+///
+/// # Safety
+/// `shared` is the caller's, and this a process that shares its table.
+unsafe fn take_own_table(shared: *mut Shared) -> Result<(), i32> {
+    // SAFETY: system calls on numbers, and on memory of this function and of `shared`.
+    unsafe {
+        let caller = (*shared).caller;
+        if caller == 0 {
+            return Ok(());
+        }
+        let needed = [(*shared).control as usize, (*shared).executable as usize];
+        let [control, executable] = needed;
+        let before = [inode(control)?, inode(executable)?];
+        // Nothing is copied that is to be closed at once.
+        let (last, unshare) = (u32::MAX as usize, libc::CLOSE_RANGE_UNSHARE as usize);
+        raw(libc::SYS_close_range, [0, last, unshare, 0, 0])?;
+        let caller = raw(libc::SYS_pidfd_open, [caller as usize, 0, 0, 0, 0])?;
+        let take = |number| raw(libc::SYS_pidfd_getfd, [caller, number, 0, 0, 0]);
+        let [control, executable] = [take(control)?, take(executable)?];
+        // The first thread of the caller may have another table than the one that clones.
+        if [inode(control)?, inode(executable)?] != before {
+            return Err(libc::ESTALE);
+        }
+        (*shared).control = control as RawFd;
+        (*shared).executable = executable as RawFd;
+    }
+    Ok(())
+}
+
+/// What a file is, for as long as that is open.
+///
+/// # Safety
+/// None of its own; a number that is no descriptor is an error.
+unsafe fn inode(number: usize) -> Result<[u64; 2], i32> {
+    // SAFETY: a plain C struct, for which zero is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes a struct stat, which outlives the call.
+    unsafe { raw(libc::SYS_fstat, [number, (&raw mut stat) as usize, 0, 0, 0]) }?;
+    Ok([stat.st_dev, stat.st_ino])
+}
+
+/// Sends the child's pidfd, which is in this process's table, to the caller: on init's socket, of
+/// which init writes nothing before it is asked to. Where it can't be sent, init is killed.
+///
+/// # Safety
+/// `shared` is the caller's.
+unsafe fn tell_of_child(shared: *mut Shared) {
+    #[repr(C)]
+    struct Rights {
+        header: libc::cmsghdr,
+        descriptor: c_int,
+    }
+    // SAFETY: plain C structs, for which zero is a value; all that they point to outlives the call.
+    unsafe {
+        let pidfd = (*shared).pidfd.load(Ordering::Acquire);
+        let mut rights: Rights = std::mem::zeroed();
+        rights.header.cmsg_len = size_of::<libc::cmsghdr>() + size_of::<c_int>();
+        rights.header.cmsg_level = libc::SOL_SOCKET;
+        rights.header.cmsg_type = libc::SCM_RIGHTS;
+        rights.descriptor = pidfd;
+        let mut byte = 0_u8;
+        let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut rights).cast();
+        message.msg_controllen = size_of::<Rights>();
+        let (socket, flags) = ((*shared).control as usize, libc::MSG_NOSIGNAL as usize);
+        let sent = raw(libc::SYS_sendmsg, [socket, (&raw const message) as usize, flags, 0, 0]);
+        if sent.is_err() {
+            let kill = libc::SIGKILL as usize;
+            let _ = raw(libc::SYS_pidfd_send_signal, [pidfd as usize, kill, 0, 0, 0]);
+        }
+    }
 }
 
 /// The child. It shares memory with a program whose threads run on.

@@ -20,10 +20,8 @@ struct Before {
     ids: [u32; 3],
     file_system_id: usize,
     capabilities: [u32; 6],
-    /// What signal this thread gets when its parent ends, and whether the process can be traced and
-    /// dumped.
+    /// What signal this thread gets when its parent ends.
     death_signal: i32,
-    dumpable: usize,
 }
 
 const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
@@ -35,8 +33,49 @@ const RESTORING: Duration = Duration::from_secs(5);
 /// How long that is waited for, each time.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Whether the process can be traced is not a thread's own: each leaves that as it was before it.
-static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
+/// Whether the process can be traced is not a thread's own, and each change of ids takes it: the
+/// last of the threads that are someone else at a time leaves it as the first has found it.
+static OTHERS: PerProcess<Mutex<Others>> = PerProcess::new();
+
+/// The threads that are someone else.
+#[derive(Default)]
+struct Others {
+    count: usize,
+    /// Whether the process could be traced and dumped before there were any.
+    dumpable: usize,
+}
+
+/// That this thread is one of them, or is about to be. It is not held meanwhile: to make the
+/// namespaces takes most of a create, and other threads' would wait for it.
+struct Counted(());
+
+impl Counted {
+    fn begin() -> Result<Self, i32> {
+        let mut others = lock(OTHERS.get());
+        if others.count == 0 {
+            // SAFETY: takes no pointer.
+            others.dumpable =
+                unsafe { raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0])? };
+        }
+        others.count += 1;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Counted {
+    /// This thread is who it was.
+    fn drop(&mut self) {
+        let mut others = lock(OTHERS.get());
+        others.count -= 1;
+        // Any other is what a change of ids makes of it (`fs.suid_dumpable`), and can't be set.
+        if let (0, 0 | 1) = (others.count, others.dumpable) {
+            let (option, value) = (libc::PR_SET_DUMPABLE as usize, others.dumpable);
+            // What is set is one of the two values that there are.
+            // SAFETY: takes no pointer.
+            let _ = unsafe { raw(libc::SYS_prctl, [option, value, 0, 0, 0]) };
+        }
+    }
+}
 
 /// Has this thread, and no other, be the user `id` while `make` runs; it keeps all its
 /// capabilities.
@@ -47,8 +86,8 @@ static ONE_AT_A_TIME: PerProcess<Mutex<()>> = PerProcess::new();
 /// # Aborts
 /// If it can't become again who it was.
 pub(super) fn as_user<T>(id: u32, make: impl FnOnce() -> T) -> io::Result<T> {
-    let _one_at_a_time = lock(ONE_AT_A_TIME.get());
     let _no_signals = NoSignals::begin().map_err(io::Error::from_raw_os_error)?;
+    let _counted = Counted::begin().map_err(io::Error::from_raw_os_error)?;
     let before = Before::look().map_err(io::Error::from_raw_os_error)?;
     // 0 is left in the third, and with it the capabilities that the thread may have.
     let changed = set_ids([id, id, 0]).and_then(|()| set_capabilities(&before.capabilities));
@@ -116,8 +155,7 @@ impl Before {
             let (option, to) = (libc::PR_GET_PDEATHSIG, &raw mut death_signal);
             raw(libc::SYS_prctl, [option as usize, to as usize, 0, 0, 0])?;
             let file_system_id = raw(libc::SYS_setfsuid, [NO_ID, 0, 0, 0, 0])?;
-            let dumpable = raw(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as usize, 0, 0, 0, 0])?;
-            Ok(Self { ids, file_system_id, capabilities, death_signal, dumpable })
+            Ok(Self { ids, file_system_id, capabilities, death_signal })
         }
     }
 
@@ -127,15 +165,9 @@ impl Before {
         unsafe { raw(libc::SYS_setfsuid, [self.file_system_id, 0, 0, 0, 0])? };
         set_capabilities(&self.capabilities)?;
         let signal = usize::try_from(self.death_signal).unwrap_or(0);
-        // SAFETY: take no pointer.
-        unsafe {
-            raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, signal, 0, 0, 0])?;
-            // Any other is what a change of ids makes of it (`fs.suid_dumpable`), and can't be set.
-            if let 0 | 1 = self.dumpable {
-                raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, self.dumpable, 0, 0, 0])?;
-            }
-        }
-        Ok(())
+        // SAFETY: takes no pointer.
+        unsafe { raw(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, signal, 0, 0, 0]) }
+            .map(drop)
     }
 }
 
@@ -160,8 +192,14 @@ fn set_capabilities(sets: &[u32; 6]) -> Result<(), i32> {
 /// For a test that looks at what the process is while others' threads are someone else.
 #[cfg(test)]
 pub(super) fn undisturbed<T>(look: impl FnOnce() -> T) -> T {
-    let _one_at_a_time = lock(ONE_AT_A_TIME.get());
-    look()
+    loop {
+        let others = lock(OTHERS.get());
+        if others.count == 0 {
+            return look();
+        }
+        drop(others);
+        std::thread::yield_now();
+    }
 }
 
 #[cfg(test)]
@@ -197,7 +235,8 @@ mod tests {
         // SAFETY: takes no pointer.
         unsafe { raw(libc::SYS_setfsuid, [1000, 0, 0, 0, 0]) }.unwrap();
         prctl(libc::PR_SET_PDEATHSIG, 10);
-        let look = || undisturbed(|| (told(), Before::look().unwrap()));
+        let look =
+            || undisturbed(|| (told(), Before::look().unwrap(), prctl(libc::PR_GET_DUMPABLE, 0)));
         undisturbed(|| prctl(libc::PR_SET_DUMPABLE, 1));
         let before = look();
         let during = as_user(ID, || {
@@ -217,7 +256,29 @@ mod tests {
         assert_eq!(after.0, before.0);
         assert_eq!(after.1.death_signal, 10);
         assert_eq!(after.1.file_system_id, 1000);
-        assert_eq!((before.1.dumpable, after.1.dumpable), (1, 1));
+        assert_eq!((before.2, after.2), (1, 1));
+    }
+
+    #[test]
+    fn threads_are_others_at_a_time_and_the_last_leaves_the_process_as_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let _alone = lock(&ALONE);
+        undisturbed(|| prctl(libc::PR_SET_DUMPABLE, 1));
+        let all_in = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            for number in 0..3 {
+                let all_in = &all_in;
+                scope.spawn(move || {
+                    let before = told();
+                    // None could come here if one waited for another.
+                    as_user(0x7000_0000 + number, || all_in.wait()).unwrap();
+                    assert_eq!(told(), before);
+                });
+            }
+        });
+        assert_eq!(undisturbed(|| prctl(libc::PR_GET_DUMPABLE, 0)), 1);
     }
 
     #[test]

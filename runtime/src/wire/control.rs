@@ -11,6 +11,7 @@ use nix::unistd::{Gid, Uid};
 
 use crate::cgroup::{self, CpuFile, Group, JobCgroup, JoinFiles};
 use crate::error::Result;
+use crate::sys;
 use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::Owner;
@@ -260,8 +261,15 @@ impl Control {
     pub(crate) fn prepare_next(&self) {
         let mut next = lock(&self.next_channel);
         if next.is_none() {
-            // If there is none now, the next job says why.
-            *next = wire::channel().ok();
+            // If there is none now, the next job says why. Where there are many descriptors, those
+            // of a program that has thousands of sandboxes, two for each would be too many.
+            *next = wire::channel().ok().filter(|(_, inits)| are_plenty_beside(inits.as_raw_fd()));
         }
     }
+}
+
+/// Whether more can be opened beside one with that number, than is open already: the kernel gives
+/// the lowest that is free.
+fn are_plenty_beside(number: RawFd) -> bool {
+    u64::try_from(number).is_ok_and(|number| number < sys::most_descriptors() / 2)
 }

@@ -97,7 +97,7 @@ pub(super) fn open(state: &State) -> Result<Vec<Stack>> {
     };
     for name in names {
         let of_host = Source::directory("open image", &Path::new("/").join(name).into())?;
-        let mut stack = Stack::of_image(name, of_host);
+        let mut stack = Stack::of_image(name, of_host.shared());
         if let Some(above) = &above
             && let at = above.path.join(name)
             && let Some(there) = look(&at).map_err(Error::at("stat", &at))?
