@@ -155,8 +155,8 @@ pub(crate) struct Init<'a> {
 /// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
 /// the kernel copies the mounts, and the caller's table of descriptors where init is not cloned
 /// from `empty`. It is not waited for, as `vfork(2)` would, because what the host does next takes
-/// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no code of
-/// the standard or the C library, with whose state other threads go on.
+/// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no
+/// code of the standard or the C library, with whose state other threads go on.
 ///
 /// # Errors
 /// What `clone(2)` says.
