@@ -477,6 +477,7 @@ fn bench_measures_each_row_beside_the_hosts_own() {
     let home = Home::new();
     let few = ["bench", "all", "--json", "--rounds", "5", "--resets", "1", "--copies", "1"];
     let few = [&few[..], &["--snapshots", "1", "--large", "4m", "--pool", "4"]].concat();
+    let few = [&few[..], &["--alive", "20", "--flat", "1", "--throughput", "5"]].concat();
     let json = succeeds(adl_command(&home.state()).args(few));
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     let of_files = ["write_5b", "read_5b", "list_100k", "copy_in_1g", "copy_out_1g"];
@@ -484,7 +485,11 @@ fn bench_measures_each_row_beside_the_hosts_own() {
         ["create", "exec_argv", "exec_shell", "exec_probe", "reset_1", "reset_100k", "delete"];
     let of_snapshots = ["snapshot_1m", "snapshot_large", "fork_1m", "fork_large"];
     let of_pools = ["acquire", "reset_plain", "reset_spare", "cycle_64", "pool_cycle_64"];
-    for row in others.into_iter().chain(of_files).chain(of_snapshots).chain(of_pools) {
+    let of_many = ["alive_create", "alive_job", "alive_delete", "alive_create_16", "throughput_64"];
+    let all = others.into_iter().chain(of_files).chain(of_snapshots).chain(of_pools);
+    let flat = ["flat_create", "flat_run_adl", "flat_spawn"];
+    let is_root = needs(&[Need::Root]);
+    for row in all.chain(of_many).chain(flat.into_iter().filter(|_| is_root)) {
         let value =
             |key: &str| rows[row][key].as_f64().unwrap_or_else(|| panic!("{row} {key}: {json}"));
         assert!(value("min_us") > 0.0 && value("n") >= 1.0);
@@ -492,8 +497,16 @@ fn bench_measures_each_row_beside_the_hosts_own() {
         if row.starts_with("exec") {
             assert!(value("host_spawn_p50_us") > 0.0);
         }
-        if row.contains("cycle") {
+        if row.contains("cycle") || row.starts_with("throughput") {
             assert!(value("per_second") > 0.0);
+        }
+        if row.starts_with("flat") {
+            assert!(value("mounts_ratio") > 0.0 && value("descriptors_ratio") > 0.0, "{json}");
+            assert!(value("processes_ratio") > 0.0, "{json}");
+        }
+        if row == "alive_create" {
+            assert!(value("descriptors_each") <= 6.0, "{json}");
+            assert_eq!(rows[row]["steps_p50_us"][0][0], 20, "{json}");
         }
     }
 }
@@ -512,7 +525,8 @@ fn bench_measures_what_takes_long_only_where_it_is_named() {
     let short = rows(&[]);
     assert!(short["create"]["n"] == 2 && short["acquire"]["n"] == 2, "{short}");
     let of_long = ["cycle_1", "reset_100k", "snapshot_1m", "list_100k", "copy_in_1g", "run_adl"];
-    for row in of_long {
+    let of_many = ["alive_create", "flat_create", "throughput_1"];
+    for row in of_long.into_iter().chain(of_many) {
         assert!(short[row].is_null(), "{row}: {short}");
     }
     let long = rows(&["snapshots", "--snapshots", "1", "--large", "2m"]);
@@ -554,7 +568,8 @@ fn bench_leaves_out_and_names_what_the_sandbox_has_no_room_for() {
     }
     let home = Home::new();
     let little = ["bench", "all", "--json", "--rounds", "1", "--resets", "1", "--copies", "1"];
-    let little = [&little[..], &["--pool", "2", "--upper", "memory:8m"]].concat();
+    let little = [&little[..], &["--pool", "2", "--upper", "memory:8m", "--alive", "2"]].concat();
+    let little = [&little[..], &["--flat", "0", "--throughput", "0"]].concat();
     let output = adl_command(&home.state()).args(little).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{output:?}");

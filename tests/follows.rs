@@ -92,6 +92,11 @@ const ALLOWED: &[Allowed] = &[
         "what the caller has named, up to where guests write; nothing is opened",
     ),
     (
+        "bin/adl/bench/alive.rs",
+        &[("fs::read_dir", 1), ("fs::read_to_string", 1)],
+        "`/proc/self/fd` and `/proc/meminfo`",
+    ),
+    (
         "bin/adl/bench/files.rs",
         &[
             ("DirBuilder::new", 1),
@@ -101,6 +106,11 @@ const ALLOWED: &[Allowed] = &[
             ("fs::remove_file", 2),
         ],
         BENCH,
+    ),
+    (
+        "bin/adl/bench/flat.rs",
+        &[("File::open", 1), ("fs::create_dir", 1), ("fs::create_dir_all", 1)],
+        "`/dev/null`, and a temporary directory of its own",
     ),
     ("bin/adl/bench/mod.rs", &[("OpenOptions::new", 1), ("fs::remove_file", 1)], BENCH),
     (
@@ -119,6 +129,11 @@ const ALLOWED: &[Allowed] = &[
         "bin/adl/bench/reset.rs",
         &[(".exists", 1), (".metadata", 1)],
         "calls of `Files`, which are done inside",
+    ),
+    (
+        "bin/adl/bench/throughput.rs",
+        &[(".is_dir", 1), ("fs::canonicalize", 1), ("fs::create_dir_all", 1), ("fs::write", 1)],
+        "a temporary directory of its own, and what the caller has named as an image",
     ),
     ("bin/adl/copies.rs", &[(".metadata", 1)], "a call of `Files`, which is done inside"),
     (

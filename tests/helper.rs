@@ -159,6 +159,7 @@ fn entry() {
         "has-hosts" => host_image::part(host_image::has_hosts, &state),
         "has-secrets" => host_image::part(host_image::has_secrets, &state),
         "changes-etc" => host_image::part(host_image::changes_etc, &state),
+        "be-many" => crate::alive::be_many(&state),
         "share-a-pool" => crate::pool::share_a_pool(&state),
         "close-a-pool" => crate::pool::close_a_pool(&state),
         "lend-a-pool" => crate::pool::lend_a_pool(&state),

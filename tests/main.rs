@@ -12,6 +12,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod alive;
 mod archives;
 mod arguments;
 mod attributes;

@@ -50,7 +50,7 @@ impl Source {
         Ok(Self { _held: Some(Arc::clone(used)), ..this })
     }
 
-    /// The same by the descriptor that others have of it: for what is adl's or the host's own.
+    /// This by the descriptor that other sandboxes have of it: for what is adl's or the host's own.
     pub(crate) fn shared(self) -> Self {
         match Arc::try_unwrap(self.fd) {
             Ok(fd) => Self { fd: shared(fd), ..self },

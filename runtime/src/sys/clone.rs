@@ -153,10 +153,10 @@ pub(crate) struct Init<'a> {
 /// [`Process::launch_error`] tells a failure, after which the other end of its socket is closed.
 ///
 /// Until its `execve` the child shares the caller's memory, so that the size of that costs nothing;
-/// the kernel copies the mounts, and the caller's table of descriptors where init is not cloned from
-/// `empty`. It is not waited for, as `vfork(2)` would, because what the host does next takes as long
-/// as the child's `execve`. Between clone and exec there is no allocation, no lock and no code of
-/// the standard or the C library, with whose state other threads go on.
+/// the kernel copies the mounts, and the caller's table of descriptors where init is not cloned
+/// from `empty`. It is not waited for, as `vfork(2)` would, because what the host does next takes
+/// as long as the child's `execve`. Between clone and exec there is no allocation, no lock and no
+/// code of the standard or the C library, with whose state other threads go on.
 ///
 /// # Errors
 /// What `clone(2)` says.
@@ -355,7 +355,7 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     0
 }
 
-/// Leaves the caller's table of descriptors for one that has what init needs in it and nothing else.
+/// Leaves the caller's table of descriptors for one with what init needs in it and nothing else.
 /// The kernel copies to a child what its parent has, and closes it again at the execve: with 16,000
 /// descriptors that is half of what all of a create takes.
 ///

@@ -42,8 +42,8 @@ impl Identity {
 }
 
 /// One that is open already and is the same, in the place of what was just opened. Only for what
-/// lies on file systems that tell the truth of what is the same, and for what no one reads by it, or
-/// locks: the position and the locks are all of those that have it.
+/// lies on file systems that tell the truth of what is the same, and for what no one reads by it,
+/// or locks: all that have it have one position and its locks.
 pub(crate) fn shared(opened: OwnedFd) -> Arc<OwnedFd> {
     static ALL: PerProcess<Mutex<HashMap<Identity, Weak<OwnedFd>>>> = PerProcess::new();
     let Some(identity) = Identity::of(opened.as_raw_fd()) else { return Arc::new(opened) };

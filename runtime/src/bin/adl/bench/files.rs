@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use adl_runtime::{Config, Error, Sandbox};
 
@@ -148,7 +149,10 @@ pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
     pub(super) fn new() -> CliResult<Self> {
-        let path = std::env::temp_dir().join(format!("adl-bench-{}", std::process::id()));
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("adl-bench-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
         fs::DirBuilder::new().create(&path)?;
         Ok(Self(path))
     }

@@ -4,11 +4,14 @@
 //! machine does at the time falls on all of them alike. Next to running a program in a sandbox
 //! stands the same program spawned on the host.
 
+mod alive;
 mod blank;
 mod files;
+mod flat;
 mod peers;
 mod pool;
 mod reset;
+mod throughput;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -41,6 +44,9 @@ enum Long {
     Snapshots,
     Listings,
     Copies,
+    Alive,
+    Flat,
+    Throughput,
     All,
 }
 
@@ -50,7 +56,10 @@ enum Long {
 pub(crate) struct BenchOptions {
     /// What to measure, too: `cycles` by 1 to 64 threads, with and without a pool; `resets` after
     /// 100,000 files were made; `snapshots` of 1 MiB and of what --large says, and forks of them;
-    /// `listings` of 100,000 names; `copies` of 1 GiB in and out, by way of the temporary directory
+    /// `listings` of 100,000 names; `copies` of 1 GiB in and out, by way of the temporary directory;
+    /// `alive`: thousands of sandboxes at once, in one process and in 16; `flat`: a create with 300
+    /// mounts, 3,000 processes or 16,000 descriptors more, in turns with one without them;
+    /// `throughput`: cycles by 1 to 64 threads beside what the kernel takes for such cycles
     #[arg(value_name = "WHAT", value_enum)]
     long: Vec<Long>,
 
@@ -87,6 +96,22 @@ pub(crate) struct BenchOptions {
     /// each number of threads
     #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
     pool: usize,
+
+    /// How many of `alive`
+    #[arg(long, value_name = "N", default_value = "4000", value_parser = number::<usize>)]
+    alive: usize,
+
+    /// One of many processes of `alive`, as it is told on stdin
+    #[arg(long, value_name = "N", hide = true)]
+    alive_part: Option<usize>,
+
+    /// How many creates of `flat`, with each of what there is more of
+    #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
+    flat: usize,
+
+    /// How many cycles of `throughput`, of each number of threads
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = number::<usize>)]
+    throughput: usize,
 
     /// Hold so much touched memory meanwhile, as 4g: what the size of the calling program costs
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size_or_zero)]
@@ -143,11 +168,35 @@ struct Row {
     /// How many were done in a second, by all threads together.
     #[serde(skip_serializing_if = "Option::is_none")]
     per_second: Option<f64>,
+    /// The median of so many after so many others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    steps_p50_us: Vec<(usize, f64)>,
+    /// What else was measured with them.
+    #[serde(flatten)]
+    also: BTreeMap<&'static str, f64>,
 }
 
 impl Row {
     fn with_rate(self, took: Duration) -> Self {
         Self { per_second: Some(self.n as f64 / took.as_secs_f64()), ..self }
+    }
+
+    fn with(mut self, name: &'static str, value: f64) -> Self {
+        self.also.insert(name, value);
+        self
+    }
+
+    /// As more and more of them were there: the median of each `step`, and how much the last is of
+    /// the first.
+    fn with_steps(mut self, times: &Times, step: usize) -> Self {
+        let of_step = |(number, some): (usize, &[Duration])| {
+            (number * step + some.len(), Times(some.to_vec()).quantile(0.5))
+        };
+        self.steps_p50_us = times.0.chunks(step.max(1)).enumerate().map(of_step).collect();
+        match self.steps_p50_us[..] {
+            [(_, first), .., (_, last)] => self.with("last_to_first", last / first),
+            _ => self,
+        }
     }
 
     fn with_host_copy(self, host: &Times) -> Self {
@@ -213,6 +262,8 @@ impl Times {
             host_spawn_p99_us: host.map(|host| host.quantile(0.99)),
             host_copy_p50_us: None,
             per_second: None,
+            steps_p50_us: Vec::new(),
+            also: BTreeMap::new(),
         }
     }
 }
@@ -220,6 +271,10 @@ impl Times {
 pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<ExitCode> {
     let (mut config, _) = options.sandbox.settle([])?;
     config.state_directory = state.map(Path::to_owned);
+    if let Some(count) = options.alive_part {
+        alive::part(&config, count)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(options.ballast)?];
     let asks = |what| options.long.iter().any(|&long| long == what || long == Long::All);
@@ -232,7 +287,13 @@ pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<Ex
         }),
         (Long::Listings, &mut |rows: &mut Rows| files::listings(&config, rows)),
         (Long::Copies, &mut |rows: &mut Rows| files::copies(&config, options.copies, rows)),
-    ] as [(Long, &mut dyn FnMut(&mut Rows) -> CliResult<()>); 5]
+        (Long::Alive, &mut |rows: &mut Rows| alive::alive(&config, options.alive, rows)),
+        (Long::Flat, &mut |rows: &mut Rows| flat::flat(&config, options.flat, rows)),
+        (Long::Throughput, &mut |rows: &mut Rows| {
+            let image = options.sandbox.image_path();
+            throughput::throughput(&config, image, options.throughput, rows)
+        }),
+    ] as [(Long, &mut dyn FnMut(&mut Rows) -> CliResult<()>); 8]
     {
         if asks(what) {
             told(measure(&mut rows))?;
@@ -405,15 +466,18 @@ fn spawn_on_host(program: &Path, arguments: &[&str]) -> std::io::Result<std::pro
 
 fn table(rows: &Rows) -> String {
     let mut table =
-        format!("{:<14} {:>9} {:>9} {:>9} {:>6}  host p50\n", "µs", "p50", "p99", "min", "n");
+        format!("{:<16} {:>9} {:>9} {:>9} {:>6}  host p50\n", "µs", "p50", "p99", "min", "n");
     for (name, row) in rows {
         let Row { p50_us, p99_us, min_us, n, .. } = row;
-        table += &format!("{name:<14} {p50_us:>9.0} {p99_us:>9.0} {min_us:>9.0} {n:>6}");
+        table += &format!("{name:<16} {p50_us:>9.0} {p99_us:>9.0} {min_us:>9.0} {n:>6}");
         if let Some(host) = row.host_spawn_p50_us.or(row.host_copy_p50_us) {
             table += &format!("  {host:.0} ({:.2} x)", p50_us / host);
         }
         if let Some(per_second) = row.per_second {
             table += &format!("  {per_second:.0} a second");
+        }
+        for (name, value) in &row.also {
+            table += &format!("  {name} {value:.3}");
         }
         table.push('\n');
     }

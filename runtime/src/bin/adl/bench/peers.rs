@@ -88,7 +88,16 @@ pub(super) struct Peers {
 }
 
 impl Peers {
+    /// With agentdocker-lite, for an image that is a directory.
     pub(super) fn new(config: &Config, image: Option<&Path>) -> CliResult<Self> {
+        let this = Self::of_whole_processes(config)?;
+        match Seed::new(image) {
+            Ok(seed) => Ok(Self { seed: Some(seed), ..this }),
+            Err(error) => told(Err(error)).map(|()| this),
+        }
+    }
+
+    pub(super) fn of_whole_processes(config: &Config) -> CliResult<Self> {
         let bundle = Scratch::new()?;
         make_bundle(bundle.path())?;
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -128,14 +137,18 @@ impl Peers {
                 not => told(not)?,
             }
         }
-        let seed = match Seed::new(image) {
-            Ok(seed) => Some(seed),
-            Err(error) => {
-                told(Err(error))?;
-                None
-            }
-        };
-        Ok(Self { all: works, on_host: Times::default(), seed, _bundle: bundle })
+        Ok(Self { all: works, on_host: Times::default(), seed: None, _bundle: bundle })
+    }
+
+    /// The rows of those that start a program as a whole process.
+    pub(super) fn rows_of_whole_processes(&self) -> impl Iterator<Item = &'static str> {
+        self.all.iter().map(|peer| peer.row)
+    }
+
+    /// What they took since this was asked last, in that order, and a spawn on the host.
+    pub(super) fn take_times(&mut self) -> Vec<Times> {
+        let all = self.all.iter_mut().map(|peer| &mut peer.times);
+        all.chain([&mut self.on_host]).map(std::mem::take).collect()
     }
 
     pub(super) fn measure(&mut self, rounds: usize) -> CliResult<()> {

@@ -94,7 +94,7 @@ pub(super) fn cycles(config: &Config, count: usize, rows: &mut Rows) -> CliResul
 }
 
 /// Does something so often, by so many threads together: how long each took, and all.
-fn in_threads(
+pub(super) fn in_threads(
     threads: usize,
     count: usize,
     work: impl Fn() -> Result<()> + Sync,
