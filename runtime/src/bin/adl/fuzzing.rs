@@ -149,15 +149,19 @@ mod tests {
             self.0 ^= self.0 << 17;
             (self.0 >> 11) as usize % limit
         }
+
+        fn of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+            list.get(self.below(list.len())).unwrap()
+        }
     }
 
     fn input(random: &mut Random) -> Vec<u8> {
-        let (which, seed) = SEEDS[random.below(SEEDS.len())];
+        let (which, seed) = *random.of(&SEEDS);
         let mut bytes = seed.as_bytes().to_vec();
         for _ in 0..random.below(4) {
             let place = random.below(bytes.len() + 1);
             let end = place + random.below(bytes.len() - place + 1).min(8);
-            let word = WORDS[random.below(WORDS.len())];
+            let word = random.of(&WORDS);
             match random.below(4) {
                 0 => drop(bytes.splice(place..end, word.iter().copied())),
                 1 => drop(bytes.splice(place..place, word.iter().copied())),
