@@ -302,7 +302,8 @@ impl Trial {
                 }
                 is_any_hit |= tried.is_ok();
                 let Err(count) = tried else { continue };
-                if !is_any_hit && count > 0 {
+                // The end of this process is for who has started it to place elsewhere.
+                if !is_any_hit && count > 0 && *errno != Errno::UnknownErrno {
                     let middle = count.div_ceil(2);
                     let _ = self.fail(operation, role, (&plan.call, middle), *errno);
                 }
