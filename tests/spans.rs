@@ -294,7 +294,9 @@ fn what_fails_says_so_and_its_spans_end() {
     assert_eq!(create.fields.len(), failed.len());
     assert!(named(from, "clone").is_empty());
 
+    // None is made but that which is waited for: another would be told of the pool's end.
     let pool = Pool::builder(home.config())
+        .prefetch(0)
         .prepare(|_| Err("a text of the caller's with hunter2 in it".into()))
         .build()
         .unwrap();
