@@ -8,12 +8,13 @@ pub(crate) mod tests;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use adl_protocol::limits::{MAX_GROUPS, MAX_PASSWD_LINE};
 use adl_protocol::{Chunk, Entry, JobEvent, JobRequest, Reply, Request, Strings, Task, codec};
 use nix::fcntl::OFlag;
+use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -108,7 +109,10 @@ fn hear(
 ) -> bool {
     let mut has_taken = false;
     let messages = Messages::new(ours);
-    File::from(theirs).write_all(bytes).unwrap();
+    let mut theirs = File::from(theirs);
+    theirs.write_all(bytes).unwrap();
+    // To close it does not do where another thread has just made a process, which has a copy.
+    shutdown(theirs.as_raw_fd(), Shutdown::Write).unwrap();
     // Each turn takes some of it, but the one that has read a part of a frame.
     for _ in 0..=bytes.len() {
         match messages.try_next() {

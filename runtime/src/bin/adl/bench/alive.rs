@@ -24,8 +24,9 @@ const DESCRIPTORS_BESIDE: usize = 256;
 /// What all of them run.
 const PROGRAM: &str = "/bin/true";
 
-/// The hidden option by which this program starts itself as one of many processes.
-const PART: &str = "--alive-part";
+/// The variable by which this program starts itself as one of many processes, which are told on
+/// stdin what to do; how many sandboxes each has is its value.
+pub(super) const PART: &str = "ADL_BENCH_PART";
 
 /// Makes `count` sandboxes in this process, has each answer, and deletes them; then so many in
 /// sixteen processes together.
@@ -138,7 +139,7 @@ impl Member {
     fn start(count: usize) -> CliResult<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
-            .args([PART, &count.to_string()])
+            .env(PART, count.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -101,10 +101,6 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "N", default_value = "4000", value_parser = number::<usize>)]
     alive: usize,
 
-    /// One of many processes of `alive`, as it is told on stdin
-    #[arg(long, value_name = "N", hide = true)]
-    alive_part: Option<usize>,
-
     /// How many creates of `flat`, with each of what there is more of
     #[arg(long, value_name = "N", default_value = "100", value_parser = number::<usize>)]
     flat: usize,
@@ -271,8 +267,8 @@ impl Times {
 pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<ExitCode> {
     let (mut config, _) = options.sandbox.settle([])?;
     config.state_directory = state.map(Path::to_owned);
-    if let Some(count) = options.alive_part {
-        alive::part(&config, count)?;
+    if let Some(count) = std::env::var_os(alive::PART) {
+        alive::part(&config, count.to_string_lossy().parse()?)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Not zeroes, which the kernel would give as one page for all.
