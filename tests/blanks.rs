@@ -14,7 +14,7 @@ use nix::unistd::{Pid, pause};
 
 use crate::census::{self, Census, Process};
 use crate::forks::{finish, fork};
-use crate::harness::{Home, needs, shell, within};
+use crate::harness::{Home, Need, needs, shell, within};
 use crate::helper::{Helper, say};
 use crate::images;
 use crate::lifetime::GONE;
@@ -71,7 +71,7 @@ fn create_without(config: Config) -> Sandbox {
 
 #[track_caller]
 fn helper_does(role: &str) {
-    if needs(&[]) {
+    if needs(&[Need::Root]) {
         let home = Home::new();
         Helper::start(role, &home.state()).finish();
         adl_runtime::collect_garbage(Some(&home.state())).unwrap();
@@ -152,6 +152,43 @@ pub(crate) fn fit(state: &Path) {
     let pending = |sandbox: &Sandbox| shell(sandbox, "ulimit -Hi");
     assert_eq!(pending(&create_without(config(state))), format!("{lower}\n"));
     assert_eq!(pending(&create_of_blank(config(state))), format!("{lower}\n"));
+    until_ready(1);
+    refuse_new_code();
+    drop(create_without(config(state)));
+    drop(create_of_blank(config(state)));
+}
+
+/// No memory of this process, nor of what it starts, becomes code any more (Linux 6.3).
+#[expect(unsafe_code, reason = "no crate of ours knows the option")]
+fn refuse_new_code() {
+    const PR_SET_MDWE: nix::libc::c_int = 65;
+    let (gain, zero): (nix::libc::c_ulong, nix::libc::c_ulong) = (1, 0);
+    // SAFETY: it takes numbers.
+    let set = unsafe { nix::libc::prctl(PR_SET_MDWE, gain, zero, zero, zero) };
+    // Where the kernel has none, there is nothing to compare, and another limit does for that.
+    if set != 0 {
+        let (_, hard) = getrlimit(Resource::RLIMIT_MSGQUEUE).unwrap();
+        setrlimit(Resource::RLIMIT_MSGQUEUE, hard - 1, hard - 1).unwrap();
+    }
+}
+
+#[test]
+fn an_ordinary_user_has_none_and_makes_sandboxes_as_before() {
+    if !needs(&[]) || nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("blanks-of-a-user", &home.state()).finish();
+}
+
+pub(crate) fn of_a_user(state: &Path) {
+    keep_blanks(1);
+    for _ in 0..3 {
+        let (sandbox, is_of_blank) = create(config(state));
+        assert!(!is_of_blank);
+        assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+        assert_eq!((blanks_ready(), metrics().blanks.made), (0, 0));
+    }
 }
 
 #[test]
@@ -227,7 +264,7 @@ pub(crate) fn die(state: &Path) {
 
 #[test]
 fn a_caller_that_is_killed_takes_them_with_it_whatever_a_fork_holds() {
-    if !needs(&[]) {
+    if !needs(&[Need::Root]) {
         return;
     }
     for role in ["blanks-wait", "blanks-wait-beside-a-fork"] {

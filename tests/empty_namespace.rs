@@ -6,11 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{Access, Capabilities, Capability, Config, Error, Mount, Sandbox, Seccomp};
+use nix::libc;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::SigHandler;
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::wait::WaitStatus;
 
 use crate::forks::{finish, fork};
 use crate::harness::{Home, Need, needs, shell, within};
+use crate::helper::Helper;
 
 /// Makes what the first sandbox of a process does not have.
 fn warm_up(home: &Home) {
@@ -299,4 +302,53 @@ fn a_caller_who_has_changed_its_own_namespaces_goes_on() {
         assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
         finish(fork(|| assert_eq!(std::process::id(), 1)));
     }));
+}
+
+#[test]
+fn a_caller_whom_a_filter_would_end_for_a_call_creates_without_it() {
+    if needs(&[Need::Root]) {
+        let home = Home::new();
+        Helper::start("filter-that-kills", &home.state()).finish();
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
+    let config = || Config { state_directory: Some(state.to_owned()), ..Config::default() };
+    let create = || {
+        let sandbox = Sandbox::create(config()).unwrap();
+        assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+    };
+    create();
+    create();
+    end_whoever_calls(libc::SYS_pidfd_getfd);
+    // The control: a process that calls it is ended.
+    let ended = fork(|| {
+        // SAFETY: no number of a descriptor, and no pointer.
+        #[expect(unsafe_code, reason = "nothing of ours makes the call here")]
+        let _ = unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) };
+    });
+    let end = nix::sys::wait::waitpid(ended, None).unwrap();
+    assert!(matches!(end, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{end:?}");
+    for _ in 0..3 {
+        create();
+    }
+}
+
+/// Installs a filter (`seccomp(2)`), for this thread and what it starts.
+#[expect(unsafe_code, reason = "the library's filters are no caller's")]
+fn end_whoever_calls(number: libc::c_long) {
+    let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let number = u32::try_from(number).unwrap();
+    let mut filter = [
+        statement(0x20, 0),
+        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: number },
+        statement(0x06, libc::SECCOMP_RET_KILL_PROCESS),
+        statement(0x06, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: a program of the length that is said, which the kernel copies.
+    let set =
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }

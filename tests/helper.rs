@@ -170,6 +170,8 @@ fn entry() {
         "blanks-show-nothing" => crate::blanks::show_nothing(&state),
         "blanks-fit" => crate::blanks::fit(&state),
         "blanks-end" => crate::blanks::end(&state),
+        "blanks-of-a-user" => crate::blanks::of_a_user(&state),
+        "filter-that-kills" => crate::empty_namespace::create_under_a_filter_that_kills(&state),
         "blanks-die" => crate::blanks::die(&state),
         "blanks-wait" => crate::blanks::wait(&state, false),
         "blanks-wait-beside-a-fork" => crate::blanks::wait(&state, true),

@@ -158,6 +158,7 @@ def test_a_deleted_image_is_an_error(state: Path, tmp_path: Path) -> None:
             sandbox.run(["true"])
 
 
+@needs_root
 def test_a_blank_is_made_before_it_is_asked_for_and_then_used(state: Path) -> None:
     adl.keep_blanks(1)
     try:

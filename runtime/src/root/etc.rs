@@ -40,7 +40,9 @@ pub(crate) fn names(
     }
     if which == EtcFiles::Missing {
         let mut found = Vec::new();
-        for layer in root.layers.iter().filter(|layer| matches!(layer, Layer::Image(_))) {
+        let layers = root.layers.iter().filter(|layer| matches!(layer, Layer::Image(_)));
+        let mut layers = layers.peekable();
+        while let Some(layer) = layers.next() {
             if names.iter().all(|name| found.iter().any(|(other, _)| other == name)) {
                 break;
             }
@@ -56,7 +58,7 @@ pub(crate) fn names(
                     found.push((name, has_content));
                 }
             }
-            if hides_below(layer.as_fd(), &etc).map_err(failed)? {
+            if layers.peek().is_none() || hides_below(layer.as_fd(), &etc).map_err(failed)? {
                 break;
             }
         }

@@ -1,6 +1,7 @@
 //! The thread that makes what a caller is not to wait for: spares and blanks.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::lock::lock;
@@ -8,8 +9,11 @@ use crate::sys::owner::PerProcess;
 
 /// What there is to do beside.
 pub(crate) trait Work: Send + Sync {
-    /// Does all that is to be done now.
+    /// Does what is to be done now.
     fn work(&self);
+
+    /// Has no one wait any more for work that has panicked, as where a caller's subscriber does.
+    fn gave_up(&self);
 }
 
 /// The thread of this process. A fork makes its own.
@@ -60,7 +64,10 @@ impl Maker {
                 }
             };
             drop(asked);
-            work.work();
+            // The thread is there for all others, too.
+            if catch_unwind(AssertUnwindSafe(|| work.work())).is_err() {
+                work.gave_up();
+            }
         }
     }
 }

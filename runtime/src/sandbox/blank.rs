@@ -10,6 +10,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use adl_protocol::Origin;
+
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::sandbox::beginning::{Beginning, Shape};
@@ -17,6 +19,7 @@ use crate::sandbox::beside::{self, Work};
 use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Preparing, Started};
 use crate::store::remover;
+use crate::sys::empty_namespace::EmptyNamespace;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::surroundings::Surroundings;
@@ -27,11 +30,14 @@ use crate::sys::surroundings::Surroundings;
 /// blanks that fit its [`Config`](crate::Config) beside, in a thread, and the next create whose
 /// sandbox has the same kind of network, the same ids, capabilities, filter, kernel parameters and
 /// size of `/dev` takes one; image, mounts, limits and name may be others. It is ready about a
-/// millisecond after the create before: who makes sandboxes faster than that makes some without.
+/// millisecond after the create before: who makes sandboxes faster than that makes some without,
+/// and so does who makes two kinds in turn.
 /// A sandbox made of a blank is as one made without.
 ///
-/// Without this there are none, and nothing is left of a process's last sandbox. Each takes a
-/// process, a range of ids, and five descriptors. They end with the calling process, and with
+/// Without this there are none, and nothing is left of a process's last sandbox. There are none for
+/// ordinary users, and none for a sandbox with the host's network and a `/sys`: an init of these has
+/// a copy of the caller's mounts, which would be old by then. Each takes a process, a range of ids,
+/// and five descriptors. They end with the calling process, and with
 /// `keep_blanks(0)`, which waits for that. One that was made under other limits
 /// (`setrlimit(2)`), in another cgroup, with other rights or namespaces than the calling thread
 /// has is not used. The kernel does not tell of Landlock: who restricts itself by that calls
@@ -55,6 +61,9 @@ use crate::sys::surroundings::Surroundings;
 /// [`Sandbox::create`]: crate::Sandbox::create
 pub fn keep_blanks(most: usize) {
     let blanks = BLANKS.get();
+    if most != 0 {
+        EmptyNamespace::expect();
+    }
     let mut now = lock(&blanks.now);
     now.most = most;
     let keep = now.ready.len().min(most);
@@ -93,6 +102,11 @@ impl Blank {
         let preparing = traced(&span!(DEBUG, "make_blank",), || {
             remover::with_descriptors(|| Started::begin(beginning))
         })?;
+        // It has a copy of all mounts, as they were: what is mounted since would be missing, and
+        // what is unmounted would stay in use.
+        if preparing.origin() != Origin::Empty {
+            return Ok(None);
+        }
         counts::add(Counted::BlankMade);
         Ok((look()? == made_in).then_some(Self { shape, made_in, preparing }))
     }
@@ -146,8 +160,11 @@ pub(crate) fn take(beginning: &Beginning) -> Result<Option<Preparing>> {
     Ok(found.map(|blank| blank.preparing.of(beginning)))
 }
 
-/// Has blanks like this be made, up to as many as are kept.
-pub(crate) fn renew(beginning: Beginning) {
+/// Has blanks like this be made, up to as many as are kept, where `origin` is what the like has.
+pub(crate) fn renew(beginning: Beginning, origin: Origin) {
+    if origin != Origin::Empty {
+        return;
+    }
     let blanks = BLANKS.get();
     let mut now = lock(&blanks.now);
     if now.most != 0 {
@@ -189,25 +206,25 @@ impl Blanks {
 }
 
 impl Work for Blanks {
+    /// One at a time: spares have their turn.
     fn work(&self) {
-        loop {
-            let mut now = lock(&self.now);
-            let next = self.next(&mut now);
-            let ended = std::mem::take(&mut now.ended);
-            if next.is_none() && ended.is_empty() {
-                return;
-            }
-            now.is_in_hand = true;
-            drop(now);
-            // Its end can't be told to anyone: the collector finds what is left.
-            drop(ended);
-            // Where it fails, a create makes its own, and tells.
-            let made = next.and_then(|beginning| Blank::make(&beginning).ok().flatten());
-            let is_made = made.is_some();
-            self.put(made);
-            if !is_made {
-                return;
-            }
+        let mut now = lock(&self.now);
+        let next = self.next(&mut now);
+        let ended = std::mem::take(&mut now.ended);
+        now.is_in_hand = true;
+        drop(now);
+        // Its end can't be told to anyone: the collector finds what is left.
+        drop(ended);
+        // Where it fails, a create makes its own, and tells.
+        let made = next.and_then(|beginning| Blank::make(&beginning).ok().flatten());
+        let is_made = made.is_some();
+        self.put(made);
+        if is_made {
+            beside::ask(BLANKS.get());
         }
+    }
+
+    fn gave_up(&self) {
+        self.put(None);
     }
 }

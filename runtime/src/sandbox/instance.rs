@@ -137,6 +137,11 @@ impl Preparing {
         Self { plan: Arc::clone(plan), cgroups: cgroups.clone(), ..self }
     }
 
+    /// What its mounts were copied from.
+    pub(crate) fn origin(&self) -> Origin {
+        self.processes.origin
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         self.processes.has_died().is_ok_and(|has_died| !has_died)
     }
@@ -184,6 +189,11 @@ impl Instance {
     /// Removes its cgroups. Its processes have ended.
     pub(crate) fn remove_cgroups(&self) -> Result<()> {
         self.directory().map_or(Ok(()), SandboxDirectory::remove_cgroups)
+    }
+
+    /// What its mounts were copied from, before it had its own.
+    pub(crate) fn origin(&self) -> Origin {
+        self.processes.origin
     }
 
     pub(crate) fn init_pid(&self) -> i32 {

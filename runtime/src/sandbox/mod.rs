@@ -183,7 +183,7 @@ impl Sandbox {
         let id_range = ids.as_deref().map(|ids| (ids.base(), ids.length()));
         let says = image.says.clone();
         let cgroups = beginning.cgroups.clone();
-        blank::renew(beginning);
+        blank::renew(beginning, instance.origin());
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);

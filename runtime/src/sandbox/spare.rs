@@ -159,4 +159,8 @@ impl Work for Spare {
         let made = recipe.and_then(make);
         self.finish(made);
     }
+
+    fn gave_up(&self) {
+        self.finish(None);
+    }
 }

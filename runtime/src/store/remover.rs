@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -192,7 +193,11 @@ impl Remover {
         drop(state);
         failed.extend(next);
         let all = failed.len();
-        failed.retain_mut(|(_, removal)| removal.remove().is_err());
+        // A caller's subscriber may panic: it is a failure like any other.
+        failed.retain_mut(|(_, removal)| {
+            let removed = catch_unwind(AssertUnwindSafe(|| removal.remove()));
+            removed.map_or(true, |removed| removed.is_err())
+        });
         let mut state = self.state();
         state.done += (all - failed.len()) as u64;
         state.retried -= tried;

@@ -339,7 +339,7 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
         let (from, kind) = ((*shared).from as usize, libc::CLONE_NEWNS as usize);
         if let Err(errno) = raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
             (*shared).entered.store(errno, Ordering::Release);
-        } else if let Err(errno) = take_own_table(shared) {
+        } else if let Err(errno) = own_table(shared) {
             (*shared).own_table.store(errno, Ordering::Release);
         } else {
             (*shared).child.store(UNTOLD, Ordering::Release);
@@ -355,6 +355,23 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     0
 }
 
+/// See [`take_own_table`]. Where a filter of the caller's ends this process for one of its calls,
+/// what is left says so: the caller does without.
+///
+/// # Safety
+/// As for that.
+unsafe fn own_table(shared: *mut Shared) -> Result<(), i32> {
+    // SAFETY: as this function's.
+    unsafe {
+        if (*shared).caller != 0 {
+            (*shared).own_table.store(libc::EPERM, Ordering::Release);
+            take_own_table(shared)?;
+            (*shared).own_table.store(0, Ordering::Release);
+        }
+    }
+    Ok(())
+}
+
 /// Leaves the caller's table of descriptors for one with what init needs in it and nothing else.
 /// The kernel copies to a child what its parent has, and closes it again at the execve: with 16,000
 /// descriptors that is half of what all of a create takes.
@@ -365,9 +382,6 @@ unsafe fn take_own_table(shared: *mut Shared) -> Result<(), i32> {
     // SAFETY: system calls on numbers, and on memory of this function and of `shared`.
     unsafe {
         let caller = (*shared).caller;
-        if caller == 0 {
-            return Ok(());
-        }
         let needed = [(*shared).control as usize, (*shared).executable as usize];
         let [control, executable] = needed;
         let before = [inode(control)?, inode(executable)?];

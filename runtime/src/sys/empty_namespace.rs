@@ -33,11 +33,17 @@ pub(crate) struct EmptyNamespace {
     has_sysfs: bool,
 }
 
+static WAS_ASKED: PerProcess<AtomicBool> = PerProcess::new();
+
 impl EmptyNamespace {
+    /// Has the first call make one, too: there will be more.
+    pub(crate) fn expect() {
+        WAS_ASKED.get().store(true, Ordering::Relaxed);
+    }
+
     /// That of the calling process, unless there can be none, or none that does: `with_sysfs` says
     /// whether there has to be a sysfs. The first call makes none.
     pub(crate) fn of_process(with_sysfs: bool) -> Option<&'static Self> {
-        static WAS_ASKED: PerProcess<AtomicBool> = PerProcess::new();
         static NAMESPACE: PerProcess<Option<EmptyNamespace>> = PerProcess::new();
         if !WAS_ASKED.get().swap(true, Ordering::Relaxed) || !children_are_in_own_namespace() {
             return None;

@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 /// The lines of `/proc/thread-self/status` that say what a child has, too (`proc_pid_status(5)`).
-const OF_STATUS: [&str; 14] = [
+const OF_STATUS: [&str; 16] = [
     "Umask:",
     "Uid:",
     "Gid:",
@@ -26,6 +26,8 @@ const OF_STATUS: [&str; 14] = [
     "NoNewPrivs:",
     "Seccomp:",
     "Seccomp_filters:",
+    "Speculation_Store_Bypass:",
+    "SpeculationIndirectBranch:",
     "Cpus_allowed:",
     "Mems_allowed:",
 ];
@@ -64,8 +66,10 @@ impl Surroundings {
                 all.extend_from_slice(line.as_bytes());
             }
         }
-        // There is none without a security module.
-        all.extend(fs::read(own.join("attr/current")).unwrap_or_default());
+        // There are none without a security module, or without auditing.
+        for name in ["attr/current", "loginuid"] {
+            all.extend(fs::read(own.join(name)).unwrap_or_default());
+        }
         for name in NAMESPACES {
             match fs::read_link(own.join("ns").join(name)) {
                 Ok(namespace) => all.extend_from_slice(namespace.as_os_str().as_bytes()),
@@ -80,8 +84,34 @@ impl Surroundings {
         for number in scheduling()? {
             all.extend(number.to_ne_bytes());
         }
+        for number in restraints() {
+            all.extend(number.to_ne_bytes());
+        }
         Ok(Self(all))
     }
+}
+
+/// Whether memory may become code (`PR_SET_MDWE(2const)`), the group of those that may share a core
+/// (`PR_SCHED_CORE(2const)`), and whether it writes for others back to disk
+/// (`PR_SET_IO_FLUSHER(2const)`); or the error numbers of what the kernel does not have.
+fn restraints() -> [u64; 3] {
+    const PR_GET_MDWE: c_int = 66;
+    const PR_GET_IO_FLUSHER: c_int = 58;
+    let zero: libc::c_ulong = 0;
+    let of = |value: c_int| match value {
+        0.. => u64::from(value.unsigned_abs()),
+        _ => u64::MAX - u64::from(Errno::last_raw().unsigned_abs()),
+    };
+    // SAFETY: it takes numbers.
+    let code = of(unsafe { libc::prctl(PR_GET_MDWE, zero, zero, zero, zero) });
+    let mut core = 0_u64;
+    // SAFETY: it takes numbers, 0 for the calling thread, and writes a number, which outlives it.
+    let asked = of(unsafe {
+        libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_GET, 0, 0, &raw mut core)
+    });
+    // SAFETY: it takes numbers.
+    let flusher = of(unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) });
+    [code, core.wrapping_add(asked), flusher]
 }
 
 /// The policy and the niceness.
