@@ -35,13 +35,12 @@ use crate::sys::surroundings::Surroundings;
 /// A sandbox made of a blank is as one made without.
 ///
 /// Without this there are none, and nothing is left of a process's last sandbox. There are none for
-/// ordinary users, and none for a sandbox with the host's network and a `/sys`: an init of these has
-/// a copy of the caller's mounts, which would be old by then. Each takes a process, a range of ids,
-/// and five descriptors. They end with the calling process, and with
-/// `keep_blanks(0)`, which waits for that. One that was made under other limits
-/// (`setrlimit(2)`), in another cgroup, with other rights or namespaces than the calling thread
-/// has is not used. The kernel does not tell of Landlock: who restricts itself by that calls
-/// `keep_blanks(0)` before.
+/// ordinary users, and none for a sandbox with the host's network and a `/sys`: an init of these
+/// has a copy of the caller's mounts, which would be old by then. Each takes a process, a range of
+/// ids, and five descriptors. They end with the calling process, and with `keep_blanks(0)`, which
+/// waits for that. One that was made under other limits (`setrlimit(2)`), in another cgroup, with
+/// other rights or namespaces than the calling thread has is not used. The kernel does not tell of
+/// Landlock: who restricts itself by that calls `keep_blanks(0)` before.
 ///
 /// A [`Pool`](crate::Pool) has whole sandboxes ready and is faster still; blanks are for programs
 /// whose sandboxes differ.
