@@ -67,8 +67,9 @@ impl Arena {
             Err(other) => panic!("{other:?}"),
         }
         assert_eq!(fs::read_dir(&self.around).unwrap().count(), 2, "{result:?}");
-        remove_contents(File::open(&self.target).unwrap().as_fd()).unwrap();
+        // An archive may have closed it to whoever unpacks it.
         fs::set_permissions(&self.target, fs::Permissions::from_mode(0o755)).unwrap();
+        remove_contents(File::open(&self.target).unwrap().as_fd()).unwrap();
         result
     }
 
