@@ -192,6 +192,28 @@ pub(crate) fn of_a_user(state: &Path) {
 }
 
 #[test]
+fn two_kinds_in_turn_have_one_each() {
+    helper_does("blanks-of-two-kinds");
+}
+
+pub(crate) fn of_two_kinds(state: &Path) {
+    keep_blanks(2);
+    let few = Config { capabilities: Capabilities::NONE, ..config(state) };
+    // Two of a kind before there is another.
+    drop(Sandbox::create(config(state)).unwrap());
+    until_ready(2);
+    // The first of the other kind finds none, and what is made after it is one of each.
+    for (number, kind) in [few.clone(), config(state)].iter().cycle().take(8).enumerate() {
+        let (_, is_of_blank) = create(kind.clone());
+        assert_eq!(is_of_blank, number > 0, "{number}");
+        let made = 3 + number as u64;
+        assert!(within(READY, || metrics().blanks.made == made), "{:?}", metrics().blanks);
+        until_ready(2);
+    }
+    assert_eq!(metrics().blanks.taken, 7);
+}
+
+#[test]
 fn nothing_is_left_of_them() {
     helper_does("blanks-end");
 }
@@ -271,9 +293,8 @@ fn a_caller_that_is_killed_takes_them_with_it_whatever_a_fork_holds() {
         let home = Home::new();
         let mut helper = Helper::start(role, &home.state());
         let fork: i32 = helper.next().unwrap().parse().unwrap();
-        let members = census::tree(helper.id());
+        let members = helper.stop_and_kill();
         assert!(members.len() >= 3, "{members:?}");
-        helper.kill();
         let gone = || members.iter().all(|process| process.pid == fork || !process.exists());
         assert!(within(GONE, gone), "{members:?}");
         if fork != 0 {

@@ -321,6 +321,9 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     };
     create();
     create();
+    // Of few descriptors it has no need of the call.
+    let _many: Vec<_> = (0..600).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+    create();
     end_whoever_calls(libc::SYS_pidfd_getfd);
     // The control: a process that calls it is ended.
     let ended = fork(|| {

@@ -1,10 +1,17 @@
 //! This program once more, as a process of its own: to be killed, or to be counted alone.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::census::{self, Process};
+use crate::harness::within;
 use crate::host_image;
+use crate::lifetime::GONE;
 
 /// Names what the helper is to do.
 pub(crate) const ROLE: &str = "ADL_TEST_HELPER";
@@ -77,6 +84,25 @@ impl Helper {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Ends it where it stands still. Returns it and all that descends from it, some of which may
+    /// live for a moment more. In a list made while it runs, what it starts next is missing.
+    pub(crate) fn stop_and_kill(self) -> Vec<Process> {
+        let id = self.id();
+        kill(Pid::from_raw(id), Signal::SIGSTOP).unwrap();
+        let stands = || {
+            let threads = fs::read_dir(format!("/proc/{id}/task")).unwrap();
+            let mut states = threads.filter_map(|thread| {
+                let thread = thread.unwrap().file_name().into_string().unwrap();
+                census::status(thread.parse().unwrap(), "State")
+            });
+            states.all(|state| state.starts_with('T'))
+        };
+        assert!(within(GONE, stands), "it does not stop");
+        let members = census::tree(id);
+        self.kill();
+        members
     }
 
     /// Waits until it has done its part, and makes sure that it has.
@@ -172,6 +198,7 @@ fn entry() {
         "blanks-end" => crate::blanks::end(&state),
         "blanks-of-a-user" => crate::blanks::of_a_user(&state),
         "filter-that-kills" => crate::empty_namespace::create_under_a_filter_that_kills(&state),
+        "blanks-of-two-kinds" => crate::blanks::of_two_kinds(&state),
         "blanks-die" => crate::blanks::die(&state),
         "blanks-wait" => crate::blanks::wait(&state, false),
         "blanks-wait-beside-a-fork" => crate::blanks::wait(&state, true),

@@ -623,8 +623,10 @@ fn init_holds_no_descriptor_of_the_callers() {
     };
     let held: Vec<_> = (0..100).map(|_| open()).collect();
     let sandbox = home.sandbox();
+    // One that it hands over with its answer is closed a moment later.
+    let few = || census::descriptors(sandbox.init_pid()).len() <= 10;
+    assert!(within(GONE, few), "{:?}", census::descriptors(sandbox.init_pid()));
     let of_init = census::descriptors(sandbox.init_pid());
-    assert!(of_init.len() <= 10, "{of_init:?}");
     // None that it opens later is taken for a standard one.
     let is_null = |number| of_init.iter().any(|(n, to)| *n == number && to.ends_with("null"));
     assert!(is_null(1) && is_null(2), "{of_init:?}");

@@ -512,9 +512,8 @@ fn a_caller_that_is_killed_takes_its_pool_with_it() {
         for _ in 0..=round * 3 {
             helper.next().unwrap();
         }
-        let members = census::tree(helper.id());
+        let members = helper.stop_and_kill();
         assert!(members.len() > 2, "{members:?}");
-        helper.kill();
         let gone = || members.iter().all(|process| !process.exists());
         assert!(within(GONE, gone), "{members:?}");
         adl_runtime::collect_garbage(Some(&home.state())).unwrap();

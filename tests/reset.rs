@@ -423,8 +423,7 @@ fn what_a_dead_caller_was_resetting_is_collected() {
         for _ in 0..=round {
             helper.next().unwrap();
         }
-        let members = census::tree(helper.id());
-        helper.kill();
+        let members = helper.stop_and_kill();
         let gone = || members.iter().all(|process| !process.exists());
         assert!(crate::harness::within(GONE, gone), "{members:?}");
         let removed = adl_runtime::collect_garbage(Some(&home.state())).unwrap();

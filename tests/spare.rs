@@ -267,8 +267,7 @@ fn a_caller_that_is_killed_takes_spares_with_it() {
         for _ in 0..=round {
             helper.next().unwrap();
         }
-        let members = census::tree(helper.id());
-        helper.kill();
+        let members = helper.stop_and_kill();
         let gone = || members.iter().all(|process| !process.exists());
         assert!(within(GONE, gone), "{members:?}");
         adl_runtime::collect_garbage(Some(&home.state())).unwrap();

@@ -108,7 +108,7 @@ def keep_blanks(most: int) -> None:
 
     A blank is an init in namespaces of its own in which nothing has run yet. A thread makes one
     after each sandbox, for the next of the same kind of network, ids, capabilities and filter;
-    image, mounts, limits and name may be others. It takes a process, a range of ids and five
+    image, mounts, limits and name may be others. It takes a process, a range of ids and three
     descriptors, until ``keep_blanks(0)`` or the end of this process. Without this there are none,
     nor are there any for an ordinary user.
     A :class:`Pool` has whole sandboxes ready, and is faster still.

@@ -9,8 +9,9 @@ measures in processes of its own, in turns. agentdocker-lite tells the end of a 
 descriptor 3, which has to be the number of its pipe in the calling program, too: so it runs where
 0 and 3 are free. First come the calls of agentdocker-lite's example one after another, again and
 again, then each call alone, and then the example in many processes at once. Both print the tables,
-in Markdown, and draw the chart, of the same numbers. With --check they fail where a row is slower,
-or a reset of the example, or a run alone, not ten times as fast.
+in Markdown, and draw the chart, of the same numbers. With --check they fail where a row is slower
+than agentdocker-lite. They also fail where a reset in the example, or a run alone, is not ten times
+as fast.
 """
 
 from __future__ import annotations

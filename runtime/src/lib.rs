@@ -43,8 +43,8 @@
 //! - **Snapshots and changes:** [`Snapshot`] keeps what a sandbox has written, for others to begin
 //!   with; [`Change`] is one path that differs; [`Export`] says what an archive holds.
 //! - **Errors:** [`Error`] says what was tried and why it failed; [`ErrorKind`] what to do.
-//! - **Fast creates:** [`keep_blanks`] has inits begin before a sandbox is asked for; a pool has
-//!   whole sandboxes.
+//! - **Fast creates:** [`keep_blanks`] prepares the next sandbox beside, as far as all of a kind
+//!   are the same; a pool has whole ones.
 //! - **What was done:** [`metrics`] counts what this process has and has done; spans of the crate
 //!   `tracing` tell of each step (`docs/tracing.md`).
 //! - **The machine:** [`doctor::examine`] tells what it can do; [`collect_garbage`] removes what

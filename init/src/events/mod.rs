@@ -6,12 +6,11 @@
 mod cpu_time;
 mod jobs;
 mod kill_all;
+mod trees;
 
 use alloc::vec::Vec;
 
-use adl_protocol::{
-    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Status, Task, Usage, codec,
-};
+use adl_protocol::{EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Task, codec};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -21,7 +20,7 @@ use self::cpu_time::CpuTime;
 use self::jobs::{Job, Jobs, Sorted};
 use self::kill_all::KillAll;
 use crate::failure::{Failure, InStage};
-use crate::job::tree::{Sweeper, Tree, Turn};
+use crate::job::tree::{Sweeper, Tree};
 use crate::receive::{Receiver, send_frame};
 use crate::setup::Init;
 use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
@@ -414,19 +413,6 @@ impl Loop {
         self.timers.insert(at, number);
     }
 
-    /// Begins to end all processes of a job.
-    fn end_tree(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        if job.ending.is_some() {
-            return;
-        }
-        let now = now();
-        job.ending = Some(now);
-        self.timers.insert(now.saturating_add(UNKILLABLE), number);
-        self.sweeper.add(job.tree.mark(), number, Signal::KILL, now);
-        self.sweep_at = now;
-    }
-
     /// Does what it is time for.
     fn on_time(&mut self) {
         let is_deaf = self.deaf_until.or(self.answer_at).is_some();
@@ -458,42 +444,6 @@ impl Loop {
         }
     }
 
-    /// Goes on with the pass through all processes; whether it is under way still.
-    fn sweep(&mut self, now: u64) -> bool {
-        let (jobs, by_pid) = (&self.jobs, &self.by_pid);
-        let mark_of = |pid| Some(jobs.get(by_pid.get(pid)?)?.tree.mark());
-        match self.sweeper.turn(now, mark_of) {
-            Ok(Turn::UnderWay) => return true,
-            Ok(Turn::Done { ended, signalled, stuck, met }) => {
-                self.sweep_at = now + if met { BETWEEN_PASSES } else { 0 };
-                for number in ended {
-                    self.tree_ended(number);
-                }
-                for number in signalled {
-                    self.settle(number);
-                }
-                for number in stuck {
-                    self.tell_survivors(number);
-                }
-            }
-            // The kernel is out of memory: later.
-            Err(_) => self.sweep_at = now + BETWEEN_PASSES,
-        }
-        false
-    }
-
-    /// Makes one pass while nothing else runs: for trees whose processes give birth and end faster
-    /// than passes come to them. Those of other trees stand still meanwhile, and no longer.
-    fn sweep_stopped(&mut self, now: u64) {
-        if sys::signal_all(Signal::STOP).is_err() {
-            return;
-        }
-        while self.reap() {}
-        self.sweeper.begin_again();
-        while self.sweep(now) {}
-        self.sweeper.resume_all();
-    }
-
     fn on_timer(&mut self, number: u64, now: u64) {
         let Some(job) = self.jobs.get_mut(number) else { return };
         if job.ending.is_some_and(|since| since.saturating_add(UNKILLABLE) <= now) {
@@ -512,25 +462,6 @@ impl Loop {
         {
             self.look_at_cpu_time(number, now);
         }
-    }
-
-    fn tree_ended(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        if let Some(since) = job.ending.take() {
-            self.timers.remove(since.saturating_add(UNKILLABLE), number);
-        }
-        self.settle(number);
-    }
-
-    /// Tells the end of a job of whose tree something does not end, which may be its own process.
-    /// What can be ended goes on to be.
-    fn tell_survivors(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(number) else { return };
-        job.survivors = true;
-        let killed = Status::Signal { signal: 9, core: false };
-        let wall = now().saturating_sub(job.started);
-        let (status, usage, wall) = job.end.unwrap_or((killed, Usage::default(), wall));
-        job.tell(status, usage, wall);
     }
 
     /// Reaps what has ended, `REAP_AT_ONCE` at most; how many that were.

@@ -24,23 +24,25 @@ use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::surroundings::Surroundings;
 
-/// Has this process keep up to so many *blanks*, which make the next [`Sandbox::create`] faster.
+/// Has this process keep up to `most` *blanks*, with which [`Sandbox::create`] takes half as long.
 ///
-/// A blank is an init in namespaces of its own in which nothing has run yet. Each create makes
-/// blanks that fit its [`Config`](crate::Config) beside, in a thread, and the next create whose
-/// sandbox has the same kind of network, the same ids, capabilities, filter, kernel parameters and
-/// size of `/dev` takes one; image, mounts, limits and name may be others. It is ready about a
-/// millisecond after the create before: who makes sandboxes faster than that makes some without,
-/// and so does who makes two kinds in turn.
-/// A sandbox made of a blank is as one made without.
+/// A blank is an init in namespaces of its own in which nothing has run yet. After each create a
+/// thread makes one for the next sandbox. A create takes it if its [`Config`](crate::Config) has
+/// the same kind of network, ids, capabilities, filter, kernel parameters and size of `/dev`;
+/// image, mounts, the values of limits and name may differ. A sandbox made of a blank is as one
+/// made without.
 ///
-/// Without this there are none, and nothing is left of a process's last sandbox. There are none for
-/// ordinary users, and none for a sandbox with the host's network and a `/sys`: an init of these
-/// has a copy of the caller's mounts, which would be old by then. Each takes a process, a range of
-/// ids, and five descriptors. They end with the calling process, and with `keep_blanks(0)`, which
-/// waits for that. One that was made under other limits (`setrlimit(2)`), in another cgroup, with
-/// other rights or namespaces than the calling thread has is not used. The kernel does not tell of
-/// Landlock: who restricts itself by that calls `keep_blanks(0)` before.
+/// To make a blank takes about a millisecond. A create that comes sooner, or that no blank fits,
+/// makes all of the sandbox itself. For two kinds of sandboxes in turn, keep two.
+///
+/// Without this call there are no blanks. Each takes a process, a range of ids, and three
+/// descriptors. They end with the calling process, and with `keep_blanks(0)`, which waits for that.
+/// Ordinary users have none, nor has a sandbox with the host's network and a `/sys`: its init
+/// starts with a copy of the caller's mounts, which would be old.
+///
+/// A blank that was made under other limits (`setrlimit(2)`), in another cgroup, or with other
+/// rights or namespaces than the calling thread has now is not used. The kernel does not tell of
+/// Landlock (`landlock(7)`): call `keep_blanks(0)` before you restrict the process by that.
 ///
 /// A [`Pool`](crate::Pool) has whole sandboxes ready and is faster still; blanks are for programs
 /// whose sandboxes differ.
@@ -66,10 +68,10 @@ pub fn keep_blanks(most: usize) {
     let mut now = lock(&blanks.now);
     now.most = most;
     let keep = now.ready.len().min(most);
+    now.forget_kinds();
     let mut ended = std::mem::take(&mut now.ended);
     ended.extend(now.ready.drain(keep..));
     if most == 0 {
-        now.wanted = None;
         while now.is_in_hand {
             now = blanks.done.wait(now).unwrap_or_else(PoisonError::into_inner);
         }
@@ -126,8 +128,9 @@ struct Now {
     most: usize,
     /// The oldest first.
     ready: VecDeque<Blank>,
-    /// What the next ones are to be for.
-    wanted: Option<Beginning>,
+    /// What the next ones are to be for: kinds that were asked for lately, the last one last, and
+    /// no more than there may be blanks.
+    wanted: VecDeque<(Shape, Beginning)>,
     /// What is to be ended.
     ended: Vec<Blank>,
     is_in_hand: bool,
@@ -166,26 +169,47 @@ pub(crate) fn renew(beginning: Beginning, origin: Origin) {
     }
     let blanks = BLANKS.get();
     let mut now = lock(&blanks.now);
-    if now.most != 0 {
-        now.wanted = Some(beginning);
+    if now.most != 0
+        && let Ok(shape) = beginning.shape()
+    {
+        now.wanted.retain(|(other, _)| *other != shape);
+        now.wanted.push_back((shape, beginning));
+        now.forget_kinds();
         drop(now);
         // Where there is no thread, there are none.
         beside::ask(blanks);
     }
 }
 
-impl Blanks {
-    /// What is to be made, where there is room for it: blanks for something else go.
-    fn next(&self, now: &mut Now) -> Option<Beginning> {
-        let wanted = now.wanted.clone()?;
-        let shape = wanted.shape().ok()?;
-        if now.ready.len() >= now.most {
-            let other = now.ready.iter().position(|blank| blank.shape != shape)?;
-            now.ended.extend(now.ready.remove(other));
-        }
-        Some(wanted)
+impl Now {
+    /// Forgets the kinds that were asked for before so many others.
+    fn forget_kinds(&mut self) {
+        let too_many = self.wanted.len().saturating_sub(self.most);
+        self.wanted.drain(..too_many);
     }
 
+    /// What is to be made: of each kind one, then more of the last. What is in the place of that
+    /// goes: a kind that no one wants any more, or one of several.
+    fn next(&mut self) -> Option<Beginning> {
+        let Self { most, ready, wanted, ended, .. } = self;
+        let count = |shape: &Shape| ready.iter().filter(|blank| blank.shape == *shape).count();
+        let missing = wanted.iter().rev().find(|(shape, _)| count(shape) == 0);
+        if ready.len() < *most {
+            let (_, beginning) = missing.or(wanted.back())?;
+            return Some(beginning.clone());
+        }
+        let (_, beginning) = missing?;
+        let is_spare = |blank: &Blank| {
+            count(&blank.shape) > 1 || wanted.iter().all(|(shape, _)| *shape != blank.shape)
+        };
+        let spare = ready.iter().position(is_spare)?;
+        let beginning = beginning.clone();
+        ended.extend(ready.remove(spare));
+        Some(beginning)
+    }
+}
+
+impl Blanks {
     /// Keeps one that was made, unless fewer are kept by now.
     fn put(&self, made: Option<Blank>) {
         let mut now = lock(&self.now);
@@ -208,7 +232,7 @@ impl Work for Blanks {
     /// One at a time: spares have their turn.
     fn work(&self) {
         let mut now = lock(&self.now);
-        let next = self.next(&mut now);
+        let next = now.next();
         let ended = std::mem::take(&mut now.ended);
         now.is_in_hand = true;
         drop(now);

@@ -1,4 +1,4 @@
-//! `Sandbox`: what a caller asks of it, and the order of create, reset and delete.
+//! `Sandbox`: what a caller asks of it, and the order of create and delete.
 
 mod beginning;
 mod beside;
@@ -12,6 +12,7 @@ mod instance;
 pub(crate) mod launch;
 pub(crate) mod phase;
 pub(crate) mod plan;
+mod reset;
 mod root;
 mod snapshot;
 mod spare;
@@ -21,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tracing::Span;
 use tracing::field::Empty;
 
 use crate::cgroup::stats::Stats;
@@ -36,14 +36,14 @@ use crate::garbage;
 use crate::job::background::Job;
 use crate::job::command::Command;
 use crate::job::kill_all::kill_all;
-use crate::job::life::{Hold, Lives};
+use crate::job::life::Lives;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::counts::Counted;
 use crate::sandbox::instance::{Instance, Preparing, Started};
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
-use crate::sandbox::spare::{Recipe, Spare};
+use crate::sandbox::spare::Spare;
 use crate::store::directory::{Layout, SandboxDirectory};
 use crate::store::ids::IdRange;
 use crate::store::{State, remover};
@@ -52,11 +52,10 @@ use crate::sys::owner::PerProcess;
 use crate::sys::pidfd;
 use crate::sys::unique::{unique_name, unique_number};
 
-/// How long a file system may take to give back the room of what was removed.
-const ROOM: Duration = Duration::from_secs(20);
-/// That of a create, which on a disk that others have filled is to fail soon.
+/// How long a create waits for the room of what was removed, which a file system may give back
+/// late. Where others have filled the disk, it fails soon.
 const ROOM_TO_CREATE: Duration = Duration::from_secs(10);
-/// How often it is asked.
+/// How long it waits between two attempts.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 
 /// A running sandbox.
@@ -194,117 +193,6 @@ impl Sandbox {
         Ok(this)
     }
 
-    /// Makes it as new: the same name, ids and configuration, and nothing of what was before in
-    /// it: no process, file, shared memory, message queue, socket or host name. It takes as long
-    /// as [`Sandbox::create`], whatever was done inside, or less with a [`Config::spare`]; what was
-    /// written to disk is removed soon after, as by [`Sandbox::delete`].
-    ///
-    /// Commands that run are killed, and their ends are told as
-    /// [`EndReason::SandboxDied`](crate::EndReason::SandboxDied); file calls end with
-    /// [`Error::SandboxDied`]. A sandbox that has died is alive again after it.
-    ///
-    /// As new means as its image was. To come back to a state that was prepared, make a
-    /// [`Sandbox::snapshot`] of it, and a sandbox on that image.
-    ///
-    /// ```no_run
-    /// # use adl_runtime::{Config, Sandbox};
-    /// let sandbox = Sandbox::create(Config::default())?;
-    /// sandbox.shell("rm -rf /usr; sleep inf &").status()?;
-    /// sandbox.reset()?;
-    /// assert!(sandbox.command("true").status()?.success());
-    /// # Ok::<(), adl_runtime::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Sandbox::create`]: all that can fail is done before anything is ended, and the sandbox
-    /// goes on as it was. Only where the disk is full, or processes inside have used up what is
-    /// needed, it is ended first, and dead if that was not enough.
-    ///
-    /// [`Error::TimedOut`] where the kernel can't end a process for ten seconds. The sandbox is
-    /// dead then, and its processes are still ending; this can be called again, which tells the
-    /// same until they have ended, and succeeds from then on.
-    pub fn reset(&self) -> Result<()> {
-        let span = span!(INFO, "reset", sandbox = &*self.name, spare = Empty,);
-        traced(&span, || self.reset_in(&span)).inspect(|()| counts::add(Counted::Reset))
-    }
-
-    fn reset_in(&self, span: &Span) -> Result<()> {
-        let mut guard = self.now()?;
-        let now = alive(&mut guard)?;
-        if now.instance.is_ending() {
-            now.instance.end_processes()?;
-        }
-        let spare = self.spare.as_ref().and_then(|spare| spare.take());
-        span.record("spare", spare.is_some());
-        if let Some(next) = spare {
-            return self.swap(now, next);
-        }
-        let mut hold = None;
-        let mut next = match self.make_next(now) {
-            // What it has used up is in the way of what it will, and goes first.
-            Err(error) if may_be_in_the_way(&error, &now.instance) => {
-                let hold = hold.insert(self.lives.hold());
-                now.instance.end_processes()?;
-                hold.mark_gone();
-                now.instance.end()?;
-                remover::finish_within(ROOM);
-                self.make_next_when_there_is_room(now)?
-            }
-            next => next?,
-        };
-        // A command that begins from here on comes to the next, when there is nothing left of this
-        // one: there is no moment at which both do something. The name goes first: it is the last
-        // that can fail.
-        let hold = hold.unwrap_or_else(|| self.lives.hold());
-        let this = &mut now.instance;
-        self.exchange_names(this, &mut next)?;
-        if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
-            // Its own again, for whoever calls again. If that fails, it is the next one's, and free
-            // with it.
-            let _ = self.exchange_names(this, &mut next);
-            return Err(error);
-        }
-        self.begin(&hold, &next);
-        let mut ended = std::mem::replace(this, next);
-        drop(hold);
-        self.renew_spare(now, None);
-        // With the lock still held: who deletes the sandbox next, and then waits for all removals,
-        // finds this one among them.
-        ended.end()
-    }
-
-    /// Puts the spare in the place of the instance, which ends beside. Where anything of a guest's
-    /// runs, that has ended before.
-    fn swap(&self, now: &mut Now, mut next: Instance) -> Result<()> {
-        let hold = self.lives.hold();
-        let this = &mut now.instance;
-        if let Err(error) = self.exchange_names(this, &mut next) {
-            self.renew_spare(now, Some(next));
-            return Err(error);
-        }
-        let is_over = self.end_guest(&hold, this);
-        if let Err(error) = is_over.and_then(|()| next.record_ids()) {
-            let _ = self.exchange_names(this, &mut next);
-            self.renew_spare(now, Some(next));
-            return Err(error);
-        }
-        self.begin(&hold, &next);
-        let ended = std::mem::replace(this, next);
-        drop(hold);
-        self.renew_spare(now, Some(ended));
-        Ok(())
-    }
-
-    /// Kills all of an instance, and returns when nothing of a guest's runs in it any more. Where
-    /// nothing does, init is all that ends: no one need wait for that, and its ids may be written
-    /// down as the next one's, since it does nothing any more.
-    fn end_guest(&self, hold: &Hold<'_>, instance: &mut Instance) -> Result<()> {
-        match hold.is_beginning() || instance.has_children() {
-            true => instance.end_processes(),
-            false => instance.kill(),
-        }
-    }
-
     /// Kills all that runs in it, and returns when nothing of a guest's does any more. It is to be
     /// deleted then.
     pub(crate) fn end_guests(&self) -> Result<()> {
@@ -322,82 +210,11 @@ impl Sandbox {
         }
     }
 
-    /// Has another spare be made of what the sandbox is now, if it has one; `ended` is ended.
-    fn renew_spare(&self, now: &Now, ended: Option<Instance>) {
-        let Some(spare) = &self.spare else { return };
-        let recipe = Recipe {
-            plan: Arc::clone(&self.plan),
-            hostname: self.hostname().to_owned(),
-            state: self.state.clone(),
-            image: Arc::clone(&now.image),
-            ids: now.ids.clone(),
-            cgroups: now.cgroups.clone(),
-        };
-        spare.renew(recipe, ended);
-    }
-
-    /// Has the next instance be what the name stands for, or again this one.
-    fn exchange_names(&self, this: &mut Instance, next: &mut Instance) -> Result<()> {
-        let (Some(next), this) = (next.directory_mut(), this.directory_mut()) else {
-            return Ok(());
-        };
-        match this {
-            Some(this) if next.name() == &*self.name => this.take_name(&self.name, Some(next)),
-            this => next.take_name(&self.name, this),
-        }
-    }
-
-    /// Makes the next instance where what was in the way has just been removed. A btrfs gives the
-    /// room back when it has written that down, and a subvolume's in the background after that.
-    fn make_next_when_there_is_room(&self, now: &Now) -> Result<Instance> {
-        let end = Instant::now() + ROOM;
-        loop {
-            self.state.make_room()?;
-            match self.make_next(now) {
-                Err(error) if error.is_no_space() && Instant::now() < end => {
-                    std::thread::sleep(BETWEEN_ATTEMPTS);
-                }
-                made => return made,
-            }
-        }
-    }
-
-    /// Makes the instance on the image that is to take the place of this one.
-    fn make_next(&self, now: &Now) -> Result<Instance> {
-        remover::with_descriptors(|| self.try_to_make_next(now))
-    }
-
-    fn try_to_make_next(&self, now: &Now) -> Result<Instance> {
-        let next = self.start_next(now.ids.as_ref())?;
-        let next = next.prepare(&self.plan, now.image.takes_subvolumes(), now.cgroups.clone())?;
-        let directory = self.state.make_aside(&now.image.layout()?)?;
-        next.set_up(self.hostname(), directory, Arc::clone(&now.image))
-    }
-
-    fn hostname(&self) -> &str {
-        self.plan.hostname.as_deref().unwrap_or(&self.name)
-    }
-
-    /// Has an instance be what commands are asked of from here on.
-    fn begin(&self, hold: &Hold<'_>, next: &Instance) {
-        hold.replace(Some(next.life(&self.name)));
-        self.init_pid.store(next.init_pid(), Ordering::Relaxed);
-    }
-
     /// What it is now, for the one who changes it.
     fn now(&self) -> Result<MutexGuard<'_, Option<Now>>> {
         // In a fork, a thread of its parent may have had the lock.
         self.lives.check_own()?;
         Ok(lock(&self.now))
-    }
-
-    /// Starts the instance that is to take the place of this one.
-    fn start_next(&self, ids: Option<&Arc<IdRange>>) -> Result<Started> {
-        let ids = match ids {
-            Some(ids) => Some(Arc::clone(ids)),
-            None => self.plan.fresh_ids()?,
-        };
-        Started::new(&self.plan, ids)
     }
 
     /// Its name.
@@ -619,13 +436,6 @@ fn may_be_given_back(error: &Error, plan: &Plan, state: &State) -> bool {
     error.is_no_space() && is_on_disk && state.gives_room_back_late() && remover::has_removed()
 }
 
-/// Whether something could not be made because of what a sandbox has used up.
-fn may_be_in_the_way(error: &Error, instance: &Instance) -> bool {
-    let is_busy = || instance.is_busy().unwrap_or(true);
-    error.is_no_space() || error.is_exhausted() && is_busy()
-}
-
-/// A range of ids, for who can map them.
 /// Has an init begin, which may be one that has begun already, with what it has begun for.
 fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginning)> {
     let config = plan.config();

@@ -8,7 +8,7 @@ use tracing::field::Empty;
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::sandbox::counts::{self, Counted};
-use crate::sandbox::instance::{Instance, Preparing};
+use crate::sandbox::instance::{Instance, Preparing, Started};
 use crate::sandbox::root::Root;
 use crate::sandbox::{Sandbox, alive};
 use crate::snapshot::{IfRunning, PendingSnapshot, Snapshot, SnapshotOptions};
@@ -95,7 +95,7 @@ impl Sandbox {
             &stacks,
             name,
         )?;
-        let next = self.start_next(now.ids.as_ref())?;
+        let next = Started::new(&self.plan, now.ids.clone())?;
         let next = next.prepare(&self.plan, root.takes_subvolumes(), now.cgroups.clone())?;
         let layout = Layout { subvolume: None, ..root.layout()? };
         let mut directory = self.state.make_aside(&layout)?;

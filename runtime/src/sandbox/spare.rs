@@ -36,7 +36,8 @@ impl Recipe {
         traced(&span, || remover::with_descriptors(|| self.try_to_make()))
     }
 
-    fn try_to_make(&self) -> Result<Instance> {
+    /// Makes it. It may want for descriptors that removals give back.
+    pub(crate) fn try_to_make(&self) -> Result<Instance> {
         let next = Started::new(&self.plan, self.ids.clone())?;
         let takes_subvolumes = self.image.takes_subvolumes();
         let next = next.prepare(&self.plan, takes_subvolumes, self.cgroups.clone())?;
