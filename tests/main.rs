@@ -73,6 +73,7 @@ mod links;
 mod long;
 mod metrics;
 mod mounts;
+mod network;
 mod output;
 mod pool;
 mod programs;

@@ -12,6 +12,7 @@
 //! * [`events`]: the loop, and the one place that waits for children
 //! * [`job`]: the steps from a fresh child to the job's program, in one list; [`job::builtin`]:
 //!   jobs that are no programs, [`files`] among them
+//! * [`socket`]: sockets that are made inside and handed out
 //! * [`tracing`]: who may have another stop at its end
 //! * [`job::tree`]: all that a job ever started, and the end of it
 #![no_std]
@@ -28,6 +29,7 @@ mod job;
 mod path;
 mod receive;
 mod setup;
+mod socket;
 pub mod sys;
 mod text;
 mod tracing;
@@ -78,7 +80,7 @@ pub fn run() -> i32 {
                 Ok(events) => events,
                 Err(errno) => return give_up(&receiver, &Failure::new(Step::Protocol, errno)),
             };
-            let ready = Reply::Ready { version: VERSION };
+            let ready = Reply::Ready { version: VERSION, network: init.network };
             if receive::send_small(&receiver, &ready, &[mount_namespace.as_fd()]).is_err() {
                 return 0;
             }

@@ -17,6 +17,10 @@ use serde::Serialize;
 /// of the stack that is written costs a fault after a fork.
 const CHUNK: usize = 2 << 10;
 
+/// The longest frame of what is told of a job, in bytes: the most is what it has used, nine numbers
+/// of nine bytes.
+const SMALL: usize = 128;
+
 /// How often in a row it is tried again where the kernel is out of memory, which is for a moment.
 const TRIES: usize = 64;
 
@@ -83,9 +87,14 @@ impl Receiver {
         &mut self.descriptors
     }
 
-    /// Sends one frame to the host.
+    /// Sends one frame to the host, of any length, without waiting: if it does not read, that is
+    /// lost.
     pub(crate) fn send(&self, message: &impl Serialize) -> rustix::io::Result<()> {
-        send_frame(&self.socket, message)
+        let mut frame = Vec::new();
+        codec::encode(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = while_out_of_memory(|| send(&self.socket, &frame, flags))?;
+        if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
     }
 
     fn read(&mut self, flags: RecvFlags) -> Result<bool, Broken> {
@@ -133,23 +142,14 @@ fn while_out_of_memory<T>(
     }
 }
 
-/// Sends one small frame without waiting: a host that does not read loses the message, and holds
-/// up nothing here.
-pub(crate) fn send_frame(socket: impl AsFd, message: &impl Serialize) -> rustix::io::Result<()> {
-    let mut frame = Vec::new();
-    codec::encode(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    let sent = while_out_of_memory(|| send(&socket, &frame, flags))?;
-    if sent == frame.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
-}
-
-/// Sends one small frame from a child that can't allocate, with one descriptor at most.
+/// Sends one small frame with one descriptor at most, without waiting and without an allocation: a
+/// host that does not read loses the message, and holds up nothing here.
 pub(crate) fn send_small(
     socket: impl AsFd,
     message: &impl Serialize,
     descriptors: &[BorrowedFd<'_>],
 ) -> rustix::io::Result<()> {
-    let mut frame = [0; 64];
+    let mut frame = [0; SMALL];
     let length = codec::encode_into(message, &mut frame).map_err(|_| Errno::MSGSIZE)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -105,6 +105,9 @@ pub enum FileAction<'a> {
         /// Whether owners and groups are set.
         owners: bool,
     },
+    /// Connects to the stream socket that is there, and answers with [`crate::JobEvent::Socket`]. A
+    /// symbolic link is followed. A full backlog is waited for.
+    Connect,
 }
 
 /// What [`FileAction::Write`] does with what is there.

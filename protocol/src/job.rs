@@ -70,6 +70,20 @@ pub enum Task<'a> {
     File(FileTask<'a>),
     /// Ends every process but init, which does this itself and reads no request meanwhile.
     KillAll,
+    /// Makes a TCP socket, which init does itself, without waiting for anything. The answer is
+    /// [`JobEvent::Socket`] or [`JobEvent::Failed`], and nothing after it.
+    #[serde(borrow)]
+    Socket(SocketTask<'a>),
+}
+
+/// Which TCP socket is made. It does not block: where it connects, the host waits until it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketTask<'a> {
+    /// Its address or, where it is to connect, that of the server: a `struct sockaddr_in` or
+    /// `struct sockaddr_in6`.
+    pub address: &'a [u8],
+    /// Whether it is to listen, and not to connect.
+    pub listens: bool,
 }
 
 /// A program with its arguments and environment.
@@ -235,6 +249,8 @@ pub enum JobEvent {
     /// The process was reaped: all it wrote is in the pipes. Where its tree was to be ended, that
     /// has happened, too.
     Exited(Exit),
+    /// The socket that was asked for exists; its descriptor comes with this.
+    Socket,
 }
 
 /// The stages of a start. A program's come about in this order, but its streams are put in place
@@ -274,6 +290,8 @@ pub enum Stage {
     Kind,
     /// Move bytes.
     Copy,
+    /// Make a socket, give it its address or have it connect.
+    Socket,
 }
 
 /// How a job ended.

@@ -17,10 +17,10 @@
 //! use adl_protocol::{codec, Reply, VERSION};
 //!
 //! let mut frame = Vec::new();
-//! codec::encode(&Reply::Ready { version: VERSION }, &mut frame)?;
+//! codec::encode(&Reply::Ready { version: VERSION, network: 1 }, &mut frame)?;
 //! let (header, body) = frame.split_at(codec::HEADER);
 //! assert_eq!(codec::body_length(header.try_into().unwrap())?, body.len());
-//! assert_eq!(codec::decode::<Reply>(body)?, Reply::Ready { version: VERSION });
+//! assert_eq!(codec::decode::<Reply>(body)?, Reply::Ready { version: VERSION, network: 1 });
 //! # Ok::<(), codec::Error>(())
 //! ```
 #![no_std]
@@ -39,7 +39,7 @@ mod transfer;
 pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
     CpuLimit, EndedBy, Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program,
-    Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
+    Rlimit, Scope, SocketTask, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
     Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
@@ -56,7 +56,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,9 @@ pub enum Reply<'a> {
     Ready {
         /// [`VERSION`] as init was built with.
         version: u32,
+        /// The cookie of the network namespace (`SO_NETNS_COOKIE`), as the first socket that was
+        /// made in it tells it: each that is handed out later has the same.
+        network: u64,
     },
     /// A step of set-up failed; init exits after this.
     #[serde(borrow)]

@@ -18,8 +18,8 @@ use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
     Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
-    Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Scope, Setup, SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource, Step, Strings,
+    StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -166,12 +166,13 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Request::Cgroups(cgroups), b"\x12\0\0\0\x04\x01\x0bcpu,cpuacct\x01\x01\0\x03");
     golden(&Request::Mapped, b"\x01\0\0\0\x05");
     golden(&Reply::Unmapped, b"\x01\0\0\0\x02");
-    golden(&Reply::Ready { version: 4 }, b"\x02\0\0\0\0\x04");
+    golden(&Reply::Ready { version: 4, network: 9 }, b"\x03\0\0\0\0\x04\x09");
     let failure = SetupFailure { step: Step::Proc, errno: 22, path: b"/proc" };
     golden(&Reply::Failed(failure), b"\x09\0\0\0\x01\x0a\x2c\x05/proc");
     golden(&JobEvent::Started { pid: 2 }, b"\x02\0\0\0\0\x04");
     golden(&JobEvent::Failed { stage: Stage::Exec, errno: 2 }, b"\x03\0\0\0\x02\x0c\x04");
     golden(&JobEvent::Terminal, b"\x01\0\0\0\x01");
+    golden(&JobEvent::Socket, b"\x01\0\0\0\x04");
     golden(
         &exited(Status::Code(3)),
         b"\x14\0\0\0\x03\0\x03\xfb\xe8\x03\0\0\0\0\0\0\0\0\xfb\xd0\x07\x01\0\0",
@@ -184,7 +185,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4b\0\0\0\0\x0a\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
+        b"\x4b\0\0\0\0\x0b\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x01\x21\x01\x08\x01\x02\
           \x03\x04\x05\x06\x07\x08\x09",
     );
@@ -196,6 +197,8 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
+    let task = SocketTask { address: &[2, 0, 0, 80], listens: true };
+    golden(&Task::Socket(task), b"\x07\0\0\0\x04\x04\x02\0\0\x50\x01");
     golden(
         &spawn(),
         b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
@@ -233,6 +236,7 @@ fn file_actions() -> Vec<(FileAction<'static>, &'static [u8])> {
         (FileAction::SetOwner { uid: 1, gid: 2, follow: false }, b"\x0b\x01\x02\0"),
         (FileAction::Export, b"\x0c"),
         (FileAction::Import { owners: true }, b"\x0d\x01"),
+        (FileAction::Connect, b"\x0e"),
     ]
 }
 

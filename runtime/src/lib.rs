@@ -38,6 +38,8 @@
 //!   as a [`Scope`] says; [`Leftovers`] are what it has started and left.
 //! - **Files:** [`Files`] reads, writes, lists and copies as a user inside, streams by
 //!   [`FileReader`] and [`FileWriter`], and takes [`HostPath`]s on the host's side.
+//! - **Sockets:** [`Sandbox::connect`], [`Sandbox::connect_unix`] and [`Sandbox::listen`] reach
+//!   servers inside, and are reached from inside, without a privilege (`docs/network.md`).
 //! - **Limits and counts:** [`Limits`] hold for a sandbox, [`Rlimit`] for each process; [`Stats`]
 //!   is what was used.
 //! - **Snapshots and changes:** [`Snapshot`] keeps what a sandbox has written, for others to begin
@@ -211,6 +213,7 @@ mod images;
 mod job;
 mod metrics;
 mod mirror;
+mod network;
 mod pool;
 mod root;
 mod sandbox;

@@ -4,6 +4,7 @@ use adl_protocol::{CpuLimit, EndedBy};
 use rustix::fd::OwnedFd;
 
 use super::Loop;
+use crate::text;
 
 /// How often the CPU time of a tree is looked at, at most, in ms.
 const BETWEEN_LOOKS: u64 = 10;
@@ -24,7 +25,7 @@ impl CpuTime {
         let text = text.get(..length).unwrap_or_default();
         // "usage_usec 12" and more lines, or the number alone.
         let digits = text.split(|byte| !byte.is_ascii_digit()).find(|digits| !digits.is_empty());
-        let used = digits.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
+        let used = digits.and_then(|digits| text::number(digits, 10));
         self.limit.most.saturating_sub(used.unwrap_or(u64::MAX))
     }
 }

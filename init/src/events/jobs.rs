@@ -8,7 +8,7 @@ use rustix::fd::OwnedFd;
 
 use super::cpu_time::CpuTime;
 use crate::job::tree::Tree;
-use crate::receive::send_frame;
+use crate::receive::send_small;
 
 /// A job, from its start until its end is told and the host has let go of it.
 pub(super) struct Job {
@@ -43,7 +43,7 @@ impl Job {
         let Some(channel) = &self.channel else { return };
         let (wall_us, by, survivors) = (wall / 1000, self.by, self.survivors);
         let exit = Exit { status, usage, wall_us, by, survivors };
-        let _ = send_frame(channel, &JobEvent::Exited(exit));
+        let _ = send_small(channel, &JobEvent::Exited(exit), &[]);
         // Whoever holds a copy of it: all who wait at the other end wake up.
         let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Write);
     }

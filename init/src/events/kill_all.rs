@@ -8,7 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::process::Signal;
 
 use super::{BETWEEN_PASSES, CONTROL, Loop, UNKILLABLE};
-use crate::receive::{Receiver, send_frame};
+use crate::receive::{Receiver, send_small};
 use crate::sys::{self, now};
 
 /// The end of all processes that there are, while it is under way.
@@ -49,7 +49,7 @@ impl Loop {
         let (status, usage) = (Status::Code(0), Usage::default());
         let wall_us = now.saturating_sub(since) / 1000;
         let exit = Exit { status, usage, wall_us, by: None, survivors };
-        let _ = send_frame(&channel, &JobEvent::Exited(exit));
+        let _ = send_small(&channel, &JobEvent::Exited(exit), &[]);
         self.listen_to_control(control, epoll::EventFlags::IN);
         self.take_requests(control)
     }

@@ -10,7 +10,9 @@ mod trees;
 
 use alloc::vec::Vec;
 
-use adl_protocol::{EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Task, codec};
+use adl_protocol::{
+    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, SocketTask, Stage, Task, codec,
+};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -21,10 +23,10 @@ use self::jobs::{Job, Jobs, Sorted};
 use self::kill_all::KillAll;
 use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree};
-use crate::receive::{Receiver, send_frame};
+use crate::receive::{Receiver, send_small};
 use crate::setup::Init;
-use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
-use crate::{PROTOCOL, job, tracing};
+use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, Stream, now};
+use crate::{PROTOCOL, job, socket, tracing};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
@@ -248,9 +250,19 @@ impl Loop {
         // A request without its descriptors is a broken host; there is no channel to say so on.
         let mut resources = job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
         let started = now();
-        if let Task::KillAll = spawn.task {
-            self.kill_all(resources.channel, started, receiver);
-            return Ok(());
+        match spawn.task {
+            Task::KillAll => {
+                self.kill_all(resources.channel, started, receiver);
+                return Ok(());
+            }
+            Task::Socket(SocketTask { address, listens }) => {
+                let how = if listens { Stream::Listen } else { Stream::BeginToConnect };
+                if let Err(failure) = socket::make(address, how, &resources.channel) {
+                    let _ = send_small(&resources.channel, &failure.event(), &[]);
+                }
+                return Ok(());
+            }
+            _ => {}
         }
         let (leftovers, timeout_us, cpu_limit) =
             (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);
@@ -262,15 +274,14 @@ impl Loop {
         let child = watched.and_then(|()| self.start(request, &resources));
         let (pid, tree) = match child {
             Ok(child) => child,
-            Err(Failure(stage, errno)) => {
-                let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
-                let _ = send_frame(&resources.channel, &failed);
+            Err(failure) => {
+                let _ = send_small(&resources.channel, &failure.event(), &[]);
                 return Ok(());
             }
         };
         let is_held = resources.start_notice.take().is_some();
         let is_lost =
-            is_held && send_frame(&resources.channel, &JobEvent::Started { pid }).is_err();
+            is_held && send_small(&resources.channel, &JobEvent::Started { pid }, &[]).is_err();
         let deadline = timeout_us.map(|us| started.saturating_add(us.saturating_mul(1000)));
         if let Some(at) = deadline {
             self.timers.insert(at, number);

@@ -30,7 +30,8 @@ use rustix::thread::{Gid, Uid};
 use crate::failure::{Failure, InStage};
 use crate::path::DIRECTORY;
 use crate::path::open_in_root;
-use crate::sys;
+use crate::socket;
+use crate::sys::{self, Stream};
 
 /// What a new file has, without the bits of the umask.
 const NEW: Mode = Mode::from_raw_mode(0o666);
@@ -40,6 +41,7 @@ pub(crate) fn run(
     task: &FileTask<'_>,
     stdin: BorrowedFd<'_>,
     stdout: BorrowedFd<'_>,
+    channel: BorrowedFd<'_>,
 ) -> Result<(), Failure> {
     let path = single(&task.path)?;
     match &task.action {
@@ -87,6 +89,15 @@ pub(crate) fn run(
         }
         FileAction::Export => export::run(path, stdout),
         FileAction::Import { owners } => import::run(path, *owners, stdin, stdout),
+        FileAction::Connect => {
+            let file = open_in_root(path, OFlags::PATH).stage(Stage::File)?;
+            // struct sockaddr_un: AF_UNIX, a path. Its permissions are asked of what that leads to.
+            let mut address = [1; 2 + OPENED_PATH];
+            let [_, family, of_path @ ..] = &mut address;
+            *family = 0;
+            write_opened_path(&file, of_path);
+            socket::make(&address, Stream::Connect, channel)
+        }
     }
 }
 
@@ -107,7 +118,8 @@ pub(crate) fn allocates(task: &FileTask<'_>) -> bool {
         | FileAction::SymbolicLink { .. }
         | FileAction::ReadLink
         | FileAction::SetMode { .. }
-        | FileAction::SetOwner { .. } => false,
+        | FileAction::SetOwner { .. }
+        | FileAction::Connect => false,
     }
 }
 
@@ -168,15 +180,21 @@ fn stat_entry(directory: impl AsFd, name: &CStr) -> rustix::io::Result<Stat> {
     rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Sets the mode of what was opened with `O_PATH`, of which fchmod(2) takes none: by the one magic
-/// link that is known to lead to it.
-fn change_mode(file: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
+/// The longest path of [`write_opened_path`] with its NUL, in bytes.
+const OPENED_PATH: usize = 26;
+
+/// Writes a path to what was opened with `O_PATH`: the one magic link that is known to lead to it.
+fn write_opened_path(file: &OwnedFd, into: &mut [u8; OPENED_PATH]) {
+    into.copy_from_slice(b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0");
     let mut digits = [0; 12];
     let digits = sys::decimal(file.as_raw_fd(), &mut digits);
-    let mut path = [0; 32];
-    for (to, from) in path.iter_mut().zip([b"/proc/self/fd/", digits].into_iter().flatten()) {
-        *to = *from;
-    }
+    into.iter_mut().skip(14).zip(digits).for_each(|(to, digit)| *to = *digit);
+}
+
+/// Sets the mode of what was opened with `O_PATH`, of which fchmod(2) takes none.
+fn change_mode(file: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
+    let mut path = [0; OPENED_PATH];
+    write_opened_path(file, &mut path);
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::INVAL)?;
     let mode = Mode::from_raw_mode(mode);
     rustix::fs::chmodat(rustix::fs::CWD, path, mode, AtFlags::empty())

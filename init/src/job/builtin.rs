@@ -12,10 +12,12 @@ use crate::{files, sys};
 const CHUNK: usize = 64 << 10;
 
 /// Does a task that is no program, with descriptors 0 to 2 and the job's channel, and no other.
-pub(crate) fn run(task: &Task<'_>) -> Result<(), Failure> {
+pub(crate) fn run(task: &Task<'_>, channel: BorrowedFd<'_>) -> Result<(), Failure> {
     let [stdin, stdout, stderr] = sys::standard_descriptors();
     match task {
-        Task::Program(_) | Task::KillAll => Err(Failure(Stage::Exec, Errno::INVAL)),
+        Task::Program(_) | Task::KillAll | Task::Socket(_) => {
+            Err(Failure(Stage::Exec, Errno::INVAL))
+        }
         Task::Drain => {
             let _ = rustix::thread::set_name(c"adl-drain");
             drain(stdin, stderr).stage(Stage::Copy)
@@ -23,7 +25,7 @@ pub(crate) fn run(task: &Task<'_>) -> Result<(), Failure> {
         Task::File(task) => {
             let _ = rustix::thread::set_name(c"adl-file");
             sys::ignore_file_size_signal().stage(Stage::Session)?;
-            files::run(task, stdin, stdout)
+            files::run(task, stdin, stdout, channel)
         }
     }
 }

@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::text;
 
 /// How much of the file is looked at, in bytes: as much as the host reads of it.
 const LONGEST_FILE: usize = 1 << 20;
@@ -149,18 +150,8 @@ impl Line {
         let name = fields.next().filter(|name| !name.is_empty() && !self.is_too_long)?;
         let id = fields.nth(1)?;
         let (home, shell) = (fields.nth(2)?, fields.next().unwrap_or_default());
-        (number(id)? == uid).then_some(Entry { name, home, shell })
+        (text::number(id, 10)? == u64::from(uid)).then_some(Entry { name, home, shell })
     }
-}
-
-fn number(digits: &[u8]) -> Option<u32> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u32, |number, digit| {
-        let digit = u32::from(*digit).checked_sub(u32::from(b'0')).filter(|digit| *digit < 10)?;
-        number.checked_mul(10)?.checked_add(digit)
-    })
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ impl Start {
             }
             // It may go on for as long as the host likes, and what it holds is init's memory.
             Task::File(task) => (may_share && !is_crowded && !files::allocates(task), 0),
-            Task::Drain | Task::KillAll => (false, 0),
+            Task::Drain | Task::KillAll | Task::Socket(_) => (false, 0),
         };
         let memory = if shares { Memory::Shared } else { Memory::Copied };
         let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;
@@ -142,13 +142,12 @@ pub(crate) fn run(start: &Start) -> ! {
         }
         task => {
             limit_open_files(spawn, start)?;
-            builtin::run(task)
+            builtin::run(task, channel)
         }
     });
-    let Err(Failure(stage, errno)) = result else { sys::exit(0) };
-    let failed = JobEvent::Failed { stage, errno: errno.raw_os_error() };
+    let Err(failure) = result else { sys::exit(0) };
     // A host that does not listen any more has detached from the job.
-    let _ = send_small(channel, &failed, &[]);
+    let _ = send_small(channel, &failure.event(), &[]);
     sys::exit(NOT_STARTED)
 }
 

@@ -24,6 +24,7 @@ use rustix::io::{Errno, Result};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::sys::{self, Namespace};
+use crate::text;
 
 /// How much of the list of processes is read in one turn, in bytes: about 150 of them.
 const CHUNK: usize = 4 << 10;
@@ -348,8 +349,7 @@ fn stood_before(process: &OwnedFd) -> bool {
     let lines = || text.get(..length).unwrap_or_default().split(|byte| *byte == b'\n');
     // The name is on the first line, with what could be taken for the end of one escaped.
     let pending = lines().find_map(|line| line.strip_prefix(b"ShdPnd:\t"));
-    let pending = pending.and_then(|mask| core::str::from_utf8(mask).ok());
-    let pending = pending.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    let pending = pending.and_then(|mask| text::number(mask, 16)).unwrap_or(0);
     lines().any(|line| line.starts_with(b"State:\tT")) && pending & SIGSTOP != 0
 }
 
@@ -399,5 +399,5 @@ fn read_mark(of: BorrowedFd<'_>) -> Result<u64> {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
-    core::str::from_utf8(digits).ok()?.parse().ok()
+    text::number(digits, 10)
 }

@@ -34,6 +34,8 @@ pub(crate) struct Init {
     pub(crate) owner: OwnedFd,
     /// Where the filter of jobs asks, if it does.
     pub(crate) questions: Option<OwnedFd>,
+    /// The cookie of the network namespace.
+    pub(crate) network: u64,
     /// What every job starts from.
     pub(crate) jobs: JobDefaults,
 }
@@ -42,6 +44,8 @@ pub(crate) struct Init {
 pub(crate) struct Early {
     child_signals: OwnedFd,
     origin: Origin,
+    /// The first socket of the network namespace.
+    network: OwnedFd,
     loopback: rustix::io::Result<()>,
 }
 
@@ -99,8 +103,9 @@ pub(crate) fn prepare() -> Result<Early> {
     rustix::process::umask(Mode::empty());
     // 80 µs that are free now. In the host's network this is refused, and there is nothing to do;
     // whether it was done where it must be is looked at below.
-    let loopback = sys::loopback_up();
-    Ok(Early { child_signals, origin, loopback })
+    let network = sys::network_socket().step(Step::Loopback)?;
+    let loopback = sys::loopback_up(&network);
+    Ok(Early { child_signals, origin, network, loopback })
 }
 
 /// Builds the sandbox, and returns its mount namespace with it. Nothing of a guest runs before this
@@ -111,7 +116,7 @@ pub(crate) fn run(
     early: Early,
 ) -> Result<(Init, OwnedFd)> {
     // 1. Above: prepare.
-    let Early { child_signals, origin, loopback } = early;
+    let Early { child_signals, origin, network, loopback } = early;
     if setup.version != VERSION || setup.origin != origin {
         return Err(Failure::new(Step::Protocol, Errno::PROTO));
     }
@@ -144,6 +149,7 @@ pub(crate) fn run(
     if setup.own_network {
         loopback.step(Step::Loopback)?;
     }
+    let network = sys::network_cookie(network).step(Step::Loopback)?;
     let body;
     let (mounts, layers) = match dev {
         Some(dev) => {
@@ -214,7 +220,7 @@ pub(crate) fn run(
         terminals,
         own_score,
     };
-    Ok((Init { child_signals, owner, questions, jobs }, mount_namespace))
+    Ok((Init { child_signals, owner, questions, network, jobs }, mount_namespace))
 }
 
 /// Waits for the next request, or the end of the host's process: the socket alone does not

@@ -130,7 +130,7 @@ impl<'a> Assembly<'a> {
                 let layers = self.layers.by_ref().take(lowers.len());
                 mount_overlay(number, layers, name, identities)?
             }
-            What::Tmpfs { size } => mount_tmpfs(*size, c"mode=1777", name).map_err(fail)?,
+            What::Tmpfs { size } => mount_tmpfs(*size, "mode=1777", name).map_err(fail)?,
             What::Volume(_) => {
                 let made = self.layers.next().ok_or(fail(Errno::BADF))?;
                 let restriction = match mount.access {
@@ -451,7 +451,7 @@ fn make_upper(upper: &Upper<'_>, mount: Option<OwnedFd>, overlays: usize) -> IoR
         return attach_as(mount, "s");
     }
     let Upper::Memory { size } = upper else { return Err(Errno::BADF) };
-    mount_tmpfs(*size, c"mode=0700", "s")?;
+    mount_tmpfs(*size, "mode=0700", "s")?;
     for number in 0..overlays {
         for name in [text!("s/", number, ".upper"), text!("s/", number, ".work")] {
             rustix::fs::mkdirat(CWD, name, Mode::from_raw_mode(0o755))?;
@@ -461,10 +461,9 @@ fn make_upper(upper: &Upper<'_>, mount: Option<OwnedFd>, overlays: usize) -> IoR
 }
 
 /// Mounts a tmpfs on a new directory of the scratch.
-fn mount_tmpfs(size: u64, mode: &CStr, name: &str) -> IoResult<OwnedFd> {
+fn mount_tmpfs(size: u64, mode: &str, name: &str) -> IoResult<OwnedFd> {
     // Inodes take memory that the size does not count, about a KiB each.
     let inodes = (size / 4096).saturating_add(1024);
-    let mode = mode.to_str().unwrap_or_default();
     let options = text!(mode, ",size=", size, ",nr_inodes=", inodes);
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID;

@@ -141,8 +141,11 @@ fn bind_devices(size: u64) -> IoResult<()> {
         path.extend_from_slice(name.to_bytes());
         CString::new(path).map_err(|_| Errno::INVAL)
     };
-    let inodes = DEV_INODES.to_str().unwrap_or_default();
-    let options = text!("mode=755,size=", size, ",nr_inodes=", inodes);
+    const INODES: &str = match DEV_INODES.to_str() {
+        Ok(inodes) => inodes,
+        Err(_) => panic!("digits"),
+    };
+    let options = text!("mode=755,size=", size, ",nr_inodes=", INODES);
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::fs::mkdirat(CWD, DEV, Mode::from_raw_mode(0o755))?;
     rustix::mount::mount(c"tmpfs", DEV, c"tmpfs", DEV_FLAGS, Some(options.as_c_str()))?;

@@ -25,6 +25,12 @@ mod nr {
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
+    pub(super) const SOCKET: usize = 41;
+    pub(super) const CONNECT: usize = 42;
+    pub(super) const BIND: usize = 49;
+    pub(super) const LISTEN: usize = 50;
+    pub(super) const SETSOCKOPT: usize = 54;
+    pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
     pub(super) const WAIT4: usize = 61;
@@ -499,32 +505,91 @@ pub fn restrict_mount(mount: impl AsFd, restriction: Restriction) -> Result<()> 
     unsafe { syscall(nr::MOUNT_SETATTR, fd, empty, flags, pointer, size) }.map(drop)
 }
 
-/// Brings the loopback device of the network namespace up.
-pub fn loopback_up() -> Result<()> {
+/// A socket for questions and requests to the network namespace.
+pub fn network_socket() -> Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    const SIOCSIFFLAGS: usize = 0x8914;
-    const IFF_UP_RUNNING: u16 = 0x1 | 0x40;
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // struct ifreq: 16 bytes of name, then a union of 24 bytes that starts with the flags.
-    let mut request = [0_u8; 40];
-    let name = b"lo";
-    let flags = IFF_UP_RUNNING.to_ne_bytes();
-    for (to, from) in request.iter_mut().zip(name) {
-        *to = *from;
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+}
+
+/// Brings the loopback device of the network namespace up, and gives it the address 198.18.0.1, as
+/// the only one of a network: who comes from there is not taken for one of this machine, and
+/// programs that ask for no name where there is but 127.0.0.1 do.
+pub fn loopback_up(socket: &OwnedFd) -> Result<()> {
+    /// In the order of bytes in memory.
+    const LO: u64 = u64::from_le_bytes(*b"lo\0\0\0\0\0\0");
+    const SECOND: u64 = u64::from_le_bytes(*b"lo:0\0\0\0\0");
+    const IFF_UP_RUNNING: u64 = 0x1 | 0x40;
+    /// `struct sockaddr_in` without its padding: AF_INET, no port, an address.
+    const ADDRESS: u64 = u64::from_le_bytes([2, 0, 0, 0, 198, 18, 0, 1]);
+    const MASK: u64 = u64::from_le_bytes([2, 0, 0, 0, 255, 255, 255, 255]);
+    /// `SIOCSIFFLAGS`, `SIOCSIFADDR`, `SIOCSIFNETMASK`.
+    const STEPS: [(usize, u64, u64); 3] =
+        [(0x8914, LO, IFF_UP_RUNNING), (0x8916, SECOND, ADDRESS), (0x891c, SECOND, MASK)];
+    STEPS.into_iter().try_for_each(|(request, name, value)| {
+        // struct ifreq: 16 bytes of name, then a union of 24 bytes.
+        let interface = [name, 0, value, 0, 0];
+        let (fd, interface) = (socket.as_raw_fd() as usize, interface.as_ptr() as usize);
+        // SAFETY: it is as large as a struct ifreq and outlives the call.
+        unsafe { syscall(nr::IOCTL, fd, request, interface, 0, 0) }.map(drop)
+    })
+}
+
+const SOL_SOCKET: usize = 1;
+
+/// The cookie of a socket's network namespace, which no other has until the machine is started
+/// anew (Linux 5.14).
+pub fn network_cookie(socket: impl AsFd) -> Result<u64> {
+    const SO_NETNS_COOKIE: usize = 71;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as u32);
+    let (value, size) = (ptr::from_mut(&mut cookie) as usize, ptr::from_mut(&mut length) as usize);
+    let fd = socket.as_fd().as_raw_fd() as usize;
+    // SAFETY: the kernel writes a u64, and its length, both of which outlive the call.
+    unsafe { syscall(nr::GETSOCKOPT, fd, SOL_SOCKET, SO_NETNS_COOKIE, value, size) }?;
+    Ok(cookie)
+}
+
+/// How a stream socket is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// It connects, and waits until it has.
+    Connect,
+    /// It connects, and does not block.
+    BeginToConnect,
+    /// It listens, and does not block.
+    Listen,
+}
+
+/// Makes a stream socket for an address, a `struct sockaddr` of any family.
+pub fn stream_socket(address: &[u8], how: Stream) -> Result<OwnedFd> {
+    const SOCK_STREAM_CLOEXEC: usize = 1 | 0o2_000_000;
+    const SOCK_NONBLOCK: usize = 0o4_000;
+    const SO_REUSEADDR: usize = 2;
+    /// What comes faster than it is accepted waits in the kernel, up to that.
+    const BACKLOG: usize = 1024;
+    let family = address.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
+    let blocks = if how == Stream::Connect { 0 } else { SOCK_NONBLOCK };
+    // SAFETY: takes no pointer.
+    let socket =
+        unsafe { syscall(nr::SOCKET, usize::from(family), SOCK_STREAM_CLOEXEC | blocks, 0, 0, 0) }?;
+    // SAFETY: the kernel has just made it for us.
+    let owned = unsafe { OwnedFd::from_raw_fd(socket as RawFd) };
+    let with_address = |call| {
+        // SAFETY: `address` has the length that is said.
+        unsafe { syscall(call, socket, address.as_ptr() as usize, address.len(), 0, 0) }
+    };
+    if how == Stream::Listen {
+        let (yes, size) = (1_i32, size_of::<i32>());
+        let yes = ptr::from_ref(&yes) as usize;
+        // SAFETY: an int of that size; `listen` takes no pointer.
+        unsafe {
+            syscall(nr::SETSOCKOPT, socket, SOL_SOCKET, SO_REUSEADDR, yes, size)?;
+            with_address(nr::BIND)?;
+            syscall(nr::LISTEN, socket, BACKLOG, 0, 0, 0)?;
+        }
+        return Ok(owned);
     }
-    for (to, from) in request.iter_mut().skip(16).zip(flags) {
-        *to = from;
+    match with_address(nr::CONNECT) {
+        Ok(_) | Err(Errno::INPROGRESS) => Ok(owned),
+        Err(errno) => Err(errno),
     }
-    // SAFETY: `request` is as large as a struct ifreq and outlives the call.
-    unsafe {
-        syscall(
-            nr::IOCTL,
-            socket.as_raw_fd() as usize,
-            SIOCSIFFLAGS,
-            request.as_ptr() as usize,
-            0,
-            0,
-        )
-    }
-    .map(drop)
 }

@@ -4,13 +4,14 @@ pub(crate) mod traced;
 mod words;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::words::{Count, Listed, NotBuilt, NotStarted, Of, Remedy};
+use self::words::{Count, Listed, NotBuilt, NotStarted, Of, Remedy, Unanswered};
 use crate::exit::ExitStatus;
 use crate::mirror::mirror;
 
@@ -71,6 +72,16 @@ pub enum Error {
         /// The file, as it was named, or one below it. It may hold bytes that a guest chose.
         path: PathBuf,
         /// The kernel's answer, to what the user that was asked for may do inside.
+        r#source: io::Error,
+    },
+    /// A TCP socket could not be had in the sandbox.
+    #[error("could not {operation} {address} in the sandbox: {source}{}", Unanswered(.source))]
+    Socket {
+        /// What was to be done.
+        operation: &'static str,
+        /// The address inside.
+        address: SocketAddr,
+        /// The kernel's answer.
         r#source: io::Error,
     },
     /// Where a regular file was expected, there is something else that must not be read or written
@@ -252,6 +263,8 @@ pub enum Stage {
     Kind,
     /// Move bytes.
     Copy,
+    /// Make a socket, give it its address or have it connect.
+    Socket,
 }
 }
 
@@ -357,8 +370,10 @@ impl Error {
                 source,
                 ..
             } if is_short(source) => ErrorKind::Temporary,
+            Self::Socket { source, .. } if is_short(source) => ErrorKind::Temporary,
             Self::Start { .. }
             | Self::File { .. }
+            | Self::Socket { .. }
             | Self::NotRegular { .. }
             | Self::TooLarge { .. } => ErrorKind::Inside,
             Self::Protocol { .. } | Self::Refused { .. } => ErrorKind::Violation,

@@ -53,7 +53,9 @@ impl Error {
             | Self::TooLarge { what, .. }
             | Self::ForkedProcess { what }
             | Self::TimedOut { what, .. } => what,
-            Self::File { operation, .. } | Self::Io { operation, .. } => operation,
+            Self::File { operation, .. }
+            | Self::Socket { operation, .. }
+            | Self::Io { operation, .. } => operation,
             Self::Protocol { why } => why,
             Self::Pull { program, .. } => program,
             Self::Pool { why } | Self::Undelivered { why, .. } => why.words(),

@@ -26,6 +26,7 @@ impl Stage {
             Self::File => "open the file",
             Self::Kind => "see which kind of file it is",
             Self::Copy => "move bytes",
+            Self::Socket => "make the socket",
         }
     }
 }
@@ -98,6 +99,26 @@ impl fmt::Display for Remedy<'_> {
             ("open volume", Some(libc::ENOENT)) => {
                 f.write_str("; volumes are directories and files that are there: make it first")
             }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What to do where a socket is refused, if that is known.
+pub(super) struct Unanswered<'a>(pub(super) &'a io::Error);
+
+impl fmt::Display for Unanswered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::ECONNREFUSED) => f.write_str(
+                "; nothing listens there: start the server first, or name the address that it has",
+            ),
+            Some(libc::EADDRINUSE) => {
+                f.write_str("; something inside listens there: name another port, or 0 for any")
+            }
+            Some(libc::EADDRNOTAVAIL | libc::ENETUNREACH) => f.write_str(
+                "; the sandbox has no such address: 127.0.0.1, ::1 and 198.18.0.1 are its own",
+            ),
             _ => Ok(()),
         }
     }

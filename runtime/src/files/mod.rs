@@ -7,6 +7,7 @@
 //! told it.
 
 mod call;
+mod connect;
 mod copy;
 pub(crate) mod list;
 mod metadata;
@@ -453,16 +454,28 @@ impl Files {
         streams: Streams,
         prepare: impl FnOnce(OwnedFd) -> Result<Option<OwnedFd>>,
     ) -> Result<(Call, Ends)> {
+        let deadline = purpose.deadline();
+        let (life, actor, path) = self.settle(span, &purpose, &action)?;
+        let task = FileTask { path: string(&path)?, action };
+        Call::start(&life, deadline, actor, purpose, (task, span), streams, prepare)
+    }
+
+    /// The life that a call begins in, who does it, and its path.
+    fn settle(
+        &self,
+        span: &tracing::Span,
+        purpose: &Purpose,
+        action: &FileAction<'_>,
+    ) -> Result<(Life, Actor, Vec<u8>)> {
         let path = self.absolute(&purpose.path)?;
         // A copy sets the modes of what it makes when that is whole. Until then it is its maker's.
-        let umask = match (&action, self.umask) {
+        let umask = match (action, self.umask) {
             (FileAction::Import { .. } | FileAction::Export, Some(_)) => {
                 return Err(Error::invalid("umask", "copies and archives keep modes: set none"));
             }
             (FileAction::Import { .. }, None) => 0o077,
             (_, said) => check_umask(said.unwrap_or(self.lives.defaults().umask))?,
         };
-        let deadline = purpose.deadline();
         // A name is looked up in files that a guest may hold up, too.
         let by = Deadline::after(purpose.timeout);
         let life = self.lives.begin(by).map_err(|error| match error {
@@ -479,13 +492,11 @@ impl Files {
         match action {
             FileAction::SetOwner { uid, gid, .. }
             | FileAction::Write { owner: Some((uid, gid)), .. } => {
-                user::check_owner(life.control.ids(), uid, gid)?;
+                user::check_owner(life.control.ids(), *uid, *gid)?;
             }
             _ => {}
         }
-        let task = FileTask { path: string(&path)?, action };
-        let actor = Actor { identity, umask };
-        Call::start(&life, deadline, actor, purpose, (task, span), streams, prepare)
+        Ok((life, Actor { identity, umask }, path))
     }
 
     /// A path from the root of the sandbox on, with a NUL behind it.

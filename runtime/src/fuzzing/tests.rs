@@ -7,8 +7,8 @@ use std::time::Duration;
 use adl_protocol::{
     Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identity, JobEvent,
     JobRequest, JobStdio, Leftovers, Listing, Login, Metadata, Program, Reply, Request, Scope,
-    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage, VERSION,
-    WriteHow, codec,
+    SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage,
+    VERSION, WriteHow, codec,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -134,13 +134,15 @@ fn stream() -> Vec<u8> {
 
 fn replies() -> Seeds {
     let failure = SetupFailure { step: Step::Overlay, path: b"upper\0\xff", errno: 22 };
-    let control = [Reply::Ready { version: VERSION }, Reply::Failed(failure), Reply::Unmapped];
+    let control =
+        [Reply::Ready { version: VERSION, network: 1 }, Reply::Failed(failure), Reply::Unmapped];
     let control: Vec<_> = control.iter().flat_map(frame).collect();
     let usage = Usage { user_us: u64::MAX, max_rss_kib: 1 << 60, ..Usage::default() };
     let exit = |status| Exit { status, usage, wall_us: u64::MAX, by: None, survivors: true };
     let events = [
         JobEvent::Started { pid: 2 },
         JobEvent::Terminal,
+        JobEvent::Socket,
         JobEvent::Failed { stage: Stage::Exec, errno: 2 },
         JobEvent::Exited(exit(Status::Code(7))),
         JobEvent::Exited(exit(Status::Signal { signal: 9, core: true })),
@@ -220,11 +222,13 @@ fn requests() -> Seeds {
         etc: strings(b"hosts\0x\0"),
         etc_attributes: [0o755, 0, 0],
     };
+    let socket = SocketTask { address: &[2, 0, 0, 80], listens: false };
     let whole = vec![
         body(&Request::Spawn(spawn(Task::Program(program)))),
         body(&Request::Spawn(spawn(file(write)))),
         body(&Request::Spawn(spawn(file(FileAction::List { start: 1, most: 2 })))),
         body(&Request::Spawn(spawn(Task::KillAll))),
+        body(&Request::Spawn(spawn(Task::Socket(socket)))),
         body(&Request::Mounts(mounts)),
         body(&Request::Shutdown),
         body(&Request::Mapped),

@@ -437,7 +437,10 @@ fn first_events(
                 terminal = Some(Terminal::take(running.messages())?);
             }
             JobEvent::Failed { stage, errno } => return Err(running.start_error(stage, errno)),
-            JobEvent::Started { .. } | JobEvent::Terminal | JobEvent::Exited(_) => {
+            JobEvent::Started { .. }
+            | JobEvent::Terminal
+            | JobEvent::Socket
+            | JobEvent::Exited(_) => {
                 return Err(Error::Protocol { why: "a start out of order" });
             }
         }

@@ -353,7 +353,7 @@ impl Running {
                 End::Exit(ExitStatus::new(&exit, state.asked, self.ran_out_of_memory()))
             }
             JobEvent::Failed { stage, errno } => End::NotStarted { stage, errno },
-            JobEvent::Started { .. } | JobEvent::Terminal => {
+            JobEvent::Started { .. } | JobEvent::Terminal | JobEvent::Socket => {
                 return Err(Error::Protocol { why: "a program that starts twice" });
             }
         });

@@ -342,7 +342,9 @@ impl Processes {
         };
         let messages = self.control.messages();
         let of_sandbox = (hostname, directory, root);
-        let mounts = launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
+        let (mounts, network) =
+            launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
+        self.control.give_network(network);
         self.init.launched();
         Ok(mounts)
     }

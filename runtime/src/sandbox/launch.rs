@@ -33,6 +33,7 @@ use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
+use crate::wire::control::NetworkNamespace;
 use crate::wire::{self, Messages};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
@@ -140,7 +141,7 @@ pub(crate) fn begin(process: &Process, messages: &Messages, build: &Build<'_>) -
 /// Gives init its file systems, and waits until it says that all is done; does `meanwhile` what it
 /// needs not wait for.
 ///
-/// Returns its mount namespace.
+/// Returns its mount namespace, and which network namespace it is in.
 pub(crate) fn set_up(
     process: &Process,
     messages: &Messages,
@@ -148,7 +149,7 @@ pub(crate) fn set_up(
     build: &Build<'_>,
     of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<OwnedFd> {
+) -> Result<(OwnedFd, NetworkNamespace)> {
     try_set_up(process, messages, begun, build, of_sandbox, meanwhile)
         .map_err(|error| why(process, error))
 }
@@ -228,7 +229,7 @@ fn try_set_up(
     build: &Build<'_>,
     (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<OwnedFd> {
+) -> Result<(OwnedFd, NetworkNamespace)> {
     let deadline = Deadline::after(SETUP);
     let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
@@ -301,10 +302,14 @@ fn try_set_up(
     // It has no more to say here.
     messages.no_more()?;
     match wire::decode(&body)? {
-        Reply::Ready { version: VERSION } => messages.take_descriptor(
-            socket::is_other_mount_namespace,
-            "a sandbox without its mount namespace",
-        ),
+        Reply::Ready { version: VERSION, network } => {
+            let mounts = messages.take_descriptor(
+                socket::is_other_mount_namespace,
+                "a sandbox without its mount namespace",
+            )?;
+            let is_own = plan.has_own_network;
+            Ok((mounts, NetworkNamespace { cookie: network, is_own }))
+        }
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         other => Err(refusal(other)),
     }

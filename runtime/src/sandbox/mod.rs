@@ -15,6 +15,7 @@ pub(crate) mod plan;
 mod reset;
 mod root;
 mod snapshot;
+mod sockets;
 mod spare;
 
 use std::os::fd::OwnedFd;

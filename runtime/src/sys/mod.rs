@@ -28,6 +28,7 @@ pub(crate) mod proc;
 pub(crate) mod program;
 pub(crate) mod quotactl;
 pub(crate) mod shared;
+pub(crate) mod sockaddr;
 pub(crate) mod socket;
 pub(crate) mod stamp;
 pub(crate) mod surroundings;

@@ -10,7 +10,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{Gid, Uid};
 
 use crate::cgroup::{self, CpuFile, Group, JobCgroup, JoinFiles};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
@@ -33,6 +33,8 @@ pub(crate) struct Control {
     begun: Mutex<Begun>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(Socket, OwnedFd)>>,
+    /// Since init was ready.
+    network: OnceLock<NetworkNamespace>,
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
     /// The channels of commands that someone may wait for who does not hold the sandbox.
@@ -43,6 +45,15 @@ pub(crate) struct Control {
     /// The first id outside of those inside, if they are a range of their own.
     first_id: Option<u32>,
     owner: Owner,
+}
+
+/// The network namespace of a sandbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NetworkNamespace {
+    /// What its sockets say of it (`SO_NETNS_COOKIE`).
+    pub(crate) cookie: u64,
+    /// Whether it is no one else's.
+    pub(crate) is_own: bool,
 }
 
 /// The request that was begun last.
@@ -77,6 +88,7 @@ impl Control {
             init,
             begun: Mutex::default(),
             next_channel: Mutex::default(),
+            network: OnceLock::new(),
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
             ids,
@@ -99,6 +111,17 @@ impl Control {
     /// thread of its parent may have held it.
     pub(crate) fn check_own(&self) -> Result<()> {
         self.owner.check("the sandbox")
+    }
+
+    /// Says in which network namespace its init is.
+    pub(crate) fn give_network(&self, network: NetworkNamespace) {
+        self.network.get_or_init(|| network);
+    }
+
+    /// In which network namespace its init is.
+    pub(crate) fn network(&self) -> Result<NetworkNamespace> {
+        // Before it is ready, no one has it.
+        self.network.get().copied().ok_or(Error::SandboxDied)
     }
 
     /// Gives it cgroups, for all jobs from here on.

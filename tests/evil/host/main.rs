@@ -15,16 +15,21 @@
 )]
 
 use std::fs;
-use std::io::Read;
-use std::net::{Shutdown, TcpListener};
-use std::os::unix::fs::FileExt;
+use std::io::{IoSlice, Read};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Child, Config, Error, Files, Network, Pool, Sandbox, Scope, Stdio};
+use adl_runtime::{
+    Access, Child, Config, Error, Files, Mount, Network, Pool, Sandbox, Scope, Stdio,
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 /// What a call that is bounded by the caller may take.
@@ -175,6 +180,9 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     if call == "create" {
         return timed(|| sandbox(state, way).map(drop), |()| "Ok".to_owned());
     }
+    if let Some(call) = call.strip_prefix("given-") {
+        return given(call, way, state);
+    }
     match call {
         "pool" => return pooled(state, way, |_| Ok(())),
         "pool-status" => {
@@ -270,8 +278,63 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
             command.terminal(24, 80);
             timed(|| command.output(), |output| output.status.to_string())
         }
+        "connect" => connect(&sandbox, BOUND),
+        "connect-patiently" => connect(&sandbox, SETTLE),
+        "listen" => timed(|| sandbox.listen(([127, 0, 0, 1], 0)).map(drop), ok),
+        "connect-unix" => {
+            let mut files = sandbox.files();
+            timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
+        }
         "terminal-without-descriptors" => terminal_without_descriptors(&sandbox),
         call => file_call(call, &mut sandbox.files(), state),
+    }
+}
+
+/// Connects to a server of the host's, with whose network the sandbox is.
+fn connect(sandbox: &Sandbox, timeout: Duration) -> Outcome {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    timed(|| sandbox.connect_timeout(address, timeout).map(drop), |()| "Ok".to_owned())
+}
+
+/// Asks for what an accomplice on the host has given to init: it is as it should be, but where it
+/// was made, if the sandbox has a network of its own.
+fn given(call: &str, way: &str, state: &Path) -> Outcome {
+    let (call, network) = match call.strip_suffix("-of-own") {
+        Some(call) => (call, Network::None),
+        None => (call, Network::Host),
+    };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let socket: OwnedFd = match call {
+        "listen" => server.try_clone().unwrap().into(),
+        _ => TcpStream::connect(address).unwrap().into(),
+    };
+    let directory = state.join("volume");
+    fs::create_dir(&directory).unwrap();
+    let path = directory.join("accomplice");
+    let accomplice = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    let gives = std::thread::spawn(move || {
+        let (connection, _) = accomplice.accept().unwrap();
+        let (bytes, rights) = ([IoSlice::new(b"x")], [socket.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&rights)];
+        let flags = MsgFlags::empty();
+        sendmsg::<()>(connection.as_raw_fd(), &bytes, &rights, flags, None).unwrap();
+    });
+    let mounts = vec![Mount::volume(&directory, "/volume", Access::ReadWrite)];
+    let sandbox = Sandbox::create(Config { mounts, network, ..config(state, way) }).unwrap();
+    gives.join().unwrap();
+    fs::remove_dir_all(directory).unwrap();
+    let ok = |()| "Ok".to_owned();
+    match call {
+        "listen" => timed(|| sandbox.listen(address).map(drop), ok),
+        "connect" => timed(|| sandbox.connect_timeout(address, BOUND).map(drop), ok),
+        "unix" => {
+            let mut files = sandbox.files();
+            timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
+        }
+        call => panic!("what is {call}?"),
     }
 }
 

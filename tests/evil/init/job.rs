@@ -6,13 +6,14 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use adl_protocol::{
-    EndedBy, Exit, JobEvent, JobStdio, Reply, Spawn, Stage, Status, StdioSource, Task, Usage,
-    VERSION, limits,
+    EndedBy, Exit, FileAction, FileTask, JobEvent, JobStdio, Reply, SocketTask, Spawn, Stage,
+    Status, StdioSource, Task, Usage, VERSION, limits,
 };
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::attached;
 use crate::files;
+use crate::sockets;
 use crate::wire::{Control, flood, forever, frame, frame_of, send, send_away};
 
 const OUT_OF_BAND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::OOB);
@@ -75,7 +76,7 @@ impl Job {
         send(&self.channel, bytes, vec![]);
     }
 
-    fn say_with(&self, bytes: &[u8], attached: Vec<OwnedFd>) {
+    pub(crate) fn say_with(&self, bytes: &[u8], attached: Vec<OwnedFd>) {
         send(&self.channel, bytes, attached);
     }
 
@@ -106,8 +107,18 @@ impl Job {
     }
 }
 
-pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control) {
+pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control, given: Option<&OwnedFd>) {
     let mut job = Job::take(spawn, control);
+    match &spawn.task {
+        Task::Socket(SocketTask { address, listens }) => {
+            let asked = sockets::Asked::Inet(sockets::read(address), *listens);
+            return sockets::answer(way, &asked, &job, control, given);
+        }
+        Task::File(FileTask { action: FileAction::Connect, .. }) => {
+            return sockets::answer(way, &sockets::Asked::Unix, &job, control, given);
+        }
+        _ => {}
+    }
     if let Task::File(task) = &spawn.task {
         files::answer(way, task, &job);
         return;
@@ -147,7 +158,7 @@ pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control) {
         }
         "job-trailing" => job.say(&frame_of(&[&frame(&exited(0))[4..], b"!"].concat())),
         "job-unknown" => job.say(&frame_of(&[200, 1, 2, 3])),
-        "job-wrong-type" => job.say(&frame(&Reply::Ready { version: VERSION })),
+        "job-wrong-type" => job.say(&frame(&Reply::Ready { version: VERSION, network: 1 })),
         "job-failed-0" => job.say(&failed(0)),
         "job-failed-minus" => job.say(&failed(-1)),
         "job-failed-million" => job.say(&failed(1_000_000)),
@@ -196,7 +207,10 @@ pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control) {
             job.begin();
             job.end();
             drop(job);
-            flood(&control.socket, &frame(&Reply::Ready { version: VERSION }).repeat(1000));
+            flood(
+                &control.socket,
+                &frame(&Reply::Ready { version: VERSION, network: 1 }).repeat(1000),
+            );
             forever();
         }
         "job-out-of-band" => {

@@ -16,6 +16,7 @@ mod attached;
 mod files;
 mod job;
 mod ready;
+mod sockets;
 mod wire;
 
 use adl_protocol::{Origin, Request, codec};
@@ -44,7 +45,8 @@ fn main() {
         Request::Mounts(mounts) => String::from_utf8(mounts.hostname.to_vec()).unwrap(),
         _ => panic!("the second request is no root file system"),
     };
-    // What comes with it is not needed.
+    // What else comes with it is not needed.
+    let given = sockets::take_given(&way, &control);
     control.descriptors.clear();
     ready::answer(&way, &control);
     if way == "never-reads" {
@@ -52,7 +54,7 @@ fn main() {
     }
     while let Some(body) = control.next() {
         match codec::decode(&body).unwrap() {
-            Request::Spawn(spawn) => job::start(&way, &spawn, &mut control),
+            Request::Spawn(spawn) => job::start(&way, &spawn, &mut control, given.as_ref()),
             _ => return,
         }
     }

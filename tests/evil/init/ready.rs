@@ -6,10 +6,13 @@ use rustix::net::SendFlags;
 use crate::attached;
 use crate::wire::{Control, flood, forever, frame, frame_of, send, send_away};
 
-const READY: Reply<'_> = Reply::Ready { version: VERSION };
-
 pub(crate) fn answer(way: &str, control: &Control) {
     let socket = &control.socket;
+    // That of the host's, in which the control socket was made, where it lies.
+    let of_own = attached::pair().0;
+    let of = if way.ends_with("-cookie") { socket } else { &of_own };
+    let network = adl_init::sys::network_cookie(of).unwrap();
+    let ready = Reply::Ready { version: VERSION, network };
     let with = |bytes: &[u8]| send(socket, bytes, attached::make("mount-namespace"));
     let failed = |errno, path: &[u8]| {
         let step = Step::Hostname;
@@ -26,17 +29,17 @@ pub(crate) fn answer(way: &str, control: &Control) {
             with(&over.to_le_bytes());
         }
         "ready-truncated-exit" => {
-            with(&frame(&READY)[..5]);
+            with(&frame(&ready)[..5]);
             std::process::exit(0);
         }
-        "ready-truncated-silent" => with(&frame(&READY)[..5]),
-        "ready-trailing" => with(&frame_of(&[&frame(&READY)[4..], b"!"].concat())),
+        "ready-truncated-silent" => with(&frame(&ready)[..5]),
+        "ready-trailing" => with(&frame_of(&[&frame(&ready)[4..], b"!"].concat())),
         "ready-unknown" => with(&frame_of(&[77, 1, 2, 3])),
         "ready-wrong-type" => with(&frame(&JobEvent::Started { pid: 1 })),
-        "ready-version-0" => with(&frame(&Reply::Ready { version: 0 })),
+        "ready-version-0" => with(&frame(&Reply::Ready { version: 0, network })),
         // Of one that the host maps ids for by itself, or not yet.
         "ready-unmapped" => with(&frame(&Reply::Unmapped)),
-        "ready-version-max" => with(&frame(&Reply::Ready { version: u32::MAX })),
+        "ready-version-max" => with(&frame(&Reply::Ready { version: u32::MAX, network })),
         "ready-failed-0" => failed(0, b"/x"),
         "ready-failed-minus" => failed(-1, b"/x"),
         "ready-failed-million" => failed(1_000_000, b"/x"),
@@ -44,7 +47,7 @@ pub(crate) fn answer(way: &str, control: &Control) {
         "ready-failed-too-long" => failed(2, &[b'/'; limits::MAX_PATH * 2]),
         "ready-failed-nul" => failed(2, b"/a\0\x1b[2J\xff"),
         "ready-control" => {
-            send(socket, &frame(&READY), vec![rustix::io::dup(socket).unwrap()]);
+            send(socket, &frame(&ready), vec![rustix::io::dup(socket).unwrap()]);
         }
         "ready-with-lingering-in-pieces" => {
             let path = &[b'/'; 12];
@@ -56,27 +59,27 @@ pub(crate) fn answer(way: &str, control: &Control) {
         "ready-out-of-band" => {
             let flags = SendFlags::NOSIGNAL | SendFlags::OOB;
             let _ = send_away(socket, b"!", attached::make("lingering"), flags);
-            with(&frame(&READY));
+            with(&frame(&ready));
         }
         "ready-flood" => {
-            with(&frame(&READY)[..5]);
+            with(&frame(&ready)[..5]);
             flood(socket, &[0; 65536]);
         }
         "ready-twice" => {
-            with(&frame(&READY));
-            with(&frame(&READY));
+            with(&frame(&ready));
+            with(&frame(&ready));
         }
         "ready-then-lingering" => {
             // One that is never read: closing the socket closes it.
             let lingering = attached::make("lingering");
-            with(&frame(&READY));
+            with(&frame(&ready));
             let _ = send_away(socket, b"x", lingering, SendFlags::NOSIGNAL);
         }
         way => match way.strip_prefix("ready-with-") {
             Some(what) => {
-                send(socket, &frame(&READY), attached::make(what));
+                send(socket, &frame(&ready), attached::make(what));
             }
-            None => with(&frame(&READY)),
+            None => with(&frame(&ready)),
         },
     }
     if way.starts_with("ready-") && !way.starts_with("ready-t") {

@@ -59,6 +59,19 @@ impl Control {
     }
 }
 
+/// Waits for one descriptor.
+pub(crate) fn receive_one(socket: impl AsFd) -> OwnedFd {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags).unwrap();
+    let mut messages = ancillary.drain();
+    match messages.next() {
+        Some(RecvAncillaryMessage::ScmRights(mut descriptors)) => descriptors.next().unwrap(),
+        _ => panic!("no descriptor"),
+    }
+}
+
 pub(crate) fn frame(message: &impl Serialize) -> Vec<u8> {
     let mut frame = Vec::new();
     codec::encode(message, &mut frame).unwrap();

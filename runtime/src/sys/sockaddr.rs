@@ -1,0 +1,128 @@
+//! Addresses of sockets as the kernel takes them, and what it says of a socket.
+
+use std::ffi::c_int;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getpeername, socket};
+
+/// `AF_INET` or `AF_INET6`.
+pub(crate) fn family(address: SocketAddr) -> c_int {
+    match address {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    }
+}
+
+/// A `struct sockaddr_in` or `struct sockaddr_in6`.
+pub(crate) fn bytes(address: SocketAddr) -> Vec<u8> {
+    let family = (family(address) as libc::sa_family_t).to_ne_bytes();
+    let mut bytes = [family, address.port().to_be_bytes()].concat();
+    match address {
+        SocketAddr::V4(address) => {
+            bytes.extend_from_slice(&address.ip().octets());
+            bytes.resize(size_of::<libc::sockaddr_in>(), 0);
+        }
+        SocketAddr::V6(address) => {
+            bytes.extend_from_slice(&address.flowinfo().to_ne_bytes());
+            bytes.extend_from_slice(&address.ip().octets());
+            bytes.extend_from_slice(&address.scope_id().to_ne_bytes());
+        }
+    }
+    bytes
+}
+
+/// An option of `SOL_SOCKET` that is a number.
+pub(crate) fn option(socket: BorrowedFd<'_>, option: c_int) -> nix::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most an int, and its length, both of which outlive the call.
+    let result = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, &raw mut length)
+    };
+    Errno::result(result).map(|_| value)
+}
+
+/// Sets an option that consists of so many numbers.
+pub(crate) fn set_option<const COUNT: usize>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    option: c_int,
+    values: [c_int; COUNT],
+) -> nix::Result<()> {
+    let length = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: reads as many ints as are said.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, values.as_ptr().cast(), length)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The cookie of the network namespace that a socket was made in: of no other, before or after, as
+/// long as the machine runs (`SO_NETNS_COOKIE`, Linux 5.14).
+pub(crate) fn network_cookie(socket: BorrowedFd<'_>) -> nix::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes a u64, and its length, both of which outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).map(|_| cookie)
+}
+
+/// The cookie of the network namespace that the calling thread is in.
+pub(crate) fn own_network_cookie() -> nix::Result<u64> {
+    let own = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    network_cookie(own.as_fd())
+}
+
+/// Whether a Unix socket is connected.
+pub(crate) fn is_connected(socket: BorrowedFd<'_>) -> nix::Result<bool> {
+    match getpeername::<UnixAddr>(socket.as_raw_fd()) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOTCONN) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::{bytes, network_cookie, option, own_network_cookie};
+
+    #[test]
+    fn an_address_has_the_bytes_that_the_kernel_takes() {
+        let v4 = [2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(bytes("127.0.0.1:80".parse().unwrap()), v4);
+        let mut v6 = vec![10, 0, 1, 2, 0, 0, 0, 0, 0xfe, 0x80];
+        v6.extend([0; 13]);
+        v6.extend([1, 3, 0, 0, 0]);
+        assert_eq!(bytes("[fe80::1%3]:258".parse().unwrap()), v6);
+    }
+
+    #[test]
+    fn all_sockets_of_a_namespace_have_its_cookie() {
+        let own = own_network_cookie().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (one, _other) = UnixStream::pair().unwrap();
+        for socket in [listener.as_fd(), stream.as_fd(), one.as_fd()] {
+            assert_eq!(network_cookie(socket).unwrap(), own);
+        }
+        let listens = |socket| option(socket, libc::SO_ACCEPTCONN).unwrap();
+        assert_eq!((listens(listener.as_fd()), listens(stream.as_fd())), (1, 0));
+        let no_socket = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(network_cookie(no_socket.as_fd()), Err(nix::errno::Errno::ENOTSOCK));
+    }
+}
