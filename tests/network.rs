@@ -439,18 +439,23 @@ fn a_wait_for_a_connection_ends_with_the_sandbox() {
         BufReader::new(full.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let begin = Instant::now();
         let address = at([127, 0, 0, 1], 80);
+        // Of those that wait there is one process, and one socket that has said SYN more than those
+        // of the server's own.
+        let waiting = || {
+            let script = "cat /proc/[0-9]*/comm 2> /dev/null | grep -c adl-file
+                grep -c ':0050 02 ' /proc/net/tcp; true";
+            let counts = shell(&sandbox, script);
+            let mut counts = counts.lines().map(|count| count.parse::<u32>().unwrap());
+            (counts.next().unwrap(), counts.next().unwrap())
+        };
+        let before = waiting();
         std::thread::scope(|scope| {
             let tcp = scope.spawn(|| sandbox.connect_timeout(address, LONG * 10).map(drop));
             let unix = scope.spawn(|| {
                 let mut files = sandbox.files();
                 files.timeout(LONG * 10).connect_unix("/tmp/full").map(drop)
             });
-            // The one of them that can be seen inside waits.
-            let is_there = || {
-                let names = shell(&sandbox, "cat /proc/[0-9]*/comm");
-                names.lines().any(|name| name == "adl-file")
-            };
-            assert!(within(LONG, is_there));
+            assert!(within(LONG, || waiting() == (before.0 + 1, before.1 + 1)), "{before:?}");
             match how {
                 "init dies" => {
                     kill(Pid::from_raw(sandbox.init_pid()), Signal::SIGKILL).unwrap();
