@@ -131,7 +131,9 @@ def curve(told: dict[str, Any]) -> str:
     lines = {key: told[key]["steps_p50_us"] for key in CURVES if key in told}
     points = [point for some in lines.values() for point in some]
     most = max(count for count, _ in points)
-    highest = max(microseconds for _, microseconds in points) * 1.1
+    slowest = max(microseconds for _, microseconds in points)
+    digit = 10 ** math.floor(math.log10(slowest))
+    highest = math.ceil(slowest / digit) * digit
 
     def at(point: Sequence[float]) -> str:
         count, microseconds = point
@@ -153,16 +155,18 @@ def curve(told: dict[str, Any]) -> str:
         across = at((count, 0)).split()[0]
         parts.append(f'<text x="{across}" y="350" text-anchor="middle">{count:,}</text>')
     parts.append('<text x="360" y="372" text-anchor="middle">sandboxes alive</text>')
-    for number, (key, some) in enumerate(lines.items()):
-        color, name = CURVES[key]
+    at_name = 70
+    for key, some in lines.items():
+        color, name = CURVES[key][0], CURVES[key][1].replace("`", "")
         # The oldest are deleted first: what is left then is fewer each time.
         shown = [(most - count, value) for count, value in some] if key == "alive_delete" else some
         parts.append(
             f'<path d="M{"L".join(map(at, shown))}" fill="none" stroke="{color}" '
             'stroke-width="2"/>'
-            f'<rect x="{70 + 160 * number}" y="10" width="12" height="12" fill="{color}"/>'
-            f'<text x="{88 + 160 * number}" y="21">{name.replace("`", "")}</text>'
+            f'<rect x="{at_name}" y="10" width="12" height="12" fill="{color}"/>'
+            f'<text x="{at_name + 18}" y="21">{name}</text>'
         )
+        at_name += 50 + 7 * len(name)
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
