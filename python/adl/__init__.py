@@ -72,6 +72,7 @@ from adl._images import (
     PullOptions,
     pull,
 )
+from adl._metrics import Metrics, metrics
 from adl._pool import Pool, PooledSandbox, PoolStats
 from adl._process import Job, Popen, Terminal
 from adl._results import (
@@ -134,6 +135,7 @@ __all__ = [
     "Job",
     "Limits",
     "MadeImage",
+    "Metrics",
     "Mount",
     "NameInUseError",
     "NoImageError",
@@ -179,6 +181,7 @@ __all__ = [
     "examine",
     "finish_removals",
     "keep_blanks",
+    "metrics",
     "pending_removals",
     "pull",
     "wait_at_exit",
