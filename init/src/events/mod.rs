@@ -60,6 +60,12 @@ const BETWEEN_ANSWERS: u64 = 1_000_000;
 /// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
 /// guest keeps it stopped, of the 48 MiB that init has.
 const STARTING: usize = 128;
+/// How long the next request waits for one of so many to be at its program, in ns. In time they all
+/// are, but for what a guest keeps stopped.
+const PATIENCE: u64 = 500_000_000;
+/// How long after a look whether one is, there is another, in ns.
+const BETWEEN_LOOKS: u64 = 500_000;
+
 /// How long a tree may outrun the passes that end it before all processes are stopped for one, in
 /// ns; then twice as long, and so on.
 const OUTRUN: u64 = 50_000_000;
@@ -82,6 +88,10 @@ pub(crate) struct Loop {
     timers: Sorted<u64>,
     /// What children were given, until they have let go of it.
     starting: Vec<ChildMemory<job::Start>>,
+    /// Since when they are as many as there may be, in ns.
+    full_since: Option<u64>,
+    /// When it is looked again whether they are, in ns, if requests wait for that.
+    look_at: Option<u64>,
     /// For the next job, made while there was nothing else to do.
     next_tree: Option<Tree>,
     kill_all: Option<KillAll>,
@@ -106,6 +116,8 @@ pub(crate) fn begin(receiver: &Receiver, init: &'static Init) -> rustix::io::Res
         by_pid: Sorted(Vec::new()),
         timers: Sorted(Vec::new()),
         starting: Vec::new(),
+        full_since: None,
+        look_at: None,
         next_tree: None,
         kill_all: None,
         sweeper: Sweeper::new(&init.jobs.proc),
@@ -161,6 +173,9 @@ pub(crate) fn run(mut this: Loop, mut receiver: Receiver) -> i32 {
         if let Err(status) = this.go_on_killing(&mut receiver) {
             return status;
         }
+        if let Err(status) = this.go_on_taking(&mut receiver) {
+            return status;
+        }
         this.starting.retain(|memory| !memory.is_free());
     }
 }
@@ -181,6 +196,7 @@ impl Loop {
             .chain(self.deaf_until)
             .chain(self.answer_at)
             .chain(kill)
+            .chain(self.look_at)
             .min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
@@ -227,10 +243,15 @@ impl Loop {
     }
 
     /// Handles requests that were read, up to one that all others wait for.
+    #[inline(never)] // 700 bytes of init's, each time.
     fn take_requests(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
-        while self.kill_all.is_none()
-            && let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)?
-        {
+        while self.kill_all.is_none() {
+            if self.is_full() {
+                self.look_at = Some(now() + BETWEEN_LOOKS);
+                self.listen_to_control(receiver, epoll::EventFlags::empty());
+                break;
+            }
+            let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)? else { break };
             let request = OwnedRequest::decode(body).map_err(|_| PROTOCOL)?;
             match request.get() {
                 Request::Spawn(_) => self.spawn(request, receiver)?,
@@ -241,6 +262,27 @@ impl Loop {
             }
         }
         Ok(())
+    }
+
+    /// Whether the next request has to wait for what is being started.
+    fn is_full(&mut self) -> bool {
+        self.starting.retain(|memory| !memory.is_free());
+        if self.starting.len() < STARTING {
+            self.full_since = None;
+            return false;
+        }
+        let now = now();
+        now - *self.full_since.get_or_insert(now) < PATIENCE
+    }
+
+    /// Takes the requests that wait, once they need not any more.
+    fn go_on_taking(&mut self, control: &mut Receiver) -> Result<(), i32> {
+        if self.look_at.is_none_or(|at| now() < at) {
+            return Ok(());
+        }
+        self.look_at = None;
+        self.listen_to_control(control, epoll::EventFlags::IN);
+        self.take_requests(control)
     }
 
     fn spawn(&mut self, request: OwnedRequest, receiver: &mut Receiver) -> Result<(), i32> {
