@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from adl import _adl
 from adl._pool import PoolStats
@@ -45,4 +45,4 @@ def metrics() -> Metrics:
     for pool in pools:
         for name in ("waited", "waited_most"):
             pool[name] = pool[name]["secs"] + pool[name]["nanos"] / 1e9
-    return Metrics(**told, pools=[PoolStats(**pool) for pool in pools])
+    return cast(Metrics, {**told, "pools": [PoolStats(**pool) for pool in pools]})

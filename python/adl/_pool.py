@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -211,8 +212,9 @@ def _called(name: str, callback: Callable[[Sandbox], object] | None) -> Any:
     return lambda native: callback(Sandbox._of(native))
 
 
-_SLICE = 0.5
-"""How long a thread waits before it looks who waits for it, in seconds."""
+_GRACE = 0.5
+"""How long after its deadline a coroutine is told that its time is up, if no one has told it why
+by then: in seconds."""
 
 
 class _Waiter:
@@ -225,21 +227,28 @@ class _Waiter:
         self.future: asyncio.Future[_adl.Sandbox] = self.loop.create_future()
         self.has_left = False
 
-    def left(self) -> float:
-        return _SLICE if self.deadline is None else self.deadline - time.monotonic()
+    def is_over(self) -> bool:
+        return self.deadline is not None and self.deadline <= time.monotonic()
 
 
 class _Line:
     """The coroutines that wait for a sandbox, in the order in which they came, and the one thread
-    that waits for the first of them. It is there while someone waits."""
+    that stands in the pool's line for them. It is there while someone waits."""
 
     def __init__(self, pool: _adl.Pool) -> None:
         self._pool = pool
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
         self._is_served = False
 
     async def wait(self, timeout: float | None) -> _adl.Sandbox:
+        if self._pid != os.getpid():
+            # A fork has not got the thread.
+            self._begin()
         waiter = _Waiter(timeout)
         with self._lock:
             self._waiters.append(waiter)
@@ -248,8 +257,7 @@ class _Line:
             threading.Thread(target=self._serve, name="adl-acquire", daemon=True).start()
         timer = None
         if timeout is not None:
-            # Also of those behind one that waits for longer.
-            timer = waiter.loop.call_later(max(0.0, timeout) + _SLICE, self._expire, waiter)
+            timer = waiter.loop.call_later(max(0.0, timeout) + _GRACE, self._expire, waiter)
         try:
             return await waiter.future
         finally:
@@ -270,32 +278,46 @@ class _Line:
     def _serve(self) -> None:
         while True:
             with self._lock:
-                while self._waiters and self._waiters[0].has_left:
-                    self._waiters.popleft()
-                if not self._waiters:
+                waiting = self._waiting()
+                if not waiting:
                     self._is_served = False
                     return
-                waiter = self._waiters[0]
-            told = self._acquire(waiter)
-            if told is None:
-                continue
+                deadlines = [waiter.deadline for waiter in waiting]
+            told = self._acquire(deadlines)
             with self._lock:
-                if self._waiters and self._waiters[0] is waiter:
-                    self._waiters.popleft()
-            try:
-                waiter.loop.call_soon_threadsafe(self._tell, waiter, told)
-            except RuntimeError:
-                pass  # The loop is closed: a sandbox that is dropped is given back.
+                waiting = self._waiting()
+                if isinstance(told, Error) and told.kind == "temporary":
+                    # The time of some is up; the others go on waiting.
+                    who = [waiter for waiter in waiting if waiter.is_over()]
+                elif isinstance(told, Error):
+                    who = list(waiting)
+                else:
+                    # Whoever is first now. Where no one is, it is dropped, and so given back.
+                    who = [waiting[0]] if waiting else []
+                for waiter in who:
+                    self._waiters.remove(waiter)
+            for waiter in who:
+                try:
+                    waiter.loop.call_soon_threadsafe(self._tell, waiter, told)
+                except RuntimeError:
+                    pass  # The loop is closed: a sandbox that is dropped is given back.
+            del told
 
-    def _acquire(self, waiter: _Waiter) -> _adl.Sandbox | Error | None:
-        """A sandbox, or why there is none, or None to go on waiting."""
-        left = waiter.left()
+    def _waiting(self) -> deque[_Waiter]:
+        """Those who wait still."""
+        if any(waiter.has_left for waiter in self._waiters):
+            self._waiters = deque(waiter for waiter in self._waiters if not waiter.has_left)
+        return self._waiters
+
+    def _acquire(self, deadlines: list[float | None]) -> _adl.Sandbox | Error:
+        """A sandbox, within the time of whoever waits the longest, or why there is none."""
+        last = None
+        if None not in deadlines:
+            last = max(0.0, max(at for at in deadlines if at is not None) - time.monotonic())
         try:
-            return self._pool.acquire(max(0.0, min(left, _SLICE)))
+            return self._pool.acquire(last)
         except Error as error:
-            # What may pass is waited for.
-            is_over = waiter.deadline is not None and left <= _SLICE
-            return error if error.kind != "temporary" or is_over else None
+            return error
 
     @staticmethod
     def _tell(waiter: _Waiter, told: _adl.Sandbox | Error) -> None:

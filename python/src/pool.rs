@@ -106,7 +106,12 @@ impl Pool {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let pool = self.get()?;
-        py.detach(|| pool.close()).map_err(raise)
+        if !is_main_thread() {
+            return py.detach(|| pool.close()).map_err(raise);
+        }
+        // Where a signal handler raises, it goes on to close.
+        let pool = pool.clone();
+        interruptible(py, "adl-close", move |_: &dyn Fn(())| pool.close(), Ok)?.map_err(raise)
     }
 }
 
