@@ -28,8 +28,10 @@ _CHUNK = 65536
 
 def check_file_options(encoding: str | None, errors: str | None, bufsize: int) -> None:
     """Raises what making the files of a command would, before there is one."""
-    io.TextIOWrapper(io.BytesIO(), encoding or "utf-8", errors).close()
+    codecs.lookup(encoding or "utf-8")
     codecs.lookup_error(errors or "strict")
+    # There are encodings that are none of text.
+    io.TextIOWrapper(io.BytesIO(), encoding or "utf-8").close()
     operator.index(bufsize)
 
 
