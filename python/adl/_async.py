@@ -243,6 +243,7 @@ class _Writing(asyncio.WriteTransport):
         self._protocol = protocol
         self._waiting = bytearray()
         self._is_closing = self._is_paused = False
+        self._low, self._high = self._HIGH // 4, self._HIGH
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closing or not data:
@@ -253,7 +254,7 @@ class _Writing(asyncio.WriteTransport):
             self._write_some()
             if self._waiting:
                 self._loop.add_writer(self._descriptor.number, self._write_some)
-        if len(self._waiting) > self._HIGH and not self._is_paused:
+        if len(self._waiting) > self._high and not self._is_paused:
             self._is_paused = True
             self._protocol.pause_writing()
 
@@ -266,7 +267,7 @@ class _Writing(asyncio.WriteTransport):
             # No one has it open any more, who could be told.
             self.abort()
             return
-        if self._is_paused and len(self._waiting) < self._HIGH // 4:
+        if self._is_paused and len(self._waiting) <= self._low:
             self._is_paused = False
             self._protocol.resume_writing()
         if not self._waiting:
@@ -276,6 +277,21 @@ class _Writing(asyncio.WriteTransport):
 
     def get_write_buffer_size(self) -> int:
         return len(self._waiting)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = self._HIGH if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._low, self._high = low, high
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
 
     def can_write_eof(self) -> bool:
         return True
@@ -390,7 +406,12 @@ class Process:
         weakref.finalize(self, self._watch.stop_from_anywhere).atexit = False
         stdin, stdout, stderr, terminal = native.take()
         if terminal is not None:
-            stdin, stdout = os.dup(terminal), terminal
+            stdout = terminal
+            try:
+                stdin = os.dup(terminal)
+            except OSError:
+                os.close(terminal)
+                raise
         if stdin is not None:
             protocol = _WriteProtocol()
             writing = _Writing(stdin, protocol)
@@ -474,11 +495,13 @@ class Process:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.status is None:
-            self.kill()
-            await self.wait()
-        for transport in self._transports:
-            transport.close()
+        try:
+            if self.status is None:
+                self.kill()
+                await self.wait()
+        finally:
+            for transport in self._transports:
+                transport.close()
 
     def __repr__(self) -> str:
         return f"<adl.Process pid={self.pid} returncode={self.returncode} args={self.args!r}>"

@@ -25,7 +25,6 @@ from adl._config import (
 )
 from adl._errors import Error, TimedOutError
 from adl._files import Files
-from adl._process import _seconds
 from adl._sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -157,7 +156,8 @@ class Pool:
 
     async def aacquire(self, timeout: Seconds | None = None) -> PooledSandbox:
         """Does what ``acquire`` does, from a coroutine, without a thread for each that waits."""
-        return PooledSandbox._of(await self._line.wait(_seconds(timeout)))
+        within = None if timeout is None else _adl.seconds(timeout)
+        return PooledSandbox._of(await self._line.wait(within))
 
     def stats(self) -> PoolStats:
         """What it has now, and has done until now."""
@@ -212,7 +212,7 @@ def _called(name: str, callback: Callable[[Sandbox], object] | None) -> Any:
     return lambda native: callback(Sandbox._of(native))
 
 
-_GRACE = 0.5
+_GRACE = 0.2
 """How long after its deadline a coroutine is told that its time is up, if no one has told it why
 by then: in seconds."""
 
@@ -229,6 +229,32 @@ class _Waiter:
 
     def is_over(self) -> bool:
         return self.deadline is not None and self.deadline <= time.monotonic()
+
+    def tell(self, told: _adl.Sandbox | Error) -> None:
+        """Tells it from another thread. Where its loop is closed, no one has the sandbox: one that
+        is dropped is given back."""
+        try:
+            self.loop.call_soon_threadsafe(self._tell, told)
+        except RuntimeError:
+            pass
+
+    def _tell(self, told: _adl.Sandbox | Error) -> None:
+        if self.future.done():
+            return  # Cancelled meanwhile: a sandbox that is dropped is given back.
+        if isinstance(told, Error):
+            self.future.set_exception(told)
+        else:
+            self.future.set_result(told)
+
+    def expire(self) -> None:
+        self._tell(_late(self.timeout or 0.0))
+
+
+def _late(after: float) -> TimedOutError:
+    text = f"waited {after:g}s for a sandbox of the pool, and gave up"
+    error = TimedOutError(text, what="a sandbox of the pool", after=after)
+    error.kind = "temporary"
+    return error
 
 
 class _Line:
@@ -251,82 +277,69 @@ class _Line:
             self._begin()
         waiter = _Waiter(timeout)
         with self._lock:
+            if timeout is not None and timeout <= 0 and self._waiting():
+                raise _late(timeout)
+            if not self._is_served:
+                thread = threading.Thread(target=self._serve, name="adl-acquire", daemon=True)
+                thread.start()
+                self._is_served = True
             self._waiters.append(waiter)
-            begin, self._is_served = not self._is_served, True
-        if begin:
-            threading.Thread(target=self._serve, name="adl-acquire", daemon=True).start()
         timer = None
         if timeout is not None:
-            timer = waiter.loop.call_later(max(0.0, timeout) + _GRACE, self._expire, waiter)
+            # No loop knows much longer ones.
+            timer = waiter.loop.call_later(min(timeout, 1e8) + _GRACE, waiter.expire)
         try:
             return await waiter.future
         finally:
             waiter.has_left = True
             if timer is not None:
                 timer.cancel()
-
-    @staticmethod
-    def _expire(waiter: _Waiter) -> None:
-        if not waiter.future.done():
-            after = waiter.timeout or 0.0
-            text = f"waited {after:g}s for a sandbox of the pool, and gave up"
-            what = "a sandbox of the pool"
-            error = TimedOutError(text, what=what, after=after)
-            error.kind = "temporary"
-            waiter.future.set_exception(error)
+            # An error that is told has this frame, and would have itself with it.
+            del waiter, timer
 
     def _serve(self) -> None:
-        while True:
-            with self._lock:
-                waiting = self._waiting()
-                if not waiting:
-                    self._is_served = False
-                    return
-                deadlines = [waiter.deadline for waiter in waiting]
-            told = self._acquire(deadlines)
-            with self._lock:
-                waiting = self._waiting()
-                if isinstance(told, Error) and told.kind == "temporary":
-                    # The time of some is up; the others go on waiting.
-                    who = [waiter for waiter in waiting if waiter.is_over()]
-                elif isinstance(told, Error):
-                    who = list(waiting)
-                else:
-                    # Whoever is first now. Where no one is, it is dropped, and so given back.
-                    who = [waiting[0]] if waiting else []
-                for waiter in who:
-                    self._waiters.remove(waiter)
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Waits for one sandbox; False when no one wants any. In a frame of its own, which keeps
+        none of those that were handed over."""
+        with self._lock:
+            if not self._waiting():
+                self._is_served = False
+                return False
+        told: _adl.Sandbox | Error
+        try:
+            told = self._pool.acquire_while(self._is_wanted)
+        except Error as error:
+            told = error
+        with self._lock:
+            waiting = self._waiting()
+            if not isinstance(told, Error):
+                # Whoever is first now. Where no one is, it is dropped, and so given back.
+                who = [waiting.popleft()] if waiting else []
+            elif told.kind == "temporary":
+                # The time of all of them is up, or that of some, just now.
+                who = [waiter for waiter in waiting if waiter.is_over()]
+            else:
+                who = list(waiting)
             for waiter in who:
-                try:
-                    waiter.loop.call_soon_threadsafe(self._tell, waiter, told)
-                except RuntimeError:
-                    pass  # The loop is closed: a sandbox that is dropped is given back.
-            del told
+                if waiter in waiting:
+                    waiting.remove(waiter)
+        for waiter in who:
+            waiter.tell(told)
+        return True
+
+    def _is_wanted(self) -> bool:
+        """Whether someone waits whose time is not up."""
+        with self._lock:
+            return any(not waiter.is_over() for waiter in self._waiting())
 
     def _waiting(self) -> deque[_Waiter]:
         """Those who wait still."""
         if any(waiter.has_left for waiter in self._waiters):
             self._waiters = deque(waiter for waiter in self._waiters if not waiter.has_left)
         return self._waiters
-
-    def _acquire(self, deadlines: list[float | None]) -> _adl.Sandbox | Error:
-        """A sandbox, within the time of whoever waits the longest, or why there is none."""
-        last = None
-        if None not in deadlines:
-            last = max(0.0, max(at for at in deadlines if at is not None) - time.monotonic())
-        try:
-            return self._pool.acquire(last)
-        except Error as error:
-            return error
-
-    @staticmethod
-    def _tell(waiter: _Waiter, told: _adl.Sandbox | Error) -> None:
-        if waiter.future.done():
-            return  # Cancelled meanwhile: a sandbox that is dropped is given back.
-        if isinstance(told, Error):
-            waiter.future.set_exception(told)
-        else:
-            waiter.future.set_result(told)
 
 
 def _close_all() -> None:

@@ -40,6 +40,8 @@ mod _adl {
         Snapshot, blanks_ready, collect_garbage, examine, finish_removals, keep_blanks,
         list_snapshots, metrics, open_snapshot, pending_removals, remove_snapshot, wait_at_exit,
     };
+    #[pymodule_export]
+    use crate::values::seconds;
 
     use super::*;
 

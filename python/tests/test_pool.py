@@ -363,3 +363,56 @@ pool.close()
 print("closed")
 """
     assert python(script).splitlines() == ["interrupted", "closed"]
+
+
+def test_a_sandbox_that_a_coroutine_drops_is_given_back(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+
+        async def use() -> None:
+            sandbox = await pool.aacquire(SOON)
+            await asyncio.sleep(0.2)
+            assert (await sandbox.arun("true")).success
+
+        async def main() -> None:
+            # Two of them wait while the first has it, and nothing else has.
+            await asyncio.gather(use(), use(), use())
+            with pytest.raises(adl.TimedOutError):
+                async with await pool.aacquire(SOON):
+                    await pool.aacquire(0.1)
+            assert within(lambda: pool.stats().in_use == 0)
+
+        gc.collect()
+        gc.disable()
+        try:
+            asyncio.run(main())
+        finally:
+            gc.enable()
+
+
+def test_a_coroutine_that_gives_up_leaves_the_line(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+        held = pool.acquire(SOON)
+
+        async def main() -> None:
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(pool.aacquire(), 0.05)
+            waiting = asyncio.ensure_future(pool.aacquire(SOON))
+            await asyncio.sleep(0)
+            # Who would not wait at all is not in its way, and is told at once.
+            begin = time.monotonic()
+            with pytest.raises(adl.TimedOutError):
+                await pool.aacquire(0)
+            assert time.monotonic() - begin < 0.1
+            waiting.cancel()
+            for no_time in (-1, float("nan"), 1e300):
+                with pytest.raises(ValueError, match="seconds"):
+                    await pool.aacquire(no_time)
+
+        asyncio.run(main())
+        assert within(lambda: pool.stats().waiting == 0)
+        made = pool.stats().made
+        held.delete()
+        # No one has taken the next one only to throw it away.
+        with pool.acquire(SOON):
+            assert pool.stats().made == made + 1

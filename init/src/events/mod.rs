@@ -60,9 +60,11 @@ const BETWEEN_ANSWERS: u64 = 1_000_000;
 /// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
 /// guest keeps it stopped, of the 48 MiB that init has.
 const STARTING: usize = 128;
-/// How long the next request waits for one of so many to be at its program, in ns. In time they all
-/// are, but for what a guest keeps stopped.
+/// How long requests wait for one of so many to be at its program, in ns, and how much longer for
+/// each that is: a guest that keeps them stopped, and lets go of one now and then, holds up others
+/// for no longer.
 const PATIENCE: u64 = 500_000_000;
+const PATIENCE_MORE: u64 = 20_000_000;
 /// How long after a look whether one is, there is another, in ns.
 const BETWEEN_LOOKS: u64 = 500_000;
 
@@ -88,8 +90,10 @@ pub(crate) struct Loop {
     timers: Sorted<u64>,
     /// What children were given, until they have let go of it.
     starting: Vec<ChildMemory<job::Start>>,
-    /// Since when they are as many as there may be, in ns.
-    full_since: Option<u64>,
+    /// When they were last found to be as many as there may be, in ns.
+    full_at: Option<u64>,
+    /// How long requests will wait for them, in ns.
+    patience: u64,
     /// When it is looked again whether they are, in ns, if requests wait for that.
     look_at: Option<u64>,
     /// For the next job, made while there was nothing else to do.
@@ -116,7 +120,8 @@ pub(crate) fn begin(receiver: &Receiver, init: &'static Init) -> rustix::io::Res
         by_pid: Sorted(Vec::new()),
         timers: Sorted(Vec::new()),
         starting: Vec::new(),
-        full_since: None,
+        full_at: None,
+        patience: PATIENCE,
         look_at: None,
         next_tree: None,
         kill_all: None,
@@ -176,7 +181,7 @@ pub(crate) fn run(mut this: Loop, mut receiver: Receiver) -> i32 {
         if let Err(status) = this.go_on_taking(&mut receiver) {
             return status;
         }
-        this.starting.retain(|memory| !memory.is_free());
+        this.forget_started();
     }
 }
 
@@ -266,13 +271,22 @@ impl Loop {
 
     /// Whether the next request has to wait for what is being started.
     fn is_full(&mut self) -> bool {
-        self.starting.retain(|memory| !memory.is_free());
+        self.forget_started();
         if self.starting.len() < STARTING {
-            self.full_since = None;
+            self.full_at = None;
             return false;
         }
         let now = now();
-        now - *self.full_since.get_or_insert(now) < PATIENCE
+        let waited = now - self.full_at.replace(now).unwrap_or(now);
+        self.patience = self.patience.saturating_sub(waited);
+        self.patience != 0
+    }
+
+    fn forget_started(&mut self) {
+        let before = self.starting.len();
+        self.starting.retain(|memory| !memory.is_free());
+        let started = (before - self.starting.len()) as u64;
+        self.patience = PATIENCE.min(self.patience + started * PATIENCE_MORE);
     }
 
     /// Takes the requests that wait, once they need not any more.
@@ -361,7 +375,7 @@ impl Loop {
             Some(tree) => tree,
             None => Tree::begin(&self.init.jobs.proc).stage(Stage::Fork)?,
         };
-        self.starting.retain(|memory| !memory.is_free());
+        self.forget_started();
         if self.starting.len() >= STARTING {
             return Err(Failure(Stage::Fork, Errno::NOMEM));
         }
