@@ -327,7 +327,9 @@ class _Line:
                 if waiter in waiting:
                     waiting.remove(waiter)
         for waiter in who:
-            waiter.tell(told)
+            # How long each has waited, this line does not know.
+            is_late = isinstance(told, TimedOutError) and waiter.timeout is not None
+            waiter.tell(_late(waiter.timeout or 0.0) if is_late else told)
         return True
 
     def _is_wanted(self) -> bool:

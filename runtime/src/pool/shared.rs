@@ -156,8 +156,9 @@ impl Shared {
             return Err(Error::Pool { why });
         }
         if deadline.passed() {
-            return Err(state.late(deadline));
+            return Err(state.late(deadline.length()));
         }
+        let begin = Instant::now();
         let ticket = Arc::<Ticket>::default();
         match place {
             Place::Last => state.waiting.push_back(Arc::clone(&ticket)),
@@ -172,7 +173,8 @@ impl Shared {
         let before = state.waiting.len();
         state.waiting.retain(|other| !Arc::ptr_eq(other, &ticket));
         if state.waiting.len() < before {
-            return Err(state.late(deadline));
+            let after = if deadline.passed() { deadline.length() } else { begin.elapsed() };
+            return Err(state.late(after));
         }
         drop(state);
         // It was given at the last moment.
@@ -450,11 +452,11 @@ impl State {
     }
 
     /// What is told when the time is up: the trouble that there is, or that there is none.
-    fn late(&mut self, deadline: Deadline) -> Error {
+    fn late(&mut self, after: Duration) -> Error {
         self.stats.timed_out += 1;
         match &self.trouble {
             Some(trouble) => Error::Pool { why: Arc::clone(&trouble.why) },
-            None => Error::TimedOut { what: "a sandbox of the pool", after: deadline.length() },
+            None => Error::TimedOut { what: "a sandbox of the pool", after },
         }
     }
 }
