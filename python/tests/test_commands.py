@@ -400,12 +400,14 @@ def test_what_makes_no_sense_of_a_popen_starts_nothing(sandbox: Sandbox) -> None
     with pytest.raises(TypeError):
         sandbox.popen(script, stdout=PIPE, bufsize="1")  # type: ignore[call-overload]
     assert within(lambda: b"sleep" not in sandbox.run("cat /proc/[0-9]*/comm").stdout)
+    # What other tests have left goes meanwhile, too.
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(LookupError, match="rot13"):
             sandbox.popen(script, stdin=PIPE, stdout=PIPE, stderr=PIPE, encoding="rot13")
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_communicate_goes_on_where_its_time_was_up(sandbox: Sandbox) -> None:
