@@ -305,7 +305,7 @@ def test_coroutines_stand_in_one_line_with_threads(state: Path) -> None:
         # Not behind all that come while it waits.
         begin = time.monotonic()
         asyncio.run(main())
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < SOON / 2
         stop.set()
         for thread in threads:
             thread.join(SOON)
@@ -400,10 +400,8 @@ def test_a_coroutine_that_gives_up_leaves_the_line(state: Path) -> None:
             waiting = asyncio.ensure_future(pool.aacquire(SOON))
             await asyncio.sleep(0)
             # Who would not wait at all is not in its way, and is told at once.
-            begin = time.monotonic()
             with pytest.raises(adl.TimedOutError):
-                await pool.aacquire(0)
-            assert time.monotonic() - begin < 0.1
+                pool.aacquire(0).send(None)
             waiting.cancel()
             for no_time in (-1, float("nan"), 1e300):
                 with pytest.raises(ValueError, match="seconds"):
