@@ -14,7 +14,8 @@ bytes, paths ``str``, ``bytes`` or ``os.PathLike``. All errors are ``adl.Error``
 from subprocess import DEVNULL, PIPE, STDOUT
 
 from adl._adl import __version__
-from adl._async import AsyncFiles, Process
+from adl._async import Process
+from adl._async_files import AsyncFiles
 from adl._config import (
     Access,
     CommandOptions,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from adl import _adl, _async
+from adl._async_files import AsyncFiles
 from adl._config import (
     AnyHostPath,
     Args,
@@ -441,9 +442,9 @@ class Sandbox:
         return await _async.spawn(self._native, args, native, limit)
 
     @property
-    def afiles(self) -> _async.AsyncFiles:
+    def afiles(self) -> AsyncFiles:
         """Reads, writes and copies its files, from coroutines."""
-        return _async.AsyncFiles(self.files)
+        return AsyncFiles(self.files)
 
     async def areset(self) -> None:
         """Does what ``reset`` does, from a coroutine."""

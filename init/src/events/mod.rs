@@ -6,6 +6,7 @@
 mod cpu_time;
 mod jobs;
 mod kill_all;
+mod starting;
 mod trees;
 
 use alloc::vec::Vec;
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal};
 use self::cpu_time::CpuTime;
 use self::jobs::{Job, Jobs, Sorted};
 use self::kill_all::KillAll;
+use self::starting::{PATIENCE, STARTING};
 use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree};
 use crate::receive::{Receiver, send_frame};
@@ -55,18 +57,6 @@ const QUESTIONS: u64 = u64::MAX - 3;
 /// How long after an answer the next question is read, in ns. A guest that asks for ever must not
 /// have init work all the time either.
 const BETWEEN_ANSWERS: u64 = 1_000_000;
-
-/// How many children may be on their way to their programs in init's memory at once. Each takes a
-/// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
-/// guest keeps it stopped, of the 48 MiB that init has.
-const STARTING: usize = 128;
-/// How long requests wait for one of so many to be at its program, in ns, and how much longer for
-/// each that is: a guest that keeps them stopped, and lets go of one now and then, holds up others
-/// for no longer.
-const PATIENCE: u64 = 500_000_000;
-const PATIENCE_MORE: u64 = 20_000_000;
-/// How long after a look whether one is, there is another, in ns.
-const BETWEEN_LOOKS: u64 = 500_000;
 
 /// How long a tree may outrun the passes that end it before all processes are stopped for one, in
 /// ns; then twice as long, and so on.
@@ -248,12 +238,10 @@ impl Loop {
     }
 
     /// Handles requests that were read, up to one that all others wait for.
-    #[inline(never)] // 700 bytes of init's, each time.
     fn take_requests(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
         while self.kill_all.is_none() {
             if self.is_full() {
-                self.look_at = Some(now() + BETWEEN_LOOKS);
-                self.listen_to_control(receiver, epoll::EventFlags::empty());
+                self.hold_requests(receiver);
                 break;
             }
             let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)? else { break };
@@ -267,36 +255,6 @@ impl Loop {
             }
         }
         Ok(())
-    }
-
-    /// Whether the next request has to wait for what is being started.
-    fn is_full(&mut self) -> bool {
-        self.forget_started();
-        if self.starting.len() < STARTING {
-            self.full_at = None;
-            return false;
-        }
-        let now = now();
-        let waited = now - self.full_at.replace(now).unwrap_or(now);
-        self.patience = self.patience.saturating_sub(waited);
-        self.patience != 0
-    }
-
-    fn forget_started(&mut self) {
-        let before = self.starting.len();
-        self.starting.retain(|memory| !memory.is_free());
-        let started = (before - self.starting.len()) as u64;
-        self.patience = PATIENCE.min(self.patience + started * PATIENCE_MORE);
-    }
-
-    /// Takes the requests that wait, once they need not any more.
-    fn go_on_taking(&mut self, control: &mut Receiver) -> Result<(), i32> {
-        if self.look_at.is_none_or(|at| now() < at) {
-            return Ok(());
-        }
-        self.look_at = None;
-        self.listen_to_control(control, epoll::EventFlags::IN);
-        self.take_requests(control)
     }
 
     fn spawn(&mut self, request: OwnedRequest, receiver: &mut Receiver) -> Result<(), i32> {
