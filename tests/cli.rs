@@ -487,7 +487,7 @@ fn bench_measures_each_row_beside_the_hosts_own() {
     let of_pools = ["acquire", "reset_plain", "reset_spare", "cycle_64", "pool_cycle_64"];
     let of_many = ["alive_create", "alive_job", "alive_delete", "alive_create_16", "throughput_64"];
     let all = others.into_iter().chain(of_files).chain(of_snapshots).chain(of_pools);
-    let flat = ["flat_create", "flat_run_adl", "flat_spawn"];
+    let flat = ["flat_create", "flat_create_of_blank", "flat_run_adl", "flat_spawn"];
     let is_root = needs(&[Need::Root]);
     for row in all.chain(of_many).chain(flat.into_iter().filter(|_| is_root)) {
         let value =
@@ -553,11 +553,20 @@ fn bench_compares_with_what_is_there_and_names_what_is_not() {
         assert!(rows[row]["host_spawn_p50_us"].as_f64().unwrap() > 0.0, "{rows}");
     }
     let told = stderr(&output);
-    for row in ["run_runc", "run_crun", "seed_*"] {
+    // Nor is a compiler.
+    for row in ["run_runc", "run_crun", "seed_*", "floor_*"] {
         assert!(rows[row].is_null(), "{rows}");
         let named =
             told.lines().any(|line| line.starts_with("adl: not measured") && line.contains(row));
         assert!(named, "{row}: {told}");
+    }
+    if needs(&[Need::Program("gcc")]) {
+        let rows: serde_json::Value =
+            serde_json::from_str(&succeeds(adl_command(&home.state()).args(few))).unwrap();
+        for row in ["floor_create", "floor_exec_argv", "floor_delete"] {
+            assert_eq!(rows[row]["n"], 3, "{rows}");
+            assert!(rows[row]["min_us"].as_f64().unwrap() > 0.0, "{rows}");
+        }
     }
 }
 

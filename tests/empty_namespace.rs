@@ -254,7 +254,7 @@ fn no_call_tells_where_what_lies_below_the_root_comes_from() {
     // Control.
     assert!(
         told.lines().any(|line| line.starts_with("seen") && line.contains("overlay")),
-        "{told}"
+        "{told}{stderr}"
     );
     let state = home.state();
     assert!(!told.contains(state.to_str().unwrap()), "{told}");

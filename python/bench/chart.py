@@ -1,7 +1,7 @@
-"""Draws what `adl bench --compare --json` has measured, and prints it as a table in Markdown.
+"""Draws what `adl bench --json` has measured, and prints it as tables in Markdown.
 
-adl bench --compare --json > FILE
-python bench/chart.py FILE --svg CHART
+adl bench --compare flat alive throughput --json > FILE
+python bench/chart.py FILE --svg CHART --curve CURVE
 """
 
 from __future__ import annotations
@@ -33,6 +33,27 @@ CALLS = {
     "delete": "delete",
 }
 """Calls of the library."""
+
+FLAT = {
+    "flat_create": "create",
+    "flat_create_of_blank": "create with a blank",
+    "flat_run_adl": "adl run",
+    "flat_run_bwrap": "bubblewrap",
+    "flat_run_crun": "crun",
+    "flat_run_runc": "runc",
+    "flat_spawn": "spawn on the host",
+}
+"""What is measured with more of something on the machine."""
+
+CURVES = {
+    "alive_create": ("#2a6", "create"),
+    "alive_create_16": ("#283", "create, by 16 processes"),
+    "alive_job": ("#a52", "run `/bin/true`"),
+    "alive_delete": ("#55c", "delete"),
+}
+"""What is measured as more and more sandboxes are alive."""
+
+THREADS = (1, 2, 8, 32, 64)
 
 Bar = tuple[str, list[float | None]]
 
@@ -97,11 +118,57 @@ def bars_of(told: dict[str, Any]) -> list[Bar]:
     def value(key: str) -> float | None:
         return float(told[key]["p50_us"]) if key in told else None
 
-    whole = [(name, [value(key), None]) for key, name in WHOLE.items()]
-    calls = [
-        (name.replace("`", ""), [value(key), value(f"seed_{key}")]) for key, name in CALLS.items()
+    whole: list[Bar] = [(name, [value(key), None, None]) for key, name in WHOLE.items()]
+    calls: list[Bar] = [
+        (name.replace("`", ""), [value(key), value(f"seed_{key}"), value(f"floor_{key}")])
+        for key, name in CALLS.items()
     ]
-    return [(name, values) for name, values in whole + calls if values != [None, None]]
+    return [(name, values) for name, values in whole + calls if any(values)]
+
+
+def curve(told: dict[str, Any]) -> str:
+    """Lines: how long each took, in the median, when so many were alive."""
+    lines = {key: told[key]["steps_p50_us"] for key in CURVES if key in told}
+    points = [point for some in lines.values() for point in some]
+    most = max(count for count, _ in points)
+    slowest = max(microseconds for _, microseconds in points)
+    digit = 10 ** math.floor(math.log10(slowest))
+    highest = math.ceil(slowest / digit) * digit
+
+    def at(point: Sequence[float]) -> str:
+        count, microseconds = point
+        return f"{60 + 600 * count / most:.1f} {330 - 290 * microseconds / highest:.1f}"
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="380" '
+        'font-family="sans-serif" font-size="13">',
+        '<rect width="720" height="380" fill="white"/>',
+    ]
+    for tick in range(5):
+        value = highest * tick / 4
+        level = at((0, value)).split()[1]
+        parts.append(
+            f'<path d="M60 {level}H660" stroke="#ddd"/>'
+            f'<text x="54" y="{level}" text-anchor="end">{ms(value)}</text>'
+        )
+        count = round(most * tick / 4)
+        across = at((count, 0)).split()[0]
+        parts.append(f'<text x="{across}" y="350" text-anchor="middle">{count:,}</text>')
+    parts.append('<text x="360" y="372" text-anchor="middle">sandboxes alive</text>')
+    at_name = 70
+    for key, some in lines.items():
+        color, name = CURVES[key][0], CURVES[key][1].replace("`", "")
+        # The oldest are deleted first: what is left then is fewer each time.
+        shown = [(most - count, value) for count, value in some] if key == "alive_delete" else some
+        parts.append(
+            f'<path d="M{"L".join(map(at, shown))}" fill="none" stroke="{color}" '
+            'stroke-width="2"/>'
+            f'<rect x="{at_name}" y="10" width="12" height="12" fill="{color}"/>'
+            f'<text x="{at_name + 18}" y="21">{name}</text>'
+        )
+        at_name += 50 + 7 * len(name)
+    parts.append("</svg>")
+    return "\n".join(parts) + "\n"
 
 
 def table(told: dict[str, Any]) -> str:
@@ -110,31 +177,74 @@ def table(told: dict[str, Any]) -> str:
     def times(row: dict[str, Any]) -> str:
         return f"{ms(row['p50_us'])} | {ms(row['p99_us'])}"
 
-    lines = ["| | median | 99 % | beside it, median |", "|---|---|---|---|"]
+    lines = ["| | median | 99 % | beside it |", "|---|---|---|---|"]
     for key, name in (WHOLE | CALLS).items():
         if key not in told:
             continue
         row, beside = told[key], []
         if "host_spawn_p50_us" in row:
             beside.append(f"{ms(row['host_spawn_p50_us'])} spawned on the host")
-        if f"seed_{key}" in told:
-            beside.append(f"{ms(told[f'seed_{key}']['p50_us'])} agentdocker-lite")
+        for beside_key, name_beside in (
+            (f"seed_{key}", "agentdocker-lite"),
+            (f"floor_{key}", "floor"),
+        ):
+            if beside_key in told:
+                beside.append(f"{ms(told[beside_key]['p50_us'])} {name_beside}")
         lines.append(f"| {name} | {times(row)} | {', '.join(beside)} |")
+    return "\n".join(lines) + "\n"
+
+
+def flat_table(told: dict[str, Any]) -> str:
+    """How many times as long each takes with more of something on the machine."""
+    lines = [
+        "| | quiet | 300 mounts more | 3,000 processes more | 16,000 descriptors more |",
+        "|---|---|---|---|---|",
+    ]
+    for key, name in FLAT.items():
+        if key in told:
+            row = told[key]
+            ratios = (row[f"{more}_ratio"] for more in ("mounts", "processes", "descriptors"))
+            shown = " | ".join(f"{ratio:.2f} x" for ratio in ratios)
+            lines.append(f"| {name} | {ms(row['p50_us'])} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def throughput_table(told: dict[str, Any]) -> str:
+    """Whole lives of sandboxes in a second, by so many threads."""
+    lines = ["| threads | cycles a second | of the most | of the floor's |", "|---|---|---|---|"]
+    for threads in THREADS:
+        row = told.get(f"throughput_{threads}")
+        if row:
+            floor = f"{row['of_the_floor']:.2f}" if "of_the_floor" in row else ""
+            shown = f"{row['per_second']:.0f} | {row['of_the_best']:.2f} | {floor}"
+            lines.append(f"| {threads} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("measured", help="what `adl bench --compare --json` printed")
-    parser.add_argument("--svg", help="where to draw the chart")
+    parser.add_argument("measured", help="what `adl bench --json` printed")
+    parser.add_argument("--svg", help="where to draw what each call takes")
+    parser.add_argument("--curve", help="where to draw what calls take as more are alive")
     args = parser.parse_args()
     with open(args.measured, encoding="utf-8") as file:
         told = json.load(file)
     if args.svg:
-        series = [("#2a6", "adl, or who is named"), ("#bbb", "agentdocker-lite 0.0.1")]
+        series = [
+            ("#2a6", "adl, or who is named"),
+            ("#bbb", "agentdocker-lite 0.0.1"),
+            ("#d94", "the kernel alone"),
+        ]
         with open(args.svg, "w", encoding="utf-8") as file:
             file.write(svg(bars_of(told), series))
+    if args.curve:
+        with open(args.curve, "w", encoding="utf-8") as file:
+            file.write(curve(told))
     print(table(told), end="")
+    if any(key in told for key in FLAT):
+        print("\n" + flat_table(told), end="")
+    if any(f"throughput_{threads}" in told for threads in THREADS):
+        print("\n" + throughput_table(told), end="")
 
 
 if __name__ == "__main__":

@@ -64,13 +64,27 @@ pub(crate) fn detached_mapped_mount(
 }
 
 /// Maps the ids of a detached mount by a user namespace (Linux 5.12): a file of id 0 appears as
-/// owned by the id that 0 is mapped to.
+/// owned by the id that 0 is mapped to. It is made private, too ([`make_private`]).
 pub(crate) fn map_ids(
     mount: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
     below: Below,
 ) -> io::Result<()> {
-    let attributes = mapped_by(user_namespace);
+    set_attributes(mount, below, &mapped_by(user_namespace))
+}
+
+/// Has nothing that is mounted elsewhere come to be mounted in a detached mount, nor the reverse.
+pub(crate) fn make_private(mount: BorrowedFd<'_>, below: Below) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_attributes(mount, below, &attributes)
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    below: Below,
+    attributes: &libc::mount_attr,
+) -> io::Result<()> {
     // SAFETY: a valid descriptor, an empty path, and a struct mount_attr of the size that is said.
     check(unsafe {
         libc::syscall(
@@ -78,8 +92,8 @@ pub(crate) fn map_ids(
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | below.flag(),
-            &raw const attributes,
-            size_of_val(&attributes),
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     })
     .map(drop)
@@ -89,7 +103,7 @@ fn mapped_by(user_namespace: BorrowedFd<'_>) -> libc::mount_attr {
     libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: u64::from(user_namespace.as_raw_fd().unsigned_abs()),
     }
 }

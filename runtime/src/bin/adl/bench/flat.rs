@@ -8,7 +8,9 @@ use adl_runtime::{Config, Sandbox};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::geteuid;
 
+use super::blank;
 use super::files::Scratch;
 use super::peers::Peers;
 use super::{LeftOut, Rows, TURNS, Times};
@@ -104,45 +106,39 @@ impl Drop for Held {
 /// Times of one thing, in each of the states.
 type OfStates = [Times; STATES.len()];
 
-/// Measures in a thread with mounts of its own.
+/// Leaves the mounts of the others on the machine, before this process has threads: a blank is only
+/// taken by a thread in the mount namespace in which it was made.
+pub(super) fn leave_mounts() -> CliResult<()> {
+    if geteuid().is_root() {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    }
+    Ok(())
+}
+
+/// Measures after [`leave_mounts`].
 pub(super) fn flat(config: &Config, count: usize, rows: &mut Rows) -> CliResult<()> {
     if count == 0 {
         return Ok(());
     }
-    if !nix::unistd::geteuid().is_root() {
+    if !geteuid().is_root() {
         let why = "mounts of its own need root".to_owned();
         return Err(LeftOut { rows: "flat_*", why }.into());
     }
-    std::thread::scope(|scope| {
-        let measured = scope.spawn(|| measure(config, count, rows).map_err(|why| why.to_string()));
-        match measured.join() {
-            Ok(measured) => Ok(measured?),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-fn measure(config: &Config, count: usize, rows: &mut Rows) -> CliResult<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let needed = DESCRIPTORS as u64 + DESCRIPTORS_BESIDE;
     if soft < needed {
         setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed))?;
     }
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let scratch = Scratch::new()?;
     let mounts = scratch.path().join("mounts");
     std::fs::create_dir(&mounts)?;
-    mount(Some("tmpfs"), &mounts, Some("tmpfs"), MsFlags::empty(), none)?;
+    mount(Some("tmpfs"), &mounts, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
     let all = in_turns(config, count, &mounts);
     // What is mounted nowhere else: it can't be in use.
     umount2(&mounts, MntFlags::MNT_DETACH)?;
-    let (create, mut others) = all?;
-    rows.insert("flat_create", row(create));
-    for (name, times) in others.drain(..) {
-        rows.insert(name, row(times));
-    }
+    rows.extend(all?.into_iter().map(|(name, times)| (name, row(times))));
     Ok(())
 }
 
@@ -150,8 +146,9 @@ fn in_turns(
     config: &Config,
     count: usize,
     scratch: &Path,
-) -> CliResult<(OfStates, Vec<(&'static str, OfStates)>)> {
-    let mut create = OfStates::default();
+) -> CliResult<Vec<(&'static str, OfStates)>> {
+    let (mut create, mut of_blank) = (OfStates::default(), OfStates::default());
+    let has_blanks = blank::are_there(config)?;
     let mut peers = Peers::of_whole_processes(config)?;
     let mut others: Vec<_> = peers
         .rows_of_whole_processes()
@@ -165,11 +162,17 @@ fn in_turns(
         }
         for (number, more) in STATES.into_iter().enumerate() {
             let held = Held::take(more, &scratch.join("more"))?;
-            let Some(create) = create.get_mut(number) else { continue };
+            let (Some(create), Some(of_blank)) = (create.get_mut(number), of_blank.get_mut(number))
+            else {
+                continue;
+            };
             for _ in 0..count {
                 let sandbox = create.measure(|| Sandbox::create(config.clone()))?;
                 sandbox.delete()?;
                 adl_runtime::finish_removals();
+            }
+            if has_blanks {
+                blank::measure(config, count, of_blank)?;
             }
             peers.measure(count)?;
             for ((_, all), times) in others.iter_mut().zip(peers.take_times()) {
@@ -180,7 +183,11 @@ fn in_turns(
             drop(held);
         }
     }
-    Ok((create, others))
+    others.push(("flat_create", create));
+    if has_blanks {
+        others.push(("flat_create_of_blank", of_blank));
+    }
+    Ok(others)
 }
 
 /// The names of the rows of those that start a whole process.

@@ -8,6 +8,7 @@ mod alive;
 mod blank;
 mod files;
 mod flat;
+mod floor;
 mod peers;
 mod pool;
 mod reset;
@@ -64,7 +65,8 @@ pub(crate) struct BenchOptions {
     long: Vec<Long>,
 
     /// Also start bubblewrap, runc, crun and, for an --image that is a directory, agentdocker-lite
-    /// 0.0.1 of PyPI, where they are installed, in turns with adl
+    /// 0.0.1 of PyPI, where they are installed, and what the kernel alone takes (with gcc), in
+    /// turns with adl
     #[arg(long)]
     compare: bool,
 
@@ -271,9 +273,12 @@ pub(crate) fn main(options: &BenchOptions, state: Option<&Path>) -> CliResult<Ex
         alive::part(&config, count.to_string_lossy().parse()?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let asks = |what| options.long.iter().any(|&long| long == what || long == Long::All);
+    if asks(Long::Flat) {
+        flat::leave_mounts()?;
+    }
     // Not zeroes, which the kernel would give as one page for all.
     let ballast = vec![1_u8; usize::try_from(options.ballast)?];
-    let asks = |what| options.long.iter().any(|&long| long == what || long == Long::All);
     let mut rows = short(&config, options)?;
     for (what, measure) in [
         (Long::Cycles, &mut |rows: &mut Rows| pool::cycles(&config, options.pool, rows) as _),
@@ -318,9 +323,10 @@ fn told(measured: CliResult<()>) -> CliResult<()> {
 fn short(config: &Config, options: &BenchOptions) -> CliResult<Rows> {
     let (rounds, jobs) = (options.rounds.get(), options.jobs.get());
     let mut basic = Basic::new(config)?;
-    let mut peers = match options.compare {
-        true => Some(peers::Peers::new(config, options.sandbox.image_path())?),
-        false => None,
+    let image = options.sandbox.image_path();
+    let (mut peers, mut floor) = match options.compare {
+        true => (Some(peers::Peers::new(config, image)?), floor::Beside::new(image)?),
+        false => (None, None),
     };
     for turn in 0..TURNS {
         // All of them together are as many as were asked for.
@@ -329,11 +335,17 @@ fn short(config: &Config, options: &BenchOptions) -> CliResult<Rows> {
         if let Some(peers) = &mut peers {
             peers.measure(rounds)?;
         }
+        if let Some(floor) = &mut floor {
+            floor.measure(rounds)?;
+        }
     }
     adl_runtime::finish_removals();
     let mut rows = basic.rows();
     if let Some(peers) = peers {
         peers.rows(&mut rows);
+    }
+    if let Some(floor) = floor {
+        floor.rows(&mut rows);
     }
     blank::creates(config, options.pool, &mut rows)?;
     pool::pools(config, options.pool, &mut rows)?;

@@ -1,13 +1,12 @@
 //! The rows of whole cycles by many threads, in turns with what the kernel takes for such a cycle.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{Config, Sandbox};
 
 use super::files::Scratch;
+use super::floor::Floor;
 use super::pool::in_threads;
 use super::{LeftOut, Rows, TURNS, Times};
 use crate::values::CliResult;
@@ -22,8 +21,6 @@ const THREADS: [(usize, &str); 5] = [
 ];
 
 const PROGRAM: &str = "/bin/true";
-/// What a lower layer has to have to be mounted on, beside programs.
-const PLACES: [&str; 3] = ["proc", "dev", "tmp"];
 
 pub(super) fn throughput(
     config: &Config,
@@ -59,7 +56,7 @@ pub(super) fn throughput(
             times.0.extend(more.0);
             *took += for_all + begin.elapsed();
             if let Some(floor) = &floor {
-                *of_floor += floor.run(threads, count)?;
+                *of_floor += floor.run(threads, count)?.whole;
             }
         }
     }
@@ -79,61 +76,4 @@ pub(super) fn throughput(
         rows.insert(name, row);
     }
     Ok(())
-}
-
-/// A small C program that has the kernel do such cycles and does nothing else.
-struct Floor {
-    program: PathBuf,
-    init: PathBuf,
-    lower: String,
-    scratch: PathBuf,
-}
-
-impl Floor {
-    fn new(scratch: &Path, image: Option<&Path>) -> CliResult<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err("it needs root".into());
-        }
-        let source = scratch.join("floor.c");
-        fs::write(&source, include_str!("floor.c"))?;
-        let build = |name: &str, options: &[&str]| -> CliResult<PathBuf> {
-            let to = scratch.join(name);
-            let mut gcc = Command::new("gcc");
-            gcc.args(["-O2", "-static", "-fno-stack-protector"]).args(options);
-            let output = gcc.arg("-o").arg(&to).arg(&source).stdin(Stdio::null()).output()?;
-            match output.status.success() {
-                true => Ok(to),
-                false => Err(format!("gcc: {}", String::from_utf8_lossy(&output.stderr)).into()),
-            }
-        };
-        let program = build("floor", &["-pthread"])?;
-        let init = build("init", &["-DINIT", "-nostdlib"])?;
-        let places = scratch.join("places");
-        for name in PLACES {
-            fs::create_dir_all(places.join(name))?;
-        }
-        // `/usr` has what the links of a root lead to.
-        let image = image.filter(|image| image.is_dir()).unwrap_or(Path::new("/usr"));
-        let lower = format!("{}:{}", places.display(), fs::canonicalize(image)?.display());
-        let this = Self { program, init, lower, scratch: scratch.to_owned() };
-        this.run(1, 1)?;
-        Ok(this)
-    }
-
-    /// How long so many cycles take.
-    fn run(&self, threads: usize, count: usize) -> CliResult<Duration> {
-        let output = Command::new(&self.program)
-            .arg(&self.lower)
-            .arg(&self.scratch)
-            .args([threads, count].map(|number| number.to_string()))
-            .arg(&self.init)
-            .arg(PROGRAM)
-            .stdin(Stdio::null())
-            .output()?;
-        if !output.status.success() {
-            return Err(format!("the floor: {}", String::from_utf8_lossy(&output.stderr)).into());
-        }
-        let seconds: f64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
-        Ok(Duration::from_secs_f64(seconds))
-    }
 }
