@@ -70,20 +70,10 @@ pub enum Task<'a> {
     File(FileTask<'a>),
     /// Ends every process but init, which does this itself and reads no request meanwhile.
     KillAll,
-    /// Makes a TCP socket, which init does itself, without waiting for anything. The answer is
-    /// [`JobEvent::Socket`] or [`JobEvent::Failed`], and nothing after it.
-    #[serde(borrow)]
-    Socket(SocketTask<'a>),
-}
-
-/// Which TCP socket is made. It does not block: where it connects, the host waits until it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketTask<'a> {
-    /// Its address or, where it is to connect, that of the server: a `struct sockaddr_in` or
-    /// `struct sockaddr_in6`.
-    pub address: &'a [u8],
-    /// Whether it is to listen, and not to connect.
-    pub listens: bool,
+    /// Makes a socket (UDP), which init does itself. It is for nothing but to tell which network
+    /// namespace it is in. The answer is [`JobEvent::Socket`] or [`JobEvent::Failed`], and nothing
+    /// after it.
+    Socket,
 }
 
 /// A program with its arguments and environment.

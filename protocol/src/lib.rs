@@ -39,7 +39,7 @@ mod transfer;
 pub use file::{FileAction, FileKind, FileTask, Listing, Metadata, Time, WriteHow};
 pub use job::{
     CpuLimit, EndedBy, Exit, Identity, JobEvent, JobRequest, JobStdio, Leftovers, Login, Program,
-    Rlimit, Scope, SocketTask, Spawn, Stage, Status, StdioSource, Task, Usage,
+    Rlimit, Scope, Spawn, Stage, Status, StdioSource, Task, Usage,
 };
 pub use setup::{
     Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,

@@ -18,7 +18,7 @@ use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
     Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource, Step, Strings,
+    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings,
     StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
@@ -197,8 +197,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
-    let task = SocketTask { address: &[2, 0, 0, 80], listens: true };
-    golden(&Task::Socket(task), b"\x07\0\0\0\x04\x04\x02\0\0\x50\x01");
+    golden(&Task::Socket, b"\x01\0\0\0\x04");
     golden(
         &spawn(),
         b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\

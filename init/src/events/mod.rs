@@ -12,7 +12,7 @@ mod trees;
 use alloc::vec::Vec;
 
 use adl_protocol::{
-    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, SocketTask, Stage, Task, codec,
+    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Task, codec,
 };
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
@@ -27,7 +27,7 @@ use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree};
 use crate::receive::{Receiver, send_small};
 use crate::setup::Init;
-use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, Stream, now};
+use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
 use crate::{PROTOCOL, job, socket, tracing};
 
 /// How many ended processes are reaped before the loop looks at other things again.
@@ -269,9 +269,9 @@ impl Loop {
                 self.kill_all(resources.channel, started, receiver);
                 return Ok(());
             }
-            Task::Socket(SocketTask { address, listens }) => {
-                let how = if listens { Stream::Listen } else { Stream::BeginToConnect };
-                if let Err(failure) = socket::make(address, how, &resources.channel) {
+            Task::Socket => {
+                let made = sys::network_socket();
+                if let Err(failure) = socket::hand_over(made, &resources.channel) {
                     let _ = send_small(&resources.channel, &failure.event(), &[]);
                 }
                 return Ok(());

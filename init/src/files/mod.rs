@@ -31,7 +31,7 @@ use crate::failure::{Failure, InStage};
 use crate::path::DIRECTORY;
 use crate::path::open_in_root;
 use crate::socket;
-use crate::sys::{self, Stream};
+use crate::sys;
 
 /// What a new file has, without the bits of the umask.
 const NEW: Mode = Mode::from_raw_mode(0o666);
@@ -96,7 +96,7 @@ pub(crate) fn run(
             let [_, family, of_path @ ..] = &mut address;
             *family = 0;
             write_opened_path(&file, of_path);
-            socket::make(&address, Stream::Connect, channel)
+            socket::hand_over(sys::connect(&address), channel)
         }
     }
 }

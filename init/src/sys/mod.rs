@@ -25,11 +25,7 @@ mod nr {
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
-    pub(super) const SOCKET: usize = 41;
     pub(super) const CONNECT: usize = 42;
-    pub(super) const BIND: usize = 49;
-    pub(super) const LISTEN: usize = 50;
-    pub(super) const SETSOCKOPT: usize = 54;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
@@ -548,48 +544,13 @@ pub fn network_cookie(socket: impl AsFd) -> Result<u64> {
     Ok(cookie)
 }
 
-/// How a stream socket is made.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// It connects, and waits until it has.
-    Connect,
-    /// It connects, and does not block.
-    BeginToConnect,
-    /// It listens, and does not block.
-    Listen,
-}
-
-/// Makes a stream socket for an address, a `struct sockaddr` of any family.
-pub fn stream_socket(address: &[u8], how: Stream) -> Result<OwnedFd> {
-    const SOCK_STREAM_CLOEXEC: usize = 1 | 0o2_000_000;
-    const SOCK_NONBLOCK: usize = 0o4_000;
-    const SO_REUSEADDR: usize = 2;
-    /// What comes faster than it is accepted waits in the kernel, up to that.
-    const BACKLOG: usize = 1024;
-    let family = address.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
-    let blocks = if how == Stream::Connect { 0 } else { SOCK_NONBLOCK };
-    // SAFETY: takes no pointer.
-    let socket =
-        unsafe { syscall(nr::SOCKET, usize::from(family), SOCK_STREAM_CLOEXEC | blocks, 0, 0, 0) }?;
-    // SAFETY: the kernel has just made it for us.
-    let owned = unsafe { OwnedFd::from_raw_fd(socket as RawFd) };
-    let with_address = |call| {
-        // SAFETY: `address` has the length that is said.
-        unsafe { syscall(call, socket, address.as_ptr() as usize, address.len(), 0, 0) }
-    };
-    if how == Stream::Listen {
-        let (yes, size) = (1_i32, size_of::<i32>());
-        let yes = ptr::from_ref(&yes) as usize;
-        // SAFETY: an int of that size; `listen` takes no pointer.
-        unsafe {
-            syscall(nr::SETSOCKOPT, socket, SOL_SOCKET, SO_REUSEADDR, yes, size)?;
-            with_address(nr::BIND)?;
-            syscall(nr::LISTEN, socket, BACKLOG, 0, 0, 0)?;
-        }
-        return Ok(owned);
-    }
-    match with_address(nr::CONNECT) {
-        Ok(_) | Err(Errno::INPROGRESS) => Ok(owned),
-        Err(errno) => Err(errno),
-    }
+/// A Unix stream socket that has connected to an address, a `struct sockaddr_un`. A full backlog is
+/// waited for.
+pub fn connect(address: &[u8]) -> Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (fd, at) = (socket.as_raw_fd() as usize, address.as_ptr() as usize);
+    // SAFETY: `address` has the length that is said.
+    unsafe { syscall(nr::CONNECT, fd, at, address.len(), 0, 0) }?;
+    Ok(socket)
 }

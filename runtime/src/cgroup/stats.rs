@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::network::relay::message::ConnectionStats;
+
 /// What the jobs of a sandbox, or one of them, have used, as the kernel's cgroups count it; `None`
 /// where this machine does not count it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub struct Stats {
     pub memory_pressure: Option<Duration>,
     /// How long something waited for a disk.
     pub io_pressure: Option<Duration>,
+    /// What the connections of its ports have come to. Of a sandbox only, and one that has had
+    /// ports.
+    pub connections: Option<ConnectionStats>,
 }
 
 impl Stats {

@@ -9,6 +9,7 @@ pub(crate) mod limits;
 pub(crate) mod mount;
 
 pub(crate) mod name;
+pub(crate) mod ports;
 pub(crate) mod sysctl;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::config::defaults::Defaults;
 use crate::config::image::Image;
 use crate::config::limits::Limits;
 use crate::config::mount::Mount;
+use crate::config::ports::{Forward, Publish};
 
 /// How a sandbox is built. Every field has a default; the default of all of them is the host's
 /// programs, nothing of its data, no network, and every protection on.
@@ -46,6 +48,15 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Which network it sees.
     pub network: Network,
+    /// Ports of the host's that lead to servers in it. A reset keeps them: who comes while it is
+    /// reset waits, and comes to the next instance. They are no part of what a snapshot keeps, as
+    /// those of `forward`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// Ports in it that lead to servers of the host's, from before anything runs in it. A reset
+    /// keeps them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<Forward>,
     /// Which files in `/etc` are its own.
     pub etc_files: EtcFiles,
     /// Whether it has a `/sys`.

@@ -1,18 +1,23 @@
-//! Sockets that are made inside a sandbox and handed out.
+//! Sockets inside a sandbox that the host has.
 //!
 //! A socket belongs to the network namespace that it was made in, and whoever has its descriptor
-//! may use it. So init makes TCP sockets, in which no path and no user has a part, and a process of
-//! the user's inside connects to Unix ones. Each that comes out is looked at as if a guest had sent
-//! it (`inspect.rs`); what is waited for, the host waits for, and never init.
+//! may use it. So TCP sockets are made by the host, inside (`sys/network_namespace.rs`): nothing
+//! inside ever has them. Init is asked once, for any socket at all, which leads to the namespace.
+//!
+//! The path of a Unix socket and its permission are a guest's, so a process of the user's inside
+//! connects to it. What that hands over is looked at (`inspect.rs`).
 
 mod inspect;
+pub(crate) mod ports;
+pub(crate) mod relay;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use adl_protocol::{EndedBy, Identity, JobEvent, Request, SocketTask, Spawn, Stage, Task};
+use adl_protocol::{EndedBy, Identity, JobEvent, Request, Spawn, Stage, Task};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use tracing::field::Empty;
 
@@ -22,14 +27,18 @@ use crate::error::traced::{span, traced};
 use crate::error::{Error, Result, error_of};
 use crate::job::child::builtin;
 use crate::job::life::{Life, Lives};
-use crate::sys::sockaddr;
-use crate::sys::socket::close_elsewhere;
+use crate::sys::network_namespace::NetworkNamespace;
+use crate::sys::sockaddr::{self, tcp_listener, tcp_socket};
 use crate::wait::{Deadline, wait_ready};
 use crate::wire::control::Control;
 use crate::wire::{self, Messages};
 
 /// How long a call may take unless it says otherwise.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many connections a listener keeps that were not accepted: those that come faster than they
+/// are accepted.
+const BACKLOG: i32 = 1024;
 
 /// What has come of a request.
 pub(crate) enum Answer {
@@ -50,18 +59,15 @@ pub(crate) fn connect(lives: &Lives, address: SocketAddr, timeout: Duration) -> 
     const OPERATION: &str = "connect to";
     let deadline = Deadline::after(timeout);
     in_span(lives, OPERATION, address, deadline, |life| {
-        let stream = make(life, OPERATION, address, false, deadline)?;
-        let stream = TcpStream::from(stream);
-        let connected = settle(&life.control, &stream, address, deadline);
-        match connected {
-            Ok(()) => Ok(stream),
-            // The kernel has closed it: nothing is waited for here.
-            Err(error @ Error::Socket { .. }) => Err(error),
-            Err(error) => {
-                close_elsewhere(stream);
-                Err(error)
-            }
+        let socket = within(&life.control, deadline, || tcp_socket(address))?;
+        let failed = socket_error(OPERATION, address);
+        let stream = TcpStream::from(socket.map_err(&failed)?);
+        match sockaddr::connect(stream.as_fd(), address) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(failed(errno)),
         }
+        settle(&life.control, &stream, address, deadline)?;
+        Ok(stream)
     })
 }
 
@@ -70,16 +76,16 @@ pub(crate) fn listen(lives: &Lives, address: SocketAddr, timeout: Duration) -> R
     const OPERATION: &str = "listen on";
     let deadline = Deadline::after(timeout);
     in_span(lives, OPERATION, address, deadline, |life| {
-        let listener = TcpListener::from(make(life, OPERATION, address, true, deadline)?);
-        let local = listener.local_addr().map_err(Error::io("getsockname"))?;
-        let is_port = local.port() == address.port() || address.port() == 0 && local.port() != 0;
-        if !is_port || !is_same_place(local, address) {
-            close_elsewhere(listener);
-            return Err(Error::Protocol { why: "a listener on another address" });
-        }
+        let listener = within(&life.control, deadline, || tcp_listener(address, BACKLOG))?;
+        let listener = listener.map_err(socket_error(OPERATION, address))?;
+        let listener = TcpListener::from(listener);
         listener.set_nonblocking(false).map_err(Error::io("ioctl"))?;
         Ok(listener)
     })
+}
+
+fn socket_error(operation: &'static str, address: SocketAddr) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Socket { operation, address, source: errno.into() }
 }
 
 /// Does something in the life that there is, in a span.
@@ -104,23 +110,41 @@ fn in_span<T>(
     })
 }
 
-/// Has init make a TCP socket.
-fn make(
-    life: &Life,
-    operation: &'static str,
-    address: SocketAddr,
-    listens: bool,
-    deadline: Deadline,
-) -> Result<OwnedFd> {
-    let bytes = sockaddr::bytes(address);
-    let task = SocketTask { address: &bytes, listens };
-    let spawn = builtin(Task::Socket(task), Identity::ROOT);
-    let kind = if listens { Kind::Listener(address) } else { Kind::Stream(address) };
-    match ask(&life.control, spawn, &JoinFiles::default(), kind, deadline)? {
-        Answer::Socket(socket) => Ok(socket),
-        Answer::Failed(_, errno) => {
-            Err(Error::Socket { operation, address, source: error_of(errno) })
+/// Has sockets be made in the network namespace of a sandbox that lives.
+fn within<T>(control: &Control, deadline: Deadline, make: impl FnOnce() -> T) -> Result<T> {
+    if !control.is_alive() {
+        return Err(Error::SandboxDied);
+    }
+    match namespace(control, deadline)? {
+        Some(namespace) => {
+            namespace.enter(make).map_err(Error::io("enter the sandbox's network namespace"))
         }
+        None => Ok(make()),
+    }
+}
+
+/// The network namespace of a sandbox; `None` if that is the one that the calling thread is in.
+pub(crate) fn namespace(
+    control: &Control,
+    deadline: Deadline,
+) -> Result<Option<Arc<NetworkNamespace>>> {
+    control.check_own()?;
+    let id = control.network()?;
+    let own = sockaddr::own_network_cookie().map_err(Error::io("getsockopt"))?;
+    match (own == id.cookie, id.is_own) {
+        (true, true) => Err(Error::Protocol { why: "a sandbox with the network of its caller" }),
+        (true, false) => Ok(None),
+        (false, _) => control.namespace(|| open_namespace(control, deadline)).map(Some),
+    }
+}
+
+/// Asks init for the way to its network namespace. It has told before any guest ran which that is.
+fn open_namespace(control: &Control, deadline: Deadline) -> Result<NetworkNamespace> {
+    let spawn = builtin(Task::Socket, Identity::ROOT);
+    match ask(control, spawn, &JoinFiles::default(), Kind::Plain, deadline)? {
+        Answer::Socket(socket) => NetworkNamespace::of(socket.as_fd())
+            .map_err(Error::io("look for the sandbox's network namespace")),
+        Answer::Failed(_, errno) => Err(Error::io("make a socket inside")(error_of(errno))),
         Answer::Ended(_) => Err(Error::Protocol { why: "an end of what has no process" }),
     }
 }
@@ -170,7 +194,7 @@ fn ask(
     }
 }
 
-/// Waits until a stream is connected, and makes sure that it is to that address.
+/// Waits until a stream is connected.
 fn settle(
     control: &Control,
     stream: &TcpStream,
@@ -192,47 +216,14 @@ fn settle(
         return Err(Error::SandboxDied);
     }
     let failed = |source| Error::Socket { operation: "connect to", address, source };
-    if let Some(error) = stream.take_error().map_err(Error::io("getsockopt"))? {
-        // Its server may have ended with all else: init lets go of its socket before.
-        return Err(if control.is_alive() { failed(error) } else { Error::SandboxDied });
-    }
-    match (stream.peer_addr(), stream.local_addr()) {
+    let error = match stream.take_error().map_err(Error::io("getsockopt"))? {
         // Where no one listens, the port that the kernel picks may be that very one.
-        (Ok(peer), Ok(local)) if peer == local => Err(failed(error_of(libc::ECONNREFUSED))),
-        (Ok(peer), Ok(_)) if peer.port() == address.port() && is_same_place(peer, address) => {
-            stream.set_nonblocking(false).map_err(Error::io("ioctl"))
+        None if stream.local_addr().is_ok_and(|own| own == address) => {
+            error_of(libc::ECONNREFUSED)
         }
-        (Err(error), _) if error.raw_os_error() != Some(libc::ENOTCONN) => {
-            Err(Error::io("getpeername")(error))
-        }
-        _ => Err(Error::Protocol { why: "a socket that is not connected to what was asked for" }),
-    }
-}
-
-/// Whether two addresses are of one interface; a scope that was not said is any.
-fn is_same_place(one: SocketAddr, asked: SocketAddr) -> bool {
-    let has_scope = match (one, asked) {
-        (SocketAddr::V6(one), SocketAddr::V6(asked)) => {
-            asked.scope_id() == 0 || one.scope_id() == asked.scope_id()
-        }
-        _ => true,
+        None => return stream.set_nonblocking(false).map_err(Error::io("ioctl")),
+        Some(error) => error,
     };
-    has_scope && one.ip() == asked.ip()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_same_place;
-
-    #[test]
-    fn an_address_is_the_same_with_any_scope_that_was_not_said() {
-        let is_same =
-            |one: &str, asked: &str| is_same_place(one.parse().unwrap(), asked.parse().unwrap());
-        assert!(is_same("127.0.0.1:1", "127.0.0.1:2"));
-        assert!(
-            is_same("[fe80::1%3]:1", "[fe80::1]:1") && is_same("[fe80::1%3]:1", "[fe80::1%3]:1")
-        );
-        assert!(!is_same("127.0.0.1:1", "127.0.0.2:1") && !is_same("127.0.0.1:1", "[::1]:1"));
-        assert!(!is_same("[fe80::1%3]:1", "[fe80::1%4]:1"));
-    }
+    // Its server may have ended with all else.
+    Err(if control.is_alive() { failed(error) } else { Error::SandboxDied })
 }

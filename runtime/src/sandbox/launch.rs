@@ -33,7 +33,7 @@ use crate::sys::inheritance::{self, SessionKeyring};
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
-use crate::wire::control::NetworkNamespace;
+use crate::wire::control::NetworkNamespaceId;
 use crate::wire::{self, Messages};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
@@ -149,7 +149,7 @@ pub(crate) fn set_up(
     build: &Build<'_>,
     of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<(OwnedFd, NetworkNamespace)> {
+) -> Result<(OwnedFd, NetworkNamespaceId)> {
     try_set_up(process, messages, begun, build, of_sandbox, meanwhile)
         .map_err(|error| why(process, error))
 }
@@ -229,7 +229,7 @@ fn try_set_up(
     build: &Build<'_>,
     (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<(OwnedFd, NetworkNamespace)> {
+) -> Result<(OwnedFd, NetworkNamespaceId)> {
     let deadline = Deadline::after(SETUP);
     let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
@@ -308,7 +308,7 @@ fn try_set_up(
                 "a sandbox without its mount namespace",
             )?;
             let is_own = plan.has_own_network;
-            Ok((mounts, NetworkNamespace { cookie: network, is_own }))
+            Ok((mounts, NetworkNamespaceId { cookie: network, is_own }))
         }
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         other => Err(refusal(other)),

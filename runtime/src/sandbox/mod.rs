@@ -38,6 +38,7 @@ use crate::job::background::Job;
 use crate::job::command::Command;
 use crate::job::kill_all::kill_all;
 use crate::job::life::Lives;
+use crate::network::ports::Ports;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::counts::Counted;
 use crate::sandbox::instance::{Instance, Preparing, Started};
@@ -84,6 +85,8 @@ pub struct Sandbox {
     init_pid: AtomicI32,
     /// What a reset puts in the place of that, where it has one.
     spare: Option<Arc<Spare>>,
+    /// Those that lead into it and out of it.
+    ports: Ports,
     /// Taken for as long as something of it is changed; `None` once it was deleted.
     now: Mutex<Option<Now>>,
 }
@@ -187,7 +190,12 @@ impl Sandbox {
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);
-        let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, now };
+        let ports = Ports::new(plan.config().network);
+        let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, ports, now };
+        let config = this.plan.config();
+        // Before anything runs in it.
+        config.forward.iter().try_for_each(|forward| this.forward(forward).map(drop))?;
+        config.publish.iter().try_for_each(|publish| this.publish(publish).map(drop))?;
         if let Some(now) = &*lock(&this.now) {
             this.renew_spare(now, None);
         }
@@ -309,13 +317,24 @@ impl Sandbox {
         Ok(())
     }
 
-    /// What all its jobs have used since it was created or reset.
+    /// What all its jobs have used since it was created or reset, and its connections since it has
+    /// had ports.
     ///
     /// # Errors
     /// [`Error::Deleted`]; [`Error::Unsupported`] where it has no cgroup, as for
-    /// [`Sandbox::set_limits`].
+    /// [`Sandbox::set_limits`], and never had a port.
     pub fn stats(&self) -> Result<Stats> {
-        self.group()?.stats()
+        let connections = || {
+            self.lives.check_own()?;
+            self.ports.stats()
+        };
+        match (self.group(), connections()?) {
+            (Ok(group), connections) => Ok(Stats { connections, ..group.stats()? }),
+            (Err(Error::Unsupported { .. }), Some(stats)) => {
+                Ok(Stats { connections: Some(stats), ..Stats::default() })
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Stops all its jobs where they are, until [`Sandbox::thaw`], and returns when they stand.
@@ -367,6 +386,8 @@ impl Sandbox {
         let mut beside = self.spare.as_ref().map_or_else(Vec::new, |spare| spare.close());
         // So that none is waited for alone.
         beside.iter_mut().for_each(|instance| drop(instance.kill()));
+        // Before its processes end, which would look as an end of what they send.
+        let ports = self.ports.end();
         let hold = self.lives.hold();
         // If they can't be ended now, a thread does that, and it is told below.
         let _ = now.instance.end_processes();
@@ -377,7 +398,7 @@ impl Sandbox {
         for mut instance in beside {
             ended = ended.and(instance.end());
         }
-        ended
+        ended.and(ports)
     }
 
     /// What its image says of the commands that are run in it, where that is one in layers, or a

@@ -175,7 +175,8 @@ impl Plan {
 
     /// What a snapshot keeps: it would have been made of that, with other limits.
     pub(crate) fn config_with(&self, limits: Limits) -> Config {
-        Config { limits, spare: false, ..self.config.clone() }
+        let (publish, forward) = (Vec::new(), Vec::new());
+        Config { limits, spare: false, publish, forward, ..self.config.clone() }
     }
 }
 

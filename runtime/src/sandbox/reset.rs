@@ -11,6 +11,7 @@ use super::{BETWEEN_ATTEMPTS, Now, Sandbox, alive};
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::job::life::Hold;
+use crate::network::ports::Prepared;
 use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::Instance;
 use crate::sandbox::spare::Recipe;
@@ -79,19 +80,22 @@ impl Sandbox {
             }
             next => next?,
         };
+        let ports = self.ports.prepare(next.control())?;
         // A command that begins from here on comes to the next, when there is nothing left of this
         // one: there is no moment at which both do something. The name goes first: it is the last
         // that can fail.
         let hold = hold.unwrap_or_else(|| self.lives.hold());
         let this = &mut now.instance;
         self.exchange_names(this, &mut next)?;
-        if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
+        let is_over = self.ports.hold().and_then(|()| this.end_processes());
+        if let Err(error) = is_over.and_then(|()| next.record_ids()) {
             // Its own again, for whoever calls again. If that fails, it is the next one's, and free
             // with it.
             let _ = self.exchange_names(this, &mut next);
+            self.ports.go_on(this.control());
             return Err(error);
         }
-        self.begin(&hold, &next);
+        self.begin(&hold, &next, ports);
         let mut ended = std::mem::replace(this, next);
         drop(hold);
         self.renew_spare(now, None);
@@ -105,17 +109,22 @@ impl Sandbox {
     fn swap(&self, now: &mut Now, mut next: Instance) -> Result<()> {
         let hold = self.lives.hold();
         let this = &mut now.instance;
-        if let Err(error) = self.exchange_names(this, &mut next) {
-            self.renew_spare(now, Some(next));
-            return Err(error);
-        }
-        let is_over = self.end_guest(&hold, this);
+        let prepared = self.ports.prepare(next.control());
+        let ports = match prepared.and_then(|p| self.exchange_names(this, &mut next).map(|()| p)) {
+            Ok(ports) => ports,
+            Err(error) => {
+                self.renew_spare(now, Some(next));
+                return Err(error);
+            }
+        };
+        let is_over = self.ports.hold().and_then(|()| self.end_guest(&hold, this));
         if let Err(error) = is_over.and_then(|()| next.record_ids()) {
             let _ = self.exchange_names(this, &mut next);
+            self.ports.go_on(this.control());
             self.renew_spare(now, Some(next));
             return Err(error);
         }
-        self.begin(&hold, &next);
+        self.begin(&hold, &next, ports);
         let ended = std::mem::replace(this, next);
         drop(hold);
         self.renew_spare(now, Some(ended));
@@ -187,9 +196,10 @@ impl Sandbox {
     }
 
     /// Has an instance be what commands are asked of from here on.
-    pub(super) fn begin(&self, hold: &Hold<'_>, next: &Instance) {
+    pub(super) fn begin(&self, hold: &Hold<'_>, next: &Instance, ports: Option<Prepared>) {
         hold.replace(Some(next.life(&self.name)));
         self.init_pid.store(next.init_pid(), Ordering::Relaxed);
+        self.ports.begin(ports);
     }
 }
 

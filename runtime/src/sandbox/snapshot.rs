@@ -104,13 +104,15 @@ impl Sandbox {
             Err(error) => {
                 // It is no one's yet. What goes wrong with that is told by the collector.
                 let _ = remove_later(Removal::new(None, Some(directory)));
+                self.ports.go_on(this.control());
                 return Err(error);
             }
         };
         let root = Arc::new(root.on_top(Arc::clone(snapshot.lease())));
-        match self.set_up_on(next, directory, root) {
-            Ok(next) => {
-                self.begin(&hold, &next);
+        let next = self.set_up_on(next, directory, root);
+        match next.and_then(|next| Ok((self.ports.prepare(next.control())?, next))) {
+            Ok((ports, next)) => {
+                self.begin(&hold, &next, ports);
                 drop(hold);
                 std::mem::replace(&mut now.instance, next).end()?;
             }
@@ -132,6 +134,7 @@ impl Sandbox {
     ) -> Result<Snapshot> {
         // What is set up after the end takes descriptors, which are there then.
         let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
+        self.ports.hold()?;
         this.end_processes()?;
         next.record_ids()?;
         drop(reserved);

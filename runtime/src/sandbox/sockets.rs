@@ -5,9 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Sandbox;
-use crate::error::Result;
+use super::{Sandbox, alive};
+use crate::config::ports::{Forward, Publish};
+use crate::error::{Error, Result};
 use crate::network;
+use crate::network::ports::ConnectionEnd;
+use crate::network::relay::message::Port;
+use crate::wire::control::Control;
 
 impl Sandbox {
     /// Connects to a TCP server in the sandbox, within ten seconds. The connection is made inside:
@@ -15,8 +19,7 @@ impl Sandbox {
     /// other network.
     ///
     /// The stream is an ordinary one, of the caller's. It ends as the server does; nothing of it
-    /// is to be trusted more than what a guest writes. The sandbox's init has made it: one that was
-    /// taken over may have kept a copy, and use and change it, too.
+    /// is to be trusted more than what a guest writes. No one inside has it.
     ///
     /// ```no_run
     /// # use adl_runtime::{Config, Sandbox};
@@ -80,5 +83,97 @@ impl Sandbox {
     /// As [`Files::connect_unix`](crate::Files::connect_unix).
     pub fn connect_unix(&self, path: impl AsRef<Path>) -> Result<UnixStream> {
         self.files().connect_unix(path)
+    }
+
+    /// Has a port of the host's lead to a TCP server in the sandbox, until it is deleted or the
+    /// port is closed ([`Sandbox::close_port`]). Whoever reaches the port reaches the server; that
+    /// may begin to listen later.
+    ///
+    /// The server sees who comes from outside as 198.18.0.1, an address of the sandbox's own, and
+    /// not as 127.0.0.1, which servers trust. It is reached where it listens on all addresses, on
+    /// 127.0.0.1, on 198.18.0.1 or on ::1.
+    ///
+    /// A thread of the process joins the connections of all its sandboxes, with descriptors of its
+    /// own. Where one side resets a connection, so does the other. A reset of the sandbox resets
+    /// all connections, and who comes later comes to the next instance.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Publish, Sandbox};
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// let port = sandbox.publish(&Publish::new(([127, 0, 0, 1], 0), 8000))?;
+    /// let _server = sandbox.shell("cd /tmp && exec python3 -m http.server 8000").background()?;
+    /// println!("http://{}/", port.address());
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Socket`](crate::Error::Socket) where the host can't listen there, as `EADDRINUSE`;
+    /// [`Error::Invalid`](crate::Error::Invalid); [`Error::Deleted`](crate::Error::Deleted);
+    /// [`Error::SandboxDied`](crate::Error::SandboxDied).
+    pub fn publish(&self, publish: &Publish) -> Result<Port> {
+        self.changed(|control| self.ports.publish(control, publish))
+    }
+
+    /// Has a port in the sandbox lead to a TCP server that the host reaches, until it is deleted or
+    /// the port is closed. Whatever runs inside reaches that server, and it alone, as the host's
+    /// user.
+    ///
+    /// Where no address of [`Forward::to`] takes a connection, it is reset.
+    ///
+    /// ```no_run
+    /// # use adl_runtime::{Config, Forward, Sandbox};
+    /// let sandbox = Sandbox::create(Config::default())?;
+    /// sandbox.forward(&Forward::new(5432, ([127, 0, 0, 1], 5432)))?;
+    /// sandbox.shell("psql -h 127.0.0.1 -c 'SELECT 1'").status()?;
+    /// # Ok::<(), adl_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Socket`](crate::Error::Socket) where something inside listens there already;
+    /// otherwise as [`Sandbox::publish`].
+    pub fn forward(&self, forward: &Forward) -> Result<Port> {
+        self.changed(|control| self.ports.forward(control, forward))
+    }
+
+    /// The ports that lead into it and out of it, the oldest first: those of
+    /// [`Config::publish`](crate::Config::publish) and [`Config::forward`](crate::Config::forward),
+    /// and those that were added.
+    pub fn ports(&self) -> Vec<Port> {
+        // In a fork, a thread of its parent may have had the lock.
+        self.lives.check_own().map_or_else(|_| Vec::new(), |()| self.ports.all())
+    }
+
+    /// Ends a port, and resets its connections.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) where the sandbox has no such port;
+    /// [`Error::Deleted`](crate::Error::Deleted).
+    pub fn close_port(&self, port: &Port) -> Result<()> {
+        match self.changed(|_| self.ports.close(port))? {
+            true => Ok(()),
+            false => {
+                let why = format!("the sandbox has none at {}", port.address());
+                Err(Error::invalid("port", why))
+            }
+        }
+    }
+
+    /// Has a thread call `callback` with the end of each connection of its ports, one after the
+    /// other, until it is deleted. About 200 ends are kept for a callback that is slow; how many
+    /// were not told comes with the next one. A second callback takes the place of the first.
+    ///
+    /// # Errors
+    /// As [`Sandbox::publish`].
+    pub fn watch_connections(
+        &self,
+        callback: impl FnMut(ConnectionEnd) + Send + 'static,
+    ) -> Result<()> {
+        self.changed(|control| self.ports.watch(control, callback))
+    }
+
+    /// Does something to the sandbox as it is, while no one else changes it.
+    fn changed<T>(&self, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
+        let mut now = self.now()?;
+        work(alive(&mut now)?.instance.control())
     }
 }

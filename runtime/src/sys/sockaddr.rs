@@ -1,11 +1,14 @@
 //! Addresses of sockets as the kernel takes them, and what it says of a socket.
 
 use std::ffi::c_int;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getpeername, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, getpeername, getsockname,
+    socket,
+};
 
 /// `AF_INET` or `AF_INET6`.
 pub(crate) fn family(address: SocketAddr) -> c_int {
@@ -31,6 +34,67 @@ pub(crate) fn bytes(address: SocketAddr) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// A TCP socket of an address's family that does not block.
+pub(crate) fn tcp_socket(address: SocketAddr) -> nix::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes no pointer.
+    let fd = Errno::result(unsafe { libc::socket(family(address), kind, libc::IPPROTO_TCP) })?;
+    // SAFETY: the kernel made it, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A TCP socket that listens and does not block. It takes the port also where connections of an
+/// earlier one are at their end.
+pub(crate) fn tcp_listener(address: SocketAddr, backlog: c_int) -> nix::Result<OwnedFd> {
+    let socket = tcp_socket(address)?;
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, [1])?;
+    bind(socket.as_fd(), address)?;
+    // SAFETY: takes no pointer.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    Ok(socket)
+}
+
+/// Takes the next connection of a listener that does not block, as a socket that does not, either.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: the kernel made it, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whom a TCP socket is connected to.
+pub(crate) fn peer_address(socket: BorrowedFd<'_>) -> nix::Result<SocketAddr> {
+    getpeername(socket.as_raw_fd()).and_then(|address| address_of(&address))
+}
+
+/// The address of a TCP socket itself.
+pub(crate) fn own_address(socket: BorrowedFd<'_>) -> nix::Result<SocketAddr> {
+    getsockname(socket.as_raw_fd()).and_then(|address| address_of(&address))
+}
+
+fn address_of(address: &SockaddrStorage) -> nix::Result<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
+    let v6 = || address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into());
+    v4.or_else(v6).ok_or(Errno::EAFNOSUPPORT)
+}
+
+/// Gives a socket its own address.
+pub(crate) fn bind(socket: BorrowedFd<'_>, address: SocketAddr) -> nix::Result<()> {
+    let address = bytes(address);
+    let length = address.len() as libc::socklen_t;
+    // SAFETY: an address of that length.
+    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr().cast(), length) })
+        .map(drop)
+}
+
+/// Has a socket connect. One that does not block has begun to where this is `EINPROGRESS`.
+pub(crate) fn connect(socket: BorrowedFd<'_>, address: SocketAddr) -> nix::Result<()> {
+    let address = bytes(address);
+    let length = address.len() as libc::socklen_t;
+    // SAFETY: an address of that length.
+    Errno::result(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), length) })
+        .map(drop)
 }
 
 /// An option of `SOL_SOCKET` that is a number.

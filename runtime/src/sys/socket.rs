@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, shutdown, socketpair,
+    AddressFamily, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recv, recvmsg,
+    shutdown, socketpair,
 };
 
 use crate::sys::owner::Owner;
@@ -189,6 +190,27 @@ pub(crate) fn peek(
         descriptors: descriptors.map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect(),
         more: message.msg_flags & libc::MSG_CTRUNC != 0,
     })
+}
+
+/// Receives one message with the descriptors that came with it, as many as there is room for: from
+/// who is trusted.
+pub(crate) fn receive_descriptors(
+    socket: &OwnedFd,
+    bytes: &mut [u8],
+    flags: MsgFlags,
+) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; 8]);
+    let mut parts = [io::IoSliceMut::new(bytes)];
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(all) = part {
+            // SAFETY: the kernel has just made them for us.
+            descriptors.extend(all.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// Whether it is a mount namespace, and not the caller's own.

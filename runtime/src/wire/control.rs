@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
+use crate::sys::network_namespace::NetworkNamespace;
 use crate::sys::owner::Owner;
 use crate::sys::socket::Socket;
 use crate::wait::{Deadline, wait_ready};
@@ -34,7 +35,9 @@ pub(crate) struct Control {
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(Socket, OwnedFd)>>,
     /// Since init was ready.
-    network: OnceLock<NetworkNamespace>,
+    network: OnceLock<NetworkNamespaceId>,
+    /// That network namespace, since someone has asked for a socket in it, until the end.
+    namespace: Mutex<Option<Arc<NetworkNamespace>>>,
     /// Its cgroups, if it has any.
     group: OnceLock<Arc<Group>>,
     /// The channels of commands that someone may wait for who does not hold the sandbox.
@@ -47,9 +50,9 @@ pub(crate) struct Control {
     owner: Owner,
 }
 
-/// The network namespace of a sandbox.
+/// Which network namespace a sandbox has.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NetworkNamespace {
+pub(crate) struct NetworkNamespaceId {
     /// What its sockets say of it (`SO_NETNS_COOKIE`).
     pub(crate) cookie: u64,
     /// Whether it is no one else's.
@@ -89,6 +92,7 @@ impl Control {
             begun: Mutex::default(),
             next_channel: Mutex::default(),
             network: OnceLock::new(),
+            namespace: Mutex::default(),
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
             ids,
@@ -114,14 +118,32 @@ impl Control {
     }
 
     /// Says in which network namespace its init is.
-    pub(crate) fn give_network(&self, network: NetworkNamespace) {
+    pub(crate) fn give_network(&self, network: NetworkNamespaceId) {
         self.network.get_or_init(|| network);
     }
 
     /// In which network namespace its init is.
-    pub(crate) fn network(&self) -> Result<NetworkNamespace> {
+    pub(crate) fn network(&self) -> Result<NetworkNamespaceId> {
         // Before it is ready, no one has it.
         self.network.get().copied().ok_or(Error::SandboxDied)
+    }
+
+    /// That network namespace, which `open` opens the first time.
+    pub(crate) fn namespace(
+        &self,
+        open: impl FnOnce() -> Result<NetworkNamespace>,
+    ) -> Result<Arc<NetworkNamespace>> {
+        if let Some(namespace) = &*lock(&self.namespace) {
+            return Ok(Arc::clone(namespace));
+        }
+        // The lock is not held while init is waited for.
+        let opened = Arc::new(open()?);
+        // With this lock held: an end that comes now finds it there.
+        let waited_for = lock(&self.waited_for);
+        if waited_for.is_none() {
+            return Err(Error::SandboxDied);
+        }
+        Ok(Arc::clone(lock(&self.namespace).get_or_insert(opened)))
     }
 
     /// Gives it cgroups, for all jobs from here on.
@@ -271,6 +293,7 @@ impl Control {
         self.close();
         *lock(&self.next_channel) = None;
         let all = lock(&self.waited_for).take().unwrap_or_default();
+        *lock(&self.namespace) = None;
         all.into_iter().filter_map(|channel| channel.upgrade()).for_each(|channel| channel.end());
     }
 
