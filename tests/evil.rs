@@ -266,44 +266,44 @@ promises! {
 
     // Sockets.
     what_is_asked_for_is_taken: [
-        "behaves" "connect", "behaves" "listen", "behaves" "connect-unix",
-        "socket-linger" "connect-patiently",
-        "socket-given" "given-listen", "socket-given" "given-connect",
-        "socket-control" "connect-unix"
+        "behaves" "listen-inside", "behaves" "connect-unix", "socket-control" "connect-unix",
+        "socket-given" "given-unix"
     ] => ["Ok"], SOON;
     no_socket_of_another_network_is_the_sandboxes: [
-        "socket-given" "given-listen-of-own", "socket-given" "given-connect-of-own",
-        "socket-given-cookie" "given-listen-of-own", "socket-given-cookie" "given-connect-of-own"
+        "socket-given" "given-listen", "socket-given" "given-connect",
+        "socket-given" "given-publish", "socket-given" "given-forward",
+        "socket-given" "given-unix-of-own"
     ] => ["Protocol: the init of the sandbox broke the protocol: a socket that is another"], SOON;
-    no_other_socket_is_a_stream: [
-        "socket-unix" "connect", "socket-datagrams" "connect", "socket-mptcp" "connect",
-        "socket-six" "connect", "socket-turned" "connect", "socket-elsewhere" "connect",
-        "socket-unconnected" "connect", "socket-none" "connect", "socket-hundreds" "connect",
-        "socket-good-and-null" "connect", "socket-null" "connect", "socket-path" "connect",
-        "socket-nested" "connect", "socket-fifo" "connect"
-    ] => ["Protocol"], SOON;
-    no_other_socket_is_a_listener: [
-        "socket-unix" "listen", "socket-datagrams" "listen", "socket-mptcp" "listen",
-        "socket-six" "listen", "socket-turned" "listen", "socket-listener-elsewhere" "listen",
-        "socket-unconnected" "listen", "socket-none" "listen", "socket-hundreds" "listen",
-        "socket-good-and-null" "listen", "socket-null" "listen", "socket-nested" "listen"
-    ] => ["Protocol"], SOON;
+    no_sandbox_with_a_network_of_its_own_has_the_callers: [
+        "socket-given-cookie" "given-listen", "socket-given-cookie" "given-publish"
+    ] => ["Protocol: the init of the sandbox broke the protocol: a sandbox with the network"], SOON;
+    no_other_socket_leads_to_a_network: [
+        "socket-unix" "listen-inside", "socket-mptcp" "listen-inside",
+        "socket-six" "listen-inside", "socket-listener" "listen-inside",
+        "socket-unconnected" "connect-inside", "socket-none" "connect-inside",
+        "socket-hundreds" "connect-inside", "socket-good-and-null" "connect-inside",
+        "socket-null" "publish-inside", "socket-path" "publish-inside",
+        "socket-nested" "forward-inside", "socket-fifo" "forward-inside"
+    ] => ["Protocol", "SandboxDied"], SOON;
     no_other_socket_is_a_unix_one: [
-        "socket-elsewhere" "connect-unix", "socket-unconnected-unix" "connect-unix",
+        "socket-listener" "connect-unix", "socket-unconnected-unix" "connect-unix",
         "socket-unix-packets" "connect-unix", "socket-datagrams" "connect-unix",
         "socket-none" "connect-unix", "socket-many" "connect-unix", "socket-fifo" "connect-unix",
         "socket-lingering" "connect-unix", "socket-memfd" "connect-unix"
     ] => ["Protocol"], SOON;
     a_socket_that_does_not_come_is_given_up: [
-        "socket-silent" "connect", "socket-silent" "connect-unix", "socket-exit" "connect",
-        "socket-lingering" "connect",
-        "socket-exit" "connect-unix", "socket-exit" "listen"
-    ] => ["TimedOut", "SandboxDied"], SOON;
+        "socket-silent" "connect-inside", "socket-silent" "connect-unix",
+        "socket-exit" "connect-inside", "socket-lingering" "connect-inside",
+        "socket-exit" "connect-unix", "socket-exit" "publish-inside"
+    ] => ["TimedOut", "SandboxDied", "Protocol"], SOON;
+    a_socket_that_does_not_come_is_waited_for_ten_seconds: [
+        "socket-silent" "publish-inside"
+    ] => ["TimedOut"], AFTER_TEN;
     what_is_told_of_a_socket_is_only_that: [
-        "socket-started" "connect", "socket-exited" "listen", "socket-exited" "connect-unix",
-        "socket-failed-0" "connect", "socket-failed-minus" "listen",
-        "socket-failed-minus" "connect-unix"
-    ] => ["Protocol", "Socket: could not", "File: could not", "Start: "], SOON;
+        "socket-started" "connect-inside", "socket-exited" "listen-inside",
+        "socket-exited" "connect-unix", "socket-failed-0" "connect-inside",
+        "socket-failed-minus" "listen-inside", "socket-failed-minus" "connect-unix"
+    ] => ["Protocol", "Io: make a socket inside", "File: could not", "Start: "], SOON;
 
     // Too much, or not enough.
     a_flood_stays_outside: [

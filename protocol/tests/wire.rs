@@ -18,8 +18,8 @@ use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
     Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings,
-    StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
+    Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -233,8 +233,6 @@ pub use config::image::{Image, ImageConfig};
 pub use config::limits::{IoLimit, Limits};
 pub use config::mount::{Access, Mount, TmpfsOptions};
 pub use config::ports::{ConnectionLimits, Forward, Publish};
-pub use network::ports::{ConnectionEnd, ConnectionEndReason};
-pub use network::relay::message::{ConnectionStats, Port};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
 pub use error::{Error, ErrorKind, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};
@@ -262,6 +260,8 @@ pub use metrics::{
     BlankMetrics, CreateFailures, JobEnds, JobMetrics, Metrics, RemovalMetrics, SandboxMetrics,
     SpareMetrics, metrics,
 };
+pub use network::ports::{ConnectionEnd, ConnectionEndReason};
+pub use network::relay::message::{ConnectionStats, Port};
 pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;

@@ -11,9 +11,7 @@ mod trees;
 
 use alloc::vec::Vec;
 
-use adl_protocol::{
-    EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Task, codec,
-};
+use adl_protocol::{EndedBy, JobEvent, JobRequest, Leftovers, Request, Scope, Stage, Task, codec};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;

@@ -26,6 +26,7 @@ mod nr {
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
     pub(super) const CONNECT: usize = 42;
+    pub(super) const SETSOCKOPT: usize = 54;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
@@ -531,6 +532,8 @@ pub fn loopback_up(socket: &OwnedFd) -> Result<()> {
 }
 
 const SOL_SOCKET: usize = 1;
+/// Linux 6.16.
+const SO_PASSRIGHTS: usize = 83;
 
 /// The cookie of a socket's network namespace, which no other has until the machine is started
 /// anew (Linux 5.14).
@@ -550,7 +553,13 @@ pub fn connect(address: &[u8]) -> Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let (fd, at) = (socket.as_raw_fd() as usize, address.as_ptr() as usize);
-    // SAFETY: `address` has the length that is said.
-    unsafe { syscall(nr::CONNECT, fd, at, address.len(), 0, 0) }?;
+    let no = 0_i32;
+    // SAFETY: an int of that size, and `address`, which has the length that is said.
+    unsafe {
+        // From the first byte on, a guest sends no descriptor along; older kernels don't know that.
+        let no = ptr::from_ref(&no) as usize;
+        let _ = syscall(nr::SETSOCKOPT, fd, SOL_SOCKET, SO_PASSRIGHTS, no, size_of::<i32>());
+        syscall(nr::CONNECT, fd, at, address.len(), 0, 0)?;
+    }
     Ok(socket)
 }

@@ -218,9 +218,7 @@ fn settle(
     let failed = |source| Error::Socket { operation: "connect to", address, source };
     let error = match stream.take_error().map_err(Error::io("getsockopt"))? {
         // Where no one listens, the port that the kernel picks may be that very one.
-        None if stream.local_addr().is_ok_and(|own| own == address) => {
-            error_of(libc::ECONNREFUSED)
-        }
+        None if stream.local_addr().is_ok_and(|own| own == address) => error_of(libc::ECONNREFUSED),
         None => return stream.set_nonblocking(false).map_err(Error::io("ioctl")),
         Some(error) => error,
     };

@@ -189,8 +189,7 @@ impl Ports {
         let own_address = (self.network == Network::None).then_some(OWN_ADDRESS);
         let order = Order::Begin { sandbox: self.number, own_address };
         let network = network.iter().flat_map(|network| network.descriptors());
-        let descriptors: Vec<BorrowedFd<'_>> =
-            [init.as_fd()].into_iter().chain(network).collect();
+        let descriptors: Vec<BorrowedFd<'_>> = [init.as_fd()].into_iter().chain(network).collect();
         let relay = relay::client()?;
         relay.order(&order, &descriptors)?;
         for (port, listener) in listeners {

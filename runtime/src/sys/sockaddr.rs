@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, getpeername, getsockname,
-    socket,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, getpeername,
+    getsockname, socket,
 };
 
 /// `AF_INET` or `AF_INET6`.

@@ -16,16 +16,17 @@
 
 use std::fs;
 use std::io::{IoSlice, Read};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
-    Access, Child, Config, Error, Files, Mount, Network, Pool, Sandbox, Scope, Stdio,
+    Access, Child, Config, Error, Files, Forward, Mount, Network, Pool, Publish, Sandbox, Scope,
+    Stdio,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -180,6 +181,11 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     if call == "create" {
         return timed(|| sandbox(state, way).map(drop), |()| "Ok".to_owned());
     }
+    if let Some(call) = call.strip_suffix("-inside") {
+        let network = Network::None;
+        let sandbox = Sandbox::create(Config { network, ..config(state, way) }).unwrap();
+        return inside(call, &sandbox);
+    }
     if let Some(call) = call.strip_prefix("given-") {
         return given(call, way, state);
     }
@@ -278,9 +284,6 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
             command.terminal(24, 80);
             timed(|| command.output(), |output| output.status.to_string())
         }
-        "connect" => connect(&sandbox, BOUND),
-        "connect-patiently" => connect(&sandbox, SETTLE),
-        "listen" => timed(|| sandbox.listen(([127, 0, 0, 1], 0)).map(drop), ok),
         "connect-unix" => {
             let mut files = sandbox.files();
             timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
@@ -290,25 +293,32 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     }
 }
 
-/// Connects to a server of the host's, with whose network the sandbox is.
-fn connect(sandbox: &Sandbox, timeout: Duration) -> Outcome {
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = server.local_addr().unwrap();
-    timed(|| sandbox.connect_timeout(address, timeout).map(drop), |()| "Ok".to_owned())
+/// Asks for sockets in the sandbox's own network, to which init has to lead.
+fn inside(call: &str, sandbox: &Sandbox) -> Outcome {
+    let ok = |()| "Ok".to_owned();
+    let anywhere = ([0, 0, 0, 0], 0);
+    match call {
+        "listen" => timed(|| sandbox.listen(anywhere).map(drop), ok),
+        "connect" => timed(|| sandbox.connect_timeout(([127, 0, 0, 1], 1), BOUND).map(drop), ok),
+        "publish" => {
+            timed(|| sandbox.publish(&Publish::new(([127, 0, 0, 1], 0), 80)).map(drop), ok)
+        }
+        "forward" => {
+            let address = anywhere.into();
+            let forward = Forward { address, ..Forward::new(0, ([127, 0, 0, 1], 1)) };
+            timed(|| sandbox.forward(&forward).map(drop), ok)
+        }
+        call => panic!("what is {call}?"),
+    }
 }
 
-/// Asks for what an accomplice on the host has given to init: it is as it should be, but where it
-/// was made, if the sandbox has a network of its own.
+/// Asks for a way into the sandbox's network, or for a Unix socket, where an accomplice on the host
+/// has given one to init: it is as it should be, but for where it was made.
 fn given(call: &str, way: &str, state: &Path) -> Outcome {
-    let (call, network) = match call.strip_suffix("-of-own") {
-        Some(call) => (call, Network::None),
-        None => (call, Network::Host),
-    };
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = server.local_addr().unwrap();
-    let socket: OwnedFd = match call {
-        "listen" => server.try_clone().unwrap().into(),
-        _ => TcpStream::connect(address).unwrap().into(),
+    let (network, socket): (_, OwnedFd) = match call {
+        "unix" => (Network::Host, UnixStream::pair().unwrap().0.into()),
+        "unix-of-own" => (Network::None, UnixStream::pair().unwrap().0.into()),
+        _ => (Network::None, UdpSocket::bind("127.0.0.1:0").unwrap().into()),
     };
     let directory = state.join("volume");
     fs::create_dir(&directory).unwrap();
@@ -327,15 +337,11 @@ fn given(call: &str, way: &str, state: &Path) -> Outcome {
     gives.join().unwrap();
     fs::remove_dir_all(directory).unwrap();
     let ok = |()| "Ok".to_owned();
-    match call {
-        "listen" => timed(|| sandbox.listen(address).map(drop), ok),
-        "connect" => timed(|| sandbox.connect_timeout(address, BOUND).map(drop), ok),
-        "unix" => {
-            let mut files = sandbox.files();
-            timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
-        }
-        call => panic!("what is {call}?"),
+    if call.starts_with("unix") {
+        let mut files = sandbox.files();
+        return timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok);
     }
+    inside(call, &sandbox)
 }
 
 /// Asks for a terminal, and has no descriptor left when it comes, which it does when it is told to:

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 
 use adl_protocol::{
-    EndedBy, Exit, FileAction, FileTask, JobEvent, JobStdio, Reply, SocketTask, Spawn, Stage,
-    Status, StdioSource, Task, Usage, VERSION, limits,
+    EndedBy, Exit, FileAction, FileTask, JobEvent, JobStdio, Reply, Spawn, Stage, Status,
+    StdioSource, Task, Usage, VERSION, limits,
 };
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -110,9 +110,8 @@ impl Job {
 pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control, given: Option<&OwnedFd>) {
     let mut job = Job::take(spawn, control);
     match &spawn.task {
-        Task::Socket(SocketTask { address, listens }) => {
-            let asked = sockets::Asked::Inet(sockets::read(address), *listens);
-            return sockets::answer(way, &asked, &job, control, given);
+        Task::Socket => {
+            return sockets::answer(way, &sockets::Asked::Any, &job, control, given);
         }
         Task::File(FileTask { action: FileAction::Connect, .. }) => {
             return sockets::answer(way, &sockets::Asked::Unix, &job, control, given);

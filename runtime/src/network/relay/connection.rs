@@ -35,6 +35,8 @@ pub(super) struct Connection {
     /// From the client to the server, and back.
     pub(super) up: Flow,
     pub(super) down: Flow,
+    /// Which of them comes first, where not all may pass.
+    pub(super) is_up_first: bool,
     /// When it is looked at, whatever happens.
     pub(super) timer: Option<Instant>,
     /// Whether it waits for its turn.
@@ -45,7 +47,11 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) enum Server {
     /// None yet: the address that is tried, as a number in the list of those of the port.
-    Connecting { attempt: usize, socket: Option<OwnedFd>, why: i32 },
+    Connecting {
+        attempt: usize,
+        socket: Option<OwnedFd>,
+        why: i32,
+    },
     Connected(Side),
 }
 
@@ -63,12 +69,25 @@ pub(super) enum Next {
 impl Connection {
     /// Moves what there is, at most so many bytes.
     pub(super) fn run(&mut self, most: u64, (pipes, buffer): (&mut Pipes, &mut [u8])) -> Next {
-        let Server::Connected(server) = &mut self.server else { return Next::Wait };
-        let client = &mut self.client;
-        let turn = most.min(TURN);
-        let up = self.up.run(client, server, turn, (&mut *pipes, &mut *buffer));
-        // Also where that has failed: a server that takes no more may have said why.
-        let down = self.down.run(server, client, turn, (pipes, buffer));
+        let Self { client, server: Server::Connected(server), up, down, .. } = self else {
+            return Next::Wait;
+        };
+        self.is_up_first = !self.is_up_first;
+        let mut ways = [(up, true), (down, false)];
+        if !self.is_up_first {
+            ways.reverse();
+        }
+        let mut left = most;
+        // Both are tried also where one has failed: a server that takes no more may have said why.
+        let [first, second] = ways.map(|(flow, is_up)| {
+            let (from, to) =
+                if is_up { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
+            let before = flow.taken();
+            let moved = flow.run(from, to, left.min(TURN), (&mut *pipes, &mut *buffer));
+            left = left.saturating_sub(flow.taken() - before);
+            moved
+        });
+        let (up, down) = if self.is_up_first { (first, second) } else { (second, first) };
         match (up, down) {
             (Err(Broken::From(_)), _) | (_, Err(Broken::To(_))) => Next::End(Why::ByClient),
             (Err(Broken::To(_)), _) | (_, Err(Broken::From(_))) => Next::End(Why::ByServer),
@@ -83,9 +102,9 @@ impl Connection {
         self.up.is_closed != self.down.is_closed
     }
 
-    /// How many bytes it has moved.
-    pub(super) fn bytes(&self) -> u64 {
-        self.up.bytes + self.down.bytes
+    /// How many bytes it has taken, both ways.
+    pub(super) fn taken(&self) -> u64 {
+        self.up.taken() + self.down.taken()
     }
 
     /// Its sockets.

@@ -118,7 +118,7 @@ impl Flow {
         most: u64,
         (pipes, buffer): (&mut Pipes, &mut [u8]),
     ) -> Result<Moved, Broken> {
-        let before = self.bytes;
+        let before = self.taken();
         loop {
             self.empty_pipe(to, pipes)?;
             if self.has_ended && self.pipe.is_none() && !self.is_closed {
@@ -129,12 +129,17 @@ impl Flow {
             if self.pipe.is_some() || self.has_ended || !from.is_readable || !to.is_writable {
                 return Ok(Moved::Waits);
             }
-            let left = most.saturating_sub(self.bytes - before);
+            let left = most.saturating_sub(self.taken() - before);
             let Ok(left @ 1..) = usize::try_from(left) else { return Ok(Moved::More) };
             if !self.is_bulk || !self.splice(from, left, pipes)? {
                 self.copy(from, to, left, buffer)?;
             }
         }
+    }
+
+    /// How many bytes were read: what was moved, and what is on its way.
+    pub(super) fn taken(&self) -> u64 {
+        self.bytes + self.pipe.as_ref().map_or(0, |pipe| pipe.held as u64)
     }
 
     /// Writes what is in the pipe, and lets go of it where that was all.

@@ -77,17 +77,15 @@ impl Client {
             return Err(Error::TimedOut { what, after: deadline.length() });
         }
         let mut buffer = vec![0; LONGEST];
-        let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(Error::io(TALK))?;
+        let count =
+            recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(Error::io(TALK))?;
         if count == 0 {
             return Err(Error::io(TALK)(Errno::EPIPE));
         }
         match decode_frame(buffer.get(..count).unwrap_or_default())? {
-            Answer::Failed(what, errno) => {
-                Err(Error::io("have the relay do something")(std::io::Error::other(format!(
-                    "{what}: {}",
-                    error_of(errno)
-                ))))
-            }
+            Answer::Failed(what, errno) => Err(Error::io("have the relay do something")(
+                std::io::Error::other(format!("{what}: {}", error_of(errno))),
+            )),
             answer => Ok(answer),
         }
     }

@@ -82,7 +82,10 @@ struct Sandbox {
 enum Life {
     /// None just now: who comes waits for the next.
     None,
-    Alive { init: OwnedFd, network: Option<NetworkNamespace> },
+    Alive {
+        init: OwnedFd,
+        network: Option<NetworkNamespace>,
+    },
     /// It has ended by itself: who comes is turned away.
     Dead,
 }
@@ -226,11 +229,9 @@ impl Relay {
         let now = Instant::now();
         let may_move = port.moves.as_mut().map_or(u64::MAX, |moves| moves.available(now));
         let left = port.limits.bytes.map_or(u64::MAX, |most| most.saturating_sub(port.bytes));
-        let before = connection.bytes();
-        // Both ways may take as much.
-        let most = if may_move == 0 { 0 } else { (may_move.min(left) / 2).max(1) };
-        let next = connection.run(most, (&mut self.pipes, &mut self.buffer));
-        let moved = connection.bytes() - before;
+        let before = connection.taken();
+        let next = connection.run(may_move.min(left), (&mut self.pipes, &mut self.buffer));
+        let moved = connection.taken() - before;
         port.bytes += moved;
         if let Some(moves) = &mut port.moves {
             moves.take(moved);
@@ -434,6 +435,7 @@ impl Relay {
                 server: Server::Connecting { attempt: 0, socket: None, why: 0 },
                 up: Flow::default(),
                 down: Flow::default(),
+                is_up_first: false,
                 timer: None,
                 is_queued: false,
             };
@@ -537,9 +539,8 @@ impl Relay {
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
             | EpollFlags::EPOLLET;
-        let begun = begin_to_connect(made.as_fd(), from, to).and_then(|()| {
-            self.epoll.add(&made, EpollEvent::new(watched, number << 2 | SERVER))
-        });
+        let begun = begin_to_connect(made.as_fd(), from, to)
+            .and_then(|()| self.epoll.add(&made, EpollEvent::new(watched, number << 2 | SERVER)));
         match begun {
             Ok(()) => *socket = Some(made),
             Err(errno) => *why = errno as i32,

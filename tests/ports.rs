@@ -1,0 +1,509 @@
+//! Ports that lead into a sandbox and out of it: what passes, what does not, and how it ends.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use adl_runtime::{
+    Child, Config, ConnectionEnd, ConnectionEndReason, ConnectionLimits, ConnectionStats, Error,
+    Forward, Port, Publish, Sandbox, Stdio,
+};
+use nix::libc;
+
+use crate::harness::{Home, Need, at_most, needs, shell, within};
+
+const PYTHON: &[Need] = &[Need::Program("python3")];
+/// Long enough for anything.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Has python run a script inside that says when it is ready, and goes on.
+#[track_caller]
+fn runs(sandbox: &Sandbox, script: &str) -> Child {
+    let mut command = sandbox.command("python3");
+    let mut child = command.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "{script}");
+    child
+}
+
+/// A server that tells each client a name and who the client is, and ends.
+#[track_caller]
+fn serves(sandbox: &Sandbox, ip: &str, port: u16, name: &str) -> Child {
+    let family = if ip.contains(':') { "AF_INET6" } else { "AF_INET" };
+    let script = format!(
+        "import socket
+s = socket.create_server(('{ip}', {port}), family=socket.{family}, backlog=1024)
+print('ready', flush=True)
+while True:
+    c, a = s.accept()
+    c.sendall(('{name} ' + a[0]).encode())
+    c.close()"
+    );
+    runs(sandbox, &script)
+}
+
+/// A server that sends back all that it reads, in a thread for each client.
+const ECHO: &str = "import socket, threading
+def serve(c):
+    while True:
+        data = c.recv(1 << 20)
+        if not data: break
+        c.sendall(data)
+    c.close()
+s = socket.create_server(('0.0.0.0', 80), backlog=1024)
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    threading.Thread(target=serve, args=(c,), daemon=True).start()";
+
+/// A server that takes connections, and does nothing with them.
+const HOLDS: &str = "import socket, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+s = socket.create_server(('0.0.0.0', 80), backlog=1024)
+print('ready', flush=True)
+held = []
+while True: held.append(s.accept()[0])";
+
+fn any() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+#[track_caller]
+fn published(sandbox: &Sandbox) -> Port {
+    sandbox.publish(&Publish::new(any(), 80)).unwrap()
+}
+
+#[track_caller]
+fn connect(port: &Port) -> TcpStream {
+    let stream = TcpStream::connect(port.address()).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_write_timeout(Some(LONG)).unwrap();
+    stream
+}
+
+#[track_caller]
+fn read(mut stream: impl Read) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Whether a stream ends by a reset: not as one does that has an end.
+#[track_caller]
+fn is_reset(mut stream: impl Read) -> bool {
+    match stream.read_to_end(&mut Vec::new()) {
+        Ok(_) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            true
+        }
+    }
+}
+
+#[track_caller]
+fn stats(sandbox: &Sandbox) -> ConnectionStats {
+    sandbox.stats().unwrap().connections.unwrap()
+}
+
+/// What connections have come to, when there are none any more: one is over when its server has
+/// heard of its end, too.
+#[track_caller]
+fn when_all_have_ended(sandbox: &Sandbox) -> ConnectionStats {
+    assert!(within(LONG, || stats(sandbox).open == 0));
+    stats(sandbox)
+}
+
+/// The ends of connections that are told.
+fn ends(sandbox: &Sandbox) -> mpsc::Receiver<ConnectionEnd> {
+    let (tell, told) = mpsc::channel();
+    sandbox.watch_connections(move |end| drop(tell.send(end))).unwrap();
+    told
+}
+
+#[test]
+fn a_server_is_reached_wherever_it_listens_and_sees_no_one_from_127() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    for (ip, from) in [
+        ("0.0.0.0", "198.18.0.1"),
+        ("127.0.0.1", "198.18.0.1"),
+        ("198.18.0.1", "198.18.0.1"),
+        ("::1", "::1"),
+    ] {
+        let sandbox = home.sandbox();
+        let port = published(&sandbox);
+        assert_eq!(port.published(), Some(80));
+        // Before there is a server, and after that there is one.
+        assert!(is_reset(connect(&port)), "{ip}");
+        let _server = serves(&sandbox, ip, 80, "server");
+        for _ in 0..3 {
+            assert_eq!(read(connect(&port)), format!("server {from}"), "{ip}");
+        }
+        let stats = when_all_have_ended(&sandbox);
+        assert_eq!((stats.begun, stats.failed), (4, 1), "{stats:?}");
+        assert_eq!(stats.bytes_out, 3 * ("server ".len() + from.len()) as u64);
+    }
+}
+
+#[test]
+fn ports_of_the_configuration_are_there_from_the_beginning() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let server = TcpListener::bind(any()).unwrap();
+    let config = Config {
+        publish: vec![Publish::new(any(), 80)],
+        forward: vec![Forward::new(5432, server.local_addr().unwrap())],
+        ..home.config()
+    };
+    let sandbox = Sandbox::create(config.clone()).unwrap();
+    let [out, into] = &*sandbox.ports() else { panic!("{:?}", sandbox.ports()) };
+    assert_eq!(out.address(), (Ipv4Addr::LOCALHOST, 5432).into());
+    assert_eq!(out.forwarded_to(), [server.local_addr().unwrap()]);
+    let _server = serves(&sandbox, "0.0.0.0", 80, "from the beginning");
+    assert_eq!(read(connect(into)), "from the beginning 198.18.0.1");
+    let mut client = sandbox.shell("exec 3<>/dev/tcp/127.0.0.1/5432; cat <&3");
+    let mut client = client.stdout(Stdio::piped()).spawn().unwrap();
+    server.accept().unwrap().0.write_all(b"out").unwrap();
+    assert_eq!(read(client.stdout.take().unwrap()), "out");
+    // A port that is in use is told of, and leaves nothing.
+    let twice = Config { publish: vec![Publish::new(into.address(), 80)], ..config };
+    let error = Sandbox::create(twice).unwrap_err();
+    let Error::Socket { source, address, .. } = &error else { panic!("{error}") };
+    assert_eq!((source.raw_os_error(), *address), (Some(libc::EADDRINUSE), into.address()));
+    sandbox.delete().unwrap();
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
+fn what_can_not_be_is_refused_and_leaves_the_others() {
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let limits = ConnectionLimits { connections: Some(0), ..ConnectionLimits::default() };
+    let invalid = |result: Result<Port, Error>, name: &str| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    };
+    invalid(sandbox.publish(&Publish::new(any(), 0)), "port 0");
+    invalid(sandbox.publish(&Publish { limits, ..Publish::new(any(), 80) }), "connections");
+    invalid(sandbox.forward(&Forward::new(80, any())), "no server's");
+    invalid(sandbox.forward(&Forward { to: vec![], ..Forward::new(80, any()) }), "0 addresses");
+    let port = published(&sandbox);
+    let twice = sandbox.publish(&Publish::new(port.address(), 81)).unwrap_err();
+    assert!(matches!(twice, Error::Socket { .. }), "{twice}");
+    let elsewhere = sandbox.publish(&Publish::new(([198, 51, 100, 7], 0), 81)).unwrap_err();
+    assert!(elsewhere.to_string().contains("198.51.100.7"), "{elsewhere}");
+    assert_eq!(sandbox.ports(), [port.clone()]);
+    sandbox.close_port(&port).unwrap();
+    let error = sandbox.close_port(&port).unwrap_err();
+    assert!(matches!(error, Error::Invalid { .. }), "{error}");
+    let error = TcpStream::connect(port.address()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    sandbox.delete().unwrap();
+    assert!(matches!(sandbox.publish(&Publish::new(any(), 80)), Err(Error::Deleted)));
+}
+
+#[test]
+fn all_bytes_pass_both_ways_whatever_their_number() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let _server = runs(&sandbox, ECHO);
+    let port = published(&sandbox);
+    let sizes = [1, 2, 16_383, 16_384, 16_385, 65_536, 500_000, 20_000_000];
+    for size in sizes {
+        let sent: Vec<u8> = (0..size).map(|i: usize| (i * 7 + i / 251) as u8).collect();
+        let mut stream = connect(&port);
+        let mut writes = stream.try_clone().unwrap();
+        let received = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                writes.write_all(&sent).unwrap();
+                writes.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).unwrap();
+            received
+        });
+        assert!(received == sent, "{size}: {}", received.len());
+    }
+    let all: usize = sizes.iter().sum();
+    let stats = when_all_have_ended(&sandbox);
+    assert_eq!((stats.bytes_in, stats.bytes_out, stats.failed), (all as u64, all as u64, 0));
+}
+
+#[test]
+fn a_byte_out_of_band_is_one_among_the_others() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "import socket
+s = socket.create_server(('0.0.0.0', 80))
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    c.sendall(b'a' * 100000)
+    c.send(b'!', socket.MSG_OOB)
+    c.sendall(b'b' * 100000)
+    c.close()";
+    let _server = runs(&sandbox, script);
+    let port = published(&sandbox);
+    let expected = ["a".repeat(100_000), "b".repeat(100_000)].join("!");
+    assert!(read(connect(&port)) == expected);
+}
+
+#[test]
+fn each_side_ends_by_itself() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "import socket
+s = socket.create_server(('0.0.0.0', 80))
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    got = b''
+    while data := c.recv(100): got += data
+    c.sendall(b'got ' + got)
+    c.shutdown(socket.SHUT_WR)
+    c.close()";
+    let _server = runs(&sandbox, script);
+    let port = published(&sandbox);
+    let ends = ends(&sandbox);
+    let mut stream = connect(&port);
+    stream.write_all(b"half").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read(&stream), "got half");
+    let end = ends.recv_timeout(LONG).unwrap();
+    assert_eq!(end.reason, ConnectionEndReason::Closed);
+    assert_eq!((end.bytes_in, end.bytes_out, end.untold), (4, 8, 0));
+    assert_eq!((end.peer, end.port), (stream.local_addr().unwrap(), port.clone()));
+    // And out of it, the other way round.
+    let server = TcpListener::bind(any()).unwrap();
+    sandbox.forward(&Forward::new(81, server.local_addr().unwrap())).unwrap();
+    let script = "exec 3<>/dev/tcp/127.0.0.1/81; cat <&3; echo inside >&3";
+    let client = sandbox.shell(script).spawn().unwrap();
+    let (mut served, _) = server.accept().unwrap();
+    served.write_all(b"first").unwrap();
+    served.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read(&served), "inside\n");
+    drop((served, client));
+    assert_eq!(ends.recv_timeout(LONG).unwrap().reason, ConnectionEndReason::Closed);
+}
+
+/// A reset of a stream: its close is told as that, and no end.
+fn reset(stream: TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream, sockopt::Linger, &linger).unwrap();
+}
+
+#[test]
+fn an_end_by_error_is_one_on_the_other_side() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let ends = ends(&sandbox);
+    let next = || ends.recv_timeout(LONG).unwrap().reason;
+    // A server of the host's that fails, seen inside; and one that is not there.
+    let server = TcpListener::bind(any()).unwrap();
+    sandbox.forward(&Forward::new(81, server.local_addr().unwrap())).unwrap();
+    let client = "import socket
+c = socket.create_connection(('127.0.0.1', 81))
+print('ready', flush=True)
+try: print(c.recv(10))
+except OSError as error: print(error.errno)";
+    for is_there in [true, false] {
+        let mut command = sandbox.command("python3");
+        let mut command = command.args(["-c", client]).stdout(Stdio::piped()).spawn().unwrap();
+        if is_there {
+            reset(server.accept().unwrap().0);
+        }
+        let told = read(command.stdout.take().unwrap());
+        assert_eq!(told, format!("ready\n{}\n", libc::ECONNRESET));
+        match (is_there, next()) {
+            (true, ConnectionEndReason::ServerReset) => {}
+            (false, ConnectionEndReason::Refused(libc::ECONNREFUSED)) => return,
+            other => panic!("{other:?}"),
+        }
+        // The port stays that of no one: only this process would take it so soon.
+        let address = server.local_addr().unwrap();
+        nix::sys::socket::shutdown(server.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+        assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn a_client_that_resets_is_seen_inside() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "import socket
+s = socket.create_server(('0.0.0.0', 80))
+print('ready', flush=True)
+c, _ = s.accept()
+c.sendall(b'x')
+try: print(c.recv(10), flush=True)
+except OSError as error: print(error.errno, flush=True)";
+    let mut command = sandbox.command("python3");
+    let mut server = command.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let ends = ends(&sandbox);
+    let mut stream = connect(&published(&sandbox));
+    stream.read_exact(&mut [0]).unwrap();
+    reset(stream);
+    assert_eq!(lines.next().unwrap().unwrap(), libc::ECONNRESET.to_string());
+    assert_eq!(ends.recv_timeout(LONG).unwrap().reason, ConnectionEndReason::ClientReset);
+}
+
+#[test]
+fn at_a_reset_and_a_delete_all_connections_are_reset_and_the_port_leads_to_what_comes_then() {
+    if !needs(PYTHON) {
+        return;
+    }
+    for spare in [false, true] {
+        let home = Home::new();
+        let sandbox = Sandbox::create(Config { spare, ..home.config() }).unwrap();
+        let server = TcpListener::bind(any()).unwrap();
+        sandbox.forward(&Forward::new(81, server.local_addr().unwrap())).unwrap();
+        let port = published(&sandbox);
+        let held = || {
+            let _server = runs(&sandbox, HOLDS);
+            let all: Vec<_> = (0..100).map(|_| connect(&port)).collect();
+            let opened = || stats(&sandbox).open == 101;
+            shell(&sandbox, "exec 3<>/dev/tcp/127.0.0.1/81; sleep inf <&3 > /dev/null 2>&1 &");
+            let (inner, _) = server.accept().unwrap();
+            assert!(within(LONG, opened));
+            (all, inner)
+        };
+        let all_are_reset = |(all, inner): (Vec<TcpStream>, TcpStream), begin: Instant| {
+            for stream in all {
+                assert!(is_reset(stream));
+            }
+            assert!(is_reset(inner));
+            assert!(begin.elapsed() < at_most(Duration::from_millis(100)), "{:?}", begin.elapsed());
+        };
+        let connected = held();
+        if spare {
+            assert!(within(LONG, || sandbox.has_spare()));
+        }
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            let resets = scope.spawn(|| sandbox.reset().unwrap());
+            all_are_reset(connected, begin);
+            resets.join().unwrap();
+        });
+        // The next instance is reached, and reaches what is outside.
+        let connected = held();
+        let address = port.address();
+        sandbox.delete().unwrap();
+        all_are_reset(connected, Instant::now());
+        let error = TcpStream::connect(address).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        adl_runtime::finish_removals();
+        drop(sandbox);
+        assert_eq!(home.left(), [""; 0]);
+    }
+}
+
+#[test]
+fn who_comes_to_a_sandbox_that_has_died_is_turned_away() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let _server = runs(&sandbox, HOLDS);
+    let port = published(&sandbox);
+    let stream = connect(&port);
+    assert!(within(LONG, || stats(&sandbox).open == 1));
+    let init = nix::unistd::Pid::from_raw(sandbox.init_pid());
+    nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // The kernel ends the server's before it tells of init: that is an end like any other.
+    let _ = is_reset(stream);
+    assert!(within(LONG, || !sandbox.is_alive()));
+    assert!(is_reset(connect(&port)));
+    sandbox.reset().unwrap();
+    let _server = serves(&sandbox, "127.0.0.1", 80, "again");
+    assert_eq!(read(connect(&port)), "again 198.18.0.1");
+}
+
+#[test]
+fn limits_of_a_port_hold() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let _server = runs(&sandbox, ECHO);
+    let with = |limits: ConnectionLimits| {
+        sandbox.publish(&Publish { limits, ..Publish::new(any(), 80) }).unwrap()
+    };
+    let none = ConnectionLimits::default;
+    let says = |stream: &mut TcpStream, what: &[u8]| {
+        stream.write_all(what).unwrap();
+        let mut back = vec![0; what.len()];
+        stream.read_exact(&mut back).unwrap();
+        assert!(back == what);
+    };
+    // Two at once; the third when one has ended.
+    let port = with(ConnectionLimits { connections: Some(2), ..none() });
+    let (mut one, mut two, mut three) = (connect(&port), connect(&port), connect(&port));
+    says(&mut one, b"one");
+    says(&mut two, b"two");
+    three.write_all(b"three").unwrap();
+    three.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert_eq!(three.read(&mut [0; 5]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(one);
+    three.set_read_timeout(Some(LONG)).unwrap();
+    let mut back = [0; 5];
+    three.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"three");
+    // 200,000 bytes a second, both ways together: 100,000 there and back take a second, but for
+    // the first tenth.
+    let port = with(ConnectionLimits { bytes_per_second: Some(200_000), ..none() });
+    let mut stream = connect(&port);
+    let begin = Instant::now();
+    says(&mut stream, &[7; 100_000]);
+    assert!(begin.elapsed() > Duration::from_millis(800), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < at_most(Duration::from_secs(2)), "{:?}", begin.elapsed());
+    // Twenty in a second: two at once, then one each 50 ms.
+    let port = with(ConnectionLimits { connections_per_second: Some(20), ..none() });
+    let begin = Instant::now();
+    for _ in 0..12 {
+        says(&mut connect(&port), b"x");
+    }
+    assert!(begin.elapsed() > Duration::from_millis(450), "{:?}", begin.elapsed());
+    // So many bytes in all.
+    let port = with(ConnectionLimits { bytes: Some(10_000), ..none() });
+    let ends = ends(&sandbox);
+    let mut stream = connect(&port);
+    says(&mut stream, &[7; 4_000]);
+    stream.write_all(&[7; 4_000]).unwrap();
+    let received = std::iter::repeat_with(|| stream.read(&mut [0; 1000]));
+    let received: usize = received.map_while(|count| count.ok().filter(|count| *count > 0)).sum();
+    assert!(received <= 2_000, "{received}");
+    let end = ends.recv_timeout(LONG).unwrap();
+    assert_eq!(end.reason, ConnectionEndReason::ByteLimit);
+    assert_eq!(end.bytes_in + end.bytes_out, 10_000);
+    assert!(is_reset(connect(&port)));
+}
