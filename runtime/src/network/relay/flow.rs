@@ -7,15 +7,16 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use nix::unistd::pipe2;
 
 /// What is copied at once, in bytes. A socket that has more is read by way of a pipe.
 pub(super) const CHUNK: usize = 16 << 10;
 
-/// What is moved through a pipe at once, in bytes.
-const SPLICED: usize = 512 << 10;
+/// What a pipe holds, in bytes: each page of what is moved takes a page's place, however little of
+/// it is used.
+const PIPE: i32 = 256 << 10;
 
 /// How many pipes there are at most.
 const PIPES: usize = 32;
@@ -60,6 +61,8 @@ impl Pipes {
             return None;
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
+        // One as it is will do where the user has no more pages for pipes (pipe(7)).
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
         self.made += 1;
         Some(Pipe { read, write, held: 0 })
     }
@@ -168,7 +171,7 @@ impl Flow {
     fn splice(&mut self, from: &mut Side, most: usize, pipes: &mut Pipes) -> Result<bool, Broken> {
         let Some(mut pipe) = pipes.take() else { return Ok(false) };
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        let read = splice(&from.socket, None, &pipe.write, None, most.min(SPLICED), flags);
+        let read = splice(&from.socket, None, &pipe.write, None, most, flags);
         let count = read.unwrap_or(0);
         self.is_bulk = count >= CHUNK;
         match count {
