@@ -145,6 +145,11 @@ fn entry() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let state = PathBuf::from(std::env::var_os(STATE).unwrap());
     match role.as_str() {
+        "hold-a-thousand-connections" => crate::port_attacks::hold_a_thousand_connections(&state),
+        "have-few-descriptors" => crate::port_attacks::have_few_descriptors(&state),
+        "fork-beside-connections" => crate::port_attacks::fork_beside_connections(&state),
+        "hold-a-port" => crate::port_attacks::hold_a_port(&state),
+        "connect-often" => crate::port_attacks::connect_often(&state),
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
         "without-cgroups" => crate::limits::without_cgroups(&state),

@@ -76,6 +76,7 @@ mod mounts;
 mod network;
 mod output;
 mod pool;
+mod port_attacks;
 mod ports;
 mod programs;
 mod readme;
