@@ -74,6 +74,7 @@ mod long;
 mod metrics;
 mod mounts;
 mod output;
+mod own_namespaces;
 mod pool;
 mod programs;
 mod readme;

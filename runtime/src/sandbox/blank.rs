@@ -20,6 +20,7 @@ use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Preparing, Started};
 use crate::store::remover;
 use crate::sys::empty_namespace::EmptyNamespace;
+use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::surroundings::Surroundings;
@@ -101,7 +102,7 @@ impl Blank {
         let shape = beginning.shape()?;
         let made_in = look()?;
         let preparing = traced(&span!(DEBUG, "make_blank",), || {
-            remover::with_descriptors(|| Started::begin(beginning))
+            remover::with_descriptors(|| Started::begin(beginning, None))
         })?;
         // It has a copy of all mounts, as they were: what is mounted since would be missing, and
         // what is unmounted would stay in use.
@@ -164,7 +165,8 @@ pub(crate) fn take(beginning: &Beginning) -> Result<Option<Preparing>> {
 
 /// Has blanks like this be made, up to as many as are kept, where `origin` is what the like has.
 pub(crate) fn renew(beginning: Beginning, origin: Origin) {
-    if origin != Origin::Empty {
+    // An ordinary user's begins with all that it is to be put together from.
+    if origin != Origin::Empty || matches!(beginning.plan.ids, Ids::One { .. }) {
         return;
     }
     let blanks = BLANKS.get();

@@ -16,7 +16,7 @@ use crate::job::background::Jobs;
 use crate::job::life::Life;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::children::{SOON, Whose, children_of, whose};
-use crate::sandbox::launch::{self, Begun, Build};
+use crate::sandbox::launch::{self, Begun, Build, Sources};
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -61,6 +61,8 @@ struct Processes {
     init: Process,
     /// What its mounts were copied from.
     origin: Origin,
+    /// What init is to mount, until it was told.
+    sources: Option<Sources>,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
     /// Shared with what comes after it, and with what ends late.
@@ -94,20 +96,24 @@ enum End {
 
 impl Started {
     /// Starts init, which waits for [`Started::prepare`].
-    pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
+    pub(crate) fn new(
+        plan: &Plan,
+        ids: Option<Arc<IdRange>>,
+        sources: Option<Sources>,
+    ) -> Result<Self> {
         let (init, origin, control) = in_phase(Phase::Clone, &span!(DEBUG, "clone",), || {
-            launch::start(plan, ids.as_deref())
+            launch::start(plan, ids.as_deref(), sources.as_ref())
         })?;
         let first_id = ids.as_deref().map(IdRange::base);
         let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
-        Ok(Self(Processes { init, origin, control, jobs, ids, owner, end: End::None }))
+        Ok(Self(Processes { init, origin, sources, control, jobs, ids, owner, end: End::None }))
     }
 
     /// Starts an init with ids of its own, and has it begin.
-    pub(crate) fn begin(beginning: &Beginning) -> Result<Preparing> {
+    pub(crate) fn begin(beginning: &Beginning, sources: Option<Sources>) -> Result<Preparing> {
         let Beginning { plan, takes_subvolumes, cgroups } = beginning;
-        let started = Self::new(plan, plan.fresh_ids()?)?;
+        let started = Self::new(plan, plan.fresh_ids()?, sources)?;
         let preparing = started.prepare(plan, *takes_subvolumes, cgroups.clone())?;
         preparing.record_ids()?;
         Ok(preparing)
@@ -127,6 +133,30 @@ impl Started {
             launch::begin(&processes.init, processes.control.messages(), &build)
         })?;
         Ok(Preparing { processes, begun, plan: Arc::clone(plan), cgroups })
+    }
+}
+
+/// Has an init begin, and a directory be made for it, in the order of what takes time: while the
+/// child becomes init, the directory is made. An ordinary user's init may need mounts that lie in
+/// the directory to begin with.
+pub(crate) fn begin_and_make_directory<T>(
+    plan: &Plan,
+    root: &Root,
+    begin: impl FnOnce(Option<Sources>) -> Result<T>,
+    make_directory: impl FnOnce() -> Result<SandboxDirectory>,
+) -> Result<(T, SandboxDirectory)> {
+    let Some(namespaces) = Sources::namespaces(plan) else {
+        let begun = begin(None)?;
+        return Ok((begun, make_directory()?));
+    };
+    let directory = make_directory()?;
+    match begin(Sources::make(namespaces, root, &directory)) {
+        Ok(begun) => Ok((begun, directory)),
+        Err(error) => {
+            // It is no one's yet. What goes wrong with that is told by the collector.
+            let _ = remove_later(Removal::new(None, Some(directory)));
+            Err(error)
+        }
     }
 }
 
@@ -328,6 +358,7 @@ impl Processes {
         cgroups: Option<&cgroup::Plan>,
         (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     ) -> Result<OwnedFd> {
+        let sources = self.sources.take();
         let build = self.build(plan, root.takes_subvolumes(), cgroups);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
         // Before init knows of the directory: who finds that without an owner waits for init's end.
@@ -342,7 +373,8 @@ impl Processes {
         };
         let messages = self.control.messages();
         let of_sandbox = (hostname, directory, root);
-        let mounts = launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
+        let mounts =
+            launch::set_up(&self.init, messages, begun, &build, sources, of_sandbox, meanwhile)?;
         self.init.launched();
         Ok(mounts)
     }

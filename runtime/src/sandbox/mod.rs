@@ -39,7 +39,8 @@ use crate::job::kill_all::kill_all;
 use crate::job::life::Lives;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::counts::Counted;
-use crate::sandbox::instance::{Instance, Preparing, Started};
+use crate::sandbox::instance::{Instance, Preparing, Started, begin_and_make_directory};
+use crate::sandbox::launch::Sources;
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -167,10 +168,14 @@ impl Sandbox {
         let config = plan.config();
         let layout = image.layout()?;
 
-        let (preparing, beginning) = begin(plan, image.takes_subvolumes())?;
-        let directory = in_phase(Phase::Directory, &span!(DEBUG, "make_directory",), || {
-            make_directory(state, config.name.as_deref(), &layout)
-        })?;
+        let make_directory = || {
+            in_phase(Phase::Directory, &span!(DEBUG, "make_directory",), || {
+                make_directory(state, config.name.as_deref(), &layout)
+            })
+        };
+        let begin = |sources| begin(plan, image.takes_subvolumes(), sources);
+        let ((preparing, beginning), directory) =
+            begin_and_make_directory(plan, &image, begin, make_directory)?;
         let name: Arc<str> = directory.name().into();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
         let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
@@ -437,7 +442,11 @@ fn may_be_given_back(error: &Error, plan: &Plan, state: &State) -> bool {
 }
 
 /// Has an init begin, which may be one that has begun already, with what it has begun for.
-fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginning)> {
+fn begin(
+    plan: &Arc<Plan>,
+    takes_subvolumes: bool,
+    sources: Option<Sources>,
+) -> Result<(Preparing, Beginning)> {
     let config = plan.config();
     let cpu_time = config.defaults.cpu_time.is_some();
     let cgroups = || match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
@@ -453,13 +462,13 @@ fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginni
         beginning.cgroups = cgroups()?;
         let preparing = match blank::take(&beginning)? {
             Some(blank) => blank,
-            None => Started::begin(&beginning)?,
+            None => Started::begin(&beginning, sources)?,
         };
         return Ok((preparing, beginning));
     }
     // The order is that of what takes time: while the child becomes init, the rest is made ready.
     // From here on, dropping `started` undoes everything.
-    let started = Started::new(plan, plan.fresh_ids()?)?;
+    let started = Started::new(plan, plan.fresh_ids()?, sources)?;
     beginning.cgroups = cgroups()?;
     let preparing = started.prepare(plan, takes_subvolumes, beginning.cgroups.clone())?;
     preparing.record_ids()?;

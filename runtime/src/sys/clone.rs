@@ -78,6 +78,8 @@ struct Shared {
     flags: c_int,
     /// The mount namespace to clone from, where that is not the caller's, and what came of it.
     from: RawFd,
+    /// The user namespace that it belongs to, to be entered first, where that is not the caller's.
+    user: RawFd,
     entered: AtomicI32,
     /// The calling process, where the child is to have a table of descriptors that is not a copy of
     /// the caller's, or 0; and why it could not, or 0.
@@ -109,6 +111,7 @@ impl Shared {
             keyring: SessionKeyring::Own,
             flags: 0,
             from: -1,
+            user: -1,
             entered: AtomicI32::new(0),
             caller: 0,
             own_table: AtomicI32::new(0),
@@ -176,6 +179,7 @@ pub(crate) fn spawn_in_namespaces(
             | libc::CLONE_CHILD_CLEARTID
             | libc::SIGCHLD,
         from: empty.map_or(-1, |namespace| namespace.as_fd().as_raw_fd()),
+        user: empty.and_then(EmptyNamespace::user).map_or(-1, |user| user.as_raw_fd()),
         in_use: AtomicI32::new(1),
         ..Shared::unused()
     }));
@@ -190,9 +194,9 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stacks in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to.
     let clone = || unsafe {
-        match empty.map(|_| clone_from_empty(shared, init.others)) {
-            Some(Some(cloned)) => cloned.map(|pid| (pid, Origin::Empty)),
-            Some(None) | None => {
+        match empty.and_then(|_| clone_from_empty(shared, init.others)) {
+            Some(cloned) => cloned.map(|pid| (pid, Origin::Empty)),
+            None => {
                 let pid = clone_init(shared, 0);
                 if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, Origin::Caller)) }
             }
@@ -242,14 +246,17 @@ const MANY_DESCRIPTORS: RawFd = 512;
 static NO_OWN_TABLE: AtomicBool = AtomicBool::new(false);
 
 /// Clones init from the empty namespace: by a process between, which enters that, clones init as a
-/// child of the caller, and ends. `None` if it could not enter.
+/// child of the caller, and ends. `None` if it could not enter; where it has entered a user
+/// namespace, also if init could not be cloned from there: one level deeper, the kernel may refuse
+/// what it allows the caller.
 ///
 /// # Safety
 /// As for [`clone_init`].
 unsafe fn clone_from_empty(shared: *mut Shared, others: BorrowedFd<'_>) -> Option<io::Result<i32>> {
     // SAFETY: as this function's; the process between has ended when the first call returns.
     unsafe {
-        let are_many = (*shared).control >= MANY_DESCRIPTORS;
+        // There, it would have no rights over the caller, out of whose table it takes what it needs.
+        let are_many = (*shared).control >= MANY_DESCRIPTORS && (*shared).user < 0;
         if are_many && !NO_OWN_TABLE.load(Ordering::Relaxed) {
             (*shared).caller = std::process::id().cast_signed();
             let cloned = clone_between(shared);
@@ -328,6 +335,7 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
                 Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
             }
             pid if pid > 0 => Some(Ok(pid)),
+            _ if (*shared).user >= 0 => None,
             errno => Some(Err(io::Error::from_raw_os_error(-errno))),
         }
     }
@@ -341,8 +349,9 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     // end as the first of this process's threads does, by nothing, until its execve has changed
     // that to SIGCHLD.
     unsafe {
-        let (from, kind) = ((*shared).from as usize, libc::CLONE_NEWNS as usize);
-        if let Err(errno) = raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
+        if let Err(errno) = enter((*shared).user, libc::CLONE_NEWUSER)
+            .and_then(|()| enter((*shared).from, libc::CLONE_NEWNS))
+        {
             (*shared).entered.store(errno, Ordering::Release);
         } else if let Err(errno) = own_table(shared) {
             (*shared).own_table.store(errno, Ordering::Release);
@@ -358,6 +367,18 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
         let _ = raw(libc::SYS_exit, [0; 5]);
     }
     0
+}
+
+/// Enters a namespace, if there is one to be entered.
+///
+/// # Safety
+/// None of its own; a number that is no descriptor is an error.
+unsafe fn enter(namespace: RawFd, kind: c_int) -> Result<(), i32> {
+    if namespace < 0 {
+        return Ok(());
+    }
+    // SAFETY: takes no pointer.
+    unsafe { raw(libc::SYS_setns, [namespace as usize, kind as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// See [`take_own_table`]. Where a filter of the caller's ends this process for one of its calls,

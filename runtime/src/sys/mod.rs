@@ -21,6 +21,7 @@ pub(crate) mod listing;
 pub(crate) mod lock;
 pub(crate) mod mount;
 pub(crate) mod open;
+pub(crate) mod own_namespaces;
 pub(crate) mod owner;
 pub(crate) mod per_process;
 pub(crate) mod pidfd;

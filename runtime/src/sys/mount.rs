@@ -70,7 +70,14 @@ pub(crate) fn map_ids(
     user_namespace: BorrowedFd<'_>,
     below: Below,
 ) -> io::Result<()> {
-    let attributes = mapped_by(user_namespace);
+    set_attributes(mount, below, &mapped_by(user_namespace))
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    below: Below,
+    attributes: &libc::mount_attr,
+) -> io::Result<()> {
     // SAFETY: a valid descriptor, an empty path, and a struct mount_attr of the size that is said.
     check(unsafe {
         libc::syscall(
@@ -78,11 +85,18 @@ pub(crate) fn map_ids(
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | below.flag(),
-            &raw const attributes,
-            size_of_val(&attributes),
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     })
     .map(drop)
+}
+
+/// Has nothing that is mounted elsewhere come to be mounted in a detached mount, nor the reverse.
+pub(crate) fn make_private(mount: BorrowedFd<'_>, below: Below) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_attributes(mount, below, &attributes)
 }
 
 fn mapped_by(user_namespace: BorrowedFd<'_>) -> libc::mount_attr {
