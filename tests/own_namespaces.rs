@@ -338,6 +338,31 @@ fn threads_and_forks_have_what_the_process_has() {
 }
 
 #[test]
+fn a_caller_with_many_descriptors_has_what_others_have() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    as_ordinary(&home, || {
+        let volume = home.path("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("file"), "content").unwrap();
+        warm_up(&home);
+        let many: Vec<_> = (0..600).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+        for _ in 0..3 {
+            let sandbox = with_volume(&home, &volume);
+            assert_begins(Where::Empty, &sandbox);
+            assert_eq!(shell(&sandbox, "cat /data/file"), "content");
+        }
+        // Where it can't enter the namespaces, it is the caller once more.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+        setrlimit(Resource::RLIMIT_MEMLOCK, soft.min(1 << 30) - 1, hard).unwrap();
+        assert_begins(Where::AsCaller, &with_volume(&home, &volume));
+        drop(many);
+    });
+}
+
+#[test]
 fn where_user_namespaces_are_few_none_is_made_beside_those_of_sandboxes() {
     if !needs(&[Need::Root]) {
         return;

@@ -255,11 +255,15 @@ static NO_OWN_TABLE: AtomicBool = AtomicBool::new(false);
 unsafe fn clone_from_empty(shared: *mut Shared, others: BorrowedFd<'_>) -> Option<io::Result<i32>> {
     // SAFETY: as this function's; the process between has ended when the first call returns.
     unsafe {
-        // There, it would have no rights over the caller, out of whose table it takes what it needs.
-        let are_many = (*shared).control >= MANY_DESCRIPTORS && (*shared).user < 0;
+        let are_many = (*shared).control >= MANY_DESCRIPTORS;
         if are_many && !NO_OWN_TABLE.load(Ordering::Relaxed) {
             (*shared).caller = std::process::id().cast_signed();
+            let numbers = ((*shared).control, (*shared).executable, (*shared).from, (*shared).user);
             let cloned = clone_between(shared);
+            if !matches!(cloned, Some(Ok(_))) {
+                // They may be those of its table by now.
+                ((*shared).control, (*shared).executable, (*shared).from, (*shared).user) = numbers;
+            }
             match (*shared).own_table.load(Ordering::Acquire) {
                 0 => return cloned.map(|cloned| cloned.and_then(|pid| told(shared, others, pid))),
                 // Who may not, by a filter or for want of a capability, won't the next time.
@@ -349,12 +353,13 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     // end as the first of this process's threads does, by nothing, until its execve has changed
     // that to SIGCHLD.
     unsafe {
-        if let Err(errno) = enter((*shared).user, libc::CLONE_NEWUSER)
+        // The table first: in another user namespace it has no rights over the caller.
+        if let Err(errno) = own_table(shared) {
+            (*shared).own_table.store(errno, Ordering::Release);
+        } else if let Err(errno) = enter((*shared).user, libc::CLONE_NEWUSER)
             .and_then(|()| enter((*shared).from, libc::CLONE_NEWNS))
         {
             (*shared).entered.store(errno, Ordering::Release);
-        } else if let Err(errno) = own_table(shared) {
-            (*shared).own_table.store(errno, Ordering::Release);
         } else {
             (*shared).child.store(UNTOLD, Ordering::Release);
             let pid = clone_init(shared, libc::CLONE_PARENT);
@@ -408,34 +413,47 @@ unsafe fn take_own_table(shared: *mut Shared) -> Result<(), i32> {
     // SAFETY: system calls on numbers, and on memory of this function and of `shared`.
     unsafe {
         let caller = (*shared).caller;
-        let needed = [(*shared).control as usize, (*shared).executable as usize];
-        let [control, executable] = needed;
-        let before = [inode(control)?, inode(executable)?];
+        let needed = [
+            &raw mut (*shared).control,
+            &raw mut (*shared).executable,
+            &raw mut (*shared).from,
+            &raw mut (*shared).user,
+        ];
+        let mut before = [[0; 2]; 4];
+        for (number, before) in needed.iter().zip(&mut before) {
+            *before = inode(**number)?;
+        }
         // Nothing is copied that is to be closed at once.
         let (last, unshare) = (u32::MAX as usize, libc::CLOSE_RANGE_UNSHARE as usize);
         raw(libc::SYS_close_range, [0, last, unshare, 0, 0])?;
         let caller = raw(libc::SYS_pidfd_open, [caller as usize, 0, 0, 0, 0])?;
-        let take = |number| raw(libc::SYS_pidfd_getfd, [caller, number, 0, 0, 0]);
-        let [control, executable] = [take(control)?, take(executable)?];
-        // The first thread of the caller may have another table than the one that clones.
-        if [inode(control)?, inode(executable)?] != before {
-            return Err(libc::ESTALE);
+        for (number, before) in needed.into_iter().zip(before) {
+            if *number < 0 {
+                continue;
+            }
+            let taken = raw(libc::SYS_pidfd_getfd, [caller, *number as usize, 0, 0, 0])?;
+            *number = taken as RawFd;
+            // The first thread of the caller may have another table than the one that clones.
+            if inode(*number)? != before {
+                return Err(libc::ESTALE);
+            }
         }
-        (*shared).control = control as RawFd;
-        (*shared).executable = executable as RawFd;
     }
     Ok(())
 }
 
-/// What a file is, for as long as that is open.
+/// What a file is, for as long as that is open; 0 for a number below 0, which is none.
 ///
 /// # Safety
 /// None of its own; a number that is no descriptor is an error.
-unsafe fn inode(number: usize) -> Result<[u64; 2], i32> {
+unsafe fn inode(number: RawFd) -> Result<[u64; 2], i32> {
+    if number < 0 {
+        return Ok([0; 2]);
+    }
     // SAFETY: a plain C struct, for which zero is a value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes a struct stat, which outlives the call.
-    unsafe { raw(libc::SYS_fstat, [number, (&raw mut stat) as usize, 0, 0, 0]) }?;
+    unsafe { raw(libc::SYS_fstat, [number as usize, (&raw mut stat) as usize, 0, 0, 0]) }?;
     Ok([stat.st_dev, stat.st_ino])
 }
 
