@@ -243,7 +243,11 @@ fn what_is_mounted_later_is_seen_and_what_is_unmounted_is_not() {
             assert_eq!(shell(&with_volume(), "ls /data/in"), "");
             ask("mount on it");
             assert_eq!(shell(&with_volume(), "cat /data/file"), "second");
+            // What lies on another's source by now is not that.
+            assert!(before.reset().is_err());
             ask("unmount it");
+            before.reset().unwrap();
+            assert_eq!(shell(&before, "cat /data/file"), "first");
             assert_eq!(shell(&with_volume(), "cat /data/file"), "first");
         });
     }
@@ -354,7 +358,7 @@ fn a_caller_with_many_descriptors_has_what_others_have() {
             assert_begins(Where::Empty, &sandbox);
             assert_eq!(shell(&sandbox, "cat /data/file"), "content");
         }
-        // Where it can't enter the namespaces, it is the caller once more.
+        // And where it can't enter those.
         let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
         setrlimit(Resource::RLIMIT_MEMLOCK, soft.min(1 << 30) - 1, hard).unwrap();
         assert_begins(Where::AsCaller, &with_volume(&home, &volume));
