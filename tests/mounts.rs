@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use adl_runtime::{
-    Access, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox, TmpfsOptions, Upper,
+    Access, Capabilities, Capability, Config, Error, HostPath, Image, Mount, RootAccess, Sandbox,
+    Seccomp, TmpfsOptions, Upper,
 };
+use nix::mount::MsFlags;
+use nix::sched::{CloneFlags, unshare};
 
+use crate::forks::{finish, fork};
 use crate::harness::{Home, Need, adl_command, beside, needs, shell, succeeds};
 use crate::images;
 
@@ -640,4 +644,45 @@ fn mounts_cost_no_descriptor_that_is_not_given_back() {
         (0..300).map(|n| Mount::volume(&path, format!("/m/{n}"), Access::ReadOnly)).collect();
     let many = Sandbox::create(Config { mounts, ..home.config() });
     assert!(many.is_err() || sandbox.id_range().is_none(), "{many:?}");
+}
+
+#[test]
+fn no_mount_comes_in_or_out_where_those_of_the_host_are_shared() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let volume = volume(&home, "volume");
+    // As systemd has it on every host.
+    finish(fork(|| {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+            nix::mount::mount(none, "/", none, MsFlags::MS_REC | propagation, none).unwrap();
+        }
+        let _volume = Tmpfs::on(&volume);
+        fs::create_dir(volume.join("host")).unwrap();
+        fs::create_dir(volume.join("guest")).unwrap();
+        for _ in 0..2 {
+            let mounts = vec![Mount::volume(&volume, "/data", Access::ReadWrite)];
+            let capabilities = Capabilities::default().with(Capability::SysAdmin);
+            let seccomp = Seccomp::Unconfined;
+            let sandbox =
+                Sandbox::create(Config { mounts, capabilities, seccomp, ..home.config() }).unwrap();
+            let seen = |place: &str, at: &Path| {
+                let place = format!(" {place} ");
+                let outside = fs::read_to_string("/proc/self/mountinfo").unwrap();
+                let at = format!(" {} ", at.display());
+                let inside = shell(&sandbox, "cat /proc/self/mountinfo");
+                (inside.contains(&place), outside.contains(&at))
+            };
+            let host = Tmpfs::on(&volume.join("host"));
+            assert_eq!(seen("/data/host", &volume.join("host")), (false, true));
+            drop(host);
+            shell(&sandbox, "mount -t tmpfs tmpfs /data/guest");
+            assert_eq!(seen("/data/guest", &volume.join("guest")), (true, false));
+            sandbox.delete().unwrap();
+        }
+        adl_runtime::finish_removals();
+    }));
 }

@@ -22,7 +22,9 @@ use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
 use crate::sys;
-use crate::sys::mount::{Below, detached_mapped_mount, detached_mount, detached_tmpfs, map_ids};
+use crate::sys::mount::{
+    Below, detached_mapped_mount, detached_mount, detached_tmpfs, make_private, map_ids,
+};
 use crate::sys::open::{Purpose, beneath};
 use crate::sys::own_namespaces::{OwnNamespaces, Wanted};
 
@@ -131,6 +133,8 @@ impl Descriptors {
                 Some(_) => {
                     let mount = detached_mount(cgroup.as_fd(), Below::LeftOut)
                         .map_err(Error::at("open_tree", &cgroup.path))?;
+                    make_private(mount.as_fd(), Below::LeftOut)
+                        .map_err(Error::at("mount_setattr", &cgroup.path))?;
                     self.all.push(mount);
                     Layer::Descriptor
                 }

@@ -64,7 +64,7 @@ pub(crate) fn detached_mapped_mount(
 }
 
 /// Maps the ids of a detached mount by a user namespace (Linux 5.12): a file of id 0 appears as
-/// owned by the id that 0 is mapped to.
+/// owned by the id that 0 is mapped to. It is made private, too ([`make_private`]).
 pub(crate) fn map_ids(
     mount: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
@@ -103,7 +103,7 @@ fn mapped_by(user_namespace: BorrowedFd<'_>) -> libc::mount_attr {
     libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: u64::from(user_namespace.as_raw_fd().unsigned_abs()),
     }
 }
