@@ -25,12 +25,17 @@ use crate::harness::{Home, NOBODY, Need, alone, needs, shell, within};
 /// Has root become an ordinary user, whose state directory is in `home`. One that is stays it.
 pub(crate) fn become_ordinary(home: &Home) {
     if nix::unistd::geteuid().is_root() {
-        chown(home.path(""), Some(NOBODY), Some(NOBODY)).unwrap();
+        give_to_nobody(home);
         become_nobody();
     }
 }
 
-fn become_nobody() {
+/// Gives the state directory to whom [`become_nobody`] makes of a process.
+pub(crate) fn give_to_nobody(home: &Home) {
+    chown(home.path(""), Some(NOBODY), Some(NOBODY)).unwrap();
+}
+
+pub(crate) fn become_nobody() {
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     setgroups(&[]).unwrap();
     setresgid(gid, gid, gid).unwrap();

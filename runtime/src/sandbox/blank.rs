@@ -20,7 +20,6 @@ use crate::sandbox::counts::{self, Counted};
 use crate::sandbox::instance::{Preparing, Started};
 use crate::store::remover;
 use crate::sys::empty_namespace::EmptyNamespace;
-use crate::sys::id_ranges::Ids;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::surroundings::Surroundings;
@@ -38,8 +37,9 @@ use crate::sys::surroundings::Surroundings;
 ///
 /// Without this call there are no blanks. Each takes a process, a range of ids, and three
 /// descriptors. They end with the calling process, and with `keep_blanks(0)`, which waits for that.
-/// Ordinary users have none, nor has a sandbox with the host's network and a `/sys`: its init
-/// starts with a copy of the caller's mounts, which would be old.
+/// There are none for what starts with a copy of the caller's mounts, which would be old: a sandbox
+/// with the host's network and a `/sys`; an ordinary user's with subordinate ids or with cgroups in
+/// `/sys`.
 ///
 /// A blank that was made under other limits (`setrlimit(2)`), in another cgroup, or with other
 /// rights or namespaces than the calling thread has now is not used. The kernel does not tell of
@@ -102,7 +102,7 @@ impl Blank {
         let shape = beginning.shape()?;
         let made_in = look()?;
         let preparing = traced(&span!(DEBUG, "make_blank",), || {
-            remover::with_descriptors(|| Started::begin(beginning, None))
+            remover::with_descriptors(|| Started::begin(beginning))
         })?;
         // It has a copy of all mounts, as they were: what is mounted since would be missing, and
         // what is unmounted would stay in use.
@@ -165,8 +165,7 @@ pub(crate) fn take(beginning: &Beginning) -> Result<Option<Preparing>> {
 
 /// Has blanks like this be made, up to as many as are kept, where `origin` is what the like has.
 pub(crate) fn renew(beginning: Beginning, origin: Origin) {
-    // An ordinary user's begins with all that it is to be put together from.
-    if origin != Origin::Empty || matches!(beginning.plan.ids, Ids::One { .. }) {
+    if origin != Origin::Empty {
         return;
     }
     let blanks = BLANKS.get();

@@ -10,13 +10,14 @@ use adl_protocol::Origin;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
-use crate::error::traced::span;
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::children::{SOON, Whose, children_of, whose};
-use crate::sandbox::launch::{self, Begun, Build, Sources};
+use crate::sandbox::descriptors::clone_sources;
+use crate::sandbox::launch::{self, Begun, Build};
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -25,6 +26,7 @@ use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
 use crate::store::remover::{Removal, remove_later};
 use crate::sys::clone::Process;
+use crate::sys::own_namespaces::OwnNamespaces;
 use crate::sys::owner::Owner;
 use crate::sys::pidfd;
 use crate::wait::{Deadline, wait_ready};
@@ -61,8 +63,8 @@ struct Processes {
     init: Process,
     /// What its mounts were copied from.
     origin: Origin,
-    /// What init is to mount, until it was told.
-    sources: Option<Sources>,
+    /// Where it began, if it is an ordinary user's that began in the empty namespace.
+    namespaces: Option<&'static OwnNamespaces>,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
     /// Shared with what comes after it, and with what ends late.
@@ -96,24 +98,29 @@ enum End {
 
 impl Started {
     /// Starts init, which waits for [`Started::prepare`].
-    pub(crate) fn new(
+    pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
+        Self::new_in(plan, ids, launch::namespaces(plan))
+    }
+
+    fn new_in(
         plan: &Plan,
         ids: Option<Arc<IdRange>>,
-        sources: Option<Sources>,
+        namespaces: Option<&'static OwnNamespaces>,
     ) -> Result<Self> {
         let (init, origin, control) = in_phase(Phase::Clone, &span!(DEBUG, "clone",), || {
-            launch::start(plan, ids.as_deref(), sources.as_ref())
+            launch::start(plan, ids.as_deref(), namespaces)
         })?;
+        let namespaces = namespaces.filter(|_| origin == Origin::Empty);
         let first_id = ids.as_deref().map(IdRange::base);
         let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
-        Ok(Self(Processes { init, origin, sources, control, jobs, ids, owner, end: End::None }))
+        Ok(Self(Processes { init, origin, namespaces, control, jobs, ids, owner, end: End::None }))
     }
 
     /// Starts an init with ids of its own, and has it begin.
-    pub(crate) fn begin(beginning: &Beginning, sources: Option<Sources>) -> Result<Preparing> {
+    pub(crate) fn begin(beginning: &Beginning) -> Result<Preparing> {
         let Beginning { plan, takes_subvolumes, cgroups } = beginning;
-        let started = Self::new(plan, plan.fresh_ids()?, sources)?;
+        let started = Self::new(plan, plan.fresh_ids()?)?;
         let preparing = started.prepare(plan, *takes_subvolumes, cgroups.clone())?;
         preparing.record_ids()?;
         Ok(preparing)
@@ -133,30 +140,6 @@ impl Started {
             launch::begin(&processes.init, processes.control.messages(), &build)
         })?;
         Ok(Preparing { processes, begun, plan: Arc::clone(plan), cgroups })
-    }
-}
-
-/// Has an init begin, and a directory be made for it, in the order of what takes time: while the
-/// child becomes init, the directory is made. An ordinary user's init may need mounts that lie in
-/// the directory to begin with.
-pub(crate) fn begin_and_make_directory<T>(
-    plan: &Plan,
-    root: &Root,
-    begin: impl FnOnce(Option<Sources>) -> Result<T>,
-    make_directory: impl FnOnce() -> Result<SandboxDirectory>,
-) -> Result<(T, SandboxDirectory)> {
-    let Some(namespaces) = Sources::namespaces(plan) else {
-        let begun = begin(None)?;
-        return Ok((begun, make_directory()?));
-    };
-    let directory = make_directory()?;
-    match begin(Sources::make(namespaces, root, &directory)) {
-        Ok(begun) => Ok((begun, directory)),
-        Err(error) => {
-            // It is no one's yet. What goes wrong with that is told by the collector.
-            let _ = remove_later(Removal::new(None, Some(directory)));
-            Err(error)
-        }
     }
 }
 
@@ -189,10 +172,18 @@ impl Preparing {
         directory: SandboxDirectory,
         root: Arc<Root>,
     ) -> Result<Instance> {
-        let Self { mut processes, begun, plan, cgroups } = self;
+        let (this, sources) = match self.with_sources(&directory, &root) {
+            Ok(both) => both,
+            Err(error) => {
+                // What goes wrong with that is told by the collector.
+                let _ = Files { directory: Some(directory), mounts: None, root }.remove();
+                return Err(error);
+            }
+        };
+        let Self { mut processes, begun, plan, cgroups } = this;
         let built = in_phase(Phase::Ready, &span!(DEBUG, "set_up",), || {
             let of_sandbox = (hostname, &directory, &*root);
-            processes.set_up(begun, &plan, cgroups.as_ref(), of_sandbox)
+            processes.set_up(begun, &plan, cgroups.as_ref(), sources, of_sandbox)
         });
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
@@ -201,6 +192,29 @@ impl Preparing {
         let files = Some(Files { directory: Some(directory), mounts, root });
         let this = Instance { processes, files };
         result.map(|()| this)
+    }
+}
+
+impl Preparing {
+    /// With mounts of what the root is put together from, where init can have them in no other way.
+    ///
+    /// Where one of them can't be had, another init begins, in a copy of the caller's mounts: it has
+    /// them by their paths, or tells why not.
+    fn with_sources(
+        self,
+        directory: &SandboxDirectory,
+        root: &Root,
+    ) -> Result<(Self, Option<Vec<OwnedFd>>)> {
+        let Some(namespaces) = self.processes.namespaces else { return Ok((self, None)) };
+        let clone = || clone_sources(namespaces, root, directory);
+        if let Ok(sources) = traced(&span!(DEBUG, "clone_sources",), clone) {
+            return Ok((self, Some(sources)));
+        }
+        let Self { processes, plan, cgroups, .. } = self;
+        let ids = processes.ids.clone();
+        drop(processes);
+        let started = Started::new_in(&plan, ids, None)?;
+        Ok((started.prepare(&plan, root.takes_subvolumes(), cgroups)?, None))
     }
 }
 
@@ -356,9 +370,9 @@ impl Processes {
         begun: Begun,
         plan: &Plan,
         cgroups: Option<&cgroup::Plan>,
+        sources: Option<Vec<OwnedFd>>,
         (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     ) -> Result<OwnedFd> {
-        let sources = self.sources.take();
         let build = self.build(plan, root.takes_subvolumes(), cgroups);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
         // Before init knows of the directory: who finds that without an owner waits for init's end.

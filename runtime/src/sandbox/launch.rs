@@ -90,38 +90,17 @@ impl Build<'_> {
     }
 }
 
-/// What the root of an ordinary user's sandbox is put together from, as mounts that are made before
-/// there is an init, and where that is to begin.
-#[derive(Debug)]
-pub(crate) struct Sources {
-    namespaces: &'static OwnNamespaces,
-    mounts: Vec<OwnedFd>,
-}
-
-impl Sources {
-    /// The namespaces that an ordinary user's sandboxes begin in, where this plan's may. Others begin
-    /// in a copy of the caller's mounts: those with ids that are mapped later, by programs, and those
-    /// with cgroups in `/sys`, which are made later.
-    pub(crate) fn namespaces(plan: &Plan) -> Option<&'static OwnNamespaces> {
-        let has_sysfs = plan.may_have_sysfs();
-        match plan.ids {
-            // A sysfs shows the network devices of where it was mounted.
-            Ids::One { .. } if !has_sysfs || plan.has_own_network && !plan.may_have_cgroups() => {
-                OwnNamespaces::of_process(has_sysfs)
-            }
-            Ids::One { .. } | Ids::Range(_) => None,
+/// The namespaces that an ordinary user's sandboxes begin in, where this plan's may. Others begin in a
+/// copy of the caller's mounts: those with ids that are mapped by programs, and those with cgroups in
+/// `/sys`, which init opens by path.
+pub(crate) fn namespaces(plan: &Plan) -> Option<&'static OwnNamespaces> {
+    let has_sysfs = plan.may_have_sysfs();
+    match plan.ids {
+        // A sysfs shows the network devices of where it was mounted.
+        Ids::One { .. } if !has_sysfs || plan.has_own_network && !plan.may_have_cgroups() => {
+            OwnNamespaces::of_process(has_sysfs)
         }
-    }
-
-    /// `None` where one of them can't be had: init has them then as it can, or tells why not.
-    pub(crate) fn make(
-        namespaces: &'static OwnNamespaces,
-        root: &Root,
-        directory: &SandboxDirectory,
-    ) -> Option<Self> {
-        let clone = || descriptors::clone_sources(namespaces, root, directory);
-        let mounts = traced(&span!(DEBUG, "clone_sources",), clone).ok()?;
-        Some(Self { namespaces, mounts })
+        Ids::One { .. } | Ids::Range(_) => None,
     }
 }
 
@@ -132,13 +111,13 @@ impl Sources {
 pub(crate) fn start(
     plan: &Plan,
     ids: Option<&IdRange>,
-    sources: Option<&Sources>,
+    namespaces: Option<&'static OwnNamespaces>,
 ) -> Result<(Process, Origin, Messages)> {
     let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
     let messages = Messages::new(ours);
     messages.expect_descriptor()?;
-    let namespaces = match plan.has_own_network {
+    let kinds = match plan.has_own_network {
         true => Namespaces::BASE.with_network(),
         false => Namespaces::BASE,
     };
@@ -156,10 +135,9 @@ pub(crate) fn start(
     let has_sysfs = plan.may_have_sysfs();
     let empty = match ids.is_some() && (plan.has_own_network || !has_sysfs) {
         true => EmptyNamespace::of_process(has_sysfs),
-        false => sources.map(|sources| sources.namespaces.empty()),
+        false => namespaces.map(OwnNamespaces::empty),
     };
-    let (process, origin) =
-        spawn_in_namespaces(namespaces, &init, empty).map_err(namespaces_refused)?;
+    let (process, origin) = spawn_in_namespaces(kinds, &init, empty).map_err(namespaces_refused)?;
     Ok((process, origin, messages))
 }
 
@@ -185,7 +163,7 @@ pub(crate) fn set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
-    sources: Option<Sources>,
+    sources: Option<Vec<OwnedFd>>,
     of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
@@ -266,16 +244,16 @@ fn try_set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
-    sources: Option<Sources>,
+    sources: Option<Vec<OwnedFd>>,
     (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<OwnedFd> {
     let deadline = Deadline::after(SETUP);
     let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
-    let mut descriptors = match (sources, build.origin) {
-        (Some(sources), Origin::Empty) => Descriptors::cloned(sources.mounts),
-        _ => Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base)),
+    let mut descriptors = match sources {
+        Some(mounts) => Descriptors::cloned(mounts),
+        None => Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base)),
     };
     let (upper, mounts) = descriptors.name_all(root, directory)?;
     let names = (hostname, plan.config().network);

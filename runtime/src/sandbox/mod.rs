@@ -39,8 +39,7 @@ use crate::job::kill_all::kill_all;
 use crate::job::life::Lives;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::counts::Counted;
-use crate::sandbox::instance::{Instance, Preparing, Started, begin_and_make_directory};
-use crate::sandbox::launch::Sources;
+use crate::sandbox::instance::{Instance, Preparing, Started};
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
@@ -168,14 +167,10 @@ impl Sandbox {
         let config = plan.config();
         let layout = image.layout()?;
 
-        let make_directory = || {
-            in_phase(Phase::Directory, &span!(DEBUG, "make_directory",), || {
-                make_directory(state, config.name.as_deref(), &layout)
-            })
-        };
-        let begin = |sources| begin(plan, image.takes_subvolumes(), sources);
-        let ((preparing, beginning), directory) =
-            begin_and_make_directory(plan, &image, begin, make_directory)?;
+        let (preparing, beginning) = begin(plan, image.takes_subvolumes())?;
+        let directory = in_phase(Phase::Directory, &span!(DEBUG, "make_directory",), || {
+            make_directory(state, config.name.as_deref(), &layout)
+        })?;
         let name: Arc<str> = directory.name().into();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
         let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
@@ -442,11 +437,7 @@ fn may_be_given_back(error: &Error, plan: &Plan, state: &State) -> bool {
 }
 
 /// Has an init begin, which may be one that has begun already, with what it has begun for.
-fn begin(
-    plan: &Arc<Plan>,
-    takes_subvolumes: bool,
-    sources: Option<Sources>,
-) -> Result<(Preparing, Beginning)> {
+fn begin(plan: &Arc<Plan>, takes_subvolumes: bool) -> Result<(Preparing, Beginning)> {
     let config = plan.config();
     let cpu_time = config.defaults.cpu_time.is_some();
     let cgroups = || match (plan.may_have_cgroups(), config.cgroup_parent.as_deref()) {
@@ -462,13 +453,13 @@ fn begin(
         beginning.cgroups = cgroups()?;
         let preparing = match blank::take(&beginning)? {
             Some(blank) => blank,
-            None => Started::begin(&beginning, sources)?,
+            None => Started::begin(&beginning)?,
         };
         return Ok((preparing, beginning));
     }
     // The order is that of what takes time: while the child becomes init, the rest is made ready.
     // From here on, dropping `started` undoes everything.
-    let started = Started::new(plan, plan.fresh_ids()?, sources)?;
+    let started = Started::new(plan, plan.fresh_ids()?)?;
     beginning.cgroups = cgroups()?;
     let preparing = started.prepare(plan, takes_subvolumes, beginning.cgroups.clone())?;
     preparing.record_ids()?;

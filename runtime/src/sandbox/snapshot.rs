@@ -95,8 +95,7 @@ impl Sandbox {
             &stacks,
             name,
         )?;
-        // What it is to be put together from is not there yet.
-        let next = Started::new(&self.plan, now.ids.clone(), None)?;
+        let next = Started::new(&self.plan, now.ids.clone())?;
         let next = next.prepare(&self.plan, root.takes_subvolumes(), now.cgroups.clone())?;
         let layout = Layout { subvolume: None, ..root.layout()? };
         let mut directory = self.state.make_aside(&layout)?;

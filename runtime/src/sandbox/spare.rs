@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::error::traced::{span, traced};
 use crate::sandbox::beside::{self, Work};
 use crate::sandbox::counts::{self, Counted};
-use crate::sandbox::instance::{Instance, Started, begin_and_make_directory};
+use crate::sandbox::instance::{Instance, Started};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::root::Root;
 use crate::store::ids::IdRange;
@@ -38,14 +38,10 @@ impl Recipe {
 
     /// Makes it. It may want for descriptors that removals give back.
     pub(crate) fn try_to_make(&self) -> Result<Instance> {
-        let layout = self.image.layout()?;
-        let make_directory = || self.state.make_aside(&layout);
-        let begin = |sources| {
-            let next = Started::new(&self.plan, self.ids.clone(), sources)?;
-            next.prepare(&self.plan, self.image.takes_subvolumes(), self.cgroups.clone())
-        };
-        let (next, directory) =
-            begin_and_make_directory(&self.plan, &self.image, begin, make_directory)?;
+        let next = Started::new(&self.plan, self.ids.clone())?;
+        let takes_subvolumes = self.image.takes_subvolumes();
+        let next = next.prepare(&self.plan, takes_subvolumes, self.cgroups.clone())?;
+        let directory = self.state.make_aside(&self.image.layout()?)?;
         next.set_up(&self.hostname, directory, Arc::clone(&self.image))
     }
 }
