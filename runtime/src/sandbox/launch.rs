@@ -90,9 +90,9 @@ impl Build<'_> {
     }
 }
 
-/// The namespaces that an ordinary user's sandboxes begin in, where this plan's may. Others begin in a
-/// copy of the caller's mounts: those with ids that are mapped by programs, and those with cgroups in
-/// `/sys`, which init opens by path.
+/// The namespaces that an ordinary user's sandboxes begin in, where this plan's may. Others begin
+/// in a copy of the caller's mounts: those with ids that are mapped by programs, and those with
+/// cgroups in `/sys`, which init opens by path.
 pub(crate) fn namespaces(plan: &Plan) -> Option<&'static OwnNamespaces> {
     let has_sysfs = plan.may_have_sysfs();
     match plan.ids {
