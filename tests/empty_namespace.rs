@@ -354,7 +354,7 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     // Of few descriptors it has no need of the call.
     let _many: Vec<_> = (0..600).map(|_| fs::File::open("/dev/null").unwrap()).collect();
     create();
-    end_whoever_calls(libc::SYS_pidfd_getfd);
+    filter(libc::SYS_pidfd_getfd, libc::SECCOMP_RET_KILL_PROCESS);
     // The control: a process that calls it is ended.
     let ended = fork(|| {
         // SAFETY: no number of a descriptor, and no pointer.
@@ -368,15 +368,16 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     }
 }
 
-/// Installs a filter (`seccomp(2)`), for this thread and what it starts.
+/// Installs a filter (`seccomp(2)`), for this thread and what it starts, which has an action for one
+/// call.
 #[expect(unsafe_code, reason = "the library's filters are no caller's")]
-fn end_whoever_calls(number: libc::c_long) {
+pub(crate) fn filter(number: libc::c_long, action: u32) {
     let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
     let number = u32::try_from(number).unwrap();
     let mut filter = [
         statement(0x20, 0),
         libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: number },
-        statement(0x06, libc::SECCOMP_RET_KILL_PROCESS),
+        statement(0x06, action),
         statement(0x06, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };

@@ -18,7 +18,7 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use crate::empty_namespace::warm_up;
+use crate::empty_namespace::{filter, warm_up};
 use crate::forks::{finish, fork};
 use crate::harness::{Home, NOBODY, Need, alone, needs, shell, within};
 
@@ -368,6 +368,32 @@ fn a_caller_with_many_descriptors_has_what_others_have() {
         setrlimit(Resource::RLIMIT_MEMLOCK, soft.min(1 << 30) - 1, hard).unwrap();
         assert_begins(Where::AsCaller, &with_volume(&home, &volume));
         drop(many);
+    });
+}
+
+#[test]
+fn where_what_it_needs_can_not_be_cloned_init_begins_once_more() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    as_ordinary(&home, || {
+        prctl::set_no_new_privs().unwrap();
+        // A call that init makes for volumes alone is told EPERM.
+        filter(libc::SYS_mount_setattr, libc::SECCOMP_RET_ERRNO | 1);
+        warm_up(&home);
+        let sandbox = home.sandbox();
+        for _ in 0..3 {
+            assert_begins(Where::AsCaller, &sandbox);
+            assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
+            sandbox.reset().unwrap();
+            // Nothing is left of the first.
+            let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+            let children: String = threads
+                .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap())
+                .collect();
+            assert_eq!(children.split_whitespace().count(), 1, "{children}");
+        }
     });
 }
 
