@@ -368,8 +368,7 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     }
 }
 
-/// Installs a filter (`seccomp(2)`), for this thread and what it starts, which has an action for one
-/// call.
+/// Installs a filter (`seccomp(2)`) of one call, for this thread and what it starts.
 #[expect(unsafe_code, reason = "the library's filters are no caller's")]
 pub(crate) fn filter(number: libc::c_long, action: u32) {
     let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
