@@ -11,6 +11,8 @@ fn main() {
         "-Wl,--build-id=none",
         "-Wl,-z,noseparate-code",
         "-Wl,--no-eh-frame-hdr",
+        // What only a debugger reads: half a KiB.
+        "-Wl,-z,nosectionheader",
         // The driver's own options: in those above, a comma in the path would end it.
         "-T",
         concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld"),

@@ -284,7 +284,7 @@ fn no_call_tells(home: &Home) {
     // Control.
     assert!(
         told.lines().any(|line| line.starts_with("seen") && line.contains("overlay")),
-        "{told}"
+        "{told}{stderr}"
     );
     let state = home.state();
     assert!(!told.contains(state.to_str().unwrap()), "{told}");

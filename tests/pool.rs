@@ -657,3 +657,38 @@ fn an_idle_pool_takes_no_processor_time() {
         read() == before
     }));
 }
+
+#[test]
+fn who_does_not_want_one_any_more_is_out_of_the_line() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    let pool = Pool::builder(home.config()).maximum(1).prefetch(0).build().unwrap();
+    let held = pool.acquire(SURE).unwrap();
+    let is_wanted = std::sync::atomic::AtomicBool::new(true);
+    let wish = || is_wanted.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let given_up = scope.spawn(|| pool.acquire_while(SURE, wish));
+        assert!(within(SOON, || pool.stats().waiting == 1));
+        let next = scope.spawn(|| pool.acquire_while(SURE, || true));
+        assert!(within(SOON, || pool.stats().waiting == 2));
+        is_wanted.store(false, std::sync::atomic::Ordering::Relaxed);
+        let error = given_up.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        assert_eq!(pool.stats().waiting, 1);
+        drop(held);
+        let next = next.join().unwrap().unwrap();
+        assert!(next.command("true").status().unwrap().success());
+        // One that panics is out of the line, too, and takes none with it.
+        let panics = scope.spawn(|| pool.acquire_while(SURE, || panic!("asked")));
+        assert!(panics.join().is_err());
+        assert_eq!(pool.stats().waiting, 0);
+    });
+    assert_eq!(pool.stats().made, 2);
+    // Asked for no longer than there is time.
+    let held = pool.acquire(SURE).unwrap();
+    let late = pool.acquire_while(Duration::from_millis(120), || true);
+    assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+    drop(held);
+}

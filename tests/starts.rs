@@ -258,3 +258,29 @@ fn an_oom_score_lets_no_one_look_at_a_command_before_its_program_runs() {
     said.read_line(&mut line).unwrap();
     assert_eq!(line, "0\n");
 }
+
+#[test]
+fn any_number_of_commands_may_start_at_once() {
+    if !needs(&[]) {
+        return;
+    }
+    // More than init has on their way to their programs at once.
+    const COUNT: usize = 300;
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let begin = std::sync::Barrier::new(COUNT);
+    let run = |number: usize| {
+        let mut command = sandbox.command("echo");
+        command.arg(number.to_string());
+        begin.wait();
+        command.output()
+    };
+    let run = &run;
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..COUNT).map(|number| scope.spawn(move || run(number))).collect();
+        for (number, thread) in all.into_iter().enumerate() {
+            let output = thread.join().unwrap().unwrap();
+            assert_eq!(output.stdout, format!("{number}\n").as_bytes());
+        }
+    });
+}

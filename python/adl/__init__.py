@@ -14,7 +14,8 @@ bytes, paths ``str``, ``bytes`` or ``os.PathLike``. All errors are ``adl.Error``
 from subprocess import DEVNULL, PIPE, STDOUT
 
 from adl._adl import __version__
-from adl._async import AsyncFiles, Process
+from adl._async import Process
+from adl._async_files import AsyncFiles
 from adl._config import (
     Access,
     CommandOptions,
@@ -72,6 +73,7 @@ from adl._images import (
     PullOptions,
     pull,
 )
+from adl._metrics import Metrics, metrics
 from adl._pool import Pool, PooledSandbox, PoolStats
 from adl._process import Job, Popen, Terminal
 from adl._results import (
@@ -134,6 +136,7 @@ __all__ = [
     "Job",
     "Limits",
     "MadeImage",
+    "Metrics",
     "Mount",
     "NameInUseError",
     "NoImageError",
@@ -179,6 +182,7 @@ __all__ = [
     "examine",
     "finish_removals",
     "keep_blanks",
+    "metrics",
     "pending_removals",
     "pull",
     "wait_at_exit",

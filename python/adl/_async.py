@@ -9,46 +9,67 @@ import threading
 import weakref
 from asyncio import streams
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from adl._config import AnyHostPath, FileOptions, StrOrBytesPath
-from adl._results import CopyReport, ExitStatus
+from adl._errors import Error
+from adl._results import ExitStatus
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
     from adl import _adl
-    from adl._files import DirEntry, Files, WriteMode
     from adl._process import Scope
 
-__all__ = ["AsyncFiles", "Process", "in_loop", "in_own_thread", "in_thread", "output", "spawn"]
+__all__ = ["Process", "in_file_thread", "in_loop", "in_own_thread", "in_thread", "output", "spawn"]
 
 T = TypeVar("T")
 P = TypeVar("P")
 
 _THREADS = 4
-"""How many calls that block run at once: each takes about a millisecond, but file calls."""
+"""How many calls that block run at once: each takes about a millisecond."""
 
-_executor: ThreadPoolExecutor | None = None
-
-
-def _forget_threads() -> None:
-    global _executor
-    _executor = None
-
+_executors: dict[str, ThreadPoolExecutor] = {}
 
 # A fork has none of the threads.
-os.register_at_fork(after_in_child=_forget_threads)
+os.register_at_fork(after_in_child=_executors.clear)
+
+
+def _submit(work: Callable[[], T], kind: str) -> Future[T]:
+    executor = _executors.get(kind)
+    if executor is None:
+        executor = _executors[kind] = ThreadPoolExecutor(_THREADS, thread_name_prefix=kind)
+    return executor.submit(work)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Does what blocks in one of a few threads."""
-    global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="adl")
-    return await asyncio.get_running_loop().run_in_executor(_executor, work)
+    return await asyncio.wrap_future(_submit(work, "adl"))
+
+
+async def in_file_thread(work: Callable[[], T]) -> T:
+    """Does what may take long for much data, so that nothing waits for it but its like."""
+    return await asyncio.wrap_future(_submit(work, "adl-files"))
+
+
+async def _begin(work: Callable[[], T], kill: Callable[[T], object]) -> T:
+    """Starts something in one of a few threads. Where no one waits any more, it is killed."""
+    begun = _submit(work, "adl")
+
+    def end(begun: Future[T]) -> None:
+        if begun.exception() is None:
+            try:
+                kill(begun.result())
+            except Error:
+                pass  # Its sandbox is gone.
+
+    try:
+        return await asyncio.shield(asyncio.wrap_future(begun))
+    except BaseException:
+        if not begun.cancel():
+            begun.add_done_callback(end)
+        raise
 
 
 async def in_own_thread(work: Callable[[], T]) -> T:
@@ -99,10 +120,13 @@ class _Watch:
     """Waits for a command in an event loop: ``step`` is called when there is something to do, and
     returns what it has come to, or None and how long to wait at most."""
 
-    def __init__(self, fd: int, step: Callable[[], tuple[Any, float | None]]) -> None:
+    def __init__(
+        self, fd: int, step: Callable[[], tuple[Any, float | None]], *, is_own: bool
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._fd = fd
-        self._step = step
+        self._is_own = is_own
+        self._step: Callable[[], tuple[Any, float | None]] | None = step
         self._timer: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[Any] = self._loop.create_future()
         self._loop.add_reader(fd, self._advance)
@@ -112,35 +136,53 @@ class _Watch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.ended.done():
+        if self.ended.done() or self._step is None:
             return
         try:
             result, most = self._step()
         except BaseException as error:
-            self._finish()
+            self._let_go()
             self.ended.set_exception(error)
+            # Whoever waits is told it; no one may.
+            self.ended.exception()
             return
         if result is not None:
-            self._finish()
+            self._let_go()
             self.ended.set_result(result)
         elif most is not None:
             self._timer = self._loop.call_later(most, self._advance)
 
-    def _finish(self) -> None:
-        self._loop.remove_reader(self._fd)
+    def _let_go(self) -> None:
+        """Of the descriptor, before another gets its number; and of the command."""
+        if self._fd < 0:
+            return
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        if self._is_own:
+            os.close(self._fd)
+        self._fd = -1
+        self._step = None
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self.ended.done():
-            self._finish()
+        self._let_go()
+        if not self.ended.done() and not self._loop.is_closed():
             self.ended.cancel()
+
+    def stop_from_anywhere(self) -> None:
+        """Stops in the thread of the loop, as far as there is one."""
+        try:
+            self._loop.call_soon_threadsafe(self.stop)
+        except RuntimeError:
+            self.stop()  # The loop is closed.
 
 
 async def output(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any]) -> tuple[Any, ...]:
     """Runs a command to its end."""
-    pending = await in_thread(lambda: sandbox.begin(args, options))
-    watch = _Watch(pending.fileno(), lambda: (pending.advance(), pending.wait_at_most()))
+    pending = await _begin(lambda: sandbox.begin(args, options), lambda begun: begun.kill())
+    step = pending.advance
+    watch = _Watch(pending.fileno(), lambda: (step(), pending.wait_at_most()), is_own=False)
     try:
         told: tuple[Any, ...] = await asyncio.shield(watch.ended)
         return told
@@ -151,12 +193,10 @@ async def output(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any]) -> t
         raise
     finally:
         watch.stop()
-        if watch.ended.done() and not watch.ended.cancelled():
-            watch.ended.exception()
 
 
-class _StdinProtocol(streams.FlowControlMixin):
-    """What a writer to the stdin of a command waits for."""
+class _WriteProtocol(streams.FlowControlMixin):
+    """What a writer waits for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,8 +211,25 @@ class _StdinProtocol(streams.FlowControlMixin):
         return self._closed
 
 
-class _Typing(asyncio.WriteTransport):
-    """Writes to a terminal, and reads nothing of it, as loops may do to see the end of a pipe."""
+class _Descriptor:
+    """A descriptor that a transport has, and that is closed once, whatever loop it is of."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self.number = fd
+
+    def close(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+            self.number = -1
+
+    def __del__(self) -> None:
+        # The loop, which has it while it is open, was closed.
+        self.close()
+
+
+class _Writing(asyncio.WriteTransport):
+    """Writes to a pipe or a terminal, and reads nothing of it, as loops may do to see its end."""
 
     _HIGH = 65536
     """How much waits to be written before the writer has to, in bytes."""
@@ -180,11 +237,11 @@ class _Typing(asyncio.WriteTransport):
     def __init__(self, fd: int, protocol: streams.FlowControlMixin) -> None:
         super().__init__({"pipe": fd})
         self._loop = asyncio.get_running_loop()
-        self._fd = fd
+        self._descriptor = _Descriptor(fd)
         self._protocol = protocol
         self._waiting = bytearray()
         self._is_closing = self._is_paused = False
-        os.set_blocking(fd, False)
+        self._low, self._high = self._HIGH // 4, self._HIGH
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closing or not data:
@@ -194,30 +251,51 @@ class _Typing(asyncio.WriteTransport):
         if is_first:
             self._write_some()
             if self._waiting:
-                self._loop.add_writer(self._fd, self._write_some)
-        if len(self._waiting) > self._HIGH and not self._is_paused:
+                self._loop.add_writer(self._descriptor.number, self._write_some)
+        if len(self._waiting) > self._high and not self._is_paused:
             self._is_paused = True
             self._protocol.pause_writing()
 
     def _write_some(self) -> None:
         try:
-            del self._waiting[: os.write(self._fd, self._waiting)]
+            del self._waiting[: os.write(self._descriptor.number, self._waiting)]
         except BlockingIOError:
             return
         except OSError:
             # No one has it open any more, who could be told.
             self.abort()
             return
-        if self._is_paused and len(self._waiting) < self._HIGH // 4:
+        if self._is_paused and len(self._waiting) <= self._low:
             self._is_paused = False
             self._protocol.resume_writing()
         if not self._waiting:
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._descriptor.number)
             if self._is_closing:
                 self.abort()
 
+    def get_write_buffer_size(self) -> int:
+        return len(self._waiting)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = self._HIGH if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._low, self._high = low, high
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
     def can_write_eof(self) -> bool:
-        return False
+        return True
+
+    def write_eof(self) -> None:
+        self.close()
 
     def is_closing(self) -> bool:
         return self._is_closing
@@ -230,19 +308,69 @@ class _Typing(asyncio.WriteTransport):
     def abort(self) -> None:
         self._is_closing = True
         self._waiting.clear()
-        if self._fd >= 0:
-            self._loop.remove_writer(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        if self._descriptor.number >= 0 and not self._loop.is_closed():
+            self._loop.remove_writer(self._descriptor.number)
             self._loop.call_soon(self._protocol.connection_lost, None)
+        self._descriptor.close()
 
 
-class _TerminalProtocol(asyncio.StreamReaderProtocol):
-    """What reads a terminal: that no one has it open any more is its end, and no error."""
+class _Reading(asyncio.ReadTransport):
+    """Reads a pipe or a terminal."""
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        is_end = isinstance(exc, OSError) and exc.errno == errno.EIO
-        super().connection_lost(None if is_end else exc)
+    _AT_ONCE = 1 << 18
+
+    def __init__(self, fd: int, protocol: asyncio.StreamReaderProtocol) -> None:
+        super().__init__({"pipe": fd})
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = _Descriptor(fd)
+        self._protocol = protocol
+        self._is_closing = self._is_paused = False
+        protocol.connection_made(self)
+        self._loop.add_reader(fd, self._read_some)
+
+    def _read_some(self) -> None:
+        error: Exception | None = None
+        try:
+            data = os.read(self._descriptor.number, self._AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError as failed:
+            # That no one has a terminal open any more is its end.
+            data, error = b"", None if failed.errno == errno.EIO else failed
+        if data:
+            self._protocol.data_received(data)
+        else:
+            if error is None:
+                self._protocol.eof_received()
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._is_closing:
+            return
+        self._is_closing = True
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor.number)
+            self._loop.call_soon(self._protocol.connection_lost, error)
+        self._descriptor.close()
+
+    def is_reading(self) -> bool:
+        return not self._is_closing and not self._is_paused
+
+    def pause_reading(self) -> None:
+        if self.is_reading():
+            self._is_paused = True
+            self._loop.remove_reader(self._descriptor.number)
+
+    def resume_reading(self) -> None:
+        if self._is_paused and not self._is_closing:
+            self._is_paused = False
+            self._loop.add_reader(self._descriptor.number, self._read_some)
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._end(None)
 
 
 class Process:
@@ -264,16 +392,40 @@ class Process:
     status: ExitStatus | None
     """How it has ended, once that was told."""
 
-    def __init__(self, args: Any, native: _adl.Child) -> None:
+    def __init__(self, args: Any, native: _adl.Child, limit: int) -> None:
         self.args = args
         self._native = native
         self.status = None
         self.stdin = self.stdout = self.stderr = None
         self._transports: list[asyncio.BaseTransport] = []
-        fd = native.watch()
-        weakref.finalize(self, os.close, fd)
         this = weakref.ref(self)
-        self._watch = _Watch(fd, lambda: _look(native, this))
+        self._watch = _Watch(native.watch(), lambda: _look(native, this), is_own=True)
+        # One that is dropped runs on, and the loop forgets it.
+        weakref.finalize(self, self._watch.stop_from_anywhere).atexit = False
+        stdin, stdout, stderr, terminal = native.take()
+        if terminal is not None:
+            stdout = terminal
+            try:
+                stdin = os.dup(terminal)
+            except OSError:
+                os.close(terminal)
+                raise
+        if stdin is not None:
+            protocol = _WriteProtocol()
+            writing = _Writing(stdin, protocol)
+            loop = asyncio.get_running_loop()
+            self.stdin = asyncio.StreamWriter(writing, protocol, None, loop)
+            self._transports.append(writing)
+        self.stdout, self.stderr = self._reader(stdout, limit), self._reader(stderr, limit)
+
+    def _reader(self, fd: int | None, limit: int) -> asyncio.StreamReader | None:
+        if fd is None:
+            return None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit, loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        self._transports.append(_Reading(fd, protocol))
+        return reader
 
     @property
     def pid(self) -> int:
@@ -341,11 +493,13 @@ class Process:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.status is None:
-            self.kill()
-            await self.wait()
-        for transport in self._transports:
-            transport.close()
+        try:
+            if self.status is None:
+                self.kill()
+                await self.wait()
+        finally:
+            for transport in self._transports:
+                transport.close()
 
     def __repr__(self) -> str:
         return f"<adl.Process pid={self.pid} returncode={self.returncode} args={self.args!r}>"
@@ -365,143 +519,9 @@ def _look(native: _adl.Child, this: weakref.ref[Process]) -> tuple[Any, float | 
 
 async def spawn(sandbox: _adl.Sandbox, args: Any, options: dict[str, Any], limit: int) -> Process:
     """Starts a command."""
-    native = await in_thread(lambda: sandbox.spawn(args, options))
-    process = Process(args, native)
-    stdin, stdout, stderr, terminal = native.take()
-    if terminal is not None:
-        protocol = _StdinProtocol()
-        typing = _Typing(os.dup(terminal), protocol)
-        process.stdin = asyncio.StreamWriter(typing, protocol, None, asyncio.get_running_loop())
-        process._transports.append(typing)
-        stdout = terminal
-    if stdin is not None:
-        await _connect_writer(process, stdin)
-    for name, fd in (("stdout", stdout), ("stderr", stderr)):
-        if fd is not None:
-            reads = asyncio.StreamReaderProtocol if terminal is None else _TerminalProtocol
-            setattr(process, name, await _connect_reader(process, fd, limit, reads))
-    return process
-
-
-async def _connect_writer(process: Process, fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    file = os.fdopen(fd, "wb", 0)
-    transport, protocol = await loop.connect_write_pipe(_StdinProtocol, file)
-    process.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-    process._transports.append(transport)
-
-
-async def _connect_reader(
-    process: Process, fd: int, limit: int, protocol: type[asyncio.StreamReaderProtocol]
-) -> asyncio.StreamReader:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit, loop)
-    file = os.fdopen(fd, "rb", 0)
-    transport, _ = await loop.connect_read_pipe(lambda: protocol(reader, loop=loop), file)
-    process._transports.append(transport)
-    return reader
-
-
-class AsyncFiles:
-    """``Files`` from coroutines, made by ``Sandbox.afiles``: other tasks run while a call waits."""
-
-    __slots__ = ("_files",)
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def with_options(self, **options: Unpack[FileOptions]) -> AsyncFiles:
-        """Files that differ in these options: see ``FileOptions``."""
-        return AsyncFiles(self._files.with_options(**options))
-
-    async def read_bytes(
-        self, path: StrOrBytesPath, *, offset: int = 0, length: int | None = None
-    ) -> bytes:
-        """See ``Files.read_bytes``."""
-        return await in_thread(lambda: self._files.read_bytes(path, offset=offset, length=length))
-
-    async def read_text(
-        self, path: StrOrBytesPath, encoding: str = "utf-8", errors: str = "strict"
-    ) -> str:
-        """See ``Files.read_text``."""
-        return await in_thread(lambda: self._files.read_text(path, encoding, errors))
-
-    async def write_bytes(
-        self,
-        path: StrOrBytesPath,
-        data: bytes | bytearray | memoryview,
-        *,
-        how: WriteMode = "replace",
-        mode: int | None = None,
-        owner: tuple[int, int] | None = None,
-    ) -> None:
-        """See ``Files.write_bytes``."""
-        await in_thread(
-            lambda: self._files.write_bytes(path, data, how=how, mode=mode, owner=owner)
-        )
-
-    async def write_text(
-        self,
-        path: StrOrBytesPath,
-        text: str,
-        encoding: str = "utf-8",
-        errors: str = "strict",
-        *,
-        how: WriteMode = "replace",
-        mode: int | None = None,
-        owner: tuple[int, int] | None = None,
-    ) -> None:
-        """See ``Files.write_text``."""
-        await in_thread(
-            lambda: self._files.write_text(
-                path, text, encoding, errors, how=how, mode=mode, owner=owner
-            )
-        )
-
-    async def stat(self, path: StrOrBytesPath, *, follow_symlinks: bool = True) -> os.stat_result:
-        """See ``Files.stat``."""
-        return await in_thread(lambda: self._files.stat(path, follow_symlinks=follow_symlinks))
-
-    async def exists(self, path: StrOrBytesPath) -> bool:
-        """See ``Files.exists``."""
-        return await in_thread(lambda: self._files.exists(path))
-
-    async def listdir(self, path: StrOrBytesPath = ".") -> list[str]:
-        """See ``Files.listdir``."""
-        return await in_thread(lambda: self._files.listdir(path))
-
-    async def scandir(self, path: StrOrBytesPath = ".") -> list[DirEntry]:
-        """See ``Files.scandir``."""
-        return await in_thread(lambda: self._files.scandir(path))
-
-    async def makedirs(self, path: StrOrBytesPath) -> None:
-        """See ``Files.makedirs``."""
-        await in_thread(lambda: self._files.makedirs(path))
-
-    async def remove(self, path: StrOrBytesPath) -> None:
-        """See ``Files.remove``."""
-        await in_thread(lambda: self._files.remove(path))
-
-    async def rmtree(self, path: StrOrBytesPath) -> None:
-        """See ``Files.rmtree``."""
-        await in_thread(lambda: self._files.rmtree(path))
-
-    async def rename(self, src: StrOrBytesPath, dst: StrOrBytesPath) -> None:
-        """See ``Files.rename``."""
-        await in_thread(lambda: self._files.rename(src, dst))
-
-    async def copy_in(self, src: AnyHostPath, dst: StrOrBytesPath) -> CopyReport:
-        """See ``Files.copy_in``."""
-        return await in_thread(lambda: self._files.copy_in(src, dst))
-
-    async def copy_out(self, src: StrOrBytesPath, dst: AnyHostPath) -> CopyReport:
-        """See ``Files.copy_out``."""
-        return await in_thread(lambda: self._files.copy_out(src, dst))
-
-    async def import_tar(self, archive: IO[bytes], path: StrOrBytesPath) -> CopyReport:
-        """See ``Files.import_tar``."""
-        return await in_thread(lambda: self._files.import_tar(archive, path))
-
-    async def export_tar(self, path: StrOrBytesPath, archive: IO[bytes]) -> CopyReport:
-        """See ``Files.export_tar``."""
-        return await in_thread(lambda: self._files.export_tar(path, archive))
+    native = await _begin(lambda: sandbox.spawn(args, options), lambda child: child.kill())
+    try:
+        return Process(args, native, limit)
+    except BaseException:
+        native.kill()
+        raise

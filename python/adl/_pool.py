@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -24,7 +25,6 @@ from adl._config import (
 )
 from adl._errors import Error, TimedOutError
 from adl._files import Files
-from adl._process import _seconds
 from adl._sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class Pool:
 
     async def aacquire(self, timeout: Seconds | None = None) -> PooledSandbox:
         """Does what ``acquire`` does, from a coroutine, without a thread for each that waits."""
-        return PooledSandbox._of(await self._line.wait(_seconds(timeout)))
+        within = None if timeout is None else _adl.seconds(timeout)
+        return PooledSandbox._of(await self._line.wait(within))
 
     def stats(self) -> PoolStats:
         """What it has now, and has done until now."""
@@ -211,8 +212,9 @@ def _called(name: str, callback: Callable[[Sandbox], object] | None) -> Any:
     return lambda native: callback(Sandbox._of(native))
 
 
-_SLICE = 0.5
-"""How long a thread waits before it looks who waits for it, in seconds."""
+_GRACE = 0.2
+"""How long after its deadline a coroutine is told that its time is up, if no one has told it why
+by then: in seconds."""
 
 
 class _Waiter:
@@ -225,86 +227,121 @@ class _Waiter:
         self.future: asyncio.Future[_adl.Sandbox] = self.loop.create_future()
         self.has_left = False
 
-    def left(self) -> float:
-        return _SLICE if self.deadline is None else self.deadline - time.monotonic()
+    def is_over(self) -> bool:
+        return self.deadline is not None and self.deadline <= time.monotonic()
+
+    def tell(self, told: _adl.Sandbox | Error) -> None:
+        """Tells it from another thread. Where its loop is closed, no one has the sandbox: one that
+        is dropped is given back."""
+        try:
+            self.loop.call_soon_threadsafe(self._tell, told)
+        except RuntimeError:
+            pass
+
+    def _tell(self, told: _adl.Sandbox | Error) -> None:
+        if self.future.done():
+            return  # Cancelled meanwhile: a sandbox that is dropped is given back.
+        if isinstance(told, Error):
+            self.future.set_exception(told)
+        else:
+            self.future.set_result(told)
+
+    def expire(self) -> None:
+        self._tell(_late(self.timeout or 0.0))
+
+
+def _late(after: float) -> TimedOutError:
+    text = f"waited {after:g}s for a sandbox of the pool, and gave up"
+    error = TimedOutError(text, what="a sandbox of the pool", after=after)
+    error.kind = "temporary"
+    return error
 
 
 class _Line:
     """The coroutines that wait for a sandbox, in the order in which they came, and the one thread
-    that waits for the first of them. It is there while someone waits."""
+    that stands in the pool's line for them. It is there while someone waits."""
 
     def __init__(self, pool: _adl.Pool) -> None:
         self._pool = pool
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._waiters: deque[_Waiter] = deque()
         self._is_served = False
 
     async def wait(self, timeout: float | None) -> _adl.Sandbox:
+        if self._pid != os.getpid():
+            # A fork has not got the thread.
+            self._begin()
         waiter = _Waiter(timeout)
         with self._lock:
+            if timeout is not None and timeout <= 0 and self._waiting():
+                raise _late(timeout)
+            if not self._is_served:
+                thread = threading.Thread(target=self._serve, name="adl-acquire", daemon=True)
+                thread.start()
+                self._is_served = True
             self._waiters.append(waiter)
-            begin, self._is_served = not self._is_served, True
-        if begin:
-            threading.Thread(target=self._serve, name="adl-acquire", daemon=True).start()
         timer = None
         if timeout is not None:
-            # Also of those behind one that waits for longer.
-            timer = waiter.loop.call_later(max(0.0, timeout) + _SLICE, self._expire, waiter)
+            # No loop knows much longer ones.
+            timer = waiter.loop.call_later(min(timeout, 1e8) + _GRACE, waiter.expire)
         try:
             return await waiter.future
         finally:
             waiter.has_left = True
             if timer is not None:
                 timer.cancel()
-
-    @staticmethod
-    def _expire(waiter: _Waiter) -> None:
-        if not waiter.future.done():
-            after = waiter.timeout or 0.0
-            text = f"waited {after:g}s for a sandbox of the pool, and gave up"
-            what = "a sandbox of the pool"
-            error = TimedOutError(text, what=what, after=after)
-            error.kind = "temporary"
-            waiter.future.set_exception(error)
+            # An error that is told has this frame, and would have itself with it.
+            del waiter, timer
 
     def _serve(self) -> None:
-        while True:
-            with self._lock:
-                while self._waiters and self._waiters[0].has_left:
-                    self._waiters.popleft()
-                if not self._waiters:
-                    self._is_served = False
-                    return
-                waiter = self._waiters[0]
-            told = self._acquire(waiter)
-            if told is None:
-                continue
-            with self._lock:
-                if self._waiters and self._waiters[0] is waiter:
-                    self._waiters.popleft()
-            try:
-                waiter.loop.call_soon_threadsafe(self._tell, waiter, told)
-            except RuntimeError:
-                pass  # The loop is closed: a sandbox that is dropped is given back.
+        while self._serve_one():
+            pass
 
-    def _acquire(self, waiter: _Waiter) -> _adl.Sandbox | Error | None:
-        """A sandbox, or why there is none, or None to go on waiting."""
-        left = waiter.left()
+    def _serve_one(self) -> bool:
+        """Waits for one sandbox; False when no one wants any. In a frame of its own, which keeps
+        none of those that were handed over."""
+        with self._lock:
+            if not self._waiting():
+                self._is_served = False
+                return False
+        told: _adl.Sandbox | Error
         try:
-            return self._pool.acquire(max(0.0, min(left, _SLICE)))
+            told = self._pool.acquire_while(self._is_wanted)
         except Error as error:
-            # What may pass is waited for.
-            is_over = waiter.deadline is not None and left <= _SLICE
-            return error if error.kind != "temporary" or is_over else None
+            told = error
+        with self._lock:
+            waiting = self._waiting()
+            if not isinstance(told, Error):
+                # Whoever is first now. Where no one is, it is dropped, and so given back.
+                who = [waiting.popleft()] if waiting else []
+            elif told.kind == "temporary":
+                # The time of all of them is up, or that of some, just now.
+                who = [waiter for waiter in waiting if waiter.is_over()]
+            else:
+                who = list(waiting)
+            for waiter in who:
+                if waiter in waiting:
+                    waiting.remove(waiter)
+        for waiter in who:
+            # How long each has waited, this line does not know.
+            is_late = isinstance(told, TimedOutError) and waiter.timeout is not None
+            waiter.tell(_late(waiter.timeout or 0.0) if is_late else told)
+        return True
 
-    @staticmethod
-    def _tell(waiter: _Waiter, told: _adl.Sandbox | Error) -> None:
-        if waiter.future.done():
-            return  # Cancelled meanwhile: a sandbox that is dropped is given back.
-        if isinstance(told, Error):
-            waiter.future.set_exception(told)
-        else:
-            waiter.future.set_result(told)
+    def _is_wanted(self) -> bool:
+        """Whether someone waits whose time is not up."""
+        with self._lock:
+            return any(not waiter.is_over() for waiter in self._waiting())
+
+    def _waiting(self) -> deque[_Waiter]:
+        """Those who wait still."""
+        if any(waiter.has_left for waiter in self._waiters):
+            self._waiters = deque(waiter for waiter in self._waiters if not waiter.has_left)
+        return self._waiters
 
 
 def _close_all() -> None:

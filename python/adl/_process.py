@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
+import operator
 import os
 import selectors
 import time
@@ -22,6 +24,15 @@ __all__ = ["Job", "Popen", "Terminal"]
 
 Scope = Literal["process", "group", "tree"]
 _CHUNK = 65536
+
+
+def check_file_options(encoding: str | None, errors: str | None, bufsize: int) -> None:
+    """Raises what making the files of a command would, before there is one."""
+    codecs.lookup(encoding or "utf-8")
+    codecs.lookup_error(errors or "strict")
+    # There are encodings that are none of text.
+    io.TextIOWrapper(io.BytesIO(), encoding or "utf-8").close()
+    operator.index(bufsize)
 
 
 def _seconds(timeout: Any) -> float | None:
@@ -73,8 +84,24 @@ class Terminal(io.RawIOBase):
         self._child.resize(rows, columns)
 
     def close(self) -> None:
+        """Hangs up: what runs on it gets SIGHUP."""
+        if not self.closed:
+            # Another descriptor of it is there to set its size.
+            self._child.close_terminal()
         self._file.close()
         super().close()
+
+
+class _Communication:
+    """What ``communicate`` has written and read until its time was up."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        """What is to be written yet."""
+        self.parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+
+    def collected(self, name: str) -> bytes:
+        return b"".join(self.parts[name])
 
 
 class Popen(Generic[AnyStr]):
@@ -116,6 +143,7 @@ class Popen(Generic[AnyStr]):
         # Whether streams of the caller's have taken all that it wrote.
         self._is_delivered = False
         self._text = (encoding, errors) if text or encoding or errors else None
+        self._communication: _Communication | None = None
         stdin, stdout, stderr, terminal = native.take()
         self.terminal = None if terminal is None else Terminal(terminal, native)
         self.stdin = self._file(stdin, "wb", bufsize)
@@ -170,67 +198,98 @@ class Popen(Generic[AnyStr]):
 
         On a terminal, ``input`` is typed, and what is printed comes as that of stdout. What
         processes that it leaves behind go on to write is not waited for. Raises
-        ``TimeoutExpired``, with what was read, if it goes on after ``timeout`` seconds; it runs
-        on then.
+        ``TimeoutExpired``, with what was read, if it goes on after ``timeout`` seconds; it runs on
+        then, and another ``communicate``, without ``input``, goes on where this one was.
         """
         stdin: Any = self.stdin if self.terminal is None else self.terminal
+        so_far = self._communication
         if input is not None and stdin is None:
             raise ValueError("input: stdin is no pipe: say stdin=PIPE")
+        if input and so_far is not None:
+            raise ValueError("input: the one before, whose time was up, is still being written")
         sources: dict[str, Any] = {
             "stdout": self.stdout if self.terminal is None else self.terminal,
             "stderr": self.stderr,
         }
-        data = memoryview(self._encode(input)) if input else memoryview(b"")
+        open_sources = {
+            name: file for name, file in sources.items() if file is not None and not file.closed
+        }
+        if so_far is None:
+            so_far = _Communication(memoryview(self._encode(input) if input else b""))
+            self._communication = so_far
+            self._flush_stdin()
+            for name, file in open_sources.items():
+                so_far.parts[name].extend(self._buffered(file))
         limit = _seconds(timeout)
         deadline = None if limit is None else time.monotonic() + limit
-        parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-        with selectors.DefaultSelector() as selector:
-            self._flush_stdin()
-            if data:
-                # A terminal is registered to be read: this is the same by another number.
-                feed = os.dup(stdin.fileno())
-                os.set_blocking(feed, False)
-                selector.register(feed, selectors.EVENT_WRITE, "stdin")
-            self._close_stdin()
-            for name, file in sources.items():
-                if file is not None and not file.closed:
+        watch = self._native.watch()
+        feed = -1
+        try:
+            with selectors.DefaultSelector() as selector:
+                if so_far.data:
+                    # A terminal is registered to be read: this is the same by another number.
+                    feed = os.dup(stdin.fileno())
+                    os.set_blocking(feed, False)
+                    selector.register(feed, selectors.EVENT_WRITE, "stdin")
+                else:
+                    self._close_stdin()
+                for name, file in open_sources.items():
                     os.set_blocking(file.fileno(), False)
                     selector.register(file, selectors.EVENT_READ, name)
-            watch = self._native.watch()
-            try:
                 selector.register(watch, selectors.EVENT_READ, "end")
                 while self.poll() is None:
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
-                        out, err = (b"".join(parts[name]) for name in ("stdout", "stderr"))
+                        out, err = (so_far.collected(name) for name in ("stdout", "stderr"))
                         raise TimeoutExpired(self.args, limit or 0.0, out, err)
                     # What is overdue to end is told without a descriptor.
                     for key, _ in selector.select(1.0 if left is None else min(left, 1.0)):
                         if key.data == "stdin":
-                            data = self._feed(key.fd, data)
-                            if not data:
+                            so_far.data = self._feed(key.fd, so_far.data)
+                            if not so_far.data:
                                 selector.unregister(key.fd)
                                 os.close(key.fd)
+                                feed = -1
+                                self._close_stdin()
                         elif key.data != "end" and not self._drain(
-                            key.fd, parts[key.data], once=True
+                            key.fd, so_far.parts[key.data], once=True
                         ):
                             selector.unregister(key.fileobj)
-                self.wait()
-                if self.terminal is not None:
-                    self._read_rest_of_terminal(parts["stdout"])
-                for name, file in sources.items():
-                    if file is not None and not file.closed:
-                        self._drain(file.fileno(), parts[name], once=False)
-                        file.close()
-            finally:
-                os.close(watch)
-                if data:
-                    os.close(feed)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                self.wait(left)
+            except TimeoutExpired:
+                out, err = (so_far.collected(name) for name in ("stdout", "stderr"))
+                raise TimeoutExpired(self.args, limit or 0.0, out, err) from None
+        finally:
+            os.close(watch)
+            if feed >= 0:
+                os.close(feed)
+            if self.status is None or not self._is_delivered:
+                # They are the caller's again.
+                for file in open_sources.values():
+                    os.set_blocking(file.fileno(), True)
+        self._close_stdin()
+        if self.terminal is not None and not self.terminal.closed:
+            self._read_rest_of_terminal(so_far.parts["stdout"])
+        for name, file in open_sources.items():
+            self._drain(file.fileno(), so_far.parts[name], once=False)
+            file.close()
         collected = [
-            None if file is None else self._decode(b"".join(parts[name]))
+            None if file is None else self._decode(so_far.collected(name))
             for name, file in sources.items()
         ]
         return collected[0], collected[1]
+
+    @staticmethod
+    def _buffered(file: Any) -> Iterator[bytes]:
+        """What was read ahead of a file, by the caller's own calls."""
+        buffer = getattr(file, "buffer", file)
+        if isinstance(buffer, io.BufferedReader):
+            os.set_blocking(file.fileno(), False)
+            ahead = buffer.peek()
+            if ahead:
+                yield buffer.read(len(ahead))
 
     def _read_rest_of_terminal(self, parts: list[bytes]) -> None:
         """Reads until no one has it open or nothing comes: the kernel hands on what was printed in
@@ -247,13 +306,16 @@ class Popen(Generic[AnyStr]):
         if isinstance(data, str):
             encoding, errors = self._text or (None, None)
             return data.encode(encoding or "utf-8", errors or "strict")
-        return bytes(data)
+        # Not a number, of which bytes makes so many zeros.
+        return bytes(memoryview(data))
 
     def _decode(self, data: bytes) -> Any:
         if self._text is None:
             return data
         encoding, errors = self._text
-        return data.decode(encoding or "utf-8", errors or "strict")
+        text = data.decode(encoding or "utf-8", errors or "strict")
+        # As a file that is text has it.
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _flush_stdin(self) -> None:
         if self.stdin is not None and not self.stdin.closed:

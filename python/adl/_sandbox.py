@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import codecs
 import subprocess
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from adl import _adl, _async
+from adl._async_files import AsyncFiles
 from adl._config import (
     AnyHostPath,
     Args,
@@ -28,7 +28,7 @@ from adl._config import (
 from adl._errors import Error
 from adl._files import Files
 from adl._images import ImageConfig
-from adl._process import Job, Popen, _seconds
+from adl._process import Job, Popen, _seconds, check_file_options
 from adl._results import Change, CompletedProcess, CopyReport, Stats
 from adl._snapshot import Snapshot
 
@@ -115,30 +115,18 @@ class Sandbox:
         ``SandboxDiedError``; ``DeletedError``; ``BusyError`` where the sandbox is frozen.
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
-        is_plain = stdin is None and stdout is None and stderr is None
-        if not is_plain and any(_is_file(native.get(it)) for it in ("stdin", "stdout", "stderr")):
-            result = self._run_redirected(args, input, native)
+        streams = ("stdin", "stdout", "stderr")
+        if any(_is_file(native.get(name)) for name in streams):
+            for name in ("stdout", "stderr"):
+                if native.get(name) is None:
+                    native[name] = subprocess.PIPE
+            told = self._native.run_beside(args, native, input)
         else:
             if input is not None:
                 native["input"] = input
-            result = CompletedProcess._of(args, self._native.run(args, native))
+            told = self._native.run(args, native)
+        result = CompletedProcess._of(args, told)
         return result._check(_seconds(timeout)) if check else result
-
-    def _run_redirected(self, args: Args, input: Any, native: dict[str, Any]) -> CompletedProcess:
-        for name in ("stdout", "stderr"):
-            if native.get(name) is None:
-                native[name] = subprocess.PIPE
-        if input is not None:
-            native["stdin"] = subprocess.PIPE
-        child: Popen[bytes] = Popen(args, self._native.spawn(args, native))
-        try:
-            out, err = child.communicate(input)
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
-        assert child.status is not None
-        return CompletedProcess(args, child.status, out or b"", err or b"")
 
     @overload
     def popen(
@@ -176,6 +164,42 @@ class Sandbox:
         **options: Unpack[CommandOptions],
     ) -> Popen[str]: ...
 
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
+        text: bool = False,
+        encoding: str,
+        errors: str | None = None,
+        bufsize: int = -1,
+        kill_on_drop: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> Popen[str]: ...
+
+    @overload
+    def popen(
+        self,
+        args: Args,
+        *,
+        timeout: Seconds | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        terminal: tuple[int, int] | None = None,
+        text: bool = False,
+        encoding: None = None,
+        errors: str,
+        bufsize: int = -1,
+        kill_on_drop: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> Popen[str]: ...
+
     def popen(
         self,
         args: Args,
@@ -200,9 +224,7 @@ class Sandbox:
         native = _command_options(options, timeout, stdin, stdout, stderr)
         native["terminal"] = terminal
         native["kill_on_drop"] = kill_on_drop
-        # Before anything is started.
-        codecs.lookup(encoding or "utf-8")
-        codecs.lookup_error(errors or "strict")
+        check_file_options(encoding, errors, bufsize)
         child = self._native.spawn(args, native)
         try:
             return Popen(args, child, text=text, encoding=encoding, errors=errors, bufsize=bufsize)
@@ -401,6 +423,7 @@ class Sandbox:
         stderr: Stream = None,
         terminal: tuple[int, int] | None = None,
         limit: int = 65536,
+        kill_on_drop: bool = False,
         **options: Unpack[CommandOptions],
     ) -> _async.Process:
         """Starts a command, in the idiom of ``asyncio.subprocess``; see ``Process``.
@@ -411,6 +434,7 @@ class Sandbox:
         """
         native = _command_options(options, timeout, stdin, stdout, stderr)
         native["terminal"] = terminal
+        native["kill_on_drop"] = kill_on_drop
         if not isinstance(limit, int):
             raise TypeError(f"limit: expected int, not {type(limit).__name__}")
         if limit <= 0:
@@ -418,9 +442,9 @@ class Sandbox:
         return await _async.spawn(self._native, args, native, limit)
 
     @property
-    def afiles(self) -> _async.AsyncFiles:
+    def afiles(self) -> AsyncFiles:
         """Reads, writes and copies its files, from coroutines."""
-        return _async.AsyncFiles(self.files)
+        return AsyncFiles(self.files)
 
     async def areset(self) -> None:
         """Does what ``reset`` does, from a coroutine."""

@@ -16,14 +16,17 @@ Without root it works, too: as the one user that there is inside then.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import re
+import select
 import stat
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +96,8 @@ class Sandbox:
         self._config = config
         self._name = name
         self._jobs: dict[str, adl.Job] = {}
+        # Why those in the background are not there that could not be started.
+        self._not_started: dict[str, str] = {}
         # Of one terminal at a time: what is typed goes to the command that runs.
         self._terminals = threading.Lock()
         self._typed = _Typed()
@@ -135,6 +140,8 @@ class Sandbox:
         shown as ``\\xNN``.
         """
         begin = time.monotonic()
+        # As there, 0 is no limit either.
+        timeout = timeout or None
         try:
             if self._config.tty:
                 output, status = self._run_on_terminal(command, timeout)
@@ -153,7 +160,7 @@ class Sandbox:
         if status.reason is adl.EndReason.TIMED_OUT:
             if text and not text.endswith("\n"):
                 text += "\n"
-            text += f"Command timed out after {timeout:g} seconds"
+            text += f"Command timed out after {timeout} seconds"
             code = _TIMED_OUT
         logger.debug(
             "command (%.1f ms, exit code %d): %.200s",
@@ -174,7 +181,7 @@ class Sandbox:
             assert terminal is not None
             try:
                 _echo_nothing(terminal)
-                with self._typed.to(terminal):
+                with self._typed.on(terminal):
                     output, _ = child.communicate()
             except BaseException:
                 child.kill()
@@ -195,10 +202,18 @@ class Sandbox:
         self._typed.add(data.encode() if isinstance(data, str) else bytes(data))
 
     def run_background(self, command: str | Sequence[str]) -> str:
-        """Starts a command, and returns a handle of it. ``run`` works meanwhile."""
-        job = self._start(
-            lambda: self._sandbox.background(_args(command), stderr=adl.STDOUT, keep_output=_ALL)
-        )
+        """Starts a command, and returns a handle of it. ``run`` works meanwhile. Why it could not
+        be started is its output."""
+        try:
+            job = self._start(
+                lambda: self._sandbox.background(
+                    _args(command), stderr=adl.STDOUT, keep_output=_ALL
+                )
+            )
+        except adl.StartError as error:
+            handle = f"n{next(_numbers):07x}"
+            self._not_started[handle] = f"{error}\n"
+            return handle
         handle = f"{job.id:08x}"
         self._jobs[handle] = job
         return handle
@@ -207,7 +222,7 @@ class Sandbox:
         """What it has written so far, and whether it runs. An unknown handle is ``("", False)``."""
         job = self._jobs.get(handle)
         if job is None:
-            return "", False
+            return self._not_started.get(handle, ""), False
         running = job.poll() is None
         return _text(job.output().stdout), running
 
@@ -215,7 +230,7 @@ class Sandbox:
         """Ends it with all that it has started, and returns all that it wrote."""
         job = self._jobs.pop(handle, None)
         if job is None:
-            return ""
+            return self._not_started.pop(handle, "")
         if job.poll() is None:
             job.kill()
         return _text(job.wait().stdout)
@@ -244,12 +259,14 @@ class Sandbox:
         return self._sandbox.read_file(_absolute(container_path)).decode("latin-1")
 
     def write_file(self, container_path: str, content: str | bytes) -> None:
-        """Writes a file; directories are made."""
+        """Writes a file, in the place where one is; directories are made."""
         path = _absolute(container_path)
+        data = content.encode() if isinstance(content, str) else content
+        files = self._sandbox.files
         try:
-            self._sandbox.write_file(path, content)
+            files.write_bytes(path, data, how="truncate")
         except FileNotFoundError:
-            self._sandbox.write_file(self._with_parents(path), content)
+            files.write_bytes(self._with_parents(path), data, how="truncate")
 
     def _is_directory(self, path: str) -> bool:
         files = self._sandbox.files
@@ -264,6 +281,7 @@ class Sandbox:
         """Makes it as new; what runs in the background is ended and forgotten."""
         begin = time.monotonic()
         self._jobs.clear()
+        self._not_started.clear()
         self._typed.clear()
         self._sandbox.reset()
         self._make_working_dir()
@@ -272,6 +290,7 @@ class Sandbox:
     def delete(self) -> None:
         """Ends all its processes and removes what it has written. A second time is no error."""
         self._jobs.clear()
+        self._not_started.clear()
         self._sandbox.delete()
         logger.info("sandbox %s is deleted", self._name)
 
@@ -294,6 +313,8 @@ class Sandbox:
         fs = self._config.fs_backend
         return f"Sandbox(name={self._name!r}, fs={fs}, rootfs={self.rootfs})"
 
+
+_numbers = itertools.count()
 
 _ALL = (256 << 20, 0)
 """How much output is kept, in bytes: all that anyone looks at."""
@@ -401,38 +422,52 @@ class _Typed:
     """What is typed, for the command that runs or the next."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting = b""
-        self._terminal: adl.Terminal | None = None
+        self._changed = threading.Condition()
+        self._waiting = bytearray()
+        self._is_on = False
 
     def add(self, data: bytes) -> None:
-        with self._lock:
-            if self._terminal is None:
-                self._waiting += data
-            else:
-                _write_all(self._terminal, data)
+        with self._changed:
+            self._waiting += data
+            self._changed.notify_all()
 
     def clear(self) -> None:
-        with self._lock:
-            self._waiting = b""
+        with self._changed:
+            self._waiting.clear()
 
-    def to(self, terminal: adl.Terminal) -> _Typed:
-        with self._lock:
-            self._terminal = terminal
-            data, self._waiting = self._waiting, b""
-            if data:
-                _write_all(terminal, data)
-        return self
+    @contextlib.contextmanager
+    def on(self, terminal: adl.Terminal) -> Iterator[None]:
+        """Types what comes meanwhile, as fast as someone reads it; what no one has read is lost
+        with the terminal."""
+        self._is_on = True
+        fd = os.dup(terminal.fileno())
+        typist = threading.Thread(target=self._type, args=(fd,), name="adl-typist", daemon=True)
+        typist.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_on = False
+                self._changed.notify_all()
+            typist.join()
+            os.close(fd)
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._terminal = None
-
-
-def _write_all(terminal: adl.Terminal, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[terminal.write(view) or 0 :]
+    def _type(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        rest = b""
+        while True:
+            with self._changed:
+                while self._is_on and not rest and not self._waiting:
+                    self._changed.wait()
+                if not self._is_on:
+                    return
+                rest += self._waiting
+                self._waiting.clear()
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                poll.poll(20)
+            except OSError:
+                rest = b""  # No one has it open any more.

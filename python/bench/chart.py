@@ -184,7 +184,10 @@ def table(told: dict[str, Any]) -> str:
         row, beside = told[key], []
         if "host_spawn_p50_us" in row:
             beside.append(f"{ms(row['host_spawn_p50_us'])} spawned on the host")
-        for beside_key, name_beside in ((f"seed_{key}", "agentdocker-lite"), (f"floor_{key}", "floor")):
+        for beside_key, name_beside in (
+            (f"seed_{key}", "agentdocker-lite"),
+            (f"floor_{key}", "floor"),
+        ):
             if beside_key in told:
                 beside.append(f"{ms(told[beside_key]['p50_us'])} {name_beside}")
         lines.append(f"| {name} | {times(row)} | {', '.join(beside)} |")
@@ -201,7 +204,7 @@ def flat_table(told: dict[str, Any]) -> str:
         if key in told:
             row = told[key]
             ratios = (row[f"{more}_ratio"] for more in ("mounts", "processes", "descriptors"))
-            shown = " | ".join(f"{ratio:.2f} ×" for ratio in ratios)
+            shown = " | ".join(f"{ratio:.2f} x" for ratio in ratios)
             lines.append(f"| {name} | {ms(row['p50_us'])} | {shown} |")
     return "\n".join(lines) + "\n"
 

@@ -302,7 +302,11 @@ impl Write for PythonFile {
         self.call(|file| {
             let written = file.call_method1("write", (PyBytes::new(file.py(), bytes),))?;
             // A file that is not buffered may write a part.
-            if written.is_none() { Ok(bytes.len()) } else { written.extract() }
+            let written = if written.is_none() { bytes.len() } else { written.extract()? };
+            match written <= bytes.len() {
+                true => Ok(written),
+                false => Err(PyValueError::new_err("wrote more than it was given")),
+            }
         })
     }
 

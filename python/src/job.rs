@@ -1,7 +1,9 @@
 //! Commands that run: collected by an event loop, beside the caller, in the background.
 
+use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use adl_runtime::{
@@ -14,7 +16,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use crate::errors::raise;
 use crate::results;
 use crate::values::{duration, word};
-use crate::wait::{AT_ONCE, TICK, Until, readable};
+use crate::wait::{AT_ONCE, TICK, Until, begin, readable};
 
 pub(crate) fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,6 +94,33 @@ impl Pending {
     }
 }
 
+/// Runs a command to its end, in a thread that moves what streams of the caller's take. Where a
+/// signal handler raises, it is killed first.
+pub(crate) fn run_beside(
+    py: Python<'_>,
+    mut command: Command,
+    input: Option<Vec<u8>>,
+) -> PyResult<Output> {
+    let mut child = py.detach(|| command.spawn()).map_err(raise)?;
+    let handle = child.handle();
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        // Beside what is read, or one could wait for the other. What no one reads is no error.
+        let feed = move || drop(stdin.write_all(&input));
+        thread::Builder::new().name("adl-feed".to_owned()).spawn(feed)?;
+    }
+    let wait = move |_: &dyn Fn(())| child.wait_with_output();
+    let ended = begin("adl-run", wait)?;
+    match ended.wait(py, Ok) {
+        Ok(output) => output.map_err(raise),
+        Err(raised) => {
+            py.detach(|| handle.kill()).map_err(raise)?;
+            // It is gone when this returns, or in a moment.
+            ended.wait_within(py, AT_ONCE);
+            Err(raised)
+        }
+    }
+}
+
 /// A command that runs beside the caller.
 #[pyclass(frozen, module = "adl._adl")]
 #[derive(Debug)]
@@ -138,6 +167,11 @@ impl Child {
             raise(adl::Error::Invalid { what: "terminal", why })
         };
         child.terminal.as_ref().ok_or_else(no_terminal)?.resize(rows, columns).map_err(raise)
+    }
+
+    /// Lets go of the terminal: where the caller has no other of it, what runs there gets SIGHUP.
+    fn close_terminal(&self) {
+        drop(lock(&self.child).terminal.take());
     }
 
     /// How it has ended, if it has.

@@ -38,8 +38,10 @@ mod _adl {
     #[pymodule_export]
     use crate::snapshot::{
         Snapshot, blanks_ready, collect_garbage, examine, finish_removals, keep_blanks,
-        list_snapshots, open_snapshot, pending_removals, remove_snapshot, wait_at_exit,
+        list_snapshots, metrics, open_snapshot, pending_removals, remove_snapshot, wait_at_exit,
     };
+    #[pymodule_export]
+    use crate::values::seconds;
 
     use super::*;
 

@@ -2,6 +2,8 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adl_runtime::{self as adl, PoolStats};
@@ -89,12 +91,31 @@ impl Pool {
             match at_once(py, pool, within) {
                 Some(acquired) => acquired,
                 None => {
-                    let pool = pool.clone();
-                    let acquire = move |_: &dyn Fn(())| pool.acquire(within);
-                    interruptible(py, "adl-acquire", acquire, Ok)?
+                    let (pool, gave_up) = (pool.clone(), Arc::new(AtomicBool::new(false)));
+                    let told = Arc::clone(&gave_up);
+                    let acquire = move |_: &dyn Fn(())| {
+                        pool.acquire_while(within, || !told.load(Ordering::Relaxed))
+                    };
+                    let acquired = interruptible(py, "adl-acquire", acquire, Ok);
+                    // Where a signal handler has raised, the thread leaves the line.
+                    gave_up.store(true, Ordering::Relaxed);
+                    acquired?
                 }
             }
         };
+        acquired.map(Sandbox::pooled).map_err(raise)
+    }
+
+    /// Waits for as long as `is_wanted` says so.
+    fn acquire_while(&self, py: Python<'_>, is_wanted: Py<PyAny>) -> PyResult<Sandbox> {
+        let pool = self.get()?;
+        let asked = || {
+            Python::try_attach(|py| is_wanted.bind(py).call0()?.is_truthy()).is_some_and(|it| {
+                // What is raised says no.
+                it.unwrap_or(false)
+            })
+        };
+        let acquired = py.detach(|| pool.acquire_while(Duration::MAX, asked));
         acquired.map(Sandbox::pooled).map_err(raise)
     }
 
@@ -106,7 +127,12 @@ impl Pool {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let pool = self.get()?;
-        py.detach(|| pool.close()).map_err(raise)
+        if !is_main_thread() {
+            return py.detach(|| pool.close()).map_err(raise);
+        }
+        // Where a signal handler raises, it goes on to close.
+        let pool = pool.clone();
+        interruptible(py, "adl-close", move |_: &dyn Fn(())| pool.close(), Ok)?.map_err(raise)
     }
 }
 

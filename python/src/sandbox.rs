@@ -5,16 +5,16 @@ use std::ops::Deref;
 use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Mutex};
 
-use adl_runtime::{self as adl, IfRunning, PooledSandbox, SnapshotOptions};
+use adl_runtime::{self as adl, IfRunning, PooledSandbox, SnapshotOptions, Stdio};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::command::{check_spawned, command};
+use crate::command::{bytes, check_spawned, command};
 use crate::config::{Config, limits};
 use crate::errors::raise;
 use crate::files::Files;
 use crate::images;
-use crate::job::{Child, Job, Pending, lock};
+use crate::job::{Child, Job, Pending, lock, run_beside};
 use crate::results;
 use crate::snapshot::Snapshot;
 use crate::sys::{self as lent, Lent};
@@ -284,6 +284,26 @@ impl Sandbox {
             py.detach(move || { command }.output()).map_err(raise)?
         };
         results::output(py, &output)
+    }
+
+    /// Runs one with streams of the caller's to its end.
+    fn run_beside<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'_, PyAny>,
+        options: &Bound<'_, PyDict>,
+        input: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let mut command = command(&*self.get()?, args, options)?;
+        let input = input.map(bytes).transpose()?;
+        if input.is_some() {
+            if options.get_item("stdin")?.is_some_and(|stdin| !stdin.is_none()) {
+                let why = "stdin was set, too: set one of them".to_owned();
+                return Err(raise(adl::Error::Invalid { what: "input", why }));
+            }
+            command.stdin(Stdio::piped());
+        }
+        results::output(py, &run_beside(py, command, input)?)
     }
 
     fn begin(

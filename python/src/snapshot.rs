@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use adl_runtime::{self as adl, Export};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -159,6 +160,14 @@ pub(crate) fn keep_blanks(py: Python<'_>, most: &Bound<'_, PyAny>) -> PyResult<(
 #[pyfunction]
 pub(crate) fn blanks_ready() -> usize {
     adl::blanks_ready()
+}
+
+/// As JSON.
+#[pyfunction]
+pub(crate) fn metrics(py: Python<'_>) -> PyResult<String> {
+    // A thread of a pool may have its lock and wait for the interpreter.
+    let metrics = py.detach(adl::metrics);
+    serde_json::to_string(&metrics).map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
 #[pyfunction]

@@ -115,6 +115,12 @@ pub(crate) fn duration(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
         .map_err(|_| PyValueError::new_err(format!("{seconds} is no number of seconds to wait")))
 }
 
+/// A time to wait, in seconds, as it is taken wherever something waits.
+#[pyfunction]
+pub(crate) fn seconds(duration: &Bound<'_, PyAny>) -> PyResult<f64> {
+    Ok(self::duration(duration)?.as_secs_f64())
+}
+
 /// A number of `resource.RLIMIT_…`, or its name in lower case, as `nofile`.
 fn resource(value: &Bound<'_, PyAny>) -> PyResult<Resource> {
     const ALL: [(&str, Resource); 16] = [

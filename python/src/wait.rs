@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,32 +62,66 @@ enum Told<P, T> {
     Ended(T),
 }
 
-/// Does what may take very long in a thread of its own, so that a signal handler that raises, or
-/// `heard` itself, ends the wait. The work goes on then.
-pub(crate) fn interruptible<P: Send + 'static, T: Send + 'static>(
-    py: Python<'_>,
+/// What a thread does, and is waited for.
+pub(crate) struct Beside<P, T> {
+    name: String,
+    // `Python::detach` takes only what other threads may use.
+    receiver: Mutex<Receiver<Told<P, T>>>,
+}
+
+/// Does what may take very long in a thread of its own.
+pub(crate) fn begin<P: Send + 'static, T: Send + 'static>(
     name: &str,
     work: impl FnOnce(&dyn Fn(P)) -> T + Send + 'static,
-    mut heard: impl FnMut(P) -> PyResult<()>,
-) -> PyResult<T> {
+) -> PyResult<Beside<P, T>> {
     let (sender, receiver) = mpsc::channel();
-    // `Python::detach` takes only what other threads may use.
-    let receiver = Mutex::new(receiver);
     let tell = move |sender: Sender<Told<P, T>>| {
         // No one may wait any more.
         let told = work(&|how_far| drop(sender.send(Told::HowFar(how_far))));
         drop(sender.send(Told::Ended(told)));
     };
     thread::Builder::new().name(name.to_owned()).spawn(move || tell(sender))?;
-    loop {
-        match py.detach(|| lock(&receiver).recv_timeout(TICK)) {
-            Ok(Told::Ended(told)) => return Ok(told),
-            Ok(Told::HowFar(how_far)) => heard(how_far)?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(PyRuntimeError::new_err(format!("the thread {name} has panicked")));
+    Ok(Beside { name: name.to_owned(), receiver: Mutex::new(receiver) })
+}
+
+impl<P: Send + 'static, T: Send + 'static> Beside<P, T> {
+    /// Waits for its end. A signal handler that raises, or `heard` itself, ends the wait; the work
+    /// goes on then.
+    pub(crate) fn wait(
+        &self,
+        py: Python<'_>,
+        mut heard: impl FnMut(P) -> PyResult<()>,
+    ) -> PyResult<T> {
+        loop {
+            match py.detach(|| lock(&self.receiver).recv_timeout(TICK)) {
+                Ok(Told::Ended(told)) => return Ok(told),
+                Ok(Told::HowFar(how_far)) => heard(how_far)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let name = &self.name;
+                    return Err(PyRuntimeError::new_err(format!("the thread {name} has panicked")));
+                }
             }
+            py.check_signals()?;
         }
-        py.check_signals()?;
     }
+
+    /// Waits for its end, so long at most, whatever signals come.
+    pub(crate) fn wait_within(&self, py: Python<'_>, most: Duration) {
+        let until = Until::after(Some(most));
+        py.detach(|| {
+            let receiver = lock(&self.receiver);
+            while let Ok(Told::HowFar(_)) = receiver.recv_timeout(until.left()) {}
+        });
+    }
+}
+
+/// Does what may take very long in a thread of its own, and waits for it: see [`Beside::wait`].
+pub(crate) fn interruptible<P: Send + 'static, T: Send + 'static>(
+    py: Python<'_>,
+    name: &str,
+    work: impl FnOnce(&dyn Fn(P)) -> T + Send + 'static,
+    heard: impl FnMut(P) -> PyResult<()>,
+) -> PyResult<T> {
+    begin(name, work)?.wait(py, heard)
 }

@@ -63,7 +63,7 @@ def test_what_more_sandboxes_cost_is_a_curve_and_the_rest_are_tables(tmp_path: P
     measured.write_text(json.dumps(told))
     command = [sys.executable, str(CHART), str(measured), "--curve", str(drawn)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "| create | 2 ms | 1.02 × | 0.98 × | 1.10 × |" in done.stdout
+    assert "| create | 2 ms | 1.02 x | 0.98 x | 1.10 x |" in done.stdout
     assert "| 2 | 310 | 1.00 | 0.90 |" in done.stdout
     root = ElementTree.fromstring(drawn.read_text())
     paths = root.iter("{http://www.w3.org/2000/svg}path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -399,3 +400,100 @@ def test_what_makes_no_sense_of_a_popen_starts_nothing(sandbox: Sandbox) -> None
     with pytest.raises(TypeError):
         sandbox.popen(script, stdout=PIPE, bufsize="1")  # type: ignore[call-overload]
     assert within(lambda: b"sleep" not in sandbox.run("cat /proc/[0-9]*/comm").stdout)
+    # What other tests have left goes meanwhile, too.
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(LookupError, match="rot13"):
+            sandbox.popen(script, stdin=PIPE, stdout=PIPE, stderr=PIPE, encoding="rot13")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_communicate_goes_on_where_its_time_was_up(sandbox: Sandbox) -> None:
+    script = "echo one; until [ -e /go ]; do sleep 0.02; done; wc -c; echo two"
+    child = sandbox.popen(script, stdin=PIPE, stdout=PIPE)
+    with pytest.raises(adl.TimeoutExpired):
+        child.communicate(b"x" * 300_000, timeout=0.1)
+
+    def has_told_one() -> bool:
+        with pytest.raises(adl.TimeoutExpired) as told:
+            child.communicate(timeout=0.1)
+        return told.value.stdout == b"one\n"
+
+    assert within(has_told_one)
+    with pytest.raises(ValueError, match="input"):
+        child.communicate(b"more")
+    sandbox.write_file("/go", b"")
+    assert child.communicate() == (b"one\n300000\ntwo\n", None)
+    # The same again, as subprocess has it.
+    assert child.communicate() == (b"one\n300000\ntwo\n", None)
+    child = sandbox.popen("echo one; sleep 1000", stdout=PIPE)
+    assert within(has_told_one)
+    child.kill()
+    assert child.communicate() == (b"one\n", None)
+    # A stream that it has let go of waits as before.
+    child = sandbox.popen("until [ -e /late ]; do sleep 0.02; done; echo late", stdout=PIPE)
+    with pytest.raises(adl.TimeoutExpired):
+        child.communicate(timeout=0.1)
+    threading.Timer(0.2, lambda: sandbox.write_file("/late", b"")).start()
+    assert child.stdout is not None
+    assert child.stdout.read() == b"late\n"
+    child.wait()
+
+
+def test_communicate_has_what_was_read_ahead(sandbox: Sandbox) -> None:
+    child = sandbox.popen("echo one; echo two; echo three", stdout=PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"one\n"
+    assert child.communicate() == (b"two\nthree\n", None)
+    text = sandbox.popen("printf 'a\\r\\nb\\rc\\n'", stdout=PIPE, text=True)
+    assert text.communicate()[0] == "a\nb\nc\n"
+    with pytest.raises(TypeError):
+        sandbox.popen(["cat"], stdin=PIPE).communicate(5)
+
+
+def test_a_terminal_that_is_closed_hangs_up(sandbox: Sandbox) -> None:
+    with sandbox.popen(["cat"], terminal=(24, 80)) as child:
+        pass
+    assert child.returncode == -signal.SIGHUP
+
+
+def test_with_a_file_for_a_stream_the_rest_is_as_ever(sandbox: Sandbox, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w+b") as out:
+        result = sandbox.run(
+            "cat; head -c 100000 /dev/zero >&2; exit 3",
+            input=b"in",
+            stdout=out,
+            keep_output=(100, 50),
+        )
+        assert (result.returncode, result.stdout, len(result.stderr)) == (3, b"", 150)
+        assert result.stderr_dropped == 99_850
+        out.seek(0)
+        assert out.read() == b"in"
+        assert sandbox.run("sleep 1000", stdout=out, timeout=0.1).reason is EndReason.TIMED_OUT
+        with pytest.raises(adl.InvalidError, match="input"):
+            sandbox.run(["cat"], stdin=out, input=b"x")
+
+
+INTERRUPTED_FILE = """
+import os, signal, threading
+import adl
+
+with adl.Sandbox() as sandbox:
+    _, full = os.pipe()
+    def interrupt():
+        while not sandbox.files.exists("/tmp/begun"):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        sandbox.run("touch /tmp/begun; head -c 1000000 /dev/zero", stdout=full)
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(sandbox.run("pgrep -c head").stdout_text.strip())
+"""
+
+
+def test_an_interrupt_ends_a_command_that_writes_to_a_file(state: Path) -> None:
+    assert python(INTERRUPTED_FILE).splitlines() == ["interrupted", "0"]

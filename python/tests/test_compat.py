@@ -243,6 +243,42 @@ def test_on_a_terminal_programs_see_one(make: Callable[..., Sandbox]) -> None:
     assert sandbox.run("echo on")[1] == 0
 
 
+def test_what_no_one_reads_of_what_is_typed_holds_up_nothing(
+    make: Callable[..., Sandbox],
+) -> None:
+    sandbox = make(tty=True)
+    sandbox.write_stdin("line\n" * 20_000)
+    assert sandbox.run("true")[1] == 0
+    results: list[tuple[str, int]] = []
+    running = threading.Thread(target=lambda: results.append(sandbox.run("touch /on; sleep 1000")))
+    running.start()
+    assert within(lambda: sandbox.native.files.exists("/on"))
+    begin = time.monotonic()
+    sandbox.write_stdin("line\n" * 20_000)
+    assert time.monotonic() - begin < 5
+    sandbox.reset()
+    running.join(SOON)
+    assert not running.is_alive()
+    assert sandbox.run("echo on")[0].replace("\r", "") == "on\n"
+
+
+def test_what_is_as_there_in_odd_cases(make: Callable[..., Sandbox]) -> None:
+    sandbox = make()
+    # No limit.
+    assert sandbox.run("sleep 0.2; echo on", timeout=0) == ("on\n", 0)
+    assert sandbox.run("sleep 10", timeout=1.0)[0] == "Command timed out after 1.0 seconds"
+    handle = sandbox.run_background(["/nonexistent"])
+    output, is_running = sandbox.check_background(handle)
+    assert "/nonexistent" in output
+    assert not is_running
+    assert "/nonexistent" in sandbox.stop_background(handle)
+    assert sandbox.check_background(handle) == ("", False)
+    # The file that is there is written.
+    sandbox.run("echo old > /tmp/one; ln /tmp/one /tmp/two")
+    sandbox.write_file("/tmp/one", "new")
+    assert sandbox.read_file("/tmp/two") == "new"
+
+
 def test_files_are_written_and_read(make: Callable[..., Sandbox]) -> None:
     sandbox = make()
     sandbox.write_file("/made/for/this/text", "é\n")

@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import needs_root
@@ -213,3 +214,12 @@ def test_what_a_file_of_the_callers_raises_is_raised(sandbox: Sandbox) -> None:
         sandbox.files.export_tar("/etc", Broken())  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         sandbox.files.import_tar(5, "/tmp")  # type: ignore[arg-type]
+
+
+def test_a_file_that_wrote_more_than_it_was_given_is_an_error(sandbox: Sandbox) -> None:
+    class Boasts(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(data) + 1
+
+    with pytest.raises(ValueError, match="more than it was given"):
+        sandbox.files.export_tar("/etc", Boasts())

@@ -272,11 +272,145 @@ with adl.Pool(maximum=1) as pool:
     assert python(script).splitlines() == ["interrupted", "usable", "0 True"]
 
 
-def test_a_spare_makes_a_reset_shorter(state: Path) -> None:
+def test_a_spare_takes_the_place_in_a_reset(state: Path) -> None:
+    taken = adl.metrics()["spares"]["taken"]
     with Sandbox(spare=True) as sandbox:
         for number in range(5):
+            assert within(lambda: adl.metrics()["spares"]["ready"] >= 1)
             sandbox.write_file("/left", str(number))
             sandbox.reset()
             assert not sandbox.files.exists("/left")
+    assert adl.metrics()["spares"]["taken"] - taken == 5
     with pytest.raises(TypeError, match="spare"):
         Sandbox(spare="x")  # type: ignore[arg-type]
+
+
+def test_coroutines_stand_in_one_line_with_threads(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+        stop = threading.Event()
+
+        def use() -> None:
+            while not stop.is_set():
+                with pool.acquire(SOON):
+                    stop.wait(0.7)
+
+        threads = [threading.Thread(target=use) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        assert within(lambda: pool.stats().waiting == 1)
+
+        async def main() -> None:
+            (await pool.aacquire(SOON)).delete()
+
+        # Not behind all that come while it waits.
+        begin = time.monotonic()
+        asyncio.run(main())
+        assert time.monotonic() - begin < SOON / 2
+        stop.set()
+        for thread in threads:
+            thread.join(SOON)
+
+
+def test_a_fork_with_a_coroutine_in_line_is_told_so(state: Path) -> None:
+    script = """
+import asyncio, os
+import adl
+
+async def main():
+    pool = adl.Pool(maximum=1)
+    held = pool.acquire()
+    waiting = asyncio.create_task(pool.aacquire())
+    while pool.stats().waiting == 0:
+        await asyncio.sleep(0.01)
+    pid = os.fork()
+    if pid == 0:
+        asyncio.events._set_running_loop(None)
+        try:
+            asyncio.new_event_loop().run_until_complete(asyncio.wait_for(pool.aacquire(), 20))
+        except adl.ForkedProcessError:
+            os._exit(0)
+        os._exit(1)
+    print(os.waitpid(pid, 0)[1])
+    held.delete()
+    print((await (await waiting).arun("true")).success)
+    pool.close()
+
+asyncio.run(main())
+"""
+    assert python(script).splitlines() == ["0", "True"]
+
+
+def test_an_interrupt_ends_the_wait_for_the_end_of_a_pool(state: Path) -> None:
+    script = """
+import os, signal, threading
+import adl
+
+begun, go_on = threading.Event(), threading.Event()
+
+def prepare(_):
+    begun.set()
+    go_on.wait(60)
+
+pool = adl.Pool(prepare=prepare)
+begun.wait()
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    pool.close()
+except KeyboardInterrupt:
+    print("interrupted")
+go_on.set()
+pool.close()
+print("closed")
+"""
+    assert python(script).splitlines() == ["interrupted", "closed"]
+
+
+def test_a_sandbox_that_a_coroutine_drops_is_given_back(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+
+        async def use() -> None:
+            sandbox = await pool.aacquire(SOON)
+            await asyncio.sleep(0.2)
+            assert (await sandbox.arun("true")).success
+
+        async def main() -> None:
+            # Two of them wait while the first has it, and nothing else has.
+            await asyncio.gather(use(), use(), use())
+            with pytest.raises(adl.TimedOutError):
+                async with await pool.aacquire(SOON):
+                    await pool.aacquire(0.1)
+            assert within(lambda: pool.stats().in_use == 0)
+
+        gc.collect()
+        gc.disable()
+        try:
+            asyncio.run(main())
+        finally:
+            gc.enable()
+
+
+def test_a_coroutine_that_gives_up_leaves_the_line(state: Path) -> None:
+    with Pool(maximum=1) as pool:
+        held = pool.acquire(SOON)
+
+        async def main() -> None:
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(pool.aacquire(), 0.05)
+            waiting = asyncio.ensure_future(pool.aacquire(SOON))
+            await asyncio.sleep(0)
+            # Who would not wait at all is not in its way, and is told at once.
+            with pytest.raises(adl.TimedOutError):
+                pool.aacquire(0).send(None)
+            waiting.cancel()
+            for no_time in (-1, float("nan"), 1e300):
+                with pytest.raises(ValueError, match="seconds"):
+                    await pool.aacquire(no_time)
+
+        asyncio.run(main())
+        assert within(lambda: pool.stats().waiting == 0)
+        made = pool.stats().made
+        held.delete()
+        # No one has taken the next one only to throw it away.
+        with pool.acquire(SOON):
+            assert pool.stats().made == made + 1

@@ -475,4 +475,5 @@ def test_threads_may_reset_and_run_at_once(sandbox: Sandbox) -> None:
     stop.set()
     for thread in threads:
         thread.join(SOON)
+    assert EndReason.EXITED in seen
     assert set(seen) <= {EndReason.EXITED, EndReason.SANDBOX_DIED}

@@ -54,7 +54,7 @@ impl Loop {
         self.take_requests(control)
     }
 
-    fn listen_to_control(&self, control: &Receiver, flags: epoll::EventFlags) {
+    pub(super) fn listen_to_control(&self, control: &Receiver, flags: epoll::EventFlags) {
         let _ = epoll::modify(&self.epoll, control, epoll::EventData::new_u64(CONTROL), flags);
     }
 }

@@ -6,6 +6,7 @@
 mod cpu_time;
 mod jobs;
 mod kill_all;
+mod starting;
 mod trees;
 
 use alloc::vec::Vec;
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal};
 use self::cpu_time::CpuTime;
 use self::jobs::{Job, Jobs, Sorted};
 use self::kill_all::KillAll;
+use self::starting::{PATIENCE, STARTING};
 use crate::failure::{Failure, InStage};
 use crate::job::tree::{Sweeper, Tree};
 use crate::receive::{Receiver, send_frame};
@@ -56,10 +58,6 @@ const QUESTIONS: u64 = u64::MAX - 3;
 /// have init work all the time either.
 const BETWEEN_ANSWERS: u64 = 1_000_000;
 
-/// How many children may be on their way to their programs in init's memory at once. Each takes a
-/// stack of 48 KiB, a request of up to 32 KiB and a pointer for each string in it, for as long as a
-/// guest keeps it stopped, of the 48 MiB that init has.
-const STARTING: usize = 128;
 /// How long a tree may outrun the passes that end it before all processes are stopped for one, in
 /// ns; then twice as long, and so on.
 const OUTRUN: u64 = 50_000_000;
@@ -82,6 +80,12 @@ pub(crate) struct Loop {
     timers: Sorted<u64>,
     /// What children were given, until they have let go of it.
     starting: Vec<ChildMemory<job::Start>>,
+    /// When they were last found to be as many as there may be, in ns.
+    full_at: Option<u64>,
+    /// How long requests will wait for them, in ns.
+    patience: u64,
+    /// When it is looked again whether they are, in ns, if requests wait for that.
+    look_at: Option<u64>,
     /// For the next job, made while there was nothing else to do.
     next_tree: Option<Tree>,
     kill_all: Option<KillAll>,
@@ -106,6 +110,9 @@ pub(crate) fn begin(receiver: &Receiver, init: &'static Init) -> rustix::io::Res
         by_pid: Sorted(Vec::new()),
         timers: Sorted(Vec::new()),
         starting: Vec::new(),
+        full_at: None,
+        patience: PATIENCE,
+        look_at: None,
         next_tree: None,
         kill_all: None,
         sweeper: Sweeper::new(&init.jobs.proc),
@@ -161,7 +168,10 @@ pub(crate) fn run(mut this: Loop, mut receiver: Receiver) -> i32 {
         if let Err(status) = this.go_on_killing(&mut receiver) {
             return status;
         }
-        this.starting.retain(|memory| !memory.is_free());
+        if let Err(status) = this.go_on_taking(&mut receiver) {
+            return status;
+        }
+        this.forget_started();
     }
 }
 
@@ -181,6 +191,7 @@ impl Loop {
             .chain(self.deaf_until)
             .chain(self.answer_at)
             .chain(kill)
+            .chain(self.look_at)
             .min()?;
         let left = i64::try_from(at.saturating_sub(now())).unwrap_or(i64::MAX);
         Some(Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 })
@@ -228,9 +239,12 @@ impl Loop {
 
     /// Handles requests that were read, up to one that all others wait for.
     fn take_requests(&mut self, receiver: &mut Receiver) -> Result<(), i32> {
-        while self.kill_all.is_none()
-            && let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)?
-        {
+        while self.kill_all.is_none() {
+            if self.is_full() {
+                self.hold_requests(receiver);
+                break;
+            }
+            let Some(body) = receiver.take_frame().map_err(|_| PROTOCOL)? else { break };
             let request = OwnedRequest::decode(body).map_err(|_| PROTOCOL)?;
             match request.get() {
                 Request::Spawn(_) => self.spawn(request, receiver)?,
@@ -319,7 +333,7 @@ impl Loop {
             Some(tree) => tree,
             None => Tree::begin(&self.init.jobs.proc).stage(Stage::Fork)?,
         };
-        self.starting.retain(|memory| !memory.is_free());
+        self.forget_started();
         if self.starting.len() >= STARTING {
             return Err(Failure(Stage::Fork, Errno::NOMEM));
         }

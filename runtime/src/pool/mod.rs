@@ -8,7 +8,7 @@ mod waiting;
 
 use std::fmt;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub use crate::pool::guard::PooledSandbox;
 use crate::pool::member::Recipe;
 use crate::pool::shared::{Shared, Sizes, Task};
 pub use crate::pool::stats::PoolStats;
+use crate::pool::waiting::Wish;
 use crate::sandbox::Sandbox;
 use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
@@ -91,9 +92,42 @@ impl Pool {
     /// ([`Error::kind`]); where it may pass, the pool tries again, and tells it when the time is
     /// up. [`Error::PoolClosed`].
     pub fn acquire(&self, within: Duration) -> Result<PooledSandbox> {
+        self.acquire_by(within, None)
+    }
+
+    /// Takes a sandbox as [`Pool::acquire`] does, for as long as `is_wanted` says so: it is asked
+    /// before the wait and then each 50 ms. A caller who gives up so leaves the line, and takes no
+    /// sandbox of which no one knows.
+    ///
+    /// # Errors
+    /// As [`Pool::acquire`]; what that says when the time is up where it is not wanted any more.
+    pub fn acquire_while(
+        &self,
+        within: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<PooledSandbox> {
+        let panicked = Mutex::new(None);
+        let acquired = self.acquire_by(
+            within,
+            // One that panics is out of the line first.
+            Some(&|| match catch_unwind(AssertUnwindSafe(&is_wanted)) {
+                Ok(is_wanted) => is_wanted,
+                Err(panic) => {
+                    *lock(&panicked) = Some(panic);
+                    false
+                }
+            }),
+        );
+        match lock(&panicked).take() {
+            Some(panic) => resume_unwind(panic),
+            None => acquired,
+        }
+    }
+
+    fn acquire_by(&self, within: Duration, wish: Wish<'_>) -> Result<PooledSandbox> {
         let shared = &self.0.shared;
         let span = span!(DEBUG, "acquire", sandbox = Empty,);
-        let member = traced(&span, || shared.acquire(within))?;
+        let member = traced(&span, || shared.acquire(within, wish))?;
         span.record("sandbox", member.sandbox.name());
         Ok(PooledSandbox::new(member, Arc::clone(shared)))
     }

@@ -14,7 +14,7 @@ use crate::error::traced::{span, traced};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{Member, Recipe, text_of};
 use crate::pool::stats::PoolStats;
-use crate::pool::waiting::Ticket;
+use crate::pool::waiting::{Ticket, Wish};
 use crate::sandbox::Sandbox;
 use crate::sys::lock::lock;
 use crate::sys::most_descriptors;
@@ -122,12 +122,12 @@ impl Shared {
     // For callers.
 
     /// Takes a sandbox that is well, when it is this caller's turn.
-    pub(super) fn acquire(&self, within: Duration) -> Result<Member> {
+    pub(super) fn acquire(&self, within: Duration, wish: Wish<'_>) -> Result<Member> {
         self.check_own()?;
         let (begin, deadline) = (Instant::now(), Deadline::after(within));
         let mut place = Place::Last;
         loop {
-            let member = self.take(deadline, place)?;
+            let member = self.take(deadline, place, wish)?;
             if self.recipe.is_well(&member.sandbox) {
                 let waited = begin.elapsed();
                 let stats = &mut self.state().stats;
@@ -143,7 +143,7 @@ impl Shared {
     }
 
     /// Takes a sandbox as it is.
-    fn take(&self, deadline: Deadline, place: Place) -> Result<Member> {
+    fn take(&self, deadline: Deadline, place: Place, wish: Wish<'_>) -> Result<Member> {
         let mut state = self.state();
         state.check_open()?;
         if let Some(member) = state.take_idle() {
@@ -156,8 +156,9 @@ impl Shared {
             return Err(Error::Pool { why });
         }
         if deadline.passed() {
-            return Err(state.late(deadline));
+            return Err(state.late(deadline.length()));
         }
+        let begin = Instant::now();
         let ticket = Arc::<Ticket>::default();
         match place {
             Place::Last => state.waiting.push_back(Arc::clone(&ticket)),
@@ -165,18 +166,19 @@ impl Shared {
         }
         drop(state);
         self.work.notify_one();
-        if let Some(given) = ticket.wait(deadline) {
+        if let Some(given) = ticket.wait(deadline, wish) {
             return given;
         }
         let mut state = self.state();
         let before = state.waiting.len();
         state.waiting.retain(|other| !Arc::ptr_eq(other, &ticket));
         if state.waiting.len() < before {
-            return Err(state.late(deadline));
+            let after = if deadline.passed() { deadline.length() } else { begin.elapsed() };
+            return Err(state.late(after));
         }
         drop(state);
         // It was given at the last moment.
-        ticket.wait(Deadline::NEVER).unwrap_or(Err(Error::PoolClosed))
+        ticket.wait(Deadline::NEVER, None).unwrap_or(Err(Error::PoolClosed))
     }
 
     /// Takes what a reset is to put in the place of another: one that is ready, or one made now.
@@ -450,11 +452,11 @@ impl State {
     }
 
     /// What is told when the time is up: the trouble that there is, or that there is none.
-    fn late(&mut self, deadline: Deadline) -> Error {
+    fn late(&mut self, after: Duration) -> Error {
         self.stats.timed_out += 1;
         match &self.trouble {
             Some(trouble) => Error::Pool { why: Arc::clone(&trouble.why) },
-            None => Error::TimedOut { what: "a sandbox of the pool", after: deadline.length() },
+            None => Error::TimedOut { what: "a sandbox of the pool", after },
         }
     }
 }
