@@ -75,6 +75,7 @@ mod metrics;
 mod mounts;
 mod network;
 mod output;
+mod own_namespaces;
 mod pool;
 mod port_attacks;
 mod ports;

@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::forks::fork;
 use crate::harness::{Home, Need, at_most, needs, within};
-use crate::helper::{self, Helper, say};
+use crate::helper::{self, AS_A_USER, Helper, say};
 use crate::ports::{ECHO, HOLDS, any, connect, published, read, runs, stats};
 use crate::{census, injected};
 
@@ -66,11 +66,20 @@ fn says(stream: &mut TcpStream, what: &[u8]) {
     assert!(back == what);
 }
 
+/// A helper as who runs the tests and, where that is root, as an ordinary user.
+fn as_anyone(role: &str) -> Vec<String> {
+    if !needs(PYTHON) {
+        return Vec::new();
+    }
+    let user = needs(&[Need::Root, Need::Userns]).then(|| format!("{AS_A_USER}{role}"));
+    [role.to_owned()].into_iter().chain(user).collect()
+}
+
 #[test]
 fn a_thousand_connections_take_little_memory_and_no_descriptor_of_the_callers() {
-    if needs(PYTHON) {
+    for role in as_anyone("hold-a-thousand-connections") {
         let home = Home::new();
-        Helper::start("hold-a-thousand-connections", &home.state()).finish();
+        Helper::start(&role, &home.state()).finish();
         assert_eq!(home.left(), [""; 0]);
     }
 }
@@ -300,9 +309,9 @@ fn the_streams_of_64_sandboxes_get_on_alike() {
 
 #[test]
 fn a_fork_of_the_caller_holds_no_connection_open() {
-    if needs(PYTHON) {
+    for role in as_anyone("fork-beside-connections") {
         let home = Home::new();
-        Helper::start("fork-beside-connections", &home.state()).finish();
+        Helper::start(&role, &home.state()).finish();
     }
 }
 
@@ -393,9 +402,9 @@ pub(crate) fn hold_a_port(state: &Path) {
 
 #[test]
 fn two_thousand_connections_leave_nothing() {
-    if needs(PYTHON) {
+    for role in as_anyone("connect-often") {
         let home = Home::new();
-        let mut command = helper::command("connect-often", &home.state());
+        let mut command = helper::command(&role, &home.state());
         command.env(injected::PLAN, "2000");
         Helper::start_as(command).finish();
     }
