@@ -14,6 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::forks::fork;
 use crate::harness::{Home, Need, at_most, needs, within};
 use crate::helper::{self, AS_A_USER, Helper, say};
+use crate::own_namespaces::give_to_nobody;
 use crate::ports::{ECHO, HOLDS, any, connect, published, read, runs, stats};
 use crate::{census, injected};
 
@@ -25,7 +26,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn relay() -> PathBuf {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let mut relays = tasks.filter(|task| {
-        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "adl-relay")
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "adl-ports")
     });
     relays.next().expect("no relay")
 }
@@ -75,10 +76,18 @@ fn as_anyone(role: &str) -> Vec<String> {
     [role.to_owned()].into_iter().chain(user).collect()
 }
 
+fn home_of(role: &str) -> Home {
+    let home = Home::new();
+    if role.starts_with(AS_A_USER) {
+        give_to_nobody(&home);
+    }
+    home
+}
+
 #[test]
 fn a_thousand_connections_take_little_memory_and_no_descriptor_of_the_callers() {
     for role in as_anyone("hold-a-thousand-connections") {
-        let home = Home::new();
+        let home = home_of(&role);
         Helper::start(&role, &home.state()).finish();
         assert_eq!(home.left(), [""; 0]);
     }
@@ -310,7 +319,7 @@ fn the_streams_of_64_sandboxes_get_on_alike() {
 #[test]
 fn a_fork_of_the_caller_holds_no_connection_open() {
     for role in as_anyone("fork-beside-connections") {
-        let home = Home::new();
+        let home = home_of(&role);
         Helper::start(&role, &home.state()).finish();
     }
 }
@@ -403,7 +412,7 @@ pub(crate) fn hold_a_port(state: &Path) {
 #[test]
 fn two_thousand_connections_leave_nothing() {
     for role in as_anyone("connect-often") {
-        let home = Home::new();
+        let home = home_of(&role);
         let mut command = helper::command(&role, &home.state());
         command.env(injected::PLAN, "2000");
         Helper::start_as(command).finish();

@@ -7,8 +7,8 @@ use std::time::Duration;
 use adl_protocol::{
     Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identity, JobEvent,
     JobRequest, JobStdio, Leftovers, Listing, Login, Metadata, Program, Reply, Request, Scope,
-    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage,
-    VERSION, WriteHow, codec,
+    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage, VERSION,
+    WriteHow, codec,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
