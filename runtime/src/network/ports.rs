@@ -1,7 +1,7 @@
 //! The ports of a sandbox: what the relay is told of them, from the sandbox's first to its end.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket
 use super::relay::message::{
     Answer, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
 };
-use super::relay::{self, set_buffers};
+use super::relay::{self, Task, set_buffers};
 use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
 use crate::config::Network;
 use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
@@ -100,28 +100,33 @@ impl Ports {
     /// Has a port of the host's lead into a sandbox.
     pub(crate) fn publish(&self, control: &Control, publish: &Publish) -> Result<Port> {
         publish.check()?;
-        self.know(control)?;
         let failed = socket_error("listen on", publish.address);
         let listener = tcp_listener(publish.address, BACKLOG).map_err(failed)?;
-        self.open(listener, Leads::In(publish.port), &publish.limits)
+        self.open(control, listener, Leads::In(publish.port), &publish.limits)
     }
 
     /// Has a port inside lead out of a sandbox.
     pub(crate) fn forward(&self, control: &Control, forward: &Forward) -> Result<Port> {
         forward.check()?;
-        self.know(control)?;
         let listener = listen_inside(control, forward.address)?;
-        self.open(listener, Leads::Out(forward.to.clone()), &forward.limits)
+        self.open(control, listener, Leads::Out(forward.to.clone()), &forward.limits)
     }
 
-    fn open(&self, listener: OwnedFd, leads: Leads, limits: &ConnectionLimits) -> Result<Port> {
+    fn open(
+        &self,
+        control: &Control,
+        listener: OwnedFd,
+        leads: Leads,
+        limits: &ConnectionLimits,
+    ) -> Result<Port> {
         set_buffers(listener.as_fd()).map_err(Error::io("setsockopt"))?;
         let address = own_address(listener.as_fd()).map_err(Error::io("getsockname"))?;
         let port = Port { number: unique_number(), address, leads };
         let limits = limits.clone();
         let order = Order::Open { sandbox: self.number, port: port.clone(), limits };
-        relay::client()?.order(&order, &[listener.as_fd()])?;
-        lock(&self.state).all.push(port.clone());
+        let mut state = lock(&self.state);
+        self.tell(&mut state, control, (order, vec![listener.as_fd()]))?;
+        state.all.push(port.clone());
         Ok(port)
     }
 
@@ -129,7 +134,7 @@ impl Ports {
     pub(crate) fn close(&self, port: &Port) -> Result<bool> {
         let mut state = lock(&self.state);
         let Some(at) = state.all.iter().position(|other| other == port) else { return Ok(false) };
-        relay::client()?.order(&Order::Close { sandbox: self.number, port: port.number }, &[])?;
+        relay::client()?.order(Order::Close { sandbox: self.number, port: port.number }, &[])?;
         state.all.remove(at);
         Ok(true)
     }
@@ -143,7 +148,7 @@ impl Ports {
         if !lock(&self.state).is_known {
             return Ok(None);
         }
-        match relay::client()?.order(&Order::Count { sandbox: self.number }, &[])? {
+        match relay::client()?.order(Order::Count { sandbox: self.number }, &[])? {
             Answer::Stats(stats) => Ok(Some(stats)),
             _ => Err(Error::Protocol { why: "no counts of connections" }),
         }
@@ -155,7 +160,6 @@ impl Ports {
         control: &Control,
         mut callback: impl FnMut(ConnectionEnd) + Send + 'static,
     ) -> Result<()> {
-        self.know(control)?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .map_err(Error::io("socketpair"))?;
@@ -170,33 +174,32 @@ impl Ports {
             .name("adl-connections".to_owned())
             .spawn(tell)
             .map_err(Error::io("start a thread"))?;
-        relay::client()?.order(&Order::Watch { sandbox: self.number }, &[theirs.as_fd()])?;
+        let order = Order::Watch { sandbox: self.number };
+        self.tell(&mut lock(&self.state), control, (order, vec![theirs.as_fd()]))
+    }
+
+    /// Has the relay do something, which knows the sandbox as it is now before that.
+    fn tell(&self, state: &mut State, control: &Control, task: Task<'_>) -> Result<()> {
+        let life = if state.is_known { None } else { Some(prepare_life(control)?) };
+        let mut tasks = life.as_ref().map_or_else(Vec::new, |life| self.beginning(life));
+        tasks.push(task);
+        relay::client()?.order_all(&tasks)?;
+        state.is_known = true;
         Ok(())
     }
 
-    /// Has the relay know the sandbox, as it is now.
-    fn know(&self, control: &Control) -> Result<()> {
-        let mut state = lock(&self.state);
-        if !state.is_known {
-            self.tell(prepare_life(control)?)?;
-            state.is_known = true;
-        }
-        Ok(())
-    }
-
-    fn tell(&self, prepared: Prepared) -> Result<()> {
-        let Prepared { init, network, listeners } = prepared;
+    /// What has the relay know a life.
+    fn beginning<'a>(&self, life: &'a Prepared) -> Vec<Task<'a>> {
+        let Prepared { init, network, listeners } = life;
+        let sandbox = self.number;
         let own_address = (self.network == Network::None).then_some(OWN_ADDRESS);
-        let order = Order::Begin { sandbox: self.number, own_address };
         let network = network.iter().flat_map(|network| network.descriptors());
-        let descriptors: Vec<BorrowedFd<'_>> = [init.as_fd()].into_iter().chain(network).collect();
-        let relay = relay::client()?;
-        relay.order(&order, &descriptors)?;
-        for (port, listener) in listeners {
-            let order = Order::Listen { sandbox: self.number, port };
-            relay.order(&order, &[listener.as_fd()])?;
-        }
-        Ok(())
+        let descriptors = [init.as_fd()].into_iter().chain(network).collect();
+        let listens = |(port, listener): &'a (PortNumber, OwnedFd)| {
+            (Order::Listen { sandbox, port: *port }, vec![listener.as_fd()])
+        };
+        let begin = (Order::Begin { sandbox, own_address }, descriptors);
+        [begin].into_iter().chain(listeners.iter().map(listens)).collect()
     }
 
     /// Makes ready what the ports need of the next life; `None` where there are none.
@@ -217,7 +220,7 @@ impl Ports {
     /// Resets all connections: the life that they are of is about to end.
     pub(crate) fn hold(&self) -> Result<()> {
         if lock(&self.state).is_known {
-            relay::client()?.order(&Order::Hold { sandbox: self.number }, &[])?;
+            relay::client()?.order(Order::Hold { sandbox: self.number }, &[])?;
         }
         Ok(())
     }
@@ -225,8 +228,8 @@ impl Ports {
     /// Has who comes from here on, and who has waited, come to the next life. What can fail was done
     /// before; where the relay has no memory for it, who comes waits on.
     pub(crate) fn begin(&self, prepared: Option<Prepared>) {
-        if let Some(prepared) = prepared {
-            let _ = self.tell(prepared);
+        if let (Some(life), Ok(relay)) = (prepared, relay::client()) {
+            let _ = relay.order_all(&self.beginning(&life));
         }
     }
 
@@ -242,7 +245,7 @@ impl Ports {
     pub(crate) fn end(&self) -> Result<()> {
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.is_known) {
-            relay::client()?.order(&Order::End { sandbox: self.number }, &[])?;
+            relay::client()?.order(Order::End { sandbox: self.number }, &[])?;
         }
         state.all.clear();
         Ok(())

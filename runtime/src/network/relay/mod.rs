@@ -64,29 +64,56 @@ pub(super) fn client() -> Result<Arc<Client>> {
     Ok(client)
 }
 
+/// What the relay is to do, with the descriptors that it takes.
+pub(super) type Task<'a> = (Order, Vec<BorrowedFd<'a>>);
+
+/// How many are given before the answers are read: all of those have room in the socket.
+const AT_ONCE: usize = 16;
+
 impl Client {
     /// Has the relay do something, and returns when it has.
-    pub(super) fn order(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> Result<Answer> {
-        const TALK: &str = "talk to the relay of connections";
-        let socket = lock(&self.socket);
-        orders::give(&socket, order, descriptors).map_err(Error::io(TALK))?;
-        let deadline = Deadline::after(ANSWER);
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        if !wait_ready(&mut fds, deadline)? {
-            let what = "the relay to do what it was told";
-            return Err(Error::TimedOut { what, after: deadline.length() });
-        }
-        let mut buffer = vec![0; LONGEST];
-        let count =
-            recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(Error::io(TALK))?;
-        if count == 0 {
-            return Err(Error::io(TALK)(Errno::EPIPE));
-        }
-        match decode_frame(buffer.get(..count).unwrap_or_default())? {
-            Answer::Failed(what, errno) => Err(Error::io("have the relay do something")(
-                std::io::Error::other(format!("{what}: {}", error_of(errno))),
-            )),
-            answer => Ok(answer),
-        }
+    pub(super) fn order(&self, order: Order, descriptors: &[BorrowedFd<'_>]) -> Result<Answer> {
+        let answers = self.order_all(&[(order, descriptors.to_vec())])?;
+        answers.into_iter().next().ok_or(Error::Protocol { why: "no answer of the relay" })
     }
+
+    /// Has it do one thing after the other, and returns when it has done all that it can.
+    pub(super) fn order_all(&self, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
+        let socket = lock(&self.socket);
+        let mut answers = Vec::new();
+        for some in tasks.chunks(AT_ONCE) {
+            for (order, descriptors) in some {
+                orders::give(&socket, order, descriptors).map_err(Error::io(TALK))?;
+            }
+            for _ in some {
+                answers.push(next_answer(&socket)?);
+            }
+        }
+        let failed = |answer| match answer {
+            Answer::Failed(what, errno) => {
+                let why = format!("{what}: {}", error_of(errno));
+                Err(Error::io("have the relay do something")(std::io::Error::other(why)))
+            }
+            answer => Ok(answer),
+        };
+        answers.into_iter().map(failed).collect()
+    }
+}
+
+const TALK: &str = "talk to the relay of connections";
+
+fn next_answer(socket: &OwnedFd) -> Result<Answer> {
+    let deadline = Deadline::after(ANSWER);
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    if !wait_ready(&mut fds, deadline)? {
+        let what = "the relay to do what it was told";
+        return Err(Error::TimedOut { what, after: deadline.length() });
+    }
+    let mut buffer = vec![0; LONGEST];
+    let count =
+        recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(Error::io(TALK))?;
+    if count == 0 {
+        return Err(Error::io(TALK)(Errno::EPIPE));
+    }
+    decode_frame(buffer.get(..count).unwrap_or_default())
 }
