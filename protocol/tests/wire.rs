@@ -17,9 +17,9 @@ use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
-    Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource, Step, Strings,
-    StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, NetworkOrigin, Origin, Program, Reply,
+    Request, Rlimit, Scope, Setup, SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource,
+    Step, Strings, StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ fn setup() -> Request<'static> {
         identities: Identities::Range,
         id_maps: IdMaps::Own([b"0 5 1\n", b"0 6 1\n"]),
         origin: Origin::Empty,
-        own_network: true,
+        network: NetworkOrigin::New,
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
         sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Cgroups, IdMaps, Identities, Mount, Mounts, Origin, Reply, Request, Setup,
-    SetupFailure, Step, Strings, Upper, VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Mounts, NetworkOrigin, Origin, Reply, Request,
+    Setup, SetupFailure, Step, Strings, Upper, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -26,10 +26,11 @@ use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
-use crate::sys::clone::{Init, Namespaces, Process, spawn_in_namespaces};
+use crate::sys::clone::{Init, Namespaces, Process, Refused, spawn_in_namespaces};
 use crate::sys::empty_namespace::EmptyNamespace;
 use crate::sys::id_ranges::Ids;
 use crate::sys::inheritance::{self, SessionKeyring};
+use crate::sys::joined_network::JoinedNetwork;
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
@@ -112,16 +113,23 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Orig
         false => SessionKeyring::Own,
     };
     let (control, others) = (theirs.as_fd(), messages.as_fd());
-    let init = Init { executable, control, others, maker, capabilities, keyring };
+    let network = plan.joined.as_deref();
+    let init = Init { executable, control, others, maker, capabilities, keyring, network };
     // Where an ordinary user makes the sandbox, init opens what the root is made of by its path. A
-    // sysfs shows the network devices of where it was mounted.
+    // sysfs shows the network devices of where it was mounted: the caller's.
     let has_sysfs = plan.may_have_sysfs();
-    let empty = match ids.is_some() && (plan.has_own_network || !has_sysfs) {
+    let empty = match ids.is_some() && (plan.network() != NetworkOrigin::Caller || !has_sysfs) {
         true => EmptyNamespace::of_process(has_sysfs),
         false => None,
     };
     let (process, origin) =
-        spawn_in_namespaces(namespaces, &init, empty).map_err(namespaces_refused)?;
+        spawn_in_namespaces(namespaces, &init, empty).map_err(|refused| match refused {
+            Refused::Clone(error) => namespaces_refused(error, network),
+            Refused::Join(error) => network.map_or_else(
+                || Error::Protocol { why: "no network was to be joined" },
+                |network| network.refused(error),
+            ),
+        })?;
     Ok((process, origin, messages))
 }
 
@@ -181,7 +189,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
     };
     let own_maps = match plan.ids {
         Ids::Range(_) => [Vec::new(), Vec::new()],
-        Ids::One { uid, gid } => id_maps_of_caller(uid, gid),
+        Ids::One { uid, gid } => id_maps_of_caller(uid, gid, process.ids_of_caller),
     };
     let sysctls = plan.sysctls(build.pid_max)?;
     let read_only = match plan.config().capabilities.contains(Capability::SysNice) {
@@ -200,7 +208,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
             (Ids::Range(_), None) => IdMaps::Written,
         },
         origin: build.origin,
-        own_network: plan.has_own_network,
+        network: plan.network(),
         masked: Strings::new(MASKED).map_err(strings_error)?,
         read_only: Strings::new(read_only).map_err(strings_error)?,
         sysctls: Strings::new(&sysctls).map_err(strings_error)?,
@@ -240,7 +248,7 @@ fn try_set_up(
     };
     let mounts = root.mounts.iter().map(|mount| descriptors.mount(mount, directory));
     let mounts = mounts.collect::<Result<_>>()?;
-    let names = (hostname, plan.config().network);
+    let names = (hostname, &plan.config().network);
     let etc = root.stacks().next();
     let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
     let mounts = Mounts {
@@ -374,9 +382,9 @@ fn own_oom_score_is_negative() -> Result<bool> {
 
 /// Maps by which a user and a group inside are those of the calling process outside: a user without
 /// privilege may write no others, and only from inside.
-fn id_maps_of_caller(uid: u32, gid: u32) -> [Vec<u8>; 2] {
+fn id_maps_of_caller(uid: u32, gid: u32, [caller, its_group]: [u32; 2]) -> [Vec<u8>; 2] {
     let map = |inside: u32, outside: u32| format!("{inside} {outside} 1\n").into_bytes();
-    [map(uid, nix::unistd::geteuid().as_raw()), map(gid, nix::unistd::getegid().as_raw())]
+    [map(uid, caller), map(gid, its_group)]
 }
 
 /// Maps a range of ids.
@@ -454,9 +462,15 @@ fn launch_failed(error: io::Error) -> Error {
     }
 }
 
-fn namespaces_refused(error: io::Error) -> Error {
+fn namespaces_refused(error: io::Error, network: Option<&JoinedNetwork>) -> Error {
     if is_exhausted(&error) {
         return Error::io("clone init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
+    if let Some(network) = network.filter(|network| network.owner().is_some())
+        && error.raw_os_error() == Some(libc::EPERM)
+    {
+        // Whose numbers it lacks.
+        return network.refused(error);
     }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone init")(error),

@@ -115,7 +115,7 @@ impl Sandbox {
         let span = span!(INFO, "create", sandbox = Empty, init_pid = Empty,);
         phase::begin();
         let created = traced(&span, || {
-            let plan = Plan::new(config)?;
+            let plan = Plan::new(config)?.opened()?;
             remover::with_descriptors(|| {
                 let state = State::open(plan.config().state_directory.as_deref())?;
                 collect_once(&state);
