@@ -211,7 +211,7 @@ fn what_is_in_the_network_and_what_is_inside_reach_each_other() {
             let network = fs::read_link(task.unwrap().path().join("ns/net"));
             assert!(network.is_err() || network.unwrap().to_str() == Some(&own));
         }
-        assert_eq!(network_of(&home.sandbox()).contains(&own), false);
+        assert_ne!(network_of(&home.sandbox()), own);
     }
     home.assert_settled();
 }
@@ -349,7 +349,7 @@ fn a_sys_shows_no_devices_of_another_network_and_names_are_asked_as_on_the_host(
     // In a copy of the caller's mounts, and in what only later ones have.
     for _ in 0..3 {
         let (sys, names) = looks(Network::join(holder.path()));
-        assert_eq!(sys, [cpu.clone()]);
+        assert_eq!(sys, std::slice::from_ref(cpu));
         assert_eq!(names.iter().filter(|line| line.contains("box")).count(), 1, "{names:?}");
         assert_eq!(
             names.iter().filter(|line| !line.contains("nameserver")).collect::<Vec<_>>(),
@@ -541,26 +541,46 @@ fn an_ordinary_user_joins_a_network_of_a_user_namespace_of_its_own() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(mine).unwrap()), owner);
     assert_eq!(holder.ask("state"), before);
 
-    // One in which it has no numbers, and root's.
-    let unmapped = Holder::of_user(&user, &["--user"]);
-    let mut others = vec![unmapped];
-    if is_root() {
-        let holder = Holder::new();
-        // Else it could not be named.
-        fs::set_permissions(
-            user.state().parent().unwrap(),
-            fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755)),
-        )
-        .unwrap();
-        others.push(holder);
-    }
-    for other in &others {
-        let output = run(&other.path(), "true");
+    // One in which it has no numbers, and root's, which it may not name or may.
+    let is_refused = |path: &Path, why: &str| {
+        let output = run(path, "true");
         let told = stderr(&output);
-        assert!(!output.status.success(), "{told}");
-        let is_told = told.contains("--map-root-user") || told.contains("Permission denied");
-        assert!(is_told, "{told}");
+        assert!(!output.status.success() && told.contains(why), "{told}");
+    };
+    let unmapped = Holder::of_user(&user, &["--user"]);
+    is_refused(&unmapped.path(), "--map-root-user");
+    if is_root() {
+        let of_root = Holder::new();
+        is_refused(&of_root.path(), "Permission denied");
+        let place = user.state().with_file_name("mounted");
+        fs::write(&place, "").unwrap();
+        let (bind, none) = (nix::mount::MsFlags::MS_BIND, None::<&str>);
+        nix::mount::mount(Some(&of_root.path()), &place, none, bind, none).unwrap();
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            is_refused(&place, "--map-root-user");
+        }));
+        nix::mount::umount(&place).unwrap();
+        refused.unwrap();
     }
+}
+
+#[test]
+fn with_subordinate_ids_another_user_namespace_is_refused() {
+    if !needs(&[&[Need::Root, Need::Program("newuidmap")], NEEDS].concat()) {
+        return;
+    }
+    let user = OrdinaryUser::with_subordinate_ids();
+    let holder = Holder::of_user(&user, &["--user", "--map-root-user"]);
+    let run = |more: &[&str]| {
+        let mut adl = user.command(user.adl());
+        let network = format!("ns:{}", holder.path().display());
+        adl.args(["run", "--network", &network]).args(more).args(["--", "id", "-u"]);
+        adl.output().unwrap()
+    };
+    let refused = run(&["--ids", "65536"]);
+    assert!(stderr(&refused).contains("leave the number of ids out"), "{refused:?}");
+    // The control.
+    assert_eq!(run(&[]).stdout, b"0\n", "{:?}", run(&[]));
 }
 
 /// This program, as the user, as the helper of that role.

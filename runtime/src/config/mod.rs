@@ -159,8 +159,8 @@ pub enum EtcFiles {
 }
 
 /// Whether a sandbox has a `/sys`, which is read-only: processors, memory nodes, huge pages and,
-/// where that is possible, the devices of its network, not of one that it joins; with limits, its own cgroup below
-/// `/sys/fs/cgroup`, from which runtimes learn what memory and CPU time they have.
+/// where that is possible, the devices of its network, not of one that it joins; with limits, its
+/// own cgroup below `/sys/fs/cgroup`, from which runtimes learn what memory and CPU time they have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Sysfs {
