@@ -120,7 +120,7 @@ def test_a_network_namespace_is_joined(state: Path) -> None:
         ({"image": 5}, TypeError, "image: expected Image"),
         ({"image": "/no/such/directory"}, FileNotFoundError, "/no/such/directory"),
         ({"image": "snapshot:missing"}, adl.NoSnapshotError, "missing"),
-        ({"network": "bridge"}, ValueError, 'network: "bridge" is not one of "none", "host", "ns:PATH"'),
+        ({"network": "bridge"}, ValueError, 'network: "bridge" is not .*"host", "ns:PATH"'),
         ({"network": "ns:/no/such"}, FileNotFoundError, "/no/such"),
         ({"network": "ns:/etc/passwd"}, adl.InvalidError, "no namespace"),
         ({"name": "a/b"}, adl.InvalidError, "name"),
