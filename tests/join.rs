@@ -198,8 +198,13 @@ fn what_is_in_the_network_and_what_is_inside_reach_each_other() {
     assert_eq!(holder.ask("up"), "done");
     let port = holder.ask("serve");
     let own = own_network();
-    // The first of a process is cloned from the caller's mounts, others from the empty namespace.
-    for _ in 0..3 {
+    // The first of a process is cloned from the caller's mounts, others from the empty namespace,
+    // and where there are many descriptors without a copy of them.
+    let mut many = Vec::new();
+    for round in 0..4 {
+        if round == 2 {
+            many.extend((0..600).map(|_| fs::File::open("/dev/null").unwrap()));
+        }
         let sandbox = Sandbox::create(joining(&home.state(), holder.path())).unwrap();
         are_together(&sandbox, &mut holder, &port);
         sandbox.reset().unwrap();

@@ -319,7 +319,9 @@ unsafe fn clone_by_another(
 ) -> Option<Result<i32, Refused>> {
     // SAFETY: as this function's; the process between has ended when the first call returns.
     unsafe {
-        let are_many = (*shared).control >= MANY_DESCRIPTORS;
+        let [(owner, _), ..] = (*shared).namespaces;
+        // From another user namespace, it may take none of the caller's.
+        let are_many = (*shared).control >= MANY_DESCRIPTORS && owner < 0;
         if are_many && !NO_OWN_TABLE.load(Ordering::Relaxed) {
             (*shared).caller = std::process::id().cast_signed();
             let cloned = clone_between(shared);
