@@ -293,6 +293,11 @@ const ALLOWED: &[Allowed] = &[
         "a node just made on a tmpfs of its own",
     ),
     ("seccomp/mod.rs", &[("File::open", 1)], "/dev/urandom of the host"),
+    (
+        "sys/joined_network.rs",
+        &[("File::open", 2), ("fs::metadata", 1), ("fs::write", 3)],
+        "its own in procfs, and what was looked at and is open, by its number",
+    ),
     ("job/relay.rs", &[("File::options", 1)], "streams of the caller, in /proc/self/fd"),
     ("snapshot/lease.rs", &[(".metadata", 1)], "of a file that is open"),
     ("snapshot/record.rs", &[("fcntl::openat", 2)], STATE),

@@ -223,6 +223,9 @@ fn entry() {
         "are-neighbours" => crate::kills::neighbours(&state),
         "works-until-killed" => crate::kills::works(&state),
         "run-a-program" => crate::programs::run_as_user(&state),
+        "join-by-blanks" => crate::join::by_blanks(&state),
+        "join-and-leave" => crate::join::and_leave(&state),
+        "join-as-a-user" => crate::join::as_a_user(&state),
         "with-subordinate-ids" => crate::subordinate_ids::part(&state),
         _ => panic!("unknown role {role}"),
     }

@@ -63,6 +63,7 @@ mod injected;
 mod input;
 mod isolation;
 mod jobs;
+mod join;
 mod keeping;
 mod kill_all;
 mod kills;

@@ -43,7 +43,7 @@ pub use job::{
 };
 pub use setup::{
     Access, Cgroups, DEV_INODES, DEV_SIZE, DEVICE, DEVICE_NODES, DeviceNode, IdMaps, Identities,
-    Layer, Mount, Mounts, Origin, Setup, SetupFailure, Step, Upper, What,
+    Layer, Mount, Mounts, NetworkOrigin, Origin, Setup, SetupFailure, Step, Upper, What,
 };
 pub use strings::{Strings, StringsError};
 pub use transfer::{
@@ -56,7 +56,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,8 +24,8 @@ pub struct Setup<'a> {
     pub id_maps: IdMaps<'a>,
     /// What its mount namespace was copied from.
     pub origin: Origin,
-    /// Whether the network namespace is new, so that its loopback device must be brought up.
-    pub own_network: bool,
+    /// Whose its network namespace is.
+    pub network: NetworkOrigin,
     /// Paths below `/proc` that are covered, so that they can't be read; a directory ends in `/`.
     #[serde(borrow)]
     pub masked: Strings<'a>,
@@ -103,6 +103,17 @@ pub enum IdMaps<'a> {
     /// The host, by newuidmap(1) and newgidmap(1), when init has said [`crate::Reply::Unmapped`].
     /// [`crate::Request::Mapped`] comes next.
     ByHelpers,
+}
+
+/// Whose init's network namespace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkOrigin {
+    /// That of the host's process.
+    Caller,
+    /// New, so that its loopback device must be brought up.
+    New,
+    /// Another that was there before, and in which init has no rights.
+    Joined,
 }
 
 /// What init's mount namespace was copied from.

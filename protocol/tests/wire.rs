@@ -17,9 +17,9 @@ use adl_protocol::limits::{MAX_FRAME, MAX_STRINGS};
 use adl_protocol::{
     Access, Attributes, Cgroups, Chunk, CpuLimit, EndedBy, Entry, Exit, FileAction, FileKind,
     FileTask, IdMaps, Identities, Identity, JobEvent, JobRequest, JobStdio, Layer, Leftovers,
-    Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, Origin, Program, Reply, Request, Rlimit,
-    Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, StringsError,
-    Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
+    Listing, Login, MAX_CHUNK, Metadata, Mount, Mounts, NetworkOrigin, Origin, Program, Reply,
+    Request, Rlimit, Scope, Setup, SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings,
+    StringsError, Task, Time, Upper, Usage, VERSION, What, WriteHow, is_plain_name,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ fn setup() -> Request<'static> {
         identities: Identities::Range,
         id_maps: IdMaps::Own([b"0 5 1\n", b"0 6 1\n"]),
         origin: Origin::Empty,
-        own_network: true,
+        network: NetworkOrigin::New,
         masked: Strings::new(b"acpi/\0keys\0").unwrap(),
         read_only: Strings::new(b"sys\0").unwrap(),
         sysctls: Strings::new(b"kernel/pid_max\x00400\0").unwrap(),
@@ -185,7 +185,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4b\0\0\0\0\x0b\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
+        b"\x4b\0\0\0\0\x0c\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x01\x21\x01\x08\x01\x02\
           \x03\x04\x05\x06\x07\x08\x09",
     );

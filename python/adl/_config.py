@@ -320,8 +320,9 @@ class PoolOptions(TypedDict, total=False):
     64. By default a fresh one."""
     hostname: str | None
     """What ``uname -n`` prints inside; by default the name."""
-    network: Literal["none", "host"] | None
-    """``"none"``: a network of its own with a loopback device, the default; ``"host"``."""
+    network: str | None
+    """``"none"``: a network of its own with a loopback device, the default; ``"host"``;
+    ``"ns:PATH"``: a network namespace, as ``"ns:/run/netns/vpn"``."""
     etc_files: Literal["missing", "all", "none"] | None
     """Which of ``/etc/hosts``, ``hostname`` and ``resolv.conf`` are its own: those that the image
     lacks, the default; all; none."""

@@ -1,8 +1,9 @@
 //! `Config`: how a sandbox is made, out of keyword arguments.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use adl_runtime::{
     Access, Capabilities, Config as Settings, Error, EtcFiles, HostPath, Image, IoLimit, Limits,
@@ -12,11 +13,13 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
 use crate::errors::raise;
 use crate::snapshot::Snapshot;
-use crate::values::{duration, each, host_path, of, os_string, pairs, path, rlimits, word};
+use crate::values::{
+    duration, each, host_path, of, os_string, pairs, path, rlimits, without_zero, word,
+};
 
 /// How a sandbox is made; plain data, for any number of them.
 #[pyclass(frozen, module = "adl._adl")]
@@ -58,9 +61,7 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         "image" => to.image = image(value, &to.image)?,
         "name" => to.name = Some(value.extract()?),
         "hostname" => to.hostname = Some(value.extract()?),
-        "network" => {
-            to.network = word(value, &[("none", Network::None), ("host", Network::Host)])?;
-        }
+        "network" => to.network = network(value)?,
         "etc_files" => {
             let words =
                 [("missing", EtcFiles::Missing), ("all", EtcFiles::All), ("none", EtcFiles::None)];
@@ -109,6 +110,17 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// A word, or `ns:PATH`.
+fn network(value: &Bound<'_, PyAny>) -> PyResult<Network> {
+    let words =
+        [("none", Network::None), ("host", Network::Host), ("ns:PATH", Network::join("PATH"))];
+    let text = value.cast::<PyString>().ok().map(|text| text.extract::<OsString>()).transpose()?;
+    match text.as_ref().and_then(|text| text.as_bytes().strip_prefix(b"ns:")) {
+        Some(path) => Ok(Network::join(without_zero(OsStr::from_bytes(path).into())?)),
+        None => word(value, &words),
+    }
 }
 
 /// `(kind, what)`, or a snapshot, which was taken before.

@@ -83,7 +83,11 @@ pub(crate) fn host_path(value: &Bound<'_, PyAny>) -> PyResult<HostPath> {
 
 /// A path that the kernel can be asked for.
 fn named(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
-    let path = path(value)?;
+    path(value).and_then(without_zero)
+}
+
+/// A path, unless it has a zero byte, which none has for the kernel.
+pub(crate) fn without_zero(path: PathBuf) -> PyResult<PathBuf> {
     if path.as_os_str().as_encoded_bytes().contains(&0) {
         let why = format!("{path:?} has a zero byte");
         return Err(raise(Error::Invalid { what: "path", why }));
@@ -184,10 +188,10 @@ pub(crate) fn pairs<'py>(
 }
 
 /// One of a few words.
-pub(crate) fn word<T: Copy>(value: &Bound<'_, PyAny>, words: &[(&str, T)]) -> PyResult<T> {
+pub(crate) fn word<T: Clone>(value: &Bound<'_, PyAny>, words: &[(&str, T)]) -> PyResult<T> {
     let text: String = value.extract()?;
     let found = words.iter().find(|(word, _)| *word == text);
-    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+    found.map(|(_, meaning)| meaning.clone()).ok_or_else(|| {
         let words: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
         PyValueError::new_err(format!("{text:?} is not one of {}", words.join(", ")))
     })

@@ -238,7 +238,7 @@ def test_strange_arguments_are_refused_or_mean_something(
         lambda sandbox: Sandbox(name="\udcff"),
         lambda sandbox: Sandbox(hostname="\udcff"),
         lambda sandbox: Sandbox(user="\udcff"),
-        lambda sandbox: Sandbox(network="\udcff"),  # type: ignore[arg-type]
+        lambda sandbox: Sandbox(network="\udcff"),
         lambda sandbox: Sandbox(image="snapshot:\udcff"),
         lambda sandbox: Sandbox(image="\udcff"),
         lambda sandbox: Sandbox(sysctls={"\udcff": 1}),

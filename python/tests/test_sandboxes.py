@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import select
+import subprocess
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,19 @@ def test_options_say_what_it_is(state: Path, tmp_path: Path) -> None:
         assert not sandbox.run("touch /x").success
 
 
+def test_a_network_namespace_is_joined(state: Path) -> None:
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    script = "readlink /proc/self/ns/net; read line"
+    command = ["unshare", *user, "--net", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        network = holder.stdout.readline()
+        with Sandbox(network=f"ns:/proc/{holder.pid}/ns/net") as sandbox:
+            assert sandbox.run("readlink /proc/self/ns/net").stdout == network
+        with Sandbox() as sandbox:
+            assert sandbox.run("readlink /proc/self/ns/net").stdout != network
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -106,7 +120,9 @@ def test_options_say_what_it_is(state: Path, tmp_path: Path) -> None:
         ({"image": 5}, TypeError, "image: expected Image"),
         ({"image": "/no/such/directory"}, FileNotFoundError, "/no/such/directory"),
         ({"image": "snapshot:missing"}, adl.NoSnapshotError, "missing"),
-        ({"network": "bridge"}, ValueError, 'network: "bridge" is not one of "none", "host"'),
+        ({"network": "bridge"}, ValueError, 'network: "bridge" is not .*"host", "ns:PATH"'),
+        ({"network": "ns:/no/such"}, FileNotFoundError, "/no/such"),
+        ({"network": "ns:/etc/passwd"}, adl.InvalidError, "no namespace"),
         ({"name": "a/b"}, adl.InvalidError, "name"),
         ({"name": 5}, TypeError, "name"),
         ({"limits": 5}, TypeError, "limits: expected Limits, not int"),

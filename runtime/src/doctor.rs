@@ -9,6 +9,7 @@ use crate::config::limits::Limits;
 use crate::config::{Config, Network, Upper};
 use crate::error::{Error, Step};
 use crate::sandbox::Sandbox;
+use crate::sys::{joined_network, path_of};
 
 /// One thing that a sandbox is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,6 +79,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
             overlay("overlay, in memory", in_memory.as_ref()),
             disk_limit(&config),
             host_network(&config),
+            joined_network(&config),
             seccomp(sandbox),
             limits(&config),
         ]),
@@ -218,6 +220,25 @@ fn host_network(config: &Config) -> Check {
             Check::good(WHAT, "shared")
         }
         Err(error) => Check::limited(WHAT, error.to_string(), "use a network of the sandbox's own"),
+    }
+}
+
+/// Joins a network namespace that is made for that.
+fn joined_network(config: &Config) -> Check {
+    const WHAT: &str = "a network namespace, where asked for";
+    const FIX: &str = "use a network of the sandbox's own";
+    let made = match joined_network::make() {
+        Ok(made) => made,
+        Err(error) => return Check::limited(WHAT, format!("none to try: {error}"), FIX),
+    };
+    let network = Network::join(path_of(&made));
+    match Sandbox::create(Config { network, ..config.clone() }) {
+        Ok(sandbox) => {
+            let _ = sandbox.delete();
+            Check::good(WHAT, "joined")
+        }
+        Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
+        Err(error) => Check::limited(WHAT, error.to_string(), FIX),
     }
 }
 

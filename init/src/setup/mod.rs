@@ -9,7 +9,9 @@ mod sysfs;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use adl_protocol::{IdMaps, Identities, Mounts, Origin, Reply, Request, Setup, Step, VERSION};
+use adl_protocol::{
+    IdMaps, Identities, Mounts, NetworkOrigin, Origin, Reply, Request, Setup, Step, VERSION,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -101,8 +103,8 @@ pub(crate) fn prepare() -> Result<Early> {
     give_up_callers_memory_settings().step(Step::Limits)?;
     // What is made below has the mode that it is made with.
     rustix::process::umask(Mode::empty());
-    // 80 µs that are free now. In the host's network this is refused, and there is nothing to do;
-    // whether it was done where it must be is looked at below.
+    // 80 µs that are free now. In a network that is not its own this is refused, and there is
+    // nothing to do; whether it was done where it must be is looked at below.
     let network = sys::network_socket().step(Step::Loopback)?;
     let loopback = sys::loopback_up(&network);
     Ok(Early { child_signals, origin, network, loopback })
@@ -146,7 +148,7 @@ pub(crate) fn run(
     // 3. What needs no layer, while the host makes those: the loopback device; the scratch, and
     // /proc and /dev on that. Layers that init opens by their paths outside come before: the scratch
     // covers some paths, and nothing that is opened is to hold it.
-    if setup.own_network {
+    if setup.network == NetworkOrigin::New {
         loopback.step(Step::Loopback)?;
     }
     let network = sys::network_cookie(network).step(Step::Loopback)?;
@@ -166,7 +168,7 @@ pub(crate) fn run(
     let assembly = Assembly::begin(setup.identities, &mounts, layers)?;
     proc_and_dev::put_in_root(setup.origin)?;
     if setup.sys {
-        sysfs::begin_sys(setup.own_network)?;
+        sysfs::begin_sys(setup.network)?;
         if setup.cgroups {
             receive_cgroups(receiver, &owner)?;
         }

@@ -5,7 +5,7 @@
 
 use core::ffi::CStr;
 
-use adl_protocol::{Step, Strings};
+use adl_protocol::{NetworkOrigin, Step, Strings};
 use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode};
 use rustix::io::{Errno, Result as IoResult};
@@ -42,13 +42,13 @@ const FLAGS: MountFlags =
     MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Makes it, to be written to until [`finish_sys`].
-pub(crate) fn begin_sys(own_network: bool) -> Result<()> {
+pub(crate) fn begin_sys(network: NetworkOrigin) -> Result<()> {
     let name = Strings::new(b"sys\0").map_err(|_| Errno::INVAL).step(Step::Sys)?;
     directory_in_root(name, Step::Sys)?;
-    make(own_network).step(Step::Sys)
+    make(network).step(Step::Sys)
 }
 
-fn make(own_network: bool) -> IoResult<()> {
+fn make(network: NetworkOrigin) -> IoResult<()> {
     const HOST: &CStr = c"/sys";
     let mode = Mode::from_raw_mode(0o755);
     rustix::fs::mkdirat(CWD, c"sys", mode)?;
@@ -57,16 +57,18 @@ fn make(own_network: bool) -> IoResult<()> {
         rustix::fs::mkdirat(CWD, directory, mode)?;
     }
     // A new one has the devices of the own network. There can be none where the host's is covered
-    // in part, as in a container; the rest of that is the same.
-    let is_own = match own_network {
-        true => match rustix::mount::mount(c"sysfs", HOST, c"sysfs", FLAGS, None) {
+    // in part, as in a container; the rest of that is the same. In a network that was joined, init
+    // may mount none, and the caller's has the devices of another.
+    let is_own = match network {
+        NetworkOrigin::New => match rustix::mount::mount(c"sysfs", HOST, c"sysfs", FLAGS, None) {
             Ok(()) => true,
             Err(Errno::PERM) => false,
             Err(errno) => return Err(errno),
         },
-        false => false,
+        NetworkOrigin::Caller | NetworkOrigin::Joined => false,
     };
-    let count = if is_own == own_network { PARTS.len() } else { PARTS.len() - OF_NETWORK };
+    let shows_network = is_own || network == NetworkOrigin::Caller;
+    let count = if shows_network { PARTS.len() } else { PARTS.len() - OF_NETWORK };
     for part in PARTS.iter().take(count) {
         // The source is the path inside.
         let source = part.to_bytes().get(2..).unwrap_or_default();

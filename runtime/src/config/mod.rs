@@ -18,10 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::capabilities::Capabilities;
 use crate::config::defaults::Defaults;
+use crate::config::host_path::HostPath;
 use crate::config::image::Image;
 use crate::config::limits::Limits;
 use crate::config::mount::Mount;
 use crate::config::ports::{Forward, Publish};
+use crate::error::Result;
 
 /// How a sandbox is built. Every field has a default; the default of all of them is the host's
 /// programs, nothing of its data, no network, and every protection on.
@@ -114,7 +116,7 @@ pub struct Config {
 }
 
 /// Which network a sandbox sees.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Network {
     /// One of its own, with a loopback device and nothing else.
@@ -122,11 +124,34 @@ pub enum Network {
     None,
     /// The host's, with all that the calling program could reach.
     Host,
+    /// One that is there already, and is not the caller's: a path of a network namespace, as
+    /// `/run/netns/NAME` or `/proc/PID/ns/net`. It stays as it is, its loopback device too; no one
+    /// in the sandbox can configure it. Its addresses, ports and abstract Unix sockets are shared
+    /// with all who are in it.
+    ///
+    /// It is opened once by [`Sandbox::create`](crate::Sandbox::create): resets are in the same one,
+    /// whatever the path leads to by then. An ordinary user can join those of user namespaces of
+    /// its own; see `docs/network.md`.
+    Join(HostPath),
+}
+
+impl Network {
+    /// See [`Network::Join`].
+    pub fn join(path: impl Into<HostPath>) -> Self {
+        Self::Join(path.into())
+    }
+
+    pub(crate) fn make_absolute(&mut self) -> Result<()> {
+        if let Self::Join(path) = self {
+            *path = path.absolute()?;
+        }
+        Ok(())
+    }
 }
 
 /// Which files in `/etc` a sandbox has of its own: `hosts`, with localhost and its own name;
-/// `hostname`; and, with the host's network, `resolv.conf`, with what the host's has. `hosts` then
-/// has what the host's has, too.
+/// `hostname`; and, with a network that is not its own, `resolv.conf`, with what the host's has.
+/// `hosts` then has what the host's has, too.
 ///
 /// They are files like any other: programs can write to them, replace and remove them. They are
 /// made anew by a reset, a snapshot and a fork, and are no part of what
@@ -145,8 +170,8 @@ pub enum EtcFiles {
 }
 
 /// Whether a sandbox has a `/sys`, which is read-only: processors, memory nodes, huge pages and,
-/// where that is possible, the devices of its network; with limits, its own cgroup below
-/// `/sys/fs/cgroup`, from which runtimes learn what memory and CPU time they have.
+/// where that is possible, the devices of its network, not of one that it joins; with limits, its
+/// own cgroup below `/sys/fs/cgroup`, from which runtimes learn what memory and CPU time they have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Sysfs {

@@ -26,10 +26,10 @@ const LONGEST: usize = 256;
 
 /// Refuses what is no parameter of the sandbox's own.
 pub(crate) fn check(config: &Config) -> Result<()> {
-    config.sysctls.iter().try_for_each(|(name, value)| check_one(name, value, config.network))
+    config.sysctls.iter().try_for_each(|(name, value)| check_one(name, value, &config.network))
 }
 
-fn check_one(name: &str, value: &str, network: Network) -> Result<()> {
+fn check_one(name: &str, value: &str, network: &Network) -> Result<()> {
     let is_part = |part: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         !part.is_empty() && part.chars().all(allowed)
@@ -42,12 +42,12 @@ fn check_one(name: &str, value: &str, network: Network) -> Result<()> {
         format!("{name}: {value:?} is no value: empty, or a control character in it")
     } else if !name.split('.').all(is_part) {
         format!("{name:?} is no name of a kernel parameter, as kernel.shmmax is one")
-    } else if OF_IPC.contains(&name) || is_of_network && network == Network::None {
+    } else if OF_IPC.contains(&name) || is_of_network && *network == Network::None {
         return Ok(());
     } else if name == "kernel.hostname" {
         format!("{name}: set the host name instead")
     } else if is_of_network {
-        format!("{name}: the network is the host's")
+        format!("{name}: the network is not the sandbox's own")
     } else {
         format!(
             "{name} is the machine's, not a sandbox's: takes fs.mqueue.*, kernel.msgmax, msgmnb, msgmni, \
@@ -65,7 +65,7 @@ mod tests {
     fn only_parameters_of_a_sandboxs_own_are_taken() {
         for name in ["kernel.sem", "fs.mqueue.msg_max", "net.ipv4.ip_forward", "net.core.somaxconn"]
         {
-            check_one(name, "1 2\t3", Network::None).unwrap();
+            check_one(name, "1 2\t3", &Network::None).unwrap();
         }
         for (name, value) in [
             ("kernel.hostname", "a"),
@@ -83,9 +83,11 @@ mod tests {
             ("kernel.sem", "1\n2"),
             ("kernel.sem", "1\0"),
         ] {
-            assert!(check_one(name, value, Network::None).is_err(), "{name} {value:?}");
+            assert!(check_one(name, value, &Network::None).is_err(), "{name} {value:?}");
         }
-        assert!(check_one("net.core.somaxconn", "1", Network::Host).is_err());
-        check_one("kernel.sem", "1", Network::Host).unwrap();
+        for network in [Network::Host, Network::join("/run/netns/x")] {
+            assert!(check_one("net.core.somaxconn", "1", &network).is_err());
+            check_one("kernel.sem", "1", &network).unwrap();
+        }
     }
 }

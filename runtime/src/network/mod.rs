@@ -142,7 +142,7 @@ pub(crate) fn namespace(
 fn open_namespace(control: &Control, deadline: Deadline) -> Result<NetworkNamespace> {
     let spawn = builtin(Task::Socket, Identity::ROOT);
     match ask(control, spawn, &JoinFiles::default(), Kind::Plain, deadline)? {
-        Answer::Socket(socket) => NetworkNamespace::of(socket.as_fd())
+        Answer::Socket(socket) => NetworkNamespace::of(socket.as_fd(), !control.network()?.is_own)
             .map_err(Error::io("look for the sandbox's network namespace")),
         Answer::Failed(_, errno) => Err(Error::io("make a socket inside")(error_of(errno))),
         Answer::Ended(_) => Err(Error::Protocol { why: "an end of what has no process" }),

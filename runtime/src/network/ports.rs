@@ -14,7 +14,6 @@ use super::relay::message::{
 };
 use super::relay::{self, Task, set_buffers};
 use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
-use crate::config::Network;
 use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 use crate::error::{Error, Result};
 use crate::sys::lock::lock;
@@ -74,7 +73,7 @@ pub enum ConnectionEndReason {
 #[derive(Debug)]
 pub(crate) struct Ports {
     number: SandboxNumber,
-    network: Network,
+    has_own_network: bool,
     state: Mutex<State>,
 }
 
@@ -93,8 +92,8 @@ pub(crate) struct Prepared {
 }
 
 impl Ports {
-    pub(crate) fn new(network: Network) -> Self {
-        Self { number: unique_number(), network, state: Mutex::default() }
+    pub(crate) fn new(has_own_network: bool) -> Self {
+        Self { number: unique_number(), has_own_network, state: Mutex::default() }
     }
 
     /// Has a port of the host's lead into a sandbox.
@@ -192,13 +191,14 @@ impl Ports {
     fn beginning<'a>(&self, life: &'a Prepared) -> Vec<Task<'a>> {
         let Prepared { init, network, listeners } = life;
         let sandbox = self.number;
-        let own_address = (self.network == Network::None).then_some(OWN_ADDRESS);
+        let is_shared = !self.has_own_network;
+        let own_address = self.has_own_network.then_some(OWN_ADDRESS);
         let network = network.iter().flat_map(|network| network.descriptors());
         let descriptors = [init.as_fd()].into_iter().chain(network).collect();
         let listens = |(port, listener): &'a (PortNumber, OwnedFd)| {
             (Order::Listen { sandbox, port: *port }, vec![listener.as_fd()])
         };
-        let begin = (Order::Begin { sandbox, own_address }, descriptors);
+        let begin = (Order::Begin { sandbox, own_address, is_shared }, descriptors);
         [begin].into_iter().chain(listeners.iter().map(listens)).collect()
     }
 

@@ -1,6 +1,7 @@
 //! The files that a sandbox has of its own in `/etc`: which, and what is in them.
 
 use std::ffi::CStr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -30,12 +31,12 @@ const LONGEST_HOSTS: usize = 128 << 10;
 /// What snapshots have kept does not count as the image's: such files are made anew in each life.
 pub(crate) fn names(
     which: EtcFiles,
-    network: Network,
+    network: &Network,
     root: Option<&Stack>,
 ) -> Result<Vec<&'static CStr>> {
     let Some(root) = root.filter(|_| which != EtcFiles::None) else { return Ok(Vec::new()) };
     let mut names = vec![HOSTS, HOSTNAME];
-    if network == Network::Host {
+    if *network != Network::None {
         names.push(RESOLV_CONF);
     }
     if which == EtcFiles::Missing {
@@ -123,7 +124,7 @@ impl Contents {
     pub(crate) fn new(
         names: &[&CStr],
         root: Option<&Stack>,
-        (hostname, network): (&str, Network),
+        (hostname, network): (&str, &Network),
         ids: Ids,
         subordinate: Option<Subordinate>,
     ) -> Result<Self> {
@@ -134,14 +135,16 @@ impl Contents {
         for &name in names {
             let content = if name == HOSTS {
                 let of_host = match network {
-                    Network::Host => content_of_host("/etc/hosts", LONGEST_HOSTS),
+                    Network::Host | Network::Join(_) => {
+                        content_of_host("/etc/hosts", LONGEST_HOSTS)
+                    }
                     Network::None => Vec::new(),
                 };
                 hosts(of_host, hostname)
             } else if name == HOSTNAME {
                 format!("{hostname}\n").into_bytes()
             } else {
-                content_of_host("/etc/resolv.conf", LONGEST)
+                resolv_conf(network)
             };
             // What no such file has.
             if !content.is_empty() && !content.contains(&0) {
@@ -217,6 +220,31 @@ fn hosts(of_host: Vec<u8>, hostname: &str) -> Vec<u8> {
     content
 }
 
+/// Whom the host asks for names. Where it asks a resolver of its own on a loopback address alone,
+/// which is another's in another network, that tells whom it asks.
+fn resolv_conf(network: &Network) -> Vec<u8> {
+    const OF_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+    let content = content_of_host("/etc/resolv.conf", LONGEST);
+    if matches!(network, Network::Join(_)) && asks_loopback_alone(&content) {
+        let other = content_of_host(OF_RESOLVED, LONGEST);
+        if !other.is_empty() {
+            return other;
+        }
+    }
+    content
+}
+
+fn asks_loopback_alone(content: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(content);
+    let mut servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|word| *word == "nameserver")?;
+        words.next()?.split('%').next()?.parse::<IpAddr>().ok()
+    });
+    let first = servers.next();
+    first.is_some_and(|first| first.is_loopback()) && servers.all(|server| server.is_loopback())
+}
+
 /// What a file of the host's says, wherever that is, if anyone may read it and it is not too long;
 /// nothing otherwise.
 fn content_of_host(path: &str, longest: usize) -> Vec<u8> {
@@ -226,7 +254,21 @@ fn content_of_host(path: &str, longest: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HOSTS_BEGIN, hosts};
+    use super::{HOSTS_BEGIN, asks_loopback_alone, hosts};
+
+    #[test]
+    fn a_resolver_on_loopback_alone_is_told() {
+        for (content, is_so) in [
+            ("nameserver 127.0.0.53\noptions edns0\n", true),
+            ("# nameserver 192.0.2.1\nnameserver ::1\nnameserver\t127.0.0.1\n", true),
+            ("nameserver 127.0.0.53\nnameserver 192.0.2.1\n", false),
+            ("nameserver fe80::1%eth0\n", false),
+            ("search example\n", false),
+            ("", false),
+        ] {
+            assert_eq!(asks_loopback_alone(content.as_bytes()), is_so, "{content}");
+        }
+    }
 
     #[test]
     fn hosts_know_localhost_and_the_own_name_whatever_the_hosts_file_has() {

@@ -20,6 +20,7 @@ pub(crate) struct Beginning {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     has_own_network: bool,
+    joined: Option<[u64; 2]>,
     is_filtered: bool,
     capabilities: u64,
     ids: Ids,
@@ -37,6 +38,7 @@ impl Beginning {
         let has_cgroups = cgroups.as_ref().is_some_and(|cgroups| !cgroups.is_empty());
         Ok(Shape {
             has_own_network: plan.has_own_network,
+            joined: plan.joined.as_ref().map(|joined| joined.identity()),
             is_filtered: plan.is_filtered,
             capabilities: plan.capabilities,
             ids: plan.ids,

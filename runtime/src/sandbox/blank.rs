@@ -37,6 +37,7 @@ use crate::sys::surroundings::Surroundings;
 ///
 /// Without this call there are no blanks. Each takes a process, a range of ids, and three
 /// descriptors. They end with the calling process, and with `keep_blanks(0)`, which waits for that.
+/// While one is kept for a network namespace ([`Network::Join`](crate::Network::Join)), that stays.
 /// There are none for what starts with a copy of the caller's mounts, which would be old: a sandbox
 /// with the host's network and a `/sys`; an ordinary user's with subordinate ids or with cgroups in
 /// `/sys`.

@@ -114,7 +114,7 @@ impl Snapshot {
     /// The files in `/etc` that were the sandbox's own.
     fn own_files(&self) -> Result<Vec<&'static CStr>> {
         let (config, stacks) = (self.config(), self.lease().stacks()?);
-        as_owner(|| etc::names(config.etc_files, config.network, stacks.first()))
+        as_owner(|| etc::names(config.etc_files, &config.network, stacks.first()))
     }
 
     fn layers(&self) -> Result<Vec<Layers>> {

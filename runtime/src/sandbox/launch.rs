@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adl_protocol::{
-    Access, Cgroups, IdMaps, Identities, Mount, Mounts, Origin, Reply, Request, Setup,
-    SetupFailure, Step, Strings, VERSION, What,
+    Access, Cgroups, IdMaps, Identities, Mount, Mounts, NetworkOrigin, Origin, Reply, Request,
+    Setup, SetupFailure, Step, Strings, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -26,10 +26,11 @@ use crate::sandbox::root::Root;
 use crate::seccomp;
 use crate::store::directory::SandboxDirectory;
 use crate::store::ids::IdRange;
-use crate::sys::clone::{Init, Namespaces, Process, spawn_in_namespaces};
+use crate::sys::clone::{Init, Namespaces, Process, Refused, spawn_in_namespaces};
 use crate::sys::empty_namespace::EmptyNamespace;
 use crate::sys::id_ranges::Ids;
 use crate::sys::inheritance::{self, SessionKeyring};
+use crate::sys::joined_network::JoinedNetwork;
 use crate::sys::own_namespaces::OwnNamespaces;
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
@@ -96,6 +97,10 @@ impl Build<'_> {
 /// cgroups in `/sys`, which init opens by path.
 pub(crate) fn namespaces(plan: &Plan) -> Option<&'static OwnNamespaces> {
     let has_sysfs = plan.may_have_sysfs();
+    if plan.joined.is_some() {
+        // Which may belong to another user namespace than they do.
+        return None;
+    }
     match plan.ids {
         // A sysfs shows the network devices of where it was mounted.
         Ids::One { .. } if !has_sysfs || plan.has_own_network && !plan.may_have_cgroups() => {
@@ -131,14 +136,22 @@ pub(crate) fn start(
         false => SessionKeyring::Own,
     };
     let (control, others) = (theirs.as_fd(), messages.as_fd());
-    let init = Init { executable, control, others, maker, capabilities, keyring };
-    // A sysfs shows the network devices of where it was mounted.
+    let network = plan.joined.as_deref();
+    let init = Init { executable, control, others, maker, capabilities, keyring, network };
+    // A sysfs shows the network devices of where it was mounted: the caller's.
     let has_sysfs = plan.may_have_sysfs();
-    let empty = match ids.is_some() && (plan.has_own_network || !has_sysfs) {
+    let empty = match ids.is_some() && (plan.network() != NetworkOrigin::Caller || !has_sysfs) {
         true => EmptyNamespace::of_process(has_sysfs),
         false => namespaces.map(OwnNamespaces::empty),
     };
-    let (process, origin) = spawn_in_namespaces(kinds, &init, empty).map_err(namespaces_refused)?;
+    let (process, origin) =
+        spawn_in_namespaces(kinds, &init, empty).map_err(|refused| match refused {
+            Refused::Clone(error) => namespaces_refused(error, network),
+            Refused::Join(error) => network.map_or_else(
+                || Error::Protocol { why: "no network was to be joined" },
+                |network| network.refused(error),
+            ),
+        })?;
     Ok((process, origin, messages))
 }
 
@@ -199,7 +212,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
     };
     let own_maps = match plan.ids {
         Ids::Range(_) => [Vec::new(), Vec::new()],
-        Ids::One { uid, gid } => id_maps_of_caller(uid, gid),
+        Ids::One { uid, gid } => id_maps_of_caller(uid, gid, process.ids_of_caller),
     };
     let sysctls = plan.sysctls(build.pid_max)?;
     let read_only = match plan.config().capabilities.contains(Capability::SysNice) {
@@ -218,7 +231,7 @@ fn try_begin(process: &Process, messages: &Messages, build: &Build<'_>) -> Resul
             (Ids::Range(_), None) => IdMaps::Written,
         },
         origin: build.origin,
-        own_network: plan.has_own_network,
+        network: plan.network(),
         masked: Strings::new(MASKED).map_err(strings_error)?,
         read_only: Strings::new(read_only).map_err(strings_error)?,
         sysctls: Strings::new(&sysctls).map_err(strings_error)?,
@@ -257,7 +270,7 @@ fn try_set_up(
         None => Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base)),
     };
     let (upper, mounts) = descriptors.name_all(root, directory)?;
-    let names = (hostname, plan.config().network);
+    let names = (hostname, &plan.config().network);
     let etc = root.stacks().next();
     let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;
     let mounts = Mounts {
@@ -391,9 +404,9 @@ fn own_oom_score_is_negative() -> Result<bool> {
 
 /// Maps by which a user and a group inside are those of the calling process outside: a user without
 /// privilege may write no others, and only from inside.
-fn id_maps_of_caller(uid: u32, gid: u32) -> [Vec<u8>; 2] {
+fn id_maps_of_caller(uid: u32, gid: u32, [caller, its_group]: [u32; 2]) -> [Vec<u8>; 2] {
     let map = |inside: u32, outside: u32| format!("{inside} {outside} 1\n").into_bytes();
-    [map(uid, nix::unistd::geteuid().as_raw()), map(gid, nix::unistd::getegid().as_raw())]
+    [map(uid, caller), map(gid, its_group)]
 }
 
 /// Maps a range of ids.
@@ -471,9 +484,15 @@ fn launch_failed(error: io::Error) -> Error {
     }
 }
 
-fn namespaces_refused(error: io::Error) -> Error {
+fn namespaces_refused(error: io::Error, network: Option<&JoinedNetwork>) -> Error {
     if is_exhausted(&error) {
         return Error::io("clone init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
+    }
+    if let Some(network) = network.filter(|network| network.owner().is_some())
+        && error.raw_os_error() == Some(libc::EPERM)
+    {
+        // Whose numbers it lacks.
+        return network.refused(error);
     }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone init")(error),

@@ -118,7 +118,7 @@ impl Sandbox {
         let span = span!(INFO, "create", sandbox = Empty, init_pid = Empty,);
         phase::begin();
         let created = traced(&span, || {
-            let plan = Plan::new(config)?;
+            let plan = Plan::new(config)?.opened()?;
             remover::with_descriptors(|| {
                 let state = State::open(plan.config().state_directory.as_deref())?;
                 collect_once(&state);
@@ -190,7 +190,7 @@ impl Sandbox {
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);
-        let ports = Ports::new(plan.config().network);
+        let ports = Ports::new(plan.has_own_network);
         let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, ports, now };
         let config = this.plan.config();
         // Before anything runs in it.

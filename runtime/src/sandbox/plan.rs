@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adl_protocol::{DEV_SIZE, Strings};
+use adl_protocol::{DEV_SIZE, NetworkOrigin, Strings};
 
 use crate::cgroup;
 use crate::config::image::ImageSays;
@@ -15,6 +15,7 @@ use crate::root::mounts;
 use crate::store::ids::IdRange;
 use crate::store::subordinate::Subordinate;
 use crate::sys::id_ranges::{self, Ids};
+use crate::sys::joined_network::JoinedNetwork;
 
 /// Of the PID namespace since Linux 6.14; before, of the whole machine, and out of reach.
 pub(crate) const PID_MAX: &str = "kernel/pid_max";
@@ -28,6 +29,8 @@ pub(crate) struct Plan {
     /// What `uname -n` is to print, unless that is the name.
     pub(crate) hostname: Option<String>,
     pub(crate) has_own_network: bool,
+    /// The network that it joins, if it joins one, from [`Plan::opened`] on.
+    pub(crate) joined: Option<Arc<JoinedNetwork>>,
     /// Those of jobs that run as root, as the kernel writes them.
     pub(crate) capabilities: u64,
     /// Whether system calls are filtered.
@@ -56,6 +59,7 @@ impl Plan {
         config.limits.check()?;
         config.limits.make_absolute()?;
         config.defaults.check()?;
+        config.network.make_absolute()?;
         sysctl::check(&config)?;
         if let Some(size) = config.shm_size {
             mounts::check_size("shm size", size)?;
@@ -70,6 +74,7 @@ impl Plan {
         Ok(Self {
             hostname: config.hostname.clone(),
             has_own_network: config.network == Network::None,
+            joined: None,
             capabilities: config.capabilities.bits(),
             is_filtered: config.seccomp == Seccomp::Default,
             ids,
@@ -77,6 +82,21 @@ impl Plan {
             user_is_of_image: false,
             config,
         })
+    }
+
+    /// With the network that it joins, opened: all lives of the sandbox are in that one.
+    pub(crate) fn opened(mut self) -> Result<Self> {
+        let Network::Join(path) = &self.config.network else { return Ok(self) };
+        let joined = JoinedNetwork::open(&path.locate()?)?;
+        if joined.owner().is_some() && self.subordinate.is_some() {
+            return Err(Error::Unsupported {
+                what: "a network namespace of another user namespace, with subordinate ids".into(),
+                why: "newuidmap(1) maps ids only in a user namespace made in the caller's".into(),
+                fix: "leave the number of ids out, or run as root".into(),
+            });
+        }
+        self.joined = Some(Arc::new(joined));
+        Ok(self)
     }
 
     /// With what an image says of commands below what the caller does.
@@ -105,7 +125,8 @@ impl Plan {
         }
         // A snapshot has kept the name.
         let user_is_of_image = is_name && defaults.user == own;
-        Ok(Self { user_is_of_image, ..Self::new(config)? })
+        let joined = self.joined.clone();
+        Ok(Self { user_is_of_image, joined, ..Self::new(config)? })
     }
 
     /// A range of ids that no other sandbox has, where the caller may map any.
@@ -166,6 +187,15 @@ impl Plan {
             }
         }
         Ok(all)
+    }
+
+    /// Whose network it has.
+    pub(crate) fn network(&self) -> NetworkOrigin {
+        match (self.has_own_network, &self.joined) {
+            (true, _) => NetworkOrigin::New,
+            (false, Some(_)) => NetworkOrigin::Joined,
+            (false, None) => NetworkOrigin::Caller,
+        }
     }
 
     /// What it was made of: for what is opened by it, once, and for what is told of it.

@@ -44,7 +44,7 @@ impl Root {
     pub(crate) fn open(config: &Config, state: &State) -> Result<Self> {
         let Opening { opened, lease, image, says } = open_image(config, state)?;
         let root = opened.stacks.first();
-        let etc = as_owner(|| etc::names(config.etc_files, config.network, root))?;
+        let etc = as_owner(|| etc::names(config.etc_files, &config.network, root))?;
         let access = match config.root {
             RootAccess::ReadWrite => Access::ReadWrite,
             RootAccess::ReadOnly => Access::ReadOnly,

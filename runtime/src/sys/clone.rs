@@ -5,14 +5,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use adl_protocol::Origin;
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use super::child;
+use super::creator::Untraceable;
 use super::empty_namespace::EmptyNamespace;
 use super::inheritance::{self, SessionKeyring};
+use super::joined_network::JoinedNetwork;
 use super::socket::{self, Peeked};
 use super::{creator, filled_mask, pidfd, raw, unblocked_mask};
 
@@ -43,18 +45,20 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// Readable when it has ended. Shared with all who wait for something of it.
     pub(crate) pidfd: Arc<OwnedFd>,
+    /// The numbers that the calling user and group have where its user namespace was made.
+    pub(crate) ids_of_caller: [u32; 2],
     launch: Option<Launch>,
 }
 
 impl Process {
     /// A child that executes nothing.
     pub(super) fn of_child(pid: i32, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd: Arc::new(pidfd), launch: None }
+        Self { pid, pidfd: Arc::new(pidfd), ids_of_caller: ids_of_thread(), launch: None }
     }
 
     /// Why the child could not execute its program, if it could not.
     pub(crate) fn launch_error(&self) -> Option<io::Error> {
-        let errno = self.launch.as_ref()?.0.errno.load(Ordering::Acquire);
+        let errno = self.launch.as_ref()?.shared.errno.load(Ordering::Acquire);
         (errno != 0).then(|| io::Error::from_raw_os_error(errno))
     }
 
@@ -66,7 +70,11 @@ impl Process {
 
 /// What a child of [`spawn_in_namespaces`] uses of the caller's memory until its `execve`.
 #[derive(Debug)]
-struct Launch(Box<Shared>);
+struct Launch {
+    shared: Box<Shared>,
+    /// Where the user namespace that it begins in is not the caller's.
+    untraceable: Option<Untraceable>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -76,11 +84,13 @@ struct Shared {
     keyring: SessionKeyring,
     /// Of clone(2).
     flags: c_int,
-    /// The mount namespace to clone from, where that is not the caller's, and what came of it.
-    from: RawFd,
-    /// The user namespace that it belongs to, to be entered first, where that is not the caller's.
-    user: RawFd,
-    entered: AtomicI32,
+    /// What the process between enters, in this order, and of which kinds they are: -1 where it
+    /// stays in the caller's. What it could not enter, by its kind, or 0; and why.
+    namespaces: [(RawFd, c_int); 3],
+    refused: AtomicI32,
+    refusal: AtomicI32,
+    /// The numbers of the calling user and group in the user namespace that it clones from.
+    ids: [AtomicU32; 2],
     /// The calling process, where the child is to have a table of descriptors that is not a copy of
     /// the caller's, or 0; and why it could not, or 0.
     caller: i32,
@@ -110,9 +120,14 @@ impl Shared {
             capabilities: 0,
             keyring: SessionKeyring::Own,
             flags: 0,
-            from: -1,
-            user: -1,
-            entered: AtomicI32::new(0),
+            namespaces: [
+                (-1, libc::CLONE_NEWUSER),
+                (-1, libc::CLONE_NEWNET),
+                (-1, libc::CLONE_NEWNS),
+            ],
+            refused: AtomicI32::new(0),
+            refusal: AtomicI32::new(0),
+            ids: ids_of_thread().map(AtomicU32::new),
             caller: 0,
             own_table: AtomicI32::new(0),
             child: AtomicI32::new(-libc::EAGAIN),
@@ -127,11 +142,12 @@ impl Shared {
 
 impl Drop for Launch {
     fn drop(&mut self) {
-        if self.0.in_use.load(Ordering::Acquire) != 0 {
+        if self.shared.in_use.load(Ordering::Acquire) != 0 {
             // The child runs on this stack. A leak of 24 KiB, where the kernel takes seconds to
             // kill a process, is the better choice.
             let unused = Box::new(Shared::unused());
-            std::mem::forget(std::mem::replace(&mut self.0, unused));
+            std::mem::forget(std::mem::replace(&mut self.shared, unused));
+            std::mem::forget(self.untraceable.take());
         }
     }
 }
@@ -149,6 +165,23 @@ pub(crate) struct Init<'a> {
     /// Those in its user namespace: bit `n` is number `n`.
     pub(crate) capabilities: u64,
     pub(crate) keyring: SessionKeyring,
+    /// The network namespace that it is in, if that is neither the caller's nor new.
+    pub(crate) network: Option<&'a JoinedNetwork>,
+}
+
+/// Why there is no init.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The process could not be cloned.
+    Clone(io::Error),
+    /// The network namespace could not be joined.
+    Join(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Clone(error)
+    }
 }
 
 /// Starts init in new namespaces, with an empty argument list and environment. Its mounts are those
@@ -161,14 +194,21 @@ pub(crate) struct Init<'a> {
 /// does next takes as long as the child's `execve`. Between clone and exec there is no allocation,
 /// no lock and no code of the standard or the C library, with whose state other threads go on.
 ///
+/// A network namespace that was there before is joined by a process between, never by the calling
+/// thread.
+///
 /// # Errors
-/// What `clone(2)` says.
+/// What `clone(2)` or `setns(2)` says.
 pub(crate) fn spawn_in_namespaces(
     namespaces: Namespaces,
     init: &Init<'_>,
     empty: Option<&EmptyNamespace>,
-) -> io::Result<(Process, Origin)> {
-    let mut launch = Launch(Box::new(Shared {
+) -> Result<(Process, Origin), Refused> {
+    // Before the process between is in that user namespace, until init has memory of its own.
+    let owner = init.network.and_then(JoinedNetwork::owner);
+    let untraceable = owner.map(|_| Untraceable::begin()).transpose()?;
+    let number = |fd: Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd());
+    let shared = Box::new(Shared {
         executable: init.executable.as_raw_fd(),
         control: init.control.as_raw_fd(),
         capabilities: init.capabilities,
@@ -178,12 +218,16 @@ pub(crate) fn spawn_in_namespaces(
             | libc::CLONE_PIDFD
             | libc::CLONE_CHILD_CLEARTID
             | libc::SIGCHLD,
-        from: empty.map_or(-1, |namespace| namespace.as_fd().as_raw_fd()),
-        user: empty.and_then(EmptyNamespace::user).map_or(-1, |user| user.as_raw_fd()),
+        namespaces: [
+            (number(owner.or(empty.and_then(EmptyNamespace::user))), libc::CLONE_NEWUSER),
+            (number(init.network.map(AsFd::as_fd)), libc::CLONE_NEWNET),
+            (number(empty.map(AsFd::as_fd)), libc::CLONE_NEWNS),
+        ],
         in_use: AtomicI32::new(1),
         ..Shared::unused()
-    }));
-    let shared = &raw mut *launch.0;
+    });
+    let mut launch = Launch { shared, untraceable };
+    let shared = &raw mut *launch.shared;
 
     // No handler of the caller may run in the child, where it would see the caller's memory but
     // another process.
@@ -194,28 +238,47 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stacks in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to.
     let clone = || unsafe {
-        match empty.and_then(|_| clone_from_empty(shared, init.others)) {
-            Some(cloned) => cloned.map(|pid| (pid, Origin::Empty)),
-            None => {
-                let pid = clone_init(shared, 0);
-                if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, Origin::Caller)) }
-            }
+        if empty.is_some()
+            && let Some(cloned) = clone_by_another(shared, init.others)
+        {
+            return Ok((cloned?, Origin::Empty));
         }
+        let [.., (mounts, _)] = &mut (*shared).namespaces;
+        *mounts = -1;
+        if init.network.is_some() {
+            (*shared).refused.store(0, Ordering::Release);
+            let cloned = clone_by_another(shared, init.others);
+            let cloned = cloned.unwrap_or(Err(io::Error::from_raw_os_error(libc::EAGAIN).into()));
+            return Ok((cloned?, Origin::Caller));
+        }
+        let pid = clone_init(shared, 0);
+        if pid < 0 { Err(io::Error::last_os_error().into()) } else { Ok((pid, Origin::Caller)) }
     };
     let cloned = match init.maker {
-        Some(id) => creator::as_user(id, clone).flatten(),
+        Some(id) => creator::as_user(id, clone).map_err(Refused::from).flatten(),
         None => clone(),
     };
     // SAFETY: `old_mask` is what it was before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old_mask, ptr::null_mut()) };
     let (pid, origin) = cloned.inspect_err(|_| {
-        if launch.0.child.load(Ordering::Acquire) != UNTOLD {
-            launch.0.in_use.store(0, Ordering::Release);
+        if launch.shared.child.load(Ordering::Acquire) != UNTOLD {
+            launch.shared.in_use.store(0, Ordering::Release);
         }
     })?;
+    let Shared { pidfd, ids, .. } = &*launch.shared;
     // SAFETY: the kernel made it, for us.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(launch.0.pidfd.load(Ordering::Acquire)) };
-    Ok((Process { pid, pidfd: Arc::new(descriptor), launch: Some(launch) }, origin))
+    let pidfd = Arc::new(unsafe { OwnedFd::from_raw_fd(pidfd.load(Ordering::Acquire)) });
+    let ids_of_caller = ids.each_ref().map(|id| id.load(Ordering::Acquire));
+    Ok((Process { pid, pidfd, ids_of_caller, launch: Some(launch) }, origin))
+}
+
+/// The effective user and group of the calling thread, as numbers of its user namespace.
+fn ids_of_thread() -> [u32; 2] {
+    [libc::SYS_geteuid, libc::SYS_getegid].map(|call| {
+        // SAFETY: takes no pointer, and can't fail.
+        let id = unsafe { raw(call, [0; 5]) }.unwrap_or_default();
+        u32::try_from(id).unwrap_or_default()
+    })
 }
 
 /// Clones init; returns its pid, or a number below 0 with `errno` set.
@@ -245,27 +308,33 @@ const MANY_DESCRIPTORS: RawFd = 512;
 /// Set where a process between can't take a table of its own, and won't be able to.
 static NO_OWN_TABLE: AtomicBool = AtomicBool::new(false);
 
-/// Clones init from the empty namespace: by a process between, which enters that, clones init as a
-/// child of the caller, and ends. `None` if it could not enter; where it has entered a user
-/// namespace, also if init could not be cloned from there: one level deeper, the kernel may refuse
-/// what it allows the caller.
+/// Clones init from namespaces that are not the caller's: by a process between, which enters them,
+/// clones init as a child of the caller, and ends. `None` if it could not enter the
+/// mounts, or their user namespace; there, also if init could not be cloned: one level deeper, the
+/// kernel may refuse what it allows the caller.
 ///
 /// # Safety
 /// As for [`clone_init`].
-unsafe fn clone_from_empty(shared: *mut Shared, others: BorrowedFd<'_>) -> Option<io::Result<i32>> {
+unsafe fn clone_by_another(
+    shared: *mut Shared,
+    others: BorrowedFd<'_>,
+) -> Option<Result<i32, Refused>> {
     // SAFETY: as this function's; the process between has ended when the first call returns.
     unsafe {
         let are_many = (*shared).control >= MANY_DESCRIPTORS;
         if are_many && !NO_OWN_TABLE.load(Ordering::Relaxed) {
             (*shared).caller = std::process::id().cast_signed();
-            let numbers = ((*shared).control, (*shared).executable, (*shared).from, (*shared).user);
+            let numbers = ((*shared).control, (*shared).executable, (*shared).namespaces);
             let cloned = clone_between(shared);
             if !matches!(cloned, Some(Ok(_))) {
                 // They may be those of its table by now.
-                ((*shared).control, (*shared).executable, (*shared).from, (*shared).user) = numbers;
+                ((*shared).control, (*shared).executable, (*shared).namespaces) = numbers;
             }
             match (*shared).own_table.load(Ordering::Acquire) {
-                0 => return cloned.map(|cloned| cloned.and_then(|pid| told(shared, others, pid))),
+                0 => {
+                    let told = |pid| told(shared, others, pid).map_err(Refused::from);
+                    return cloned.map(|cloned| cloned.and_then(told));
+                }
                 // Who may not, by a filter or for want of a capability, won't the next time.
                 libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EINVAL => {
                     NO_OWN_TABLE.store(true, Ordering::Relaxed);
@@ -306,11 +375,12 @@ unsafe fn told(shared: *mut Shared, others: BorrowedFd<'_>, pid: i32) -> io::Res
     }
 }
 
-/// See [`clone_from_empty`].
+/// See [`clone_by_another`].
 ///
 /// # Safety
 /// As for [`clone_init`].
-unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
+unsafe fn clone_between(shared: *mut Shared) -> Option<Result<i32, Refused>> {
+    let failed = |errno| Some(Err(io::Error::from_raw_os_error(errno).into()));
     // Until it has ended, this thread does not run: its thread-local memory is the other's.
     let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK;
     // SAFETY: the process has ended when this returns, or this one is being killed.
@@ -318,17 +388,23 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
         let top = (&raw mut (*shared).stack_between).add(1).cast();
         let pid = libc::clone(enter_and_clone, top, flags, shared.cast());
         if pid < 0 {
-            return Some(Err(io::Error::last_os_error()));
+            return Some(Err(io::Error::last_os_error().into()));
         }
         child::wait(pid);
-        if (*shared).entered.load(Ordering::Acquire) != 0 {
-            return None;
+        let [(user, _), (network, _), _] = (*shared).namespaces;
+        let is_joined = network >= 0;
+        match (*shared).refused.load(Ordering::Acquire) {
+            0 => {}
+            libc::CLONE_NEWNS => return None,
+            libc::CLONE_NEWUSER if !is_joined => return None,
+            _ => {
+                let errno = (*shared).refusal.load(Ordering::Acquire);
+                return Some(Err(Refused::Join(io::Error::from_raw_os_error(errno))));
+            }
         }
         match (*shared).child.load(Ordering::Acquire) {
             // Init ends when it sees that no one has the other end of its socket.
-            UNTOLD if (*shared).caller != 0 => {
-                Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
-            }
+            UNTOLD if (*shared).caller != 0 => failed(libc::EAGAIN),
             UNTOLD => {
                 // The kernel wrote this before there was a child.
                 let pidfd = (*shared).pidfd.load(Ordering::Acquire);
@@ -336,11 +412,11 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
                     let child = OwnedFd::from_raw_fd(pidfd);
                     let _ = pidfd::kill(&child).and_then(|()| pidfd::reap(&child));
                 }
-                Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
+                failed(libc::EAGAIN)
             }
             pid if pid > 0 => Some(Ok(pid)),
-            _ if (*shared).user >= 0 => None,
-            errno => Some(Err(io::Error::from_raw_os_error(-errno))),
+            _ if !is_joined && user >= 0 => None,
+            errno => failed(-errno),
         }
     }
 }
@@ -356,10 +432,9 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
         // The table first: in another user namespace it has no rights over the caller.
         if let Err(errno) = own_table(shared) {
             (*shared).own_table.store(errno, Ordering::Release);
-        } else if let Err(errno) = enter((*shared).user, libc::CLONE_NEWUSER)
-            .and_then(|()| enter((*shared).from, libc::CLONE_NEWNS))
-        {
-            (*shared).entered.store(errno, Ordering::Release);
+        } else if let Err((kind, errno)) = enter_namespaces(shared) {
+            (*shared).refusal.store(errno, Ordering::Release);
+            (*shared).refused.store(kind, Ordering::Release);
         } else {
             (*shared).child.store(UNTOLD, Ordering::Release);
             let pid = clone_init(shared, libc::CLONE_PARENT);
@@ -374,16 +449,25 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     0
 }
 
-/// Enters a namespace, if there is one to be entered.
+/// Enters what there is to be entered. An error is with the kind of what could not be.
 ///
 /// # Safety
-/// None of its own; a number that is no descriptor is an error.
-unsafe fn enter(namespace: RawFd, kind: c_int) -> Result<(), i32> {
-    if namespace < 0 {
-        return Ok(());
+/// As for [`take_own_table`].
+unsafe fn enter_namespaces(shared: *mut Shared) -> Result<(), (c_int, i32)> {
+    // SAFETY: as this function's; the call takes numbers.
+    unsafe {
+        for (namespace, kind) in (*shared).namespaces {
+            if namespace >= 0 {
+                raw(libc::SYS_setns, [namespace as usize, kind as usize, 0, 0, 0])
+                    .map_err(|errno| (kind, errno))?;
+            }
+        }
+        let [uid, gid] = ids_of_thread();
+        let [of_user, of_group] = &(*shared).ids;
+        of_user.store(uid, Ordering::Release);
+        of_group.store(gid, Ordering::Release);
     }
-    // SAFETY: takes no pointer.
-    unsafe { raw(libc::SYS_setns, [namespace as usize, kind as usize, 0, 0, 0]) }.map(drop)
+    Ok(())
 }
 
 /// See [`take_own_table`]. Where a filter of the caller's ends this process for one of its calls,
@@ -413,13 +497,15 @@ unsafe fn take_own_table(shared: *mut Shared) -> Result<(), i32> {
     // SAFETY: system calls on numbers, and on memory of this function and of `shared`.
     unsafe {
         let caller = (*shared).caller;
+        let [user, network, mounts] = &mut (*shared).namespaces;
         let needed = [
             &raw mut (*shared).control,
             &raw mut (*shared).executable,
-            &raw mut (*shared).from,
-            &raw mut (*shared).user,
+            &raw mut user.0,
+            &raw mut network.0,
+            &raw mut mounts.0,
         ];
-        let mut before = [[0; 2]; 4];
+        let mut before = [[0; 2]; 5];
         for (number, before) in needed.iter().zip(&mut before) {
             *before = inode(**number)?;
         }

@@ -47,6 +47,7 @@ struct Others {
 
 /// That this thread is one of them, or is about to be. It is not held meanwhile: to make the
 /// namespaces takes most of a create, and other threads' would wait for it.
+#[derive(Debug)]
 struct Counted(());
 
 impl Counted {
@@ -74,6 +75,23 @@ impl Drop for Counted {
             // SAFETY: takes no pointer.
             let _ = unsafe { raw(libc::SYS_prctl, [option, value, 0, 0, 0]) };
         }
+    }
+}
+
+/// That no one of lesser rights traces this process or reads its memory, until it is dropped: a
+/// child that shares the memory is in a user namespace in which others may have all rights.
+#[derive(Debug)]
+pub(super) struct Untraceable(Counted);
+
+impl Untraceable {
+    pub(super) fn begin() -> io::Result<Self> {
+        let begin = || {
+            let counted = Counted::begin()?;
+            // SAFETY: takes no pointer.
+            unsafe { raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 0, 0, 0, 0])? };
+            Ok(Self(counted))
+        };
+        begin().map_err(io::Error::from_raw_os_error)
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod empty_namespace;
 pub(crate) mod id_ranges;
 pub(crate) mod inheritance;
 pub(crate) mod ioctl;
+pub(crate) mod joined_network;
 pub(crate) mod listing;
 pub(crate) mod lock;
 pub(crate) mod mount;

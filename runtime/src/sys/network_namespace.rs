@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::child::in_child;
+use super::creator::Untraceable;
 use super::{owned, raw};
 
 /// A network namespace that can be entered.
@@ -18,6 +19,8 @@ pub(crate) struct NetworkNamespace {
     /// The user namespace that it belongs to, in which whoever made that may do all. `None` where
     /// the kernel does not tell: the caller has no part in it.
     user: Option<OwnedFd>,
+    /// Whether it is someone else's than a sandbox's, too, who may see the processes of the host.
+    is_shared: bool,
 }
 
 impl NetworkNamespace {
@@ -25,19 +28,14 @@ impl NetworkNamespace {
     ///
     /// # Errors
     /// EPERM where the caller has no rights over it.
-    pub(crate) fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn of(socket: BorrowedFd<'_>, is_shared: bool) -> io::Result<Self> {
         const SIOCGSKNS: libc::Ioctl = 0x894c;
         // SAFETY: a valid descriptor, and a request that takes no pointer.
         let network = owned(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) }.into())?;
-        Ok(Self::new(network))
-    }
-
-    /// One that was opened.
-    pub(crate) fn new(network: OwnedFd) -> Self {
         const NS_GET_USERNS: libc::Ioctl = 0xb701;
         // SAFETY: as above.
         let user = owned(unsafe { libc::ioctl(network.as_raw_fd(), NS_GET_USERNS) }.into()).ok();
-        Self { network, user }
+        Ok(Self { network, user, is_shared })
     }
 
     /// Its descriptors: itself and, if that is known, its user namespace.
@@ -46,10 +44,13 @@ impl NetworkNamespace {
     }
 
     /// What [`NetworkNamespace::descriptors`] were, in their order.
-    pub(crate) fn from_descriptors(all: impl IntoIterator<Item = OwnedFd>) -> Option<Self> {
+    pub(crate) fn from_descriptors(
+        all: impl IntoIterator<Item = OwnedFd>,
+        is_shared: bool,
+    ) -> Option<Self> {
         let mut all = all.into_iter();
         let network = all.next()?;
-        Some(Self { network, user: all.next() })
+        Some(Self { network, user: all.next(), is_shared })
     }
 
     /// Has work done in it, which is to be short and to wait for nothing: the calling thread waits
@@ -58,6 +59,8 @@ impl NetworkNamespace {
     /// # Errors
     /// If it can't be entered.
     pub(crate) fn enter<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        // A child that has entered the user namespace shares this memory.
+        let _untraceable = self.is_shared.then(Untraceable::begin).transpose()?;
         let network = self.network.as_raw_fd() as usize;
         let user = self.user.as_ref().map(|user| user.as_raw_fd() as usize);
         let enter = |namespace: usize, kind: libc::c_int| {
@@ -105,9 +108,9 @@ mod tests {
         let own = own_network_cookie().unwrap();
         let theirs = network_cookie(elsewhere.as_fd()).unwrap();
         assert_ne!(own, theirs);
-        let namespace = NetworkNamespace::of(elsewhere.as_fd()).unwrap();
+        let namespace = NetworkNamespace::of(elsewhere.as_fd(), true).unwrap();
         let copies = namespace.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
-        let copy = NetworkNamespace::from_descriptors(copies.collect::<Vec<_>>()).unwrap();
+        let copy = NetworkNamespace::from_descriptors(copies.collect::<Vec<_>>(), false).unwrap();
         for namespace in [namespace, copy] {
             let made = namespace.enter(|| TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
             assert_eq!(network_cookie(made.as_fd()).unwrap(), theirs);

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use adl_runtime::{Access, Config, Error, HostPath, Image, Mount};
+use adl_runtime::{Access, Config, Error, HostPath, Image, Mount, Network};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
@@ -45,6 +45,9 @@ impl Named {
             if let Mount::Volume { source, .. } | Mount::Device { source, .. } = mount {
                 *source = bases.place(source.path())?;
             }
+        }
+        if let Network::Join(path) = &mut config.network {
+            *path = bases.place(path.path())?;
         }
         if let Some(image) = &self.image {
             config.image = image_at(bases.place(image)?)?;

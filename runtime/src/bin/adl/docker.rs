@@ -28,7 +28,8 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--restart"], "a sandbox is new each time: run `adl run` again, in a loop or by systemd"),
     (
         &["--link", "--network-alias", "--ip", "--ip6", "--mac-address", "--link-local-ip"],
-        "there are no networks between sandboxes: `--network host` is this machine's",
+        "there are no networks between sandboxes: `--network host` is this machine's, \
+         `--network ns:PATH` one that others have made",
     ),
     (
         &["--domainname"],
@@ -179,8 +180,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
     ),
     (
         &["network"],
-        "there are no networks to be made: a sandbox has its own loopback device, or this machine's \
-         network by `--network host`",
+        "there are no networks to be made: a sandbox has its own loopback device, this machine's \
+         network by `--network host`, or a network namespace by `--network ns:PATH`",
     ),
 ];
 
@@ -236,7 +237,7 @@ pub(crate) fn hint(error: &clap::Error, is_run: bool) -> Option<String> {
             let value = context(ContextKind::InvalidValue)?;
             Some(format!(
                 "--network: there is no {value:?}: `none` is a loopback device only, `host` is \
-                 this machine's network"
+                 this machine's network, `ns:PATH` is a network namespace"
             ))
         }
         _ => None,

@@ -1,10 +1,12 @@
 //! Options that say what a sandbox is like, as several commands share them.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use adl_runtime::{Capabilities, Config, Error, Image, Network, RootAccess, Seccomp, Upper};
-use clap::{Args, ValueEnum, ValueHint};
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::{Arg, Args, Command, ValueEnum, ValueHint};
 
 use crate::bases::{Bases, Named};
 use crate::in_order::InOrder;
@@ -73,11 +75,13 @@ struct RootOptions {
     ids: Option<u32>,
 
     /// The network inside: `none` has a loopback device only, with all ports; `host` is this
-    /// machine's, where a server inside can be reached, on ports from 1024 on. With `host`,
-    /// /etc/hosts and resolv.conf have what this machine's have, where the image has none; with
-    /// `--etc-files all` in any case
+    /// machine's, where a server inside can be reached, on ports from 1024 on; `ns:PATH` is a
+    /// network namespace that is there, as ns:/run/netns/NAME or ns:/proc/PID/ns/net. With `host`
+    /// and `ns:PATH`, /etc/hosts and resolv.conf have what this machine's have, where the image has
+    /// none; with `--etc-files all` in any case
     #[arg(long, alias = "net", value_name = "MODE", default_value = "none")]
-    network: NetworkMode,
+    #[arg(value_parser = NetworkParser, hide_possible_values = true)]
+    network: NetworkOption,
 
     /// Where writes go: `disk`, `btrfs`, either of them with a limit, as disk:2g, or `memory:SIZE`,
     /// as memory:512m
@@ -135,6 +139,41 @@ pub(crate) enum ImageOption {
 enum NetworkMode {
     None,
     Host,
+}
+
+/// A network, as it is named on the command line.
+#[derive(Clone)]
+enum NetworkOption {
+    Known(NetworkMode),
+    Namespace(PathBuf),
+}
+
+/// Reads `ns:PATH`, or one of those that have names.
+#[derive(Clone)]
+struct NetworkParser;
+
+impl TypedValueParser for NetworkParser {
+    type Value = NetworkOption;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<NetworkOption, clap::Error> {
+        match value.as_bytes().strip_prefix(b"ns:") {
+            Some(path) => Ok(NetworkOption::Namespace(OsStr::from_bytes(path).into())),
+            None => {
+                let known = EnumValueParser::<NetworkMode>::new();
+                known.parse_ref(command, argument, value).map(NetworkOption::Known)
+            }
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let known = NetworkMode::value_variants().iter();
+        Some(Box::new(known.filter_map(NetworkMode::to_possible_value)))
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -199,8 +238,9 @@ impl SandboxOptions {
             hostname: hostname.clone(),
             ids: *ids,
             network: match network {
-                NetworkMode::None => Network::None,
-                NetworkMode::Host => Network::Host,
+                NetworkOption::Known(NetworkMode::None) => Network::None,
+                NetworkOption::Known(NetworkMode::Host) => Network::Host,
+                NetworkOption::Namespace(path) => Network::join(path),
             },
             upper: *upper,
             mounts: self.mounts.values.clone(),

@@ -30,6 +30,8 @@ pub(crate) enum Order {
         sandbox: SandboxNumber,
         /// An address that is its own, for who comes from outside.
         own_address: Option<IpAddr>,
+        /// Whether others than the sandbox may have its network.
+        is_shared: bool,
     },
     /// That life is about to end: each connection is reset. Those that come wait for the next.
     Hold { sandbox: SandboxNumber },

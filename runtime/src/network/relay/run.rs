@@ -665,9 +665,9 @@ impl Relay {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(("recvmsg", Errno::EMFILE));
         match order {
-            Order::Begin { sandbox: number, own_address } => {
+            Order::Begin { sandbox: number, own_address, is_shared } => {
                 let init = next()?;
-                let network = NetworkNamespace::from_descriptors(descriptors);
+                let network = NetworkNamespace::from_descriptors(descriptors, is_shared);
                 self.end_life(number, Life::None);
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, number << 2 | INIT);
                 self.epoll.add(&init, event).map_err(|errno| ("epoll_ctl", errno))?;
