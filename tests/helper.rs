@@ -155,6 +155,7 @@ fn entry() {
         None => &role,
     };
     match role {
+        "have-ports-in-a-joined-network" => crate::join::have_ports(&state),
         "hold-a-thousand-connections" => crate::port_attacks::hold_a_thousand_connections(&state),
         "have-few-descriptors" => crate::port_attacks::have_few_descriptors(&state),
         "fork-beside-connections" => crate::port_attacks::fork_beside_connections(&state),

@@ -9,8 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use adl_runtime::{
-    Access, Capabilities, Config, Error, Mount, Network, Sandbox, Seccomp, Sysfs, keep_blanks,
-    metrics,
+    Access, Capabilities, Config, Error, Mount, Network, Publish, Sandbox, Seccomp, Sysfs,
+    keep_blanks, metrics,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -20,7 +20,9 @@ use crate::harness::{
     Home, NOBODY, Need, OrdinaryUser, adl_command, copy_program, needs, shell, stderr, succeeds,
     within,
 };
-use crate::helper::{self, Helper};
+use crate::helper::{self, AS_A_USER, Helper};
+use crate::own_namespaces::give_to_nobody;
+use crate::ports::{any, connect, read};
 
 const NEEDS: &[Need] = &[Need::Userns, Need::Program("unshare"), Need::Program("python3")];
 /// How long a spare or a blank may take to be made.
@@ -695,4 +697,47 @@ fn the_command_line_names_a_namespace_and_follows_no_link_of_a_guests() {
     let report = succeeds(adl_command(&home.state()).arg("doctor"));
     let is_there = |line: &str| line.contains("a network namespace") && line.contains("joined");
     assert!(report.lines().any(is_there), "{report}");
+}
+
+#[test]
+fn ports_and_connections_lead_into_a_joined_network() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let role = "have-ports-in-a-joined-network";
+    Helper::start(role, &Home::new().state()).finish();
+    if is_root() {
+        let home = Home::new();
+        give_to_nobody(&home);
+        Helper::start(&format!("{AS_A_USER}{role}"), &home.state()).finish();
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn have_ports(state: &Path) {
+    let mut holder = Holder::new();
+    holder.ask("up");
+    let inside: u16 = holder.ask("serve").parse().unwrap();
+    let config = Config {
+        network: Network::join(holder.path()),
+        state_directory: Some(state.to_owned()),
+        ..Config::default()
+    };
+    let sandbox = Sandbox::create(config).unwrap();
+    let own = own_network();
+    let port = sandbox.publish(&Publish::new(any(), inside)).unwrap();
+    for _ in 0..2 {
+        let stream = sandbox.connect(([127, 0, 0, 1], inside)).unwrap();
+        assert_eq!(read(stream), "from the holder");
+        assert_eq!(read(connect(&port)), "from the holder");
+        let listener = sandbox.listen(any()).unwrap();
+        let asked = format!("read {}", listener.local_addr().unwrap().port());
+        let answers = std::thread::spawn(move || {
+            listener.accept().unwrap().0.write_all(b"from outside").unwrap();
+        });
+        assert_eq!(holder.ask(&asked), "from outside");
+        answers.join().unwrap();
+        sandbox.reset().unwrap();
+    }
+    assert_eq!(own_network(), own);
 }
