@@ -614,9 +614,11 @@ fn nginx_is_published() {
     if !needs(&[Need::Program("nginx")]) {
         return;
     }
-    let script = "mkdir -p /tmp/n && cd /tmp/n && echo 'daemon off; pid /tmp/n/pid; error_log stderr;
-        events {} http { access_log off; server { listen 0.0.0.0:80; return 200 of-nginx; } }' > conf &&
-        exec nginx -p /tmp/n -c /tmp/n/conf";
+    let script = "mkdir -p /tmp/n && cd /tmp/n && echo 'daemon off; user root; pid pid;
+        error_log stderr; events {}
+        http { access_log off; client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c;
+        uwsgi_temp_path d; scgi_temp_path e; server { listen 0.0.0.0:80; return 200 of-nginx; } }' \
+        > conf && exec nginx -p /tmp/n -c /tmp/n/conf -e stderr";
     answers(script, &["sh", "-c"], |port| {
         assert!(get(port).ends_with("of-nginx"), "{}", get(port))
     });
