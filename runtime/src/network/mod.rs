@@ -130,12 +130,18 @@ pub(crate) fn namespace(
 ) -> Result<Option<Arc<NetworkNamespace>>> {
     control.check_own()?;
     let id = control.network()?;
-    let own = sockaddr::own_network_cookie().map_err(Error::io("getsockopt"))?;
-    match (own == id.cookie, id.is_own) {
-        (true, true) => Err(Error::Protocol { why: "a sandbox with the network of its caller" }),
-        (true, false) => Ok(None),
-        (false, _) => control.namespace(|| open_namespace(control, deadline)).map(Some),
+    let is_callers = || {
+        let own = sockaddr::own_network_cookie().map_err(Error::io("getsockopt"))?;
+        Ok::<_, Error>(own == id.cookie)
+    };
+    if !id.is_own && is_callers()? {
+        return Ok(None);
     }
+    let open = || match id.is_own && is_callers()? {
+        true => Err(Error::Protocol { why: "a sandbox with the network of its caller" }),
+        false => open_namespace(control, deadline),
+    };
+    control.namespace(open).map(Some)
 }
 
 /// Asks init for the way to its network namespace. It has told before any guest ran which that is.
@@ -177,7 +183,9 @@ fn ask(
     control.request_by(deadline, &Request::Spawn(spawn), &descriptors)?;
     // Its end is to be that of who has it inside.
     drop(theirs);
-    control.prepare_next();
+    if let Kind::Unix = kind {
+        control.prepare_next();
+    }
     let what = "a socket of the sandbox";
     let body = messages.next(what, control.init().as_fd(), deadline)?;
     match wire::decode(&body)? {
