@@ -14,6 +14,7 @@ mod orders;
 mod run;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,12 +42,16 @@ static RELAY: PerProcess<Mutex<Option<Arc<Client>>>> = PerProcess::new();
 #[derive(Debug)]
 pub(super) struct Client {
     socket: Mutex<OwnedFd>,
+    /// Whether an answer is missing, after which others could not be told apart.
+    is_broken: AtomicBool,
 }
 
 /// The relay of this process, which is started the first time.
 pub(super) fn client() -> Result<Arc<Client>> {
     let mut relay = lock(RELAY.get());
-    if let Some(relay) = &*relay {
+    if let Some(relay) = &*relay
+        && !relay.is_broken.load(Ordering::Relaxed)
+    {
         return Ok(Arc::clone(relay));
     }
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -59,7 +64,8 @@ pub(super) fn client() -> Result<Arc<Client>> {
     };
     own_table::spawn("adl-ports", theirs, work)
         .map_err(Error::io("start a thread with descriptors of its own"))?;
-    let client = Arc::new(Client { socket: Mutex::new(ours) });
+    let is_broken = AtomicBool::new(false);
+    let client = Arc::new(Client { socket: Mutex::new(ours), is_broken });
     *relay = Some(Arc::clone(&client));
     Ok(client)
 }
@@ -80,15 +86,8 @@ impl Client {
     /// Has it do one thing after the other, and returns when it has done all that it can.
     pub(super) fn order_all(&self, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
         let socket = lock(&self.socket);
-        let mut answers = Vec::new();
-        for some in tasks.chunks(AT_ONCE) {
-            for (order, descriptors) in some {
-                orders::give(&socket, order, descriptors).map_err(Error::io(TALK))?;
-            }
-            for _ in some {
-                answers.push(next_answer(&socket)?);
-            }
-        }
+        let answers = answers_to(&socket, tasks);
+        let answers = answers.inspect_err(|_| self.is_broken.store(true, Ordering::Relaxed))?;
         let failed = |answer| match answer {
             Answer::Failed(what, errno) => {
                 let why = format!("{what}: {}", error_of(errno));
@@ -101,6 +100,19 @@ impl Client {
 }
 
 const TALK: &str = "talk to the relay of connections";
+
+fn answers_to(socket: &OwnedFd, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
+    let mut answers = Vec::new();
+    for some in tasks.chunks(AT_ONCE) {
+        for (order, descriptors) in some {
+            orders::give(socket, order, descriptors).map_err(Error::io(TALK))?;
+        }
+        for _ in some {
+            answers.push(next_answer(socket)?);
+        }
+    }
+    Ok(answers)
+}
 
 fn next_answer(socket: &OwnedFd) -> Result<Answer> {
     let deadline = Deadline::after(ANSWER);
