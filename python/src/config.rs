@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::errors::raise;
+use crate::network::{forward, publish};
 use crate::snapshot::Snapshot;
 use crate::values::{duration, each, host_path, of, os_string, pairs, path, rlimits, word};
 
@@ -60,6 +61,12 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         "hostname" => to.hostname = Some(value.extract()?),
         "network" => {
             to.network = word(value, &[("none", Network::None), ("host", Network::Host)])?;
+        }
+        "publish" => {
+            to.publish = value.try_iter()?.map(|one| publish(&one?)).collect::<PyResult<_>>()?;
+        }
+        "forward" => {
+            to.forward = value.try_iter()?.map(|one| forward(&one?)).collect::<PyResult<_>>()?;
         }
         "etc_files" => {
             let words =
