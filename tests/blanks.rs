@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Capabilities, Config, Image, Network, Sandbox, Upper, blanks_ready, keep_blanks, metrics,
+    Access, Capabilities, Config, Image, Mount, Network, Sandbox, Upper, blanks_ready, keep_blanks,
+    metrics,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -15,9 +16,10 @@ use nix::unistd::{Pid, pause};
 use crate::census::{self, Census, Process};
 use crate::forks::{finish, fork};
 use crate::harness::{Home, Need, needs, shell, within};
-use crate::helper::{Helper, say};
+use crate::helper::{AS_A_USER, Helper, say};
 use crate::images;
 use crate::lifetime::GONE;
+use crate::own_namespaces::{Where, assert_begins, give_to_nobody};
 
 /// How long a blank may take to be made.
 const READY: Duration = Duration::from_secs(10);
@@ -69,14 +71,28 @@ fn create_without(config: Config) -> Sandbox {
     sandbox
 }
 
+/// Has a helper do something, and one that is an ordinary user's where this is root.
 #[track_caller]
 fn helper_does(role: &str) {
-    if needs(&[Need::Root]) {
-        let home = Home::new();
-        Helper::start(role, &home.state()).finish();
-        adl_runtime::collect_garbage(Some(&home.state())).unwrap();
-        assert_eq!(home.left(), [""; 0]);
+    if needs(&[]) {
+        done_by(role);
     }
+    if nix::unistd::geteuid().is_root() {
+        done_by(&format!("{AS_A_USER}{role}"));
+    }
+}
+
+#[track_caller]
+fn done_by(role: &str) {
+    let home = Home::new();
+    if role.starts_with(AS_A_USER) {
+        give_to_nobody(&home);
+    }
+    Helper::start(role, &home.state()).finish();
+    if !role.starts_with(AS_A_USER) {
+        adl_runtime::collect_garbage(Some(&home.state())).unwrap();
+    }
+    assert_eq!(home.left(), [""; 0]);
 }
 
 #[test]
@@ -115,7 +131,9 @@ pub(crate) fn show_nothing(state: &Path) {
 
 #[test]
 fn it_is_taken_for_what_it_fits_and_nothing_else() {
-    helper_does("blanks-fit");
+    if needs(&[Need::Root]) {
+        done_by("blanks-fit");
+    }
 }
 
 pub(crate) fn fit(state: &Path) {
@@ -173,22 +191,41 @@ fn refuse_new_code() {
 }
 
 #[test]
-fn an_ordinary_user_has_none_and_makes_sandboxes_as_before() {
-    if !needs(&[]) || nix::unistd::geteuid().is_root() {
+fn an_ordinary_users_fit_where_its_sandboxes_begin_in_an_empty_namespace() {
+    if !needs(&[]) {
         return;
     }
-    let home = Home::new();
-    Helper::start("blanks-of-a-user", &home.state()).finish();
+    let role = "blanks-of-a-user";
+    match nix::unistd::geteuid().is_root() {
+        true => done_by(&format!("{AS_A_USER}{role}")),
+        false => done_by(role),
+    }
 }
 
 pub(crate) fn of_a_user(state: &Path) {
+    let volume = state.parent().unwrap().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("file"), "content").unwrap();
     keep_blanks(1);
+    drop(Sandbox::create(config(state)).unwrap());
+    let mounts = vec![Mount::volume(&volume, "/data", Access::ReadOnly)];
+    let with_volume = create_of_blank(Config { mounts: mounts.clone(), ..config(state) });
+    assert_begins(Where::Empty, &with_volume);
+    assert_eq!(shell(&with_volume, "cat /data/file"), "content");
+    // Its user namespace has the limits of when it was made as ceilings.
+    until_ready(1);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).unwrap();
+    setrlimit(Resource::RLIMIT_SIGPENDING, soft - 1, hard).unwrap();
     for _ in 0..3 {
-        let (sandbox, is_of_blank) = create(config(state));
+        let (sandbox, is_of_blank) = create(Config { mounts: mounts.clone(), ..config(state) });
         assert!(!is_of_blank);
-        assert_eq!(shell(&sandbox, "echo alive"), "alive\n");
-        assert_eq!((blanks_ready(), metrics().blanks.made), (0, 0));
+        assert_begins(Where::AsCaller, &sandbox);
+        assert_eq!(shell(&sandbox, "cat /data/file"), "content");
     }
+    setrlimit(Resource::RLIMIT_SIGPENDING, soft, hard).unwrap();
+    let (sandbox, _) = create(config(state));
+    assert_begins(Where::Empty, &sandbox);
+    drop(create_of_blank(config(state)));
 }
 
 #[test]

@@ -14,9 +14,24 @@ use nix::sys::wait::WaitStatus;
 use crate::forks::{finish, fork};
 use crate::harness::{Home, Need, needs, shell, within};
 use crate::helper::Helper;
+use crate::own_namespaces::{Where, assert_begins, become_ordinary};
+
+/// Has something done by this user, and by an ordinary one where this is root: each in a process of
+/// its own, with a state directory of its own.
+fn as_each_user(does: fn(&Home)) {
+    let home = Home::new();
+    finish(fork(|| does(&home)));
+    if nix::unistd::geteuid().is_root() {
+        let home = Home::new();
+        finish(fork(|| {
+            become_ordinary(&home);
+            does(&home);
+        }));
+    }
+}
 
 /// Makes what the first sandbox of a process does not have.
-fn warm_up(home: &Home) {
+pub(crate) fn warm_up(home: &Home) {
     for _ in 0..2 {
         home.sandbox().delete().unwrap();
     }
@@ -52,15 +67,19 @@ fn same(one: &str, other: &str) {
 
 #[test]
 fn the_first_sandbox_and_the_others_are_the_same() {
-    if !needs(&[]) {
-        return;
+    if needs(&[]) {
+        as_each_user(all_are_the_same);
     }
-    let home = Home::new();
+}
+
+fn all_are_the_same(home: &Home) {
     let first = home.sandbox();
+    assert_begins(Where::AsCaller, &first);
     let others = [home.sandbox(), home.sandbox()];
     let of_first = shell(&first, LOOK);
     assert!(of_first.contains("/dev/mqueue"), "{of_first}");
     for other in &others {
+        assert_begins(Where::Empty, other);
         same(&shell(other, LOOK), &of_first);
         other.reset().unwrap();
         same(&shell(other, LOOK), &of_first);
@@ -101,10 +120,12 @@ fn a_process_has_one_from_its_second_sandbox_on() {
 
 #[test]
 fn no_process_but_init_stays_of_a_create() {
-    if !needs(&[]) {
-        return;
+    if needs(&[]) {
+        as_each_user(no_process_stays);
     }
-    let home = Home::new();
+}
+
+fn no_process_stays(home: &Home) {
     let children = || {
         let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
         let all = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap());
@@ -146,12 +167,15 @@ fn unconfined(home: &Home, more: &[Capability]) -> Sandbox {
 
 #[test]
 fn a_user_namespace_inside_gets_no_whole_proc_and_no_sysfs() {
-    if !needs(&[Need::Program("unshare")]) {
-        return;
+    if needs(&[Need::Program("unshare")]) {
+        as_each_user(nested_gets_no_whole);
     }
-    let home = Home::new();
-    warm_up(&home);
-    let sandbox = unconfined(&home, &[]);
+}
+
+fn nested_gets_no_whole(home: &Home) {
+    warm_up(home);
+    let sandbox = unconfined(home, &[]);
+    assert_begins(Where::Empty, &sandbox);
     let nested = "unshare --user --map-root-user --mount --pid --net --fork sh -c";
     for kind in ["proc", "sysfs"] {
         let script = format!("{nested} 'mkdir -p /tmp/new; mount -t {kind} {kind} /tmp/new'");
@@ -162,7 +186,7 @@ fn a_user_namespace_inside_gets_no_whole_proc_and_no_sysfs() {
         shell(&sandbox, format!("{nested} 'mkdir -p /tmp/new; mount -t tmpfs t /tmp/new'"));
     }
     // Control: who may take the covers away may mount one, and sees all of it.
-    let weak = unconfined(&home, &[Capability::SysAdmin]);
+    let weak = unconfined(home, &[Capability::SysAdmin]);
     let script = format!("{SEES}mkdir /tmp/new; mount -t proc proc /tmp/new; whole /tmp/new");
     shell(&weak, script);
 }
@@ -170,12 +194,15 @@ fn a_user_namespace_inside_gets_no_whole_proc_and_no_sysfs() {
 #[test]
 fn nothing_below_the_root_is_reached() {
     let programs = ["unshare", "nsenter", "pivot_root", "python3"].map(Need::Program);
-    if !needs(&programs) {
-        return;
+    if needs(&programs) {
+        as_each_user(nothing_below_is_reached);
     }
-    let home = Home::new();
-    warm_up(&home);
-    let sandbox = unconfined(&home, &[]);
+}
+
+fn nothing_below_is_reached(home: &Home) {
+    warm_up(home);
+    let sandbox = unconfined(home, &[]);
+    assert_begins(Where::Empty, &sandbox);
     let nested = |script: &str| {
         format!("unshare --user --map-root-user --mount sh -c '{}'", script.replace('\'', "'\\''"))
     };
@@ -201,7 +228,7 @@ sys.exit(9 if os.path.exists("/scratch") else 0)"#;
     for attack in attacks {
         let looks = format!("{SEES}{{ {attack}; }} 2>/dev/null\nbelow && exit 9\nexit 0");
         // With the rights to do so, a job may take its own sandbox apart.
-        let with_rights = unconfined(&home, &[Capability::SysAdmin]);
+        let with_rights = unconfined(home, &[Capability::SysAdmin]);
         for (sandbox, script) in [
             (&sandbox, looks.clone()),
             (&sandbox, nested(&looks)),
@@ -236,14 +263,17 @@ for number in [*range(low - 200, low), *ids[:count]]:
 
 #[test]
 fn no_call_tells_where_what_lies_below_the_root_comes_from() {
-    if !needs(&[Need::Root, Need::Program("unshare"), Need::Program("python3")]) {
-        return;
+    if needs(&[Need::Program("unshare"), Need::Program("python3")]) {
+        as_each_user(no_call_tells);
     }
-    let home = Home::new();
-    warm_up(&home);
+}
+
+fn no_call_tells(home: &Home) {
+    warm_up(home);
     let script = "unshare --user --map-root-user --mount python3 -c \"$0\"";
     let look = |sandbox: &Sandbox| sandbox.shell(script).arg(STATMOUNT).output().unwrap();
-    let sandbox = unconfined(&home, &[]);
+    let sandbox = unconfined(home, &[]);
+    assert_begins(Where::Empty, &sandbox);
     let output = look(&sandbox);
     let stderr = String::from_utf8(output.stderr).unwrap();
     if stderr.starts_with("listmount: 38") {
@@ -324,7 +354,7 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     // Of few descriptors it has no need of the call.
     let _many: Vec<_> = (0..600).map(|_| fs::File::open("/dev/null").unwrap()).collect();
     create();
-    end_whoever_calls(libc::SYS_pidfd_getfd);
+    filter(libc::SYS_pidfd_getfd, libc::SECCOMP_RET_KILL_PROCESS);
     // The control: a process that calls it is ended.
     let ended = fork(|| {
         // SAFETY: no number of a descriptor, and no pointer.
@@ -338,15 +368,15 @@ pub(crate) fn create_under_a_filter_that_kills(state: &Path) {
     }
 }
 
-/// Installs a filter (`seccomp(2)`), for this thread and what it starts.
+/// Installs a filter (`seccomp(2)`) of one call, for this thread and what it starts.
 #[expect(unsafe_code, reason = "the library's filters are no caller's")]
-fn end_whoever_calls(number: libc::c_long) {
+pub(crate) fn filter(number: libc::c_long, action: u32) {
     let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
     let number = u32::try_from(number).unwrap();
     let mut filter = [
         statement(0x20, 0),
         libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: number },
-        statement(0x06, libc::SECCOMP_RET_KILL_PROCESS),
+        statement(0x06, action),
         statement(0x06, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };

@@ -12,9 +12,12 @@ use crate::census::{self, Process};
 use crate::harness::within;
 use crate::host_image;
 use crate::lifetime::GONE;
+use crate::own_namespaces::become_nobody;
 
 /// Names what the helper is to do.
 pub(crate) const ROLE: &str = "ADL_TEST_HELPER";
+/// Has it become an ordinary user first, where this is root.
+pub(crate) const AS_A_USER: &str = "as a user: ";
 /// Names its state directory.
 pub(crate) const STATE: &str = "ADL_TEST_HELPER_STATE";
 /// Begins each line that is from it and not from the test harness around it.
@@ -144,7 +147,19 @@ pub(crate) fn say(text: impl std::fmt::Display) {
 fn entry() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let state = PathBuf::from(std::env::var_os(STATE).unwrap());
-    match role.as_str() {
+    let role = match role.strip_prefix(AS_A_USER) {
+        Some(role) => {
+            become_nobody();
+            role
+        }
+        None => &role,
+    };
+    match role {
+        "hold-a-thousand-connections" => crate::port_attacks::hold_a_thousand_connections(&state),
+        "have-few-descriptors" => crate::port_attacks::have_few_descriptors(&state),
+        "fork-beside-connections" => crate::port_attacks::fork_beside_connections(&state),
+        "hold-a-port" => crate::port_attacks::hold_a_port(&state),
+        "connect-often" => crate::port_attacks::connect_often(&state),
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),
         "count-descriptors" => crate::lifetime::count_descriptors(&state),
         "without-cgroups" => crate::limits::without_cgroups(&state),

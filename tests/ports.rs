@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use adl_runtime::{
 };
 use nix::libc;
 
-use crate::harness::{Home, Need, at_most, needs, shell, within};
+use crate::harness::{Home, NOBODY, Need, at_most, needs, shell, succeeds, within};
 
 const PYTHON: &[Need] = &[Need::Program("python3")];
 /// Long enough for anything.
@@ -20,7 +21,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 /// Has python run a script inside that says when it is ready, and goes on.
 #[track_caller]
-fn runs(sandbox: &Sandbox, script: &str) -> Child {
+pub(crate) fn runs(sandbox: &Sandbox, script: &str) -> Child {
     let mut command = sandbox.command("python3");
     let mut child = command.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -46,7 +47,7 @@ while True:
 }
 
 /// A server that sends back all that it reads, in a thread for each client.
-const ECHO: &str = "import socket, threading
+pub(crate) const ECHO: &str = "import socket, threading
 def serve(c):
     while True:
         data = c.recv(1 << 20)
@@ -61,24 +62,24 @@ while True:
     threading.Thread(target=serve, args=(c,), daemon=True).start()";
 
 /// A server that takes connections, and does nothing with them.
-const HOLDS: &str = "import socket, resource
+pub(crate) const HOLDS: &str = "import socket, resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 s = socket.create_server(('0.0.0.0', 80), backlog=1024)
 print('ready', flush=True)
 held = []
 while True: held.append(s.accept()[0])";
 
-fn any() -> SocketAddr {
+pub(crate) fn any() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
 
 #[track_caller]
-fn published(sandbox: &Sandbox) -> Port {
+pub(crate) fn published(sandbox: &Sandbox) -> Port {
     sandbox.publish(&Publish::new(any(), 80)).unwrap()
 }
 
 #[track_caller]
-fn connect(port: &Port) -> TcpStream {
+pub(crate) fn connect(port: &Port) -> TcpStream {
     let stream = TcpStream::connect(port.address()).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     stream.set_write_timeout(Some(LONG)).unwrap();
@@ -86,7 +87,7 @@ fn connect(port: &Port) -> TcpStream {
 }
 
 #[track_caller]
-fn read(mut stream: impl Read) -> String {
+pub(crate) fn read(mut stream: impl Read) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -105,7 +106,7 @@ fn is_reset(mut stream: impl Read) -> bool {
 }
 
 #[track_caller]
-fn stats(sandbox: &Sandbox) -> ConnectionStats {
+pub(crate) fn stats(sandbox: &Sandbox) -> ConnectionStats {
     sandbox.stats().unwrap().connections.unwrap()
 }
 
@@ -502,8 +503,162 @@ fn limits_of_a_port_hold() {
     let received = std::iter::repeat_with(|| stream.read(&mut [0; 1000]));
     let received: usize = received.map_while(|count| count.ok().filter(|count| *count > 0)).sum();
     assert!(received <= 2_000, "{received}");
-    let end = ends.recv_timeout(LONG).unwrap();
+    // Those of before may be told only now.
+    let next = || ends.recv_timeout(LONG).unwrap();
+    let end = std::iter::repeat_with(next).find(|end| end.port == port).unwrap();
     assert_eq!(end.reason, ConnectionEndReason::ByteLimit);
     assert_eq!(end.bytes_in + end.bytes_out, 10_000);
     assert!(is_reset(connect(&port)));
+}
+
+/// A server of a program that people use, inside, on port 80, and that it answers.
+#[track_caller]
+fn answers(script: &str, program: &[&str], asks: impl Fn(&Port)) {
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let port = published(&sandbox);
+    let mut command = sandbox.command(program[0]);
+    let mut server = command.args(&program[1..]).arg(script).current_dir("/tmp").spawn().unwrap();
+    let mut listens = || {
+        let end = server.try_wait().unwrap();
+        assert!(end.is_none(), "{end:?}");
+        sandbox.connect(([127, 0, 0, 1], 80)).is_ok() || sandbox.connect(V6_80).is_ok()
+    };
+    let begin = Instant::now();
+    while !listens() {
+        assert!(begin.elapsed() < LONG);
+        std::thread::yield_now();
+    }
+    asks(&port);
+}
+
+const V6_80: (std::net::Ipv6Addr, u16) = (std::net::Ipv6Addr::LOCALHOST, 80);
+
+fn get(port: &Port) -> String {
+    let mut stream = connect(port);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    read(stream)
+}
+
+#[test]
+fn a_web_server_of_pythons_is_published() {
+    if !needs(PYTHON) {
+        return;
+    }
+    for address in ["0.0.0.0", "127.0.0.1", "::1"] {
+        answers("80", &["python3", "-m", "http.server", "-b", address], |port| {
+            assert!(get(port).starts_with("HTTP/1.0 200 OK"), "{}", get(port));
+        });
+    }
+}
+
+#[test]
+fn web_servers_of_node_are_published_with_web_sockets_and_version_2() {
+    if !needs(&[Need::Program("node")]) {
+        return;
+    }
+    let plain = "require('http').createServer((q, r) => r.end('of node')).listen(80)";
+    answers(plain, &["node", "-e"], |port| assert!(get(port).ends_with("of node")));
+    // RFC 6455: the answer to the key of its section 1.3, and a masked frame that comes back bare.
+    let web_socket = "const crypto = require('crypto'), http = require('http')
+const s = http.createServer()
+s.on('upgrade', (q, c) => {
+  const all = q.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
+  const accept = crypto.createHash('sha1').update(all).digest('base64')
+  c.write('HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n' +
+    'Sec-WebSocket-Accept: ' + accept + '\\r\\n\\r\\n')
+  c.on('data', d => {
+    const n = d[1] & 127, mask = d.subarray(2, 6), text = d.subarray(6, 6 + n)
+    c.write(Buffer.concat([Buffer.from([0x81, n]), text.map((b, i) => b ^ mask[i % 4])]))
+  })
+})
+s.listen(80, '127.0.0.1')";
+    answers(web_socket, &["node", "-e"], |port| {
+        let mut stream = connect(port);
+        let upgrade = b"GET / HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\n\
+            Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(upgrade).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
+        for _ in 0..10 {
+            stream.write_all(&[0x81, 0x82, 1, 2, 3, 4, b'h' ^ 1, b'i' ^ 2]).unwrap();
+            let mut frame = [0; 4];
+            stream.read_exact(&mut frame).unwrap();
+            assert_eq!(&frame, b"\x81\x02hi");
+        }
+    });
+    let version_2 = "require('http2').createServer((q, r) => r.end('version ' + q.httpVersion)).listen(80, '::1')";
+    answers(version_2, &["node", "-e"], |port| {
+        let client = format!(
+            "const c = require('http2').connect('http://{}')
+const all = [1, 2, 3].map(() => new Promise(done => {{
+  let text = ''; const q = c.request(); q.on('data', d => text += d); q.on('end', () => done(text)) }}))
+Promise.all(all).then(all => {{ console.log(all.join()); c.close() }})",
+            port.address()
+        );
+        let output = std::process::Command::new("node").args(["-e", &client]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text, "version 2.0,version 2.0,version 2.0\n", "{:?}", output.stderr);
+    });
+}
+
+#[test]
+fn nginx_is_published() {
+    if !needs(&[Need::Program("nginx")]) {
+        return;
+    }
+    let script = "mkdir -p /tmp/n && cd /tmp/n && echo 'daemon off; pid /tmp/n/pid; error_log stderr;
+        events {} http { access_log off; server { listen 0.0.0.0:80; return 200 of-nginx; } }' > conf &&
+        exec nginx -p /tmp/n -c /tmp/n/conf";
+    answers(script, &["sh", "-c"], |port| {
+        assert!(get(port).ends_with("of-nginx"), "{}", get(port))
+    });
+}
+
+#[test]
+fn a_postgres_of_the_hosts_is_reached_from_inside() {
+    let needed = [Need::Program("postgres"), Need::Program("initdb"), Need::Program("psql")];
+    if !needs(&[needed[0], needed[1], needed[2], Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let data = home.path("data");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::chown(&data, Some(NOBODY), Some(NOBODY)).unwrap();
+    // It does not run as root, and what leads to its directory has to be open to it.
+    std::fs::set_permissions(home.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let as_nobody = |program: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        let id = NOBODY.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--pdeathsig", "KILL"]);
+        command.arg(program).arg("-D").arg(&data).current_dir("/");
+        command
+    };
+    succeeds(as_nobody("initdb").args(["-A", "trust", "-U", "owner", "--no-sync"]));
+    let free = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let mut server = as_nobody("postgres");
+    server.args(["-h", "127.0.0.1", "-k", "", "-p", &free.port().to_string()]);
+    let mut server = server.stderr(std::process::Stdio::null()).spawn().unwrap();
+    assert!(within(LONG, || TcpStream::connect(free).is_ok()));
+    let sandbox = home.sandbox();
+    sandbox.forward(&Forward::new(5432, free)).unwrap();
+    let sql = "SELECT sum(n), max(length(repeat('x', 1000000))) FROM generate_series(1, 1000) AS n";
+    let script = format!("psql -X -A -t -h 127.0.0.1 -U owner -c \"{sql}\" postgres 2>&1");
+    let mut told = String::new();
+    // It may take connections, and not yet be ready.
+    let is_right = || {
+        told = shell(&sandbox, &script);
+        told.trim_end() == "500500|1000000"
+    };
+    let worked = within(LONG, is_right);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(worked, "{told}");
 }

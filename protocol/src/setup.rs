@@ -112,6 +112,7 @@ pub enum Origin {
     Caller,
     /// One with nothing of the host's in it, but a read-only root with `/dev/null`, `/scratch`, a
     /// procfs of no living process on `/proc`, and a sysfs on `/sys` where [`Setup::sys`] needs one.
+    /// With [`IdMaps::Own`] it has all of [`DEVICE_NODES`]. No [`Layer::Path`] leads anywhere.
     Empty,
 }
 
@@ -172,7 +173,8 @@ pub enum What<'a> {
     Overlay(#[serde(borrow)] Vec<Layer<'a>>),
     /// A directory or file of the host, with all that is mounted below it.
     Volume(#[serde(borrow)] Layer<'a>),
-    /// A device node of the host; as a descriptor, a file system with one, called [`DEVICE`].
+    /// A device node of the host; as a descriptor with [`Identities::Range`], a file system with
+    /// one, called [`DEVICE`].
     Device(#[serde(borrow)] Layer<'a>),
     /// A tmpfs.
     Tmpfs {
@@ -214,10 +216,11 @@ pub const DEV_INODES: &CStr = c"16384";
 /// A directory of the host; of a volume and a device, a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layer<'a> {
-    /// A detached mount that comes as a descriptor (made with the host's authority).
+    /// A detached mount that comes as a descriptor: made with the host's authority, or in a mount
+    /// namespace that belongs to a user without privilege.
     Descriptor,
-    /// A path that init opens with its own: a user without privilege can't make a detached
-    /// mount outside. init refuses if another inode has taken its place since the host looked.
+    /// A path that init opens with its own: such a user can't make a detached mount outside. init
+    /// refuses if another inode has taken its place since the host looked.
     Path {
         /// The absolute path, without its NUL.
         #[serde(borrow)]

@@ -232,7 +232,7 @@ pub use config::host_path::HostPath;
 pub use config::image::{Image, ImageConfig};
 pub use config::limits::{IoLimit, Limits};
 pub use config::mount::{Access, Mount, TmpfsOptions};
-pub use config::ports::{ConnectionLimits, Forward, Publish};
+pub use config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 pub use config::{Config, EtcFiles, Network, RootAccess, Seccomp, Sysfs, Upper};
 pub use error::{Error, ErrorKind, Result, Stage, Step};
 pub use exit::{EndReason, ExitStatus, Usage};
@@ -261,7 +261,7 @@ pub use metrics::{
     SpareMetrics, metrics,
 };
 pub use network::ports::{ConnectionEnd, ConnectionEndReason};
-pub use network::relay::message::{ConnectionStats, Port};
+pub use network::relay::message::Port;
 pub use pool::{Pool, PoolBuilder, PoolStats, PooledSandbox};
 pub use root::host::etc::{HostImage, LeftOut};
 pub use sandbox::Sandbox;

@@ -150,20 +150,15 @@ pub(crate) fn run(
         loopback.step(Step::Loopback)?;
     }
     let network = sys::network_cookie(network).step(Step::Loopback)?;
-    let body;
-    let (mounts, layers) = match dev {
-        Some(dev) => {
-            prepare_mounts(setup, Some(dev))?;
-            body = next_request(receiver, &owner)?;
-            open_mounts(&body, receiver)?
-        }
-        None => {
-            body = next_request(receiver, &owner)?;
-            let opened = open_mounts(&body, receiver)?;
-            prepare_mounts(setup, None)?;
-            opened
-        }
-    };
+    let comes_late = dev.is_none() && setup.origin == Origin::Caller;
+    if !comes_late {
+        prepare_mounts(setup, dev)?;
+    }
+    let body = next_request(receiver, &owner)?;
+    let (mounts, layers) = open_mounts(&body, receiver)?;
+    if comes_late {
+        prepare_mounts(setup, None)?;
+    }
     rustix::system::sethostname(mounts.hostname).step(Step::Hostname)?;
 
     // 4. The root, then /proc, /dev, /sys in it, and what the caller wants on top of that; then the

@@ -149,8 +149,10 @@ impl<'a> Assembly<'a> {
             What::Device(layer) => {
                 let made = self.layers.next().ok_or(fail(Errno::BADF))?;
                 let made = match layer {
-                    Layer::Path { .. } => made,
-                    Layer::Descriptor => device_on(made, name).map_err(fail)?,
+                    Layer::Descriptor if identities == Identities::Range => {
+                        device_on(made, name).map_err(fail)?
+                    }
+                    _ => made,
                 };
                 sys::restrict_mount(&made, Restriction::Device).map_err(fail)?;
                 return Ok(made);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::network::relay::message::ConnectionStats;
+use crate::config::ports::ConnectionStats;
 
 /// What the jobs of a sandbox, or one of them, have used, as the kernel's cgroups count it; `None`
 /// where this machine does not count it.

@@ -85,6 +85,26 @@ impl Forward {
     }
 }
 
+/// What the connections of a sandbox's ports have come to, since it has had the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// How many there are.
+    pub open: u64,
+    /// How many there were in all.
+    pub begun: u64,
+    /// How many have ended otherwise than by both sides.
+    pub failed: u64,
+    /// How many bytes went into the sandbox.
+    pub bytes_in: u64,
+    /// How many bytes came out of it.
+    pub bytes_out: u64,
+    /// How many ends were not told to
+    /// [`Sandbox::watch_connections`](crate::Sandbox::watch_connections), since they came faster
+    /// than they were taken.
+    pub untold: u64,
+}
+
 /// How many addresses of one server are tried.
 const MOST_TARGETS: usize = 16;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use adl_protocol::{
     Access, Attributes, Chunk, Entry, Exit, FileAction, FileKind, FileTask, Identity, JobEvent,
     JobRequest, JobStdio, Leftovers, Listing, Login, Metadata, Program, Reply, Request, Scope,
-    SetupFailure, SocketTask, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage,
-    VERSION, WriteHow, codec,
+    SetupFailure, Spawn, Stage, Status, StdioSource, Step, Strings, Task, Time, Usage, VERSION,
+    WriteHow, codec,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -222,13 +222,12 @@ fn requests() -> Seeds {
         etc: strings(b"hosts\0x\0"),
         etc_attributes: [0o755, 0, 0],
     };
-    let socket = SocketTask { address: &[2, 0, 0, 80], listens: false };
     let whole = vec![
         body(&Request::Spawn(spawn(Task::Program(program)))),
         body(&Request::Spawn(spawn(file(write)))),
         body(&Request::Spawn(spawn(file(FileAction::List { start: 1, most: 2 })))),
         body(&Request::Spawn(spawn(Task::KillAll))),
-        body(&Request::Spawn(spawn(Task::Socket(socket)))),
+        body(&Request::Spawn(spawn(Task::Socket))),
         body(&Request::Mounts(mounts)),
         body(&Request::Shutdown),
         body(&Request::Mapped),

@@ -10,12 +10,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 
 use super::relay::message::{
-    Answer, ConnectionStats, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
+    Answer, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
 };
 use super::relay::{self, set_buffers};
 use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
 use crate::config::Network;
-use crate::config::ports::{ConnectionLimits, Forward, Publish};
+use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 use crate::error::{Error, Result};
 use crate::sys::lock::lock;
 use crate::sys::network_namespace::NetworkNamespace;

@@ -37,8 +37,9 @@ use crate::sys::surroundings::Surroundings;
 ///
 /// Without this call there are no blanks. Each takes a process, a range of ids, and three
 /// descriptors. They end with the calling process, and with `keep_blanks(0)`, which waits for that.
-/// Ordinary users have none, nor has a sandbox with the host's network and a `/sys`: its init
-/// starts with a copy of the caller's mounts, which would be old.
+/// There are none for what starts with a copy of the caller's mounts, which would be old: a sandbox
+/// with the host's network and a `/sys`; an ordinary user's with subordinate ids or with cgroups in
+/// `/sys`.
 ///
 /// A blank that was made under other limits (`setrlimit(2)`), in another cgroup, or with other
 /// rights or namespaces than the calling thread has now is not used. The kernel does not tell of

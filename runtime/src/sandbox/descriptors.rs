@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use adl_protocol::{DEV_INODES, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, What};
+use adl_protocol::{DEV_INODES, DEVICE, DEVICE_NODES, DeviceNode, Layer, Mount, Upper, What};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::root::mounts::{OpenedMount, is_usual};
 use crate::root::source::Source;
 use crate::root::stack::StackKind;
+use crate::sandbox::root::Root;
 use crate::store::directory::SandboxDirectory;
 use crate::store::name::SUBVOLUME;
 use crate::sys;
@@ -25,18 +26,55 @@ use crate::sys::mount::{
     Below, detached_mapped_mount, detached_mount, detached_tmpfs, make_private, map_ids,
 };
 use crate::sys::open::{Purpose, beneath};
+use crate::sys::own_namespaces::{OwnNamespaces, Wanted};
 
 /// The descriptors of what init is to mount, in the order in which they are named.
 pub(crate) struct Descriptors {
     user_namespace: Option<OwnedFd>,
     /// The id outside that is 0 inside, where there is a range of them.
     base: Option<u32>,
+    /// How an ordinary user's init comes to what it has no descriptors of yet.
+    sources: Sources,
     all: Vec<OwnedFd>,
+}
+
+/// How an ordinary user's init comes to what it is to mount.
+enum Sources {
+    /// By its path.
+    Paths,
+    /// It will, when the mounts of these are made.
+    Wanted(Vec<Wanted>),
+    /// By mounts that are made already, of what is named in the same order.
+    Cloned,
 }
 
 impl Descriptors {
     pub(crate) fn new(user_namespace: Option<OwnedFd>, base: Option<u32>) -> Self {
-        Self { user_namespace, base, all: Vec::new() }
+        Self { user_namespace, base, sources: Sources::Paths, all: Vec::new() }
+    }
+
+    /// For an ordinary user, to find out which mounts there are to be.
+    fn to_clone() -> Self {
+        Self { sources: Sources::Wanted(Vec::new()), ..Self::new(None, None) }
+    }
+
+    /// Those that were made by [`clone_sources`].
+    pub(crate) fn cloned(all: Vec<OwnedFd>) -> Self {
+        Self { sources: Sources::Cloned, all, ..Self::new(None, None) }
+    }
+
+    /// Names all that the root is put together from.
+    pub(crate) fn name_all<'a>(
+        &mut self,
+        root: &'a Root,
+        directory: &SandboxDirectory,
+    ) -> Result<(Upper<'static>, Vec<Mount<'a>>)> {
+        let upper = match root.memory() {
+            Some(size) => Upper::Memory { size },
+            None => Upper::Disk(self.upper(directory)?),
+        };
+        let mounts = root.mounts.iter().map(|mount| self.mount(mount, directory));
+        Ok((upper, mounts.collect::<Result<_>>()?))
     }
 
     /// As numbers, to be sent.
@@ -45,7 +83,7 @@ impl Descriptors {
     }
 
     /// Names a mount to init; `directory` is the sandbox's.
-    pub(crate) fn mount<'a>(
+    fn mount<'a>(
         &mut self,
         mount: &'a OpenedMount,
         directory: &SandboxDirectory,
@@ -78,7 +116,7 @@ impl Descriptors {
     }
 
     /// Names the directory that has the uppers.
-    pub(crate) fn upper(&mut self, directory: &SandboxDirectory) -> Result<Layer<'static>> {
+    fn upper(&mut self, directory: &SandboxDirectory) -> Result<Layer<'static>> {
         self.directory(directory.as_fd(), directory.path(), Below::LeftOut)
     }
 
@@ -116,14 +154,16 @@ impl Descriptors {
     }
 
     /// As root: a detached mount in which the ids of files are those of the sandbox, whatever
-    /// they are on disk. Otherwise the path, to be opened by init in a mount namespace of its own.
+    /// they are on disk.
     fn directory(
         &mut self,
         fd: BorrowedFd<'_>,
         path: &Path,
         below: Below,
     ) -> Result<Layer<'static>> {
-        let Some(user_namespace) = &self.user_namespace else { return by_path(fd, path) };
+        let Some(user_namespace) = &self.user_namespace else {
+            return self.users(fd, path, below);
+        };
         let user_namespace = user_namespace.as_fd();
         let mount = match detached_mapped_mount(fd, user_namespace, below) {
             Ok(mount) => mount,
@@ -141,6 +181,20 @@ impl Descriptors {
             }
         };
         self.all.push(mount);
+        Ok(Layer::Descriptor)
+    }
+
+    /// For an ordinary user: a mount that was made already or will be, or the path, to be opened by
+    /// init in a mount namespace of its own.
+    fn users(&mut self, fd: BorrowedFd<'_>, path: &Path, below: Below) -> Result<Layer<'static>> {
+        match &mut self.sources {
+            Sources::Paths => return by_path(fd, path),
+            Sources::Wanted(all) => {
+                let file = fd.try_clone_to_owned().map_err(Error::io("dup"))?;
+                all.push(Wanted { file, below });
+            }
+            Sources::Cloned => {}
+        }
         Ok(Layer::Descriptor)
     }
 
@@ -167,9 +221,11 @@ impl Descriptors {
     }
 
     /// As root: a node of the same device that belongs to root inside, since the host's file system
-    /// of devices can't map ids. Otherwise the path.
+    /// of devices can't map ids.
     fn device(&mut self, source: &Source) -> Result<Layer<'static>> {
-        let Some(base) = self.base else { return by_path(source.as_fd(), &source.path) };
+        let Some(base) = self.base else {
+            return self.users(source.as_fd(), &source.path, Below::LeftOut);
+        };
         let stat = fstat(&source.fd).map_err(Error::at("stat", &source.path))?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         let mode = Mode::from_bits_truncate(stat.st_mode);
@@ -182,6 +238,22 @@ impl Descriptors {
         self.all.push(make().map_err(Error::at("make a node of", &source.path))?);
         Ok(Layer::Descriptor)
     }
+}
+
+/// Makes the mounts of all that an ordinary user's root is put together from, in the order in which
+/// they are named.
+///
+/// # Errors
+/// Where one of them can't be had. Init may have it by its path.
+pub(crate) fn clone_sources(
+    namespaces: &OwnNamespaces,
+    root: &Root,
+    directory: &SandboxDirectory,
+) -> Result<Vec<OwnedFd>> {
+    let mut descriptors = Descriptors::to_clone();
+    descriptors.name_all(root, directory)?;
+    let Sources::Wanted(wanted) = descriptors.sources else { return Ok(Vec::new()) };
+    namespaces.clone_mounts(&wanted).map_err(Error::io("clone what the root is made of"))
 }
 
 /// The root of a sandbox, where that is a subvolume.

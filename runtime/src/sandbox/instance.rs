@@ -10,12 +10,13 @@ use adl_protocol::Origin;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::cgroup::{self, Group};
-use crate::error::traced::span;
+use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::job::background::Jobs;
 use crate::job::life::Life;
 use crate::sandbox::beginning::Beginning;
 use crate::sandbox::children::{SOON, Whose, children_of, whose};
+use crate::sandbox::descriptors::clone_sources;
 use crate::sandbox::launch::{self, Begun, Build};
 use crate::sandbox::phase::{Phase, in_phase};
 use crate::sandbox::plan::Plan;
@@ -25,6 +26,7 @@ use crate::store::ids::IdRange;
 use crate::store::init_record::InitRecord;
 use crate::store::remover::{Removal, remove_later};
 use crate::sys::clone::Process;
+use crate::sys::own_namespaces::OwnNamespaces;
 use crate::sys::owner::Owner;
 use crate::sys::pidfd;
 use crate::wait::{Deadline, wait_ready};
@@ -61,6 +63,8 @@ struct Processes {
     init: Process,
     /// What its mounts were copied from.
     origin: Origin,
+    /// Where it began, if it is an ordinary user's that began in the empty namespace.
+    namespaces: Option<&'static OwnNamespaces>,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
     /// Shared with what comes after it, and with what ends late.
@@ -95,13 +99,22 @@ enum End {
 impl Started {
     /// Starts init, which waits for [`Started::prepare`].
     pub(crate) fn new(plan: &Plan, ids: Option<Arc<IdRange>>) -> Result<Self> {
+        Self::new_in(plan, ids, launch::namespaces(plan))
+    }
+
+    fn new_in(
+        plan: &Plan,
+        ids: Option<Arc<IdRange>>,
+        namespaces: Option<&'static OwnNamespaces>,
+    ) -> Result<Self> {
         let (init, origin, control) = in_phase(Phase::Clone, &span!(DEBUG, "clone",), || {
-            launch::start(plan, ids.as_deref())
+            launch::start(plan, ids.as_deref(), namespaces)
         })?;
+        let namespaces = namespaces.filter(|_| origin == Origin::Empty);
         let first_id = ids.as_deref().map(IdRange::base);
         let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
         let (jobs, owner) = (Arc::default(), Owner::this_process());
-        Ok(Self(Processes { init, origin, control, jobs, ids, owner, end: End::None }))
+        Ok(Self(Processes { init, origin, namespaces, control, jobs, ids, owner, end: End::None }))
     }
 
     /// Starts an init with ids of its own, and has it begin.
@@ -159,10 +172,18 @@ impl Preparing {
         directory: SandboxDirectory,
         root: Arc<Root>,
     ) -> Result<Instance> {
-        let Self { mut processes, begun, plan, cgroups } = self;
+        let (this, sources) = match self.with_sources(&directory, &root) {
+            Ok(both) => both,
+            Err(error) => {
+                // What goes wrong with that is told by the collector.
+                let _ = Files { directory: Some(directory), mounts: None, root }.remove();
+                return Err(error);
+            }
+        };
+        let Self { mut processes, begun, plan, cgroups } = this;
         let built = in_phase(Phase::Ready, &span!(DEBUG, "set_up",), || {
             let of_sandbox = (hostname, &directory, &*root);
-            processes.set_up(begun, &plan, cgroups.as_ref(), of_sandbox)
+            processes.set_up(begun, &plan, cgroups.as_ref(), sources, of_sandbox)
         });
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
@@ -171,6 +192,29 @@ impl Preparing {
         let files = Some(Files { directory: Some(directory), mounts, root });
         let this = Instance { processes, files };
         result.map(|()| this)
+    }
+}
+
+impl Preparing {
+    /// With mounts of what the root is put together from, where init can have them in no other way.
+    ///
+    /// Where one of them can't be had, another init begins, in a copy of the caller's mounts: it has
+    /// them by their paths, or tells why not.
+    fn with_sources(
+        self,
+        directory: &SandboxDirectory,
+        root: &Root,
+    ) -> Result<(Self, Option<Vec<OwnedFd>>)> {
+        let Some(namespaces) = self.processes.namespaces else { return Ok((self, None)) };
+        let clone = || clone_sources(namespaces, root, directory);
+        if let Ok(sources) = traced(&span!(DEBUG, "clone_sources",), clone) {
+            return Ok((self, Some(sources)));
+        }
+        let Self { processes, plan, cgroups, .. } = self;
+        let ids = processes.ids.clone();
+        drop(processes);
+        let started = Started::new_in(&plan, ids, None)?;
+        Ok((started.prepare(&plan, root.takes_subvolumes(), cgroups)?, None))
     }
 }
 
@@ -326,6 +370,7 @@ impl Processes {
         begun: Begun,
         plan: &Plan,
         cgroups: Option<&cgroup::Plan>,
+        sources: Option<Vec<OwnedFd>>,
         (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     ) -> Result<OwnedFd> {
         let build = self.build(plan, root.takes_subvolumes(), cgroups);
@@ -343,7 +388,7 @@ impl Processes {
         let messages = self.control.messages();
         let of_sandbox = (hostname, directory, root);
         let (mounts, network) =
-            launch::set_up(&self.init, messages, begun, &build, of_sandbox, meanwhile)?;
+            launch::set_up(&self.init, messages, begun, &build, sources, of_sandbox, meanwhile)?;
         self.control.give_network(network);
         self.init.launched();
         Ok(mounts)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use adl_protocol::{
     Access, Cgroups, IdMaps, Identities, Mount, Mounts, Origin, Reply, Request, Setup,
-    SetupFailure, Step, Strings, Upper, VERSION, What,
+    SetupFailure, Step, Strings, VERSION, What,
 };
 use nix::errno::Errno;
 
@@ -30,6 +30,7 @@ use crate::sys::clone::{Init, Namespaces, Process, spawn_in_namespaces};
 use crate::sys::empty_namespace::EmptyNamespace;
 use crate::sys::id_ranges::Ids;
 use crate::sys::inheritance::{self, SessionKeyring};
+use crate::sys::own_namespaces::OwnNamespaces;
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
@@ -90,16 +91,34 @@ impl Build<'_> {
     }
 }
 
+/// The namespaces that an ordinary user's sandboxes begin in, where this plan's may. Others begin
+/// in a copy of the caller's mounts: those with ids that are mapped by programs, and those with
+/// cgroups in `/sys`, which init opens by path.
+pub(crate) fn namespaces(plan: &Plan) -> Option<&'static OwnNamespaces> {
+    let has_sysfs = plan.may_have_sysfs();
+    match plan.ids {
+        // A sysfs shows the network devices of where it was mounted.
+        Ids::One { .. } if !has_sysfs || plan.has_own_network && !plan.may_have_cgroups() => {
+            OwnNamespaces::of_process(has_sysfs)
+        }
+        Ids::One { .. } | Ids::Range(_) => None,
+    }
+}
+
 /// Starts init, in namespaces of its own and waiting for its set-up.
 ///
 /// A user without privilege maps their own ids, from inside; else the host will map `ids`, of which
 /// the first makes the user namespace.
-pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Origin, Messages)> {
+pub(crate) fn start(
+    plan: &Plan,
+    ids: Option<&IdRange>,
+    namespaces: Option<&'static OwnNamespaces>,
+) -> Result<(Process, Origin, Messages)> {
     let (ours, theirs) = Socket::pair().map_err(Error::io("socketpair"))?;
     let theirs = wire::above_stdio(theirs)?;
     let messages = Messages::new(ours);
     messages.expect_descriptor()?;
-    let namespaces = match plan.has_own_network {
+    let kinds = match plan.has_own_network {
         true => Namespaces::BASE.with_network(),
         false => Namespaces::BASE,
     };
@@ -113,15 +132,13 @@ pub(crate) fn start(plan: &Plan, ids: Option<&IdRange>) -> Result<(Process, Orig
     };
     let (control, others) = (theirs.as_fd(), messages.as_fd());
     let init = Init { executable, control, others, maker, capabilities, keyring };
-    // Where an ordinary user makes the sandbox, init opens what the root is made of by its path. A
-    // sysfs shows the network devices of where it was mounted.
+    // A sysfs shows the network devices of where it was mounted.
     let has_sysfs = plan.may_have_sysfs();
     let empty = match ids.is_some() && (plan.has_own_network || !has_sysfs) {
         true => EmptyNamespace::of_process(has_sysfs),
-        false => None,
+        false => namespaces.map(OwnNamespaces::empty),
     };
-    let (process, origin) =
-        spawn_in_namespaces(namespaces, &init, empty).map_err(namespaces_refused)?;
+    let (process, origin) = spawn_in_namespaces(kinds, &init, empty).map_err(namespaces_refused)?;
     Ok((process, origin, messages))
 }
 
@@ -147,10 +164,11 @@ pub(crate) fn set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
+    sources: Option<Vec<OwnedFd>>,
     of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<(OwnedFd, NetworkNamespaceId)> {
-    try_set_up(process, messages, begun, build, of_sandbox, meanwhile)
+    try_set_up(process, messages, begun, build, sources, of_sandbox, meanwhile)
         .map_err(|error| why(process, error))
 }
 
@@ -227,19 +245,18 @@ fn try_set_up(
     messages: &Messages,
     begun: Begun,
     build: &Build<'_>,
+    sources: Option<Vec<OwnedFd>>,
     (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
 ) -> Result<(OwnedFd, NetworkNamespaceId)> {
     let deadline = Deadline::after(SETUP);
     let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
-    let mut descriptors = Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base));
-    let upper = match root.memory() {
-        Some(size) => Upper::Memory { size },
-        None => Upper::Disk(descriptors.upper(directory)?),
+    let mut descriptors = match sources {
+        Some(mounts) => Descriptors::cloned(mounts),
+        None => Descriptors::new(begun.user_namespace, build.ids.map(IdRange::base)),
     };
-    let mounts = root.mounts.iter().map(|mount| descriptors.mount(mount, directory));
-    let mounts = mounts.collect::<Result<_>>()?;
+    let (upper, mounts) = descriptors.name_all(root, directory)?;
     let names = (hostname, plan.config().network);
     let etc = root.stacks().next();
     let etc = Contents::new(&root.etc, etc, names, plan.ids, plan.subordinate)?;

@@ -39,12 +39,13 @@ where
     B: FnOnce(usize) -> Result<(), i32>,
     F: FnOnce() -> T,
 {
-    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
+    // Not filled: to do so would take longer than the rest.
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
     // SAFETY: takes no pointer, and can't fail.
     let parent = unsafe { raw(libc::SYS_getpid, [0; 5]) }.unwrap_or_default();
     let mut shared = Shared { parent, begin: Some(begin), work: Some(work), done: None, errno: 0 };
     let flags = flags | libc::CLONE_VM | libc::CLONE_FILES;
-    let top = stack.as_mut_ptr_range().end;
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
     let mut old_mask = unblocked_mask();
     let all = filled_mask();
     // SAFETY: `all` and `old_mask` are initialised sets. The child uses `stack` and `shared`, which

@@ -78,6 +78,8 @@ struct Shared {
     flags: c_int,
     /// The mount namespace to clone from, where that is not the caller's, and what came of it.
     from: RawFd,
+    /// The user namespace that it belongs to, to be entered first, where that is not the caller's.
+    user: RawFd,
     entered: AtomicI32,
     /// The calling process, where the child is to have a table of descriptors that is not a copy of
     /// the caller's, or 0; and why it could not, or 0.
@@ -109,6 +111,7 @@ impl Shared {
             keyring: SessionKeyring::Own,
             flags: 0,
             from: -1,
+            user: -1,
             entered: AtomicI32::new(0),
             caller: 0,
             own_table: AtomicI32::new(0),
@@ -176,6 +179,7 @@ pub(crate) fn spawn_in_namespaces(
             | libc::CLONE_CHILD_CLEARTID
             | libc::SIGCHLD,
         from: empty.map_or(-1, |namespace| namespace.as_fd().as_raw_fd()),
+        user: empty.and_then(EmptyNamespace::user).map_or(-1, |user| user.as_raw_fd()),
         in_use: AtomicI32::new(1),
         ..Shared::unused()
     }));
@@ -190,9 +194,9 @@ pub(crate) fn spawn_in_namespaces(
     // SAFETY: `Shared`, with the stacks in it, is kept until the kernel has cleared `in_use`, which
     // is what Launch's drop sees to.
     let clone = || unsafe {
-        match empty.map(|_| clone_from_empty(shared, init.others)) {
-            Some(Some(cloned)) => cloned.map(|pid| (pid, Origin::Empty)),
-            Some(None) | None => {
+        match empty.and_then(|_| clone_from_empty(shared, init.others)) {
+            Some(cloned) => cloned.map(|pid| (pid, Origin::Empty)),
+            None => {
                 let pid = clone_init(shared, 0);
                 if pid < 0 { Err(io::Error::last_os_error()) } else { Ok((pid, Origin::Caller)) }
             }
@@ -242,7 +246,9 @@ const MANY_DESCRIPTORS: RawFd = 512;
 static NO_OWN_TABLE: AtomicBool = AtomicBool::new(false);
 
 /// Clones init from the empty namespace: by a process between, which enters that, clones init as a
-/// child of the caller, and ends. `None` if it could not enter.
+/// child of the caller, and ends. `None` if it could not enter; where it has entered a user
+/// namespace, also if init could not be cloned from there: one level deeper, the kernel may refuse
+/// what it allows the caller.
 ///
 /// # Safety
 /// As for [`clone_init`].
@@ -252,7 +258,12 @@ unsafe fn clone_from_empty(shared: *mut Shared, others: BorrowedFd<'_>) -> Optio
         let are_many = (*shared).control >= MANY_DESCRIPTORS;
         if are_many && !NO_OWN_TABLE.load(Ordering::Relaxed) {
             (*shared).caller = std::process::id().cast_signed();
+            let numbers = ((*shared).control, (*shared).executable, (*shared).from, (*shared).user);
             let cloned = clone_between(shared);
+            if !matches!(cloned, Some(Ok(_))) {
+                // They may be those of its table by now.
+                ((*shared).control, (*shared).executable, (*shared).from, (*shared).user) = numbers;
+            }
             match (*shared).own_table.load(Ordering::Acquire) {
                 0 => return cloned.map(|cloned| cloned.and_then(|pid| told(shared, others, pid))),
                 // Who may not, by a filter or for want of a capability, won't the next time.
@@ -328,6 +339,7 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<io::Result<i32>> {
                 Some(Err(io::Error::from_raw_os_error(libc::EAGAIN)))
             }
             pid if pid > 0 => Some(Ok(pid)),
+            _ if (*shared).user >= 0 => None,
             errno => Some(Err(io::Error::from_raw_os_error(-errno))),
         }
     }
@@ -341,11 +353,13 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
     // end as the first of this process's threads does, by nothing, until its execve has changed
     // that to SIGCHLD.
     unsafe {
-        let (from, kind) = ((*shared).from as usize, libc::CLONE_NEWNS as usize);
-        if let Err(errno) = raw(libc::SYS_setns, [from, kind, 0, 0, 0]) {
-            (*shared).entered.store(errno, Ordering::Release);
-        } else if let Err(errno) = own_table(shared) {
+        // The table first: in another user namespace it has no rights over the caller.
+        if let Err(errno) = own_table(shared) {
             (*shared).own_table.store(errno, Ordering::Release);
+        } else if let Err(errno) = enter((*shared).user, libc::CLONE_NEWUSER)
+            .and_then(|()| enter((*shared).from, libc::CLONE_NEWNS))
+        {
+            (*shared).entered.store(errno, Ordering::Release);
         } else {
             (*shared).child.store(UNTOLD, Ordering::Release);
             let pid = clone_init(shared, libc::CLONE_PARENT);
@@ -358,6 +372,18 @@ extern "C" fn enter_and_clone(shared: *mut c_void) -> c_int {
         let _ = raw(libc::SYS_exit, [0; 5]);
     }
     0
+}
+
+/// Enters a namespace, if there is one to be entered.
+///
+/// # Safety
+/// None of its own; a number that is no descriptor is an error.
+unsafe fn enter(namespace: RawFd, kind: c_int) -> Result<(), i32> {
+    if namespace < 0 {
+        return Ok(());
+    }
+    // SAFETY: takes no pointer.
+    unsafe { raw(libc::SYS_setns, [namespace as usize, kind as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// See [`take_own_table`]. Where a filter of the caller's ends this process for one of its calls,
@@ -387,34 +413,47 @@ unsafe fn take_own_table(shared: *mut Shared) -> Result<(), i32> {
     // SAFETY: system calls on numbers, and on memory of this function and of `shared`.
     unsafe {
         let caller = (*shared).caller;
-        let needed = [(*shared).control as usize, (*shared).executable as usize];
-        let [control, executable] = needed;
-        let before = [inode(control)?, inode(executable)?];
+        let needed = [
+            &raw mut (*shared).control,
+            &raw mut (*shared).executable,
+            &raw mut (*shared).from,
+            &raw mut (*shared).user,
+        ];
+        let mut before = [[0; 2]; 4];
+        for (number, before) in needed.iter().zip(&mut before) {
+            *before = inode(**number)?;
+        }
         // Nothing is copied that is to be closed at once.
         let (last, unshare) = (u32::MAX as usize, libc::CLOSE_RANGE_UNSHARE as usize);
         raw(libc::SYS_close_range, [0, last, unshare, 0, 0])?;
         let caller = raw(libc::SYS_pidfd_open, [caller as usize, 0, 0, 0, 0])?;
-        let take = |number| raw(libc::SYS_pidfd_getfd, [caller, number, 0, 0, 0]);
-        let [control, executable] = [take(control)?, take(executable)?];
-        // The first thread of the caller may have another table than the one that clones.
-        if [inode(control)?, inode(executable)?] != before {
-            return Err(libc::ESTALE);
+        for (number, before) in needed.into_iter().zip(before) {
+            if *number < 0 {
+                continue;
+            }
+            let taken = raw(libc::SYS_pidfd_getfd, [caller, *number as usize, 0, 0, 0])?;
+            *number = taken as RawFd;
+            // The first thread of the caller may have another table than the one that clones.
+            if inode(*number)? != before {
+                return Err(libc::ESTALE);
+            }
         }
-        (*shared).control = control as RawFd;
-        (*shared).executable = executable as RawFd;
     }
     Ok(())
 }
 
-/// What a file is, for as long as that is open.
+/// What a file is, for as long as that is open; 0 for a number below 0, which is none.
 ///
 /// # Safety
 /// None of its own; a number that is no descriptor is an error.
-unsafe fn inode(number: usize) -> Result<[u64; 2], i32> {
+unsafe fn inode(number: RawFd) -> Result<[u64; 2], i32> {
+    if number < 0 {
+        return Ok([0; 2]);
+    }
     // SAFETY: a plain C struct, for which zero is a value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes a struct stat, which outlives the call.
-    unsafe { raw(libc::SYS_fstat, [number, (&raw mut stat) as usize, 0, 0, 0]) }?;
+    unsafe { raw(libc::SYS_fstat, [number as usize, (&raw mut stat) as usize, 0, 0, 0]) }?;
     Ok([stat.st_dev, stat.st_ino])
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod lock;
 pub(crate) mod mount;
 pub(crate) mod network_namespace;
 pub(crate) mod open;
+pub(crate) mod own_namespaces;
 pub(crate) mod own_table;
 pub(crate) mod owner;
 pub(crate) mod per_process;

@@ -73,13 +73,6 @@ pub(crate) fn map_ids(
     set_attributes(mount, below, &mapped_by(user_namespace))
 }
 
-/// Has nothing that is mounted elsewhere come to be mounted in a detached mount, nor the reverse.
-pub(crate) fn make_private(mount: BorrowedFd<'_>, below: Below) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    set_attributes(mount, below, &attributes)
-}
-
 fn set_attributes(
     mount: BorrowedFd<'_>,
     below: Below,
@@ -97,6 +90,13 @@ fn set_attributes(
         )
     })
     .map(drop)
+}
+
+/// Has nothing that is mounted elsewhere come to be mounted in a detached mount, nor the reverse.
+pub(crate) fn make_private(mount: BorrowedFd<'_>, below: Below) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_attributes(mount, below, &attributes)
 }
 
 fn mapped_by(user_namespace: BorrowedFd<'_>) -> libc::mount_attr {

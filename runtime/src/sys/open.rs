@@ -65,6 +65,12 @@ pub(crate) fn beneath(
     }
 }
 
+/// Opens what is at an absolute path that no link is on, to look at it or to mount it.
+pub(crate) fn exactly(path: &CStr) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(AT_FDCWD, path, OpenHow::new().flags(Purpose::Look.flags()).resolve(resolve))
+}
+
 /// What is mounted on the way to something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mounts {

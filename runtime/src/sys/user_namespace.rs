@@ -32,7 +32,9 @@ pub(crate) fn within<T: Send>(
     })
 }
 
-fn enter<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> io::Result<T> {
+/// As [`within`], for work that is done at once: the calling thread waits for it, with all signals
+/// blocked.
+pub(super) fn enter<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> io::Result<T> {
     let namespace = namespace.as_raw_fd();
     let begin = move |parent| {
         let kind = libc::CLONE_NEWUSER as usize;

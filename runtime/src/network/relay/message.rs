@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ports::ConnectionLimits;
+use crate::config::ports::{ConnectionLimits, ConnectionStats};
 
 /// The longest of any, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -95,26 +95,6 @@ pub(crate) enum Answer {
     Stats(ConnectionStats),
     /// What failed, and the kernel's number.
     Failed(String, i32),
-}
-
-/// What the connections of a sandbox's ports have come to, since it has had the first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ConnectionStats {
-    /// How many there are.
-    pub open: u64,
-    /// How many there were in all.
-    pub begun: u64,
-    /// How many have ended otherwise than by both sides.
-    pub failed: u64,
-    /// How many bytes went into the sandbox.
-    pub bytes_in: u64,
-    /// How many bytes came out of it.
-    pub bytes_out: u64,
-    /// How many ends were not told to
-    /// [`Sandbox::watch_connections`](crate::Sandbox::watch_connections), since they came faster
-    /// than they were taken.
-    pub untold: u64,
 }
 
 /// The end of a connection, as it is told.

@@ -57,7 +57,7 @@ pub(super) fn client() -> Result<Arc<Client>> {
             relay.run();
         }
     };
-    own_table::spawn("adl-relay", theirs, work)
+    own_table::spawn("adl-ports", theirs, work)
         .map_err(Error::io("start a thread with descriptors of its own"))?;
     let client = Arc::new(Client { socket: Mutex::new(ours) });
     *relay = Some(Arc::clone(&client));

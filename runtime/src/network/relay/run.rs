@@ -19,11 +19,9 @@ use super::connection::{
     reset_when_closed,
 };
 use super::flow::{CHUNK, Flow, Pipes, Side};
-use super::message::{
-    self, Answer, ConnectionStats, Leads, Order, PortNumber, SandboxNumber, Told, Why,
-};
+use super::message::{self, Answer, Leads, Order, PortNumber, SandboxNumber, Told, Why};
 use super::orders::Orders;
-use crate::config::ports::ConnectionLimits;
+use crate::config::ports::{ConnectionLimits, ConnectionStats};
 use crate::sys;
 use crate::sys::network_namespace::NetworkNamespace;
 use crate::sys::sockaddr::{accept, option, own_address, peer_address, tcp_socket};
