@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use crate::harness::{Home, Need, adl_command, needs, stderr, within};
 
 /// Long enough for anything.
@@ -41,11 +43,14 @@ impl Served {
         let mut adl = adl.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(adl.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let lines = BufReader::new(adl.stderr.take().unwrap()).lines();
-        if line != "ready\n" {
-            panic!("{options:?}: {:?}", lines.collect::<Vec<_>>());
-        }
-        Self { adl, told: lines.take(told).map(|line| line.unwrap()).collect() }
+        // What is told was before that; to read on would wait for the end of adl.
+        let mut stderr = adl.stderr.take().unwrap();
+        fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut said = Vec::new();
+        let _ = stderr.read_to_end(&mut said);
+        let lines: Vec<_> = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
+        assert_eq!((&*line, lines.len()), ("ready\n", told), "{options:?}: {lines:?}");
+        Self { adl, told: lines }
     }
 
     /// The address of a line that was said, which names the port inside.

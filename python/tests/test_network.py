@@ -154,7 +154,7 @@ def test_ports_of_the_options_are_there_from_the_beginning(state: Path) -> None:
             # It never was one.
             after = adl.metrics()["sandboxes"]
             for name in ("alive", "created", "deleted"):
-                assert after[name] == before[name]  # type: ignore[literal-required]
+                assert after[name] == before[name]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(published.address)
 
