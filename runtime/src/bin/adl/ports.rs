@@ -13,8 +13,8 @@ use crate::values::CliResult;
 #[derive(Args)]
 pub(crate) struct PortOptions {
     /// Have a port of this machine lead to the TCP server on the last PORT inside, for as long as
-    /// the command runs: whoever reaches ADDR (by default 127.0.0.1, this machine alone) reaches the
-    /// server. With 0 as the first PORT any is taken, and adl says which on stderr. IPv6 is in
+    /// the command runs: whoever reaches ADDR (by default 127.0.0.1, this machine alone) reaches
+    /// the server. With 0 as the first PORT any is taken, and adl says which on stderr. IPv6 is in
     /// brackets, as [::1]:8080:80
     #[arg(short, long, value_name = "[ADDR:]PORT:PORT", value_parser = publish)]
     publish: Vec<Publish>,
@@ -48,9 +48,9 @@ impl PortOptions {
     pub(crate) fn apply(&self, config: &mut Config) -> CliResult<()> {
         if config.network == Network::Host && !(self.publish.is_empty() && self.forward.is_empty())
         {
-            const WHY: &str = "--publish and --forward are for a network of the sandbox's own: with \
-                               `--network host` servers inside are on this machine's ports already, \
-                               and reach what it reaches";
+            const WHY: &str = "--publish and --forward are for a network of the sandbox's own: \
+                               with `--network host` servers inside are on this machine's ports \
+                               already, and reach what it reaches";
             return Err(WHY.into());
         }
         config.publish.clone_from(&self.publish);
@@ -155,8 +155,8 @@ fn publish(text: &str) -> Result<Publish, String> {
 
 /// Reads `PORT:HOST:PORT`, as `ssh -L` does.
 fn forward(text: &str) -> Result<ForwardTo, String> {
-    const FORM: &str = "takes PORT:HOST:PORT, as 5432:db.internal:5432 or 5432:[::1]:5432, of which \
-                        the first PORT is that inside";
+    const FORM: &str = "takes PORT:HOST:PORT, as 5432:db.internal:5432 or 5432:[::1]:5432, of \
+                        which the first PORT is that inside";
     let text = without_protocol(text)?;
     let (inside, rest) = text.split_once(':').ok_or(FORM)?;
     let (host, to) = rest.rsplit_once(':').ok_or(FORM)?;
