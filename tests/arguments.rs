@@ -215,7 +215,7 @@ fn help_has_headings_and_fits_a_hundred_columns() {
         assert!(width(&help("--help", "80")) <= Some(80), "{command:?}");
     }
     let of_run = succeeds(adl_command(&home.state()).args(["run", "--help"]));
-    for heading in ["Command", "Copies", "Mounts", "Limits", "Sandbox"] {
+    for heading in ["Command", "Copies", "Ports", "Mounts", "Limits", "Sandbox"] {
         assert!(of_run.contains(&format!("\n{heading}:\n")), "{heading}: {of_run}");
     }
 }

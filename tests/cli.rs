@@ -461,7 +461,7 @@ fn doctor_tells_what_the_machine_can_do() {
     }
     let home = Home::new();
     let report = succeeds(adl_command(&home.state()).arg("doctor")).to_lowercase();
-    for subject in ["kernel", "user namespace", "overlay", "cgroup", "seccomp"] {
+    for subject in ["kernel", "user namespace", "overlay", "cgroup", "seccomp", "good     ports"] {
         assert!(report.contains(subject), "{subject}: {report}");
     }
     if needs(&[Need::Cgroups]) {

@@ -241,8 +241,9 @@ fn limits_of_a_process_have_dockers_names_and_units() {
 fn what_docker_has_and_adl_has_not_is_told_with_what_there_is() {
     let home = Home::new();
     for (arguments, instead) in [
-        (&["run", "-p", "80:80", "nginx"][..], "--network host"),
-        (&["run", "--publish=80:80", "nginx"], "--network host"),
+        (&["run", "-P", "nginx"][..], "-p 0:80"),
+        (&["run", "--expose=80", "nginx"], "-p 8080:80"),
+        (&["run", "--link", "db", "nginx"], "--forward"),
         (&["run", "-d", "--", "true"], "systemd-run"),
         (&["run", "-itd", "--", "true"], "systemd-run"),
         (&["run", "--privileged", "--", "true"], "--cap-add"),
@@ -396,7 +397,14 @@ fn an_error_says_what_was_wrong_and_what_to_do() {
         (&["--tmpfs", "/x:size=50%"], &["50%", "64m"]),
         (&["--user", "nosuch"], &["nosuch", "by number"]),
         (&["--ids", "many"], &["--ids", "whole number"]),
-        (&["-p", "8080:80"], &["`-p`", "--network host", "port"]),
+        (&["-p", "80"], &["'80' for '--publish", "[ADDR:]PORT:PORT", "0 for any"]),
+        (&["-p", "53:53/udp"], &["\"udp\"", "TCP"]),
+        (&["--publish=8000-8010:80"], &["8000-8010", "range"]),
+        (&["-p", "localhost:8080:80"], &["localhost", "127.0.0.1"]),
+        (&["-p", "::1:8080:80"], &["[::1]"]),
+        (&["-p", "192.0.2.1:0:80"], &["--publish", "192.0.2.1", "ip address"]),
+        (&["--forward", "5432"], &["'5432' for '--forward", "PORT:HOST:PORT"]),
+        (&["--network", "host", "-p", "8080:80"], &["--network host", "already"]),
     ] {
         let told = refused(&home, &[&["run"], arguments, &["--", "true"]].concat());
         assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");

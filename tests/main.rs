@@ -21,6 +21,7 @@ mod cargo;
 mod census;
 mod cgroups;
 mod cli;
+mod cli_ports;
 mod collector;
 mod copies;
 mod counts;

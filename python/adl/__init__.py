@@ -54,6 +54,7 @@ from adl._errors import (
     RefusedError,
     SandboxDiedError,
     SetupError,
+    SocketError,
     StartError,
     TimedOutError,
     TimeoutExpired,
@@ -74,6 +75,16 @@ from adl._images import (
     pull,
 )
 from adl._metrics import Metrics, metrics
+from adl._network import (
+    Address,
+    ConnectionEnd,
+    ConnectionEndReason,
+    ConnectionLimits,
+    ConnectionStats,
+    Forward,
+    Port,
+    Publish,
+)
 from adl._pool import Pool, PooledSandbox, PoolStats
 from adl._process import Job, Popen, Terminal
 from adl._results import (
@@ -104,6 +115,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "Access",
+    "Address",
     "AsyncFiles",
     "BusyError",
     "CalledProcessError",
@@ -111,6 +123,10 @@ __all__ = [
     "Check",
     "CommandOptions",
     "CompletedProcess",
+    "ConnectionEnd",
+    "ConnectionEndReason",
+    "ConnectionLimits",
+    "ConnectionStats",
     "CopyReport",
     "DeletedError",
     "Device",
@@ -125,6 +141,7 @@ __all__ = [
     "FileWriter",
     "Files",
     "ForkedProcessError",
+    "Forward",
     "HostPath",
     "Image",
     "ImageConfig",
@@ -151,10 +168,12 @@ __all__ = [
     "PoolStats",
     "PooledSandbox",
     "Popen",
+    "Port",
     "PrepareError",
     "Process",
     "Progress",
     "ProtocolError",
+    "Publish",
     "PullError",
     "PullOptions",
     "RefusedError",
@@ -163,6 +182,7 @@ __all__ = [
     "SandboxOptions",
     "SetupError",
     "Snapshot",
+    "SocketError",
     "StartError",
     "Stats",
     "Terminal",

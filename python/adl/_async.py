@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import threading
 import weakref
 from asyncio import streams
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     from adl import _adl
     from adl._process import Scope
 
-__all__ = ["Process", "in_file_thread", "in_loop", "in_own_thread", "in_thread", "output", "spawn"]
+__all__ = [
+    "Process",
+    "Streams",
+    "connected",
+    "in_file_thread",
+    "in_loop",
+    "in_own_thread",
+    "in_thread",
+    "output",
+    "spawn",
+]
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -72,21 +83,24 @@ async def _begin(work: Callable[[], T], kill: Callable[[T], object]) -> T:
         raise
 
 
-async def in_own_thread(work: Callable[[], T]) -> T:
+async def in_own_thread(
+    work: Callable[[], T], end: Callable[[T], object] = lambda result: None
+) -> T:
     """Does what may block very long in a thread of its own, so that nothing else waits for that.
 
-    Where no one waits any more, neither does the end of the interpreter.
+    Where no one waits any more, neither does the end of the interpreter, and the result is ended.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def tell(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(cast(T, result))
+        if error is not None:
+            if not future.done():
+                future.set_exception(error)
+        elif future.done():
+            end(cast(T, result))
         else:
-            future.set_exception(error)
+            future.set_result(cast(T, result))
 
     def run() -> None:
         result, failed = None, None
@@ -97,10 +111,33 @@ async def in_own_thread(work: Callable[[], T]) -> T:
         try:
             loop.call_soon_threadsafe(tell, result, failed)
         except RuntimeError:
-            pass  # The loop is closed.
+            # The loop is closed.
+            if failed is None:
+                end(cast(T, result))
 
-    threading.Thread(target=run, name="adl-pull", daemon=True).start()
-    return await future
+    threading.Thread(target=run, name="adl-wait", daemon=True).start()
+    try:
+        return await future
+    except asyncio.CancelledError:
+        # It may have come just before.
+        if future.done() and not future.cancelled() and future.exception() is None:
+            end(future.result())
+        raise
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connected(connect: Callable[[], socket.socket], limit: int) -> Streams:
+    """The streams of a socket that is connected in a thread."""
+    stream = await in_own_thread(connect, socket.socket.close)
+    try:
+        if stream.family == socket.AF_UNIX:
+            return await asyncio.open_unix_connection(sock=stream, limit=limit)
+        return await asyncio.open_connection(sock=stream, limit=limit)
+    except BaseException:
+        stream.close()
+        raise
 
 
 def in_loop(callback: Callable[[P], object]) -> Callable[[P], object]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict
 
+from adl._network import Forward, Publish, native_forward, native_publish
+
 if TYPE_CHECKING:
     from adl._snapshot import Snapshot
 
@@ -323,6 +325,10 @@ class PoolOptions(TypedDict, total=False):
     network: str | None
     """``"none"``: a network of its own with a loopback device, the default; ``"host"``;
     ``"ns:PATH"``: a network namespace, as ``"ns:/run/netns/vpn"``."""
+    publish: Sequence[Publish] | None
+    """Ports of the host's that lead to servers inside, from the beginning on."""
+    forward: Sequence[Forward] | None
+    """Ports inside that lead to servers that the host reaches."""
     etc_files: Literal["missing", "all", "none"] | None
     """Which of ``/etc/hosts``, ``hostname`` and ``resolv.conf`` are its own: those that the image
     lacks, the default; all; none."""
@@ -392,6 +398,10 @@ def native_options(options: Mapping[str, Any]) -> dict[str, Any]:
         native["image"] = native_image(native["image"])
     if native.get("mounts") is not None:
         native["mounts"] = [native_mount(mount) for mount in native["mounts"]]
+    if native.get("publish") is not None:
+        native["publish"] = [native_publish(publish) for publish in native["publish"]]
+    if native.get("forward") is not None:
+        native["forward"] = [native_forward(forward) for forward in native["forward"]]
     if native.get("limits") is not None:
         native["limits"] = native_limits(native["limits"])
     upper = native.get("upper")

@@ -30,6 +30,7 @@ __all__ = [
     "RefusedError",
     "SandboxDiedError",
     "SetupError",
+    "SocketError",
     "StartError",
     "TimedOutError",
     "TimeoutExpired",
@@ -117,6 +118,19 @@ class StartError(_KernelError):
     """What was to be run; the user or the directory, where that is what is wrong."""
     stage: str
     """How far it came: ``"directory"`` or ``"exec"``, for example."""
+
+
+class SocketError(_KernelError):
+    """A TCP socket could not be had: of the sandbox, or of the host for a port that leads into it.
+
+    By its ``errno`` it is also one of Python's own: ``ConnectionRefusedError``,
+    ``PermissionError``.
+    """
+
+    operation: str
+    """What was to be done, as ``"connect to"``."""
+    address: tuple[str, int]
+    """The address."""
 
 
 class FileError(_KernelError):
@@ -329,6 +343,8 @@ _BUILTIN: dict[int, type[OSError]] = {
     _errno.EISDIR: IsADirectoryError,
     _errno.ENOTDIR: NotADirectoryError,
     _errno.EAGAIN: BlockingIOError,
+    _errno.ECONNREFUSED: ConnectionRefusedError,
+    _errno.ECONNRESET: ConnectionResetError,
 }
 
 _also: dict[tuple[str, type[OSError]], type[Error]] = {}

@@ -377,7 +377,7 @@ class Popen(Generic[AnyStr]):
 
     def stats(self) -> Stats:
         """What it has used by now; ``UnsupportedError`` where its sandbox has no cgroups."""
-        return Stats(**self._native.stats())
+        return Stats._of(self._native.stats())
 
     def __enter__(self) -> Popen[AnyStr]:
         return self
@@ -464,7 +464,7 @@ class Job:
 
     def stats(self) -> Stats:
         """What it has used by now; ``UnsupportedError`` where its sandbox has no cgroups."""
-        return Stats(**self._native.stats())
+        return Stats._of(self._native.stats())
 
     def __repr__(self) -> str:
         return f"<adl.Job {self.id} pid={self.pid} args={self.args!r}>"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from adl._errors import CalledProcessError, TimeoutExpired
+from adl._network import ConnectionStats
 
 __all__ = [
     "Change",
@@ -263,6 +264,16 @@ class Stats:
     """How long something waited for memory, in seconds."""
     io_pressure: float | None
     """How long something waited for a disk, in seconds."""
+    connections: ConnectionStats | None
+    """What the connections of its ports have come to. Of a sandbox only, and one that has had
+    ports; it takes no cgroups."""
+
+    @classmethod
+    def _of(cls, told: dict[str, Any]) -> Stats:
+        connections = told["connections"]
+        if connections is not None:
+            connections = ConnectionStats(**connections)
+        return cls(**{**told, "connections": connections})
 
 
 @dataclass(frozen=True)

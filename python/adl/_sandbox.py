@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import socket
 import subprocess
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -28,6 +30,18 @@ from adl._config import (
 from adl._errors import Error
 from adl._files import Files
 from adl._images import ImageConfig
+from adl._network import (
+    Address,
+    ConnectionEnd,
+    ConnectionLimits,
+    Forward,
+    Port,
+    Publish,
+    native_forward,
+    native_publish,
+    socket_of,
+    watch,
+)
 from adl._process import Job, Popen, _seconds, check_file_options
 from adl._results import Change, CompletedProcess, CopyReport, Stats
 from adl._snapshot import Snapshot
@@ -290,6 +304,73 @@ class Sandbox:
         """Copies a file or a directory out of it: see ``Files.copy_out``."""
         return self.files.copy_out(src, dst)
 
+    # Sockets and ports.
+
+    def connect(self, address: Address, timeout: Seconds = 10.0) -> socket.socket:
+        """Connects to a TCP server inside: ``connect("127.0.0.1:8000")``, within ``timeout``.
+
+        127.0.0.1 and ::1 are the sandbox's own. The socket is an ordinary one of the caller's,
+        without a timeout; it ends as the server does. ``SocketError`` tells the kernel's answer,
+        as a ``ConnectionRefusedError`` where nothing listens; ``TimedOutError``.
+        """
+        return socket_of(self._native.connect(address, timeout))
+
+    def connect_unix(self, path: StrOrBytesPath, timeout: Seconds = 10.0) -> socket.socket:
+        """Connects to a Unix socket inside, by the rights of the sandbox's user; ``FileError``."""
+        return socket_of(self._native.connect_unix(path, timeout))
+
+    def listen(self, address: Address) -> socket.socket:
+        """Listens for TCP connections of what runs inside: a service of the caller's, there.
+
+        With port 0 the kernel picks one, which ``getsockname`` tells. The socket is the caller's,
+        and does not end with the sandbox: to accept from it waits on. Close it then.
+        """
+        return socket_of(self._native.listen(address))
+
+    def publish(
+        self, address: Address, port: int, *, limits: ConnectionLimits | None = None
+    ) -> Port:
+        """Has a port of the host's lead to a TCP server on ``port`` inside, until it is closed.
+
+        ``publish("127.0.0.1:0", 80).address`` is one that the kernel has picked. Whoever reaches
+        it reaches the server, which may begin to listen later. ``SocketError`` where the host
+        can't listen there.
+        """
+        return Port._of(self._native.publish(native_publish(Publish(address, port, limits))))
+
+    def forward(
+        self, port: int | Address, to: Address, *, limits: ConnectionLimits | None = None
+    ) -> Port:
+        """Has a port inside lead to a TCP server that the host reaches, and nowhere else.
+
+        ``forward(5432, "db.internal:5432")``: a name is looked up here and now
+        (``socket.gaierror``), and its addresses are tried in turn for each connection.
+        """
+        return Port._of(self._native.forward(native_forward(Forward(port, to, limits))))
+
+    @property
+    def ports(self) -> list[Port]:
+        """The ports that lead into it and out of it, the oldest first."""
+        return [Port._of(port) for port in self._native.ports()]
+
+    def close_port(self, port: Port) -> None:
+        """Ends a port, and resets its connections."""
+        if not isinstance(port, Port):
+            raise TypeError(f"port: expected Port, not {type(port).__name__}")
+        self._native.close_port(port._native)
+
+    def watch_connections(self, callback: Callable[[ConnectionEnd], object]) -> None:
+        """Has a thread call ``callback`` with the end of each connection of its ports, one after
+        the other, until it is deleted.
+
+        About 200 ends are kept for a callback that is slow; the next one tells how many were not
+        kept (``untold``). What it raises is for ``sys.unraisablehook``. A second callback takes
+        the place of the first.
+        """
+        if not callable(callback):
+            raise TypeError(f"callback: {type(callback).__name__} can't be called")
+        watch(self._native.watch_connections(), callback)
+
     # Its life.
 
     def reset(self) -> None:
@@ -326,8 +407,9 @@ class Sandbox:
         self._native.set_limits(native_limits(limits))
 
     def stats(self) -> Stats:
-        """What all its commands have used; ``UnsupportedError`` where it has no cgroups."""
-        return Stats(**self._native.stats())
+        """What all its commands have used; ``UnsupportedError`` where it has no cgroups, and has
+        had no ports."""
+        return Stats._of(self._native.stats())
 
     def freeze(self) -> None:
         """Stops all its commands where they are, until ``thaw``."""
@@ -440,6 +522,18 @@ class Sandbox:
         if limit <= 0:
             raise ValueError(f"limit: {limit} is no number of bytes")
         return await _async.spawn(self._native, args, native, limit)
+
+    async def aconnect(
+        self, address: Address, timeout: Seconds = 10.0, *, limit: int = 65536
+    ) -> _async.Streams:
+        """Connects as ``connect`` does; the streams are those of ``asyncio.open_connection``."""
+        return await _async.connected(lambda: self.connect(address, timeout), limit)
+
+    async def aconnect_unix(
+        self, path: StrOrBytesPath, timeout: Seconds = 10.0, *, limit: int = 65536
+    ) -> _async.Streams:
+        """Connects as ``connect_unix`` does, with streams as those of ``aconnect``."""
+        return await _async.connected(lambda: self.connect_unix(path, timeout), limit)
 
     @property
     def afiles(self) -> AsyncFiles:

@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::errors::raise;
+use crate::network::{forward, publish};
 use crate::snapshot::Snapshot;
 use crate::values::{
     duration, each, host_path, of, os_string, pairs, path, rlimits, without_zero, word,
@@ -62,6 +63,12 @@ fn set(to: &mut Settings, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool
         "name" => to.name = Some(value.extract()?),
         "hostname" => to.hostname = Some(value.extract()?),
         "network" => to.network = network(value)?,
+        "publish" => {
+            to.publish = value.try_iter()?.map(|one| publish(&one?)).collect::<PyResult<_>>()?;
+        }
+        "forward" => {
+            to.forward = value.try_iter()?.map(|one| forward(&one?)).collect::<PyResult<_>>()?;
+        }
         "etc_files" => {
             let words =
                 [("missing", EtcFiles::Missing), ("all", EtcFiles::All), ("none", EtcFiles::None)];

@@ -64,6 +64,12 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
             kernel(source)?;
             "FileError"
         }
+        Error::Socket { operation, address, source } => {
+            fields.set_item("operation", operation)?;
+            fields.set_item("address", (address.ip().to_string(), address.port()))?;
+            kernel(source)?;
+            "SocketError"
+        }
         Error::NotRegular { path: at } => {
             fields.set_item("path", path(at))?;
             "NotRegularError"

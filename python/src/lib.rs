@@ -11,6 +11,7 @@ mod errors;
 mod files;
 mod images;
 mod job;
+mod network;
 mod pool;
 mod results;
 mod sandbox;
@@ -31,6 +32,8 @@ mod _adl {
     use crate::images::Images;
     #[pymodule_export]
     use crate::job::{Child, Cursor, Job, Pending};
+    #[pymodule_export]
+    use crate::network::{Ends, Port};
     #[pymodule_export]
     use crate::pool::Pool;
     #[pymodule_export]

@@ -6,6 +6,8 @@ use adl_runtime::{Change, CopyReport, EndReason, ExitStatus, FileKind, Metadata,
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
+use crate::network;
+
 /// The name of a variant, as Python writes it.
 pub(crate) fn snake_case(name: &str) -> String {
     let mut out = String::new();
@@ -75,6 +77,8 @@ pub(crate) fn stats<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, 
     fields.set_item("cpu_pressure", seconds(stats.cpu_pressure))?;
     fields.set_item("memory_pressure", seconds(stats.memory_pressure))?;
     fields.set_item("io_pressure", seconds(stats.io_pressure))?;
+    let connections = stats.connections.as_ref().map(|stats| network::stats(py, stats));
+    fields.set_item("connections", connections.transpose()?)?;
     Ok(fields)
 }
 

@@ -15,10 +15,11 @@ use crate::errors::raise;
 use crate::files::Files;
 use crate::images;
 use crate::job::{Child, Job, Pending, lock, run_beside};
+use crate::network::{self, Ends, Port, address};
 use crate::results;
 use crate::snapshot::Snapshot;
 use crate::sys::{self as lent, Lent};
-use crate::values::{text, word};
+use crate::values::{duration, of, path, text, word};
 use crate::wait::is_main_thread;
 
 /// A sandbox.
@@ -345,5 +346,56 @@ impl Sandbox {
 
     fn job(&self, number: u64) -> PyResult<Option<Job>> {
         Ok(self.get()?.job(number).map(Job))
+    }
+
+    fn connect(
+        &self,
+        py: Python<'_>,
+        to: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<i32> {
+        let (to, timeout) = (address(to)?, of("timeout", duration(timeout), py)?);
+        self.detached(py, |sandbox| sandbox.connect_timeout(to, timeout)).map(network::given)
+    }
+
+    fn connect_unix(
+        &self,
+        py: Python<'_>,
+        at: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<i32> {
+        let (at, timeout) = (path(at)?, of("timeout", duration(timeout), py)?);
+        let connect = |sandbox: &adl::Sandbox| sandbox.files().timeout(timeout).connect_unix(&at);
+        self.detached(py, connect).map(network::given)
+    }
+
+    fn listen(&self, py: Python<'_>, at: &Bound<'_, PyAny>) -> PyResult<i32> {
+        let at = address(at)?;
+        self.detached(py, |sandbox| sandbox.listen(at)).map(network::given)
+    }
+
+    fn publish(&self, py: Python<'_>, fields: &Bound<'_, PyAny>) -> PyResult<Port> {
+        let publish = network::publish(fields)?;
+        self.detached(py, |sandbox| sandbox.publish(&publish)).map(Port)
+    }
+
+    fn forward(&self, py: Python<'_>, fields: &Bound<'_, PyAny>) -> PyResult<Port> {
+        let forward = network::forward(fields)?;
+        self.detached(py, |sandbox| sandbox.forward(&forward)).map(Port)
+    }
+
+    fn ports(&self, py: Python<'_>) -> PyResult<Vec<Port>> {
+        let ports = self.detached(py, |sandbox| Ok(sandbox.ports()))?;
+        Ok(ports.into_iter().map(Port).collect())
+    }
+
+    fn close_port(&self, py: Python<'_>, port: &Port) -> PyResult<()> {
+        self.detached(py, |sandbox| sandbox.close_port(&port.0))
+    }
+
+    fn watch_connections(&self, py: Python<'_>) -> PyResult<Ends> {
+        let (tell, ends) = network::ends();
+        self.detached(py, |sandbox| sandbox.watch_connections(tell))?;
+        Ok(ends)
     }
 }

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ LIFE: Calls = {
     "freeze": (),
     "thaw": (),
     "pidfd": (),
+    "connect": ("127.0.0.1:9",),
+    "connect_unix": ("/missing",),
+    "listen": ("127.0.0.1:0",),
+    "publish": ("127.0.0.1:0", 80),
+    "forward": (0, "127.0.0.1:9"),
+    "close_port": ("none",),
+    "watch_connections": (print,),
+    "aconnect": ("127.0.0.1:9",),
+    "aconnect_unix": ("/missing",),
     "arun": (["true"],),
     "apopen": (["true"],),
     "areset": (),
@@ -137,7 +147,8 @@ def call(method: Callable[..., Any], *args: Any, **options: Any) -> None:
 
     got = asyncio.run(main()) if inspect.iscoroutinefunction(method) else method(*args, **options)
     for name in ("delete", "kill", "close"):
-        if isinstance(got, (Sandbox, adl.Popen, adl.Job, adl.FileReader)) and hasattr(got, name):
+        ends = (Sandbox, adl.Popen, adl.Job, adl.FileReader, socket.socket)
+        if isinstance(got, ends) and hasattr(got, name):
             getattr(got, name)()
 
 
@@ -152,8 +163,9 @@ def test_what_is_tried_here_is_all_that_there_is() -> None:
 def test_a_deleted_sandbox_says_so_whatever_it_is_asked(state: Path, here: Path) -> None:
     sandbox = Sandbox()
     files, afiles = sandbox.files, sandbox.afiles
+    port = sandbox.publish("127.0.0.1:0", 80)
     sandbox.delete()
-    for name, args in LIFE.items():
+    for name, args in {**LIFE, "close_port": (port,)}.items():
         if name not in ("jobs", "job"):
             with pytest.raises(adl.DeletedError, match="deleted: create another"):
                 call(getattr(sandbox, name), *args)

@@ -1,15 +1,22 @@
 //! What this machine can do, found out by doing it.
 
 use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags};
 use serde::Serialize;
 
 use crate::config::limits::Limits;
+use crate::config::ports::Publish;
 use crate::config::{Config, Network, Upper};
-use crate::error::{Error, Step};
+use crate::error::{Error, Result, Step};
 use crate::sandbox::Sandbox;
 use crate::sys::{joined_network, path_of};
+use crate::wait::{Deadline, wait_ready};
 
 /// One thing that a sandbox is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,6 +85,7 @@ pub fn examine(state_directory: Option<&Path>) -> Vec<Check> {
             overlay("overlay, on disk", on_disk.as_ref()),
             overlay("overlay, in memory", in_memory.as_ref()),
             disk_limit(&config),
+            ports(sandbox),
             host_network(&config),
             joined_network(&config),
             seccomp(sandbox),
@@ -240,6 +248,45 @@ fn joined_network(config: &Config) -> Check {
         Err(Error::Unsupported { why, fix, .. }) => Check::limited(WHAT, why, fix),
         Err(error) => Check::limited(WHAT, error.to_string(), FIX),
     }
+}
+
+/// Has a port of the host's lead to a server inside, and says something through it.
+fn ports(sandbox: &Sandbox) -> Check {
+    const WHAT: &str = "ports into a sandbox";
+    const FIX: &str =
+        "have servers listen on this machine, by its network (adl run --network host)";
+    match pass_on(sandbox) {
+        Ok(true) => Check::good(WHAT, "passed on to servers inside"),
+        Ok(false) => Check::limited(WHAT, format!("nothing came through within {PASSAGE:?}"), FIX),
+        Err(error) => Check::limited(WHAT, error.to_string(), FIX),
+    }
+}
+
+/// How long what is said may take from one end to the other.
+const PASSAGE: Duration = Duration::from_secs(5);
+
+/// Whether a word comes through a published port. No program inside is needed for it: the server's
+/// socket is inside, and its end outside.
+fn pass_on(sandbox: &Sandbox) -> Result<bool> {
+    const WORD: &[u8] = b"adl";
+    let server = sandbox.listen((Ipv4Addr::LOCALHOST, 0))?;
+    let inside = server.local_addr().map_err(Error::io("getsockname"))?.port();
+    let port = sandbox.publish(&Publish::new((Ipv4Addr::LOCALHOST, 0), inside))?;
+    let passed = || -> io::Result<bool> {
+        let mut client = TcpStream::connect_timeout(&port.address(), PASSAGE)?;
+        client.set_read_timeout(Some(PASSAGE))?;
+        let mut fds = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
+        if !wait_ready(&mut fds, Deadline::after(PASSAGE)).map_err(io::Error::other)? {
+            return Ok(false);
+        }
+        server.accept()?.0.write_all(WORD)?;
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard)?;
+        Ok(heard == WORD)
+    };
+    let passed = passed().map_err(Error::io("talk through a port"));
+    sandbox.close_port(&port)?;
+    passed
 }
 
 /// Asks a program in the sandbox what the kernel says of it.

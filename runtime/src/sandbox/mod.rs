@@ -194,8 +194,18 @@ impl Sandbox {
         let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, ports, now };
         let config = this.plan.config();
         // Before anything runs in it.
-        config.forward.iter().try_for_each(|forward| this.forward(forward).map(drop))?;
-        config.publish.iter().try_for_each(|publish| this.publish(publish).map(drop))?;
+        let mut forwards = config.forward.iter();
+        let mut publishes = config.publish.iter();
+        let opened = forwards
+            .try_for_each(|forward| this.forward(forward).map(drop))
+            .and_then(|()| publishes.try_for_each(|publish| this.publish(publish).map(drop)));
+        if let Err(error) = opened {
+            // One that no one has had is not counted as deleted.
+            if let Some(now) = lock(&this.now).take() {
+                let _ = this.end(now);
+            }
+            return Err(error);
+        }
         if let Some(now) = &*lock(&this.now) {
             this.renew_spare(now, None);
         }

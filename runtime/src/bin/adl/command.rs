@@ -13,6 +13,7 @@ use crate::environment::{self, Variable};
 use crate::image::Pull;
 use crate::keep::KeepOptions;
 use crate::options::SandboxOptions;
+use crate::ports::PortOptions;
 use crate::result;
 use crate::ulimits::{Ulimit, ulimit};
 use crate::values::{CliResult, duration, of_bytes, size_or_zero};
@@ -102,6 +103,9 @@ pub(crate) struct CommandOptions {
     #[command(flatten, next_help_heading = "Copies")]
     pub(crate) copies: CopyOptions,
 
+    #[command(flatten, next_help_heading = "Ports")]
+    pub(crate) ports: PortOptions,
+
     /// When an image of a registry is fetched: `always`, as its name may stand for another by now,
     /// `missing`, where it is not there, or `never`
     #[arg(long, value_name = "WHEN", default_value = "missing", help_heading = "Sandbox")]
@@ -134,6 +138,7 @@ impl CommandOptions {
         let targets = self.copies.copy_out.iter().map(Transfer::target);
         let (mut config, bases) = self.sandbox.settle(targets)?;
         config.limits.accounting = self.stats;
+        self.ports.apply(&mut config)?;
         config.defaults.user.clone_from(&self.user);
         config.defaults.cpu_time = self.cpu_time;
         let mut environment = Vec::new();

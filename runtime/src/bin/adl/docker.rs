@@ -5,10 +5,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 /// Options of `docker run`.
 const OPTIONS: &[(&[&str], &str)] = &[
     (
-        &["-p", "--publish", "-P", "--publish-all", "--expose"],
-        "a port inside is none of this machine's. With `--network host` the server itself \
-         listens on this machine: have it listen on the port that is wanted outside. Else run \
-         client and server in one sandbox",
+        &["-P", "--publish-all", "--expose"],
+        "name each port, as `-p 8080:80`, or as `-p 0:80` for any port of this machine, which is \
+         told",
     ),
     (
         &["-d", "--detach"],
@@ -28,8 +27,8 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--restart"], "a sandbox is new each time: run `adl run` again, in a loop or by systemd"),
     (
         &["--link", "--network-alias", "--ip", "--ip6", "--mac-address", "--link-local-ip"],
-        "there are no networks between sandboxes: `--network host` is this machine's, \
-         `--network ns:PATH` one that others have made",
+        "there are no networks between sandboxes: `-p 8080:80` has a port of this machine lead to \
+         a server inside, `--forward 5432:localhost:8080` one inside to a server of this machine's",
     ),
     (
         &["--domainname"],
@@ -181,7 +180,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (
         &["network"],
         "there are no networks to be made: a sandbox has its own loopback device, this machine's \
-         network by `--network host`, or a network namespace by `--network ns:PATH`",
+         network by `--network host`, or a network namespace by `--network ns:PATH`; ports lead in \
+         by `-p` and out by `--forward`",
     ),
 ];
 

@@ -5,11 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use adl_runtime::Mount;
+use adl_runtime::{Mount, Publish};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::limits::LimitOptions;
 use crate::mounts::MountOptions;
+use crate::ports::PortOptions;
 use crate::ulimits::{Ulimit, ulimit};
 use crate::values::duration;
 
@@ -19,6 +20,8 @@ struct Options {
     #[command(flatten)]
     _mounts: MountOptions,
     #[command(flatten)]
+    _ports: PortOptions,
+    #[command(flatten)]
     limits: LimitOptions,
     #[arg(long, value_parser = ulimit)]
     ulimit: Vec<Ulimit>,
@@ -26,7 +29,7 @@ struct Options {
     timeout: Option<Duration>,
 }
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 16] = [
     "volume",
     "tmpfs",
     "mount",
@@ -41,6 +44,8 @@ const NAMES: [&str; 14] = [
     "io",
     "ulimit",
     "timeout",
+    "publish",
+    "forward",
 ];
 
 /// Reads a value of the option that the first byte says; whether it takes that.
@@ -57,7 +62,9 @@ pub(crate) fn arguments(input: &[u8]) -> bool {
             return false;
         }
     };
-    assert!(check_mounts(&matches), "{name}: {}", value.escape_ascii());
+    let mut published = matches.get_many::<Publish>("publish").into_iter().flatten();
+    let is_right = check_mounts(&matches) && published.all(|publish| publish.port != 0);
+    assert!(is_right, "{name}: {}", value.escape_ascii());
     let Ok(Options { limits, ulimit, timeout, .. }) = Options::from_arg_matches(&matches) else {
         return false;
     };
@@ -87,7 +94,7 @@ mod tests {
     use super::{NAMES, arguments};
 
     /// Values that are taken, each after the place of its option.
-    const SEEDS: [(u8, &str); 22] = [
+    const SEEDS: [(u8, &str); 26] = [
         (0, "/a:/b:ro,z"),
         (0, "./a:/b"),
         (1, "/a:size=64m,mode=1777,uid=5,gid=6,noexec,ro"),
@@ -110,6 +117,10 @@ mod tests {
         (13, "0.25"),
         (4, "512 MB"),
         (13, "20\u{b5}s"),
+        (14, "127.0.0.1:0:80/tcp"),
+        (14, "[::1]:8080:80"),
+        (15, "5432:db.internal:5432"),
+        (15, "5432:[::1]:5432"),
     ];
 
     const WORDS: [&[u8]; 24] = [

@@ -23,6 +23,7 @@ mod manual;
 mod mounts;
 mod options;
 mod output;
+mod ports;
 mod progress;
 mod result;
 mod run;

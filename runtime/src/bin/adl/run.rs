@@ -21,7 +21,7 @@ use crate::output::say;
 use crate::result::{Outcome, ResultFile};
 use crate::ulimits::Ulimit;
 use crate::values::{CliResult, take_any_value};
-use crate::{image, limits, options, sections, session, streams, sys};
+use crate::{image, limits, options, ports, sections, session, streams, sys};
 
 const RUN_USAGE: &str = "\
 adl run [OPTIONS] IMAGE [COMMAND [ARGUMENT]...]
@@ -215,6 +215,7 @@ fn run_told(
     }
     let upper = config.upper;
     let sandbox = Sandbox::create(config).map_err(|error| not_created(error, upper))?;
+    options.ports.tell(&sandbox);
     let mut files = sandbox.files();
     if let Some(user) = &options.user {
         files.user(user);
@@ -301,8 +302,12 @@ fn run_told(
     Ok(code)
 }
 
-/// Says of memory for what is written that it is too small, where that is so.
+/// Says of memory for what is written that it is too small, and of a port that it can't be had,
+/// where that is so.
 fn not_created(error: Error, upper: Upper) -> Box<dyn std::error::Error> {
+    if let Some(told) = ports::not_had(&error) {
+        return told.into();
+    }
     match (&error, upper) {
         (Error::Setup { source, .. }, Upper::Memory { size })
             if source.kind() == ErrorKind::StorageFull =>

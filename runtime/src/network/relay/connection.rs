@@ -79,12 +79,14 @@ impl Connection {
         }
         let mut left = most;
         // Both are tried also where one has failed: a server that takes no more may have said why.
+        let mut may_close = true;
         let [first, second] = ways.map(|(flow, is_up)| {
             let (from, to) =
                 if is_up { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
             let before = flow.taken();
-            let moved = flow.run(from, to, left.min(TURN), (&mut *pipes, &mut *buffer));
+            let moved = flow.run(from, to, left.min(TURN), may_close, (&mut *pipes, &mut *buffer));
             left = left.saturating_sub(flow.taken() - before);
+            may_close &= moved.is_ok();
             moved
         });
         let (up, down) = if self.is_up_first { (first, second) } else { (second, first) };

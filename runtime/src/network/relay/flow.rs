@@ -119,12 +119,13 @@ impl Flow {
         from: &mut Side,
         to: &mut Side,
         most: u64,
+        may_close: bool,
         (pipes, buffer): (&mut Pipes, &mut [u8]),
     ) -> Result<Moved, Broken> {
         let before = self.taken();
         loop {
             self.empty_pipe(to, pipes)?;
-            if self.has_ended && self.pipe.is_none() && !self.is_closed {
+            if self.has_ended && may_close && self.pipe.is_none() && !self.is_closed {
                 // ENOTCONN: that side has gone, as will be told.
                 shutdown(to.socket.as_raw_fd(), Shutdown::Write).map_err(Broken::To)?;
                 self.is_closed = true;
@@ -172,7 +173,14 @@ impl Flow {
         let Some(mut pipe) = pipes.take() else { return Ok(false) };
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         let read = splice(&from.socket, None, &pipe.write, None, most, flags);
-        let count = read.unwrap_or(0);
+        let count = match read {
+            Ok(count) => count,
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::EINVAL | Errno::ENOMEM) => 0,
+            Err(errno) => {
+                pipes.give_back(pipe);
+                return Err(Broken::From(errno));
+            }
+        };
         self.is_bulk = count >= CHUNK;
         match count {
             // The end, nothing for now, a byte out of band or an error: the copy tells which.

@@ -187,7 +187,19 @@ impl Relay {
         let number = data >> 2;
         match data & 3 {
             PORT => drop(self.waiting.insert(number)),
-            INIT => self.end_life(number, Life::Dead),
+            INIT => {
+                use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+                let is_over = self.sandboxes.get(&number).is_some_and(|s| match &s.life {
+                    Life::Alive { init, .. } => {
+                        let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+                        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+                    }
+                    _ => false,
+                });
+                if is_over {
+                    self.end_life(number, Life::Dead);
+                }
+            }
             side => self.take_readiness(number, side == CLIENT, flags),
         }
     }
