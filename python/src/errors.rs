@@ -64,7 +64,7 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
             kernel(source)?;
             "FileError"
         }
-        Error::Socket { operation, address, source } => {
+        Error::Socket { operation, address, source, .. } => {
             fields.set_item("operation", operation)?;
             fields.set_item("address", (address.ip().to_string(), address.port()))?;
             kernel(source)?;

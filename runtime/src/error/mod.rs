@@ -74,13 +74,15 @@ pub enum Error {
         /// The kernel's answer, to what the user that was asked for may do inside.
         r#source: io::Error,
     },
-    /// A TCP socket could not be had in the sandbox.
-    #[error("could not {operation} {address} in the sandbox: {source}{}", Unanswered(.source))]
+    /// A TCP socket could not be had: in the sandbox or, for a port that leads into it, on the host.
+    #[error("could not {operation} {address}{}", Unanswered(.source, *.is_inside))]
     Socket {
         /// What was to be done.
         operation: &'static str,
-        /// The address inside.
+        /// The address.
         address: SocketAddr,
+        /// Whether that is one of the sandbox's, and not of the host's.
+        is_inside: bool,
         /// The kernel's answer.
         r#source: io::Error,
     },
@@ -373,16 +375,18 @@ impl Error {
             Self::Socket { source, .. } if is_short(source) => ErrorKind::Temporary,
             Self::Start { .. }
             | Self::File { .. }
-            | Self::Socket { .. }
+            | Self::Socket { is_inside: true, .. }
             | Self::NotRegular { .. }
             | Self::TooLarge { .. } => ErrorKind::Inside,
             Self::Protocol { .. } | Self::Refused { .. } => ErrorKind::Violation,
             Self::Io { source, .. } | Self::Setup { source, .. } if is_short(source) => {
                 ErrorKind::Temporary
             }
-            Self::Io { .. } | Self::Setup { .. } | Self::Uncollected { .. } | Self::Pull { .. } => {
-                ErrorKind::Host
-            }
+            Self::Io { .. }
+            | Self::Socket { .. }
+            | Self::Setup { .. }
+            | Self::Uncollected { .. }
+            | Self::Pull { .. } => ErrorKind::Host,
         }
     }
 

@@ -105,22 +105,31 @@ impl fmt::Display for Remedy<'_> {
 }
 
 /// What to do where a socket is refused, if that is known.
-pub(super) struct Unanswered<'a>(pub(super) &'a io::Error);
+pub(super) struct Unanswered<'a>(pub(super) &'a io::Error, pub(super) bool);
 
 impl fmt::Display for Unanswered<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.raw_os_error() {
-            Some(libc::ECONNREFUSED) => f.write_str(
-                "; nothing listens there: start the server first, or name the address that it has",
-            ),
-            Some(libc::EADDRINUSE) => {
-                f.write_str("; something inside listens there: name another port, or 0 for any")
+        let Self(why, is_inside) = *self;
+        let place = if is_inside { " in the sandbox" } else { " of this machine" };
+        write!(f, "{place}: {why}")?;
+        f.write_str(match (why.raw_os_error(), is_inside) {
+            (Some(libc::ECONNREFUSED), _) => {
+                "; nothing listens there: start the server first, or name the address that it has"
             }
-            Some(libc::EADDRNOTAVAIL | libc::ENETUNREACH) => f.write_str(
-                "; the sandbox has no such address: 127.0.0.1, ::1 and 198.18.0.1 are its own",
-            ),
-            _ => Ok(()),
-        }
+            (Some(libc::EADDRINUSE), true) => {
+                "; something inside listens there: name another port, or 0 for any"
+            }
+            (Some(libc::EADDRINUSE), false) => {
+                "; something listens there: name another port, or 0 for any"
+            }
+            (Some(libc::EADDRNOTAVAIL | libc::ENETUNREACH), true) => {
+                "; the sandbox has no such address: 127.0.0.1, ::1 and 198.18.0.1 are its own"
+            }
+            (Some(libc::EADDRNOTAVAIL), false) => {
+                "; this machine has no such address: 0.0.0.0 and [::] are all that it has"
+            }
+            _ => "",
+        })
     }
 }
 

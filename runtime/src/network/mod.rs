@@ -85,7 +85,7 @@ pub(crate) fn listen(lives: &Lives, address: SocketAddr, timeout: Duration) -> R
 }
 
 fn socket_error(operation: &'static str, address: SocketAddr) -> impl Fn(Errno) -> Error {
-    move |errno| Error::Socket { operation, address, source: errno.into() }
+    move |errno| Error::Socket { operation, address, is_inside: true, source: errno.into() }
 }
 
 /// Does something in the life that there is, in a span.
@@ -223,7 +223,8 @@ fn settle(
     if !of_stream.any().unwrap_or(true) {
         return Err(Error::SandboxDied);
     }
-    let failed = |source| Error::Socket { operation: "connect to", address, source };
+    let failed =
+        |source| Error::Socket { operation: "connect to", address, is_inside: true, source };
     let error = match stream.take_error().map_err(Error::io("getsockopt"))? {
         // Where no one listens, the port that the kernel picks may be that very one.
         None if stream.local_addr().is_ok_and(|own| own == address) => error_of(libc::ECONNREFUSED),

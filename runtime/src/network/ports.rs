@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket
 use super::relay::message::{
     Answer, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
 };
-use super::relay::{self, Task, set_buffers};
+use super::relay::{self, Client, Task, prepare_listener};
 use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
 use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 use crate::error::{Error, Result};
@@ -74,13 +74,22 @@ pub enum ConnectionEndReason {
 pub(crate) struct Ports {
     number: SandboxNumber,
     has_own_network: bool,
+    is_of_host: bool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     all: Vec<Port>,
-    is_known: bool,
+    /// The relay that knows the sandbox, if one does. With one that is broken all its ports have
+    /// gone.
+    relay: Option<Arc<Client>>,
+}
+
+impl State {
+    fn relay(&self) -> Option<&Client> {
+        self.relay.as_deref().filter(|relay| !relay.is_broken())
+    }
 }
 
 /// What the relay is to be told of a life that begins.
@@ -92,21 +101,32 @@ pub(crate) struct Prepared {
 }
 
 impl Ports {
-    pub(crate) fn new(has_own_network: bool) -> Self {
-        Self { number: unique_number(), has_own_network, state: Mutex::default() }
+    pub(crate) fn new(has_own_network: bool, is_of_host: bool) -> Self {
+        Self { number: unique_number(), has_own_network, is_of_host, state: Mutex::default() }
     }
 
     /// Has a port of the host's lead into a sandbox.
     pub(crate) fn publish(&self, control: &Control, publish: &Publish) -> Result<Port> {
         publish.check()?;
-        let failed = socket_error("listen on", publish.address);
-        let listener = tcp_listener(publish.address, BACKLOG).map_err(failed)?;
+        if self.is_of_host {
+            let why = "a sandbox with the host's network has its ports already";
+            return Err(Error::invalid("publish", why));
+        }
+        let address = publish.address;
+        let listener = tcp_listener(address, BACKLOG).map_err(|errno| {
+            let (operation, source) = ("listen on", errno.into());
+            Error::Socket { operation, address, is_inside: false, source }
+        })?;
         self.open(control, listener, Leads::In(publish.port), &publish.limits)
     }
 
     /// Has a port inside lead out of a sandbox.
     pub(crate) fn forward(&self, control: &Control, forward: &Forward) -> Result<Port> {
         forward.check()?;
+        if self.is_of_host {
+            let why = "a sandbox with the host's network reaches what the host does";
+            return Err(Error::invalid("forward", why));
+        }
         let listener = listen_inside(control, forward.address)?;
         self.open(control, listener, Leads::Out(forward.to.clone()), &forward.limits)
     }
@@ -118,7 +138,7 @@ impl Ports {
         leads: Leads,
         limits: &ConnectionLimits,
     ) -> Result<Port> {
-        set_buffers(listener.as_fd()).map_err(Error::io("setsockopt"))?;
+        prepare_listener(listener.as_fd()).map_err(Error::io("setsockopt"))?;
         let address = own_address(listener.as_fd()).map_err(Error::io("getsockname"))?;
         let port = Port { number: unique_number(), address, leads };
         let limits = limits.clone();
@@ -133,7 +153,9 @@ impl Ports {
     pub(crate) fn close(&self, port: &Port) -> Result<bool> {
         let mut state = lock(&self.state);
         let Some(at) = state.all.iter().position(|other| other == port) else { return Ok(false) };
-        relay::client()?.order(Order::Close { sandbox: self.number, port: port.number }, &[])?;
+        if let Some(relay) = state.relay() {
+            relay.order(Order::Close { sandbox: self.number, port: port.number }, &[])?;
+        }
         state.all.remove(at);
         Ok(true)
     }
@@ -144,10 +166,9 @@ impl Ports {
 
     /// What its connections have come to; `None` where it never had a port.
     pub(crate) fn stats(&self) -> Result<Option<ConnectionStats>> {
-        if !lock(&self.state).is_known {
-            return Ok(None);
-        }
-        match relay::client()?.order(Order::Count { sandbox: self.number }, &[])? {
+        let state = lock(&self.state);
+        let Some(relay) = state.relay() else { return Ok(None) };
+        match relay.order(Order::Count { sandbox: self.number }, &[])? {
             Answer::Stats(stats) => Ok(Some(stats)),
             _ => Err(Error::Protocol { why: "no counts of connections" }),
         }
@@ -179,11 +200,16 @@ impl Ports {
 
     /// Has the relay do something, which knows the sandbox as it is now before that.
     fn tell(&self, state: &mut State, control: &Control, task: Task<'_>) -> Result<()> {
-        let life = if state.is_known { None } else { Some(prepare_life(control)?) };
-        let mut tasks = life.as_ref().map_or_else(Vec::new, |life| self.beginning(life));
+        if let Some(relay) = state.relay() {
+            return relay.order_all(&[task]).map(drop);
+        }
+        let life = prepare_life(control)?;
+        let mut tasks = self.beginning(&life);
         tasks.push(task);
-        relay::client()?.order_all(&tasks)?;
-        state.is_known = true;
+        let relay = relay::client()?;
+        relay.order_all(&tasks)?;
+        state.all.clear();
+        state.relay = Some(relay);
         Ok(())
     }
 
@@ -205,50 +231,57 @@ impl Ports {
     /// Makes ready what the ports need of the next life; `None` where there are none.
     pub(crate) fn prepare(&self, control: &Control) -> Result<Option<Prepared>> {
         let state = lock(&self.state);
-        if !state.is_known {
+        if state.relay().is_none() {
             return Ok(None);
         }
         let mut prepared = prepare_life(control)?;
         for port in state.all.iter().filter(|port| matches!(port.leads, Leads::Out(_))) {
             let listener = listen_inside(control, port.address)?;
-            set_buffers(listener.as_fd()).map_err(Error::io("setsockopt"))?;
+            prepare_listener(listener.as_fd()).map_err(Error::io("setsockopt"))?;
             prepared.listeners.push((port.number, listener));
         }
         Ok(Some(prepared))
     }
 
-    /// Resets all connections: the life that they are of is about to end.
-    pub(crate) fn hold(&self) -> Result<()> {
-        if lock(&self.state).is_known {
-            relay::client()?.order(Order::Hold { sandbox: self.number }, &[])?;
+    /// Resets all connections: the life that they are of is about to end. Who comes waits for the
+    /// next.
+    pub(crate) fn hold(&self) {
+        self.stop(false);
+    }
+
+    fn stop(&self, is_dead: bool) {
+        if let Some(relay) = lock(&self.state).relay() {
+            // Where it can't be told, it ends, and all connections with it.
+            let _ = relay.order(Order::Hold { sandbox: self.number, is_dead }, &[]);
         }
-        Ok(())
     }
 
     /// Has who comes from here on, and who has waited, come to the next life. What can fail was done
-    /// before; where the relay has no memory for it, who comes waits on.
+    /// before.
     pub(crate) fn begin(&self, prepared: Option<Prepared>) {
-        if let (Some(life), Ok(relay)) = (prepared, relay::client()) {
-            let _ = relay.order_all(&self.beginning(&life));
+        if let (Some(life), Some(relay)) = (prepared, lock(&self.state).relay())
+            && relay.order_all(&self.beginning(&life)).is_err()
+        {
+            let _ = relay.order(Order::Hold { sandbox: self.number, is_dead: true }, &[]);
         }
     }
 
-    /// Has who comes come to the life that there was, if it is not at its end: the next has not
-    /// come about.
+    /// Has who comes come to the life that there was: the next has not come about. Where it is at
+    /// its end, who comes is turned away.
     pub(crate) fn go_on(&self, control: &Control) {
-        if let Ok(prepared) = self.prepare(control) {
-            self.begin(prepared);
+        match self.prepare(control) {
+            Ok(prepared) => self.begin(prepared),
+            Err(_) => self.stop(true),
         }
     }
 
     /// Resets all connections, and ends all ports.
-    pub(crate) fn end(&self) -> Result<()> {
+    pub(crate) fn end(&self) {
         let mut state = lock(&self.state);
-        if std::mem::take(&mut state.is_known) {
-            relay::client()?.order(Order::End { sandbox: self.number }, &[])?;
+        if let Some(relay) = state.relay() {
+            let _ = relay.order(Order::End { sandbox: self.number }, &[]);
         }
-        state.all.clear();
-        Ok(())
+        *state = State::default();
     }
 }
 
@@ -260,7 +293,7 @@ fn prepare_life(control: &Control) -> Result<Prepared> {
 fn listen_inside(control: &Control, address: SocketAddr) -> Result<OwnedFd> {
     let deadline = Deadline::after(TIMEOUT);
     within(control, deadline, || tcp_listener(address, BACKLOG))?
-        .map_err(socket_error("listen inside on", address))
+        .map_err(socket_error("listen on", address))
 }
 
 /// The next end that is told, until no more can be.

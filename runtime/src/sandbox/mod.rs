@@ -29,7 +29,7 @@ use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
 use crate::config::image::{ImageConfig, ImageSays};
 use crate::config::limits::Limits;
-use crate::config::{Config, Upper};
+use crate::config::{Config, Network, Upper};
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
@@ -190,7 +190,7 @@ impl Sandbox {
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);
-        let ports = Ports::new(plan.has_own_network);
+        let ports = Ports::new(plan.has_own_network, config.network == Network::Host);
         let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, ports, now };
         let config = this.plan.config();
         // Before anything runs in it.
@@ -397,7 +397,7 @@ impl Sandbox {
         // So that none is waited for alone.
         beside.iter_mut().for_each(|instance| drop(instance.kill()));
         // Before its processes end, which would look as an end of what they send.
-        let ports = self.ports.end();
+        self.ports.end();
         let hold = self.lives.hold();
         // If they can't be ended now, a thread does that, and it is told below.
         let _ = now.instance.end_processes();
@@ -408,7 +408,7 @@ impl Sandbox {
         for mut instance in beside {
             ended = ended.and(instance.end());
         }
-        ended.and(ports)
+        ended
     }
 
     /// What its image says of the commands that are run in it, where that is one in layers, or a

@@ -72,11 +72,9 @@ impl Sandbox {
             // What it has used up is in the way of what it will, and goes first.
             Err(error) if may_be_in_the_way(&error, &now.instance) => {
                 let hold = hold.insert(self.lives.hold());
-                now.instance.end_processes()?;
-                hold.mark_gone();
-                now.instance.end()?;
-                remover::finish_within(ROOM);
-                self.make_next_when_there_is_room(now)?
+                self.ports.hold();
+                let next = self.make_next_after(now, hold);
+                next.inspect_err(|_| self.ports.go_on(now.instance.control()))?
             }
             next => next?,
         };
@@ -87,8 +85,8 @@ impl Sandbox {
         let hold = hold.unwrap_or_else(|| self.lives.hold());
         let this = &mut now.instance;
         self.exchange_names(this, &mut next)?;
-        let is_over = self.ports.hold().and_then(|()| this.end_processes());
-        if let Err(error) = is_over.and_then(|()| next.record_ids()) {
+        self.ports.hold();
+        if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
             // Its own again, for whoever calls again. If that fails, it is the next one's, and free
             // with it.
             let _ = self.exchange_names(this, &mut next);
@@ -117,7 +115,8 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let is_over = self.ports.hold().and_then(|()| self.end_guest(&hold, this));
+        self.ports.hold();
+        let is_over = self.end_guest(&hold, this);
         if let Err(error) = is_over.and_then(|()| next.record_ids()) {
             let _ = self.exchange_names(this, &mut next);
             self.ports.go_on(this.control());
@@ -169,6 +168,15 @@ impl Sandbox {
             Some(this) if next.name() == &*self.name => this.take_name(&self.name, Some(next)),
             this => next.take_name(&self.name, this),
         }
+    }
+
+    /// Ends the instance that there is, whose room the next one needs, and makes that.
+    fn make_next_after(&self, now: &mut Now, hold: &Hold<'_>) -> Result<Instance> {
+        now.instance.end_processes()?;
+        hold.mark_gone();
+        now.instance.end()?;
+        remover::finish_within(ROOM);
+        self.make_next_when_there_is_room(now)
     }
 
     /// Makes the next instance where what was in the way has just been removed. A btrfs gives the

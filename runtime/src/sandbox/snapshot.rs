@@ -134,7 +134,7 @@ impl Sandbox {
     ) -> Result<Snapshot> {
         // What is set up after the end takes descriptors, which are there then.
         let reserved = reserve_descriptors(next.as_fd(), root.descriptors_to_set_up())?;
-        self.ports.hold()?;
+        self.ports.hold();
         this.end_processes()?;
         next.record_ids()?;
         drop(reserved);

@@ -97,6 +97,15 @@ pub(crate) fn connect(socket: BorrowedFd<'_>, address: SocketAddr) -> nix::Resul
         .map(drop)
 }
 
+/// How many bytes wait in a TCP socket until the other end has taken them (`SIOCOUTQ`, tcp(7)); its
+/// end is none.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> usize {
+    let mut count: c_int = 0;
+    // SAFETY: the kernel writes an int.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) == 0 };
+    usize::try_from(count).unwrap_or(0).saturating_sub(1) * usize::from(done)
+}
+
 /// An option of `SOL_SOCKET` that is a number.
 pub(crate) fn option(socket: BorrowedFd<'_>, option: c_int) -> nix::Result<c_int> {
     let mut value: c_int = 0;

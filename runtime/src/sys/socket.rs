@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recv, recvmsg,
-    shutdown, socketpair,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, shutdown, socketpair,
 };
 
 use crate::sys::owner::Owner;
@@ -159,22 +158,31 @@ pub(crate) fn peek(
     flags: c_int,
     descriptors: bool,
 ) -> nix::Result<Peeked> {
+    receive::<ROOM>(socket, bytes, flags | libc::MSG_PEEK, descriptors)
+}
+
+fn receive<const ROOM: usize>(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    flags: c_int,
+    descriptors: bool,
+) -> nix::Result<Peeked> {
     #[repr(C)]
-    struct Control {
+    struct Control<const ROOM: usize> {
         header: libc::cmsghdr,
         descriptors: [RawFd; ROOM],
     }
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: both are plain C structs, for which zero is a value.
-    let (mut control, mut message): (Control, libc::msghdr) =
+    let (mut control, mut message): (Control<ROOM>, libc::msghdr) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     if descriptors {
         message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = size_of::<Control>();
+        message.msg_controllen = size_of::<Control<ROOM>>();
     }
-    let flags = flags | libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` describes `bytes` and `control`, which outlive the call.
     let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
     let count = usize::try_from(count).map_err(|_| Errno::last())?;
@@ -192,25 +200,10 @@ pub(crate) fn peek(
     })
 }
 
-/// Receives one message with the descriptors that came with it, as many as there is room for: from
-/// who is trusted.
-pub(crate) fn receive_descriptors(
-    socket: &OwnedFd,
-    bytes: &mut [u8],
-    flags: MsgFlags,
-) -> nix::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([RawFd; 8]);
-    let mut parts = [io::IoSliceMut::new(bytes)];
-    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let mut descriptors = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(all) = part {
-            // SAFETY: the kernel has just made them for us.
-            descriptors.extend(all.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    Ok((message.bytes, descriptors))
+/// Receives one message with the descriptors that came with it, at most four. Where there was no
+/// room for all of them in this process, `more` is set.
+pub(crate) fn receive_descriptors(socket: impl AsFd, bytes: &mut [u8]) -> nix::Result<Peeked> {
+    receive::<4>(socket, bytes, libc::MSG_DONTWAIT, true)
 }
 
 /// Whether it is a mount namespace, and not the caller's own.

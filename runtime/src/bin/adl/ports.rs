@@ -105,8 +105,8 @@ fn look_up(name: &str, port: u16) -> CliResult<Vec<SocketAddr>> {
 
 /// What is said of a port that could not be had when a sandbox was created.
 pub(crate) fn not_had(error: &Error) -> Option<String> {
-    let Error::Socket { operation, address, source, .. } = error else { return None };
-    let is_published = !operation.contains("inside");
+    let Error::Socket { address, is_inside, source, .. } = error else { return None };
+    let is_published = !is_inside;
     let option = if is_published { "--publish" } else { "--forward" };
     let place = if is_published { "" } else { " inside" };
     let mut text = format!("{option}: could not listen on {address}{place}: {source}");

@@ -38,6 +38,13 @@ impl Bucket {
         self.left.max(0.0) as u64
     }
 
+    /// As much of it as one of so many may take at once.
+    pub(super) fn part(&mut self, sharers: u64, now: Instant) -> u64 {
+        const LEAST: u64 = 512;
+        let part = (self.most() as u64 / sharers.max(1)).max(LEAST);
+        self.available(now).min(part)
+    }
+
     pub(super) fn take(&mut self, amount: u64) {
         self.left -= amount as f64;
     }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::flow::{Broken, Flow, Moved, Pipes, Side};
 use super::message::{PortNumber, SandboxNumber, Why};
-use crate::sys::sockaddr::{self, set_option};
+use crate::sys::sockaddr::{self, set_option, unsent};
 
 /// How long a server may take to take a connection, all its addresses together.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -41,14 +41,19 @@ pub(super) struct Connection {
     pub(super) timer: Option<Instant>,
     /// Whether it waits for its turn.
     pub(super) is_queued: bool,
+    /// How often it was looked at since both sides have ended, and what was on its way then.
+    pub(super) looks: u32,
+    pub(super) unsent: usize,
 }
 
 /// The other side.
 #[derive(Debug)]
 pub(super) enum Server {
-    /// None yet: the address that is tried, as a number in the list of those of the port.
+    /// None yet: how many addresses were tried, which of the port's was the first, and why the last
+    /// did not do.
     Connecting {
         attempt: usize,
+        first: usize,
         socket: Option<OwnedFd>,
         why: i32,
     },
@@ -93,7 +98,7 @@ impl Connection {
         match (up, down) {
             (Err(Broken::From(_)), _) | (_, Err(Broken::To(_))) => Next::End(Why::ByClient),
             (Err(Broken::To(_)), _) | (_, Err(Broken::From(_))) => Next::End(Why::ByServer),
-            _ if self.up.is_closed && self.down.is_closed => Next::End(Why::Closed),
+            _ if self.is_over() => Next::End(Why::Closed),
             (Ok(Moved::Waits), Ok(Moved::Waits)) => Next::Wait,
             _ => Next::Again,
         }
@@ -102,6 +107,17 @@ impl Connection {
     /// Whether one side has ended, and the other has not.
     pub(super) fn is_half_closed(&self) -> bool {
         self.up.is_closed != self.down.is_closed
+    }
+
+    /// Whether both sides have ended, and all that they have sent was passed on to the kernel.
+    pub(super) fn is_over(&self) -> bool {
+        self.up.is_closed && self.down.is_closed
+    }
+
+    /// How many bytes wait in the kernel until the other ends take them, or in pipes.
+    pub(super) fn unsent(&self) -> usize {
+        let in_pipes = self.up.holds_something() || self.down.holds_something();
+        self.sockets().map(unsent).sum::<usize>() + usize::from(in_pipes)
     }
 
     /// How many bytes it has taken, both ways.
@@ -142,8 +158,14 @@ pub(super) fn prepare(socket: BorrowedFd<'_>) -> nix::Result<()> {
     set_buffers(socket)
 }
 
-/// Has what waits in the kernel have a bound; of a listener, for those that it accepts.
-pub(in crate::network) fn set_buffers(socket: BorrowedFd<'_>) -> nix::Result<()> {
+/// Has a listener have those bounds for what it accepts, whose first bytes may be there before that
+/// is accepted.
+pub(in crate::network) fn prepare_listener(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, [1])?;
+    set_buffers(socket)
+}
+
+fn set_buffers(socket: BorrowedFd<'_>) -> nix::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, [BUFFER])?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, [BUFFER])
 }

@@ -19,7 +19,7 @@ pub(super) const CHUNK: usize = 16 << 10;
 const PIPE: i32 = 256 << 10;
 
 /// How many pipes there are at most.
-const PIPES: usize = 32;
+pub(super) const PIPES: usize = 32;
 
 /// A socket of a connection, and what the kernel has told of it since it last said no.
 #[derive(Debug)]
@@ -27,12 +27,15 @@ pub(super) struct Side {
     pub(super) socket: OwnedFd,
     pub(super) is_readable: bool,
     pub(super) is_writable: bool,
+    /// Whether it has ended by an error: what is read of it after that is no end, whoever has taken
+    /// the error from the kernel.
+    pub(super) has_failed: bool,
 }
 
 impl Side {
     /// One that may be ready.
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, is_readable: true, is_writable: true }
+        Self { socket, is_readable: true, is_writable: true, has_failed: false }
     }
 }
 
@@ -74,11 +77,6 @@ impl Pipes {
             _ => self.made -= 1,
         }
     }
-
-    /// How many descriptors they are.
-    pub(super) fn descriptors(&self) -> usize {
-        2 * self.made
-    }
 }
 
 /// One direction of a connection.
@@ -113,7 +111,8 @@ pub(super) enum Broken {
 }
 
 impl Flow {
-    /// Moves at most so many bytes.
+    /// Moves at most so many bytes. An end is passed on only where `may_close` says so: not where
+    /// the other direction has failed.
     pub(super) fn run(
         &mut self,
         from: &mut Side,
@@ -176,6 +175,7 @@ impl Flow {
         let count = match read {
             Ok(count) => count,
             Err(Errno::EAGAIN | Errno::EINTR | Errno::EINVAL | Errno::ENOMEM) => 0,
+            // The kernel tells of it once.
             Err(errno) => {
                 pipes.give_back(pipe);
                 return Err(Broken::From(errno));
@@ -205,6 +205,7 @@ impl Flow {
         let (from_fd, to_fd) = (from.socket.as_raw_fd(), to.socket.as_raw_fd());
         let now = MsgFlags::MSG_DONTWAIT;
         let count = match recv(from_fd, buffer, MsgFlags::MSG_PEEK | now) {
+            Ok(0) if from.has_failed => return Err(Broken::From(Errno::ECONNRESET)),
             Ok(0) => {
                 self.has_ended = true;
                 return Ok(());
@@ -239,6 +240,11 @@ impl Flow {
         // One that took a part has no room for more.
         to.is_writable = sent == count;
         Ok(())
+    }
+
+    /// Whether something is in a pipe that it holds.
+    pub(super) fn holds_something(&self) -> bool {
+        self.pipe.is_some()
     }
 
     /// Lets go of the pipe that it may hold.

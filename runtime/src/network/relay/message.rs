@@ -33,8 +33,9 @@ pub(crate) enum Order {
         /// Whether others than the sandbox may have its network.
         is_shared: bool,
     },
-    /// That life is about to end: each connection is reset. Those that come wait for the next.
-    Hold { sandbox: SandboxNumber },
+    /// That life is about to end: each connection is reset. Those that come wait for the next or,
+    /// where none is to come, are turned away.
+    Hold { sandbox: SandboxNumber, is_dead: bool },
     /// The sandbox is no more, nor any of its ports.
     End { sandbox: SandboxNumber },
     /// A port of it. Where it listens comes with this, unless that is to come with the next life.

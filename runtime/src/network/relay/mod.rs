@@ -20,9 +20,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, shutdown, socketpair,
+};
 
-pub(in crate::network) use self::connection::set_buffers;
+pub(in crate::network) use self::connection::prepare_listener;
 use self::message::{Answer, LONGEST, Order};
 use self::run::Relay;
 use crate::error::{Error, Result, error_of};
@@ -50,7 +52,7 @@ pub(super) struct Client {
 pub(super) fn client() -> Result<Arc<Client>> {
     let mut relay = lock(RELAY.get());
     if let Some(relay) = &*relay
-        && !relay.is_broken.load(Ordering::Relaxed)
+        && !relay.is_broken()
     {
         return Ok(Arc::clone(relay));
     }
@@ -77,6 +79,17 @@ pub(super) type Task<'a> = (Order, Vec<BorrowedFd<'a>>);
 const AT_ONCE: usize = 16;
 
 impl Client {
+    /// Whether it can't be told anything any more, and what it had has gone.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Ends the relay: a later answer would be taken for that to another order.
+    fn give_up(&self, socket: &OwnedFd) {
+        self.is_broken.store(true, Ordering::Relaxed);
+        let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+    }
+
     /// Has the relay do something, and returns when it has.
     pub(super) fn order(&self, order: Order, descriptors: &[BorrowedFd<'_>]) -> Result<Answer> {
         let answers = self.order_all(&[(order, descriptors.to_vec())])?;
@@ -87,7 +100,7 @@ impl Client {
     pub(super) fn order_all(&self, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
         let socket = lock(&self.socket);
         let answers = answers_to(&socket, tasks);
-        let answers = answers.inspect_err(|_| self.is_broken.store(true, Ordering::Relaxed))?;
+        let answers = answers.inspect_err(|_| self.give_up(&socket))?;
         let failed = |answer| match answer {
             Answer::Failed(what, errno) => {
                 let why = format!("{what}: {}", error_of(errno));

@@ -9,7 +9,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 use serde::Serialize;
 
 use super::message::{Answer, LONGEST, MOST_DESCRIPTORS, Order};
-use crate::sys::socket::receive_descriptors;
+use crate::sys::socket::{Peeked, receive_descriptors};
 use crate::wire::decode_frame;
 
 /// The relay's end.
@@ -21,23 +21,26 @@ impl Orders {
         Self(socket)
     }
 
-    /// The next order, if there is one, with its descriptors.
+    /// The next order, if there is one, with its descriptors; EMFILE in its place where there is no
+    /// room for those.
     ///
     /// # Errors
     /// EPIPE where no one can give any more; EBADMSG for what is none.
-    pub(super) fn next(&self) -> nix::Result<Option<(Order, Vec<OwnedFd>)>> {
+    pub(super) fn next(&self) -> nix::Result<Option<Result<(Order, Vec<OwnedFd>), Errno>>> {
         let mut buffer = vec![0; LONGEST];
-        let (count, descriptors) =
-            match receive_descriptors(&self.0, &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
-                other => other?,
-            };
-        if count == 0 {
-            return Err(Errno::EPIPE);
+        let Peeked { count, descriptors, more } = match receive_descriptors(&self.0, &mut buffer) {
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            other => other?,
+        };
+        match count {
+            0 => Err(Errno::EPIPE),
+            _ if more => Ok(Some(Err(Errno::EMFILE))),
+            _ => {
+                let message = buffer.get(..count).unwrap_or_default();
+                let order = decode_frame(message).map_err(|_| Errno::EBADMSG)?;
+                Ok(Some(Ok((order, descriptors))))
+            }
         }
-        let message = buffer.get(..count).unwrap_or_default();
-        let order = decode_frame(message).map_err(|_| Errno::EBADMSG)?;
-        Ok(Some((order, descriptors)))
     }
 
     pub(super) fn answer(&self, answer: &Answer) -> nix::Result<()> {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
@@ -18,7 +19,7 @@ use super::connection::{
     self, CONNECT, Connection, HALF_CLOSED, Next, Server, addresses_inside, begin_to_connect,
     reset_when_closed,
 };
-use super::flow::{CHUNK, Flow, Pipes, Side};
+use super::flow::{CHUNK, Flow, PIPES, Pipes, Side};
 use super::message::{self, Answer, Leads, Order, PortNumber, SandboxNumber, Told, Why};
 use super::orders::Orders;
 use crate::config::ports::{ConnectionLimits, ConnectionStats};
@@ -32,8 +33,15 @@ const ACCEPTED_AT_ONCE: usize = 16;
 /// How long no connection is taken where the kernel has no room for one more.
 const NO_ROOM: Duration = Duration::from_millis(50);
 
-/// How many descriptors are left free of those that the process may have.
-const SPARE_DESCRIPTORS: usize = 32;
+/// How many descriptors are left free of those that the process may have: for pipes, and for what
+/// comes with orders.
+const SPARE_DESCRIPTORS: usize = 2 * PIPES + 32;
+
+/// How long after its end what a connection has sent is looked for first, and later, and how often
+/// while nothing of it has gone: a minute.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const LAST_LOOKS: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 66;
 
 /// What an event is of, in its lowest bits, with a number above them.
 const CLIENT: u64 = 0;
@@ -50,8 +58,8 @@ pub(super) struct Relay {
     connections: HashMap<u64, Connection>,
     /// The number of the next connection; none comes again.
     next: u64,
-    /// Those connections that have something to do, in turn.
-    queue: VecDeque<u64>,
+    /// The sandboxes whose connections have something to do, in turn.
+    queue: VecDeque<SandboxNumber>,
     /// Ports at which someone may wait.
     waiting: BTreeSet<PortNumber>,
     timers: BTreeSet<(Instant, Timer)>,
@@ -70,6 +78,8 @@ struct Sandbox {
     life: Life,
     own_address: Option<IpAddr>,
     ports: Vec<PortNumber>,
+    /// Those of its connections that have something to do, in turn.
+    queue: VecDeque<u64>,
     watcher: Option<OwnedFd>,
     stats: ConnectionStats,
     /// How many ends were not told since the last that was.
@@ -171,8 +181,7 @@ impl Relay {
             }
             self.run_timers();
             for _ in 0..self.queue.len() {
-                let Some(number) = self.queue.pop_front() else { break };
-                self.run_connection(number);
+                self.run_one();
             }
         }
     }
@@ -187,21 +196,21 @@ impl Relay {
         let number = data >> 2;
         match data & 3 {
             PORT => drop(self.waiting.insert(number)),
-            INIT => {
-                use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-                let is_over = self.sandboxes.get(&number).is_some_and(|s| match &s.life {
-                    Life::Alive { init, .. } => {
-                        let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
-                        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
-                    }
-                    _ => false,
-                });
-                if is_over {
-                    self.end_life(number, Life::Dead);
-                }
-            }
+            // The life that it is of may be over by an order, and the next one there.
+            INIT if self.has_died(number) => self.end_life(number, Life::Dead),
+            INIT => {}
             side => self.take_readiness(number, side == CLIENT, flags),
         }
+    }
+
+    /// Whether the life that a sandbox has now has ended by itself.
+    fn has_died(&self, number: SandboxNumber) -> bool {
+        let Some(Sandbox { life: Life::Alive { init, .. }, .. }) = self.sandboxes.get(&number)
+        else {
+            return false;
+        };
+        let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
     fn take_readiness(&mut self, number: u64, is_client: bool, flags: EpollFlags) {
@@ -216,6 +225,7 @@ impl Relay {
         let for_reading = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         side.is_readable |= is_over || flags.intersects(for_reading);
         side.is_writable |= is_over || flags.contains(EpollFlags::EPOLLOUT);
+        side.has_failed |= flags.contains(EpollFlags::EPOLLERR);
         let is_lost = is_client && flags.contains(EpollFlags::EPOLLERR);
         if is_lost && matches!(connection.server, Server::Connecting { .. }) {
             return self.end_connection(number, Why::ByClient);
@@ -225,9 +235,26 @@ impl Relay {
 
     fn enqueue(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
-        if !connection.is_queued {
-            connection.is_queued = true;
+        let of = connection.sandbox;
+        let Some(sandbox) = self.sandboxes.get_mut(&of) else { return };
+        if !std::mem::replace(&mut connection.is_queued, true) {
+            if sandbox.queue.is_empty() {
+                self.queue.push_back(of);
+            }
+            sandbox.queue.push_back(number);
+        }
+    }
+
+    /// Gives one connection of the next sandbox its turn: however many one has, others wait for one.
+    fn run_one(&mut self) {
+        let Some(number) = self.queue.pop_front() else { return };
+        let Some(sandbox) = self.sandboxes.get_mut(&number) else { return };
+        let next = sandbox.queue.pop_front();
+        if !sandbox.queue.is_empty() {
             self.queue.push_back(number);
+        }
+        if let Some(connection) = next {
+            self.run_connection(connection);
         }
     }
 
@@ -237,7 +264,9 @@ impl Relay {
         connection.is_queued = false;
         let Some(port) = self.ports.get_mut(&connection.port) else { return };
         let now = Instant::now();
-        let may_move = port.moves.as_mut().map_or(u64::MAX, |moves| moves.available(now));
+        // None takes more at once than its part.
+        let sharers = u64::try_from(port.connections.len()).unwrap_or(u64::MAX);
+        let may_move = port.moves.as_mut().map_or(u64::MAX, |moves| moves.part(sharers, now));
         let left = port.limits.bytes.map_or(u64::MAX, |most| most.saturating_sub(port.bytes));
         let before = connection.taken();
         let next = connection.run(may_move.min(left), (&mut self.pipes, &mut self.buffer));
@@ -253,6 +282,7 @@ impl Relay {
         }
         let is_half_closed = connection.is_half_closed();
         match next {
+            Next::End(Why::Closed) => return self.end_when_all_is_sent(number),
             Next::End(why) => self.end_connection(number, why),
             Next::Again if port.moves.as_mut().is_some_and(|moves| moves.available(now) == 0) => {
                 port.parked.push(number);
@@ -266,6 +296,25 @@ impl Relay {
         if is_half_closed && (moved > 0 || self.has_no_timer(number)) {
             self.wake_connection(number, Some(now + HALF_CLOSED));
         }
+    }
+
+    /// Ends a connection that is over, when the kernel has passed on what was sent: it counts as one
+    /// for as long as that takes, within bounds.
+    fn end_when_all_is_sent(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let unsent = connection.unsent();
+        if unsent == 0 {
+            return self.end_connection(number, Why::Closed);
+        }
+        if unsent != connection.unsent {
+            (connection.looks, connection.unsent) = (0, unsent);
+        }
+        if connection.looks == LOOKS {
+            return self.end_connection(number, Why::HalfClosedTimeout);
+        }
+        let pause = (FIRST_LOOK * 2_u32.pow(connection.looks.min(8))).min(LAST_LOOKS);
+        connection.looks += 1;
+        self.wake_connection(number, Some(Instant::now() + pause));
     }
 
     fn has_no_timer(&self, number: u64) -> bool {
@@ -311,11 +360,21 @@ impl Relay {
                 Timer::Connection(number) => {
                     let Some(connection) = self.connections.get_mut(&number) else { continue };
                     connection.timer = None;
-                    let why = match connection.server {
-                        Server::Connecting { .. } => Why::ConnectTimeout,
-                        Server::Connected(_) => Why::HalfClosedTimeout,
-                    };
-                    self.end_connection(number, why);
+                    match connection.server {
+                        Server::Connecting { .. } => {
+                            self.end_connection(number, Why::ConnectTimeout);
+                        }
+                        Server::Connected(_) if connection.is_over() => {
+                            self.end_when_all_is_sent(number);
+                        }
+                        // What it has is still on its way to who reads late.
+                        Server::Connected(_) if connection.unsent() > 0 => {
+                            self.wake_connection(number, Some(at + HALF_CLOSED));
+                        }
+                        Server::Connected(_) => {
+                            self.end_connection(number, Why::HalfClosedTimeout);
+                        }
+                    }
                 }
             }
         }
@@ -347,7 +406,6 @@ impl Relay {
         let used = 2 * self.connections.len()
             + self.ports.len()
             + 4 * self.sandboxes.len()
-            + self.pipes.descriptors()
             + SPARE_DESCRIPTORS;
         let free = most.saturating_sub(used) / 2;
         let open = usize::try_from(sandbox.stats.open).unwrap_or(usize::MAX);
@@ -361,7 +419,10 @@ impl Relay {
         if matches!(sandbox.life, Life::None) {
             return Accepted::NoRoom(None);
         }
-        let is_turned_away = matches!(sandbox.life, Life::Dead) || port.is_used_up();
+        let refused = match sandbox.life {
+            Life::Dead => Some(Why::Sandbox),
+            _ => port.is_used_up().then_some(Why::Limit),
+        };
         let room = self.room(sandbox);
         let Some(port) = self.ports.get_mut(&number) else { return Accepted::All };
         let Some(listener) = &port.listener else { return Accepted::All };
@@ -379,7 +440,7 @@ impl Relay {
         }
         let mut clients = Vec::new();
         let mut then = Accepted::Some;
-        while clients.len() < most {
+        for _ in 0..most {
             match accept(listener.as_fd()) {
                 Ok(socket) => clients.push(socket),
                 Err(Errno::EAGAIN) => {
@@ -404,25 +465,35 @@ impl Relay {
         }
         let clients: Vec<_> = clients
             .into_iter()
-            .filter_map(|client| match peer_address(client.as_fd()) {
-                Ok(peer) if !is_turned_away && connection::prepare(client.as_fd()).is_ok() => {
-                    Some((client, peer))
-                }
-                _ => {
-                    reset_when_closed(client.as_fd());
-                    None
+            .filter_map(|client| {
+                let prepared = connection::prepare(client.as_fd());
+                match prepared.and_then(|()| peer_address(client.as_fd())) {
+                    Ok(peer) => Some((client, peer)),
+                    Err(_) => {
+                        reset_when_closed(client.as_fd());
+                        None
+                    }
                 }
             })
             .collect();
-        self.begin_connections(number, clients);
+        let all = self.begin_connections(number, clients);
+        match refused {
+            Some(why) => all.into_iter().for_each(|number| self.end_connection(number, why)),
+            None => self.connect(number, &all),
+        }
         then
     }
 
-    /// Has servers be connected to for who has come to a port.
-    fn begin_connections(&mut self, number: PortNumber, clients: Vec<(OwnedFd, SocketAddr)>) {
+    /// Has who has come to a port have connections, with no server yet.
+    fn begin_connections(
+        &mut self,
+        number: PortNumber,
+        clients: Vec<(OwnedFd, SocketAddr)>,
+    ) -> Vec<u64> {
         let now = Instant::now();
-        let Some(port) = self.ports.get_mut(&number) else { return };
-        let Some(sandbox) = self.sandboxes.get_mut(&port.sandbox) else { return };
+        let Some(port) = self.ports.get_mut(&number) else { return Vec::new() };
+        let Some(sandbox) = self.sandboxes.get_mut(&port.sandbox) else { return Vec::new() };
+        let first = port.first;
         let mut all = Vec::new();
         for (client, peer) in clients {
             let connection = self.next;
@@ -442,12 +513,14 @@ impl Relay {
                 peer,
                 begun: now,
                 client: Side::new(client),
-                server: Server::Connecting { attempt: 0, socket: None, why: 0 },
+                server: Server::Connecting { attempt: 0, first, socket: None, why: 0 },
                 up: Flow::default(),
                 down: Flow::default(),
                 is_up_first: false,
                 timer: None,
                 is_queued: false,
+                looks: 0,
+                unsent: 0,
             };
             self.connections.insert(connection, made);
             all.push((connection, is_watched));
@@ -458,27 +531,26 @@ impl Relay {
                 Err(errno) => self.end_connection(*connection, Why::Refused(*errno as i32)),
             }
         }
-        let all: Vec<_> = all.into_iter().map(|(connection, _)| connection).collect();
-        self.connect(number, &all);
+        all.into_iter().map(|(connection, _)| connection).collect()
     }
 
     /// Where a port leads to, and from which address.
-    fn targets(&self, number: PortNumber) -> (Vec<SocketAddr>, Option<IpAddr>, usize) {
+    fn targets(&self, number: PortNumber) -> (Vec<SocketAddr>, Option<IpAddr>) {
         let Some(port) = self.ports.get(&number) else { return Default::default() };
         let own = self.sandboxes.get(&port.sandbox).and_then(|sandbox| sandbox.own_address);
         match &port.told.leads {
-            Leads::In(inside) => (addresses_inside(own, *inside), own, port.first),
-            Leads::Out(to) => (to.clone(), None, port.first),
+            Leads::In(inside) => (addresses_inside(own, *inside), own),
+            Leads::Out(to) => (to.clone(), None),
         }
     }
 
     /// Has the next address of each be tried; all of them are tried for the first time, or there is
     /// one.
     fn connect(&mut self, number: PortNumber, all: &[u64]) {
-        let (targets, from, first) = self.targets(number);
+        let (targets, from) = self.targets(number);
         let mut left: Vec<u64> = all.to_vec();
         while let Some(connection) = left.first().copied() {
-            let Some(Connection { server: Server::Connecting { attempt, why, .. }, .. }) =
+            let Some(Connection { server: Server::Connecting { attempt, first, why, .. }, .. }) =
                 self.connections.get(&connection)
             else {
                 left.remove(0);
@@ -541,7 +613,7 @@ impl Relay {
         to: SocketAddr,
     ) -> bool {
         let Some(connection) = self.connections.get_mut(&number) else { return true };
-        let Server::Connecting { attempt, socket, why } = &mut connection.server else {
+        let Server::Connecting { attempt, socket, why, .. } = &mut connection.server else {
             return true;
         };
         *attempt += 1;
@@ -562,7 +634,9 @@ impl Relay {
     fn go_on_connecting(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let port = connection.port;
-        let Server::Connecting { attempt, socket, why } = &mut connection.server else { return };
+        let Server::Connecting { attempt, first, socket, why } = &mut connection.server else {
+            return;
+        };
         let Some(made) = socket.take() else { return };
         match outcome(made.as_fd()) {
             Err(Errno::EINPROGRESS) => *socket = Some(made),
@@ -573,13 +647,11 @@ impl Relay {
                 self.connect(port, &[number]);
             }
             Ok(()) => {
-                let attempt = *attempt;
+                let took = *first + *attempt - 1;
                 connection.server = Server::Connected(Side::new(made));
-                let (targets, ..) = self.targets(port);
-                if let Some(port) = self.ports.get_mut(&port)
-                    && !targets.is_empty()
-                {
-                    port.first = (port.first + attempt - 1) % targets.len();
+                let (targets, _) = self.targets(port);
+                if let Some(port) = self.ports.get_mut(&port) {
+                    port.first = took % targets.len().max(1);
                 }
                 self.wake_connection(number, None);
                 self.enqueue(number);
@@ -630,6 +702,12 @@ impl Relay {
         let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
     }
 
+    fn wake_ports_of(&mut self, number: SandboxNumber) {
+        if let Some(sandbox) = self.sandboxes.get(&number) {
+            self.waiting.extend(&sandbox.ports);
+        }
+    }
+
     fn end_connections(&mut self, port: PortNumber) {
         let Some(port) = self.ports.get_mut(&port) else { return };
         port.parked.clear();
@@ -655,13 +733,13 @@ impl Relay {
     /// Does what it was told. Returns whether anyone can tell it anything.
     fn take_orders(&mut self) -> bool {
         loop {
-            let (order, descriptors) = match self.orders.next() {
-                Ok(Some(next)) => next,
+            let next = match self.orders.next() {
+                Ok(Some(next)) => next.map_err(|errno| ("take descriptors", errno)),
                 Ok(None) => return true,
                 Err(_) => return false,
             };
-            let answer = self
-                .follow(order, descriptors)
+            let answer = next
+                .and_then(|(order, descriptors)| self.follow(order, descriptors))
                 .unwrap_or_else(|(what, errno)| Answer::Failed(what.to_owned(), errno as i32));
             if self.orders.answer(&answer).is_err() {
                 return false;
@@ -688,7 +766,10 @@ impl Relay {
                 sandbox.own_address = own_address;
                 self.waiting.extend(&sandbox.ports);
             }
-            Order::Hold { sandbox } => self.end_life(sandbox, Life::None),
+            Order::Hold { sandbox, is_dead } => {
+                self.end_life(sandbox, if is_dead { Life::Dead } else { Life::None });
+                self.wake_ports_of(sandbox);
+            }
             Order::End { sandbox: number } => {
                 self.end_life(number, Life::None);
                 let ports = self.sandboxes.get(&number).map_or_else(Vec::new, |s| s.ports.clone());
@@ -767,6 +848,7 @@ impl Sandbox {
             life: Life::None,
             own_address: None,
             ports: Vec::new(),
+            queue: VecDeque::new(),
             watcher: None,
             stats: ConnectionStats::default(),
             untold: 0,
