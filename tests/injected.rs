@@ -110,6 +110,8 @@ pub(crate) struct Subject {
     pub(crate) sandbox: Option<Sandbox>,
     /// What the names of this process's cgroups begin with, where it can have some.
     pub(crate) cgroups: String,
+    /// What limits a sandbox when nothing has failed.
+    limits: Vec<String>,
 }
 
 impl Subject {
@@ -117,11 +119,14 @@ impl Subject {
         let volume = state.parent().unwrap().join("volume");
         fs::create_dir_all(&volume).unwrap();
         fs::write(volume.join("file"), "of the host").unwrap();
-        let mut this = Self { state: state.to_owned(), sandbox: None, cgroups: String::new() };
+        let (sandbox, cgroups, limits) = Default::default();
+        let mut this = Self { state: state.to_owned(), sandbox, cgroups, limits };
         this.sandbox = Some(Sandbox::create(this.config()).unwrap());
         let cgroups = crate::cgroups::cgroups_of(this.sandbox.as_ref().unwrap());
         let name = cgroups[0].file_name().unwrap().to_str().unwrap();
         this.cgroups = format!("{}-", name.rsplit_once('-').unwrap().0);
+        this.limits = limits_in(&cgroups);
+        assert!(this.limits.len() >= 2, "{:?}", this.limits);
         this
     }
 
@@ -146,8 +151,15 @@ impl Subject {
 
     /// Whether what is said to be done is done.
     fn check(&self, operation: Operation) {
-        if operation == Operation::Files {
-            assert_eq!(fs::read(self.out().join("file")).unwrap(), b"of the host");
+        match operation {
+            Operation::Files => {
+                assert_eq!(fs::read(self.out().join("file")).unwrap(), b"of the host");
+            }
+            Operation::Create | Operation::Reset => {
+                let cgroups = crate::cgroups::cgroups_of(self.sandbox.as_ref().unwrap());
+                assert_eq!(limits_in(&cgroups), self.limits);
+            }
+            _ => {}
         }
     }
 
@@ -239,6 +251,24 @@ impl Subject {
             Err(error) => Err(format!("no reset: {error}")),
         }
     }
+}
+
+/// What limits memory and processes there.
+fn limits_in(cgroups: &[PathBuf]) -> Vec<String> {
+    const LIMITS: [&str; 6] = [
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.kmem.tcp.limit_in_bytes",
+        "memory.max",
+        "memory.swap.max",
+        "pids.max",
+    ];
+    let paths = cgroups.iter().flat_map(|cgroup| LIMITS.map(|name| (name, cgroup.join(name))));
+    let read = |(name, path)| Some(format!("{name}: {}", fs::read_to_string(path).ok()?.trim()));
+    let mut found: Vec<_> = paths.filter_map(read).collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// How long an operation may take whose call has failed: no wait of the library for init is longer.
@@ -342,13 +372,21 @@ impl Trial {
         let wrong = |why: String| say(format_args!("wrong: {what}: {why}"));
         let outcome = match result {
             Ok(Ok(())) => {
-                self.subject.check(operation);
+                // Its panic is told below.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.subject.check(operation)));
                 "done".to_owned()
             }
             Ok(Err(error)) => {
                 // That would be init's fault, and a reason not to trust what is inside.
                 if error.kind() == ErrorKind::Violation && !matches!(role, "init" | "child") {
                     wrong(error.to_string());
+                }
+                // Later it may go well, whatever was asked for.
+                let is_short = SHORT.contains(&errno) && matches!(role, "caller" | "launch");
+                // The kernel's word for as many cgroups as there may be.
+                let is_limit = call == "mkdir" && errno == Errno::EAGAIN;
+                if is_short && !is_limit && error.kind() != ErrorKind::Temporary {
+                    wrong(format!("{:?}, not temporary: {error}", error.kind()));
                 }
                 format!("{:?}: {error}", error.kind())
             }
@@ -437,6 +475,9 @@ fn numbers(errors: &[Errno]) -> String {
     errors.iter().map(|errno| (*errno as i32).to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// What says that the machine or the process is short of something, wherever it comes.
+const SHORT: [Errno; 4] = [Errno::ENOMEM, Errno::EMFILE, Errno::EINTR, Errno::EAGAIN];
+
 const ERRORS: [Errno; 6] =
     [Errno::ENOMEM, Errno::EMFILE, Errno::EINTR, Errno::EAGAIN, Errno::ENOSPC, Errno::EPERM];
 
@@ -451,7 +492,7 @@ fn a_system_call_that_fails_is_told_and_leaves_nothing() {
 }
 
 /// What once was not told, or not undone.
-const MENDED: [(&str, Errno); 11] = [
+const MENDED: [(&str, Errno); 14] = [
     // A host image without `/usr`, and one with what is private there.
     ("create caller statx 1 3 60 each", Errno::ENOMEM),
     // The end of the caller.
@@ -473,6 +514,12 @@ const MENDED: [(&str, Errno); 11] = [
     ("create init epoll_ctl 1 1 9 each", Errno::ENOMEM),
     // The end of init: a request that it could not read.
     ("job init recvmsg 1 1 9 each", Errno::ENOMEM),
+    // An init without a capability, which then failed at what was not to blame.
+    ("create launch prctl 1 1 60 each", Errno::ENOMEM),
+    // No limit for want of a cgroup to make others in, which there was.
+    ("create caller faccessat2 1 1 9 each", Errno::ENOMEM),
+    // A sandbox without its limit of memory and swap together, or of buffers of sockets.
+    ("reset caller statx 1 1 99 each", Errno::ENOMEM),
 ];
 
 #[test]

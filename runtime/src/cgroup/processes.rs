@@ -69,7 +69,7 @@ pub(super) fn wait_frozen(
 /// Kills all in a cgroup.
 pub(super) fn kill(directory: &Directory) -> Result<()> {
     // Linux 5.14.
-    if directory.version == Version::V2 && directory.has("cgroup.kill") {
+    if directory.version == Version::V2 && directory.has("cgroup.kill")? {
         return directory.write("cgroup.kill", "1");
     }
     for _ in 0..PASSES {

@@ -331,11 +331,6 @@ pub enum ErrorKind {
 impl Error {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
-        let is_short = |error: &io::Error| {
-            use libc::{EAGAIN, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, ENOSPC};
-            let errno = error.raw_os_error();
-            matches!(errno, Some(EAGAIN | EDQUOT | EINTR | EMFILE | ENFILE | ENOMEM | ENOSPC))
-        };
         match self {
             Self::Invalid { .. }
             | Self::ForkedProcess { .. }
@@ -462,6 +457,23 @@ impl Error {
             },
             errno => Self::at("chown", path)(errno),
         }
+    }
+}
+
+/// Whether the machine or the process was short of something, so that later it may go well.
+fn is_short(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, ENOSPC};
+    let errno = error.raw_os_error();
+    matches!(errno, Some(EAGAIN | EDQUOT | EINTR | EMFILE | ENFILE | ENOMEM | ENOSPC))
+}
+
+/// What a look has found, and nothing where it was refused or nothing is there. Who was short of
+/// something does not know.
+pub(crate) fn found<T>(look: io::Result<T>) -> io::Result<Option<T>> {
+    match look {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_short(&error) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 

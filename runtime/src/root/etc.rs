@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::config::{EtcFiles, Network};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, found};
 use crate::image::is_opaque;
 use crate::root::host::etc::public_content;
 use crate::root::stack::{Layer, Stack};
@@ -134,14 +134,14 @@ impl Contents {
         for &name in names {
             let content = if name == HOSTS {
                 let of_host = match network {
-                    Network::Host => content_of_host("/etc/hosts", LONGEST_HOSTS),
+                    Network::Host => content_of_host("/etc/hosts", LONGEST_HOSTS)?,
                     Network::None => Vec::new(),
                 };
                 hosts(of_host, hostname)
             } else if name == HOSTNAME {
                 format!("{hostname}\n").into_bytes()
             } else {
-                content_of_host("/etc/resolv.conf", LONGEST)
+                content_of_host("/etc/resolv.conf", LONGEST)?
             };
             // What no such file has.
             if !content.is_empty() && !content.contains(&0) {
@@ -219,9 +219,11 @@ fn hosts(of_host: Vec<u8>, hostname: &str) -> Vec<u8> {
 
 /// What a file of the host's says, wherever that is, if anyone may read it and it is not too long;
 /// nothing otherwise.
-fn content_of_host(path: &str, longest: usize) -> Vec<u8> {
-    let content = public_content(Path::new(path)).ok().flatten();
-    content.filter(|content| content.len() <= longest && !content.contains(&0)).unwrap_or_default()
+fn content_of_host(path: &str, longest: usize) -> Result<Vec<u8>> {
+    let path = Path::new(path);
+    let content = found(public_content(path)).map_err(Error::at("read", path))?.flatten();
+    let fits = |content: &Vec<u8>| content.len() <= longest && !content.contains(&0);
+    Ok(content.filter(fits).unwrap_or_default())
 }
 
 #[cfg(test)]
