@@ -491,7 +491,19 @@ pub(crate) fn error_of(errno: i32) -> io::Error {
 mod tests {
     use std::io;
 
-    use super::{Error, ErrorKind};
+    use super::{Error, ErrorKind, found};
+
+    #[test]
+    fn who_is_short_of_something_has_not_found_that_there_is_nothing() {
+        let of = |errno| found::<()>(Err(io::Error::from_raw_os_error(errno)));
+        for errno in [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR, libc::EAGAIN] {
+            assert_eq!(of(errno).unwrap_err().raw_os_error(), Some(errno));
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::EPERM, libc::EROFS, libc::ELOOP] {
+            assert!(of(errno).unwrap().is_none(), "{errno}");
+        }
+        assert_eq!(found(Ok(1)).unwrap(), Some(1));
+    }
 
     #[test]
     fn what_can_be_done_about_an_error_is_told() {
