@@ -493,7 +493,7 @@ fn a_system_call_that_fails_is_told_and_leaves_nothing() {
 }
 
 /// What once was not told, or not undone.
-const MENDED: [(&str, Errno); 14] = [
+const MENDED: [(&str, Errno); 16] = [
     // A host image without `/usr`, and one with what is private there.
     ("create caller statx 1 3 60 each", Errno::ENOMEM),
     // The end of the caller.
@@ -521,6 +521,9 @@ const MENDED: [(&str, Errno); 14] = [
     ("create caller faccessat2 1 1 9 each", Errno::ENOMEM),
     // A sandbox without its limit of memory and swap together, or of buffers of sockets.
     ("reset caller statx 1 1 99 each", Errno::ENOMEM),
+    // What the kernel was said not to have, when it was interrupted.
+    ("reset caller clone 1 1 9 each", Errno::EINTR),
+    ("create launch prctl 1 1 9 each", Errno::EINTR),
 ];
 
 #[test]
