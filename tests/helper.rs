@@ -159,6 +159,7 @@ fn entry() {
         "hold-a-thousand-connections" => crate::port_attacks::hold_a_thousand_connections(&state),
         "have-few-descriptors" => crate::port_attacks::have_few_descriptors(&state),
         "fork-beside-connections" => crate::port_attacks::fork_beside_connections(&state),
+        "take-all-ports" => crate::port_attacks::take_all_ports(&state),
         "hold-a-port" => crate::port_attacks::hold_a_port(&state),
         "connect-often" => crate::port_attacks::connect_often(&state),
         "hold-sandboxes" => crate::lifetime::hold_sandboxes(&state),

@@ -106,6 +106,8 @@ static int is_exempt(const struct task *task, long number, const struct user_reg
     if ((number == SYS_wait4 || number == SYS_waitid || number == SYS_close) && target_errno &&
         target_errno != EINTR)
         return 1;
+    // One's own limits can be asked for in any case.
+    if (number == SYS_prlimit64 && !r->rdi && !r->rdx && target_errno) return 1;
     // Who is root in the saved id can be out of memory there, and nothing else.
     if (task->restores && is_of_ids(number) && target_errno && target_errno != ENOMEM &&
         target_errno != EAGAIN)

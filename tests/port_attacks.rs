@@ -540,3 +540,184 @@ fn a_frozen_sandbox_is_nothing_to_others() {
     stream.read_exact(&mut back).unwrap();
     says(&mut stream, b"after");
 }
+
+/// What a server does to connections that each say `x` first.
+fn serving(does: &str) -> String {
+    format!(
+        "import socket, struct, time
+def reset(c):
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    c.close()
+s = socket.create_server(('0.0.0.0', 80), backlog=1024)
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    c.recv(1)
+    {does}"
+    )
+}
+
+/// How much comes of a stream, and whether its end is one.
+fn rest_of(stream: &mut TcpStream) -> (usize, bool) {
+    let (mut count, mut buffer) = (0, vec![0; 65_536]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return (count, true),
+            Ok(some) => count += some,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+                return (count, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_is_never_taken_for_an_end_whatever_is_on_its_way() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    for (does, least) in [
+        // In the middle of much.
+        (
+            "end = time.monotonic() + 0.3
+    while time.monotonic() < end: c.sendall(b'x' * 100_000)
+    reset(c)",
+            1,
+        ),
+        // While bytes of the client's wait that it does not read.
+        ("c.sendall(b'answer'); time.sleep(0.1); reset(c)", 6),
+        // An early answer, and a close that leaves what has come: the kernel tells that by a reset.
+        ("c.sendall(b'y' * 30_000); c.close()", 30_000),
+    ] {
+        let sandbox = home.sandbox();
+        let _server = runs(&sandbox, &serving(does));
+        let port = published(&sandbox);
+        for _ in 0..10 {
+            let mut stream = connect(&port);
+            let mut writes = stream.try_clone().unwrap();
+            let (count, is_end) = std::thread::scope(|scope| {
+                // It is cut off. The kernel tells an error once, to who writes or who reads.
+                let upload = scope.spawn(move || writes.write_all(&vec![b'x'; 3_000_000]));
+                std::thread::sleep(Duration::from_millis(50));
+                let (count, is_end) = rest_of(&mut stream);
+                (count, is_end && upload.join().unwrap().is_ok())
+            });
+            assert!(!is_end && count >= least, "{does}: {count} bytes, and an end: {is_end}");
+        }
+    }
+}
+
+#[test]
+fn where_the_relay_has_no_descriptor_left_that_is_told_and_others_go_on() {
+    if needs(PYTHON) {
+        let home = Home::new();
+        Helper::start("take-all-ports", &home.state()).finish();
+    }
+}
+
+/// The helper of the test above.
+pub(crate) fn take_all_ports(state: &Path) {
+    let [greedy, other] = [(); 2].map(|()| Sandbox::create(config(state)).unwrap());
+    let _server = runs(&other, ECHO);
+    let port = published(&other);
+    let mut stream = connect(&port);
+    says(&mut stream, b"before");
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 200, hard).unwrap();
+    let error = (0..400).find_map(|_| greedy.publish(&Publish::new(any(), 80)).err()).unwrap();
+    assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+    says(&mut stream, b"meanwhile");
+    assert!(greedy.stats().is_ok() && greedy.command("true").status().unwrap().success());
+    greedy.delete().unwrap();
+    other.publish(&Publish::new(any(), 80)).unwrap();
+    says(&mut connect(&port), b"after");
+    says(&mut stream, b"after");
+}
+
+#[test]
+fn whichever_address_a_server_has_no_one_of_many_is_refused() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let script = "import socket
+s = socket.create_server(('::1', 80), family=socket.AF_INET6, backlog=1024)
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    c.sendall(b'six')
+    c.close()";
+    let _server = runs(&sandbox, script);
+    let port = published(&sandbox);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| (0..40).for_each(|_| assert_eq!(read(connect(&port)), "six")));
+        }
+    });
+}
+
+#[test]
+fn connections_of_a_port_share_its_rate_and_a_byte_out_of_band_is_kept() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let sandbox = home.sandbox();
+    let _server = runs(&sandbox, ECHO);
+    let rate =
+        ConnectionLimits { bytes_per_second: Some(1_000_000), ..ConnectionLimits::default() };
+    let port = sandbox.publish(&Publish { limits: rate, ..Publish::new(any(), 80) }).unwrap();
+    let streams: Vec<_> = (0..8).map(|_| connect(&port)).collect();
+    let begin = Instant::now();
+    let counts: Vec<usize> = std::thread::scope(|scope| {
+        let each = |mut stream: TcpStream| {
+            let mut writes = stream.try_clone().unwrap();
+            scope.spawn(move || while writes.write_all(&[7; 4096]).is_ok() {});
+            scope.spawn(move || {
+                let mut count = 0;
+                while begin.elapsed() < Duration::from_secs(3) {
+                    count += stream.read(&mut [0; 4096]).unwrap();
+                }
+                stream.shutdown(std::net::Shutdown::Both).unwrap();
+                count
+            })
+        };
+        let all: Vec<_> = streams.into_iter().map(each).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let mean = counts.iter().sum::<usize>() / counts.len();
+    assert!(counts.iter().all(|count| 2 * count >= mean), "{counts:?} {:?}", stats(&sandbox));
+    // One that waits in the backlog has sent it before anyone could ask for it.
+    let one = ConnectionLimits { connections: Some(1), ..ConnectionLimits::default() };
+    let port = sandbox.publish(&Publish { limits: one, ..Publish::new(any(), 80) }).unwrap();
+    let mut first = connect(&port);
+    says(&mut first, b"first");
+    let mut stream = connect(&port);
+    let out_of_band = |byte: &[u8]| {
+        let flags = nix::sys::socket::MsgFlags::MSG_OOB;
+        nix::sys::socket::send(std::os::fd::AsRawFd::as_raw_fd(&stream), byte, flags).unwrap()
+    };
+    (out_of_band(b"!"), out_of_band(b"?"));
+    stream.write_all(b"end").unwrap();
+    drop(first);
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"!?end");
+}
+
+#[test]
+fn a_sandbox_with_the_hosts_network_has_no_ports_of_its_own() {
+    let home = Home::new();
+    let config = Config { network: adl_runtime::Network::Host, ..home.config() };
+    let sandbox = Sandbox::create(config).unwrap();
+    let refused = [
+        sandbox.publish(&Publish::new(any(), 80)).unwrap_err(),
+        sandbox.forward(&Forward::new(80, ([127, 0, 0, 1], 1))).unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, adl_runtime::Error::Invalid { .. }), "{error}");
+    }
+}

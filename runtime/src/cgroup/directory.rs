@@ -73,8 +73,10 @@ impl Directory {
         fs::read_to_string(&path).map_err(Error::at("read", &path))
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.path.join(name).exists()
+    /// Whether it has a file. What could not be looked at is not taken to be missing.
+    pub(super) fn has(&self, name: &str) -> Result<bool> {
+        let path = self.path.join(name);
+        path.try_exists().map_err(Error::at("stat", &path))
     }
 
     /// Whether no process is in it.

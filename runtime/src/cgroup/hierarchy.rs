@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, found};
 use crate::sys;
 use crate::sys::owner::PerProcess;
 
@@ -103,7 +103,7 @@ pub(super) fn places(
     for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V1) {
         // It may be mounted several times.
         if places.iter().all(|place| place.controllers != hierarchy.controllers) {
-            places.extend(hierarchy.place(&own, parent));
+            places.extend(hierarchy.place(&own, parent)?);
         }
     }
     let has = |places: &[Place], controller| {
@@ -114,8 +114,9 @@ pub(super) fn places(
     };
     let (needed_here, wanted_here) = (elsewhere(needed), elsewhere(wanted));
     let unified = hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V2);
-    let mut with_parent = unified.filter_map(|h| Some((h, h.parent(&own, parent)?)));
-    if let Some((unified, lowest)) = with_parent.next() {
+    let mut with_parent =
+        unified.filter_map(|h| Some(h.parent(&own, parent).transpose()?.map(|lowest| (h, lowest))));
+    if let Some((unified, lowest)) = with_parent.next().transpose()? {
         let place = unified.unified_place(&lowest, parent.is_some(), &needed_here, &wanted_here)?;
         if place.is_some() {
             // What it counts by itself, it counts for all.
@@ -195,22 +196,26 @@ impl Hierarchy {
         is_plain.then(|| self.mount.join(below))
     }
 
-    fn parent(&self, cgroups: &[u8], configured: Option<&Path>) -> Option<PathBuf> {
-        match configured {
+    fn parent(&self, cgroups: &[u8], configured: Option<&Path>) -> Result<Option<PathBuf>> {
+        let path = match configured {
             Some(path) => self.path_of(path),
             None => self.own(cgroups),
+        };
+        match path {
+            Some(path) if is_writable(&path, self.version)? => Ok(Some(path)),
+            _ => Ok(None),
         }
-        .filter(|path| is_writable(path, self.version))
     }
 
-    fn place(&self, cgroups: &[u8], configured: Option<&Path>) -> Option<Place> {
-        self.parent(cgroups, configured).map(|parent| Place {
+    fn place(&self, cgroups: &[u8], configured: Option<&Path>) -> Result<Option<Place>> {
+        let parent = self.parent(cgroups, configured)?;
+        Ok(parent.map(|parent| Place {
             version: Version::V1,
             parent,
             controllers: self.controllers.clone(),
             names: self.controllers.iter().map(|c| c.name(Version::V1)).collect(),
             only_shown: false,
-        })
+        }))
     }
 
     /// The place in the hierarchy of version 2: where the most is of what is `needed`, and then of
@@ -226,11 +231,19 @@ impl Hierarchy {
         ask_for(lowest, wanted)?;
         let above = lowest.ancestors().skip(1).take_while(|path| path.starts_with(&self.mount));
         // What is delegated is so with all that is below it.
-        let top = above.clone().filter(|path| !configured && self.is_delegated(path)).last();
+        let mut top = None;
+        for path in above.clone().filter(|_| !configured) {
+            if self.is_delegated(path)? {
+                top = Some(path);
+            }
+        }
         let above = above.take_while(|path| top.is_some_and(|top| path.starts_with(top)));
-        let above = above.filter(|path| is_writable(path, self.version));
         let mut best = (None, Vec::new(), lowest);
-        for parent in std::iter::once(lowest).chain(above).filter(|path| may_have_others(path)) {
+        for parent in std::iter::once(lowest).chain(above) {
+            let is_fit = parent == lowest || is_writable(parent, self.version)?;
+            if !is_fit || !may_have_others(parent)? {
+                continue;
+            }
             let handed_on = words(&parent.join("cgroup.subtree_control"))?;
             let has = |c: &Controller| handed_on.iter().any(|name| name == c.name(Version::V2));
             let controllers: Vec<_> = wanted.iter().copied().filter(has).collect();
@@ -247,42 +260,57 @@ impl Hierarchy {
     }
 
     /// Whether what is in a cgroup above the caller's is the caller's to arrange.
-    fn is_delegated(&self, path: &Path) -> bool {
-        if !is_writable(path, self.version) {
-            return false;
+    fn is_delegated(&self, path: &Path) -> Result<bool> {
+        if !is_writable(path, self.version)? {
+            return Ok(false);
         }
         if !nix::unistd::geteuid().is_root() {
-            return true;
+            return Ok(true);
         }
         // To root, all is writable. A container's own hierarchy was made for it; the root of all is
         // what has no type. Of others, systemd tells.
         if path == self.mount {
-            return path.join("cgroup.type").exists();
+            return has_type(path);
         }
-        let Ok(directory) = fs::File::open(path) else { return false };
-        [c"trusted.delegate", c"user.delegate"].into_iter().any(|name| {
+        let directory = found(fs::File::open(path)).map_err(Error::at("open", path))?;
+        let Some(directory) = directory else { return Ok(false) };
+        for name in [c"trusted.delegate", c"user.delegate"] {
             let mut buffer = [0; 8];
             let value = sys::extended_attribute(directory.as_fd(), name, &mut buffer);
-            value.is_ok_and(|value| value == Some(b"1"))
-        })
+            let value = found(value.map_err(Into::into)).map_err(Error::at("getxattr", path))?;
+            if value.flatten() == Some(b"1") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
 /// Whether what is made in a cgroup of version 2 can have processes: not in one that is threaded.
 /// The root of all has no type.
-fn may_have_others(cgroup: &Path) -> bool {
-    fs::read_to_string(cgroup.join("cgroup.type")).map_or_else(
-        |error| error.kind() == std::io::ErrorKind::NotFound,
-        |kind| kind.trim() == "domain",
-    )
+fn may_have_others(cgroup: &Path) -> Result<bool> {
+    let path = cgroup.join("cgroup.type");
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        kind => {
+            let kind = found(kind).map_err(Error::at("read", &path))?;
+            Ok(kind.is_some_and(|kind| kind.trim() == "domain"))
+        }
+    }
+}
+
+fn has_type(cgroup: &Path) -> Result<bool> {
+    let path = cgroup.join("cgroup.type");
+    Ok(found(path.try_exists()).map_err(Error::at("stat", &path))?.unwrap_or_default())
 }
 
 /// Has a cgroup of version 2 hand on what it may and does not yet. One that has processes is left
 /// as it is: some controllers it would hand on, but to threads alone.
 fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
-    let is_root = !cgroup.join("cgroup.type").exists();
-    let processes = fs::read(cgroup.join("cgroup.procs"));
-    if !is_root && !processes.is_ok_and(|processes| processes.is_empty()) {
+    let is_root = !has_type(cgroup)?;
+    let path = cgroup.join("cgroup.procs");
+    let processes = found(fs::read(&path)).map_err(Error::at("read", &path))?;
+    if !is_root && processes.is_none_or(|processes| !processes.is_empty()) {
         return Ok(());
     }
     let control = cgroup.join("cgroup.subtree_control");
@@ -298,11 +326,15 @@ fn ask_for(cgroup: &Path, wanted: &[Controller]) -> Result<()> {
 }
 
 /// Whether cgroups can be made in one, and processes moved into those.
-fn is_writable(directory: &Path, version: Version) -> bool {
+fn is_writable(directory: &Path, version: Version) -> Result<bool> {
+    let may = |path: &Path, how| {
+        let may = faccessat(AT_FDCWD, path, how, AtFlags::AT_EACCESS);
+        let may = found(may.map_err(Into::into)).map_err(Error::at("access", path));
+        may.map(|may| may.is_some())
+    };
     // To move one takes the right to write to all that it leaves, with version 2 alone.
-    let may = |path: &Path, how| faccessat(AT_FDCWD, path, how, AtFlags::AT_EACCESS).is_ok();
-    may(directory, AccessFlags::W_OK | AccessFlags::X_OK)
-        && (version == Version::V1 || may(&directory.join("cgroup.procs"), AccessFlags::W_OK))
+    Ok(may(directory, AccessFlags::W_OK | AccessFlags::X_OK)?
+        && (version == Version::V1 || may(&directory.join("cgroup.procs"), AccessFlags::W_OK)?))
 }
 
 fn words(path: &Path) -> Result<Vec<String>> {

@@ -57,7 +57,7 @@ pub(super) fn limit(
             }
             // Before the memory, which would move to where there is no limit yet.
             let swap = limits.swap.or(limits.memory.map(|_| 0));
-            let may_lack = limits.swap.is_none() && !directory.has("memory.swap.max");
+            let may_lack = limits.swap.is_none() && !directory.has("memory.swap.max")?;
             if (swap.is_some() || all) && !may_lack {
                 directory.write("memory.swap.max", &or_max(swap)).map_err(no_swap)?;
             }
@@ -144,11 +144,11 @@ fn memory_of_v1(directory: &Directory, limits: &Limits, all: bool) -> Result<()>
     let text = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |v| v.to_string());
     let memory = text(limits.memory);
     // Counted apart: as much once more, at most.
-    if directory.has(BUFFERS) {
+    if directory.has(BUFFERS)? {
         directory.write(BUFFERS, &memory)?;
     }
     let together = text(limits.memory.map(|m| m.saturating_add(limits.swap.unwrap_or_default())));
-    if !directory.has(WITH_SWAP) {
+    if !directory.has(WITH_SWAP)? {
         if limits.swap.is_some() {
             return directory.write(WITH_SWAP, &together).map_err(no_swap);
         }
@@ -170,7 +170,7 @@ const BUFFERS: &str = "memory.kmem.tcp.limit_in_bytes";
 /// Has buffers of sockets that are made in a cgroup of version 1 be counted, which begins with a
 /// limit of its own; that which holds is above it.
 pub(super) fn count_buffers(leaf: &Directory) -> Result<()> {
-    if leaf.has(BUFFERS) { leaf.write(BUFFERS, "-1") } else { Ok(()) }
+    if leaf.has(BUFFERS)? { leaf.write(BUFFERS, "-1") } else { Ok(()) }
 }
 
 /// Version 1 does not kill for the sake of a lower limit.

@@ -68,8 +68,8 @@ pub(super) fn wait_frozen(
 
 /// Kills all in a cgroup.
 pub(super) fn kill(directory: &Directory) -> Result<()> {
-    // Linux 5.14.
-    if directory.version == Version::V2 && directory.has("cgroup.kill") {
+    // Linux 5.14. Where that is not known, the other way kills them, too.
+    if directory.version == Version::V2 && directory.has("cgroup.kill").unwrap_or_default() {
         return directory.write("cgroup.kill", "1");
     }
     for _ in 0..PASSES {

@@ -346,11 +346,6 @@ pub enum ErrorKind {
 impl Error {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
-        let is_short = |error: &io::Error| {
-            use libc::{EAGAIN, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, ENOSPC};
-            let errno = error.raw_os_error();
-            matches!(errno, Some(EAGAIN | EDQUOT | EINTR | EMFILE | ENFILE | ENOMEM | ENOSPC))
-        };
         match self {
             Self::Invalid { .. }
             | Self::ForkedProcess { .. }
@@ -484,6 +479,23 @@ impl Error {
     }
 }
 
+/// Whether the machine or the process was short of something, so that later it may go well.
+fn is_short(error: &io::Error) -> bool {
+    use libc::{EAGAIN, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, ENOSPC};
+    let errno = error.raw_os_error();
+    matches!(errno, Some(EAGAIN | EDQUOT | EINTR | EMFILE | ENFILE | ENOMEM | ENOSPC))
+}
+
+/// What a look has found, and nothing where it was refused or nothing is there. Who was short of
+/// something does not know.
+pub(crate) fn found<T>(look: io::Result<T>) -> io::Result<Option<T>> {
+    match look {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_short(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 /// The kernel's error number as an error. A number that is none, which only a broken init sends,
 /// becomes one that says so.
 pub(crate) fn error_of(errno: i32) -> io::Error {
@@ -498,7 +510,19 @@ pub(crate) fn error_of(errno: i32) -> io::Error {
 mod tests {
     use std::io;
 
-    use super::{Error, ErrorKind};
+    use super::{Error, ErrorKind, found};
+
+    #[test]
+    fn who_is_short_of_something_has_not_found_that_there_is_nothing() {
+        let of = |errno| found::<()>(Err(io::Error::from_raw_os_error(errno)));
+        for errno in [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR, libc::EAGAIN] {
+            assert_eq!(of(errno).unwrap_err().raw_os_error(), Some(errno));
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::EPERM, libc::EROFS, libc::ELOOP] {
+            assert!(of(errno).unwrap().is_none(), "{errno}");
+        }
+        assert_eq!(found(Ok(1)).unwrap(), Some(1));
+    }
 
     #[test]
     fn what_can_be_done_about_an_error_is_told() {

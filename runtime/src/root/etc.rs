@@ -10,7 +10,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::config::{EtcFiles, Network};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, found};
 use crate::image::is_opaque;
 use crate::root::host::etc::public_content;
 use crate::root::stack::{Layer, Stack};
@@ -136,7 +136,7 @@ impl Contents {
             let content = if name == HOSTS {
                 let of_host = match network {
                     Network::Host | Network::Join(_) => {
-                        content_of_host("/etc/hosts", LONGEST_HOSTS)
+                        content_of_host("/etc/hosts", LONGEST_HOSTS)?
                     }
                     Network::None => Vec::new(),
                 };
@@ -144,7 +144,7 @@ impl Contents {
             } else if name == HOSTNAME {
                 format!("{hostname}\n").into_bytes()
             } else {
-                resolv_conf(network)
+                resolv_conf(network)?
             };
             // What no such file has.
             if !content.is_empty() && !content.contains(&0) {
@@ -222,16 +222,16 @@ fn hosts(of_host: Vec<u8>, hostname: &str) -> Vec<u8> {
 
 /// Whom the host asks for names. Where it asks a resolver of its own on a loopback address alone,
 /// which is another's in another network, that tells whom it asks.
-fn resolv_conf(network: &Network) -> Vec<u8> {
+fn resolv_conf(network: &Network) -> Result<Vec<u8>> {
     const OF_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
-    let content = content_of_host("/etc/resolv.conf", LONGEST);
+    let content = content_of_host("/etc/resolv.conf", LONGEST)?;
     if matches!(network, Network::Join(_)) && asks_loopback_alone(&content) {
-        let other = content_of_host(OF_RESOLVED, LONGEST);
+        let other = content_of_host(OF_RESOLVED, LONGEST)?;
         if !other.is_empty() {
-            return other;
+            return Ok(other);
         }
     }
-    content
+    Ok(content)
 }
 
 fn asks_loopback_alone(content: &[u8]) -> bool {
@@ -247,9 +247,11 @@ fn asks_loopback_alone(content: &[u8]) -> bool {
 
 /// What a file of the host's says, wherever that is, if anyone may read it and it is not too long;
 /// nothing otherwise.
-fn content_of_host(path: &str, longest: usize) -> Vec<u8> {
-    let content = public_content(Path::new(path)).ok().flatten();
-    content.filter(|content| content.len() <= longest && !content.contains(&0)).unwrap_or_default()
+fn content_of_host(path: &str, longest: usize) -> Result<Vec<u8>> {
+    let path = Path::new(path);
+    let content = found(public_content(path)).map_err(Error::at("read", path))?.flatten();
+    let fits = |content: &Vec<u8>| content.len() <= longest && !content.contains(&0);
+    Ok(content.filter(fits).unwrap_or_default())
 }
 
 #[cfg(test)]

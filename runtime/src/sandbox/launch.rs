@@ -469,6 +469,7 @@ fn launch_failed(error: io::Error) -> Error {
         return Error::io("execute init, see RLIMIT_NPROC, RLIMIT_NOFILE and pids.max")(error);
     }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINTR) => return Error::io("execute init")(error),
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces in full: sysctl \
              kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile; vm.memfd_noexec \
@@ -495,7 +496,7 @@ fn namespaces_refused(error: io::Error, network: Option<&JoinedNetwork>) -> Erro
         return network.refused(error);
     }
     let fix = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMFILE | Errno::ENFILE) => return Error::io("clone init")(error),
+        Some(Errno::EINTR) => return Error::io("clone init")(error),
         Some(Errno::EPERM | Errno::EACCES) => {
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, or \
              kernel.apparmor_restrict_unprivileged_userns=0 and an AppArmor profile; in a \

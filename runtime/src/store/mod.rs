@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::sys::stat::fstat;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, found};
 use crate::store::directories::Directories;
 use crate::store::directory::Layout;
 use crate::store::directory::SandboxDirectory;
@@ -70,7 +70,7 @@ impl State {
     /// directory without another in it has two links.
     pub(crate) fn is_surely_empty(&self) -> bool {
         fstat(self.sandboxes.as_fd()).is_ok_and(|stat| stat.st_nlink == 2)
-            && !self.path.join(SNAPSHOTS).exists()
+            && self.path.join(SNAPSHOTS).try_exists().is_ok_and(|is_there| !is_there)
     }
 
     /// Whether its file system gives back the room of what was removed a while later.
@@ -155,6 +155,10 @@ const SNAPSHOTS: &str = "snapshots";
 /// Where images are, in the state directory.
 pub(crate) const IMAGES: &str = "images";
 
+fn may_write(path: &Path) -> std::io::Result<()> {
+    nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).map_err(Into::into)
+}
+
 fn default_path() -> PathBuf {
     // As a path that a caller names, it may be relative.
     if let Some(path) = std::env::var_os("ADL_STATE_DIR") {
@@ -171,9 +175,8 @@ fn default_path() -> PathBuf {
         return path.join("adl");
     }
     match variable("HOME") {
-        Some(home) if nix::unistd::access(&home, nix::unistd::AccessFlags::W_OK).is_ok() => {
-            home.join(".local/state/adl")
-        }
+        // Where that can't be told now, what fails there is told.
+        Some(home) if !matches!(found(may_write(&home)), Ok(None)) => home.join(".local/state/adl"),
         _ => PathBuf::from(format!("/tmp/adl-{uid}")),
     }
 }

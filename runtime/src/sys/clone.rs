@@ -612,8 +612,12 @@ fn execute_init(shared: &Shared) -> Result<std::convert::Infallible, i32> {
         let mut rest = shared.capabilities;
         while rest != 0 {
             let capability = rest.trailing_zeros() as usize;
-            // EINVAL, for one that this kernel does not know, is no loss.
-            let _ = raw(libc::SYS_prctl, [AMBIENT, RAISE, capability, 0, 0]);
+            match raw(libc::SYS_prctl, [AMBIENT, RAISE, capability, 0, 0]) {
+                // One that this kernel does not know is no loss.
+                Ok(_) | Err(libc::EINVAL) => {}
+                // Without it init would fail later, at what is not to blame.
+                Err(errno) => return Err(errno),
+            }
             rest &= rest - 1;
         }
         // 2. The control socket is descriptor 0; all else is closed by the exec, also what the

@@ -74,27 +74,21 @@ pub(super) enum Next {
 impl Connection {
     /// Moves what there is, at most so many bytes.
     pub(super) fn run(&mut self, most: u64, (pipes, buffer): (&mut Pipes, &mut [u8])) -> Next {
-        let Self { client, server: Server::Connected(server), up, down, .. } = self else {
-            return Next::Wait;
-        };
-        self.is_up_first = !self.is_up_first;
-        let mut ways = [(up, true), (down, false)];
-        if !self.is_up_first {
-            ways.reverse();
+        // Where nothing may pass, neither has had its turn.
+        self.is_up_first ^= most > 0;
+        let is_up_first = self.is_up_first;
+        let before = self.taken();
+        let first = self.pass(is_up_first, most, true, (&mut *pipes, &mut *buffer));
+        let left = most.saturating_sub(self.taken() - before);
+        let may_close = first.is_ok();
+        let second = self.pass(!is_up_first, left, may_close, (&mut *pipes, &mut *buffer));
+        let (up, down) = if is_up_first { (first, second) } else { (second, first) };
+        // Who takes no more may have said why before that was seen.
+        for (moved, other) in [(&up, false), (&down, true)] {
+            if let Err(Broken::To(_)) = moved {
+                let _ = self.pass(other, TURN, false, (&mut *pipes, &mut *buffer));
+            }
         }
-        let mut left = most;
-        // Both are tried also where one has failed: a server that takes no more may have said why.
-        let mut may_close = true;
-        let [first, second] = ways.map(|(flow, is_up)| {
-            let (from, to) =
-                if is_up { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
-            let before = flow.taken();
-            let moved = flow.run(from, to, left.min(TURN), may_close, (&mut *pipes, &mut *buffer));
-            left = left.saturating_sub(flow.taken() - before);
-            may_close &= moved.is_ok();
-            moved
-        });
-        let (up, down) = if self.is_up_first { (first, second) } else { (second, first) };
         match (up, down) {
             (Err(Broken::From(_)), _) | (_, Err(Broken::To(_))) => Next::End(Why::ByClient),
             (Err(Broken::To(_)), _) | (_, Err(Broken::From(_))) => Next::End(Why::ByServer),
@@ -102,6 +96,23 @@ impl Connection {
             (Ok(Moved::Waits), Ok(Moved::Waits)) => Next::Wait,
             _ => Next::Again,
         }
+    }
+
+    /// Moves what there is one way.
+    fn pass(
+        &mut self,
+        is_up: bool,
+        most: u64,
+        may_close: bool,
+        tools: (&mut Pipes, &mut [u8]),
+    ) -> Result<Moved, Broken> {
+        let Self { client, server: Server::Connected(server), up, down, .. } = self else {
+            return Ok(Moved::Waits);
+        };
+        let (flow, from, to) = if is_up { (up, client, server) } else { (down, server, client) };
+        // What came with an error is read before that is told.
+        from.is_readable |= !may_close;
+        flow.run(from, to, most.min(TURN), may_close, tools)
     }
 
     /// Whether one side has ended, and the other has not.

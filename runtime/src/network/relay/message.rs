@@ -96,8 +96,8 @@ impl Port {
 pub(crate) enum Answer {
     Done,
     Stats(ConnectionStats),
-    /// What failed, and the kernel's number.
-    Failed(String, i32),
+    /// The kernel's number.
+    Failed(i32),
 }
 
 /// The end of a connection, as it is told.
@@ -132,4 +132,22 @@ pub(crate) enum Why {
     Limit,
     /// The sandbox has ended or was reset, or the port was closed.
     Sandbox,
+}
+
+#[cfg(test)]
+mod tests {
+    use adl_protocol::codec;
+
+    use super::{Answer, ConnectionStats};
+    use crate::wire::decode_frame;
+
+    #[test]
+    fn answers_are_understood() {
+        let stats = ConnectionStats { open: 1, untold: u64::MAX, ..ConnectionStats::default() };
+        for answer in [Answer::Done, Answer::Stats(stats), Answer::Failed(24)] {
+            let mut frame = Vec::new();
+            codec::encode(&answer, &mut frame).unwrap();
+            assert_eq!(decode_frame::<Answer>(&frame).unwrap(), answer);
+        }
+    }
 }

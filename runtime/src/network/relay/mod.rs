@@ -102,9 +102,8 @@ impl Client {
         let answers = answers_to(&socket, tasks);
         let answers = answers.inspect_err(|_| self.give_up(&socket))?;
         let failed = |answer| match answer {
-            Answer::Failed(what, errno) => {
-                let why = format!("{what}: {}", error_of(errno));
-                Err(Error::io("have the relay do something")(std::io::Error::other(why)))
+            Answer::Failed(errno) => {
+                Err(Error::io("have the relay of connections do something")(error_of(errno)))
             }
             answer => Ok(answer),
         };

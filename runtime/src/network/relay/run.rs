@@ -734,33 +734,29 @@ impl Relay {
     fn take_orders(&mut self) -> bool {
         loop {
             let next = match self.orders.next() {
-                Ok(Some(next)) => next.map_err(|errno| ("take descriptors", errno)),
+                Ok(Some(next)) => next,
                 Ok(None) => return true,
                 Err(_) => return false,
             };
             let answer = next
                 .and_then(|(order, descriptors)| self.follow(order, descriptors))
-                .unwrap_or_else(|(what, errno)| Answer::Failed(what.to_owned(), errno as i32));
+                .unwrap_or_else(|errno| Answer::Failed(errno as i32));
             if self.orders.answer(&answer).is_err() {
                 return false;
             }
         }
     }
 
-    fn follow(
-        &mut self,
-        order: Order,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Answer, (&'static str, Errno)> {
+    fn follow(&mut self, order: Order, descriptors: Vec<OwnedFd>) -> Result<Answer, Errno> {
         let mut descriptors = descriptors.into_iter();
-        let mut next = || descriptors.next().ok_or(("recvmsg", Errno::EMFILE));
+        let mut next = || descriptors.next().ok_or(Errno::EMFILE);
         match order {
             Order::Begin { sandbox: number, own_address, is_shared } => {
                 let init = next()?;
                 let network = NetworkNamespace::from_descriptors(descriptors, is_shared);
                 self.end_life(number, Life::None);
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, number << 2 | INIT);
-                self.epoll.add(&init, event).map_err(|errno| ("epoll_ctl", errno))?;
+                self.epoll.add(&init, event)?;
                 let sandbox = self.sandboxes.entry(number).or_insert_with(Sandbox::new);
                 sandbox.life = Life::Alive { init, network };
                 sandbox.own_address = own_address;
@@ -800,12 +796,12 @@ impl Relay {
                     && let Err(errno) = self.listen(port, listener)
                 {
                     self.close_port(port);
-                    return Err(("epoll_ctl", errno));
+                    return Err(errno);
                 }
             }
             Order::Listen { port, .. } => {
                 let listener = next()?;
-                self.listen(port, listener).map_err(|errno| ("epoll_ctl", errno))?;
+                self.listen(port, listener)?;
             }
             Order::Close { port, .. } => self.close_port(port),
             Order::Watch { sandbox: number } => {
