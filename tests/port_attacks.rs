@@ -700,7 +700,8 @@ fn connections_of_a_port_share_its_rate_and_a_byte_out_of_band_is_kept() {
         let flags = nix::sys::socket::MsgFlags::MSG_OOB;
         nix::sys::socket::send(std::os::fd::AsRawFd::as_raw_fd(&stream), byte, flags).unwrap()
     };
-    (out_of_band(b"!"), out_of_band(b"?"));
+    out_of_band(b"!");
+    out_of_band(b"?");
     stream.write_all(b"end").unwrap();
     drop(first);
     let mut back = [0; 5];

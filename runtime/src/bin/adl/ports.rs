@@ -21,7 +21,7 @@ pub(crate) struct PortOptions {
 
     /// Have PORT of 127.0.0.1 inside lead to a TCP server that this machine reaches, and nowhere
     /// else. A name is looked up once, when adl begins; its addresses are tried in turn, 16 at
-    /// most. IPv6 is in brackets, as 5432:[::1]:5432
+    /// most. IPv6 is in brackets, as `5432:[::1]:5432`
     #[arg(long, value_name = "PORT:HOST:PORT", value_parser = forward)]
     forward: Vec<ForwardTo>,
 }

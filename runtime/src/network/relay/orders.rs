@@ -12,6 +12,9 @@ use super::message::{Answer, LONGEST, MOST_DESCRIPTORS, Order};
 use crate::sys::socket::{Peeked, receive_descriptors};
 use crate::wire::decode_frame;
 
+/// An order with its descriptors, or why they did not come.
+pub(super) type Given = Result<(Order, Vec<OwnedFd>), Errno>;
+
 /// The relay's end.
 #[derive(Debug)]
 pub(super) struct Orders(OwnedFd);
@@ -26,7 +29,7 @@ impl Orders {
     ///
     /// # Errors
     /// EPIPE where no one can give any more; EBADMSG for what is none.
-    pub(super) fn next(&self) -> nix::Result<Option<Result<(Order, Vec<OwnedFd>), Errno>>> {
+    pub(super) fn next(&self) -> nix::Result<Option<Given>> {
         let mut buffer = vec![0; LONGEST];
         let Peeked { count, descriptors, more } = match receive_descriptors(&self.0, &mut buffer) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
