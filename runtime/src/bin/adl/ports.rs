@@ -15,7 +15,7 @@ pub(crate) struct PortOptions {
     /// Have a port of this machine lead to the TCP server on the last PORT inside, for as long as
     /// the command runs: whoever reaches ADDR (by default 127.0.0.1, this machine alone) reaches
     /// the server. With 0 as the first PORT any is taken, and adl says which on stderr. IPv6 is in
-    /// brackets, as [::1]:8080:80
+    /// brackets, as `[::1]:8080:80`
     #[arg(short, long, value_name = "[ADDR:]PORT:PORT", value_parser = publish)]
     publish: Vec<Publish>,
 
