@@ -536,7 +536,7 @@ fn what_was_mended_once_stays_so() {
 
 #[test]
 fn a_start_that_init_can_not_tell_of_is_not_waited_for() {
-    let told = fail(&["kill init sendto 1 1 9 each 1 12".to_owned()], Duration::from_secs(600));
+    let told = fail(&["kill init sendmsg 1 1 9 each 1 12".to_owned()], Duration::from_secs(600));
     let waited: Vec<_> = told.iter().filter(|line| line.contains(": waited ")).collect();
     assert!(waited.is_empty(), "{waited:#?}");
 }

@@ -393,11 +393,10 @@ def test_a_start_that_is_cancelled_leaves_nothing(sandbox: Sandbox, run: Runner)
         while running(sandbox, "sleep 77") != len(kept):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
-        for process in kept:
-            async with process:
+        while kept:
+            async with kept.pop():
                 pass
-        kept.clear()
-        del process, task
+        del task
         gc.collect()
         while descriptors() > before:
             assert time.monotonic() < deadline
