@@ -407,7 +407,8 @@ def test_what_makes_no_sense_of_a_popen_starts_nothing(sandbox: Sandbox) -> None
         with pytest.raises(LookupError, match="rot13"):
             sandbox.popen(script, stdin=PIPE, stdout=PIPE, stderr=PIPE, encoding="rot13")
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    # What the library makes ready beside goes soon; what leaked would stay.
+    assert within(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_communicate_goes_on_where_its_time_was_up(sandbox: Sandbox) -> None:

@@ -638,25 +638,26 @@ impl Relay {
             return;
         };
         let Some(made) = socket.take() else { return };
-        match outcome(made.as_fd()) {
-            Err(Errno::EINPROGRESS) => *socket = Some(made),
+        let has_failed = match outcome(made.as_fd()) {
+            Err(Errno::EINPROGRESS) => return *socket = Some(made),
+            Ok(()) => false,
+            // A server took it, and has reset it since: what it has said before that is there still.
+            Err(Errno::ECONNRESET) => true,
             Err(errno) => {
                 *why = errno as i32;
                 // A close takes it out of the epoll.
                 drop(made);
-                self.connect(port, &[number]);
+                return self.connect(port, &[number]);
             }
-            Ok(()) => {
-                let took = *first + *attempt - 1;
-                connection.server = Server::Connected(Side::new(made));
-                let (targets, _) = self.targets(port);
-                if let Some(port) = self.ports.get_mut(&port) {
-                    port.first = took % targets.len().max(1);
-                }
-                self.wake_connection(number, None);
-                self.enqueue(number);
-            }
+        };
+        let took = *first + *attempt - 1;
+        connection.server = Server::Connected(Side { has_failed, ..Side::new(made) });
+        let (targets, _) = self.targets(port);
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.first = took % targets.len().max(1);
         }
+        self.wake_connection(number, None);
+        self.enqueue(number);
     }
 
     fn end_connection(&mut self, number: u64, why: Why) {
