@@ -16,7 +16,7 @@ use nix::unistd::{ForkResult, Pid};
 use crate::harness::{Home, Need, beside, needs, shell, within};
 use crate::helper::{Helper, say};
 
-/// How long a fork may take for what it does: on an emulated machine, too, where a helper that takes
+/// How long a fork may take for what it does: on an emulated machine, too, where one that takes
 /// seconds elsewhere has taken more than thirty.
 const FORK: Duration = Duration::from_secs(90);
 

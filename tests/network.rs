@@ -12,23 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Home, Need, at_most, beside, kernel, needs, shell, within};
+use crate::ports::{read, runs};
 
 const PYTHON: &[Need] = &[Need::Program("python3")];
 /// Long enough for anything.
 const LONG: Duration = Duration::from_secs(20);
 /// A deadline that passes.
 const SHORT: Duration = Duration::from_millis(200);
-
-/// Has python run a script inside that says when it is ready, and goes on.
-#[track_caller]
-fn runs(sandbox: &Sandbox, script: &str) -> Child {
-    let mut command = sandbox.command("python3");
-    let mut child = command.args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n", "{script}");
-    child
-}
 
 /// A server that tells each client its own name and who the client is.
 #[track_caller]
@@ -48,13 +38,6 @@ while True:
             address.port()
         ),
     )
-}
-
-#[track_caller]
-fn read(mut stream: impl Read) -> String {
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 fn at(ip: [u8; 4], port: u16) -> SocketAddr {
