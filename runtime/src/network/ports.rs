@@ -154,7 +154,7 @@ impl Ports {
         let mut state = lock(&self.state);
         let Some(at) = state.all.iter().position(|other| other == port) else { return Ok(false) };
         if let Some(relay) = state.relay() {
-            relay.order(Order::Close { sandbox: self.number, port: port.number }, &[])?;
+            relay.order(Order::Close { port: port.number }, &[])?;
         }
         state.all.remove(at);
         Ok(true)
@@ -217,14 +217,13 @@ impl Ports {
     fn beginning<'a>(&self, life: &'a Prepared) -> Vec<Task<'a>> {
         let Prepared { init, network, listeners } = life;
         let sandbox = self.number;
-        let is_shared = !self.has_own_network;
         let own_address = self.has_own_network.then_some(OWN_ADDRESS);
         let network = network.iter().flat_map(|network| network.descriptors());
         let descriptors = [init.as_fd()].into_iter().chain(network).collect();
         let listens = |(port, listener): &'a (PortNumber, OwnedFd)| {
-            (Order::Listen { sandbox, port: *port }, vec![listener.as_fd()])
+            (Order::Listen { port: *port }, vec![listener.as_fd()])
         };
-        let begin = (Order::Begin { sandbox, own_address, is_shared }, descriptors);
+        let begin = (Order::Begin { sandbox, own_address }, descriptors);
         [begin].into_iter().chain(listeners.iter().map(listens)).collect()
     }
 

@@ -180,7 +180,6 @@ impl Control {
         self.group.get()
     }
 
-    /// The socket itself, for set-up.
     /// Whether init runs, and its end of the socket is open.
     pub(crate) fn is_alive(&self) -> bool {
         let mut fds = [
@@ -191,6 +190,7 @@ impl Control {
         matches!(wait_ready(&mut fds, Deadline::after(Duration::ZERO)), Ok(false))
     }
 
+    /// The socket itself, for set-up.
     pub(crate) fn messages(&self) -> &Messages {
         &self.messages
     }

@@ -12,18 +12,26 @@ pub(super) struct Bucket {
     /// Below zero where more was taken than there was.
     left: f64,
     filled: Instant,
+    /// Whether it was used up, and nothing is given until there is enough again: else each look would
+    /// take the few that have come since the last, and whoever looks most often takes all.
+    is_dry: bool,
 }
 
 impl Bucket {
     pub(super) fn new(per_second: u64, now: Instant) -> Self {
         let per_second = per_second as f64;
-        let mut this = Self { per_second, left: 0.0, filled: now };
+        let mut this = Self { per_second, left: 0.0, filled: now, is_dry: false };
         this.left = this.most();
         this
     }
 
     fn most(&self) -> f64 {
         (self.per_second * BURST.as_secs_f64()).max(1.0)
+    }
+
+    /// What is worth while.
+    fn enough(&self) -> f64 {
+        (self.most() / 2.0).max(1.0)
     }
 
     fn fill(&mut self, now: Instant) {
@@ -35,7 +43,8 @@ impl Bucket {
     /// How much there is now, if there is any.
     pub(super) fn available(&mut self, now: Instant) -> u64 {
         self.fill(now);
-        self.left.max(0.0) as u64
+        self.is_dry &= self.left < self.enough();
+        if self.is_dry { 0 } else { self.left.max(0.0) as u64 }
     }
 
     /// As much of it as one of so many may take at once.
@@ -47,11 +56,12 @@ impl Bucket {
 
     pub(super) fn take(&mut self, amount: u64) {
         self.left -= amount as f64;
+        self.is_dry |= self.left < 1.0;
     }
 
     /// When there is enough again for it to be worth while.
     pub(super) fn ready_at(&self) -> Instant {
-        let missing = ((self.most() / 2.0).max(1.0) - self.left).max(0.0);
+        let missing = (self.enough() - self.left).max(0.0);
         // And a little more, whatever was rounded.
         self.filled + Duration::from_secs_f64(missing / self.per_second) + Duration::from_micros(1)
     }

@@ -78,7 +78,9 @@ impl Connection {
         self.is_up_first ^= most > 0;
         let is_up_first = self.is_up_first;
         let before = self.taken();
-        let first = self.pass(is_up_first, most, true, (&mut *pipes, &mut *buffer));
+        // Of what may not all pass, each way has its half.
+        let share = if most < TURN { most.div_ceil(2) } else { most };
+        let first = self.pass(is_up_first, share, true, (&mut *pipes, &mut *buffer));
         let left = most.saturating_sub(self.taken() - before);
         let may_close = first.is_ok();
         let second = self.pass(!is_up_first, left, may_close, (&mut *pipes, &mut *buffer));

@@ -28,10 +28,9 @@ pub(crate) enum Order {
     /// network of its own, the descriptors of that.
     Begin {
         sandbox: SandboxNumber,
-        /// An address that is its own, for who comes from outside.
+        /// An address that is its own, for who comes from outside. Where it has none, others may
+        /// have its network, too.
         own_address: Option<IpAddr>,
-        /// Whether others than the sandbox may have its network.
-        is_shared: bool,
     },
     /// That life is about to end: each connection is reset. Those that come wait for the next or,
     /// where none is to come, are turned away.
@@ -41,9 +40,9 @@ pub(crate) enum Order {
     /// A port of it. Where it listens comes with this, unless that is to come with the next life.
     Open { sandbox: SandboxNumber, port: Port, limits: ConnectionLimits },
     /// Where a port listens in this life, which comes with this.
-    Listen { sandbox: SandboxNumber, port: PortNumber },
+    Listen { port: PortNumber },
     /// There is no such port any more: each of its connections is reset.
-    Close { sandbox: SandboxNumber, port: PortNumber },
+    Close { port: PortNumber },
     /// Ends of connections are to be told on a socket, which comes with this.
     Watch { sandbox: SandboxNumber },
     /// What its ports have moved.
