@@ -449,6 +449,8 @@ fn mounts_of_the_machine_cost_an_ordinary_user_nothing() {
     fs::create_dir(&place).unwrap();
     let root = |step: &str| {
         if step == "mount" {
+            // Not on the image's own mount: of that the kernel looks at each child at a clone.
+            mount(none, &place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
             for number in 0..MOUNTS {
                 let inner = place.join(number.to_string());
                 fs::create_dir(&inner).unwrap();
@@ -477,7 +479,7 @@ fn mounts_of_the_machine_cost_an_ordinary_user_nothing() {
         ask("mount");
         let [empty, as_caller] = measure();
         let [more, as_caller] = [empty, as_caller].map(|time| time.saturating_sub(quiet));
-        assert!(more * 4 < as_caller, "{more:?} more than {quiet:?}, as the caller {as_caller:?}");
+        assert!(more * 2 < as_caller, "{more:?} more than {quiet:?}, as the caller {as_caller:?}");
         // The control.
         assert!(as_caller > quiet / 2, "{as_caller:?} more than {quiet:?}");
     });
