@@ -4,12 +4,13 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use adl_runtime::{
     Child, Config, ConnectionEnd, ConnectionEndReason, ConnectionLimits, ConnectionStats, Error,
-    Forward, Port, Publish, Sandbox, Stdio,
+    Forward, Mount, Port, Publish, Sandbox, Stdio,
 };
 use nix::libc;
 
@@ -71,6 +72,10 @@ while True: held.append(s.accept()[0])";
 
 pub(crate) fn any() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+fn any_server() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 1).into()
 }
 
 #[track_caller]
@@ -165,7 +170,7 @@ fn ports_of_the_configuration_are_there_from_the_beginning() {
         ..home.config()
     };
     let sandbox = Sandbox::create(config.clone()).unwrap();
-    let [out, into] = &*sandbox.ports() else { panic!("{:?}", sandbox.ports()) };
+    let [into, out] = &*sandbox.ports() else { panic!("{:?}", sandbox.ports()) };
     assert_eq!(out.address(), (Ipv4Addr::LOCALHOST, 5432).into());
     assert_eq!(out.forwarded_to(), [server.local_addr().unwrap()]);
     let _server = serves(&sandbox, "0.0.0.0", 80, "from the beginning");
@@ -182,6 +187,79 @@ fn ports_of_the_configuration_are_there_from_the_beginning() {
     sandbox.delete().unwrap();
     adl_runtime::finish_removals();
     assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
+fn who_comes_while_it_is_created_is_turned_away_and_harms_nothing() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let config = Config { publish: vec![Publish::new(address, 80)], ..home.config() };
+    for _ in 0..5 {
+        let is_created = AtomicBool::new(false);
+        let sandbox = std::thread::scope(|scope| {
+            let come = || {
+                while !is_created.load(Ordering::Relaxed) {
+                    if let Ok(stream) = TcpStream::connect(address) {
+                        stream.set_read_timeout(Some(LONG)).unwrap();
+                        assert!(is_reset(stream));
+                    }
+                }
+            };
+            let comes = scope.spawn(come);
+            let sandbox = Sandbox::create(config.clone()).unwrap();
+            is_created.store(true, Ordering::Relaxed);
+            comes.join().unwrap();
+            sandbox
+        });
+        let _server = serves(&sandbox, "0.0.0.0", 80, "here");
+        assert_eq!(read(connect(&sandbox.ports()[0])), "here 198.18.0.1");
+        sandbox.delete().unwrap();
+    }
+}
+
+#[test]
+fn where_one_of_the_configuration_can_not_be_none_is_left() {
+    let home = Home::new();
+    let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let ways = [
+        // The second is in use, and is not of the sandbox.
+        vec![Forward::new(81, any_server()), Forward::new(81, any_server())],
+        vec![Forward { address: ([203, 0, 113, 9], 81).into(), ..Forward::new(81, any_server()) }],
+    ];
+    for (forward, errno) in ways.into_iter().zip([libc::EADDRINUSE, libc::EADDRNOTAVAIL]) {
+        let publish = vec![Publish::new(address, 80)];
+        let config = Config { publish, forward, ..home.config() };
+        let error = Sandbox::create(config).unwrap_err();
+        let Error::Socket { source, is_inside: true, .. } = &error else { panic!("{error}") };
+        assert_eq!(source.raw_os_error(), Some(errno), "{error}");
+        let error = TcpStream::connect(address).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    // Nor where init can't do what it is to.
+    let publish = vec![Publish::new(address, 80)];
+    let mounts = vec![Mount::tmpfs("/etc/passwd/no", 1 << 20)];
+    let error = Sandbox::create(Config { publish, mounts, ..home.config() }).unwrap_err();
+    assert!(matches!(error, Error::Setup { .. }), "{error}");
+    let error = TcpStream::connect(address).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
+fn what_listens_inside_has_what_the_kernels_parameters_say() {
+    if !needs(PYTHON) {
+        return;
+    }
+    let home = Home::new();
+    let forward = vec![Forward::new(0, any_server())];
+    let sysctls = vec![("net.ipv4.ip_local_port_range".into(), "7100 7110".into())];
+    let sandbox = Sandbox::create(Config { forward, sysctls, ..home.config() }).unwrap();
+    let port = sandbox.ports()[0].address().port();
+    assert!((7100..=7110).contains(&port), "{port}");
 }
 
 #[test]

@@ -29,7 +29,6 @@ mod job;
 mod path;
 mod receive;
 mod setup;
-mod socket;
 pub mod sys;
 mod text;
 mod tracing;

@@ -577,7 +577,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use adl_protocol::{Exit, JobEvent, Request, Status, Usage};
+    use adl_protocol::{Exit, JobEvent, NetworkOrigin, Request, Status, Usage};
 
     use super::{Handle, OVERDUE, Running, Scope};
     use crate::error::Error;
@@ -694,8 +694,13 @@ mod tests {
     fn the_end_of_the_sandbox_is_that_of_its_waits() {
         let (init, running) = Init::start(None);
         let (ours, _theirs) = wire::channel().unwrap();
-        let control =
-            Control::new(Messages::new(ours), Arc::clone(&init.pidfd), Ids::Range(1 << 16), None);
+        let control = Control::new(
+            Messages::new(ours),
+            Arc::clone(&init.pidfd),
+            Ids::Range(1 << 16),
+            None,
+            NetworkOrigin::New,
+        );
         running.mark_shared();
         control.add_waited_for(running.messages());
         let handle = Handle(Arc::clone(&running));
@@ -733,8 +738,13 @@ mod tests {
         // An answer, and room for a request.
         let [(full, theirs), (silent, other_theirs)] = [(); 2].map(|()| wire::channel().unwrap());
         while wire::send_now(full.as_fd(), &[0; 4096], &[]).unwrap() != 0 {}
-        let control =
-            Control::new(Messages::new(full), Arc::clone(&init.pidfd), Ids::Range(1 << 16), None);
+        let control = Control::new(
+            Messages::new(full),
+            Arc::clone(&init.pidfd),
+            Ids::Range(1 << 16),
+            None,
+            NetworkOrigin::New,
+        );
         let pidfd = Arc::clone(&init.pidfd);
         let messages = Messages::new(silent);
         let answer = std::thread::spawn(move || {

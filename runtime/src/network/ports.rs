@@ -1,11 +1,13 @@
 //! The ports of a sandbox: what the relay is told of them, from the sandbox's first to its end.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use adl_protocol::NetworkOrigin;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 
@@ -13,14 +15,14 @@ use super::relay::message::{
     Answer, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
 };
 use super::relay::{self, Client, Task, prepare_listener};
-use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
+use super::{BACKLOG, namespace, socket_error, within};
+use crate::config::Config;
 use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 use crate::error::{Error, Result};
 use crate::sys::lock::lock;
 use crate::sys::network_namespace::NetworkNamespace;
 use crate::sys::sockaddr::{own_address, tcp_listener};
 use crate::sys::unique::unique_number;
-use crate::wait::Deadline;
 use crate::wire::control::Control;
 use crate::wire::decode_frame;
 
@@ -73,8 +75,7 @@ pub enum ConnectionEndReason {
 #[derive(Debug)]
 pub(crate) struct Ports {
     number: SandboxNumber,
-    has_own_network: bool,
-    is_of_host: bool,
+    network: NetworkOrigin,
     state: Mutex<State>,
 }
 
@@ -100,15 +101,73 @@ pub(crate) struct Prepared {
     listeners: Vec<(PortNumber, OwnedFd)>,
 }
 
+/// A port that is to be.
+#[derive(Debug)]
+struct Opening {
+    listener: OwnedFd,
+    port: Port,
+    limits: ConnectionLimits,
+}
+
+impl Opening {
+    fn new(listener: OwnedFd, leads: Leads, limits: &ConnectionLimits) -> Result<Self> {
+        prepare_listener(listener.as_fd()).map_err(Error::io("setsockopt"))?;
+        let address = own_address(listener.as_fd()).map_err(Error::io("getsockname"))?;
+        let port = Port { number: unique_number(), address, leads };
+        Ok(Self { listener, port, limits: limits.clone() })
+    }
+
+    fn task(&self, sandbox: SandboxNumber) -> Task<'_> {
+        let (port, limits) = (self.port.clone(), self.limits.clone());
+        (Order::Open { sandbox, port, limits }, vec![self.listener.as_fd()])
+    }
+}
+
 impl Ports {
-    pub(crate) fn new(has_own_network: bool, is_of_host: bool) -> Self {
-        Self { number: unique_number(), has_own_network, is_of_host, state: Mutex::default() }
+    pub(crate) fn new(network: NetworkOrigin) -> Self {
+        Self { number: unique_number(), network, state: Mutex::default() }
+    }
+
+    /// Opens those of a configuration that are not open, of which there were some before init is
+    /// ready. Where one can't be, others may be, up to [`Ports::end`].
+    pub(crate) fn open_configured(
+        &self,
+        control: &Control,
+        config: &Config,
+        is_ready: bool,
+    ) -> Result<()> {
+        let Config { publish, forward, sysctls, .. } = config;
+        let is_known = is_ready || self.network == NetworkOrigin::New;
+        // What listens inside has what those say at its beginning, and init sets them.
+        let is_as_set = is_ready || sysctls.is_empty();
+        let open = lock(&self.state).all.len();
+        let published = publish.iter().skip(open).filter(|_| is_known);
+        let mut openings: Vec<_> =
+            published.map(|publish| self.published(publish)).collect::<Result<_>>()?;
+        let forwards = forward.iter().skip(open.saturating_sub(publish.len()));
+        for forward in forwards.filter(|_| is_known && is_as_set) {
+            match self.forwarded(control, forward) {
+                // Its device may have none yet.
+                Err(Error::Socket { source, .. }) if !is_ready && is_no_address(&source) => break,
+                opening => openings.push(opening?),
+            }
+        }
+        self.open(control, &openings)
     }
 
     /// Has a port of the host's lead into a sandbox.
     pub(crate) fn publish(&self, control: &Control, publish: &Publish) -> Result<Port> {
+        self.open_one(control, self.published(publish)?)
+    }
+
+    /// Has a port inside lead out of a sandbox.
+    pub(crate) fn forward(&self, control: &Control, forward: &Forward) -> Result<Port> {
+        self.open_one(control, self.forwarded(control, forward)?)
+    }
+
+    fn published(&self, publish: &Publish) -> Result<Opening> {
         publish.check()?;
-        if self.is_of_host {
+        if self.network == NetworkOrigin::Caller {
             let why = "a sandbox with the host's network has its ports already";
             return Err(Error::invalid("publish", why));
         }
@@ -117,36 +176,34 @@ impl Ports {
             let (operation, source) = ("listen on", errno.into());
             Error::Socket { operation, address, is_inside: false, source }
         })?;
-        self.open(control, listener, Leads::In(publish.port), &publish.limits)
+        Opening::new(listener, Leads::In(publish.port), &publish.limits)
     }
 
-    /// Has a port inside lead out of a sandbox.
-    pub(crate) fn forward(&self, control: &Control, forward: &Forward) -> Result<Port> {
+    fn forwarded(&self, control: &Control, forward: &Forward) -> Result<Opening> {
         forward.check()?;
-        if self.is_of_host {
+        if self.network == NetworkOrigin::Caller {
             let why = "a sandbox with the host's network reaches what the host does";
             return Err(Error::invalid("forward", why));
         }
         let listener = listen_inside(control, forward.address)?;
-        self.open(control, listener, Leads::Out(forward.to.clone()), &forward.limits)
+        Opening::new(listener, Leads::Out(forward.to.clone()), &forward.limits)
     }
 
-    fn open(
-        &self,
-        control: &Control,
-        listener: OwnedFd,
-        leads: Leads,
-        limits: &ConnectionLimits,
-    ) -> Result<Port> {
-        prepare_listener(listener.as_fd()).map_err(Error::io("setsockopt"))?;
-        let address = own_address(listener.as_fd()).map_err(Error::io("getsockname"))?;
-        let port = Port { number: unique_number(), address, leads };
-        let limits = limits.clone();
-        let order = Order::Open { sandbox: self.number, port: port.clone(), limits };
-        let mut state = lock(&self.state);
-        self.tell(&mut state, control, (order, vec![listener.as_fd()]))?;
-        state.all.push(port.clone());
+    fn open_one(&self, control: &Control, opening: Opening) -> Result<Port> {
+        let port = opening.port.clone();
+        self.open(control, &[opening])?;
         Ok(port)
+    }
+
+    fn open(&self, control: &Control, openings: &[Opening]) -> Result<()> {
+        if openings.is_empty() {
+            return Ok(());
+        }
+        let tasks = openings.iter().map(|opening| opening.task(self.number));
+        let mut state = lock(&self.state);
+        self.tell(&mut state, control, tasks.collect())?;
+        state.all.extend(openings.iter().map(|opening| opening.port.clone()));
+        Ok(())
     }
 
     /// Ends a port; `false` if there is none.
@@ -195,19 +252,18 @@ impl Ports {
             .spawn(tell)
             .map_err(Error::io("start a thread"))?;
         let order = Order::Watch { sandbox: self.number };
-        self.tell(&mut lock(&self.state), control, (order, vec![theirs.as_fd()]))
+        self.tell(&mut lock(&self.state), control, vec![(order, vec![theirs.as_fd()])])
     }
 
     /// Has the relay do something, which knows the sandbox as it is now before that.
-    fn tell(&self, state: &mut State, control: &Control, task: Task<'_>) -> Result<()> {
+    fn tell(&self, state: &mut State, control: &Control, tasks: Vec<Task<'_>>) -> Result<()> {
         if let Some(relay) = state.relay() {
-            return relay.order_all(&[task]).map(drop);
+            return relay.order_all(&tasks).map(drop);
         }
         let life = prepare_life(control)?;
-        let mut tasks = self.beginning(&life);
-        tasks.push(task);
+        let tasks: Vec<_> = self.beginning(&life).into_iter().chain(tasks).collect();
         let relay = relay::client()?;
-        relay.order_all(&tasks)?;
+        relay.order_all(&tasks).inspect_err(|_| end(&relay, self.number))?;
         state.all.clear();
         state.relay = Some(relay);
         Ok(())
@@ -217,7 +273,7 @@ impl Ports {
     fn beginning<'a>(&self, life: &'a Prepared) -> Vec<Task<'a>> {
         let Prepared { init, network, listeners } = life;
         let sandbox = self.number;
-        let own_address = self.has_own_network.then_some(OWN_ADDRESS);
+        let own_address = (self.network == NetworkOrigin::New).then_some(OWN_ADDRESS);
         let network = network.iter().flat_map(|network| network.descriptors());
         let descriptors = [init.as_fd()].into_iter().chain(network).collect();
         let listens = |(port, listener): &'a (PortNumber, OwnedFd)| {
@@ -278,21 +334,29 @@ impl Ports {
     pub(crate) fn end(&self) {
         let mut state = lock(&self.state);
         if let Some(relay) = state.relay() {
-            let _ = relay.order(Order::End { sandbox: self.number }, &[]);
+            end(relay, self.number);
         }
         *state = State::default();
     }
 }
 
 fn prepare_life(control: &Control) -> Result<Prepared> {
-    let network = namespace(control, Deadline::after(TIMEOUT))?;
+    let network = namespace(control)?;
     Ok(Prepared { init: Arc::clone(control.init()), network, listeners: Vec::new() })
 }
 
 fn listen_inside(control: &Control, address: SocketAddr) -> Result<OwnedFd> {
-    let deadline = Deadline::after(TIMEOUT);
-    within(control, deadline, || tcp_listener(address, BACKLOG))?
-        .map_err(socket_error("listen on", address))
+    within(control, || tcp_listener(address, BACKLOG))?.map_err(socket_error("listen on", address))
+}
+
+/// Has the relay end all connections of a sandbox and its ports, and forget it. Where it can't be
+/// told, it ends, and they with it.
+fn end(relay: &Client, sandbox: SandboxNumber) {
+    let _ = relay.order(Order::End { sandbox }, &[]);
+}
+
+fn is_no_address(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
 }
 
 /// The next end that is told, until no more can be.

@@ -112,7 +112,8 @@ impl Started {
         })?;
         let namespaces = namespaces.filter(|_| origin == Origin::Empty);
         let first_id = ids.as_deref().map(IdRange::base);
-        let control = Control::new(control, Arc::clone(&init.pidfd), plan.ids, first_id);
+        let pidfd = Arc::clone(&init.pidfd);
+        let control = Control::new(control, pidfd, plan.ids, first_id, plan.network());
         let (jobs, owner) = (Arc::default(), Owner::this_process());
         Ok(Self(Processes { init, origin, namespaces, control, jobs, ids, owner, end: End::None }))
     }
@@ -164,13 +165,14 @@ impl Preparing {
         self.processes.record_ids()
     }
 
-    /// Has init build the sandbox in its directory, and waits until it has. Where that fails, all
-    /// of it ends and is given back.
+    /// Has init build the sandbox in its directory, and waits until it has; does `meanwhile` what
+    /// needs no sandbox that is ready. Where that fails, all of it ends and is given back.
     pub(crate) fn set_up(
         self,
         hostname: &str,
         directory: SandboxDirectory,
         root: Arc<Root>,
+        meanwhile: impl FnOnce(&Control) -> Result<()>,
     ) -> Result<Instance> {
         let (this, sources) = match self.with_sources(&directory, &root) {
             Ok(both) => both,
@@ -183,7 +185,7 @@ impl Preparing {
         let Self { mut processes, begun, plan, cgroups } = this;
         let built = in_phase(Phase::Ready, &span!(DEBUG, "set_up",), || {
             let of_sandbox = (hostname, &directory, &*root);
-            processes.set_up(begun, &plan, cgroups.as_ref(), sources, of_sandbox)
+            processes.set_up(begun, &plan, cgroups.as_ref(), sources, of_sandbox, meanwhile)
         });
         let (mounts, result) = match built {
             Ok(mounts) => (Some(mounts), Ok(())),
@@ -364,7 +366,8 @@ impl Processes {
         }
     }
 
-    /// Has init build the sandbox, and waits until it has. Returns its mount namespace.
+    /// Has init build the sandbox, and waits until it has, after `last`. Returns its mount
+    /// namespace.
     fn set_up(
         &mut self,
         begun: Begun,
@@ -372,6 +375,7 @@ impl Processes {
         cgroups: Option<&cgroup::Plan>,
         sources: Option<Vec<OwnedFd>>,
         (hostname, directory, root): (&str, &SandboxDirectory, &Root),
+        last: impl FnOnce(&Control) -> Result<()>,
     ) -> Result<OwnedFd> {
         let build = self.build(plan, root.takes_subvolumes(), cgroups);
         let cgroups = cgroups.filter(|cgroups| !cgroups.is_empty());
@@ -387,9 +391,11 @@ impl Processes {
         };
         let messages = self.control.messages();
         let of_sandbox = (hostname, directory, root);
-        let (mounts, network) =
+        let deadline =
             launch::set_up(&self.init, messages, begun, &build, sources, of_sandbox, meanwhile)?;
-        self.control.give_network(network);
+        last(&self.control)?;
+        let (mounts, cookie) = launch::wait_ready(&self.init, messages, deadline)?;
+        self.control.give_cookie(cookie);
         self.init.launched();
         Ok(mounts)
     }

@@ -35,7 +35,6 @@ use crate::sys::own_namespaces::OwnNamespaces;
 use crate::sys::socket::{self, Socket};
 use crate::sys::{pidfd, proc};
 use crate::wait::Deadline;
-use crate::wire::control::NetworkNamespaceId;
 use crate::wire::{self, Messages};
 
 /// How long init may take to set up a sandbox: thousands of times what it needs, so that only one
@@ -168,10 +167,8 @@ pub(crate) fn begin(process: &Process, messages: &Messages, build: &Build<'_>) -
     try_begin(process, messages, build).map_err(|error| why(process, error))
 }
 
-/// Gives init its file systems, and waits until it says that all is done; does `meanwhile` what it
-/// needs not wait for.
-///
-/// Returns its mount namespace, and which network namespace it is in.
+/// Gives init its file systems; does `meanwhile` what it needs not wait for. Returns by when it is
+/// to be ready.
 pub(crate) fn set_up(
     process: &Process,
     messages: &Messages,
@@ -180,8 +177,19 @@ pub(crate) fn set_up(
     sources: Option<Vec<OwnedFd>>,
     of_sandbox: (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<(OwnedFd, NetworkNamespaceId)> {
+) -> Result<Deadline> {
     try_set_up(process, messages, begun, build, sources, of_sandbox, meanwhile)
+        .map_err(|error| why(process, error))
+}
+
+/// Waits until init says that all is done. Returns its mount namespace, and which network namespace
+/// it is in.
+pub(crate) fn wait_ready(
+    process: &Process,
+    messages: &Messages,
+    deadline: Deadline,
+) -> Result<(OwnedFd, u64)> {
+    traced(&span!(DEBUG, "wait_ready",), || try_wait_ready(process, messages, deadline))
         .map_err(|error| why(process, error))
 }
 
@@ -261,7 +269,7 @@ fn try_set_up(
     sources: Option<Vec<OwnedFd>>,
     (hostname, directory, root): (&str, &SandboxDirectory, &Root),
     meanwhile: impl FnOnce() -> Result<Option<Arc<Group>>>,
-) -> Result<(OwnedFd, NetworkNamespaceId)> {
+) -> Result<Deadline> {
     let deadline = Deadline::after(SETUP);
     let Build { plan, .. } = build;
     let init = process.pidfd.as_fd();
@@ -326,9 +334,15 @@ fn try_set_up(
         // CAP_SYS_RESOURCE sets; without that, it is the caller's.
         let _ = fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
     }
-    let body = traced(&span!(DEBUG, "wait_ready",), || {
-        messages.next("init to set up the sandbox", init, deadline)
-    })?;
+    Ok(deadline)
+}
+
+fn try_wait_ready(
+    process: &Process,
+    messages: &Messages,
+    deadline: Deadline,
+) -> Result<(OwnedFd, u64)> {
+    let body = messages.next("init to set up the sandbox", process.pidfd.as_fd(), deadline)?;
     // It has no more to say here.
     messages.no_more()?;
     match wire::decode(&body)? {
@@ -337,8 +351,7 @@ fn try_set_up(
                 socket::is_other_mount_namespace,
                 "a sandbox without its mount namespace",
             )?;
-            let is_own = plan.has_own_network;
-            Ok((mounts, NetworkNamespaceId { cookie: network, is_own }))
+            Ok((mounts, network))
         }
         Reply::Ready { .. } => Err(Error::Protocol { why: "init speaks another version" }),
         other => Err(refusal(other)),

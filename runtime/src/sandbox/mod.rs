@@ -29,7 +29,7 @@ use crate::cgroup::stats::Stats;
 use crate::cgroup::{self, Group};
 use crate::config::image::{ImageConfig, ImageSays};
 use crate::config::limits::Limits;
-use crate::config::{Config, Network, Upper};
+use crate::config::{Config, Upper};
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
@@ -53,6 +53,7 @@ use crate::sys::lock::lock;
 use crate::sys::owner::PerProcess;
 use crate::sys::pidfd;
 use crate::sys::unique::{unique_name, unique_number};
+use crate::wire::control::Control;
 
 /// How long a create waits for the room of what was removed, which a file system may give back
 /// late. Where others have filled the disk, it fails soon.
@@ -177,7 +178,13 @@ impl Sandbox {
         })?;
         let name: Arc<str> = directory.name().into();
         let hostname = plan.hostname.as_deref().unwrap_or(&name);
-        let instance = preparing.set_up(hostname, directory, Arc::clone(&image))?;
+        let ports = Ports::new(plan.network());
+        let open = |control: &Control, is_ready| ports.open_configured(control, config, is_ready);
+        // Before anything runs in it.
+        let instance = preparing
+            .set_up(hostname, directory, Arc::clone(&image), |control| open(control, false))
+            .and_then(|instance| open(instance.control(), true).map(|()| instance))
+            .inspect_err(|_| ports.end())?;
         let lives =
             Lives::new(instance.life(&name), config.defaults.clone(), plan.user_is_of_image);
         let ids = instance.ids().map(Arc::clone);
@@ -190,22 +197,7 @@ impl Sandbox {
         let now = Mutex::new(Some(Now { image, ids, cgroups, limits, instance }));
         let (plan, state) = (Arc::clone(plan), state.clone());
         let spare = plan.config().spare.then(Arc::default);
-        let ports = Ports::new(plan.has_own_network, config.network == Network::Host);
         let this = Self { name, plan, state, id_range, says, lives, init_pid, spare, ports, now };
-        let config = this.plan.config();
-        // Before anything runs in it.
-        let mut forwards = config.forward.iter();
-        let mut publishes = config.publish.iter();
-        let opened = forwards
-            .try_for_each(|forward| this.forward(forward).map(drop))
-            .and_then(|()| publishes.try_for_each(|publish| this.publish(publish).map(drop)));
-        if let Err(error) = opened {
-            // One that no one has had is not counted as deleted.
-            if let Some(now) = lock(&this.now).take() {
-                let _ = this.end(now);
-            }
-            return Err(error);
-        }
         if let Some(now) = &*lock(&this.now) {
             this.renew_spare(now, None);
         }

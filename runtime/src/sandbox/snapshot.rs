@@ -160,7 +160,7 @@ impl Sandbox {
             let _ = remove_later(Removal::new(None, Some(directory)));
             return Err(error);
         }
-        next.set_up(self.hostname(), directory, root)
+        next.set_up(self.hostname(), directory, root, |_| Ok(()))
     }
 }
 

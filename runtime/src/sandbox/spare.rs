@@ -42,7 +42,7 @@ impl Recipe {
         let takes_subvolumes = self.image.takes_subvolumes();
         let next = next.prepare(&self.plan, takes_subvolumes, self.cgroups.clone())?;
         let directory = self.state.make_aside(&self.image.layout()?)?;
-        next.set_up(&self.hostname, directory, Arc::clone(&self.image))
+        next.set_up(&self.hostname, directory, Arc::clone(&self.image), |_| Ok(()))
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::child::in_child;
 use super::creator::Untraceable;
-use super::{owned, raw};
+use super::{owned, proc, raw};
 
 /// A network namespace that can be entered.
 #[derive(Debug)]
@@ -24,16 +24,14 @@ pub(crate) struct NetworkNamespace {
 }
 
 impl NetworkNamespace {
-    /// That of a socket.
+    /// That of a process.
     ///
     /// # Errors
-    /// EPERM where the caller has no rights over it.
-    pub(crate) fn of(socket: BorrowedFd<'_>, is_shared: bool) -> io::Result<Self> {
-        const SIOCGSKNS: libc::Ioctl = 0x894c;
-        // SAFETY: a valid descriptor, and a request that takes no pointer.
-        let network = owned(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) }.into())?;
+    /// ESRCH where it has ended; EACCES where the caller has no rights over it.
+    pub(crate) fn of(process: BorrowedFd<'_>, is_shared: bool) -> io::Result<Self> {
+        let network = proc::network_namespace_of(process)?;
         const NS_GET_USERNS: libc::Ioctl = 0xb701;
-        // SAFETY: as above.
+        // SAFETY: a valid descriptor, and a request that takes no pointer.
         let user = owned(unsafe { libc::ioctl(network.as_raw_fd(), NS_GET_USERNS) }.into()).ok();
         Ok(Self { network, user, is_shared })
     }
@@ -83,38 +81,45 @@ impl NetworkNamespace {
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsFd;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
 
-    use nix::sched::CloneFlags;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sched::{CloneFlags, unshare};
 
     use super::NetworkNamespace;
+    use crate::sys::pidfd;
     use crate::sys::sockaddr::{network_cookie, own_network_cookie};
-
-    /// A listener in a network namespace that a thread has made, if this user may.
-    fn listener_elsewhere() -> Option<TcpListener> {
-        let make = || {
-            let both = CloneFlags::CLONE_NEWNET;
-            nix::sched::unshare(both).ok()?;
-            Some(TcpListener::bind("0.0.0.0:0").unwrap())
-        };
-        std::thread::spawn(make).join().unwrap()
-    }
 
     #[test]
     fn what_is_made_there_belongs_there_and_the_caller_stays() {
-        let Some(elsewhere) = listener_elsewhere() else {
+        let mut command = Command::new("cat");
+        let leave = || Ok(unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?);
+        // SAFETY: one system call.
+        let command = unsafe { command.pre_exec(leave) };
+        let Ok(mut child) = command.stdin(Stdio::piped()).spawn() else {
             assert!(!nix::unistd::geteuid().is_root());
             return;
         };
+        let process = pidfd::open(child.id().cast_signed()).unwrap();
         let own = own_network_cookie().unwrap();
-        let theirs = network_cookie(elsewhere.as_fd()).unwrap();
-        assert_ne!(own, theirs);
-        let namespace = NetworkNamespace::of(elsewhere.as_fd(), true).unwrap();
+        let namespace = NetworkNamespace::of(process.as_fd(), true).unwrap();
         let copies = namespace.descriptors().map(|fd| fd.try_clone_to_owned().unwrap());
         let copy = NetworkNamespace::from_descriptors(copies.collect::<Vec<_>>(), false).unwrap();
-        for namespace in [namespace, copy] {
+        let cookies = [&namespace, &copy].map(|namespace| {
             let made = namespace.enter(|| TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
-            assert_eq!(network_cookie(made.as_fd()).unwrap(), theirs);
             assert_eq!(own_network_cookie().unwrap(), own);
-        }
+            network_cookie(made.as_fd()).unwrap()
+        });
+        assert_eq!(cookies[0], cookies[1]);
+        assert_ne!(cookies[0], own);
+        // Of what has ended there is none, though no one has reaped it.
+        drop(child.stdin.take());
+        let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).unwrap();
+        assert!(NetworkNamespace::of(process.as_fd(), true).is_err());
+        child.wait().unwrap();
+        let error = NetworkNamespace::of(process.as_fd(), true).unwrap_err();
+        assert!(error.to_string().contains("does not show"), "{error}");
     }
 }

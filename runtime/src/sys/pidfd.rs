@@ -1,8 +1,10 @@
 //! Processes by descriptors, which can't come to mean another (pidfd_open(2), Linux 5.3).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::check;
 
@@ -13,6 +15,11 @@ pub(crate) fn open(pid: i32) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel made it, for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether a process has ended.
+pub(crate) fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
 }
 
 /// Sends SIGKILL; a process that has ended already is no error.

@@ -5,13 +5,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::sys::clone::Process;
 use crate::sys::owner::PerProcess;
+use crate::sys::pidfd;
 
 /// What process ids mean to the caller.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +115,19 @@ fn number_of(pidfd: impl AsFd) -> io::Result<i32> {
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     let number = number.and_then(|number| number.trim().parse().ok()).filter(|number| *number > 0);
     number.ok_or_else(|| io::Error::other("a process that this /proc does not show"))
+}
+
+/// The network namespace of a process, which the caller may trace (`ptrace(2)`).
+///
+/// # Errors
+/// ESRCH where it has ended.
+pub(crate) fn network_namespace_of(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let opened = fs::File::open(format!("/proc/{}/ns/net", number_of(pidfd)?))?;
+    // Up to its end its number is no other's.
+    match pidfd::has_ended(pidfd)? {
+        true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        false => Ok(opened.into()),
+    }
 }
 
 /// When a process started, in hundredths of a second since the machine did.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use adl_protocol::Request;
+use adl_protocol::{NetworkOrigin, Request};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{Gid, Uid};
@@ -34,8 +34,10 @@ pub(crate) struct Control {
     begun: Mutex<Begun>,
     /// A pair of sockets for the next job, made while there was nothing else to do.
     next_channel: Mutex<Option<(Socket, OwnedFd)>>,
-    /// Since init was ready.
-    network: OnceLock<NetworkNamespaceId>,
+    /// Whose network it has.
+    network: NetworkOrigin,
+    /// Which network namespace that is (`SO_NETNS_COOKIE`), since init was ready.
+    cookie: OnceLock<u64>,
     /// That network namespace, since someone has asked for a socket in it, until the end.
     namespace: Mutex<Option<Arc<NetworkNamespace>>>,
     /// Its cgroups, if it has any.
@@ -48,15 +50,6 @@ pub(crate) struct Control {
     /// The first id outside of those inside, if they are a range of their own.
     first_id: Option<u32>,
     owner: Owner,
-}
-
-/// Which network namespace a sandbox has.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NetworkNamespaceId {
-    /// What its sockets say of it (`SO_NETNS_COOKIE`).
-    pub(crate) cookie: u64,
-    /// Whether it is no one else's.
-    pub(crate) is_own: bool,
 }
 
 /// The request that was begun last.
@@ -85,13 +78,15 @@ impl Control {
         init: Arc<OwnedFd>,
         ids: Ids,
         first_id: Option<u32>,
+        network: NetworkOrigin,
     ) -> Arc<Self> {
         Arc::new(Self {
             messages,
             init,
             begun: Mutex::default(),
             next_channel: Mutex::default(),
-            network: OnceLock::new(),
+            network,
+            cookie: OnceLock::new(),
             namespace: Mutex::default(),
             group: OnceLock::new(),
             waited_for: Mutex::new(Some(Vec::new())),
@@ -117,15 +112,20 @@ impl Control {
         self.owner.check("the sandbox")
     }
 
-    /// Says in which network namespace its init is.
-    pub(crate) fn give_network(&self, network: NetworkNamespaceId) {
-        self.network.get_or_init(|| network);
+    /// Whose network it has.
+    pub(crate) fn network(&self) -> NetworkOrigin {
+        self.network
     }
 
-    /// In which network namespace its init is.
-    pub(crate) fn network(&self) -> Result<NetworkNamespaceId> {
+    /// Says what the sockets of its network namespace do of that.
+    pub(crate) fn give_cookie(&self, cookie: u64) {
+        self.cookie.get_or_init(|| cookie);
+    }
+
+    /// What the sockets of its network namespace say of that.
+    pub(crate) fn cookie(&self) -> Result<u64> {
         // Before it is ready, no one has it.
-        self.network.get().copied().ok_or(Error::SandboxDied)
+        self.cookie.get().copied().ok_or(Error::SandboxDied)
     }
 
     /// That network namespace, which `open` opens the first time.

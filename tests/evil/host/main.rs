@@ -16,8 +16,8 @@
 
 use std::fs;
 use std::io::{IoSlice, Read};
-use std::net::{Shutdown, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,9 @@ fn main() {
     // All that there is once in a process is there from here on.
     sandbox(state, "behaves").unwrap().delete().unwrap();
     Sandbox::create(Config { spare: true, ..config(state, "behaves") }).unwrap().delete().unwrap();
+    let publish = vec![Publish::new(([127, 0, 0, 1], 0), 80)];
+    let published = Config { publish, network: Network::None, ..config(state, "behaves") };
+    Sandbox::create(published).unwrap().delete().unwrap();
     let neighbour = sandbox(state, "behaves").unwrap();
     assert!(neighbour.command("true").status().unwrap().success());
     adl_runtime::finish_removals();
@@ -293,13 +296,18 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     }
 }
 
-/// Asks for sockets in the sandbox's own network, to which init has to lead.
+/// Asks for sockets in the sandbox's own network.
 fn inside(call: &str, sandbox: &Sandbox) -> Outcome {
     let ok = |()| "Ok".to_owned();
     let anywhere = ([0, 0, 0, 0], 0);
     match call {
         "listen" => timed(|| sandbox.listen(anywhere).map(drop), ok),
-        "connect" => timed(|| sandbox.connect_timeout(([127, 0, 0, 1], 1), BOUND).map(drop), ok),
+        "connect" => {
+            // One that only who is in the host's network can reach.
+            let hosts = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = hosts.local_addr().unwrap();
+            timed(|| sandbox.connect_timeout(address, BOUND).map(drop), ok)
+        }
         "publish" => {
             timed(|| sandbox.publish(&Publish::new(([127, 0, 0, 1], 0), 80)).map(drop), ok)
         }
@@ -312,14 +320,15 @@ fn inside(call: &str, sandbox: &Sandbox) -> Outcome {
     }
 }
 
-/// Asks for a way into the sandbox's network, or for a Unix socket, where an accomplice on the host
-/// has given one to init: it is as it should be, but for where it was made.
+/// Asks for a Unix socket, where an accomplice on the host has given one to init. It is as it
+/// should be, but for where it was made.
 fn given(call: &str, way: &str, state: &Path) -> Outcome {
-    let (network, socket): (_, OwnedFd) = match call {
-        "unix" => (Network::Host, UnixStream::pair().unwrap().0.into()),
-        "unix-of-own" => (Network::None, UnixStream::pair().unwrap().0.into()),
-        _ => (Network::None, UdpSocket::bind("127.0.0.1:0").unwrap().into()),
+    let network = match call {
+        "unix" => Network::Host,
+        "unix-of-own" => Network::None,
+        call => panic!("what is {call}?"),
     };
+    let (socket, _other) = UnixStream::pair().unwrap();
     let directory = state.join("volume");
     fs::create_dir(&directory).unwrap();
     let path = directory.join("accomplice");
@@ -337,11 +346,8 @@ fn given(call: &str, way: &str, state: &Path) -> Outcome {
     gives.join().unwrap();
     fs::remove_dir_all(directory).unwrap();
     let ok = |()| "Ok".to_owned();
-    if call.starts_with("unix") {
-        let mut files = sandbox.files();
-        return timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok);
-    }
-    inside(call, &sandbox)
+    let mut files = sandbox.files();
+    timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
 }
 
 /// Asks for a terminal, and has no descriptor left when it comes, which it does when it is told to:

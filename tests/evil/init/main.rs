@@ -21,6 +21,7 @@ mod wire;
 
 use adl_protocol::{Origin, Request, codec};
 use rustix::mount::{MountFlags, mount};
+use rustix::thread::UnshareFlags;
 
 use wire::{Control, forever};
 
@@ -48,6 +49,9 @@ fn main() {
     // What else comes with it is not needed.
     let given = sockets::take_given(&way, &control);
     control.descriptors.clear();
+    if way == "network-left" {
+        leave_network();
+    }
     ready::answer(&way, &control);
     if way == "never-reads" {
         forever();
@@ -58,4 +62,9 @@ fn main() {
             _ => return,
         }
     }
+}
+
+#[expect(deprecated, reason = "its other ways want unsafe code, and this one needs none")]
+fn leave_network() {
+    rustix::thread::unshare(UnshareFlags::NEWNET).unwrap();
 }
