@@ -9,7 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use adl_runtime::{Access, Config, Image, Mount, Sandbox, Sysfs, Upper};
+use adl_runtime::{
+    Access, Capabilities, Capability, Config, Image, Mount, Sandbox, Seccomp, Sysfs, Upper,
+};
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -254,6 +256,66 @@ fn what_is_mounted_later_is_seen_and_what_is_unmounted_is_not() {
             before.reset().unwrap();
             assert_eq!(shell(&before, "cat /data/file"), "first");
             assert_eq!(shell(&with_volume(), "cat /data/file"), "first");
+        });
+    }
+}
+
+#[test]
+fn what_a_source_forbids_and_hides_stays_so() {
+    if !needs(&[Need::Root]) {
+        return;
+    }
+    let home = Home::new();
+    let volume = home.path("volume");
+    let inner = volume.join("in");
+    fs::create_dir(&volume).unwrap();
+    let tmpfs = |place: &Path, flags| {
+        mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("mode=1777")).unwrap();
+    };
+    let root = |step: &str| {
+        assert_eq!(step, "begin");
+        tmpfs(&volume, MsFlags::MS_NOEXEC);
+        fs::copy("/bin/true", volume.join("true")).unwrap();
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("hidden"), "").unwrap();
+        tmpfs(&inner, MsFlags::empty());
+        fs::write(inner.join("seen"), "").unwrap();
+        let none = None::<&str>;
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        mount(none, &inner, none, flags, none).unwrap();
+    };
+    for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        beside_root(&home, propagation, root, |_| {
+            warm_up(&home);
+            let sandbox = sandbox(
+                &home,
+                Config {
+                    mounts: vec![Mount::volume(&volume, "/data", Access::ReadWrite)],
+                    seccomp: Seccomp::Unconfined,
+                    capabilities: Capabilities::default().with(Capability::SysAdmin),
+                    ..Config::default()
+                },
+            );
+            assert_begins(Where::Empty, &sandbox);
+            let script =
+                "mkdir /new /other; touch /data/written && ! /data/true 2>/dev/null || exit 2
+                [ -e /data/in/seen ] && ! touch /data/in/written 2>/dev/null || exit 3
+                { mount -o remount,bind,exec /data; mount -o remount,bind,rw /data/in
+                  umount /data/in; umount -l /data/in; mount --bind /data /new
+                  mount --move /data/in /other; } 2>/dev/null
+                /data/true 2>/dev/null && exit 4
+                touch /data/in/written 2>/dev/null && exit 5
+                [ -e /data/in/hidden ] || [ -e /new/in/hidden ] && exit 6
+                # The control: what the guest has mounted itself.
+                set -e; mkdir /data/own; touch /data/own/below; mount -t tmpfs -o noexec t /data/own
+                cp /bin/true /data/own; ! /data/own/true 2>/dev/null
+                mount -o remount,bind,exec /data/own; /data/own/true
+                umount /data/own; [ -e /data/own/below ]; rm -r /data/own /data/written";
+            for script in [script.to_owned(), format!("unshare -Urm sh -c '{script}'")] {
+                let output = sandbox.shell(&script).output().unwrap();
+                assert_eq!(output.status.code(), Some(0), "{output:?}");
+                sandbox.reset().unwrap();
+            }
         });
     }
 }
