@@ -1,19 +1,21 @@
 //! Sandboxes of an ordinary user begin in an empty mount namespace, too, with what the user sees at
 //! that moment; where that can't be had, they begin as the first one does.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use adl_runtime::{
-    Access, Capabilities, Capability, Config, Image, Mount, Sandbox, Seccomp, Sysfs, Upper,
+    Access, Capabilities, Capability, Config, Error, Image, Mount, Sandbox, Seccomp, Sysfs, Upper,
 };
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
@@ -258,6 +260,78 @@ fn what_is_mounted_later_is_seen_and_what_is_unmounted_is_not() {
             assert_eq!(shell(&with_volume(), "cat /data/file"), "first");
         });
     }
+}
+
+/// A file system whose server says that it is there, and answers no more.
+struct Silent(fs::File);
+
+impl Silent {
+    fn on(place: &Path) -> Self {
+        let mut server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options =
+            format!("fd={},rootmode=40000,user_id={NOBODY},group_id={NOBODY}", server.as_raw_fd());
+        mount(Some("fuse"), place, Some("fuse"), MsFlags::empty(), Some(&*options)).unwrap();
+        let mut request = [0; 1 << 16];
+        assert!(server.read(&mut request).unwrap() >= 40);
+        // `fuse_out_header` and `fuse_init_out` of linux/fuse.h.
+        let mut answer = [0; 16 + 64];
+        answer[0] = 80;
+        answer[8..16].copy_from_slice(&request[8..16]);
+        answer[16..24].copy_from_slice(&[7, 0, 0, 0, 31, 0, 0, 0]);
+        answer[37] = 0x10;
+        server.write_all(&answer).unwrap();
+        Self(server)
+    }
+
+    /// Waits until someone waits for an answer. The question is not taken: who waits for the answer
+    /// to one that was can't even be killed.
+    fn until_asked(&self) {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::NONE), Ok(1));
+    }
+}
+
+#[test]
+fn what_does_not_answer_holds_up_what_is_made_of_it_alone_and_not_for_ever() {
+    if !needs(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let home = Home::new();
+    let place = home.path("place");
+    let volume = place.join("volume");
+    fs::create_dir_all(&volume).unwrap();
+    let server = RefCell::new(None);
+    let root = |step: &str| match step {
+        "begin" => {}
+        "be silent" => *server.borrow_mut() = Some(Silent::on(&place)),
+        "until asked" => server.borrow().as_ref().unwrap().until_asked(),
+        other => panic!("{other}"),
+    };
+    beside_root(&home, MsFlags::MS_PRIVATE, root, |ask| {
+        warm_up(&home);
+        let kept = with_volume(&home, &volume);
+        ask("be silent");
+        std::thread::scope(|scope| {
+            let reset = scope.spawn(|| kept.reset());
+            ask("until asked");
+            // Another is made meanwhile.
+            let (sender, made) = std::sync::mpsc::channel();
+            let home = &home;
+            scope.spawn(move || {
+                assert_begins(Where::Empty, &home.sandbox());
+                sender.send(()).unwrap();
+            });
+            if made.recv_timeout(Duration::from_secs(20)).is_err() || reset.is_finished() {
+                std::process::exit(3);
+            }
+            if !within(Duration::from_secs(60), || reset.is_finished()) {
+                std::process::exit(4);
+            }
+            let refused = reset.join().unwrap();
+            assert!(matches!(refused, Err(Error::TimedOut { .. })), "{refused:?}");
+        });
+        assert_eq!(shell(&kept, "echo alive"), "alive\n");
+    });
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
 use std::thread;
+use std::time::Duration;
 
 use super::{filled_mask, raw, unblocked_mask};
 
@@ -105,4 +106,35 @@ pub(super) fn end_with(parent: usize) -> Result<(), i32> {
     };
     // 0: the caller's children are in another PID namespace than itself.
     if now == parent || now == 0 { Ok(()) } else { Err(libc::ESRCH) }
+}
+
+/// Does what may wait for a file system that does not answer: where that takes longer than `limit`,
+/// the calling process, a child, is killed. So it must not allocate, nor take another lock, which
+/// would be kept for ever.
+///
+/// # Errors
+/// Where there can be no timer.
+pub(super) fn in_time<T>(limit: Duration, work: impl FnOnce() -> T) -> io::Result<T> {
+    let seconds = limit.as_secs().cast_signed();
+    let mut timer: c_int = 0;
+    // SAFETY: plain C structs, for which zero is a value; all that is pointed to outlives the
+    // calls. The timer is this process's, and ends with it.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = libc::SIGKILL;
+        let mut when: libc::itimerspec = std::mem::zeroed();
+        when.it_value.tv_sec = seconds;
+        let (event, at) = ((&raw const event) as usize, (&raw mut timer) as usize);
+        let clock = libc::CLOCK_MONOTONIC as usize;
+        let set = raw(libc::SYS_timer_create, [clock, event, at, 0, 0]).and_then(|_| {
+            let when = (&raw const when) as usize;
+            raw(libc::SYS_timer_settime, [timer as usize, 0, when, 0, 0])
+        });
+        set.map_err(io::Error::from_raw_os_error)?;
+    }
+    let done = work();
+    // SAFETY: takes no pointer.
+    let _ = unsafe { raw(libc::SYS_timer_delete, [timer as usize, 0, 0, 0, 0]) };
+    Ok(done)
 }

@@ -16,12 +16,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 
+use super::child::in_time;
 use super::empty_namespace::{EmptyNamespace, Whose, once};
 use super::mount::{Below, detached_mount, make_private};
 use super::open::exactly;
@@ -46,6 +48,10 @@ struct Copy {
     /// (`proc_pid_mounts(5)`).
     original: File,
 }
+
+/// How long it may take to find what is to be mounted, and mount it: thousands of times what it
+/// needs. What takes longer is left to init, which has longer.
+const TO_CLONE: Duration = Duration::from_secs(5);
 
 /// Something of the host's that is to be mounted elsewhere.
 #[derive(Debug)]
@@ -91,30 +97,38 @@ impl OwnNamespaces {
     /// Where one of them can't be had; or is not, by its path, what it is by its descriptor.
     pub(crate) fn clone_mounts(&self, wanted: &[Wanted]) -> io::Result<Vec<OwnedFd>> {
         let places: Vec<_> = wanted.iter().map(Place::of).collect::<io::Result<_>>()?;
+        let namespace = self.copy_of_now()?;
+        // The caller's: a child that is killed gives nothing back.
+        let mut cloned = Cloned { found: None, mounts: Vec::with_capacity(places.len()) };
+        self.within(|| {
+            setns(&*namespace, CloneFlags::CLONE_NEWNS)?;
+            in_time(TO_CLONE, || cloned.add_all(&places))?
+        })?;
+        Ok(cloned.mounts)
+    }
+
+    /// The copy of the caller's mounts as they are. No one waits meanwhile for a file system that
+    /// does not answer: others wait for the lock.
+    fn copy_of_now(&self) -> io::Result<Arc<OwnedFd>> {
         let mut copy = lock(&self.copy);
         if let Some(now) = &*copy
             && !now.is_old()?
         {
-            let namespace = Arc::clone(&now.namespace);
-            drop(copy);
-            return self.within(|| {
-                setns(&*namespace, CloneFlags::CLONE_NEWNS)?;
-                clone_all(&places)
-            });
+            return Ok(Arc::clone(&now.namespace));
         }
         // What it kept busy is free while the next one is made.
         *copy = None;
         // Before it is made: what changes meanwhile makes it an old one.
         let original = File::open("/proc/thread-self/mountinfo")?;
-        let (namespace, cloned) = self.within(|| {
+        let namespace = self.within(|| {
             // What others come to see of the caller's mounts, this does, too; so it keeps nothing
             // busy that is unmounted for all of them.
             unshare(CloneFlags::CLONE_NEWNS)?;
-            let namespace = File::open("/proc/self/ns/mnt")?;
-            Ok((OwnedFd::from(namespace), clone_all(&places)))
+            Ok(OwnedFd::from(File::open("/proc/self/ns/mnt")?))
         })?;
-        *copy = Some(Copy { namespace: Arc::new(namespace), original });
-        cloned
+        let namespace = Arc::new(namespace);
+        *copy = Some(Copy { namespace: Arc::clone(&namespace), original });
+        Ok(namespace)
     }
 
     /// Has work done in the user namespace.
@@ -142,18 +156,29 @@ impl Place {
     }
 }
 
-fn clone_all(places: &[Place]) -> io::Result<Vec<OwnedFd>> {
-    let clone = |place: &Place| {
-        let found = exactly(&place.path)?;
-        if identity(found.as_fd())? != place.identity {
-            return Err(Errno::ESTALE.into());
+/// The mounts that are made, and what the next one is made of.
+struct Cloned {
+    found: Option<OwnedFd>,
+    mounts: Vec<OwnedFd>,
+}
+
+impl Cloned {
+    /// Makes those of all places, for which there is room. Allocates nothing: see [`in_time`].
+    fn add_all(&mut self, places: &[Place]) -> io::Result<()> {
+        for place in places {
+            // Where this is killed after it has closed one, that is not there any more.
+            drop(self.found.take());
+            let found: &OwnedFd = self.found.insert(exactly(&place.path)?);
+            if identity(found.as_fd())? != place.identity {
+                return Err(Errno::ESTALE.into());
+            }
+            self.mounts.push(detached_mount(found.as_fd(), place.below)?);
+            // Or what the host mounts in it later would come along.
+            let mount = self.mounts.last().ok_or(Errno::EINVAL)?;
+            make_private(mount.as_fd(), place.below)?;
         }
-        let mount = detached_mount(found.as_fd(), place.below)?;
-        // Or what the host mounts in it later would come along.
-        make_private(mount.as_fd(), place.below)?;
-        Ok(mount)
-    };
-    places.iter().map(clone).collect()
+        Ok(())
+    }
 }
 
 fn identity(file: BorrowedFd<'_>) -> io::Result<[u64; 2]> {
