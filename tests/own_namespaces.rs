@@ -19,8 +19,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 
 use crate::empty_namespace::{filter, warm_up};
 use crate::forks::{finish, fork};
@@ -618,5 +619,39 @@ fn mounts_of_the_machine_cost_an_ordinary_user_nothing() {
         assert!(more * 2 < as_caller, "{more:?} more than {quiet:?}, as the caller {as_caller:?}");
         // The control.
         assert!(as_caller > quiet / 2, "{as_caller:?} more than {quiet:?}");
+    });
+}
+
+#[test]
+fn what_helps_to_create_may_be_killed_at_any_moment() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    as_ordinary(&home, || {
+        warm_up(&home);
+        let creator = std::process::id();
+        let own_children = move || {
+            let threads = fs::read_dir(format!("/proc/{creator}/task")).into_iter().flatten();
+            let children =
+                |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children"));
+            let all: String = threads.flatten().flat_map(children).collect();
+            all.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
+        };
+        let killer = fork(|| {
+            let own = std::process::id().cast_signed();
+            while std::os::unix::process::parent_id() == creator {
+                for pid in own_children().into_iter().filter(|pid| *pid != own) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        });
+        let mut failed = 0;
+        while failed < 200 {
+            failed += usize::from(Sandbox::create(home.config()).is_err());
+        }
+        kill(killer, Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(killer, None).unwrap();
+        assert_begins(Where::Empty, &home.sandbox());
     });
 }

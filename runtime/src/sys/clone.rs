@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use adl_protocol::Origin;
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
@@ -100,8 +102,9 @@ struct Shared {
     pidfd: AtomicI32,
     /// Why it could not execute its program; 0 until then.
     errno: AtomicI32,
-    /// Not 0 for as long as the child uses this memory: the kernel clears it when the child
-    /// executes a program or ends (CLONE_CHILD_CLEARTID).
+    /// Not 0 for as long as the child uses this memory, or may come to: [`UNBORN`] until the child
+    /// runs (CLONE_CHILD_SETTID). The kernel clears it when that executes a program or ends
+    /// (CLONE_CHILD_CLEARTID).
     in_use: AtomicI32,
     /// u128: aligned as a stack must be.
     stack: [u128; 1024],
@@ -111,6 +114,9 @@ struct Shared {
 
 /// Whoever was to tell of the child has been killed.
 const UNTOLD: i32 = 0;
+
+/// No child has run.
+const UNBORN: i32 = -1;
 
 impl Shared {
     fn unused() -> Self {
@@ -216,6 +222,7 @@ pub(crate) fn spawn_in_namespaces(
         flags: namespaces.0
             | libc::CLONE_VM
             | libc::CLONE_PIDFD
+            | libc::CLONE_CHILD_SETTID
             | libc::CLONE_CHILD_CLEARTID
             | libc::SIGCHLD,
         namespaces: [
@@ -223,7 +230,7 @@ pub(crate) fn spawn_in_namespaces(
             (number(init.network.map(AsFd::as_fd)), libc::CLONE_NEWNET),
             (number(empty.map(AsFd::as_fd)), libc::CLONE_NEWNS),
         ],
-        in_use: AtomicI32::new(1),
+        in_use: AtomicI32::new(UNBORN),
         ..Shared::unused()
     });
     let mut launch = Launch { shared, untraceable };
@@ -406,9 +413,10 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<Result<i32, Refused>> {
             // Init ends when it sees that no one has the other end of its socket.
             UNTOLD if (*shared).caller != 0 => failed(libc::EAGAIN),
             UNTOLD => {
-                // The kernel wrote this before there was a child.
+                // A number alone tells of no child: the kernel writes it before it sees that who
+                // clones is killed, and may have given it to another thread since.
                 let pidfd = (*shared).pidfd.load(Ordering::Acquire);
-                if pidfd >= 0 {
+                if pidfd >= 0 && libc::fcntl(pidfd, libc::F_GETFD) >= 0 && runs(&(*shared).in_use) {
                     let child = OwnedFd::from_raw_fd(pidfd);
                     let _ = pidfd::kill(&child).and_then(|()| pidfd::reap(&child));
                 }
@@ -419,6 +427,20 @@ unsafe fn clone_between(shared: *mut Shared) -> Option<Result<i32, Refused>> {
             errno => failed(-errno),
         }
     }
+}
+
+/// Whether there is a child, which is waited for. One that takes longer to run ends by itself: no
+/// one has the other end of its socket.
+fn runs(in_use: &AtomicI32) -> bool {
+    const SOON: Duration = Duration::from_millis(200);
+    let begin = Instant::now();
+    while in_use.load(Ordering::Acquire) == UNBORN {
+        if begin.elapsed() > SOON {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 /// The process between. It shares memory and thread-local memory with the caller, and at first the
