@@ -655,3 +655,32 @@ fn what_helps_to_create_may_be_killed_at_any_moment() {
         assert_begins(Where::Empty, &home.sandbox());
     });
 }
+
+#[test]
+fn signals_are_no_reason_to_begin_elsewhere() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    as_ordinary(&home, || {
+        warm_up(&home);
+        signal_often();
+        for _ in 0..200 {
+            assert_begins(Where::Empty, &home.sandbox());
+        }
+    });
+}
+
+/// Has signals come, which do nothing, as to a program that a profiler looks at.
+#[expect(unsafe_code, reason = "what a caller may do")]
+fn signal_often() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler = nix::sys::signal::SigHandler::Handler(nothing);
+    let often = libc::timeval { tv_sec: 0, tv_usec: 30 };
+    let timer = libc::itimerval { it_interval: often, it_value: often };
+    // SAFETY: a handler that does nothing, and a struct itimerval.
+    unsafe {
+        nix::sys::signal::signal(Signal::SIGALRM, handler).unwrap();
+        libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());
+    }
+}

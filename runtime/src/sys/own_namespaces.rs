@@ -142,7 +142,16 @@ impl Copy {
     /// Whether the caller's mounts have changed since it was made, or since this was asked last.
     fn is_old(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.original.as_fd(), PollFlags::POLLPRI)];
-        poll(&mut fds, PollTimeout::ZERO)?;
+        loop {
+            match poll(&mut fds, PollTimeout::ZERO) {
+                // Though it does not wait: a signal came, and there was nothing to tell.
+                Err(Errno::EINTR) => {}
+                polled => {
+                    polled?;
+                    break;
+                }
+            }
+        }
         let [original] = fds;
         Ok(original.revents() != Some(PollFlags::empty()))
     }
