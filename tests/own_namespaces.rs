@@ -535,17 +535,21 @@ fn where_what_it_needs_can_not_be_cloned_init_begins_once_more() {
 }
 
 #[test]
-fn where_user_namespaces_are_few_none_is_made_beside_those_of_sandboxes() {
-    if !needs(&[Need::Root]) {
-        return;
+fn where_namespaces_are_few_none_is_made_beside_those_of_sandboxes() {
+    if needs(&[Need::Root]) {
+        ["user", "pid", "net"].into_iter().for_each(few_of);
     }
+}
+
+/// The test of one kind.
+fn few_of(kind: &str) {
     let home = Home::new();
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
     let user = fork(|| {
         unshare(CloneFlags::CLONE_NEWUSER).unwrap();
         theirs.write_all(b"x").unwrap();
         theirs.read_exact(&mut [0]).unwrap();
-        fs::write("/proc/sys/user/max_user_namespaces", "2").unwrap();
+        fs::write(format!("/proc/sys/user/max_{kind}_namespaces"), "2").unwrap();
         become_ordinary(&home);
         let both = [home.sandbox(), home.sandbox()];
         both.iter().for_each(|sandbox| assert_begins(Where::AsCaller, sandbox));

@@ -80,7 +80,7 @@ impl OwnNamespaces {
     fn make() -> io::Result<Self> {
         let made_by = Caller::look()?;
         let (uid, gid) = made_by.ids;
-        if uid == 0 || most_user_namespaces()? < LEAST_USER_NAMESPACES {
+        if uid == 0 || !are_allowed()? {
             return Err(Errno::EPERM.into());
         }
         let empty = EmptyNamespace::make(Whose::User(uid, gid))?;
@@ -195,13 +195,21 @@ fn identity(file: BorrowedFd<'_>) -> io::Result<[u64; 2]> {
     Ok([stat.st_dev, stat.st_ino])
 }
 
-/// How many user namespaces the user must be allowed, so that there can be one more than there are
-/// sandboxes.
-const LEAST_USER_NAMESPACES: u64 = 256;
+/// How many namespaces of each kind the user must be allowed, so that there can be some more than
+/// there are sandboxes.
+const LEAST_NAMESPACES: u64 = 256;
 
-fn most_user_namespaces() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces")?;
-    text.trim_end().parse().map_err(io::Error::other)
+/// Whether the user is allowed as many of each kind that these take: the `/proc` of the empty
+/// namespace keeps a PID namespace, and a network namespace is made for its `/sys`.
+fn are_allowed() -> io::Result<bool> {
+    for kind in ["mnt", "net", "pid", "user"] {
+        let text = std::fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces"))?;
+        let most: u64 = text.trim_end().parse().map_err(io::Error::other)?;
+        if most < LEAST_NAMESPACES {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What of a caller such namespaces hold on to: who makes sandboxes from them must be as who has
