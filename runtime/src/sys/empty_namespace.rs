@@ -10,9 +10,10 @@
 //! - `/dev/null`; an ordinary user's has the six nodes of every sandbox, which are the host's.
 //! - `/scratch`, where init gathers what the root is made of.
 //!
-//! All of it is read-only. It is made once in a process, for its second sandbox: one alone would
-//! pay more than it saves. An ordinary user's belongs to a user namespace that is made with it, in
-//! which the user's ids are what they are outside (`own_namespaces.rs`).
+//! The tmpfs that these lie on is read-only. `/proc` is not: else no other could be mounted that is
+//! not. It is made once in a process, for its second sandbox: one alone would pay more than it
+//! saves. An ordinary user's belongs to a user namespace that is made with it, in which the user's
+//! ids are what they are outside (`own_namespaces.rs`).
 
 use std::fs::{self, File};
 use std::io;
