@@ -197,6 +197,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
+    golden(&Task::Socket, b"\x01\0\0\0\x04");
     golden(
         &spawn(),
         b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\
