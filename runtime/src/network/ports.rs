@@ -148,6 +148,9 @@ impl Ports {
         let mut openings: Vec<_> =
             published.map(|publish| self.published(publish)).collect::<Result<_>>()?;
         let forwards = forward.iter().skip(open.saturating_sub(publish.len()));
+        // Before a network has a device that is up, the kernel takes any address for its own.
+        let is_own = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        let forwards = forwards.take_while(|forward| is_ready || is_own(forward.address.ip()));
         for forward in forwards.filter(|_| is_known && is_as_set) {
             match self.forwarded(control, forward) {
                 // Its device may have none yet.
