@@ -250,6 +250,26 @@ fn where_one_of_the_configuration_can_not_be_none_is_left() {
 }
 
 #[test]
+fn what_init_fails_at_is_told_whatever_ports_are_opened_meanwhile() {
+    let home = Home::new();
+    // They take longer than init, which has ended by then.
+    for (forwards, rounds) in [(0, 100), (300, 1)] {
+        for _ in 0..rounds {
+            let config = Config {
+                publish: vec![Publish::new(any(), 80)],
+                forward: vec![Forward::new(0, any_server()); forwards],
+                mounts: vec![Mount::tmpfs("/etc/passwd/no", 1 << 20)],
+                ..home.config()
+            };
+            let error = Sandbox::create(config).unwrap_err();
+            assert!(matches!(error, Error::Setup { .. }), "{error:?}");
+        }
+    }
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
 fn what_listens_inside_has_what_the_kernels_parameters_say() {
     if !needs(PYTHON) {
         return;
