@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -378,6 +378,42 @@ print(c.recv(1)); sys.stdout.flush(); sys.stdin.readline(); c.close()",
     // Of which the fork has a copy, too.
     ours.shutdown(std::net::Shutdown::Both).unwrap();
     crate::forks::finish(forked);
+}
+
+#[test]
+fn a_port_of_a_sandbox_that_a_snapshot_has_ended_turns_away_who_comes() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("snapshot-with-few-descriptors", &home.state()).finish();
+}
+
+/// The helper of the test above: the next life begins, and there are no descriptors for what
+/// listens in it.
+pub(crate) fn snapshot_with_few_descriptors(state: &Path) {
+    let to = SocketAddr::from(([127, 0, 0, 1], 1));
+    let forward = (0..40).map(|_| Forward::new(0, to)).collect();
+    let publish = vec![Publish::new(any(), 80)];
+    let sandbox = Sandbox::create(Config { publish, forward, ..config(state) }).unwrap();
+    sandbox.snapshot().unwrap();
+    adl_runtime::finish_removals();
+    let port = sandbox.ports().remove(0);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let free = std::io::stdin().as_fd().try_clone_to_owned().unwrap().as_raw_fd();
+    for spare in (0..100).step_by(3) {
+        let most = u64::try_from(free + spare).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, hard).unwrap();
+        let made = sandbox.snapshot();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+        say(format!("{spare} {:?} {}", made.is_ok(), sandbox.is_alive()));
+        let mut stream = connect(&port);
+        let error = stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{spare}");
+        if !sandbox.is_alive() {
+            sandbox.reset().unwrap();
+        }
+    }
 }
 
 #[test]
