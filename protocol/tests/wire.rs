@@ -185,7 +185,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4b\0\0\0\0\x0c\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
+        b"\x4b\0\0\0\0\x0e\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x01\x21\x01\x08\x01\x02\
           \x03\x04\x05\x06\x07\x08\x09",
     );

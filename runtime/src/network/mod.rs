@@ -2,9 +2,9 @@
 //!
 //! A socket belongs to the network namespace that it was made in, and whoever has its descriptor
 //! may use it. So TCP sockets are made by the host, inside (`sys/network_namespace.rs`): nothing
-//! inside ever has them. The namespace is that which the kernel says that init is in. It does not
-//! say so to an ordinary user, who could trace init then: there init is asked once, for any socket at
-//! all, which leads to the namespace.
+//! inside ever has them. The namespace is that which the kernel says that init is in. It tells root
+//! alone, since whom it tells may trace init: an ordinary user's init is asked once, for any socket
+//! at all, which leads to the namespace.
 //!
 //! The path of a Unix socket and its permission are a guest's, so a process of the user's inside
 //! connects to it. What that hands over is looked at (`inspect.rs`).
