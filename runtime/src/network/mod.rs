@@ -13,6 +13,7 @@ mod inspect;
 pub(crate) mod ports;
 pub(crate) mod relay;
 
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -143,7 +144,10 @@ pub(crate) fn namespace(
     let open = || match control.may_look_at_init() {
         // Init that was taken over can enter no other but what it has made.
         true => match NetworkNamespace::of(control.init().as_fd(), is_shared) {
-            Err(_) if !control.is_alive() => Err(Error::SandboxDied),
+            // It has none from a moment before its end on.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || !control.is_alive() => {
+                Err(Error::SandboxDied)
+            }
             opened => opened.map_err(Error::io("open the sandbox's network namespace")),
         },
         false if network == NetworkOrigin::New && is_callers()? => {
