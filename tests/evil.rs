@@ -7,6 +7,8 @@
 //! it, and each test here is some ways to be evil and the calls that meet them, in a process of
 //! their own, on this kernel and as on one that can't refuse descriptors.
 
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -14,8 +16,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::{
-    BUILD_LIMIT, Home, Need, cargo, needs, repository, succeeds, target_directory,
+    BUILD_LIMIT, Home, NOBODY, Need, cargo, copy_program, needs, repository, succeeds,
+    target_directory,
 };
+use crate::own_namespaces::give_to_nobody;
 
 /// The kernel that there is, and one that passes on what a receiver did not ask for.
 const KERNELS: [&str; 2] = ["this", "older"];
@@ -73,11 +77,35 @@ impl Told {
 /// Kernels, and what is tried on each: ways and calls.
 type Run<'a> = (&'a str, &'a [(&'a str, &'a str)]);
 
+/// Who makes calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Who runs the tests.
+    Own,
+    /// An ordinary user: whom root becomes.
+    OrdinaryUser,
+}
+
 /// Makes calls, and checks all that must hold whatever init does: one of `results` begins what each
 /// returned, in time, and nothing is left of it.
 #[track_caller]
-fn survives(calls: &[(&str, &str)], results: &[&str], within: Duration) -> Vec<Told> {
+fn survives(
+    caller: Caller,
+    calls: &[(&str, &str)],
+    results: &[&str],
+    within: Duration,
+) -> Vec<Told> {
     let home = Home::of_a_test_that_takes(BUILD_LIMIT);
+    let becomes_user = caller == Caller::OrdinaryUser && nix::unistd::geteuid().is_root();
+    // The build may lie in a place that no one else can enter.
+    let program = match becomes_user {
+        true => home.path("evil-host"),
+        false => host().to_owned(),
+    };
+    if becomes_user {
+        copy_program(host(), &program);
+        give_to_nobody(&home);
+    }
     // Those that wait for long wait side by side.
     let runs: Vec<Run<'_>> = match within > SOON {
         true => KERNELS.iter().flat_map(|k| calls.chunks(1).map(|call| (*k, call))).collect(),
@@ -86,7 +114,11 @@ fn survives(calls: &[(&str, &str)], results: &[&str], within: Duration) -> Vec<T
     let start = |(number, (kernels, calls)): (usize, Run<'_>)| {
         let state = home.path(format!("calls-{number}"));
         std::fs::create_dir(&state).unwrap();
-        let mut command = Command::new(host());
+        let mut command = Command::new(&program);
+        if becomes_user {
+            chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+            command.uid(NOBODY).gid(NOBODY);
+        }
         command.arg(&state).arg(kernels);
         for (way, call) in calls {
             command.args([way, call]);
@@ -117,17 +149,55 @@ fn survives(calls: &[(&str, &str)], results: &[&str], within: Duration) -> Vec<T
 
 /// One test for each promise: of these ways and calls, with these results, in that time.
 macro_rules! promises {
-    ($($name:ident: [$($way:literal $call:literal),+] => $results:expr, $within:expr;)+) => {$(
+    (
+        $caller:ident, $needs:expr;
+        $($name:ident: [$($way:literal $call:literal),+] => $results:expr, $within:expr;)+
+    ) => {$(
         #[test]
         fn $name() {
-            if needs(&[Need::Workspace]) {
-                survives(&[$(($way, $call)),+], &$results, $within);
+            if needs(&$needs) {
+                survives(Caller::$caller, &[$(($way, $call)),+], &$results, $within);
             }
         }
     )+};
 }
 
+// Of an ordinary user, whose init is asked for the way to its network.
 promises! {
+    OrdinaryUser, [Need::Workspace, Need::Userns];
+    an_ordinary_users_sockets_are_had: [
+        "behaves" "listen-inside", "behaves" "publish-inside", "behaves" "forward-inside"
+    ] => ["Ok"], SOON;
+    no_socket_of_another_network_leads_to_the_sandboxes: [
+        "socket-given" "given-listen", "socket-given" "given-connect",
+        "socket-given" "given-publish", "socket-given" "given-forward"
+    ] => ["Protocol: the init of the sandbox broke the protocol: a socket that is another"], SOON;
+    no_sandbox_with_a_network_of_its_own_has_the_callers: [
+        "socket-given-cookie" "given-listen", "socket-given-cookie" "given-publish"
+    ] => ["Protocol: the init of the sandbox broke the protocol: a sandbox with the network"], SOON;
+    no_other_socket_leads_to_a_network: [
+        "socket-unix" "listen-inside", "socket-mptcp" "listen-inside",
+        "socket-six" "listen-inside", "socket-listener" "listen-inside",
+        "socket-unconnected" "connect-inside", "socket-none" "connect-inside",
+        "socket-hundreds" "connect-inside", "socket-good-and-null" "connect-inside",
+        "socket-null" "publish-inside", "socket-path" "publish-inside",
+        "socket-nested" "forward-inside", "socket-fifo" "forward-inside"
+    ] => ["Protocol", "SandboxDied"], SOON;
+    a_way_to_a_network_that_does_not_come_is_given_up: [
+        "socket-silent" "connect-inside", "socket-exit" "connect-inside",
+        "socket-lingering" "connect-inside", "socket-exit" "publish-inside"
+    ] => ["TimedOut", "SandboxDied", "Protocol"], SOON;
+    a_way_to_a_network_is_waited_for_ten_seconds: [
+        "socket-silent" "publish-inside"
+    ] => ["TimedOut"], AFTER_TEN;
+    what_is_told_of_a_way_to_a_network_is_only_that: [
+        "socket-started" "connect-inside", "socket-exited" "listen-inside",
+        "socket-failed-0" "connect-inside", "socket-failed-minus" "listen-inside"
+    ] => ["Protocol", "Io: make a socket inside", "Start: "], SOON;
+}
+
+promises! {
+    Own, [Need::Workspace];
     // Control: what is evil in no way.
     all_calls_succeed_where_init_behaves: [
         "behaves" "create", "behaves" "delete", "behaves" "reset", "behaves" "status",
@@ -277,7 +347,9 @@ promises! {
         "network-left" "forward-inside"
     ] => ["Ok"], SOON;
     no_socket_is_made_in_the_callers_network: [
-        "behaves" "connect-inside", "network-left" "connect-inside"
+        "behaves" "connect-inside", "network-left" "connect-inside",
+        "behaves" "connect-joined", "lies-cookie" "connect-joined",
+        "network-left" "connect-joined"
     ] => ["Socket: "], SOON;
     no_other_socket_is_a_unix_one: [
         "socket-listener" "connect-unix", "socket-unconnected-unix" "connect-unix",
@@ -354,7 +426,9 @@ fn who_closes_a_lingering_connection_is_held_up() {
     if !needs(&[Need::Workspace]) {
         return;
     }
-    for told in survives(&[("job-closes-lingering", "status")], &["exit status 0"], AFTER_TEN) {
+    for told in
+        survives(Caller::Own, &[("job-closes-lingering", "status")], &["exit status 0"], AFTER_TEN)
+    {
         assert!(told.time("took") > Duration::from_secs(7), "{told:?}");
     }
 }
@@ -374,7 +448,7 @@ fn all_that_a_tree_makes_is_below_its_target() {
         "tree-over-link",
     ];
     let results = ["Ok", "Refused", "Protocol", "Io"];
-    for told in survives(&ways.map(|way| (way, "copy-out")), &results, SOON) {
+    for told in survives(Caller::Own, &ways.map(|way| (way, "copy-out")), &results, SOON) {
         assert_eq!(told.get("made"), Some("canary copy"), "{told:?}");
     }
 }
@@ -385,10 +459,10 @@ fn waiting_for_what_never_comes_takes_no_processor() {
         return;
     }
     let calls = [("job-silent", "exit"), ("job-out-of-band-alone", "wait")];
-    for told in survives(&calls, &["None", "Protocol"], SOON) {
+    for told in survives(Caller::Own, &calls, &["None", "Protocol"], SOON) {
         assert!(told.time("cpu") < IDLE, "{told:?}");
     }
-    for told in survives(&[("job-notice-held", "spawn")], &["TimedOut"], AFTER_TEN) {
+    for told in survives(Caller::Own, &[("job-notice-held", "spawn")], &["TimedOut"], AFTER_TEN) {
         assert!(told.time("cpu") < IDLE, "{told:?}");
     }
 }
@@ -401,7 +475,7 @@ fn a_channel_that_init_has_given_away_ends_with_init() {
     // The last is the control: one that it has not.
     let ways = ["job-channel-away", "job-channel-parked", "job-exit-after-start"];
     let results = ["signal 9, the sandbox has died", "Protocol"];
-    survives(&ways.map(|way| (way, "wait-for-ever")), &results, SOON);
+    survives(Caller::Own, &ways.map(|way| (way, "wait-for-ever")), &results, SOON);
 }
 
 #[test]
@@ -410,7 +484,7 @@ fn a_terminal_for_which_the_caller_has_no_descriptor_is_the_callers_error() {
         return;
     }
     let calls = [("terminal-late", "terminal-without-descriptors")];
-    for told in survives(&calls, &["Io: receive a descriptor"], SOON) {
+    for told in survives(Caller::Own, &calls, &["Io: receive a descriptor"], SOON) {
         assert!(told.get("result").unwrap().contains("Too many open files"), "{told:?}");
     }
 }

@@ -158,6 +158,12 @@ fn entry() {
         "have-ports-in-a-joined-network" => crate::join::have_ports(&state),
         "hold-a-thousand-connections" => crate::port_attacks::hold_a_thousand_connections(&state),
         "have-few-descriptors" => crate::port_attacks::have_few_descriptors(&state),
+        "have-descriptors-on-their-way" => {
+            crate::port_attacks::have_descriptors_on_their_way(&state);
+        }
+        "snapshot-with-few-descriptors" => {
+            crate::port_attacks::snapshot_with_few_descriptors(&state);
+        }
         "fork-beside-connections" => crate::port_attacks::fork_beside_connections(&state),
         "take-all-ports" => crate::port_attacks::take_all_ports(&state),
         "hold-a-port" => crate::port_attacks::hold_a_port(&state),

@@ -2,14 +2,20 @@
 //! others, nor to the caller, and nothing is left.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use adl_runtime::{Config, ConnectionLimits, Forward, Limits, Port, Publish, Sandbox, Stdio};
+use adl_runtime::{
+    Config, ConnectionLimits, Error, Forward, Limits, Port, Publish, Sandbox, Stdio,
+};
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::forks::fork;
 use crate::harness::{Home, Need, at_most, needs, within};
@@ -372,6 +378,81 @@ print(c.recv(1)); sys.stdout.flush(); sys.stdin.readline(); c.close()",
     // Of which the fork has a copy, too.
     ours.shutdown(std::net::Shutdown::Both).unwrap();
     crate::forks::finish(forked);
+}
+
+#[test]
+fn a_port_of_a_sandbox_that_a_snapshot_has_ended_turns_away_who_comes() {
+    if !needs(&[]) {
+        return;
+    }
+    let home = Home::new();
+    Helper::start("snapshot-with-few-descriptors", &home.state()).finish();
+}
+
+/// The helper of the test above: the next life begins, and there are no descriptors for what
+/// listens in it.
+pub(crate) fn snapshot_with_few_descriptors(state: &Path) {
+    let to = SocketAddr::from(([127, 0, 0, 1], 1));
+    let forward = (0..40).map(|_| Forward::new(0, to)).collect();
+    let publish = vec![Publish::new(any(), 80)];
+    let sandbox = Sandbox::create(Config { publish, forward, ..config(state) }).unwrap();
+    sandbox.snapshot().unwrap();
+    adl_runtime::finish_removals();
+    let port = sandbox.ports().remove(0);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let free = std::io::stdin().as_fd().try_clone_to_owned().unwrap().as_raw_fd();
+    for spare in (0..100).step_by(3) {
+        let most = u64::try_from(free + spare).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, hard).unwrap();
+        let made = sandbox.snapshot();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+        say(format!("{spare} {:?} {}", made.is_ok(), sandbox.is_alive()));
+        let mut stream = connect(&port);
+        let error = stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{spare}");
+        if !sandbox.is_alive() {
+            sandbox.reset().unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_takes_no_descriptors_for_ends_no_connection() {
+    // Of one with the rights of root it takes any number.
+    if !needs(PYTHON) || !needs(&[Need::Root, Need::Userns]) {
+        return;
+    }
+    let role = format!("{AS_A_USER}have-descriptors-on-their-way");
+    let home = home_of(&role);
+    Helper::start(&role, &home.state()).finish();
+}
+
+/// The helper of the test above. All processes of a user count together, and so those in a sandbox
+/// of an ordinary user's.
+pub(crate) fn have_descriptors_on_their_way(state: &Path) {
+    let sandbox = Sandbox::create(config(state)).unwrap();
+    let _server = runs(&sandbox, ECHO);
+    let port = published(&sandbox);
+    let mut stream = connect(&port);
+    says(&mut stream, b"before");
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 256, hard).unwrap();
+    let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let numbers = [one.as_raw_fd(); 200];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let bytes = [IoSlice::new(b"x")];
+    let send = || sendmsg::<()>(one.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_DONTWAIT, None);
+    assert_eq!([send(), send(), send()], [Ok(1), Ok(1), Err(Errno::ETOOMANYREFS)]);
+    let error = sandbox.publish(&Publish::new(any(), 80)).unwrap_err();
+    let Error::Io { source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(source.raw_os_error(), Some(libc::ETOOMANYREFS), "{error}");
+    says(&mut stream, b"meanwhile");
+    says(&mut connect(&port), b"one more");
+    drop((one, other));
+    let again = || sandbox.publish(&Publish::new(any(), 80));
+    assert!(within(LONG, || again().is_ok()), "{:?}", again());
+    says(&mut stream, b"afterwards");
+    assert!(sandbox.ports().len() > 1);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use adl_runtime::{
     Forward, Mount, Port, Publish, Sandbox, Stdio,
 };
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{Home, NOBODY, Need, at_most, needs, shell, succeeds, within};
 
@@ -245,6 +248,73 @@ fn where_one_of_the_configuration_can_not_be_none_is_left() {
     assert!(matches!(error, Error::Setup { .. }), "{error}");
     let error = TcpStream::connect(address).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
+fn what_init_fails_at_is_told_whatever_ports_are_opened_meanwhile() {
+    let home = Home::new();
+    // They take longer than init, which has ended by then.
+    for (forwards, rounds) in [(0, 100), (300, 1)] {
+        for _ in 0..rounds {
+            let config = Config {
+                publish: vec![Publish::new(any(), 80)],
+                forward: vec![Forward::new(0, any_server()); forwards],
+                mounts: vec![Mount::tmpfs("/etc/passwd/no", 1 << 20)],
+                ..home.config()
+            };
+            let error = Sandbox::create(config).unwrap_err();
+            assert!(matches!(error, Error::Setup { .. }), "{error:?}");
+        }
+    }
+    adl_runtime::finish_removals();
+    assert_eq!(home.left(), [""; 0]);
+}
+
+#[test]
+fn where_init_is_killed_in_a_create_that_is_told_and_no_port_is_left() {
+    let home = Home::new();
+    let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let config = Config {
+        publish: vec![Publish::new(address, 80)],
+        forward: (81..85).map(|port| Forward::new(port, any_server())).collect(),
+        ..home.config()
+    };
+    let is_done = AtomicBool::new(false);
+    // What the thread that creates has cloned and has another name than that: init.
+    let task = std::fs::canonicalize("/proc/thread-self").unwrap();
+    let name = |task: &Path| std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+    let own = name(&task);
+    let kill_inits = || {
+        for pause in (0..).map(|number| number * 37 % 4000) {
+            std::thread::sleep(Duration::from_micros(pause));
+            let children = std::fs::read_to_string(task.join("children")).unwrap();
+            for child in children.split_whitespace() {
+                if ![&own, ""].contains(&&*name(&Path::new("/proc").join(child))) {
+                    let _ = kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL);
+                }
+            }
+            if is_done.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(kill_inits);
+        let created = (0..400).map(|_| {
+            let created = Sandbox::create(config.clone()).map(|sandbox| drop(sandbox));
+            let refused = TcpStream::connect(address).unwrap_err();
+            (created, refused.kind())
+        });
+        let created: Vec<_> = created.collect();
+        is_done.store(true, Ordering::Relaxed);
+        assert!(created.iter().any(|(created, _)| created.is_err()));
+        for (created, refused) in created {
+            assert!(matches!(created, Ok(()) | Err(Error::SandboxDied)), "{created:?}");
+            assert_eq!(refused, ErrorKind::ConnectionRefused);
+        }
+    });
     adl_runtime::finish_removals();
     assert_eq!(home.left(), [""; 0]);
 }

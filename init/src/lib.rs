@@ -29,6 +29,7 @@ mod job;
 mod path;
 mod receive;
 mod setup;
+mod socket;
 pub mod sys;
 mod text;
 mod tracing;

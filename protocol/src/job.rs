@@ -70,6 +70,10 @@ pub enum Task<'a> {
     File(FileTask<'a>),
     /// Ends every process but init, which does this itself and reads no request meanwhile.
     KillAll,
+    /// Makes a socket (UDP), which init does itself. It is for nothing but to tell which network
+    /// namespace it is in. The answer is [`JobEvent::Socket`] or [`JobEvent::Failed`], and nothing
+    /// after it.
+    Socket,
 }
 
 /// A program with its arguments and environment.
@@ -276,7 +280,7 @@ pub enum Stage {
     Kind,
     /// Move bytes.
     Copy,
-    /// Make a socket or have it connect.
+    /// Make a socket, give it its address or have it connect.
     Socket,
 }
 

@@ -56,7 +56,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The runtime embeds the init that it was built with, so a difference means a wrong binary
 /// (`ADL_INIT`), never an upgrade to be negotiated.
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;
 
 /// What the host asks for on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -185,7 +185,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&JobRequest::EndAfter { delay_us: 5 }, b"\x02\0\0\0\x01\x05");
     golden(
         &setup(),
-        b"\x4b\0\0\0\0\x0c\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
+        b"\x4b\0\0\0\0\x0e\0\x01\x060 5 1\x0a\x060 6 1\x0a\x01\x01\
           \x0bacpi/\0keys\0\x04sys\0\x13kernel/pid_max\x00400\0\xfb\0\x10\x01\x01\x01\x21\x01\x08\x01\x02\
           \x03\x04\x05\x06\x07\x08\x09",
     );
@@ -197,6 +197,7 @@ fn a_change_of_the_wire_changes_these_bytes() {
     golden(&Identities::Single { uid: 1000, gid: 7 }, b"\x05\0\0\0\x01\xfb\xe8\x03\x07");
     golden(&Task::Drain, b"\x01\0\0\0\x01");
     golden(&Task::KillAll, b"\x01\0\0\0\x03");
+    golden(&Task::Socket, b"\x01\0\0\0\x04");
     golden(
         &spawn(),
         b"\x4a\0\0\0\x02\0\x08/bin/sh\0\x08-c\0true\0\x04A=b\0\x0f\x05/tmp\0\xfb\xe8\x03\xfb\xe8\x03\

@@ -26,7 +26,7 @@ use crate::job::tree::{Sweeper, Tree};
 use crate::receive::{Receiver, send_small};
 use crate::setup::Init;
 use crate::sys::{self, ChildMemory, OwnedRequest, Reaped, now};
-use crate::{PROTOCOL, job, tracing};
+use crate::{PROTOCOL, job, socket, tracing};
 
 /// How many ended processes are reaped before the loop looks at other things again.
 const REAP_AT_ONCE: usize = 64;
@@ -262,9 +262,19 @@ impl Loop {
         // A request without its descriptors is a broken host; there is no channel to say so on.
         let mut resources = job::Resources::take(spawn, receiver.descriptors()).ok_or(PROTOCOL)?;
         let started = now();
-        if let Task::KillAll = spawn.task {
-            self.kill_all(resources.channel, started, receiver);
-            return Ok(());
+        match spawn.task {
+            Task::KillAll => {
+                self.kill_all(resources.channel, started, receiver);
+                return Ok(());
+            }
+            Task::Socket => {
+                let made = sys::network_socket();
+                if let Err(failure) = socket::hand_over(made, &resources.channel) {
+                    let _ = send_small(&resources.channel, &failure.event(), &[]);
+                }
+                return Ok(());
+            }
+            _ => {}
         }
         let (leftovers, timeout_us, cpu_limit) =
             (spawn.leftovers, spawn.timeout_us, spawn.cpu_limit);

@@ -21,9 +21,7 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
-use adl_protocol::{
-    FileAction, FileKind, FileTask, JobEvent, Metadata, Stage, Strings, Time, limits,
-};
+use adl_protocol::{FileAction, FileKind, FileTask, Metadata, Stage, Strings, Time, limits};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -32,7 +30,7 @@ use rustix::thread::{Gid, Uid};
 use crate::failure::{Failure, InStage};
 use crate::path::DIRECTORY;
 use crate::path::open_in_root;
-use crate::receive::send_small;
+use crate::socket;
 use crate::sys;
 
 /// What a new file has, without the bits of the umask.
@@ -98,8 +96,7 @@ pub(crate) fn run(
             let [_, family, of_path @ ..] = &mut address;
             *family = 0;
             write_opened_path(&file, of_path);
-            let socket = sys::connect(&address).stage(Stage::Socket)?;
-            send_small(channel, &JobEvent::Socket, &[socket.as_fd()]).stage(Stage::Socket)
+            socket::hand_over(sys::connect(&address), channel)
         }
     }
 }

@@ -15,7 +15,7 @@ const CHUNK: usize = 64 << 10;
 pub(crate) fn run(task: &Task<'_>, channel: BorrowedFd<'_>) -> Result<(), Failure> {
     let [stdin, stdout, stderr] = sys::standard_descriptors();
     match task {
-        Task::Program(_) | Task::KillAll => Err(Failure(Stage::Exec, Errno::INVAL)),
+        Task::Program(_) | Task::KillAll | Task::Socket => Err(Failure(Stage::Exec, Errno::INVAL)),
         Task::Drain => {
             let _ = rustix::thread::set_name(c"adl-drain");
             drain(stdin, stderr).stage(Stage::Copy)

@@ -119,7 +119,7 @@ impl Start {
             }
             // It may go on for as long as the host likes, and what it holds is init's memory.
             Task::File(task) => (may_share && !is_crowded && !files::allocates(task), 0),
-            Task::Drain | Task::KillAll => (false, 0),
+            Task::Drain | Task::KillAll | Task::Socket => (false, 0),
         };
         let memory = if shares { Memory::Shared } else { Memory::Copied };
         let pointers = PointerSpace::new(1 + strings).ok_or(Errno::NOMEM)?;

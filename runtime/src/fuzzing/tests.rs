@@ -227,6 +227,7 @@ fn requests() -> Seeds {
         body(&Request::Spawn(spawn(file(write)))),
         body(&Request::Spawn(spawn(file(FileAction::List { start: 1, most: 2 })))),
         body(&Request::Spawn(spawn(Task::KillAll))),
+        body(&Request::Spawn(spawn(Task::Socket))),
         body(&Request::Mounts(mounts)),
         body(&Request::Shutdown),
         body(&Request::Mapped),

@@ -2,7 +2,9 @@
 //!
 //! A socket belongs to the network namespace that it was made in, and whoever has its descriptor
 //! may use it. So TCP sockets are made by the host, inside (`sys/network_namespace.rs`): nothing
-//! inside ever has them. The namespace is that which the kernel says that init is in.
+//! inside ever has them. The namespace is that which the kernel says that init is in. It tells root
+//! alone, since whom it tells may trace init: an ordinary user's init is asked once, for any socket
+//! at all, which leads to the namespace.
 //!
 //! The path of a Unix socket and its permission are a guest's, so a process of the user's inside
 //! connects to it. What that hands over is looked at (`inspect.rs`).
@@ -11,20 +13,22 @@ mod inspect;
 pub(crate) mod ports;
 pub(crate) mod relay;
 
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use adl_protocol::{EndedBy, JobEvent, NetworkOrigin, Request, Spawn, Stage};
+use adl_protocol::{EndedBy, Identity, JobEvent, NetworkOrigin, Request, Spawn, Stage, Task};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use tracing::field::Empty;
 
-use self::inspect::is_as_expected;
+use self::inspect::{Kind, is_as_expected};
 use crate::cgroup::JoinFiles;
 use crate::error::traced::{span, traced};
 use crate::error::{Error, Result, error_of};
+use crate::job::child::builtin;
 use crate::job::life::{Life, Lives};
 use crate::sys::network_namespace::NetworkNamespace;
 use crate::sys::sockaddr::{self, tcp_listener, tcp_socket};
@@ -58,7 +62,7 @@ pub(crate) fn connect(lives: &Lives, address: SocketAddr, timeout: Duration) -> 
     const OPERATION: &str = "connect to";
     let deadline = Deadline::after(timeout);
     in_span(lives, OPERATION, address, deadline, |life| {
-        let socket = within(&life.control, || tcp_socket(address))?;
+        let socket = within(&life.control, deadline, || tcp_socket(address))?;
         let failed = socket_error(OPERATION, address);
         let stream = TcpStream::from(socket.map_err(&failed)?);
         match sockaddr::connect(stream.as_fd(), address) {
@@ -75,7 +79,7 @@ pub(crate) fn listen(lives: &Lives, address: SocketAddr, timeout: Duration) -> R
     const OPERATION: &str = "listen on";
     let deadline = Deadline::after(timeout);
     in_span(lives, OPERATION, address, deadline, |life| {
-        let listener = within(&life.control, || tcp_listener(address, BACKLOG))?;
+        let listener = within(&life.control, deadline, || tcp_listener(address, BACKLOG))?;
         let listener = listener.map_err(socket_error(OPERATION, address))?;
         let listener = TcpListener::from(listener);
         listener.set_nonblocking(false).map_err(Error::io("ioctl"))?;
@@ -110,11 +114,11 @@ fn in_span<T>(
 }
 
 /// Has sockets be made in the network namespace of a sandbox that lives.
-fn within<T>(control: &Control, make: impl FnOnce() -> T) -> Result<T> {
+fn within<T>(control: &Control, deadline: Deadline, make: impl FnOnce() -> T) -> Result<T> {
     if !control.is_alive() {
         return Err(Error::SandboxDied);
     }
-    match namespace(control)? {
+    match namespace(control, deadline)? {
         Some(namespace) => {
             namespace.enter(make).map_err(Error::io("enter the sandbox's network namespace"))
         }
@@ -123,22 +127,50 @@ fn within<T>(control: &Control, make: impl FnOnce() -> T) -> Result<T> {
 }
 
 /// The network namespace of a sandbox; `None` if that is the one that the calling thread is in.
-pub(crate) fn namespace(control: &Control) -> Result<Option<Arc<NetworkNamespace>>> {
+pub(crate) fn namespace(
+    control: &Control,
+    deadline: Deadline,
+) -> Result<Option<Arc<NetworkNamespace>>> {
     control.check_own()?;
-    let is_own = control.network() == NetworkOrigin::New;
+    let network = control.network();
     let is_callers = || {
         let own = sockaddr::own_network_cookie().map_err(Error::io("getsockopt"))?;
         Ok::<_, Error>(own == control.cookie()?)
     };
-    if !is_own && is_callers()? {
+    if network == NetworkOrigin::Caller && is_callers()? {
         return Ok(None);
     }
-    // Init that was taken over can enter no other but what it has made.
-    let open = || match NetworkNamespace::of(control.init().as_fd(), !is_own) {
-        Err(_) if !control.is_alive() => Err(Error::SandboxDied),
-        opened => opened.map_err(Error::io("open the sandbox's network namespace")),
+    let is_shared = network != NetworkOrigin::New;
+    let open = || match control.may_look_at_init() {
+        // Init that was taken over can enter no other but what it has made.
+        true => match NetworkNamespace::of(control.init().as_fd(), is_shared) {
+            // It has none from a moment before its end on.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || !control.is_alive() => {
+                Err(Error::SandboxDied)
+            }
+            opened => opened.map_err(Error::io("open the sandbox's network namespace")),
+        },
+        false if network == NetworkOrigin::New && is_callers()? => {
+            Err(Error::Protocol { why: "a sandbox with the network of its caller" })
+        }
+        false => ask_for_namespace(control, is_shared, deadline),
     };
     control.namespace(open).map(Some)
+}
+
+/// Asks init for the way to its network namespace. It has told before any guest ran which that is.
+fn ask_for_namespace(
+    control: &Control,
+    is_shared: bool,
+    deadline: Deadline,
+) -> Result<NetworkNamespace> {
+    let spawn = builtin(Task::Socket, Identity::ROOT);
+    match ask(control, spawn, &JoinFiles::default(), Kind::Plain, deadline)? {
+        Answer::Socket(socket) => NetworkNamespace::of_socket(socket.as_fd(), is_shared)
+            .map_err(Error::io("look for the sandbox's network namespace")),
+        Answer::Failed(_, errno) => Err(Error::io("make a socket inside")(error_of(errno))),
+        Answer::Ended(_) => Err(Error::Protocol { why: "an end of what has no process" }),
+    }
 }
 
 /// Connects to the Unix socket that a task names, whose process joins those cgroups.
@@ -146,6 +178,17 @@ pub(crate) fn connect_unix(
     control: &Control,
     spawn: Spawn<'_>,
     join_files: &JoinFiles,
+    deadline: Deadline,
+) -> Result<Answer> {
+    ask(control, spawn, join_files, Kind::Unix, deadline)
+}
+
+/// Asks init for a socket of a kind, and takes what comes if it is one.
+fn ask(
+    control: &Control,
+    spawn: Spawn<'_>,
+    join_files: &JoinFiles,
+    kind: Kind,
     deadline: Deadline,
 ) -> Result<Answer> {
     let (network, cookie) = (control.network(), control.cookie()?);
@@ -158,12 +201,14 @@ pub(crate) fn connect_unix(
     control.request_by(deadline, &Request::Spawn(spawn), &descriptors)?;
     // Its end is to be that of who has it inside.
     drop(theirs);
-    control.prepare_next();
+    if let Kind::Unix = kind {
+        control.prepare_next();
+    }
     let what = "a socket of the sandbox";
     let body = messages.next(what, control.init().as_fd(), deadline)?;
     match wire::decode(&body)? {
         JobEvent::Socket => {
-            let is_expected = |fd: BorrowedFd<'_>| is_as_expected(fd, network, cookie);
+            let is_expected = |fd: BorrowedFd<'_>| is_as_expected(fd, kind, network, cookie);
             let why = "a socket that is another than was asked for";
             messages.take_descriptor(is_expected, why).map(Answer::Socket)
         }

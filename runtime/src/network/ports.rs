@@ -15,7 +15,7 @@ use super::relay::message::{
     Answer, LONGEST, Leads, Order, Port, PortNumber, SandboxNumber, Told, Why,
 };
 use super::relay::{self, Client, Task, prepare_listener};
-use super::{BACKLOG, namespace, socket_error, within};
+use super::{BACKLOG, TIMEOUT, namespace, socket_error, within};
 use crate::config::Config;
 use crate::config::ports::{ConnectionLimits, ConnectionStats, Forward, Publish};
 use crate::error::{Error, Result};
@@ -23,6 +23,7 @@ use crate::sys::lock::lock;
 use crate::sys::network_namespace::NetworkNamespace;
 use crate::sys::sockaddr::{own_address, tcp_listener};
 use crate::sys::unique::unique_number;
+use crate::wait::Deadline;
 use crate::wire::control::Control;
 use crate::wire::decode_frame;
 
@@ -137,7 +138,9 @@ impl Ports {
         is_ready: bool,
     ) -> Result<()> {
         let Config { publish, forward, sysctls, .. } = config;
-        let is_known = is_ready || self.network == NetworkOrigin::New;
+        // Else the way to its network is init's to tell, or it has not joined that yet.
+        let is_new = self.network == NetworkOrigin::New;
+        let is_known = is_ready || is_new && control.may_look_at_init();
         // What listens inside has what those say at its beginning, and init sets them.
         let is_as_set = is_ready || sysctls.is_empty();
         let open = lock(&self.state).all.len();
@@ -145,6 +148,9 @@ impl Ports {
         let mut openings: Vec<_> =
             published.map(|publish| self.published(publish)).collect::<Result<_>>()?;
         let forwards = forward.iter().skip(open.saturating_sub(publish.len()));
+        // Before a network has a device that is up, the kernel takes any address for its own.
+        let is_own = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        let forwards = forwards.take_while(|forward| is_ready || is_own(forward.address.ip()));
         for forward in forwards.filter(|_| is_known && is_as_set) {
             match self.forwarded(control, forward) {
                 // Its device may have none yet.
@@ -341,12 +347,14 @@ impl Ports {
 }
 
 fn prepare_life(control: &Control) -> Result<Prepared> {
-    let network = namespace(control)?;
+    let network = namespace(control, Deadline::after(TIMEOUT))?;
     Ok(Prepared { init: Arc::clone(control.init()), network, listeners: Vec::new() })
 }
 
 fn listen_inside(control: &Control, address: SocketAddr) -> Result<OwnedFd> {
-    within(control, || tcp_listener(address, BACKLOG))?.map_err(socket_error("listen on", address))
+    let deadline = Deadline::after(TIMEOUT);
+    within(control, deadline, || tcp_listener(address, BACKLOG))?
+        .map_err(socket_error("listen on", address))
 }
 
 /// Has the relay end all connections of a sandbox and its ports, and forget it. Where it can't be

@@ -393,8 +393,13 @@ impl Processes {
         let of_sandbox = (hostname, directory, root);
         let deadline =
             launch::set_up(&self.init, messages, begun, &build, sources, of_sandbox, meanwhile)?;
-        last(&self.control)?;
+        let done = match last(&self.control) {
+            // What init failed at comes below.
+            done @ (Ok(()) | Err(Error::SandboxDied)) => done,
+            Err(error) => return Err(error),
+        };
         let (mounts, cookie) = launch::wait_ready(&self.init, messages, deadline)?;
+        done?;
         self.control.give_cookie(cookie);
         self.init.launched();
         Ok(mounts)

@@ -78,13 +78,21 @@ impl Sandbox {
             }
             next => next?,
         };
-        let ports = self.ports.prepare(next.control())?;
+        let is_held = hold.is_some();
+        // Who has come to a port that is held is told that nothing comes.
+        let go_on = |control: &_| {
+            if is_held {
+                self.ports.go_on(control)
+            }
+        };
+        let prepared = self.ports.prepare(next.control());
+        let ports = prepared.inspect_err(|_| go_on(now.instance.control()))?;
         // A command that begins from here on comes to the next, when there is nothing left of this
         // one: there is no moment at which both do something. The name goes first: it is the last
         // that can fail.
         let hold = hold.unwrap_or_else(|| self.lives.hold());
         let this = &mut now.instance;
-        self.exchange_names(this, &mut next)?;
+        self.exchange_names(this, &mut next).inspect_err(|_| go_on(this.control()))?;
         self.ports.hold();
         if let Err(error) = this.end_processes().and_then(|()| next.record_ids()) {
             // Its own again, for whoever calls again. If that fails, it is the next one's, and free

@@ -117,7 +117,10 @@ impl Sandbox {
                 std::mem::replace(&mut now.instance, next).end()?;
             }
             // It is dead, as any command will tell.
-            Err(_) => now.instance.end()?,
+            Err(_) => {
+                self.ports.go_on(now.instance.control());
+                now.instance.end()?;
+            }
         }
         Ok(snapshot)
     }

@@ -29,11 +29,25 @@ impl NetworkNamespace {
     /// # Errors
     /// ESRCH where it has ended; EACCES where the caller has no rights over it.
     pub(crate) fn of(process: BorrowedFd<'_>, is_shared: bool) -> io::Result<Self> {
-        let network = proc::network_namespace_of(process)?;
+        Ok(Self::new(proc::network_namespace_of(process)?, is_shared))
+    }
+
+    /// That of a socket.
+    ///
+    /// # Errors
+    /// EPERM where the caller has no rights over it.
+    pub(crate) fn of_socket(socket: BorrowedFd<'_>, is_shared: bool) -> io::Result<Self> {
+        const SIOCGSKNS: libc::Ioctl = 0x894c;
+        // SAFETY: a valid descriptor, and a request that takes no pointer.
+        let network = owned(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) }.into())?;
+        Ok(Self::new(network, is_shared))
+    }
+
+    fn new(network: OwnedFd, is_shared: bool) -> Self {
         const NS_GET_USERNS: libc::Ioctl = 0xb701;
         // SAFETY: a valid descriptor, and a request that takes no pointer.
         let user = owned(unsafe { libc::ioctl(network.as_raw_fd(), NS_GET_USERNS) }.into()).ok();
-        Ok(Self { network, user, is_shared })
+        Self { network, user, is_shared }
     }
 
     /// Its descriptors: itself and, if that is known, its user namespace.

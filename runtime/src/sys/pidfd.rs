@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::check;
@@ -19,7 +20,13 @@ pub(crate) fn open(pid: i32) -> io::Result<OwnedFd> {
 
 /// Whether a process has ended.
 pub(crate) fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
+    loop {
+        match poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO) {
+            // Also where nothing is waited for.
+            Err(Errno::EINTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }
 
 /// Sends SIGKILL; a process that has ended already is no error.
@@ -61,5 +68,44 @@ pub(crate) fn reap(process: impl AsFd) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::{has_ended, open};
+
+    static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn handle(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_signal_that_comes_meanwhile_is_no_error() {
+        let handler = handle as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: the handler does one thing, which it may.
+        unsafe { libc::signal(libc::SIGURG, handler) };
+        let process = open(std::process::id().cast_signed()).unwrap();
+        // SAFETY: takes no pointer.
+        let this = unsafe { libc::pthread_self() };
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    // SAFETY: that thread waits for this one.
+                    unsafe { libc::pthread_kill(this, libc::SIGURG) };
+                }
+            });
+            let looked = (0..).map(|_| has_ended(process.as_fd()));
+            let failed = looked
+                .take_while(|_| HANDLED.load(Ordering::Relaxed) < 20_000)
+                .find(|ended| !matches!(ended, Ok(false)));
+            is_done.store(true, Ordering::Relaxed);
+            assert!(failed.is_none(), "{failed:?}");
+        });
     }
 }

@@ -112,6 +112,13 @@ impl Control {
         self.owner.check("the sandbox")
     }
 
+    /// Whether the kernel tells the caller of init what it tells who may trace that (`ptrace(2)`).
+    /// It does so to root alone: the memory of init belongs to the user namespace of the host
+    /// (`init_binary.rs`), and soon after its beginning it is not dumpable.
+    pub(crate) fn may_look_at_init(&self) -> bool {
+        self.first_id.is_some()
+    }
+
     /// Whose network it has.
     pub(crate) fn network(&self) -> NetworkOrigin {
         self.network

@@ -16,8 +16,8 @@
 
 use std::fs;
 use std::io::{IoSlice, Read};
-use std::net::{Shutdown, TcpListener};
-use std::os::fd::AsRawFd;
+use std::net::{Shutdown, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -189,6 +189,14 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
         let sandbox = Sandbox::create(Config { network, ..config(state, way) }).unwrap();
         return inside(call, &sandbox);
     }
+    if let Some(call) = call.strip_suffix("-joined") {
+        let of = Sandbox::create(Config { network: Network::None, ..config(state, "behaves") });
+        let of = of.unwrap();
+        let path = PathBuf::from(format!("/proc/{}/ns/net", of.init_pid()));
+        let network = Network::Join(path.into());
+        let sandbox = Sandbox::create(Config { network, ..config(state, way) }).unwrap();
+        return inside(call, &sandbox);
+    }
     if let Some(call) = call.strip_prefix("given-") {
         return given(call, way, state);
     }
@@ -296,7 +304,7 @@ fn make(call: &str, way: &str, state: &Path) -> Outcome {
     }
 }
 
-/// Asks for sockets in the sandbox's own network.
+/// Asks for sockets in the sandbox's own network, to which an ordinary user's init has to lead.
 fn inside(call: &str, sandbox: &Sandbox) -> Outcome {
     let ok = |()| "Ok".to_owned();
     let anywhere = ([0, 0, 0, 0], 0);
@@ -320,15 +328,15 @@ fn inside(call: &str, sandbox: &Sandbox) -> Outcome {
     }
 }
 
-/// Asks for a Unix socket, where an accomplice on the host has given one to init. It is as it
-/// should be, but for where it was made.
+/// Asks for a Unix socket, or for what an ordinary user's init is asked for the way to its network,
+/// where an accomplice on the host has given a socket to init. It is as it should be, but for where
+/// it was made.
 fn given(call: &str, way: &str, state: &Path) -> Outcome {
-    let network = match call {
-        "unix" => Network::Host,
-        "unix-of-own" => Network::None,
-        call => panic!("what is {call}?"),
+    let (network, socket): (_, OwnedFd) = match call {
+        "unix" => (Network::Host, UnixStream::pair().unwrap().0.into()),
+        "unix-of-own" => (Network::None, UnixStream::pair().unwrap().0.into()),
+        _ => (Network::None, UdpSocket::bind("127.0.0.1:0").unwrap().into()),
     };
-    let (socket, _other) = UnixStream::pair().unwrap();
     let directory = state.join("volume");
     fs::create_dir(&directory).unwrap();
     let path = directory.join("accomplice");
@@ -346,8 +354,11 @@ fn given(call: &str, way: &str, state: &Path) -> Outcome {
     gives.join().unwrap();
     fs::remove_dir_all(directory).unwrap();
     let ok = |()| "Ok".to_owned();
-    let mut files = sandbox.files();
-    timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok)
+    if call.starts_with("unix") {
+        let mut files = sandbox.files();
+        return timed(|| files.timeout(BOUND).connect_unix("/x").map(drop), ok);
+    }
+    inside(call, &sandbox)
 }
 
 /// Asks for a terminal, and has no descriptor left when it comes, which it does when it is told to:

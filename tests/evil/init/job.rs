@@ -109,8 +109,14 @@ impl Job {
 
 pub(crate) fn start(way: &str, spawn: &Spawn<'_>, control: &mut Control, given: Option<&OwnedFd>) {
     let mut job = Job::take(spawn, control);
-    if let Task::File(FileTask { action: FileAction::Connect, .. }) = &spawn.task {
-        return sockets::answer(way, &job, control, given);
+    match &spawn.task {
+        Task::Socket => {
+            return sockets::answer(way, &sockets::Asked::Any, &job, control, given);
+        }
+        Task::File(FileTask { action: FileAction::Connect, .. }) => {
+            return sockets::answer(way, &sockets::Asked::Unix, &job, control, given);
+        }
+        _ => {}
     }
     if let Task::File(task) = &spawn.task {
         files::answer(way, task, &job);

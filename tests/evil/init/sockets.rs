@@ -1,4 +1,4 @@
-//! Unix sockets that are not what was asked for.
+//! Sockets that are not what was asked for.
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,6 +10,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 use crate::attached;
 use crate::job::{Job, exited};
 use crate::wire::{Control, forever, frame, receive_one};
+
+/// What was asked for.
+pub(crate) enum Asked {
+    /// One that tells its network namespace.
+    Any,
+    Unix,
+}
 
 /// A descriptor of the host's that an accomplice there hands over, by a socket in a volume.
 pub(crate) fn take_given(way: &str, control: &Control) -> Option<OwnedFd> {
@@ -23,9 +30,15 @@ pub(crate) fn take_given(way: &str, control: &Control) -> Option<OwnedFd> {
     Some(receive_one(&accomplice))
 }
 
-pub(crate) fn answer(way: &str, job: &Job, control: &Control, given: Option<&OwnedFd>) {
+pub(crate) fn answer(
+    way: &str,
+    asked: &Asked,
+    job: &Job,
+    control: &Control,
+    given: Option<&OwnedFd>,
+) {
     let say = |sockets: Vec<OwnedFd>| job.say_with(&frame(&JobEvent::Socket), sockets);
-    let Some(what) = way.strip_prefix("socket-") else { return say(vec![good()]) };
+    let Some(what) = way.strip_prefix("socket-") else { return say(vec![good(asked)]) };
     match what {
         "silent" => forever(),
         "exit" => std::process::exit(0),
@@ -36,11 +49,12 @@ pub(crate) fn answer(way: &str, job: &Job, control: &Control, given: Option<&Own
         "given" | "given-cookie" => say(vec![given.unwrap().try_clone().unwrap()]),
         // Of the host's, too: the other end is the library's own.
         "control" => say(vec![rustix::io::dup(&control.socket).unwrap()]),
-        "good-and-null" => say(vec![good(), attached::null()]),
+        "good-and-null" => say(vec![good(asked), attached::null()]),
         "hundreds" => {
-            let one = good();
+            let one = good(asked);
             say((0..200).map(|_| one.try_clone().unwrap()).collect());
         }
+        "unix" => say(vec![attached::pair().0]),
         "unconnected-unix" => say(vec![unconnected(AddressFamily::UNIX, SocketType::STREAM, 0)]),
         "unix-packets" => say(vec![unconnected(AddressFamily::UNIX, SocketType::SEQPACKET, 0)]),
         "datagrams" => say(vec![datagrams()]),
@@ -56,8 +70,11 @@ pub(crate) fn answer(way: &str, job: &Job, control: &Control, given: Option<&Own
 }
 
 /// What was asked for.
-fn good() -> OwnedFd {
-    attached::pair().0
+fn good(asked: &Asked) -> OwnedFd {
+    match *asked {
+        Asked::Any => datagrams(),
+        Asked::Unix => attached::pair().0,
+    }
 }
 
 fn datagrams() -> OwnedFd {

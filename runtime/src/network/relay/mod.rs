@@ -99,31 +99,52 @@ impl Client {
     /// Has it do one thing after the other, and returns when it has done all that it can.
     pub(super) fn order_all(&self, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
         let socket = lock(&self.socket);
-        let answers = answers_to(&socket, tasks);
-        let answers = answers.inspect_err(|_| self.give_up(&socket))?;
+        let (answers, error) = match answers_to(&socket, tasks) {
+            Ok(both) => both,
+            Err(error) => {
+                self.give_up(&socket);
+                return Err(error);
+            }
+        };
         let failed = |answer| match answer {
             Answer::Failed(errno) => {
                 Err(Error::io("have the relay of connections do something")(error_of(errno)))
             }
             answer => Ok(answer),
         };
-        answers.into_iter().map(failed).collect()
+        let answers = answers.into_iter().map(failed).collect();
+        error.map_or(answers, Err)
     }
 }
 
 const TALK: &str = "talk to the relay of connections";
 
-fn answers_to(socket: &OwnedFd, tasks: &[Task<'_>]) -> Result<Vec<Answer>> {
+/// The answers to all orders that were given, and why no more were.
+fn answers_to(socket: &OwnedFd, tasks: &[Task<'_>]) -> Result<(Vec<Answer>, Option<Error>)> {
     let mut answers = Vec::new();
     for some in tasks.chunks(AT_ONCE) {
+        let mut refused = None;
+        let mut given = 0;
         for (order, descriptors) in some {
-            orders::give(socket, order, descriptors).map_err(Error::io(TALK))?;
+            match orders::give(socket, order, descriptors) {
+                Ok(()) => given += 1,
+                // The user has too many on their way (unix(7)); so may a guest of an ordinary
+                // user's. The relay, of which others have connections, is well.
+                Err(errno @ Errno::ETOOMANYREFS) => {
+                    refused = Some(Error::io(TALK)(errno));
+                    break;
+                }
+                Err(errno) => return Err(Error::io(TALK)(errno)),
+            }
         }
-        for _ in some {
+        for _ in 0..given {
             answers.push(next_answer(socket)?);
         }
+        if refused.is_some() {
+            return Ok((answers, refused));
+        }
     }
-    Ok(answers)
+    Ok((answers, None))
 }
 
 fn next_answer(socket: &OwnedFd) -> Result<Answer> {
