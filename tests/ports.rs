@@ -303,7 +303,7 @@ fn where_init_is_killed_in_a_create_that_is_told_and_no_port_is_left() {
     std::thread::scope(|scope| {
         scope.spawn(kill_inits);
         let created = (0..400).map(|_| {
-            let created = Sandbox::create(config.clone()).map(|sandbox| drop(sandbox));
+            let created = Sandbox::create(config.clone()).map(drop);
             let refused = TcpStream::connect(address).unwrap_err();
             (created, refused.kind())
         });
