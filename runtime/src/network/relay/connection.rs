@@ -151,34 +151,31 @@ impl Connection {
     pub(super) fn end(mut self, why: Why, pipes: &mut Pipes) {
         self.up.end(pipes);
         self.down.end(pipes);
-        if why != Why::Closed {
-            self.sockets().for_each(reset_when_closed);
+        if why == Why::Closed {
+            self.sockets().for_each(close_in_order);
         }
     }
 }
 
-/// Has the close of a socket tell the other side that it was no end, and wait for nothing.
-pub(super) fn reset_when_closed(socket: BorrowedFd<'_>) {
+/// Has the close of a socket be none but of its descriptor: both sides have told their ends.
+fn close_in_order(socket: BorrowedFd<'_>) {
     // Of a TCP socket it does not fail.
-    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, [1, 0]);
+    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, [0, 0]);
 }
 
-/// Has a socket be as those of connections are: nothing waits to be more, no byte is beside the
-/// others, and what waits in the kernel has a bound.
+/// Has a socket be as those of connections are: nothing waits to be more.
 pub(super) fn prepare(socket: BorrowedFd<'_>) -> nix::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, [1])?;
-    set_option(socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, [1])?;
-    set_buffers(socket)
+    prepare_listener(socket)
 }
 
-/// Has a listener have those bounds for what it accepts, whose first bytes may be there before that
-/// is accepted.
+/// Has a listener have what it accepts be as connections are, whose first bytes may be there before
+/// that is accepted: no byte is beside the others, and what waits in the kernel has a bound. A
+/// close that no one has ordered is no end: also where the caller is killed, the other side is told
+/// by a reset.
 pub(in crate::network) fn prepare_listener(socket: BorrowedFd<'_>) -> nix::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, [1])?;
-    set_buffers(socket)
-}
-
-fn set_buffers(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, [1, 0])?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, [BUFFER])?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, [BUFFER])
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollEvent;
 
 use super::{CLIENT, Life, Relay, Sandbox, WATCHED};
-use crate::network::relay::connection::{self, CONNECT, Connection, Server, reset_when_closed};
+use crate::network::relay::connection::{self, CONNECT, Connection, Server};
 use crate::network::relay::flow::{Flow, PIPES, Side};
 use crate::network::relay::message::{PortNumber, Why};
 use crate::sys;
@@ -122,13 +122,8 @@ impl Relay {
             .into_iter()
             .filter_map(|client| {
                 let prepared = connection::prepare(client.as_fd());
-                match prepared.and_then(|()| peer_address(client.as_fd())) {
-                    Ok(peer) => Some((client, peer)),
-                    Err(_) => {
-                        reset_when_closed(client.as_fd());
-                        None
-                    }
-                }
+                let peer = prepared.and_then(|()| peer_address(client.as_fd())).ok()?;
+                Some((client, peer))
             })
             .collect();
         let all = self.begin_connections(number, clients);
