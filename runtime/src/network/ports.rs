@@ -129,8 +129,9 @@ impl Ports {
         Self { number: unique_number(), network, state: Mutex::default() }
     }
 
-    /// Opens those of a configuration that are not open, of which there were some before init is
-    /// ready. Where one can't be, others may be, up to [`Ports::end`].
+    /// Opens the ports of a configuration that are not open yet: while init sets up, those that do
+    /// without it; when it is ready, the rest. After an error some may be open, until
+    /// [`Ports::end`].
     pub(crate) fn open_configured(
         &self,
         control: &Control,
@@ -138,20 +139,21 @@ impl Ports {
         is_ready: bool,
     ) -> Result<()> {
         let Config { publish, forward, sysctls, .. } = config;
-        // Else the way to its network is init's to tell, or it has not joined that yet.
+        // Else init tells the way to its network, or has not joined that yet.
         let is_new = self.network == NetworkOrigin::New;
         let is_known = is_ready || is_new && control.may_look_at_init();
-        // What listens inside has what those say at its beginning, and init sets them.
-        let is_as_set = is_ready || sysctls.is_empty();
+        if !is_known {
+            return Ok(());
+        }
         let open = lock(&self.state).all.len();
-        let published = publish.iter().skip(open).filter(|_| is_known);
-        let mut openings: Vec<_> =
-            published.map(|publish| self.published(publish)).collect::<Result<_>>()?;
+        let published = publish.iter().skip(open).map(|publish| self.published(publish));
+        let mut openings = published.collect::<Result<Vec<_>>>()?;
         let forwards = forward.iter().skip(open.saturating_sub(publish.len()));
-        // Before a network has a device that is up, the kernel takes any address for its own.
+        // Init sets the kernel's parameters, and what listens has those of its beginning. Before a
+        // network has a device that is up, the kernel takes any address for its own.
         let is_own = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-        let forwards = forwards.take_while(|forward| is_ready || is_own(forward.address.ip()));
-        for forward in forwards.filter(|_| is_known && is_as_set) {
+        let does_without = |ip| sysctls.is_empty() && is_own(ip);
+        for forward in forwards.take_while(|f| is_ready || does_without(f.address.ip())) {
             match self.forwarded(control, forward) {
                 // Its device may have none yet.
                 Err(Error::Socket { source, .. }) if !is_ready && is_no_address(&source) => break,

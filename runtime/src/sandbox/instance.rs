@@ -443,8 +443,7 @@ impl Processes {
     }
 
     fn has_died(&self) -> Result<bool> {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        wait_ready(&mut fds, Deadline::after(Duration::ZERO))
+        pidfd::has_ended(self.as_fd()).map_err(Error::io("poll"))
     }
 
     /// Kills init, and so every process of its PID namespace, and returns at once.

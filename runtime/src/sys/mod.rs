@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 
 mod child;
@@ -78,6 +80,17 @@ pub(crate) fn executable_memfd(name: &CStr) -> io::Result<OwnedFd> {
     }?;
     // SAFETY: the kernel made it, for us.
     Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(io::Error::other)?) })
+}
+
+/// How many of those are ready, at once.
+fn poll_now(fds: &mut [PollFd<'_>]) -> nix::Result<c_int> {
+    loop {
+        match poll(fds, PollTimeout::ZERO) {
+            // A signal ends this call, too, though it does not wait.
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
 }
 
 /// Has a function called at the normal end of the process; it must not unwind.

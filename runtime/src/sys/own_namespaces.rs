@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 
@@ -29,7 +29,7 @@ use super::mount::{Below, detached_mount, make_private};
 use super::open::exactly;
 use super::per_process::PerProcess;
 use super::user_namespace::enter;
-use super::{check, proc};
+use super::{check, poll_now, proc};
 use crate::sys::lock::lock;
 
 /// The namespaces of an ordinary user's process.
@@ -142,16 +142,7 @@ impl Copy {
     /// Whether the caller's mounts have changed since it was made, or since this was asked last.
     fn is_old(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.original.as_fd(), PollFlags::POLLPRI)];
-        loop {
-            match poll(&mut fds, PollTimeout::ZERO) {
-                // Though it does not wait: a signal came, and there was nothing to tell.
-                Err(Errno::EINTR) => {}
-                polled => {
-                    polled?;
-                    break;
-                }
-            }
-        }
+        poll_now(&mut fds)?;
         let [original] = fds;
         Ok(original.revents() != Some(PollFlags::empty()))
     }

@@ -4,10 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 
-use super::check;
+use super::{check, poll_now};
 
 /// A descriptor of a process, readable when that has ended.
 pub(crate) fn open(pid: i32) -> io::Result<OwnedFd> {
@@ -20,13 +19,7 @@ pub(crate) fn open(pid: i32) -> io::Result<OwnedFd> {
 
 /// Whether a process has ended.
 pub(crate) fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
-    loop {
-        match poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO) {
-            // Also where nothing is waited for.
-            Err(Errno::EINTR) => {}
-            ready => return Ok(ready? > 0),
-        }
-    }
+    Ok(poll_now(&mut [PollFd::new(process, PollFlags::POLLIN)])? > 0)
 }
 
 /// Sends SIGKILL; a process that has ended already is no error.

@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
@@ -25,6 +24,7 @@ use super::message::{self, Leads, PortNumber, SandboxNumber, Told, Why};
 use super::orders::Orders;
 use crate::config::ports::{ConnectionLimits, ConnectionStats};
 use crate::sys::network_namespace::NetworkNamespace;
+use crate::sys::pidfd;
 
 /// How long after its end what a connection has sent is looked for first, and later, and how often
 /// while nothing of it has gone: a minute.
@@ -194,8 +194,7 @@ impl Relay {
         else {
             return false;
         };
-        let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+        pidfd::has_ended(init.as_fd()).unwrap_or(true)
     }
 
     fn take_readiness(&mut self, number: u64, is_client: bool, flags: EpollFlags) {
